@@ -1,0 +1,12 @@
+"""snrkit: measure, train against and correct SNR-t bias in diffusion models.
+
+Three equations carry the package (docs/architecture.md):
+
+    state     x  = alpha * x0 + sigma * eps      logsnr = ln(alpha^2 / sigma^2), nats, float64
+    belief    y  = a * x0 + b * eps              every prediction type is one pair (a, b)
+    dynamics  dx = x0 d(alpha) + eps d(sigma)    every ODE solver discretises this line
+
+Import from the modules (`from snrkit.process import Edm`); this one imports nothing, so that `snrkit --help` is fast.
+"""
+
+__version__ = "0.1.0"

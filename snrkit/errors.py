@@ -1,0 +1,24 @@
+"""What a user is told when something is wrong: one sentence that says what, where, and what to do."""
+
+from pathlib import Path
+
+
+class SnrkitError(Exception):
+    """A mistake that the user can mend. Its text is the whole message; the command line prints it without a traceback."""
+
+
+class ConfigError(SnrkitError):
+    """One or more faults of a configuration, one line each."""
+
+
+class RunError(SnrkitError):
+    """A run directory that does not fit what is asked of it."""
+
+
+class DataError(SnrkitError):
+    """Images that cannot be read or do not fit together."""
+
+
+def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
+    """The error for a file or folder that is not there."""
+    return SnrkitError(f"{what} {path} does not exist; {remedy}.")
