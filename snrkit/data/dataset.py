@@ -1,0 +1,178 @@
+"""What a data set is: images by index, in memory as uint8 or read from files as they are asked for."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.errors import DataError
+from snrkit.prediction import Denoiser
+from snrkit.process import Process
+from snrkit.value import Value
+
+Pixels = Callable[[Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Images of one shape with optional labels.
+
+    `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets. `fingerprint` changes with content.
+    `exact(process)` is the exact denoiser where one is known.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    count: int
+    pixels: Pixels
+    fingerprint: str
+    labels: Tensor | None = None  # (count,) int64
+    classes: int = 0
+    streams: bool = False
+    exact: Callable[[Process], Denoiser] | None = field(default=None, repr=False)
+
+    def x0(self, indices: Sequence[int]) -> Tensor:
+        """Clean images (n, C, H, W), float32 in [-1, 1]."""
+        return to_unit(self.pixels(indices))
+
+
+class Source(Value):
+    """What all sources share; each adds `kind` and `open()`."""
+
+    sigma_data: float | Literal["auto"] = "auto"
+    holdout: float = Field(0.1, ge=0, le=0.9, description="share of images never trained on")
+    flip: bool = Field(False, description="mirror images at random")
+    workers: int = Field(0, ge=0, description="processes that read images while training, for sets not in memory")
+
+
+class OpensDataset(Protocol):
+    """A source."""
+
+    def open(self) -> Dataset:
+        """The data set. Raises DataError when it cannot be read."""
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 to float32 [-1, 1]; floats pass."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
+
+
+def to_bytes(x0: Tensor) -> Tensor:
+    """[-1, 1] to uint8 by rounding, values outside clipped."""
+    return (x0 * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def memory_dataset(
+    name: str,
+    pixels: Tensor,
+    labels: Tensor | None = None,
+    exact: Callable[[Process], Denoiser] | None = None,
+) -> Dataset:
+    """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory."""
+    if len(pixels) == 0:
+        raise DataError(f"{name} holds no images")
+    classes = 0 if labels is None else int(labels.max()) + 1
+    shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return pixels[torch.as_tensor(indices)]
+
+    mark = fingerprint(pixels.numpy().tobytes(), b"" if labels is None else labels.numpy().tobytes(), str(shape))
+    return Dataset(name, shape, len(pixels), read, mark, labels, classes, exact=exact)
+
+
+def fingerprint(*parts: bytes | str) -> str:
+    """A short content hash of the parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of the images that are trained on and of those held out."""
+
+    train: tuple[int, ...]
+    held: tuple[int, ...]
+
+
+def split(count: int, holdout: float) -> Split:
+    """Divide by a hash of the index (splitmix64), so that an image's side does not depend on how many there are."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    held = (z ^ (z >> np.uint64(31))).astype(np.float64) / 2.0**64 < holdout
+    chosen = Split(tuple(np.flatnonzero(~held).tolist()), tuple(np.flatnonzero(held).tolist()))
+    if not chosen.train:
+        raise DataError(f"data.holdout {holdout} leaves no image to train on")
+    return chosen
+
+
+def chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """`indices` in runs of at most `size`."""
+    for first in range(0, len(indices), size):
+        yield indices[first : first + size]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance of x0: per pixel `mean` (C, H, W), and the scalars over everything."""
+
+    mean: Tensor
+    variance: float  # of all pixels round the one grand mean
+    pixel_variance: float  # over images, averaged over pixels
+
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of all pixels, EDM's sigma_data."""
+        return float(self.variance**0.5)
+
+
+def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Moments:
+    """The moments of the chosen images, accumulated in float64."""
+    total = torch.zeros(dataset.shape, dtype=torch.float64)
+    squares = torch.zeros(dataset.shape, dtype=torch.float64)
+    for run in chunks(indices, batch):
+        x0 = dataset.x0(run).double()
+        total += x0.sum(0)
+        squares += (x0**2).sum(0)
+    mean, square = total / len(indices), squares / len(indices)
+    grand = float(square.mean() - mean.mean() ** 2)
+    return Moments(mean, grand, float((square - mean**2).mean()))
+
+
+class _Reader(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.dataset.pixels([index])[0]
+
+
+def stream(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Tensor]:
+    """The pixels of each batch of indices in order, read ahead by `workers` processes where the set is not in memory."""
+    if workers == 0 or not dataset.streams:
+        for indices in batches:
+            yield dataset.pixels(indices)
+        return
+    loader = torch.utils.data.DataLoader(
+        _Reader(dataset), batch_sampler=_Batches(batches), num_workers=workers, prefetch_factor=4
+    )
+    yield from loader
+
+
+class _Batches:
+    """What DataLoader takes as a batch sampler: the index lists themselves."""
+
+    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(indices) for indices in self.batches)

@@ -1,0 +1,169 @@
+"""Images from a folder, from a zip in EDM's layout, or from an .npz file."""
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.data.dataset import Dataset, Source, fingerprint, memory_dataset
+from snrkit.errors import DataError, missing
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+IN_MEMORY_BYTES = 2 << 30
+
+
+class Folder(Source):
+    """All images below a folder, in sorted order.
+
+    Labels come from `dataset.json` (EDM's layout) where it exists, else, with `labels: folders`, from the names of the
+    first-level folders in sorted order.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+    labels: Literal["auto", "folders", "none"] = "auto"
+
+    def open(self) -> Dataset:
+        """The images, in memory up to 2 GiB, else read as they are asked for."""
+        if not self.path.is_dir():
+            raise missing("folder", self.path, "give data.path a folder of images")
+        names = sorted(
+            str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.suffix.lower() in EXTENSIONS
+        )
+        listed = self.path / "dataset.json"
+        labels = None
+        if self.labels == "folders":
+            labels = _folder_labels(names)
+        elif self.labels == "auto" and listed.is_file():
+            labels = _listed_labels(names, listed.read_bytes(), str(listed))
+        return _file_dataset(str(self.path), names, lambda name: (self.path / name).open("rb"), labels)
+
+
+class Zip(Source):
+    """A zip of images with an optional `dataset.json`, as EDM's dataset_tool writes it."""
+
+    kind: Literal["zip"] = "zip"
+    path: Path
+    labels: Literal["auto", "none"] = "auto"
+
+    def open(self) -> Dataset:
+        """The images, in memory up to 2 GiB, else read as they are asked for."""
+        if not self.path.is_file():
+            raise missing("zip file", self.path, "give data.path a zip of images")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in EXTENSIONS)
+                listed = next((n for n in archive.namelist() if Path(n).name == "dataset.json"), None)
+                listing = archive.read(listed) if listed and self.labels == "auto" else None
+        except zipfile.BadZipFile:
+            raise DataError(f"{self.path} is not a zip file or is damaged; copy it again") from None
+        labels = None if listing is None else _listed_labels(names, listing, f"{self.path}:{listed}")
+        return _file_dataset(str(self.path), names, _ZipOpener(self.path), labels)
+
+
+class Npz(Source):
+    """`arr_0` (n, H, W, C) uint8 of an .npz file, with labels from `arr_1` where it exists (ADM's layout)."""
+
+    kind: Literal["npz"] = "npz"
+    path: Path
+
+    def open(self) -> Dataset:
+        """The images, in memory."""
+        if not self.path.is_file():
+            raise missing("file", self.path, "give data.path an .npz file with arr_0")
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                images = arrays["arr_0"]
+                labels = arrays["arr_1"] if "arr_1" in arrays.files else None
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.path} holds no readable uint8 array arr_0 ({error})") from None
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
+        given = None if labels is None else torch.from_numpy(labels.astype(np.int64).reshape(-1))
+        return memory_dataset(str(self.path), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), given)
+
+
+Opener = Callable[[str], BinaryIO]
+
+
+class _ZipOpener:
+    """Opens members of a zip; the archive is opened again in each process that uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.archive: zipfile.ZipFile | None = None
+
+    def __call__(self, name: str) -> BinaryIO:
+        if self.archive is None:
+            self.archive = zipfile.ZipFile(self.path)
+        return self.archive.open(name)  # type: ignore[return-value]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "archive": None}
+
+
+def read_image(opener: Opener, name: str, where: str, mode: str | None = None) -> Tensor:
+    """One image as uint8 (C, H, W): grey stays one channel, all else becomes RGB."""
+    try:
+        with opener(name) as file, Image.open(file) as picture:
+            picture.load()
+            wanted = mode or ("L" if picture.mode in ("L", "1", "I;16") else "RGB")
+            pixels = np.array(picture.convert(wanted))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{where}/{name} is not a readable image ({error}); remove it or copy it again") from None
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
+
+
+def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor | None) -> Dataset:
+    if not names:
+        raise DataError(f"{where} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    first = read_image(opener, names[0], where)
+    mode = "L" if first.shape[0] == 1 else "RGB"
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return torch.stack([_same_shape(read_image(opener, names[i], where, mode), first, names, i) for i in indices])
+
+    if len(names) * first.numel() <= IN_MEMORY_BYTES:
+        return memory_dataset(where, read(range(len(names))), labels)
+    sizes = fingerprint(where, *names)
+    shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
+    classes = 0 if labels is None else int(labels.max()) + 1
+    return Dataset(where, shape, len(names), read, sizes, labels, classes, streams=True)
+
+
+def _same_shape(image: Tensor, first: Tensor, names: list[str], index: int) -> Tensor:
+    if image.shape != first.shape:
+        raise DataError(
+            f"images differ in size: {names[0]} is {first.shape[2]}x{first.shape[1]}, "
+            f"{names[index]} is {image.shape[2]}x{image.shape[1]}; resize them to one size"
+        )
+    return image
+
+
+def _folder_labels(names: list[str]) -> Tensor:
+    folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
+    order = {folder: label for label, folder in enumerate(sorted(set(folders)))}
+    return torch.tensor([order[folder] for folder in folders])
+
+
+def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | None:
+    try:
+        pairs = json.loads(listing)["labels"]
+        if pairs is None:
+            return None
+        labels = {str(name): int(label) for name, label in pairs}
+        return torch.tensor([labels[name.replace("\\", "/")] for name in names])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{where} does not label every image ({type(error).__name__}: {error}); "
+            "it must hold {'labels': [['name', label], ...]}, or set data.labels: none"
+        ) from None
+
+

@@ -1,0 +1,66 @@
+"""Crops of the photographs that scikit-image ships, for studies of natural images without a download."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from snrkit.data.dataset import Dataset, Source, memory_dataset
+from snrkit.errors import SnrkitError
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "camera.png",
+    "coins.png",
+    "moon.png",
+    "grass.png",
+    "gravel.png",
+    "brick.png",
+)
+
+
+class Photos(Source):
+    """Random square crops, each resized to `size`, labelled by the photograph it was cut from.
+
+    Crops of one photograph overlap, so images are correlated: the effective number of images is far below `count`, and
+    held-out crops share pixels with training crops. Good for spectra and speed, not for judging generalisation.
+    """
+
+    kind: Literal["photos"] = "photos"
+    size: int = Field(32, ge=4, le=256)
+    count: int = Field(4096, ge=1)
+    seed: int = Field(0, ge=0)
+
+    def open(self) -> Dataset:
+        """`count` images (3, size, size); the side of each crop is log-uniform between `size` and the photograph's."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.size))))
+        pictures = [_picture(name) for name in PHOTOGRAPHS]
+        labels = rng.integers(len(pictures), size=self.count)
+        crops = np.stack([_crop(pictures[label], self.size, rng) for label in labels])
+        return memory_dataset("photos", torch.from_numpy(crops).permute(0, 3, 1, 2), torch.from_numpy(labels).long())
+
+
+def _picture(name: str) -> Image.Image:
+    try:
+        import skimage
+    except ImportError:
+        raise SnrkitError("data kind photos needs scikit-image; install it with: pip install 'snrkit[photos]'") from None
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise SnrkitError(f"scikit-image does not ship {name} in this version; install scikit-image 0.24 or newer")
+    return Image.open(path).convert("RGB")
+
+
+def _crop(picture: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    side = round(float(np.exp(rng.uniform(np.log(size), np.log(max(size, min(picture.size)))))))
+    left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BOX, box=box))

@@ -1,0 +1,115 @@
+"""A network made into a denoiser: preconditioning, the process's clock, and the reading of its output.
+
+The target is read as y = c_skip*x + c_out*F(c_in*x, time). EDM's preconditioning (Karras et al. 2022, appendix B.6)
+follows, for every target and scaling, from the pair (a, b) and the data's variance s^2, with d = alpha^2 s^2 + sigma^2:
+
+    c_in = 1/sqrt(d)    c_skip = (a*alpha*s^2 + b*sigma)/d    c_out = |a*sigma - b*alpha| * s/sqrt(d)
+
+`told` decides everything inside the network: its time and its preconditioning. `level` decides how the output is read.
+With told=None the network gets its learned null embedding, and the preconditioning is taken at `level`: an EDM network
+then still sees the level through c_in.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.errors import SnrkitError
+from snrkit.level import Level, Scaling, broadcast
+from snrkit.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
+from snrkit.process import Process
+from snrkit.value import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """The scales round a network, float64, shaped as the level."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+
+
+class Precondition(Protocol):
+    """How a network's input and output are scaled."""
+
+    def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
+        """c_in, c_skip and c_out at `level`."""
+
+
+class NoPrecondition(Value):
+    """y = F. The input is divided by sqrt(1 + sigma^2) in ve, where it would grow without bound, and left elsewhere."""
+
+    kind: Literal["none"] = "none"
+
+    def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
+        """(1 or 1/sqrt(1 + sigma^2), 0, 1)."""
+        one = torch.ones_like(level.sigma)
+        c_in = torch.rsqrt(1 + level.sigma**2) if scaling == "ve" else one
+        return Coefficients(c_in, torch.zeros_like(one), one)
+
+
+class EdmPrecondition(Value):
+    """Unit variance of the network's input and of its target, and the smallest c_out (Karras et al. 2022)."""
+
+    kind: Literal["edm"] = "edm"
+
+    def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
+        """The coefficients for data of standard deviation `sigma_data`."""
+        a, b = target.direction(level)
+        d = level.alpha**2 * sigma_data**2 + level.sigma**2
+        c_skip = (a * level.alpha * sigma_data**2 + b * level.sigma) / d
+        c_out = (a * level.sigma - b * level.alpha).abs() * sigma_data / d.sqrt()
+        return Coefficients(d.rsqrt(), c_skip, c_out)
+
+
+AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDenoiser:
+    """A raw network with all that is needed to read it. Answers in the dtype of the state it is given."""
+
+    network: Network
+    process: Process
+    target: Target
+    precondition: Precondition
+    sigma_data: float
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """The belief about x (B, *); see the module for what `told` changes."""
+        known = told if isinstance(told, Level) else level
+        c = self.precondition.coefficients(known, self.target, self.process.scaling, self.sigma_data)
+        time = self._time(known, len(x)) if told is not None else torch.full((len(x),), torch.nan)
+        output = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype)
+        y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output
+        return solve(x, y, level, self.target)
+
+    def _time(self, level: Level, batch: int) -> Tensor:
+        return self.process.time(level.logsnr).to(torch.float32).expand(batch)
+
+    def run(self, x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
+        """F at the scaled input x (B, *) and time (B,), in the network's precision."""
+        x = x.to(self.dtype)
+        time = time.to(x.device)
+        if self.autocast is None:
+            return self.network(x, time, cond)
+        with torch.autocast(x.device.type, self.autocast):
+            return self.network(x, time, cond)
+
+
+def check_readable(level: Level, target: Target) -> None:
+    """Refuse a level at which `target` says nothing of x0: eps or score at alpha = 0."""
+    a, b = target.direction(level)
+    if bool((level.alpha * b == level.sigma * a).any()):
+        raise SnrkitError(
+            "the target says nothing about the image at pure noise (alpha = 0), where this grid starts: "
+            "use target x0, v or flow, or a grid that starts below pure noise"
+        )

@@ -1,0 +1,82 @@
+"""One or many processes: who we are, and the few collectives we need. Under torchrun; otherwise a world of one."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from snrkit.errors import SnrkitError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes logs and checkpoints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all processes, in place where there are many."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """`tensor` of every process in order of rank; first dimensions may differ."""
+        if self.size == 1:
+            return [tensor]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        distributed.all_gather(lengths, torch.tensor([len(tensor)], device=self.device))
+        longest = max(int(n) for n in lengths)
+        padded = tensor.new_zeros((longest, *tensor.shape[1:])).to(self.device)
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(parts, padded)
+        return [part[: int(n)].to(tensor.device) for part, n in zip(parts, lengths, strict=True)]
+
+
+def open_world(device: str) -> World:
+    """Join torchrun's group if there is one. `device` is auto, cpu, cuda, cuda:N or mps."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return World(rank, size, chosen)
+
+
+def close_world() -> None:
+    """Leave the group."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SnrkitError("--device cuda: this torch sees no CUDA device; use --device cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SnrkitError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from None
+    return torch.device("cuda", local_rank) if name == "cuda" else device

@@ -1,0 +1,140 @@
+"""Sampling grids: which levels a sampler visits.
+
+A grid is a list of n levels of rising logsnr, followed by the clean level sigma = 0: n steps, n + 1 levels. It snaps to
+the process's table where there is one; a grid whose levels repeat after that is refused. Grids are computed in float64
+with exp and log.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.errors import SnrkitError
+from snrkit.level import Level
+from snrkit.process import Ddpm, Process
+from snrkit.value import Value
+
+
+class Grid(Protocol):
+    """A rule that places the levels of a sampler."""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` + 1 snapped levels of shape (), rising, no repeats; the last is clean."""
+
+
+def finish(process: Process, place: Callable[[int], Tensor], steps: int) -> tuple[Level, ...]:
+    """Snap the logsnr that `place(steps)` gives, refuse repeats, append the clean level."""
+    logsnr = process.snap(place(steps))
+    if not _rises(logsnr):
+        fits = next(n for n in range(steps - 1, 0, -1) if _rises(process.snap(place(n))))
+        raise SnrkitError(
+            f"a grid of {steps} steps repeats levels after snapping to the process's table; at most {fits} steps fit"
+        )
+    clean = torch.tensor(math.inf, dtype=torch.float64)
+    return tuple(process.level(value) for value in (*logsnr.unbind(), clean))
+
+
+def _rises(logsnr: Tensor) -> bool:
+    return bool((logsnr[1:] > logsnr[:-1]).all())
+
+
+def _fractions(steps: int, first: float, last: float) -> Tensor:
+    return torch.linspace(first, last, steps, dtype=torch.float64)
+
+
+class Karras(Value):
+    """sigma/alpha follows the rho-power grid between the process's bounds (Karras et al. 2022, eq. 5)."""
+
+    kind: Literal["karras"] = "karras"
+    steps: int = Field(18, ge=1)
+    rho: float = Field(7.0, gt=0)
+    sigma_min: float | None = Field(None, gt=0)
+    sigma_max: float | None = Field(None, gt=0)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """Levels from sigma_max to sigma_min (in sigma/alpha; the process's bounds by default), then clean."""
+        low, high = process.bounds
+        noisiest = math.exp(-low / 2) if self.sigma_max is None else self.sigma_max
+        cleanest = math.exp(-high / 2) if self.sigma_min is None else self.sigma_min
+        if cleanest >= noisiest:
+            raise SnrkitError(f"karras: sigma_min {cleanest:g} must be below sigma_max {noisiest:g}")
+
+        def place(steps: int) -> Tensor:
+            ends = math.exp(math.log(noisiest) / self.rho), math.exp(math.log(cleanest) / self.rho)
+            logsnr = -2 * self.rho * torch.log(_fractions(steps, *ends))
+            if steps > 1:  # the ends exactly, whatever exp and log did
+                logsnr[-1] = -2 * math.log(cleanest)
+            logsnr[0] = -2 * math.log(noisiest)
+            return logsnr
+
+        return finish(process, place, self.steps)
+
+
+class UniformTime(Value):
+    """Uniform in the process's own time: table index (ddpm), t (flow, vp), sigma (edm), from its noisy end.
+
+    On flow the clean end of t is the clean level itself, so t = 1, (n-1)/n, ..., 1/n, 0; elsewhere both ends of the
+    trained range are visited (diffusers' `linspace` spacing).
+    """
+
+    kind: Literal["uniform_time"] = "uniform_time"
+    steps: int = Field(20, ge=1)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels uniform in time, then clean."""
+        ends_clean = bool(torch.isposinf(process.sweep(torch.zeros((), dtype=torch.float64))))
+
+        def place(steps: int) -> Tensor:
+            fractions = _fractions(steps + 1, 1, 0)[:-1] if ends_clean else _fractions(steps, 1, 0)
+            return process.sweep(fractions)
+
+        return finish(process, place, self.steps)
+
+
+class Trailing(Value):
+    """Table indices round(T - i*T/n) - 1: starts at the last index, as zero terminal SNR needs (Lin et al. 2024)."""
+
+    kind: Literal["trailing"] = "trailing"
+    steps: int = Field(20, ge=1)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
+        if not isinstance(process, Ddpm):
+            raise SnrkitError("grid trailing needs a process with a table (ddpm); use uniform_time")
+        if self.steps > process.steps:
+            raise SnrkitError(f"a grid of {self.steps} steps does not fit a table of {process.steps} levels")
+        total = process.steps
+
+        def place(steps: int) -> Tensor:
+            index = torch.round(total - torch.arange(steps, dtype=torch.float64) * total / steps) - 1
+            return process.logsnr(index)
+
+        return finish(process, place, self.steps)
+
+
+class UniformLogsnr(Value):
+    """Uniform in logsnr between the process's bounds; the field's `exponential` sigma grid."""
+
+    kind: Literal["uniform_logsnr"] = "uniform_logsnr"
+    steps: int = Field(20, ge=1)
+    logsnr_min: float | None = None
+    logsnr_max: float | None = None
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels, both ends included, then clean."""
+        low = process.bounds[0] if self.logsnr_min is None else self.logsnr_min
+        high = process.bounds[1] if self.logsnr_max is None else self.logsnr_max
+        if low >= high:
+            raise SnrkitError(f"uniform_logsnr: logsnr_min {low:g} must be below logsnr_max {high:g}")
+        return finish(process, lambda steps: _fractions(steps, low, high), self.steps)
+
+
+AnyGrid = Annotated[Karras | UniformTime | Trailing | UniformLogsnr, Field(discriminator="kind")]

@@ -1,0 +1,175 @@
+"""From what a network says to what it means.
+
+State and belief are two linear equations in the two unknowns:
+
+    x = alpha * x0 + sigma * eps        y = a * x0 + b * eps
+
+so one 2x2 solve reads every prediction type, and `alpha*x0 + sigma*eps == x` holds after it. The pairs (a, b):
+
+    x0     (1, 0)                                                       eps    (0, 1)
+    v      (-sigma, alpha)/sqrt(alpha^2 + sigma^2)   (Salimans & Ho 2022)
+    flow   (-1, 1)                                   (Lipman et al. 2023)
+    score  (0, -1/sigma)                             (Song et al. 2021)
+
+The determinant alpha*b - sigma*a vanishes only for eps and score at alpha = 0, where they say nothing about x0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.level import Level, broadcast
+from snrkit.process import Process
+from snrkit.value import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model believes the state is made of: x0 and eps, each shaped as the state (B, *)."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Cond:
+    """What a network is told besides the noise level. None: the network does not take it."""
+
+    labels: Tensor | None = None  # (B,) int64; -1 is the learned null class
+    scalars: Tensor | None = None  # (B, S) float32, in the order of the config's `scalars`
+    augment: Tensor | None = None  # (B, 9) float32, parameters of the augmentation; zeros when sampling
+
+
+class Same:
+    """The type of SAME, the default of `told`: the network is told the level where the state is."""
+
+
+SAME: Final = Same()
+
+
+class Network(Protocol):
+    """A raw network: it knows nothing of noise."""
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN in `time` means "not told"."""
+
+
+class Denoiser(Protocol):
+    """A model that reads a state. `level` is where x is, `told` what the network is informed of."""
+
+    @property
+    def process(self) -> Process:
+        """The process whose levels it understands."""
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """The belief about x (B, *) at `level`; `told=None` asks without informing the network of the level."""
+
+
+class Target(Protocol):
+    """What a network is trained to say, as the pair (a, b) of y = a*x0 + b*eps."""
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(a, b) at `level`, float64, shaped as the level."""
+
+
+class X0(Value):
+    """The clean image."""
+
+    kind: Literal["x0"] = "x0"
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(1, 0)."""
+        return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
+
+
+class Eps(Value):
+    """The noise (Ho et al. 2020). Says nothing of x0 at alpha = 0."""
+
+    kind: Literal["eps"] = "eps"
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(0, 1)."""
+        return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+
+
+class V(Value):
+    """The velocity of Salimans & Ho 2022, alpha*eps - sigma*x0 over the norm of (alpha, sigma), which is 1 in vp."""
+
+    kind: Literal["v"] = "v"
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-sigma, alpha)/sqrt(alpha^2 + sigma^2)."""
+        norm = torch.hypot(level.alpha, level.sigma)
+        return -level.sigma / norm, level.alpha / norm
+
+
+class FlowVelocity(Value):
+    """The velocity of flow matching, eps - x0 (Lipman et al. 2023)."""
+
+    kind: Literal["flow"] = "flow"
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-1, 1)."""
+        return -torch.ones_like(level.alpha), torch.ones_like(level.alpha)
+
+
+class Score(Value):
+    """The score of the noisy marginal, -eps/sigma (Song et al. 2021). Says nothing of x0 at alpha = 0."""
+
+    kind: Literal["score"] = "score"
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(0, -1/sigma)."""
+        return torch.zeros_like(level.alpha), -1 / level.sigma
+
+
+AnyTarget = Annotated[X0 | Eps | V | FlowVelocity | Score, Field(discriminator="kind")]
+
+
+def determinant(level: Level, target: Target) -> Tensor:
+    """alpha*b - sigma*a, float64, shaped as the level; 0 where the target does not determine x0."""
+    a, b = target.direction(level)
+    return level.alpha * b - level.sigma * a
+
+
+def solve(x: Tensor, y: Tensor, level: Level, target: Target) -> Prediction:
+    """The (x0, eps) for which x = alpha*x0 + sigma*eps and y = a*x0 + b*eps. x and y (B, *)."""
+    a, b = target.direction(level)
+    det = level.alpha * b - level.sigma * a
+    x0 = broadcast(b / det, x) * x - broadcast(level.sigma / det, x) * y
+    eps = broadcast(level.alpha / det, x) * y - broadcast(a / det, x) * x
+    return Prediction(x0, eps)
+
+
+def from_x0(x: Tensor, x0: Tensor, level: Level) -> Prediction:
+    """The prediction whose clean image is `x0`; sigma must not be 0."""
+    alpha, sigma = level.scales(x)
+    return Prediction(x0, (x - alpha * x0) / sigma)
+
+
+Answer = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A denoiser made of a function (x, level, told, cond) -> Prediction."""
+
+    process: Process
+    answer: Answer
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """What the function answers."""
+        return self.answer(x, level, told, cond)
+
+
+def rewrap(denoise: Denoiser, answer: Answer) -> Denoiser:
+    """`denoise` with its answers replaced; how corrections of belief stack."""
+    return Wrapped(denoise.process, answer)

@@ -1,0 +1,102 @@
+"""The sampling loop, the only one in the package, as a generator of steps.
+
+Saving, measuring and progress are the caller's `for`:
+
+    for step in sample(denoise, Heun(), grid.levels(process), x, noise=noise):
+        ...
+
+Corrections act through one hook each (step.py). Those of belief wrap in list order, the first innermost; those of state
+apply in list order after the step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from snrkit.errors import SnrkitError
+from snrkit.level import Level
+from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.process import Process
+from snrkit.step import (
+    BeliefCorrection,
+    Correction,
+    LevelCorrection,
+    Memory,
+    Noise,
+    Place,
+    Solver,
+    StateCorrection,
+    Step,
+)
+
+
+def no_noise(x: Tensor) -> Tensor:
+    """The noise of a sampler that promises to draw none."""
+    raise SnrkitError("this solver draws noise: pass noise= to sample()")
+
+
+def sample(
+    denoise: Denoiser,
+    solver: Solver,
+    levels: Sequence[Level],
+    x: Tensor,
+    *,
+    corrections: Sequence[Correction] = (),
+    noise: Noise = no_noise,
+    cond: Cond | None = None,
+) -> Iterator[Step]:
+    """Walk from levels[0], where the state is `x` (B, *), to levels[-1], yielding every step."""
+    belief = [c for c in corrections if isinstance(c, BeliefCorrection)]
+    moves = [c for c in corrections if isinstance(c, LevelCorrection)]
+    state = [c for c in corrections if isinstance(c, StateCorrection)]
+    grid, memory = tuple(levels), None
+    for index, (here, there) in enumerate(pairwise(grid)):
+        place = Place(index, grid, here, there)
+        for move in moves:
+            place = move.move(x, place)
+        step, memory = _step(informed(correct(denoise, belief, place), cond), solver, x, place, memory, noise)
+        for correction in state:
+            step = replace(step, x_next=correction.after(step))
+        yield step
+        x = step.x_next
+
+
+def _step(
+    denoise: Denoiser, solver: Solver, x: Tensor, place: Place, memory: Memory, noise: Noise
+) -> tuple[Step, Memory]:
+    x_next, calls, memory = solver.step(denoise, x, place, memory, noise)
+    return Step(place, x, calls, x_next), memory
+
+
+def correct(denoise: Denoiser, corrections: Sequence[BeliefCorrection], place: Place) -> Denoiser:
+    """`denoise` wrapped by every correction of belief, the first innermost."""
+    for correction in corrections:
+        denoise = correction.wrap(denoise, place)
+    return denoise
+
+
+def informed(denoise: Denoiser, cond: Cond | None) -> Denoiser:
+    """`denoise` with its condition bound, as solvers ask it; outermost, so that guidance still sees the condition."""
+    if cond is None:
+        return denoise
+
+    def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, _: Cond | None = None) -> Prediction:
+        return denoise(x, level, told=told, cond=cond)
+
+    return rewrap(denoise, answer)
+
+
+def start(process: Process, noise: Tensor, level: Level, variance: float | None = None) -> Tensor:
+    """The state from which sampling begins: float64 (B, *) from standard normal `noise`.
+
+    As published: n in vp, sigma*n in ve and flow (where sigma is 1 at t = 1). With the data's `variance` given, the
+    exact marginal of centred Gaussian data, sqrt(alpha^2 variance + sigma^2) n, for controls.
+    """
+    noise = noise.to(torch.float64)
+    alpha, sigma = level.scales(noise)
+    if variance is not None:
+        return torch.sqrt(alpha**2 * variance + sigma**2) * noise
+    return noise if process.scaling == "vp" else sigma * noise

@@ -1,0 +1,53 @@
+"""EDM's stochastic sampler (Karras et al. 2022, Algorithm 2), in any scaling.
+
+With r = sigma/alpha: r^ = r (1 + gamma), gamma = min(S_churn/N, sqrt(2) - 1) for r in [S_min, S_max], else 0;
+the state is noised to r^,  x^ = (alpha^/alpha) (x + alpha sqrt(r^^2 - r^2) S_noise n),  then Heun's step from r^.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.level import Level, broadcast
+from snrkit.prediction import Denoiser
+from snrkit.solvers.heun import heun_step
+from snrkit.step import Call, Memory, Noise, Place
+from snrkit.value import Value
+
+
+class Churn(Value):
+    """Order 2 (in the distribution), two evaluations per step, one in the last. At alpha = 0 nothing is added."""
+
+    kind: Literal["churn"] = "churn"
+    s_churn: float = Field(40.0, ge=0)
+    s_min: float = Field(0.05, ge=0)
+    s_max: float = Field(50.0, gt=0)
+    s_noise: float = Field(1.003, gt=0)
+    order: ClassVar[int] = 2
+
+    def step(
+        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+    ) -> tuple[Tensor, tuple[Call, ...], Memory]:
+        """Raise the level of the state, then Heun."""
+        gamma = self._gamma(place)
+        if not bool((gamma > 0).any()):
+            return *heun_step(denoise, x, place), None
+        raised = denoise.process.level(place.here.logsnr - 2 * torch.log1p(gamma))
+        x = raise_level(x, place.here, raised, noise(x) * self.s_noise)
+        moved = Place(place.index, place.grid, raised, place.there)
+        return *heun_step(denoise, x, moved), None
+
+    def _gamma(self, place: Place) -> Tensor:
+        ratio = torch.exp(-place.here.logsnr / 2)
+        active = (ratio >= self.s_min) & (ratio <= self.s_max)
+        return torch.where(active, min(self.s_churn / (len(place.grid) - 1), math.sqrt(2) - 1), 0.0)
+
+
+def raise_level(x: Tensor, here: Level, there: Level, noise: Tensor) -> Tensor:
+    """The state x at `here` carried to the noisier level `there` by adding `noise` of the right variance."""
+    ratio, ratio_next = here.sigma / here.alpha, there.sigma / there.alpha
+    added = here.alpha * ((ratio_next - ratio) * (ratio_next + ratio)).sqrt()
+    return broadcast(there.alpha / here.alpha, x) * (x + broadcast(added, x) * noise)

@@ -1,0 +1,33 @@
+"""Euler's step of dx = x0 d(alpha) + eps d(sigma): x' = alpha' x0 + sigma' eps, the same path in every scaling.
+
+It is DDIM (Song et al. 2021, eq. 12 with eta = 0) in vp, Euler's step in sigma in ve, Euler's step in t in flow.
+"""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from snrkit.level import Level
+from snrkit.prediction import Denoiser, Prediction
+from snrkit.step import Call, Memory, Noise, Place
+from snrkit.value import Value
+
+
+def recompose(prediction: Prediction, level: Level) -> Tensor:
+    """alpha*x0 + sigma*eps at `level`: where Euler's step ends; exactly x0 at the clean level."""
+    alpha, sigma = level.scales(prediction.x0)
+    return alpha * prediction.x0 + sigma * prediction.eps
+
+
+class Euler(Value):
+    """Order 1, one evaluation per step."""
+
+    kind: Literal["euler"] = "euler"
+    order: ClassVar[int] = 1
+
+    def step(
+        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+    ) -> tuple[Tensor, tuple[Call, ...], Memory]:
+        """x' = alpha' x0 + sigma' eps."""
+        prediction = denoise(x, place.here)
+        return recompose(prediction, place.there), (Call(place.here, prediction),), None

@@ -1,0 +1,41 @@
+"""Heun's step of dx = x0 d(alpha) + eps d(sigma): the slopes at both ends of the Euler step, averaged.
+
+In the ve scaling it is EDM's Algorithm 1 (Karras et al. 2022), in flow the velocity Heun in t, in vp Heun on DDIM's
+line; unlike Euler's, the path differs between scalings. Into the clean level it is one Euler step.
+"""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from snrkit.prediction import Denoiser
+from snrkit.solvers.euler import recompose
+from snrkit.step import Call, Memory, Noise, Place
+from snrkit.value import Value
+
+
+def heun_step(denoise: Denoiser, x: Tensor, place: Place) -> tuple[Tensor, tuple[Call, ...]]:
+    """(x', the two calls) from place.here to place.there; one call where place.there is clean."""
+    first = denoise(x, place.here)
+    guess = recompose(first, place.there)
+    if place.there.is_clean():
+        return guess, (Call(place.here, first),)
+    second = denoise(guess, place.there)
+    alpha, sigma = place.here.scales(x)
+    alpha_next, sigma_next = place.there.scales(x)
+    d_alpha, d_sigma = (alpha_next - alpha) / 2, (sigma_next - sigma) / 2
+    x_next = x + d_alpha * (first.x0 + second.x0) + d_sigma * (first.eps + second.eps)
+    return x_next, (Call(place.here, first), Call(place.there, second))
+
+
+class Heun(Value):
+    """Order 2, two evaluations per step, one in the last."""
+
+    kind: Literal["heun"] = "heun"
+    order: ClassVar[int] = 2
+
+    def step(
+        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+    ) -> tuple[Tensor, tuple[Call, ...], Memory]:
+        """The average of the slopes at `here` and at the Euler step's end."""
+        return *heun_step(denoise, x, place), None
