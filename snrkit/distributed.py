@@ -11,7 +11,7 @@ from snrkit.errors import SnrkitError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among its peers."""
+    """One process among its peers."""
 
     rank: int
     size: int

@@ -1,4 +1,4 @@
-"""Averages of weights: avg <- beta*avg + (1 - beta)*w, with beta from a half-life in images (Karras et al. 2022, 2024)."""
+"""Averages of weights: avg <- beta*avg + (1 - beta)*w, beta from a half-life in images (Karras et al. 2022)."""
 
 from collections.abc import Iterable, Mapping
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class SnrkitError(Exception):
-    """A mistake that the user can mend. Its text is the whole message; the command line prints it without a traceback."""
+    """A mistake that the user can mend. Its text is the whole message; the command line prints no traceback."""
 
 
 class ConfigError(SnrkitError):

@@ -12,15 +12,16 @@ from typing import Any
 from snrkit.errors import SnrkitError, missing
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, then rename."""
+def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+    """Write through a temporary file in the same folder, then rename; `sync` also survives a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ computed in float64 at max(logsnr, -40), so that a v-loss stays 1 and a min-SNR 
 Schedules: Kingma & Gao 2023 show that density and weight act as one product; `train` reports that product.
 """
 
+import math
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -58,12 +59,13 @@ class LogNormal(Value):
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """-2 (mean + std * the normal quantile of u)."""
-        return -2 * (self.mean + self.std * torch.special.ndtri(u.to(torch.float64)))
+        normal: Tensor = torch.special.ndtri(u.to(torch.float64))
+        return -2 * (self.mean + self.std * normal)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The normal density."""
         z = (logsnr + 2 * self.mean) / (2 * self.std)
-        return torch.exp(-(z**2) / 2) / (2 * self.std * (2 * torch.pi) ** 0.5)
+        return torch.exp(-(z * z) / 2) / (2 * self.std * (2 * math.pi) ** 0.5)
 
 
 AnyLevelSampler = Annotated[UniformTime | LogNormal, Field(discriminator="kind")]

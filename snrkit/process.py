@@ -7,7 +7,7 @@ network's own time. Every other module speaks logsnr; `time` exists only here, i
     ddpm   vp or ve  index into the beta table     Ho et al. 2020
     edm    ve        ln(sigma)/4 = -logsnr/8       Karras et al. 2022, table 1
     flow   flow      sigma in [0, 1]               Lipman et al. 2023, Liu et al. 2023
-    vp     vp        t in [0, 1], cosine           Nichol & Dhariwal 2021 in continuous time, truncated (Salimans & Ho 2022)
+    vp     vp        t in [0, 1], cosine           Nichol & Dhariwal 2021, continuous, truncated (Salimans & Ho 2022)
 
 The promise that the whole package rests on: time(logsnr(k)) == k, exactly for every index of a table (also where the
 last entry is -inf, zero terminal SNR) and to 1e-12 for continuous clocks.
@@ -123,13 +123,13 @@ Betas = Annotated[
 
 @lru_cache(maxsize=32)
 def logsnr_table(betas: Betas, steps: int) -> Tensor:
-    """logsnr at every index of a beta table: float64 (steps,), falling; computed from log(alpha-bar) without cancellation."""
+    """logsnr at every index of a beta table: float64 (steps,), falling; from log(alpha-bar), without cancellation."""
     log_abar = torch.cumsum(torch.log1p(-betas.betas(steps)), 0)
     return log_abar - torch.log(-torch.expm1(log_abar))
 
 
 class Ddpm(Value):
-    """A table of discrete levels (Ho et al. 2020). Time is the index, 0 the cleanest; between entries it is interpolated.
+    """A table of discrete levels (Ho et al. 2020). Time is the index, 0 the cleanest, interpolated between entries.
 
     `scaling: ve` keeps the state as x/alpha, the coordinate of k-diffusion and of diffusers' Euler and Heun; the clock
     stays the same table. Levels outside the table read as its nearest end.

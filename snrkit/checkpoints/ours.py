@@ -1,10 +1,10 @@
 """Our own checkpoints: a folder of safetensors and one JSON, written under another name and renamed when complete.
 
-    checkpoints/000120000/     named after the images seen
-        network.safetensors    the raw weights
-        ema-50000.safetensors  one file per average
-        optimizer.safetensors  moments by parameter name
-        state.json             step, images, plain numbers of the training state, and a checksum of each file
+checkpoints/000120000/     named after the images seen
+    network.safetensors    the raw weights
+    ema-50000.safetensors  one file per average
+    optimizer.safetensors  moments by parameter name
+    state.json             step, images, plain numbers of the training state, and a checksum of each file
 """
 
 import hashlib

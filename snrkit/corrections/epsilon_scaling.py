@@ -29,7 +29,8 @@ class EpsilonScaling(Value):
         """The denoiser with its eps divided."""
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError(
-                "epsilon_scaling is undefined at alpha = 0, where this grid starts; choose a grid that starts below pure noise"
+                "epsilon_scaling is undefined at alpha = 0, where this grid starts; "
+                "choose a grid that starts below pure noise"
             )
 
         def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:

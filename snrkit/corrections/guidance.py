@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022), out = c + weight * (c - u); the field's `guidance_scale` is 1 + weight."""
+"""Classifier-free guidance (Ho & Salimans 2022), out = c + weight * (c - u); `guidance_scale` is 1 + weight."""
 
 from dataclasses import replace
 from typing import Literal

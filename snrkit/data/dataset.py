@@ -157,7 +157,7 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
 
 
 def stream(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Tensor]:
-    """The pixels of each batch of indices in order, read ahead by `workers` processes where the set is not in memory."""
+    """The pixels of each batch of indices in order, read ahead by `workers` processes if not in memory."""
     if workers == 0 or not dataset.streams:
         for indices in batches:
             yield dataset.pixels(indices)

@@ -9,7 +9,6 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field
 from torch import Tensor
 
 from snrkit.data.dataset import Dataset, Source, fingerprint, memory_dataset
@@ -165,5 +164,3 @@ def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | Non
             f"{where} does not label every image ({type(error).__name__}: {error}); "
             "it must hold {'labels': [['name', label], ...]}, or set data.labels: none"
         ) from None
-
-

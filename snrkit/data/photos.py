@@ -52,7 +52,9 @@ def _picture(name: str) -> Image.Image:
     try:
         import skimage
     except ImportError:
-        raise SnrkitError("data kind photos needs scikit-image; install it with: pip install 'snrkit[photos]'") from None
+        raise SnrkitError(
+            "data kind photos needs scikit-image; install it with: pip install 'snrkit[photos]'"
+        ) from None
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise SnrkitError(f"scikit-image does not ship {name} in this version; install scikit-image 0.24 or newer")

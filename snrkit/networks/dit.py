@@ -132,7 +132,8 @@ class Block(nn.Module):
         """(B, T, dim), condition (B, dim) -> (B, T, dim)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate_a[:, None] * self.attn(modulate(x, shift_a, scale_a), rotation)
-        return x + gate_m[:, None] * self.mlp(modulate(x, shift_m, scale_m))
+        out: Tensor = x + gate_m[:, None] * self.mlp(modulate(x, shift_m, scale_m))
+        return out
 
 
 class PatchEmbed(nn.Module):

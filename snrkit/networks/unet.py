@@ -20,7 +20,7 @@ EPSILON = 1e-5
 
 
 class UNet(Value):
-    """The U-Net's shape. Channels at depth i are channels * multipliers[i]; each depth below the first halves the image."""
+    """The U-Net's shape. Depth i has channels * multipliers[i] channels and half the side of the depth above."""
 
     kind: Literal["unet"] = "unet"
     channels: int = Field(64, ge=4)
@@ -83,7 +83,8 @@ class Residual(nn.Module):
         scale, shift = self.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
         h = self.conv2(self.dropout(functional.silu(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -104,10 +105,11 @@ class SelfAttention(nn.Module):
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (self._split(layer(tokens)) for layer in (self.to_q, self.to_k, self.to_v))
         out = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim)
-        return x + self.to_out[0](out).transpose(1, 2).reshape(batch, dim, height, width)
+        mixed: Tensor = self.to_out[0](out)
+        return x + mixed.transpose(1, 2).reshape(batch, dim, height, width)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Resample(nn.Module):
@@ -213,7 +215,9 @@ class UNetModule(nn.Module):
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:
         with torch.autocast(time.device.type, enabled=False):
             time = time.float()
-            features = sinusoid(time.nan_to_num() * self.value.time_scale, self.value.channels * self.value.multipliers[0])
+            features = sinusoid(
+                time.nan_to_num() * self.value.time_scale, self.value.channels * self.value.multipliers[0]
+            )
             emb: Tensor = self.extras(time, self.time_embedding(features), cond)
             if self.class_embedding is not None:
                 emb = emb + self.class_embedding(label_rows(cond, len(time), self.value.classes, time.device))

@@ -1,7 +1,7 @@
 """DPM-Solver++ (Lu et al. 2022), in data prediction, for any scaling.
 
-With h the step in half-logsnr and D the data prediction, the first-order step x' = (sigma'/sigma) x - alpha' expm1(-h) D
-is Euler's. The second order adds a difference of predictions,
+With h the step in half-logsnr, the first-order step x' = (sigma'/sigma) x - alpha' expm1(-h) x0 is Euler's.
+The second order adds a difference of predictions,
 
     x' = alpha' x0 + sigma' eps - alpha' expm1(-h) (x0 - x0_last) h/(2 h_last),
 

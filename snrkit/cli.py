@@ -1,0 +1,235 @@
+"""The command line. torch is imported inside commands, so that --help is fast."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from snrkit import __version__
+from snrkit.errors import SnrkitError
+
+if TYPE_CHECKING:
+    from snrkit.config import Experiment
+    from snrkit.distributed import World
+
+app = typer.Typer(
+    help="Measure, train against and correct SNR-t bias in diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+SamplerOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--sampler", help="Only this sampler; may be repeated."),
+]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Run the app; a user's mistake ends in one sentence and exit code 1."""
+    try:
+        app()
+    except SnrkitError as error:
+        for line in str(error).splitlines():
+            print(f"snrkit: {line}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Measure, train against and correct SNR-t bias in diffusion models."""
+    if show:
+        print(f"snrkit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the experiment's network, or go on where the last run stopped."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.planning import plan
+    from snrkit.jobs.training import run_training
+
+    if dry_run:
+        print(plan(experiment, world))
+        return
+    run_training(experiment, runs, world, quiet)
+
+
+@app.command()
+def sample(
+    config: ConfigOption,
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete images made otherwise and begin anew.")
+    ] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make images with the experiment's samplers; goes on with the seeds that are missing."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.planning import plan
+    from snrkit.jobs.sampling import run_sampling
+
+    if dry_run:
+        print(plan(experiment, world))
+        return
+    run_sampling(experiment, runs, world, sampler or (), overwrite, quiet)
+
+
+@app.command("measure-shift")
+def measure_shift(
+    config: ConfigOption,
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure how far each sampler's states are from the level the network is told, with a null."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.measuring import run_measuring
+    from snrkit.jobs.showing import show_shift
+
+    _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
+
+
+@app.command("eval-fid")
+def eval_fid(
+    images: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Images and reference: folder, zip, npz, data set, or statistics .npz."),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Score this experiment's samplers.")] = None,  # noqa: UP045
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    checkpoints: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--checkpoints", help="all, or 'last N': the curve over training."),
+    ] = None,
+    root: Annotated[Optional[Path], typer.Option("--root", help="Where torchvision keeps its data sets.")] = None,  # noqa: UP045
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
+    if (config is None) == (images is None):
+        raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
+    from snrkit.jobs.showing import show_curves, show_pair, show_scores
+
+    if config is not None:
+        from snrkit.jobs.scoring import run_scoring
+
+        experiment, world = _begin(config, settings, device)
+        records = run_scoring(experiment, runs, world, sampler or (), checkpoints, quiet)
+        _show(records, json, world, show_scores if checkpoints is None else show_curves)
+        return
+    _pair(images or [], settings, root, device, json, show_pair)
+
+
+@app.command()
+def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
+    """Write report.md and report.html from what the run directory holds, and print the table."""
+    experiment = _load(config, settings)
+    from snrkit.jobs.showing import show_report
+
+    show_report(experiment, runs)
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Everything in one go: train, sample, measure-shift, eval-fid, report."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.everything import run_everything
+
+    run_everything(experiment, runs, world, quiet)
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -> None:
+    """Check experiment files and print all their faults."""
+    faults = []
+    for file in files:
+        try:
+            _load(file, None)
+            print(f"{file}: valid")
+        except SnrkitError as error:
+            faults.append(str(error))
+    if faults:
+        raise SnrkitError("\n".join(faults))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    import json
+
+    from snrkit.config import Experiment
+
+    print(json.dumps(Experiment.model_json_schema(), indent=1))
+
+
+def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
+    from snrkit.config import load_experiment
+
+    return load_experiment(config, settings or ())
+
+
+def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
+    from snrkit.distributed import open_world
+
+    return _load(config, settings), open_world(device)
+
+
+def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> None:
+    import json
+
+    if world.leads:
+        print(json.dumps(records, indent=1)) if as_json else show(records)
+
+
+def _pair(
+    images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
+) -> None:
+    from snrkit.config import parse_metrics
+    from snrkit.distributed import open_world
+    from snrkit.jobs.scoring import score_pair
+
+    if len(images) != 2:
+        raise SnrkitError(
+            f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
+        )
+    world = open_world(device)
+    _show(score_pair(images[0], images[1], parse_metrics(settings or ()), root, world), as_json, world, show)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""One experiment, one YAML: pure composition of Values, and messages that name every fault at once.
+
+`base: other.yaml` inherits from one parent (mappings merge, all else replaces); `--set a.b=c` comes last.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from snrkit.corrections import ClassifierFreeGuidance
+from snrkit.data import AnySource
+from snrkit.denoiser import AnyPrecondition
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.metrics.config import MetricsConfig
+from snrkit.networks import AnyNetwork
+from snrkit.objective import AnyLevelSampler, AnyWeighting
+from snrkit.prediction import AnyTarget, Eps, Score
+from snrkit.process import AnyProcess, Ddpm
+from snrkit.sampler import SampleConfig, Sampler
+from snrkit.shift.config import ShiftConfig
+from snrkit.train import TrainConfig
+from snrkit.value import Value
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+CUT = "\n"  # between the faults that one validator found
+
+
+class ComputeConfig(Value):
+    """How arithmetic is done; the same in every command."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    tf32: bool = Field(False, description="allow TF32 in float32 products on CUDA")
+
+
+class Experiment(Value):
+    """One model and the samplers to compare on it."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    data: AnySource
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition
+    levels: AnyLevelSampler
+    weighting: AnyWeighting
+    network: AnyNetwork
+    train: TrainConfig
+    compute: ComputeConfig = ComputeConfig()
+    samplers: dict[str, Sampler] = Field(default_factory=dict)
+    sample: SampleConfig = SampleConfig()
+    shift: ShiftConfig = ShiftConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("a name is letters, digits, '.', '_' and '-'; it becomes a folder")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Experiment":
+        faults = [*_training_faults(self), *_sampler_faults(self)]
+        if faults:
+            raise ValueError(CUT.join(faults))
+        return self
+
+    def training_part(self) -> dict[str, Any]:
+        """What decides the trained weights; a run directory holds one such part for good."""
+        kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
+        part = self.model_dump(mode="json", include=kept)
+        for free in ("save_every", "keep_last", "keep_every", "log_every", "holdout_every"):
+            part["train"].pop(free)
+        if self.train.decay in (
+            "constant",
+            "rsqrt",
+        ):  # the length does not shape what came before: a run may be extended
+            part["train"].pop("images")
+        part["data"].pop("workers")
+        return part
+
+
+def _training_faults(e: Experiment) -> Iterable[str]:
+    train = e.train
+    if train.batch % (train.slice * train.accumulate):
+        yield (f"train.batch: {train.batch} is not a multiple of slice * accumulate = {train.slice * train.accumulate}")
+    if train.label_dropout and not e.network.classes:
+        yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
+    if (train.augment is None) == e.network.augment:
+        yield "train.augment: needs network.augment: true, and the other way round"
+    if e.network.scalars:
+        yield "network.scalars: no level sampler of this version provides scalars; drop them"
+    if (
+        isinstance(e.target, Eps | Score)
+        and isinstance(e.process, Ddpm)
+        and float(e.process.table()[-1]) == -float("inf")
+    ):
+        yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
+    names = [value.name for value in train.averages]
+    if len(set(names)) < len(names):
+        yield "train.averages: two averages have the same half_life"
+
+
+def _sampler_faults(e: Experiment) -> Iterable[str]:
+    from snrkit.sampler import rehearse
+
+    for name, sampler in e.samplers.items():
+        if not NAME.fullmatch(name):
+            yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
+        for index, correction in enumerate(sampler.corrections):
+            if isinstance(correction, ClassifierFreeGuidance) and not (e.network.classes and e.train.label_dropout):
+                yield (
+                    f"samplers.{name}.corrections.{index} (cfg): needs a network with classes trained with "
+                    "train.label_dropout above 0"
+                )
+        try:
+            rehearse(sampler, e.process, e.target, (1, 2, 2))
+        except SnrkitError as error:
+            yield f"samplers.{name}: {error}"
+    known = {value.name for value in e.train.averages} | {"network"}
+    if e.sample.average is not None and e.sample.average not in known:
+        yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
+    if e.sample.labels is not None and e.sample.labels >= e.network.classes:
+        yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a file with its `base:` merged in. ConfigError when unreadable or circular."""
+    if path.resolve() in children:
+        raise ConfigError(f"{path}: base leads back to itself; remove one base")
+    try:
+        content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give --config the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give --config the path of a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+
+
+def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+    """`child` over `parent`: mappings merge unless `kind` changes, all else replaces."""
+    merged = dict(parent)
+    for key, value in child.items():
+        old = merged.get(key)
+        merged[key] = value
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and old.get("kind") == value.get("kind", old.get("kind"))
+        ):
+            merged[key] = merge(old, value)
+    return merged
+
+
+def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """`content` with every 'a.b=c' applied; c is read as YAML, numbers of the path index lists."""
+    result: Any = dict(content)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {setting}: write it as path=value, such as train.lr=1e-3.")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: '{text}' is not valid YAML.") from None
+        result = _put(result, path.split("."), value, setting)
+    return dict(result)
+
+
+def _put(node: Any, path: Sequence[str], value: Any, setting: str) -> Any:
+    if not path:
+        return merge({"": node}, {"": value})[""]
+    key, rest = path[0], path[1:]
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ConfigError(f"--set {setting}: '{key}' is not an index of a list of {len(node)}.")
+        return [_put(v, rest, value, setting) if i == int(key) else v for i, v in enumerate(node)]
+    old = dict(node) if isinstance(node, Mapping) else {}
+    return {**old, key: _put(old.get(key), rest, value, setting)}
+
+
+def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file. ConfigError lists all faults, one a line."""
+    content = apply_settings(read_yaml(path), settings)
+    content.setdefault("name", path.stem)
+    return parse_experiment(content, str(path))
+
+
+def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
+    """The experiment of a mapping."""
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        faults = [line for fault in error.errors() for line in _describe(dict(fault), where)]
+        raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+
+
+def parse_metrics(settings: Sequence[str]) -> MetricsConfig:
+    """The metrics of `--set` values alone, such as features=inception, for scoring without an experiment."""
+    try:
+        return MetricsConfig.model_validate(apply_settings({}, settings))
+    except ValidationError as error:
+        known = ", ".join(MetricsConfig.model_fields)
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+        raise ConfigError(f"--set: {faults}. Known keys here: {known}") from None
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """The resolved experiment, every default written out."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _describe(fault: dict[str, Any], where: str) -> Iterable[str]:
+    place, owner = _locate(fault["loc"], fault["type"])
+    at = f"{where}: {place}: " if place else f"{where}: "
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = list(owner.model_fields) if owner else []
+        key = str(fault["loc"][-1])
+        yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
+    elif kind == "union_tag_invalid":
+        yield f"{at}unknown kind '{context['tag']}'. Known kinds: {context['expected_tags'].replace(chr(39), '')}"
+    elif kind == "union_tag_not_found":
+        yield f"{at}it needs a kind, such as {{kind: ...}}"
+    elif kind == "missing":
+        yield f"{at}missing key '{fault['loc'][-1]}'"
+    elif kind == "value_error":
+        for line in str(context["error"]).split(CUT):
+            yield f"{at}{line}"
+    else:
+        message = fault["msg"][0].lower() + fault["msg"][1:]
+        yield f"{at}{message}, not {fault['input']!r}"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _locate(loc: Sequence[str | int], kind: str) -> tuple[str, type[Value] | None]:
+    """(the path as a user writes it, with kinds in brackets; the class that holds its last key)."""
+    words: list[str] = []
+    current: Any = Experiment
+    ends_in_key = kind in ("extra_forbidden", "missing")
+    for part in loc[:-1] if ends_in_key else loc:
+        options = _options(current)
+        if part in options:
+            current = options[str(part)]
+            words[-1:] = [f"{words[-1]} ({part})"] if words else [f"({part})"]
+            continue
+        words.append(str(part))
+        current = _inside(current, part)
+    owner = current if isinstance(current, type) and issubclass(current, Value) else None
+    return ".".join(words), owner
+
+
+def _plain(annotation: Any) -> Any:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+def _options(annotation: Any) -> dict[str, Any]:
+    """The classes of a union by kind."""
+    annotation = _plain(annotation)
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    values = [m for m in members if isinstance(m, type) and issubclass(m, Value) and "kind" in m.model_fields]
+    return {str(m.model_fields["kind"].default): m for m in values}
+
+
+def _inside(annotation: Any, part: str | int) -> Any:
+    annotation = _plain(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Value):
+        field = annotation.model_fields.get(str(part))
+        if field is None:
+            return None
+        annotation = field.annotation
+        only = [m for m in get_args(annotation) if m is not type(None)]
+        return only[0] if get_origin(annotation) in (Union, types.UnionType) and len(only) == 1 else annotation
+    arguments = get_args(annotation)
+    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None

@@ -1,0 +1,137 @@
+"""`snrkit measure-shift`: the three arms of snrkit.shift for every sampler, written to the run directory."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snrkit.config import Experiment
+from snrkit.data.dataset import chunks
+from snrkit.distributed import World
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
+from snrkit.jobs.progress import bar
+from snrkit.jobs.sampling import choose, sample_steps, starting_point
+from snrkit.level import Level
+from snrkit.prediction import Denoiser
+from snrkit.randomness import FORWARD, ImageStreams
+from snrkit.run import Run, locked, open_run
+from snrkit.sampler import Sampler, parse_seeds, rehearse
+from snrkit.shift.files import as_csv, as_png, as_record
+from snrkit.shift.measure import Arm, Shift, compare, forward_arm, reverse_arm
+from snrkit.step import Step
+
+
+def run_measuring(
+    experiment: Experiment, runs: Path, world: World, names: Sequence[str] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Measure the chosen samplers (all by default); returns the records by sampler."""
+    if world.size > 1:
+        raise SnrkitError("measure-shift runs in one process; start it without torchrun.")
+    chosen = choose(experiment, names)
+    opened = open_experiment(experiment, world)
+    if not opened.split.held:
+        raise ConfigError(
+            "data.holdout: measure-shift needs held-out images for its null; set it above 0, such as 0.1."
+        )
+    records: dict[str, Any] = {}
+    run = Run(runs / experiment.name)
+    with locked(run):
+        run = open_run(runs, opened.experiment)
+        model = open_model(opened, run)
+        seeds = measured_seeds(opened)
+        arms: dict[tuple[float, ...], tuple[Arm, Arm]] = {}
+        with bar("measuring shift", len(chosen) * len(seeds), not quiet) as progress:
+            for index, name in enumerate(chosen):
+                sampler = opened.experiment.samplers[name]
+                shift = measure(opened, model, sampler, seeds, arms)
+                progress.update((index + 1) * len(seeds), name)
+                records[name] = _write(opened, model, run, name, sampler, shift)
+    return records
+
+
+def measured_seeds(opened: Opened) -> list[int]:
+    """The seeds of the trajectories: the first `shift.images` of `sample.seeds`, and those that follow if too few."""
+    seeds = parse_seeds(opened.experiment.sample.seeds)
+    wanted = opened.experiment.shift.images
+    return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + wanted)][:wanted]
+
+
+def measure(
+    opened: Opened,
+    model: Model,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    arms: dict[tuple[float, ...], tuple[Arm, Arm]],
+) -> Shift:
+    """The measurement of one sampler; forward arms are shared through `arms` between samplers of the same levels."""
+    e = opened.experiment
+    levels = sampler.grid.levels(e.process)
+
+    def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
+        def steps(denoise: Denoiser) -> Iterable[Step]:
+            x, cond, noise = starting_point(opened, sampler, levels, batch)
+            recorded = Model(denoise, model.weights, model.images)
+            return sample_steps(recorded, sampler, levels, x, noise, cond)
+
+        return steps
+
+    with torch.no_grad():
+        reverse, visited = reverse_arm(model.denoiser, (trajectory(batch) for batch in chunks(seeds, e.shift.batch)))
+    key = tuple(float(level.logsnr) for level in visited)
+    if key not in arms:
+        arms[key] = _forward_arms(opened, model, visited, seeds)
+    forward, train = arms[key]
+    return compare(reverse, forward, train, visited, opened.moments.pixel_variance, e.shift, e.seed)
+
+
+def _forward_arms(opened: Opened, model: Model, levels: Sequence[Level], seeds: Sequence[int]) -> tuple[Arm, Arm]:
+    labels = None
+    if opened.dataset.classes:
+        fixed = opened.experiment.sample.labels
+        labels = ImageStreams(seeds).labels(opened.dataset.classes)
+        labels = labels if fixed is None else torch.full_like(labels, fixed)
+    e, made = opened.experiment, []
+    for number, pool in enumerate((opened.split.held, opened.split.train)):
+        rows = matching(opened.dataset.labels, pool, labels, len(seeds))
+        x0 = opened.dataset.x0(rows.tolist())
+        key = (FORWARD, e.seed, number)
+        arm = forward_arm(
+            model.denoiser, levels, x0, rows, labels, key=key, batch=e.shift.batch, device=opened.world.device
+        )
+        made.append(arm)
+    return made[0], made[1]
+
+
+def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, count: int) -> Tensor:
+    """(count,) indices from `pool`, cycled; with `labels`, the j-th has the j-th label. SnrkitError where none has."""
+    images = np.asarray(pool)
+    if labels is None or known is None:
+        return torch.from_numpy(images[np.arange(count) % len(images)])
+    own = known.numpy()[images]
+    chosen = np.zeros(count, dtype=np.int64)
+    for label in np.unique(labels.numpy()):
+        places, same = np.flatnonzero(labels.numpy() == label), images[own == label]
+        if len(same) == 0:
+            raise SnrkitError(f"no held-out image has label {label}; raise data.holdout or set sample.labels.")
+        chosen[places] = same[np.arange(len(places)) % len(same)]
+    return torch.from_numpy(chosen)
+
+
+def _write(opened: Opened, model: Model, run: Run, name: str, sampler: Sampler, shift: Shift) -> dict[str, Any]:
+    e = opened.experiment
+    nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
+    record = as_record(
+        shift, sampler=name, definition=sampler.model_dump(mode="json"), nfe=nfe, weights=model.weights,
+        checkpoint_images=model.images, held_out_images=len(opened.split.held), confidence=e.shift.confidence,
+    )  # fmt: skip
+    with disk_errors(f"writing {run.shift(name)}", "free space and run the same command again"):
+        write_json(run.shift(name), record)
+        write_text(run.shift(name, ".csv"), as_csv(shift))
+        title = f"{e.name}/{name}: {nfe} evaluations, {shift.images} images, {model.weights} at {model.images} images"
+        write_bytes(run.shift(name, ".png"), as_png(shift, title))
+    return record

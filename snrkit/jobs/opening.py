@@ -1,0 +1,165 @@
+"""From an experiment to the resources it names: data, network, denoiser."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.config import ComputeConfig, Experiment
+from snrkit.data.dataset import Dataset, Moments, Split, moments, split
+from snrkit.denoiser import NetworkDenoiser
+from snrkit.distributed import World
+from snrkit.ema import longest
+from snrkit.errors import ConfigError, RunError, SnrkitError
+from snrkit.networks import make_network
+from snrkit.prediction import Denoiser
+from snrkit.run import Run
+from snrkit.train import Objective, Task
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An experiment with its data open and every `auto` resolved."""
+
+    experiment: Experiment
+    dataset: Dataset
+    split: Split
+    moments: Moments
+    world: World
+
+    @property
+    def sigma_data(self) -> float:
+        """The data's standard deviation, as given or as measured."""
+        return float(self.experiment.data.sigma_data)
+
+
+def open_experiment(experiment: Experiment, world: World) -> Opened:
+    """Open the data, measure what is `auto`, and check that data and network fit."""
+    set_compute(experiment.compute, world.device)
+    dataset = experiment.data.open()
+    parts = split(dataset.count, experiment.data.holdout)
+    measured = moments(dataset, parts.train)
+    if measured.variance <= 0 and experiment.data.sigma_data == "auto":
+        raise SnrkitError(f"{dataset.name}: all images are one constant, so data.sigma_data must be given as a number.")
+    if experiment.data.sigma_data == "auto":
+        data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
+        experiment = experiment.model_copy(update={"data": data})
+    classes = experiment.network.classes
+    if classes and classes != dataset.classes:
+        raise ConfigError(
+            f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
+        )
+    if not classes:
+        dataset = replace(dataset, labels=None, classes=0)
+    return Opened(experiment, dataset, parts, measured, world)
+
+
+def set_compute(compute: ComputeConfig, device: torch.device) -> None:
+    """Set torch's global switches as the experiment says."""
+    if compute.precision == "fp16" and device.type != "cuda":
+        raise ConfigError("compute.precision: fp16 needs a CUDA device; use bf16 or fp32 here.")
+    torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
+    torch.backends.cuda.matmul.allow_tf32 = compute.tf32
+    torch.backends.cudnn.allow_tf32 = compute.tf32
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
+
+
+def open_network(opened: Opened) -> nn.Module:
+    """The network, freshly initialised from the experiment's seed."""
+    try:
+        return make_network(opened.experiment.network, opened.dataset.shape, opened.experiment.seed)
+    except ValueError as error:
+        raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+
+
+def open_task(opened: Opened) -> Task:
+    """The surroundings of training."""
+    e, compute = opened.experiment, opened.experiment.compute
+    objective = Objective(e.process, e.target, e.precondition, e.levels, e.weighting, opened.sigma_data)
+    if (e.train.batch // e.train.slice) % (opened.world.size * e.train.accumulate):
+        raise ConfigError(
+            f"train.batch: {e.train.batch // e.train.slice} slices of {e.train.slice} images do not divide over "
+            f"{opened.world.size} processes times accumulate {e.train.accumulate}; change batch, slice or processes."
+        )
+    return Task(
+        e.train, objective, opened.dataset, opened.split.train, opened.split.held, e.seed, opened.world,
+        flip=e.data.flip, workers=e.data.workers, autocast=AUTOCAST[compute.precision],
+        channels_last=compute.channels_last, compile=compute.compile,
+        dropout=getattr(e.network, "dropout", 0.0) > 0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A denoiser with the weights it was made from."""
+
+    denoiser: Denoiser
+    weights: str  # ema-<half-life> or network
+    images: int  # seen by the checkpoint
+
+
+def open_model(opened: Opened, run: Run, images: int | None = None) -> Model:
+    """The denoiser of the newest checkpoint, or of that at `images`, with the longest average or what sample.average says."""
+    e = opened.experiment
+    average = longest(e.train.averages)
+    weights = e.sample.average or (average.name if average else "network")
+    checkpoint = _checkpoint(run, e.sample.checkpoint if images is None else images, weights)
+    network = open_network(opened)
+    try:
+        network.load_state_dict(dict(checkpoint.tensors[weights]))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason}).") from None
+    memory = torch.channels_last if e.compute.channels_last else torch.preserve_format
+    network = network.to(device=opened.world.device).to(memory_format=memory).eval().requires_grad_(False)
+    caller = torch.compile(network) if e.compute.compile else network
+    denoiser = NetworkDenoiser(
+        caller, e.process, e.target, e.precondition, opened.sigma_data, autocast=AUTOCAST[e.compute.precision]
+    )
+    return Model(denoiser, weights, checkpoint.images)
+
+
+def _checkpoint(run: Run, images: int | None, weights: str) -> Checkpoint:
+    path = newest_checkpoint(run.checkpoints) if images is None else run.checkpoints / f"{images:09d}"
+    if path is None:
+        raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
+    if not path.is_dir():
+        known = ", ".join(str(int(p.name)) for p in list_checkpoints(run.checkpoints)) or "none"
+        raise RunError(f"{run.path} has no checkpoint at {images} images; it has {known}.")
+    return load_checkpoint(path, only=weights)
+
+
+class Stop:
+    """Whether the user or the system asked us to stop."""
+
+    asked = False
+
+    def ask(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal; the second of its kind ends the process at once."""
+        self.asked = True
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Within the block SIGINT and SIGTERM set a flag instead of ending the process."""
+    stop = Stop()
+    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def resolve_config(experiment: Experiment, runs: Path) -> Run:
+    """The run directory an experiment would use."""
+    return Run(runs / experiment.name)

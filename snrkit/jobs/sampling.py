@@ -1,0 +1,245 @@
+"""`snrkit sample`: images per seed, written one by one, so that an interrupted run goes on with the missing seeds."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from snrkit.config import Experiment
+from snrkit.data.dataset import chunks, to_bytes
+from snrkit.distributed import World
+from snrkit.errors import ConfigError, RunError
+from snrkit.files import disk_errors, read_json, write_bytes, write_json
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
+from snrkit.jobs.progress import bar, console
+from snrkit.level import Level
+from snrkit.prediction import Cond
+from snrkit.randomness import ImageStreams
+from snrkit.run import Run, locked, open_run
+from snrkit.sample import sample, start
+from snrkit.sampler import Sampler, parse_seeds
+from snrkit.step import Step
+
+SHOWN = 100  # images of the picture grid
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Finished images (B, C, H, W) float64 with their seeds and labels."""
+
+    seeds: Sequence[int]
+    x0: Tensor
+    labels: Tensor | None
+
+
+def starting_point(
+    opened: Opened, sampler: Sampler, levels: tuple[Level, ...], seeds: Sequence[int]
+) -> tuple[Tensor, Cond, ImageStreams]:
+    """(first state, condition, noise streams) of the images of `seeds`, on the device."""
+    streams = ImageStreams(seeds, opened.world.device)
+    labels, fixed = None, opened.experiment.sample.labels
+    if opened.dataset.classes:
+        labels = streams.labels(opened.dataset.classes)
+        labels = labels if fixed is None else torch.full_like(labels, fixed)
+    variance = opened.moments.variance if sampler.start == "exact" else None
+    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), levels[0], variance)
+    augment = torch.zeros(len(seeds), 9, device=opened.world.device) if opened.experiment.network.augment else None
+    return x, Cond(labels=labels, augment=augment), streams
+
+
+def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    """The images of each batch of seeds."""
+    levels = sampler.grid.levels(opened.experiment.process)
+    for seeds in batches:
+        x, cond, noise = starting_point(opened, sampler, levels, seeds)
+        for step in sample_steps(model, sampler, levels, x, noise, cond):
+            x = step.x_next
+        yield Batch(seeds, x, cond.labels)
+
+
+@torch.no_grad()
+def sample_steps(
+    model: Model, sampler: Sampler, levels: tuple[Level, ...], x: Tensor, noise: ImageStreams, cond: Cond
+) -> Iterator[Step]:
+    """The steps of one sampler from state `x`."""
+    return sample(model.denoiser, sampler.solver, levels, x, corrections=sampler.corrections, noise=noise, cond=cond)
+
+
+def image_path(folder: Path, seed: int) -> Path:
+    """Where image `seed` lies, in EDM's layout: a thousand images a folder."""
+    return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+
+
+def run_sampling(
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Make the images of the chosen samplers (all by default) that are not there yet."""
+    chosen = choose(experiment, names)
+    opened = open_experiment(experiment, world)
+    run = Run(runs / experiment.name)
+    with locked(run) if world.leads else contextlib.nullcontext():
+        if world.leads:
+            run = open_run(runs, opened.experiment)
+        world.barrier()
+        model = open_model(opened, run)
+        for name in chosen:
+            sampler = opened.experiment.samplers[name]
+            if not make_images(opened, model, run, name, run.samples(name), sampler, overwrite, quiet):
+                break
+    return run
+
+
+def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    """The names of samplers asked for, all by default. ConfigError for an unknown one or when there are none."""
+    known = list(experiment.samplers)
+    if not known:
+        raise ConfigError("samplers: this experiment has none; add one, such as heun: {grid: ..., solver: ...}.")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown sampler '{name}'. Known: {', '.join(known)}")
+    return list(names) or known
+
+
+def make_images(
+    opened: Opened, model: Model, run: Run, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
+) -> bool:
+    """Make and save what is missing in `folder`; False when asked to stop."""
+    world, e = opened.world, opened.experiment
+    record = manifest(opened, model, sampler)
+    if world.leads:
+        _claim(folder, record, overwrite)
+    world.barrier()
+    seeds = parse_seeds(e.sample.seeds)
+    missing = [seed for seed in seeds if not image_path(folder, seed).exists()]
+    world.barrier()  # all processes have listed what is missing before any of them writes
+    mine = list(chunks(missing, e.sample.batch))[world.rank :: world.size]
+    total = sum(len(batch) for batch in mine)
+    done = 0
+    with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
+        for batch in generate(opened, model, sampler, mine):
+            with disk_errors(f"saving images in {folder}", "free space and run the same command again"):
+                _save(folder, batch)
+            done += len(batch.seeds)
+            progress.update(done)
+            if stop.asked:
+                break
+    stopped = world.any(done < total)
+    world.barrier()
+    if world.leads:
+        _finish(opened, folder, seeds, record, stopped)
+    return not stopped
+
+
+def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
+    """What decides the images of a seed, beside the seed."""
+    e = opened.experiment
+    return {
+        "sampler": sampler.model_dump(mode="json"),
+        "training": e.training_part(),
+        "checkpoint_images": model.images,
+        "weights": model.weights,
+        "labels": e.sample.labels,
+        "precision": e.compute.precision,
+    }
+
+
+def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    path = folder / "manifest.json"
+    if path.exists():
+        stored = read_json(path)
+        stored.pop("finished", None)
+        differing = [key for key in record if stored.get(key) != record[key]]
+        if differing and not overwrite:
+            raise RunError(
+                f"{folder} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
+                "add --overwrite to make them anew, or rename the sampler."
+            )
+        if differing or overwrite:
+            shutil.rmtree(folder)
+    with disk_errors(f"writing {folder}", "free space and run the same command again"):
+        if not path.exists():
+            write_json(path, {**record, "finished": ""})
+
+
+def _save(folder: Path, batch: Batch) -> None:
+    for seed, pixels in zip(batch.seeds, to_bytes(batch.x0).cpu(), strict=True):
+        write_bytes(image_path(folder, seed), encode(pixels), sync=False)
+
+
+def encode(pixels: Tensor) -> bytes:
+    """uint8 (C, H, W) as PNG; other than one or three channels are refused."""
+    if pixels.shape[0] not in (1, 3):
+        raise RunError(f"images of {pixels.shape[0]} channels cannot be saved as PNG.")
+    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
+    finished = [seed for seed in seeds if image_path(folder, seed).exists()]
+    write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
+    if stopped:
+        console.print(
+            f"stopped with {len(finished)} of {len(seeds)} images in {folder}; run the same command to go on."
+        )
+        return
+    if opened.dataset.classes:
+        streams = ImageStreams(seeds)
+        fixed = opened.experiment.sample.labels
+        labels = streams.labels(opened.dataset.classes).tolist() if fixed is None else [fixed] * len(seeds)
+        listed = [[str(image_path(Path(), s)), label] for s, label in zip(seeds, labels, strict=True)]
+        write_json(folder / "dataset.json", {"labels": listed})
+    write_bytes(folder.with_suffix(".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
+    if opened.experiment.sample.npz:
+        arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, arr_0=arrays)
+        write_bytes(folder.with_suffix(".npz"), buffer.getvalue())
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Sorted seeds as '0-99,200-299'."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
+
+
+def load_images(folder: Path, seeds: Sequence[int]) -> Tensor:
+    """The saved images of `seeds`, uint8 (n, C, H, W)."""
+    from snrkit.data.files import read_image
+
+    opener: Callable[[str], Any] = lambda name: (folder / name).open("rb")  # noqa: E731
+    names = [str(image_path(Path(), seed)) for seed in seeds]
+    return torch.stack([read_image(opener, name, str(folder)) for name in names])
+
+
+def picture(images: Tensor, smallest: int = 32) -> Tensor:
+    """uint8 images (n, C, H, W) as one picture (C, h, w), tiles at least `smallest` pixels high, one pixel apart."""
+    factor = -(-smallest // images.shape[2])
+    large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    columns = max(1, round((len(large) * large.shape[2] / large.shape[3]) ** 0.5))
+    rows = -(-len(large) // columns)
+    height, width = large.shape[2] + 1, large.shape[3] + 1
+    out = torch.full((images.shape[1], rows * height - 1, columns * width - 1), 128, dtype=torch.uint8)
+    for i, image in enumerate(large):
+        top, left = (i // columns) * height, (i % columns) * width
+        out[:, top : top + height - 1, left : left + width - 1] = image
+    return out

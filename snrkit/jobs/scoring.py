@@ -1,0 +1,234 @@
+"""`snrkit eval-fid`: scores of a run's samplers over disjoint seed ranges, of checkpoints, or of two sets of images."""
+
+import contextlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.config import Experiment
+from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
+from snrkit.data.dataset import Dataset, Split, memory_dataset, to_unit
+from snrkit.distributed import World
+from snrkit.errors import ConfigError, DataError, RunError, SnrkitError
+from snrkit.files import disk_errors, read_json, write_json
+from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.progress import bar
+from snrkit.jobs.sampling import choose, image_path, load_images, make_images
+from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.metrics.scores import (
+    FeatureSet,
+    Scores,
+    extract,
+    load_statistics,
+    memorisation,
+    reference_features,
+    score,
+)
+from snrkit.run import Run, locked, open_run
+from snrkit.sampler import parse_seeds, rehearse
+
+
+def run_scoring(
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str] = (),
+    checkpoints: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score the chosen samplers (all by default); with `checkpoints`, each of them at several checkpoints."""
+    chosen = choose(experiment, names)
+    opened = open_experiment(experiment, world)
+    run = Run(runs / experiment.name)
+    with locked(run) if world.leads else contextlib.nullcontext():
+        if world.leads:
+            run = open_run(runs, opened.experiment)
+        world.barrier()
+        extractor, reference = open_reference(opened)
+        if checkpoints is not None:
+            return {n: _curve(opened, run, n, checkpoints, extractor, reference, quiet) for n in chosen}
+        records: dict[str, Any] = {}
+        with bar("scoring", len(chosen), world.leads and not quiet) as progress:
+            for index, name in enumerate(chosen):
+                records[name] = score_folder(opened, name, run.samples(name), extractor, reference)
+                progress.update(index + 1, name)
+                if world.leads:
+                    _write(run.metrics(name), records[name])
+    return records
+
+
+def open_reference(opened: Opened) -> tuple[Extractor, FeatureSet]:
+    """The extractor of an experiment and its features of the training split."""
+    config, world = opened.experiment.metrics, opened.world
+    if world.leads:
+        make_extractor(config, opened.dataset, opened.split, world.device)  # fills the cache before the others look
+    world.barrier()
+    extractor = make_extractor(config, opened.dataset, opened.split, world.device)
+    return extractor, reference_features(extractor, opened.dataset, opened.split.train, config.batch, world)
+
+
+def score_folder(
+    opened: Opened, name: str, folder: Path, extractor: Extractor, reference: FeatureSet
+) -> dict[str, Any]:
+    """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images."""
+    e, world = opened.experiment, opened.world
+    seeds = parse_seeds(e.sample.seeds)
+    missing = sum(not image_path(folder, seed).exists() for seed in seeds)
+    if missing:
+        raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder}; run snrkit sample first.")
+    made = read_json(folder / "manifest.json")
+    if made["sampler"] != e.samplers[name].model_dump(mode="json"):
+        raise RunError(f"{folder} was made by another definition of {name}; run snrkit sample --overwrite first.")
+    images = load_images(folder, seeds)
+    samples = memory_dataset(name, images)
+    each = [
+        asdict(score(extract(extractor, samples, part, e.metrics.batch, world), reference, e.metrics))
+        for part in disjoint(len(seeds), e.metrics.ranges)
+    ]
+    nearest = memorisation(
+        to_unit(images), opened.dataset.x0(opened.split.train), opened.dataset.x0(opened.split.held)
+    ) if opened.split.held else None  # fmt: skip
+    return {
+        "sampler": name,
+        "definition": made["sampler"],
+        "nfe": rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape),
+        "checkpoint_images": made["checkpoint_images"],
+        "weights": made["weights"],
+        "seeds": e.sample.seeds,
+        **_about(extractor),
+        "reference": f"{opened.dataset.name}, training split, {len(opened.split.train)} images",
+        "ranges": each,
+        "summary": summarise(each),
+        "memorisation": None if nearest is None else asdict(nearest),
+    }
+
+
+def _about(extractor: Extractor) -> dict[str, Any]:
+    return {
+        "features": extractor.name,
+        "features_note": extractor.note,
+        "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
+    }
+
+
+def disjoint(count: int, ranges: int) -> list[range]:
+    """`ranges` disjoint runs of equal length over `count` images; a remainder is left out. SnrkitError when too few."""
+    size = count // ranges
+    if size < 2:
+        raise SnrkitError(f"{count} images do not make {ranges} ranges; make more images or lower metrics.ranges.")
+    return [range(i * size, (i + 1) * size) for i in range(ranges)]
+
+
+SCORED = ("fd", "inception_score", "kid", "precision", "recall")
+
+
+def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, minimum, maximum and standard deviation of every score over the ranges."""
+    summary: dict[str, Any] = {}
+    for key in SCORED:
+        values = [float(record[key]) for record in each if record[key] is not None]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            low, high = min(values), max(values)
+            summary[key] = {"mean": statistics.fmean(values), "min": low, "max": high, "std": spread}
+    return summary
+
+
+def _curve(
+    opened: Opened, run: Run, name: str, which: str, extractor: Extractor, reference: FeatureSet, quiet: bool
+) -> dict[str, Any]:
+    """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
+    paths = list_checkpoints(run.checkpoints)
+    if which != "all":
+        words = which.split()
+        if len(words) != 2 or words[0] != "last" or not words[1].isdigit() or int(words[1]) < 1:
+            raise ConfigError(f"--checkpoints '{which}': write all, or 'last N'.")
+        paths = paths[-int(words[1]) :]
+    if not paths:
+        raise RunError(f"{run.path} has no checkpoints; train it first.")
+    points = []
+    for images in (int(path.name) for path in paths):
+        folder = run.samples(f"{name}@{images:09d}")
+        model = open_model(opened, run, images)
+        if not make_images(
+            opened, model, run, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet
+        ):
+            raise SnrkitError("stopped; run the same command again to go on.")
+        points.append(score_folder(opened, name, folder, extractor, reference))
+    best = min(points, key=lambda point: float(point["summary"]["fd"]["mean"]))
+    record = {"sampler": name, "points": points, "selected_images": best["checkpoint_images"], "selected_by": "fd"}
+    if opened.world.leads:
+        _write(run.metrics(f"{name}-checkpoints"), record)
+    return record
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, record)
+
+
+def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None, world: World) -> dict[str, Any]:
+    """Scores of images `first` against the reference `second`: folder, zip, npz, data set name or statistics .npz."""
+    sets = [_open_side(text, root) for text in (first, second)]
+    images = [side for side in sets if isinstance(side, Dataset)]
+    if not images or not isinstance(sets[0], Dataset):
+        raise ConfigError(f"{first} holds statistics, not images; give images first and the reference second.")
+    if len(images) == 2 and images[0].shape[1:] != images[1].shape[1:] and config.features != "inception":
+        raise DataError(
+            f"{first} has images of {_size(images[0])}, {second} of {_size(images[1])}; resize one of them."
+        )
+    if isinstance(sets[1], Path) and config.features != "inception":
+        raise ConfigError(f"{second} holds Inception's statistics; score it with --features inception.")
+    basis = images[-1]
+    split = Split(tuple(range(basis.count)), ())
+    extractor = make_extractor(config, basis, split, world.device)
+    found = extract(extractor, images[0], range(images[0].count), config.batch, world)
+    warnings = []
+    if isinstance(sets[1], Path):
+        reference = FeatureSet(load_statistics(sets[1]))
+    else:
+        reference = reference_features(extractor, images[1], range(images[1].count), config.batch, world)
+        if images[0].count != images[1].count:
+            warnings.append(
+                f"{images[0].count} images against {images[1].count}: the distance is biased by the smaller count; "
+                "compare it only with scores of the same counts."
+            )
+    scores: Scores = score(found, reference, config)
+    record = asdict(scores)
+    return {"first": first, "second": second, **_about(extractor), **record, "warnings": warnings + scores.warnings}
+
+
+def _size(dataset: Dataset) -> str:
+    return f"{dataset.shape[2]}x{dataset.shape[1]}"
+
+
+def _open_side(text: str, root: Path | None) -> Dataset | Path:
+    named: dict[str, AnySource] = {"digits": Digits(), "photos": Photos()}
+    if root is not None:
+        named |= {"mnist": Mnist(root=root), "fashion_mnist": FashionMnist(root=root), "cifar10": Cifar10(root=root)}
+    path = Path(text)
+    if path.is_dir():
+        return Folder(path=path).open()
+    if path.suffix == ".zip":
+        return Zip(path=path).open()
+    if path.suffix == ".npz" and path.is_file():
+        return path if _has_statistics(path) else Npz(path=path).open()
+    if text in named:
+        return named[text].open()
+    if text in ("mnist", "fashion_mnist", "cifar10"):
+        raise ConfigError(f"data set {text} needs --root, the folder where torchvision keeps it.")
+    raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")
+
+
+def _has_statistics(path: Path) -> bool:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return "mu" in arrays.files
+    except (OSError, ValueError, EOFError):
+        return False

@@ -1,0 +1,81 @@
+"""Results as tables on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from snrkit.config import Experiment
+from snrkit.report import write_report
+from snrkit.run import Run, stored_experiment
+
+out = Console(soft_wrap=True)
+
+
+def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    (Console(width=200) if not out.is_terminal else Console()).print(table)
+
+
+def show_shift(records: Mapping[str, Any]) -> None:
+    """One row a sampler, with nulls."""
+    keys = ("mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null")
+    rows = [
+        [name, str(r["nfe"]), *(f"{r[k]['value']:+.4f} [{r[k]['low']:+.4f}, {r[k]['high']:+.4f}]" for k in keys)]
+        for name, r in records.items()
+    ]
+    _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
+
+
+def show_scores(records: Mapping[str, Any]) -> None:
+    """One row a sampler: means over ranges, and the spread of the distance."""
+    names = next(iter(records.values()))["names"]
+    rows = []
+    for name, record in records.items():
+        summary = record["summary"]
+        fd = summary["fd"]
+        cells = [_cell(summary.get(key)) for key in ("inception_score", "kid", "precision", "recall")]
+        rows.append([name, str(record["nfe"]), f"{fd['mean']:.4f} ({fd['min']:.4f}, {fd['max']:.4f})", *cells])
+    _print(("sampler", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"], "precision", "recall"), rows)
+    for warning in sorted({w for r in records.values() for part in r["ranges"] for w in part["warnings"]}):
+        out.print(f"warning: {warning}")
+
+
+def _cell(entry: Mapping[str, float] | None) -> str:
+    return "-" if entry is None else f"{entry['mean']:.4f}"
+
+
+def show_curves(records: Mapping[str, Any]) -> None:
+    """One row a checkpoint; the best is marked as selected, since choosing by the score biases it downwards."""
+    rows = []
+    for name, record in records.items():
+        for point in record["points"]:
+            fd = point["summary"]["fd"]
+            mark = "selected by this score" if point["checkpoint_images"] == record["selected_images"] else ""
+            rows.append([name, str(point["checkpoint_images"]), point["names"]["fd"], f"{fd['mean']:.4f}", mark])
+    _print(("sampler", "images trained", "score", "mean", ""), rows)
+
+
+def show_pair(record: Mapping[str, Any]) -> None:
+    """The scores of two sets of images."""
+    names = record["names"]
+    scores = {
+        names["fd"]: record["fd"], names["is"]: record["inception_score"], names["kid"]: record["kid"],
+        "precision": record["precision"], "recall": record["recall"],
+    }  # fmt: skip
+    _print(("score", "value"), [[key, f"{value:.6f}"] for key, value in scores.items() if value is not None])
+    for warning in record["warnings"]:
+        out.print(f"warning: {warning}")
+
+
+def show_report(experiment: Experiment, runs: Path) -> None:
+    """Write the report, print its table and where it is."""
+    run = Run(runs / experiment.name)
+    stored = stored_experiment(run.path)
+    path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+    _print(table.header, table.rows)
+    out.print(f"report: {path}")

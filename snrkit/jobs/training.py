@@ -1,0 +1,164 @@
+"""`snrkit train`: the generator of snrkit.train with logging, checkpoints and interruption round it."""
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from snrkit.config import Experiment
+from snrkit.distributed import World
+from snrkit.errors import SnrkitError
+from snrkit.jobs.opening import open_experiment, open_network, open_task, stoppable
+from snrkit.jobs.progress import bar, console
+from snrkit.run import Run, append_log, describe_environment, locked, open_run, rewind_log, write_environment
+from snrkit.train import (
+    Task,
+    TrainState,
+    TrainStep,
+    held_out_loss,
+    make_state,
+    restore,
+    state_numbers,
+    state_tensors,
+    train,
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Running sums since the last line of the log; saved in checkpoints, so that a resumed log goes on exactly."""
+
+    steps: int = 0
+    skipped: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    logit: float | None = None
+    clock: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def add(self, step: TrainStep) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.skipped += step.skipped
+        if not step.skipped:
+            self.loss += step.loss
+            self.grad_norm += step.grad_norm
+        self.logit = step.logit if step.logit is not None else self.logit
+
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {k: v for k, v in asdict(self).items() if k not in ("clock", "seconds")}
+
+    def line(self, step: TrainStep, batch: int) -> dict[str, Any]:
+        """The line of the log; `seconds` and `images_per_second` are all that a rerun may change."""
+        counted, now = max(1, self.steps - self.skipped), time.monotonic()
+        record: dict[str, Any] = {
+            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted,
+            "grad_norm": self.grad_norm / counted, "lr": step.lr, "skipped": self.skipped,
+        }  # fmt: skip
+        if self.logit is not None:
+            record["largest_logit"] = self.logit
+        elapsed = now - self.clock
+        return {**record, "seconds": round(elapsed, 3), "images_per_second": round(self.steps * batch / elapsed, 1)}
+
+
+def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
+    """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
+    opened = open_experiment(experiment, world)
+    task, network = open_task(opened), open_network(opened)
+    run = Run(runs / experiment.name)
+    with locked(run) if world.leads else contextlib.nullcontext():
+        if world.leads:
+            run = open_run(runs, opened.experiment)
+            facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
+            write_environment(run, facts)
+        world.barrier()
+        state = make_state(task, network)
+        tally = _resume(run, state, world)
+        _loop(run, task, state, tally, quiet)
+    return run
+
+
+def _resume(run: Run, state: TrainState, world: World) -> Tally:
+    path = newest_checkpoint(run.checkpoints)
+    if path is None:
+        if world.leads:
+            rewind_log(run, -1)
+        return Tally()
+    checkpoint = load_checkpoint(path)
+    try:
+        restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
+    except (RuntimeError, KeyError) as error:
+        raise SnrkitError(
+            f"checkpoint {path} does not fit this experiment ({' '.join(str(error).split())[:200]}); "
+            "give the run another name or delete its folder."
+        ) from None
+    if world.leads:
+        rewind_log(run, checkpoint.images)
+    return Tally(**checkpoint.numbers["tally"])
+
+
+def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) -> None:
+    config, world = task.config, task.world
+    last_saved = state.images
+    with stoppable() as stop, bar("training", config.images, world.leads and not quiet) as progress:
+        progress.update(state.images)
+        for step in train(task, state, watch_every=config.log_every):
+            tally.add(step)
+            if step.skipped and world.leads:
+                _log_skipped(run, step)
+            if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
+                record = tally.line(step, config.batch)
+                progress.update(step.images, f"loss {record['loss']:.4f}  {record['images_per_second']:.0f} images/s")
+                _append(run, world, record)
+                tally = Tally()
+            if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
+                _log_held_out(run, task, state, step)
+            stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
+            if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
+                _save(run, task, state, tally)
+                last_saved = step.images
+            if stopping:
+                break
+    if state.images < config.images and world.leads:
+        console.print(
+            f"stopped at {last_saved} of {config.images} images; all is saved. To go on, run the same command again."
+        )
+
+
+def _log_skipped(run: Run, step: TrainStep) -> None:
+    low, high = float(step.logsnr.min()), float(step.logsnr.max())
+    console.print(
+        f"step {step.step} ({step.images} images, logsnr {low:.2f} to {high:.2f}) skipped: "
+        "loss or gradient is not finite"
+    )
+    append_log(run, {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]})
+
+
+def _worth_asking(world: World, step: TrainStep) -> bool:
+    return world.size > 1 and step.step % 16 == 0
+
+
+def _crossed(step: TrainStep, batch: int, every: int) -> bool:
+    return step.images // every > (step.images - batch) // every
+
+
+def _append(run: Run, world: World, record: dict[str, Any]) -> None:
+    if world.leads:
+        append_log(run, record)
+
+
+def _log_held_out(run: Run, task: Task, state: TrainState, step: TrainStep) -> None:
+    if task.world.leads and (loss := held_out_loss(task, state.network)) is not None:
+        append_log(run, {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
+    task.world.barrier()
+
+
+def _save(run: Run, task: Task, state: TrainState, tally: Tally) -> None:
+    if task.world.leads:
+        numbers = {**state_numbers(state), "tally": tally.numbers()}
+        save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
+        prune(run.checkpoints, task.config.keep_last, task.config.keep_every)
+    task.world.barrier()

@@ -1,0 +1,42 @@
+"""What `eval-fid` scores with."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from snrkit.value import Value
+
+Features = Literal[
+    "classifier",
+    "pixels",
+    "inception",
+    "dinov2-vit-s-14",
+    "dinov2-vit-b-14",
+    "dinov2-vit-l-14",
+    "dinov2-vit-g-14",
+    "clip-rn50",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+]
+
+
+class MetricsConfig(Value):
+    """Which features, which scores, and over how many disjoint ranges of seeds."""
+
+    features: Features = "classifier"
+    ranges: int = Field(3, ge=1, description="disjoint seed ranges that give the spread")
+    weights: Path | None = Field(None, description="file of the extractor's weights")
+    download: bool = Field(False, description="fetch the extractor's weights where they are not in a cache")
+    kid_subsets: int = Field(100, ge=1)
+    kid_subset_size: int = Field(1000, ge=2, description="lowered to the smaller set where there are fewer images")
+    neighborhood: int = Field(3, ge=1, description="k of precision and recall")
+    pixel_components: int = Field(64, ge=1, description="principal components of the features `pixels`")
+    batch: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _weights_used(self) -> "MetricsConfig":
+        if self.weights is not None and self.features in ("classifier", "pixels"):
+            raise ValueError(f"weights have no effect on features {self.features}; drop them or choose inception")
+        return self

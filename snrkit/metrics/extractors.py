@@ -1,0 +1,191 @@
+"""Feature extractors: what images are compared by.
+
+Only Inception makes an FID or an IS. Scores by other features carry the features' name: FD-digits, IS-digits, FD-pixel,
+FD-dinov2-vit-b-14.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_unit
+from snrkit.errors import SnrkitError
+from snrkit.files import write_bytes
+from snrkit.metrics.classifier import train_classifier
+from snrkit.metrics.config import MetricsConfig
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_DIM = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Extractor:
+    """Features (n, dim) of uint8 or [-1, 1] images (n, C, H, W), with logits (n, classes) where it has them."""
+
+    name: str  # inception, or what is put behind FD-
+    dim: int
+    key: str  # changes with weights and settings
+    run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    note: str = ""
+
+    def label(self, score: str) -> str:
+        """The printed name of a score: FID and IS only for Inception."""
+        if self.name == "inception":
+            return {"fd": "FID", "is": "IS", "kid": "KID"}[score]
+        return {"fd": "FD", "is": "IS", "kid": "KID"}[score] + "-" + self.name
+
+
+def cache_folder() -> Path:
+    """Where classifiers and reference statistics are kept: $SNRKIT_CACHE, else ~/.cache/snrkit."""
+    return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
+
+
+def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Extractor:
+    """The extractor that a config names. Classifier and pixels learn from `dataset` and `split`, the reference."""
+    if config.features == "classifier":
+        return _classifier(dataset, split, device)
+    if config.features == "pixels":
+        return _pixels(config, dataset, split)
+    return _fidelity(config, device)
+
+
+def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
+    if dataset.labels is None:
+        raise SnrkitError(
+            f"metrics.features: classifier needs labels, which {dataset.name} lacks; use pixels or inception."
+        )
+    trained = train_classifier(dataset, split, cache_folder())
+    network = trained.network.to(device)
+
+    @torch.no_grad()
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = network.features(to_unit(pixels).to(device))
+        return features.cpu(), network.head(features).cpu()
+
+    name = dataset.name.removesuffix("-train")
+    accuracy = "no held-out images" if trained.accuracy is None else f"{trained.accuracy:.1%} right on held-out images"
+    return Extractor(Path(name).name, network.dim, trained.key, run, f"classifier of {name}, {accuracy}")
+
+
+def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
+    from snrkit.metrics.statistics import RunningMoments
+
+    size = dataset.shape[0] * dataset.shape[1] * dataset.shape[2]
+    moments = RunningMoments(size)
+    for run in chunks(split.train, 1024):
+        moments.add(dataset.x0(run).flatten(1))
+    mean, outer, count = moments.total / moments.count, moments.outer, float(moments.count)
+    vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))[1]
+    basis = vectors[:, -min(config.pixel_components, size) :].flip(1)
+
+    def project(pixels: Tensor) -> tuple[Tensor, None]:
+        return ((to_unit(pixels).flatten(1).double() - mean) @ basis).float(), None
+
+    key = fingerprint("pixels", dataset.fingerprint, str(len(split.train)), str(basis.shape[1]))
+    return Extractor("pixel", basis.shape[1], key, project, f"{basis.shape[1]} principal components of the reference")
+
+
+def _fidelity(config: MetricsConfig, device: torch.device) -> Extractor:
+    """torch-fidelity's extractors (metrics.md of torch-fidelity 0.4: weights are read without running pickles)."""
+    if config.features == "inception":
+        return _inception(_inception_weights(config), device)
+    layer = "dinov2" if config.features.startswith("dinov2") else "clip"
+    module = _fidelity_module(config, layer)
+    return Extractor(config.features, _dim(module), fingerprint(config.features), _caller(module, device, [layer]))
+
+
+def _fidelity_module(config: MetricsConfig, layer: str) -> Any:
+    from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
+    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+
+    if not config.download and not any((Path(torch.hub.get_dir())).glob("*")):
+        raise SnrkitError(
+            f"metrics.features: {config.features} needs weights that are not in {torch.hub.get_dir()}; "
+            "copy a filled torch hub cache there (TORCH_HOME moves it), or set metrics.download: true."
+        )
+    make = FeatureExtractorDinoV2 if layer == "dinov2" else FeatureExtractorCLIP
+    path = str(config.weights) if config.weights is not None and layer == "clip" else None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return make(config.features, [layer], feature_extractor_weights_path=path)
+    except Exception as error:  # torch.hub and the network raise whatever they like
+        raise SnrkitError(
+            f"metrics.features: {config.features} could not be loaded ({error}); fill the hub cache."
+        ) from None
+
+
+def _dim(module: Any) -> int:
+    with torch.no_grad():
+        return int(module(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape[1])
+
+
+def _inception_weights(config: MetricsConfig) -> Path:
+    hub = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if config.weights is not None:
+        if not config.weights.is_file():
+            raise SnrkitError(f"metrics.weights: {config.weights} does not exist; give the path of {INCEPTION_FILE}.")
+        return config.weights
+    if hub.is_file():
+        return hub
+    if config.download:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(hub), hash_prefix="6726825d", progress=False)
+        except (OSError, RuntimeError) as error:
+            raise SnrkitError(
+                f"downloading {INCEPTION_FILE} failed ({error}); put that file into {hub.parent}."
+            ) from None
+        return hub
+    raise SnrkitError(
+        f"features inception need {INCEPTION_FILE}: put it into {hub.parent}, name it with metrics.weights, "
+        "or set metrics.download: true."
+    )
+
+
+def _inception(path: Path, device: torch.device) -> Extractor:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not a state dict
+        raise SnrkitError(f"{path} is not a plain state dict ({type(error).__name__}); use {INCEPTION_FILE}.") from None
+    digest = fingerprint(*(f"{k}{tuple(v.shape)}" for k, v in tensors.items()), tensors["fc.weight"].numpy().tobytes())
+    with tempfile.TemporaryDirectory() as folder:  # torch-fidelity loads without map_location: hand it a CPU copy
+        copy = Path(folder) / "inception.pth"
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        write_bytes(copy, buffer.getvalue())
+        layers = [str(INCEPTION_DIM), "logits_unbiased"]
+        try:
+            module = FeatureExtractorInceptionV3(
+                "inception-v3-compat", layers, feature_extractor_weights_path=str(copy)
+            )
+        except RuntimeError as error:
+            raise SnrkitError(
+                f"{path} does not hold Inception's weights ({str(error)[:120]}); use {INCEPTION_FILE}."
+            ) from None
+    return Extractor("inception", INCEPTION_DIM, fingerprint("inception", digest), _caller(module, device, layers))
+
+
+def _caller(module: Any, device: torch.device, layers: list[str]) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    from snrkit.data.dataset import to_bytes
+
+    module = module.to(device=device, memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        pixels = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
+        colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+        outputs = module(colour.contiguous().to(device))
+        return outputs[0].float().cpu(), outputs[1].float().cpu() if len(layers) > 1 else None
+
+    return run

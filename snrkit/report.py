@@ -1,0 +1,262 @@
+"""The report of a run: one table of samplers, curves and pictures, as Markdown and as one self-contained HTML page.
+
+Everything is read back from the run directory; a missing part is named with the command that makes it.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snrkit.config import Experiment
+from snrkit.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.run import Run, read_all, read_log
+
+Row = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A section."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A header and rows of text."""
+
+    header: Row
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file of the run, with what it shows."""
+
+    path: Path
+    caption: str
+
+
+Block = Heading | Paragraph | Table | Picture
+
+
+def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
+    """Write report.md and report.html; returns the HTML's path and the table of samplers."""
+    table = sampler_table(run, experiment)
+    blocks = [
+        Heading(f"{experiment.name}: report", 1),
+        Paragraph(_facts(run, experiment)),
+        Heading("Samplers"),
+        table,
+        *[Paragraph(text) for text in _reading(run, experiment)],
+        *_pictures(run, experiment),
+        Heading("How to read this page"),
+        *[Paragraph(text) for text in GUIDE],
+    ]
+    with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
+        write_text(run.report(".md"), "\n\n".join(_markdown(block, run.path) for block in blocks) + "\n")
+        write_text(run.report(".html"), _page(experiment.name, [_html(block) for block in blocks]))
+    return run.report(".html"), table
+
+
+GUIDE = (
+    "FD is the Frechet distance between features of samples and of the training split: smaller is nearer. It is called "
+    "FID only when the features are Inception's; compare it only at equal image counts and equal features. Mean over "
+    "disjoint seed ranges, then the smallest and the largest of them. NFE counts network calls per image.",
+    "Norm gap: ln of the mean square of predicted noise on the sampler's own states over that on held-out images "
+    "noised to the same levels, averaged over levels. Above 0 the network finds more noise in the sampler's states "
+    "than in real ones of the same level. Its null is the same of training over held-out images. Variance ratio: "
+    "variance of the states over its nominal value alpha^2 Var[x0] + sigma^2; ln of it, averaged over levels; its "
+    "null is that of held-out images. Brackets hold bootstrap intervals. A shift whose interval lies inside its null's is not shown to exist.",
+    "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
+    "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set.",
+)
+
+
+def sampler_table(run: Run, experiment: Experiment) -> Table:
+    """One row a sampler, in the config's order."""
+    metrics = read_all([run.metrics(name) for name in experiment.samplers])
+    shifts = read_all([run.shift(name) for name in experiment.samplers])
+    names = next((record["names"] for record in metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
+    header = (
+        "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
+        "precision", "recall", "norm gap, nats", "ln variance ratio",
+    )  # fmt: skip
+    rows = []
+    for name, sampler in experiment.samplers.items():
+        record, shift = metrics.get(name), shifts.get(name)
+        summary = {} if record is None else record["summary"]
+        corrections = ", ".join(_short(c.model_dump()) for c in sampler.corrections) or "none"
+        source = record or shift
+        rows.append((
+            name, _short(sampler.solver.model_dump()), f"{sampler.grid.kind} {sampler.grid.steps}", corrections,
+            "?" if source is None else str(source["nfe"]), _spread(summary.get("fd"), 4),
+            _mean(summary.get("inception_score"), 3), _mean(summary.get("kid"), 5), _mean(summary.get("precision"), 3),
+            _mean(summary.get("recall"), 3), _interval(shift, "mean_norm_gap"),
+            _interval(shift, "mean_log_variance_ratio"),
+        ))  # fmt: skip
+    return Table(header, rows)
+
+
+def _short(value: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{key} {entry}" for key, entry in value.items() if key != "kind")
+    return f"{value['kind']} ({rest})" if rest else str(value["kind"])
+
+
+def _mean(entry: Mapping[str, float] | None, digits: int) -> str:
+    return "-" if entry is None else f"{entry['mean']:.{digits}f}"
+
+
+def _spread(entry: Mapping[str, float] | None, digits: int) -> str:
+    if entry is None:
+        return "-"
+    return f"{entry['mean']:.{digits}f} ({entry['min']:.{digits}f}, {entry['max']:.{digits}f})"
+
+
+def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
+    if shift is None:
+        return "-"
+    number = shift[key]
+    return f"{number['value']:+.4f} [{number['low']:+.4f}, {number['high']:+.4f}]"
+
+
+def _facts(run: Run, experiment: Experiment) -> str:
+    environment = run.path / "environment.json"
+    found = read_json(environment) if environment.exists() else {}
+    e = experiment
+    model = (
+        f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
+        f"precondition {e.precondition.kind}, levels {e.levels.kind}, weighting {e.weighting.kind}, "
+        f"network {e.network.kind}, seed {e.seed}, trained on {e.train.images:,} images."
+    )
+    if not found:
+        return model
+    return (
+        f"{model} snrkit {found['snrkit']}, torch {found['packages']['torch']}, {found['device']}, "
+        f"precision {found['precision']}, commit {found['git_commit']}."
+    )
+
+
+def _reading(run: Run, experiment: Experiment) -> list[str]:
+    """What the numbers were made from, nulls, warnings, and what is missing."""
+    texts: list[str] = []
+    metrics = read_all([run.metrics(name) for name in experiment.samplers])
+    shifts = read_all([run.shift(name) for name in experiment.samplers])
+    for record in list(metrics.values())[:1]:
+        texts.append(
+            f"Scores: {len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds "
+            f"{record['seeds']}), weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} "
+            f"images; features: {record['features_note'] or record['features']}; reference: {record['reference']}."
+        )
+    for record in list(shifts.values())[:1]:
+        texts.append(
+            f"Shift: {record['images']} trajectories and as many forward samples of {record['held_out_images']} "
+            f"held-out images; nulls with {record['confidence']:.0%} intervals: "
+            f"norm gap {_interval(record, 'mean_norm_gap_null')}, "
+            f"ln variance ratio {_interval(record, 'mean_log_variance_ratio_null')}."
+        )
+    near = {name: record["memorisation"] for name, record in metrics.items() if record["memorisation"]}
+    if near:
+        shares = ", ".join(f"{name} {entry['nearer']:.3f}" for name, entry in near.items())
+        texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
+    warnings = {w for record in metrics.values() for part in record["ranges"] for w in part["warnings"]}
+    texts += [f"Warning: {warning}" for warning in sorted(warnings)]
+    missing = [name for name in experiment.samplers if name not in metrics]
+    if missing:
+        texts.append(f"Not scored yet: {', '.join(missing)}; run snrkit sample and snrkit eval-fid.")
+    unmeasured = [name for name in experiment.samplers if name not in shifts]
+    if unmeasured:
+        texts.append(f"Shift not measured yet: {', '.join(unmeasured)}; run snrkit measure-shift.")
+    return texts
+
+
+def _pictures(run: Run, experiment: Experiment) -> list[Block]:
+    blocks: list[Block] = []
+    log = read_log(run)
+    if log:
+        write_bytes(run.path / "loss.png", loss_curve(log))
+        blocks += [Heading("Training"), Picture(run.path / "loss.png", "Loss while training, and on held-out images.")]
+    for title, paths in (
+        ("Shift", [run.shift(name, ".png") for name in experiment.samplers]),
+        ("Samples", [run.samples(name).with_suffix(".png") for name in experiment.samplers]),
+    ):
+        found = [Picture(path, path.stem) for path in paths if path.exists()]
+        blocks += [Heading(title), *found] if found else []
+    return blocks
+
+
+def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of the training loss and of the held-out loss per logsnr bin."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lines = [record for record in log if record["kind"] == "train"]
+    held = [record for record in log if record["kind"] == "held_out"]
+    left.plot([r["images"] for r in lines], [r["loss"] for r in lines], linewidth=1, label="training")
+    left.plot(
+        [r["images"] for r in held], [sum(r["loss"]) / len(r["loss"]) for r in held], marker=".", label="held-out"
+    )
+    left.set(xlabel="images", ylabel="loss")
+    left.legend(fontsize=8)
+    for index, record in enumerate(held):
+        shade = 0.2 + 0.8 * (index + 1) / len(held)
+        right.plot(record["logsnr"], record["loss"], color="C1", alpha=shade, linewidth=1)
+    right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _markdown(block: Block, base: Path) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {block.text}"
+    if isinstance(block, Paragraph):
+        return block.text
+    if isinstance(block, Picture):
+        return f"![{block.caption}]({block.path.relative_to(base).as_posix()})\n*{block.caption}*"
+    lines = [block.header, ["---"] * len(block.header), *block.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Paragraph):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Picture):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        caption = html.escape(block.caption)
+        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in block.rows)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;font-size:13px}th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left}"
+    "th{background:#f4f4f4}.scroll{overflow-x:auto}img{max-width:100%;image-rendering:pixelated}"
+    "figure{display:inline-block;margin:0 1rem 1rem 0}figcaption{font-size:13px;color:#555}"
+)
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>snrkit: {html.escape(title)}</title>"
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )

@@ -1,0 +1,400 @@
+"""The training loop, as a generator of steps. Saving, logging and progress are the caller's `for`.
+
+Everything random about step k is drawn from (seed, k) (randomness.py), so that a run can stop after any step and go on
+bit for bit, and the number of processes changes nothing but the order of float additions.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from snrkit.data.augment import EdmAugment
+from snrkit.data.dataset import Dataset, chunks, stream, to_unit
+from snrkit.denoiser import Precondition
+from snrkit.distributed import World
+from snrkit.ema import Average, HalfLife
+from snrkit.errors import SnrkitError
+from snrkit.level import broadcast
+from snrkit.networks import largest_logit, watch_attention
+from snrkit.objective import LevelSampler, Weighting, output_weight
+from snrkit.prediction import Cond, Target
+from snrkit.process import Process
+from snrkit.randomness import DROPOUT, HOLDOUT, Draws, Plan
+from snrkit.randomness import stream as random_stream
+from snrkit.value import Value
+
+PATIENCE = 10  # non-finite steps in a row before giving up
+HOLDOUT_IMAGES = 2048
+
+
+class TrainConfig(Value):
+    """How long, how fast and how safely. Everything is counted in images."""
+
+    images: int = Field(ge=1)
+    batch: int = Field(128, ge=1)
+    slice: int = Field(16, ge=1, description="images whose randomness is drawn together")
+    accumulate: int = Field(1, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(10_000, ge=0)
+    decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
+    decay_from: int = Field(0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    noise_dropout: float = Field(0.0, ge=0, lt=1)
+    augment: EdmAugment | None = None
+    averages: tuple[HalfLife, ...] = (HalfLife(),)
+    save_every: int = Field(20_000, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    log_every: int = Field(2_000, ge=1)
+    holdout_every: int = Field(20_000, ge=1)
+    holdout_bins: int = Field(10, ge=1)
+
+    def lr_at(self, images: int) -> float:
+        """The learning rate of the step that starts after `images` images."""
+        warm = min(1.0, (images + self.batch) / self.warmup) if self.warmup else 1.0
+        past = max(0, images - self.decay_from)
+        left = max(0.0, 1 - past / max(1, self.images - self.decay_from))
+        if self.decay == "cosine":
+            shape = float((1 - torch.cos(torch.tensor(left * torch.pi, dtype=torch.float64))) / 2)
+        elif self.decay == "linear":
+            shape = left
+        elif self.decay == "rsqrt":
+            shape = max(images / max(1, self.decay_from), 1.0) ** -0.5
+        else:
+            shape = 1.0
+        return self.lr * warm * shape
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is asked of the network."""
+
+    process: Process
+    target: Target
+    precondition: Precondition
+    levels: LevelSampler
+    weighting: Weighting
+    sigma_data: float
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """Training levels (B,) of uniforms (B,), snapped to the process's table."""
+        return self.process.snap(self.levels.logsnr(u, self.process))
+
+    def losses(
+        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, squared error of eps), each (B,) float32, averaged over the dimensions of x0 and eps (B, *).
+
+        `untold` (B,) marks images whose level the network is not told.
+        """
+        level = self.process.level(logsnr)
+        a, b = self.target.direction(level)
+        c = self.precondition.coefficients(level, self.target, self.process.scaling, self.sigma_data)
+        alpha, sigma = level.scales(x0)
+        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * eps)
+        time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
+        output = network(x, time, cond)
+        wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
+        wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
+        error = (output.float() - wanted).square().flatten(1).mean(1)
+        return self._weight(logsnr, True).to(error) * error, self._weight(logsnr, False).to(error) * error
+
+    def _weight(self, logsnr: Tensor, weighted: bool) -> Tensor:
+        level = self.process.level(logsnr)
+        density = self.levels.density(logsnr, self.process)
+        return output_weight(
+            level,
+            density,
+            process=self.process,
+            target=self.target,
+            precondition=self.precondition,
+            weighting=self.weighting if weighted else _UNIT,
+            sigma_data=self.sigma_data,
+        )
+
+
+class _Unit:
+    def weight(self, level: Any, density: Tensor, sigma_data: float) -> Tensor:
+        return torch.ones_like(density)
+
+
+_UNIT = _Unit()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStep:
+    """What happened in one optimizer step, on this process."""
+
+    step: int
+    images: int  # seen after this step
+    loss: float  # of the global batch
+    grad_norm: float  # before clipping
+    lr: float
+    skipped: bool
+    logit: float | None  # largest attention logit, where it was watched
+    logsnr: Tensor  # levels of this process's images
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Everything that changes while training."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    averages: dict[str, Average]
+    step: int = 0
+    images: int = 0
+    nonfinite: int = 0  # in a row
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The fixed surroundings of training: data, objective, precision and processes."""
+
+    config: TrainConfig
+    objective: Objective
+    dataset: Dataset
+    train: tuple[int, ...]  # indices that may be trained on
+    held: tuple[int, ...]
+    seed: int
+    world: World
+    flip: bool = False
+    workers: int = 0
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
+    compile: bool = False
+    dropout: bool = False
+
+    def plan(self) -> Plan:
+        """The shape of the random draws."""
+        return Plan(self.seed, self.config.batch, self.config.slice, len(self.train), self.dataset.shape)
+
+
+def make_state(task: Task, network: nn.Module) -> TrainState:
+    """A fresh state round `network`, which is moved to the device."""
+    memory = torch.channels_last if task.channels_last else torch.preserve_format
+    network = network.to(device=task.world.device).to(memory_format=memory)
+    config = task.config
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True
+    )
+    scaler = torch.amp.GradScaler(task.world.device.type, enabled=task.autocast == torch.float16)
+    return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages})
+
+
+def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[TrainStep]:
+    """Train to `config.images`, yielding after every step, with `state` up to date.
+
+    `watch_every` images, the largest attention logit is recorded. SnrkitError after ten non-finite steps in a row.
+    """
+    config, world = task.config, task.world
+    caller: nn.Module = torch.compile(state.network) if task.compile else state.network  # type: ignore[assignment]
+    if world.size > 1:
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        caller = DistributedDataParallel(caller, device_ids=devices, broadcast_buffers=False)
+    state.network.train()
+    batches = _batches(task, state.step)
+    while state.images < config.images:
+        watch = bool(watch_every) and (state.images + config.batch) // watch_every > state.images // watch_every
+        watch_attention(state.network, watch)
+        yield _one_step(task, state, caller, batches, watch)
+
+
+def _batches(task: Task, first: int) -> Iterator[tuple[Draws, Tensor]]:
+    """(draws, pixels) of every micro-batch of this process, in order, from step `first` on."""
+    config, world, plan = task.config, task.world, task.plan()
+    per_micro = config.batch // (config.slice * world.size * config.accumulate)
+    waiting: list[Draws] = []
+
+    def indices() -> Iterator[Sequence[int]]:
+        step = first
+        while True:
+            for micro in range(config.accumulate):
+                begin = (micro * world.size + world.rank) * per_micro
+                draws = plan.draw(step, range(begin, begin + per_micro))
+                waiting.append(draws)
+                yield [task.train[p] for p in draws.positions.tolist()]
+            step += 1
+
+    for pixels in stream(task.dataset, indices(), task.workers):
+        yield waiting.pop(0), pixels
+
+
+def _one_step(
+    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[Draws, Tensor]], watch: bool
+) -> TrainStep:
+    config, world = task.config, task.world
+    lr = config.lr_at(state.images)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    total = torch.zeros((), device=world.device)
+    levels: list[Tensor] = []
+    for micro in range(config.accumulate):
+        draws, pixels = next(batches)
+        last = micro == config.accumulate - 1
+        alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
+        with alone:
+            losses, logsnr = _micro_losses(task, caller, draws, pixels, state.step)
+            loss = losses.sum() / config.batch
+            state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+        levels.append(logsnr)
+    loss_value = float(world.sum(total))
+    state.scaler.unscale_(state.optimizer)
+    norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
+    skipped = world.any(not (torch.tensor(loss_value).isfinite() and torch.tensor(norm).isfinite()))
+    _update(task, state, skipped)
+    state.step += 1
+    state.images += config.batch
+    if skipped and state.nonfinite >= PATIENCE:
+        raise _gave_up(state, torch.cat(levels))
+    logit = largest_logit(state.network) if watch else None
+    return TrainStep(
+        state.step,
+        state.images,
+        loss_value,
+        norm,
+        lr,
+        skipped,
+        None if logit is None else float(logit),
+        torch.cat(levels),
+    )
+
+
+def _update(task: Task, state: TrainState, skipped: bool) -> None:
+    if skipped:
+        state.nonfinite += 1
+    else:
+        state.nonfinite = 0
+        state.scaler.step(state.optimizer)
+        for average in state.averages.values():
+            average.update(state.network, state.images, task.config.batch)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _gave_up(state: TrainState, logsnr: Tensor) -> SnrkitError:
+    low, high = float(logsnr.min()), float(logsnr.max())
+    return SnrkitError(
+        f"training stopped: loss or gradient was not finite in {PATIENCE} steps in a row, the last at step "
+        f"{state.step} ({state.images} images, logsnr {low:.2f} to {high:.2f}); the last checkpoint is intact: "
+        "lower train.lr, set train.clip, or use precision fp32"
+    )
+
+
+def _micro_losses(task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    device, config = task.world.device, task.config
+    logsnr = task.objective.logsnr(draws.level)
+    x0, cond = _prepare(task, draws, pixels)
+    untold = draws.noise_drop < config.noise_dropout
+    if task.dropout:  # masks follow from the step and this process's first slice, so that resuming changes nothing
+        mask_seed = random_stream(DROPOUT, task.seed, step, int(draws.positions[0])).integers(2**31)
+        torch.manual_seed(int(mask_seed))
+    noise = draws.noise.to(device, non_blocking=True)
+    if task.channels_last:
+        x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
+    mixed = nullcontext() if task.autocast is None else torch.autocast(device.type, task.autocast)
+    with mixed:
+        losses, _ = task.objective.losses(caller, x0, noise, logsnr, untold, cond)
+    return losses, logsnr
+
+
+def _prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
+    """Clean images after flips and augmentation, and the condition after label dropout, on the device."""
+    device, config, dataset = task.world.device, task.config, task.dataset
+    x0 = to_unit(pixels)
+    if task.flip:
+        x0 = torch.where((draws.flip < 0.5)[:, None, None, None], x0.flip(3), x0)
+    told = None
+    if config.augment is not None:
+        x0, told = config.augment.apply(x0, draws.augment)
+    labels = None
+    if dataset.labels is not None:
+        chosen = dataset.labels[torch.tensor([task.train[p] for p in draws.positions.tolist()])]
+        labels = chosen.masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
+    return x0.to(device), Cond(labels=labels, augment=None if told is None else told.float().to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutLoss:
+    """Mean loss and squared error of eps on held-out images, by bins of logsnr with equally many images."""
+
+    logsnr: list[float]
+    loss: list[float]
+    eps_error: list[float]
+    held_images: int
+
+
+@torch.no_grad()
+def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLoss | None:
+    """The loss of `network` on held-out images, levels and noise depending on the seed only; None without any."""
+    held = task.held[:HOLDOUT_IMAGES]
+    if not held:
+        return None
+    was_training = network.training
+    network.eval()
+    rng = random_stream(HOLDOUT, task.seed)
+    u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
+    logsnr = task.objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
+    noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
+    results = []
+    for run in chunks(range(len(held)), batch):
+        rows, device = torch.as_tensor(run), task.world.device
+        images = torch.tensor(held)[rows]
+        labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
+        x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
+        pair = task.objective.losses(network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels))
+        results.append(torch.stack(pair).cpu())
+    network.train(was_training)
+    order = logsnr.argsort()
+    bins = torch.tensor_split(torch.cat(results, 1).double()[:, order], min(task.config.holdout_bins, len(held)), 1)
+    centres = torch.tensor_split(logsnr[order], len(bins))
+    return HeldOutLoss(
+        [float(c.mean()) for c in centres],
+        [float(b[0].mean()) for b in bins],
+        [float(b[1].mean()) for b in bins],
+        len(held),
+    )
+
+
+def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """All tensors of the training state, as a checkpoint takes them."""
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in state.network.named_parameters()
+        for key, value in state.optimizer.state[parameter].items()
+    }
+    averages = {name: average.tensors for name, average in state.averages.items()}
+    return {"network": state.network.state_dict(), "optimizer": moments, **averages}
+
+
+def state_numbers(state: TrainState) -> dict[str, Any]:
+    """All plain numbers of the training state."""
+    return {"step": state.step, "nonfinite": state.nonfinite, "scaler": state.scaler.state_dict()}
+
+
+def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+    """Take over the training state of a checkpoint."""
+    state.network.load_state_dict(tensors["network"])
+    for name, average in state.averages.items():
+        average.load(tensors[name])
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors["optimizer"].items():
+        parameter, _, entry = key.rpartition("/")
+        moments.setdefault(parameter, {})[entry] = value
+    order = [name for name, _ in state.network.named_parameters()]
+    packed = state.optimizer.state_dict()
+    packed["state"] = {i: moments[name] for i, name in enumerate(order) if name in moments}
+    state.optimizer.load_state_dict(packed)
+    state.scaler.load_state_dict(numbers["scaler"])
+    state.step, state.images, state.nonfinite = int(numbers["step"]), images, int(numbers["nonfinite"])
