@@ -64,8 +64,8 @@ class LogNormal(Value):
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The normal density."""
-        z = (logsnr + 2 * self.mean) / (2 * self.std)
-        return torch.exp(-(z * z) / 2) / (2 * self.std * (2 * math.pi) ** 0.5)
+        z: Tensor = (logsnr + 2 * self.mean) / (2 * self.std)
+        return torch.exp(-z.square() / 2) / (2 * self.std * (2 * math.pi) ** 0.5)
 
 
 AnyLevelSampler = Annotated[UniformTime | LogNormal, Field(discriminator="kind")]

@@ -79,7 +79,8 @@ GUIDE = (
     "noised to the same levels, averaged over levels. Above 0 the network finds more noise in the sampler's states "
     "than in real ones of the same level. Its null is the same of training over held-out images. Variance ratio: "
     "variance of the states over its nominal value alpha^2 Var[x0] + sigma^2; ln of it, averaged over levels; its "
-    "null is that of held-out images. Brackets hold bootstrap intervals. A shift whose interval lies inside its null's is not shown to exist.",
+    "null is that of held-out images. Brackets hold bootstrap intervals. A shift whose interval overlaps its null's is "
+    "not shown to exist.",
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set.",
 )

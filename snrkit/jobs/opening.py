@@ -107,7 +107,7 @@ class Model:
 
 
 def open_model(opened: Opened, run: Run, images: int | None = None) -> Model:
-    """The denoiser of the newest checkpoint, or of that at `images`, with the longest average or what sample.average says."""
+    """The denoiser of the newest checkpoint or that at `images`; weights: the longest average, or sample.average."""
     e = opened.experiment
     average = longest(e.train.averages)
     weights = e.sample.average or (average.name if average else "network")

@@ -24,7 +24,7 @@ class Churn(Value):
     kind: Literal["churn"] = "churn"
     s_churn: float = Field(40.0, ge=0)
     s_min: float = Field(0.05, ge=0)
-    s_max: float = Field(50.0, gt=0)
+    s_max: float | None = Field(50.0, gt=0, description="null: no upper limit")
     s_noise: float = Field(1.003, gt=0)
     order: ClassVar[int] = 2
 
@@ -42,7 +42,7 @@ class Churn(Value):
 
     def _gamma(self, place: Place) -> Tensor:
         ratio = torch.exp(-place.here.logsnr / 2)
-        active = (ratio >= self.s_min) & (ratio <= self.s_max)
+        active = ratio.isfinite() & (ratio >= self.s_min) & (ratio <= (math.inf if self.s_max is None else self.s_max))
         return torch.where(active, min(self.s_churn / (len(place.grid) - 1), math.sqrt(2) - 1), 0.0)
 
 

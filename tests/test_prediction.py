@@ -1,0 +1,195 @@
+"""The 2x2 solve, targets and preconditioning."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snrkit.data.toy import gaussian_denoiser
+from snrkit.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
+from snrkit.errors import SnrkitError
+from snrkit.level import level_of
+from snrkit.networks import Mlp, make_network
+from snrkit.prediction import SAME, X0, Cond, Eps, FlowVelocity, Score, V, determinant, solve
+from tests.exact import PROCESSES, THREE, mixture, tensor
+
+TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity(), "score": Score()}
+SCALINGS = ("vp", "ve", "flow")
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@given(logsnr=st.floats(-12, 12))
+def test_solve_recovers_what_was_mixed(scaling, target, logsnr):
+    """solve(alpha*x0 + sigma*eps, a*x0 + b*eps) == (x0, eps), for every target, scaling and level."""
+    level = level_of(tensor(logsnr), scaling)
+    x0, eps = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    a, b = target.direction(level)
+    found = solve(level.alpha * x0 + level.sigma * eps, a * x0 + b * eps, level, target)
+    torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-8)
+    torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-8)
+
+
+def test_v_in_vp_is_the_published_one():
+    """v = alpha*eps - sigma*x0 in vp, and |x|^2 + |v|^2 = |x0|^2 + |eps|^2."""
+    level = level_of(tensor(0.7), "vp")
+    x0, eps = torch.randn(2, 50, dtype=torch.float64)
+    a, b = V().direction(level)
+    v, x = a * x0 + b * eps, level.alpha * x0 + level.sigma * eps
+    torch.testing.assert_close(v, level.alpha * eps - level.sigma * x0)
+    torch.testing.assert_close(x.square() + v.square(), x0.square() + eps.square())
+
+
+def test_v_in_edm_space_has_its_root():
+    """In ve, v is (eps - sigma*x0)/sqrt(1 + sigma^2): without the root it would be off by 1.414 at sigma 1."""
+    level = level_of(tensor(0.0), "ve")
+    a, b = V().direction(level)
+    torch.testing.assert_close(torch.stack([a, b]), tensor([-1.0, 1.0]) / 2**0.5)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 80.0])
+@pytest.mark.parametrize("s", [0.5, 1.0])
+def test_edm_coefficients_are_the_published_rows(sigma, s):
+    """c_skip, c_out, c_in of Karras et al. 2022 table 1 for x0; the v row of Salimans & Ho at s = 1 is (0, 1)."""
+    level = level_of(-2 * tensor(sigma).log(), "ve")
+    c = EdmPrecondition().coefficients(level, X0(), "ve", s)
+    total = sigma**2 + s**2
+    for ours, published in ((c.c_skip, s**2 / total), (c.c_out, sigma * s / total**0.5), (c.c_in, total**-0.5)):
+        torch.testing.assert_close(ours, tensor(published), rtol=1e-12, atol=0)
+    v = EdmPrecondition().coefficients(level, V(), "ve", s)
+    torch.testing.assert_close(v.c_skip, tensor(sigma * (1 - s**2) / ((1 + sigma**2) ** 0.5 * total)))
+    torch.testing.assert_close(v.c_out, tensor(s * ((1 + sigma**2) / total) ** 0.5))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_edm_preconditioning_normalises_gaussians(scaling, target):
+    """On N(0, s^2) data the network's input and target have unit variance, and the target no correlation with x."""
+    s, draws = 0.6, torch.Generator().manual_seed(0)
+    x0, eps = (
+        s * torch.randn(400_000, dtype=torch.float64, generator=draws),
+        torch.randn(400_000, dtype=torch.float64, generator=draws),
+    )
+    level = level_of(tensor(-1.3), scaling)
+    c = EdmPrecondition().coefficients(level, target, scaling, s)
+    a, b = target.direction(level)
+    x = level.alpha * x0 + level.sigma * eps
+    residual = (a * x0 + b * eps - c.c_skip * x) / c.c_out
+    assert (c.c_in * x).var().item() == pytest.approx(1, abs=0.01)
+    assert residual.var().item() == pytest.approx(1, abs=0.01)
+    assert (residual * x).mean().item() == pytest.approx(0, abs=0.01 * x.std().item())
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_all_targets_share_one_residual(target):
+    """Under EDM's preconditioning the target of F is +-(sigma*x0 - alpha*s^2*eps)/(s*sqrt(d)), whatever the target."""
+    s, level = 0.6, level_of(tensor(1.1), "flow")
+    x0, eps = torch.randn(2, 20, dtype=torch.float64)
+    c = EdmPrecondition().coefficients(level, target, "flow", s)
+    a, b = target.direction(level)
+    residual = (a * x0 + b * eps - c.c_skip * (level.alpha * x0 + level.sigma * eps)) / c.c_out
+    d = level.alpha**2 * s**2 + level.sigma**2
+    shared = (level.sigma * x0 - level.alpha * s**2 * eps) / (s * d.sqrt())
+    torch.testing.assert_close(residual * torch.sign(residual[0] * shared[0]), shared)
+
+
+def test_without_preconditioning_only_ve_scales_its_input():
+    """c_in is 1 in vp and flow and 1/sqrt(1 + sigma^2) in ve."""
+    for scaling in SCALINGS:
+        level = level_of(tensor(-2.0), scaling)
+        c = NoPrecondition().coefficients(level, Eps(), scaling, 0.5)
+        expected = (1 + level.sigma**2).rsqrt() if scaling == "ve" else tensor(1.0)
+        torch.testing.assert_close(c.c_in, expected)
+        assert (c.c_skip, c.c_out) == (0, 1)
+
+
+def trained_like(process, target, precondition, seed=0):
+    """A network with a last layer that is not zero, so that its answers depend on everything it is given."""
+    network = make_network(Mlp(dim=16, depth=1, classes=3), (1, 2, 2), seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    return NetworkDenoiser(network, process, target, precondition, 0.5)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("precondition", [NoPrecondition(), EdmPrecondition()], ids=["none", "edm"])
+@torch.no_grad()
+def test_state_equation_holds_after_every_call(process, target, precondition):
+    """alpha*x0 + sigma*eps == x at `level`, whatever the network says and whatever it was told."""
+    denoise = trained_like(process, target, precondition)
+    x = torch.randn(5, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logsnr = process.snap(torch.linspace(*process.bounds, 5, dtype=torch.float64))
+    for level in (process.level(logsnr), process.level(logsnr[2])):
+        alpha, sigma = level.scales(x)
+        for told in (SAME, None, process.level(logsnr[3])):
+            p = denoise(x, level, told=told, cond=Cond(labels=torch.tensor([0, 1, 2, -1, 0])))
+            scale = float((alpha * p.x0).abs().max() + (sigma * p.eps).abs().max())
+            torch.testing.assert_close(alpha * p.x0 + sigma * p.eps, x, rtol=0, atol=1e-13 * scale + 1e-12)
+
+
+@torch.no_grad()
+def test_told_moves_the_network_and_level_the_reading():
+    """An x0 network keeps D(x; told) wherever it is read; an eps network keeps eps(x; told)."""
+    process = PROCESSES["ddpm"]
+    here, other = process.level(tensor(1.0)), process.level(tensor(-2.0))
+    x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    for target, kept in ((X0(), "x0"), (Eps(), "eps")):
+        denoise = trained_like(process, target, NoPrecondition())
+        at_here, at_other = denoise(x, here, told=other), denoise(x, other, told=other)
+        assert torch.equal(getattr(at_here, kept), getattr(at_other, kept))
+        assert not torch.allclose(getattr(at_here, kept), getattr(denoise(x, here), kept))
+
+
+@torch.no_grad()
+def test_telling_the_level_itself_changes_no_bit():
+    """told=level is SAME."""
+    denoise = trained_like(PROCESSES["edm"], X0(), EdmPrecondition())
+    x, level = torch.randn(3, 1, 2, 2, dtype=torch.float64), PROCESSES["edm"].level(tensor(0.3))
+    assert torch.equal(denoise(x, level).x0, denoise(x, level, told=level).x0)
+    assert not torch.equal(denoise(x, level).x0, denoise(x, level, told=None).x0)
+
+
+@torch.no_grad()
+def test_a_silent_edm_network_is_the_exact_gaussian_denoiser():
+    """For N(0, sigma_data^2) the optimal F is 0, told or not, in every process."""
+    for process in PROCESSES.values():
+        for target in TARGETS.values():
+            denoise = NetworkDenoiser(lambda x, t, c: torch.zeros_like(x), process, target, EdmPrecondition(), 0.5)
+            exact = gaussian_denoiser(process, 0.0, 0.25, (1, 2, 2))
+            x, level = torch.randn(3, 1, 2, 2, dtype=torch.float64), process.level(tensor(-0.4))
+            for told in (SAME, None):
+                torch.testing.assert_close(denoise(x, level, told=told).x0, exact(x, level).x0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+def test_exact_denoisers_obey_the_score_identity(process):
+    """eps = -sigma * grad ln p(x): the mixture's denoiser against autograd on its own density."""
+    denoise, level = mixture(process), process.level(tensor(0.5))
+    x = torch.randn(6, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    (score,) = torch.autograd.grad(denoise.posterior(x, level)[1].sum(), x)
+    torch.testing.assert_close(denoise(x, level).eps, -level.sigma * score, rtol=1e-9, atol=1e-9)
+
+
+def test_blind_exact_denoiser_is_the_average_over_its_prior():
+    """told=None: with one level in the prior it is told that level; with many it lies between."""
+    process = PROCESSES["edm"]
+    x, level = torch.randn(4, 1, 2, 2, dtype=torch.float64), process.level(tensor(0.0))
+    one = mixture(process, prior=tensor([1.5]))
+    torch.testing.assert_close(one(x, level, told=None).x0, one(x, level, told=process.level(tensor(1.5))).x0)
+    with pytest.raises(SnrkitError, match="no prior"):
+        mixture(process)(x, level, told=None)
+
+
+def test_eps_and_score_are_refused_at_pure_noise():
+    """At alpha = 0 their determinant is 0, x0's, v's and flow's is not."""
+    level = level_of(tensor(-float("inf")), "flow")
+    for name, target in TARGETS.items():
+        silent = name in ("eps", "score")
+        assert (determinant(level, target) == 0) == silent
+        if silent:
+            with pytest.raises(SnrkitError, match="pure noise"):
+                check_readable(level, target)
+        else:
+            check_readable(level, target)

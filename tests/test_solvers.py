@@ -1,0 +1,286 @@
+"""Solvers: their order, their published forms, and what they share between scalings."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from snrkit.data.toy import MixtureDenoiser
+from snrkit.denoiser import check_readable
+from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.level import level_of
+from snrkit.prediction import Prediction, Wrapped
+from snrkit.process import Ddpm, Edm, Flow
+from snrkit.sample import start
+from snrkit.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
+from snrkit.step import Place
+from tests.exact import (
+    MEAN,
+    THREE,
+    VARIANCE,
+    edm_sampler,
+    gaussian,
+    gaussian_flow,
+    mixture,
+    run,
+    tensor,
+    uniform_levels,
+    velocity_heun,
+)
+
+DETERMINISTIC = {"euler": Euler(), "heun": Heun(), "dpmpp_2m": Dpmpp2m()}
+STOCHASTIC = {
+    "ancestral": Ancestral(eta=1.0),
+    "churn": Churn(s_churn=10, s_min=0, s_max=None, s_noise=1.0),
+}
+ALL = DETERMINISTIC | STOCHASTIC
+
+
+def slope(error):
+    """The order of convergence between 128 and 256 steps."""
+    return math.log2(error(128) / error(256))
+
+
+def exact_history(solver, denoise, x, here, before):
+    """What a multistep solver would remember of a step on the exact trajectory."""
+    if not isinstance(solver, Dpmpp2m):
+        return None
+    return denoise(gaussian_flow(x, here, before), before).x0, before.logsnr
+
+
+def path_error(process, solver, steps):
+    """Distance from the exact flow at logsnr 6 after uniform steps from -6, with exact history."""
+    denoise, levels = gaussian(process), uniform_levels(process, steps)
+    x = levels[0].alpha * MEAN + (levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2).sqrt() * torch.linspace(
+        -2, 2, 5, dtype=torch.float64
+    ).reshape(5, 1, 1, 1)
+    wanted = gaussian_flow(x, levels[0], levels[-1])
+    before = process.level(levels[0].logsnr - 12 / steps)
+    memory = exact_history(solver, denoise, x, levels[0], before)
+    for index, (here, there) in enumerate(pairwise(levels)):
+        x, _, memory = solver.step(denoise, x, Place(index, levels, here, there), memory, None)
+    return float((x - wanted).abs().max())
+
+
+def variance_error(process, solver, steps):
+    """Error of the final variance: each step is affine in state and noise, so the variance obeys a recursion."""
+    denoise, levels = gaussian(process), uniform_levels(process, steps)
+    variance = levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2
+    zero, one = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    for index, (here, there) in enumerate(pairwise(levels)):
+        place = Place(index, levels, here, there)
+        base = solver.step(denoise, zero, place, None, torch.zeros_like)[0]
+        gain = solver.step(denoise, one, place, None, torch.zeros_like)[0] - base
+        fresh = solver.step(denoise, zero, place, None, torch.ones_like)[0] - base
+        variance = (gain**2 * variance + fresh**2).squeeze()
+    return float((variance - levels[-1].alpha ** 2 * VARIANCE - levels[-1].sigma ** 2).abs())
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+def test_every_solver_has_the_order_it_declares(process, solver):
+    """The slope of the error on Gaussian data lies between order - 0.15 and order + 0.3."""
+    error = variance_error if solver in STOCHASTIC.values() else path_error
+    measured = slope(lambda steps: error(process, solver, steps))
+    assert solver.order - 0.15 <= measured <= solver.order + 0.3
+
+
+def test_every_kind_of_solver_is_measured():
+    """A solver added to the union has to enter the test of orders."""
+    from typing import get_args
+
+    from snrkit.solvers import AnySolver
+
+    kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(AnySolver)[0])}
+    assert kinds == set(ALL)
+
+
+def test_heun_on_edm_is_algorithm_1():
+    """Equal to EDM's Algorithm 1 to 1e-9 in float64, on a mixture and EDM's own grid."""
+    process = Edm()
+    denoise, levels = mixture(process), Karras(steps=18).levels(process)
+    x = start(process, torch.randn(6, 1, 2, 2), levels[0])
+    sigmas = [float(level.sigma) for level in levels]
+    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0  # noqa: E731
+    torch.testing.assert_close(run(Heun(), denoise, levels, x), edm_sampler(d, x, sigmas), rtol=0, atol=1e-9)
+
+
+def test_churn_on_edm_is_algorithm_2():
+    """Equal to EDM's Algorithm 2 with the same noise, with its interval of levels."""
+    process = Edm()
+    denoise, levels = mixture(process), Karras(steps=18).levels(process)
+    x = start(process, torch.randn(6, 1, 2, 2), levels[0])
+    draws = [torch.randn(6, 1, 2, 2, dtype=torch.float64) for _ in range(18)]
+    settings = {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
+    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0  # noqa: E731
+    mine, theirs = iter(draws), iter(draws)
+    ours = run(Churn(**settings), denoise, levels, x, noise=lambda _: next(mine))
+    reference = edm_sampler(d, x, [float(level.sigma) for level in levels], noise=lambda _: next(theirs), **settings)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+def test_heun_on_flow_is_velocity_heun_in_t():
+    """Equal to Heun in t on dx/dt = eps - x0 to 1e-9 in float64, from t = 1."""
+    process = Flow()
+    denoise, levels = mixture(process), UniformTime(steps=12).levels(process)
+    x = start(process, torch.randn(6, 1, 2, 2), levels[0])
+
+    def velocity(state, t):
+        p = denoise(state, process.level(process.logsnr(tensor(t))))
+        return p.eps - p.x0
+
+    times = [float(level.sigma) for level in levels]
+    assert times[0] == 1
+    torch.testing.assert_close(run(Heun(), denoise, levels, x), velocity_heun(velocity, x, times), rtol=0, atol=1e-9)
+
+
+def diffusers_like(process, eps_of):
+    """A denoiser from a function eps(state in vp, time), read in the process's own scaling."""
+
+    def answer(x, level, told=None, cond=None):
+        vp = level_of(level.logsnr, "vp")
+        eps = eps_of(x * vp.alpha / level.alpha, process.time(level.logsnr))
+        return Prediction((x - level.sigma * eps) / level.alpha, eps)
+
+    return Wrapped(process, answer)
+
+
+def test_heun_on_ddpm_ve_is_sigma_space_heun():
+    """Equal to Heun in sigma = sqrt((1 - abar)/abar) on the table to 1e-9, and to diffusers' scheduler (float32)."""
+    process = Ddpm(scaling="ve")
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    denoise, levels = diffusers_like(process, eps_of), UniformTime(steps=10).levels(process)
+    sigmas = [float(level.sigma) for level in levels]
+    x = start(process, torch.randn(4, 1, 2, 2), levels[0])
+
+    def d(state, sigma):
+        time = process.time(tensor(-2 * math.log(sigma)))
+        return state - sigma * eps_of(state / math.sqrt(1 + sigma**2), time)
+
+    ours = run(Heun(), denoise, levels, x)
+    torch.testing.assert_close(ours, edm_sampler(d, x, sigmas), rtol=0, atol=1e-9)
+
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.HeunDiscreteScheduler(1000, 1e-4, 0.02, "linear", timestep_spacing="linspace")
+    scheduler.set_timesteps(10)
+    state = x.clone()
+    for time in scheduler.timesteps:
+        state = scheduler.step(eps_of(scheduler.scale_model_input(state, time), time), time, state).prev_sample
+    torch.testing.assert_close(ours, state, rtol=0, atol=2e-4 * float(state.abs().max()))
+
+
+@pytest.mark.parametrize("solver", [Euler(), Ancestral(), Ancestral(eta=0.5), Dpmpp2m()], ids=str)
+def test_the_path_is_the_same_in_every_scaling(solver):
+    """Euler, ancestral and dpmpp give the same x/alpha at the same logsnr in vp, ve and flow."""
+    ends = []
+    draws = [torch.randn(3, 1, 2, 2, dtype=torch.float64) for _ in range(9)]
+    first = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    for process in (Ddpm(), Edm(), Flow()):
+        logsnr = [*torch.linspace(-8, 7, 9, dtype=torch.float64), tensor(math.inf)]
+        levels, mine = tuple(process.level(v) for v in logsnr), iter(draws)
+        ends.append(run(solver, mixture(process), levels, first * levels[0].alpha, noise=lambda _, m=mine: next(m)))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0, atol=1e-10)
+
+
+def test_euler_on_ddpm_is_ddim():
+    """x' = sqrt(abar') x0 + sqrt(1 - abar') eps, as diffusers' DDIMScheduler computes it."""
+    diffusers = pytest.importorskip("diffusers")
+    process = Ddpm()
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    scheduler = diffusers.DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False, set_alpha_to_one=False)
+    scheduler.alphas_cumprod = torch.sigmoid(process.table())
+    scheduler.final_alpha_cumprod = tensor(1.0)
+    scheduler.set_timesteps(20)
+    state = x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    for time in scheduler.timesteps:
+        state = scheduler.step(eps_of(state, time), time, state).prev_sample
+    logsnr = process.logsnr(scheduler.timesteps.double())
+    levels = (*(process.level(v) for v in logsnr), process.level(tensor(math.inf)))
+    torch.testing.assert_close(run(Euler(), diffusers_like(process, eps_of), levels, x), state, rtol=0, atol=1e-9)
+
+
+def test_ancestral_is_ddpms_posterior():
+    """eta 1 has the mean and variance of q(x' | x, x0) of Ho et al. 2020, eq. 7."""
+    process = Ddpm()
+    here, there = process.level(process.logsnr(tensor(700.0))), process.level(process.logsnr(tensor(699.0)))
+    x, x0 = torch.randn(2, 8, 1, 1, 1, dtype=torch.float64)
+    denoise = Wrapped(process, lambda s, level, told, cond: Prediction(x0, (s - level.alpha * x0) / level.sigma))
+    place = Place(0, (here, there), here, there)
+    mean = Ancestral().step(denoise, x, place, None, torch.zeros_like)[0]
+    spread = Ancestral().step(denoise, x, place, None, torch.ones_like)[0] - mean
+    abar, abar_next = here.alpha**2, there.alpha**2
+    beta = 1 - abar / abar_next
+    published = abar_next.sqrt() * beta / (1 - abar) * x0
+    published = published + (1 - beta).sqrt() * (1 - abar_next) / (1 - abar) * x
+    torch.testing.assert_close(mean, published, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(spread[0, 0, 0, 0] ** 2, (1 - abar_next) / (1 - abar) * beta, rtol=1e-9, atol=0)
+
+
+def test_ancestral_with_eta_0_is_euler_bit_for_bit():
+    """The neutral element of ancestral sampling."""
+    process = Flow()
+    levels, x = UniformTime(steps=8).levels(process), torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    assert torch.equal(run(Ancestral(eta=0), mixture(process), levels, x), run(Euler(), mixture(process), levels, x))
+
+
+def test_dpmpp_2m_equals_diffusers():
+    """DPMSolverMultistepScheduler with its defaults, on the same levels."""
+    diffusers = pytest.importorskip("diffusers")
+    process = Ddpm()
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    scheduler = diffusers.DPMSolverMultistepScheduler(1000, 1e-4, 0.02, "linear")
+    scheduler.set_timesteps(20)
+    state = x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    for time in scheduler.timesteps:
+        state = scheduler.step(eps_of(state, time), time, state).prev_sample
+    logsnr = process.logsnr(scheduler.timesteps.double())
+    levels = (*(process.level(v) for v in logsnr), process.level(tensor(math.inf)))
+    ours = run(Dpmpp2m(), diffusers_like(process, eps_of), levels, x)
+    torch.testing.assert_close(ours, state.double(), rtol=0, atol=1e-4 * float(state.abs().max()))
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+def test_the_last_step_returns_the_prediction(solver):
+    """Into the clean level every one of these solvers lands exactly on x0 of its last call."""
+    process = Edm()
+    levels = Karras(steps=5).levels(process)
+    x = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    from snrkit.sample import sample
+
+    for step in sample(mixture(process), solver, levels, x, noise=torch.randn_like):
+        last = step
+    assert torch.equal(last.x_next, last.calls[-1].prediction.x0)
+    assert last.place.there.is_clean()
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+def test_a_grid_per_image_equals_a_shared_one(process, solver):
+    """Levels of shape (B,) give the same bits as levels of shape ()."""
+    levels = UniformLogsnr(steps=6).levels(process)
+    wide = tuple(process.level(level.logsnr.expand(3).clone()) for level in levels)
+    x = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    draws = [torch.randn(3, 1, 2, 2, dtype=torch.float64) for _ in range(6)]
+    a, b = iter(draws), iter(draws)
+    one = run(solver, elementwise(process), levels, x, noise=lambda _: next(a))
+    many = run(solver, elementwise(process), wide, x, noise=lambda _: next(b))
+    assert torch.equal(one, many)
+
+
+def elementwise(process) -> MixtureDenoiser:
+    return gaussian(process, shape=(1, 2, 2))
+
+
+def test_flow_starts_at_pure_noise():
+    """No solver divides by alpha: from t = 1 every state is finite."""
+    process = Flow()
+    levels = UniformTime(steps=6).levels(process)
+    assert levels[0].alpha == 0
+    from snrkit.prediction import X0
+
+    check_readable(levels[0], X0())
+    for solver in ALL.values():
+        x = run(solver, mixture(process), levels, torch.randn(2, 1, 2, 2, dtype=torch.float64), noise=torch.randn_like)
+        assert torch.isfinite(x).all()
