@@ -13,5 +13,6 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+def _alone(tmp_path_factory, monkeypatch):
+    torch.manual_seed(0)
     monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

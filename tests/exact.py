@@ -1,6 +1,7 @@
 """Exact denoisers, the exact flow of Gaussian data, and plain reference integrators to compare with."""
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -41,7 +42,7 @@ def uniform_levels(process, steps, low=-6.0, high=6.0):
 def edm_sampler(denoise, x, sigmas, s_churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0, noise=None):
     """Algorithm 2 of Karras et al. 2022 for sigma(t) = t, s(t) = 1, step by step as printed; churn 0 is Algorithm 1."""
     steps = len(sigmas) - 1
-    for t, t_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for t, t_next in pairwise(sigmas):
         gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= t <= s_max else 0.0
         t_hat = t + gamma * t
         if gamma > 0:
@@ -57,7 +58,7 @@ def edm_sampler(denoise, x, sigmas, s_churn=0.0, s_min=0.0, s_max=math.inf, s_no
 
 def velocity_heun(velocity, x, times):
     """Heun's method in t for dx/dt = velocity(x, t)."""
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         v = velocity(x, t)
         guess = x + (t_next - t) * v
         x = guess if t_next == 0 else x + (t_next - t) * (v + velocity(guess, t_next)) / 2

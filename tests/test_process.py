@@ -13,7 +13,7 @@ from snrkit.level import level_of
 from snrkit.process import Ddpm, Edm, Flow, LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas, Vp
 from tests.exact import tensor
 
-ZERO_SNR = tuple(np.linspace(1e-3, 0.5, 49)) + (1.0,)
+ZERO_SNR = (*np.linspace(1e-3, 0.5, 49), 1.0)
 TABLES = {
     "linear": Ddpm(),
     "scaled_linear": Ddpm(betas=ScaledLinearBetas()),

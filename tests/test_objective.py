@@ -1,0 +1,153 @@
+"""Level samplers, weightings and the loss."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.level import level_of
+from snrkit.networks import Mlp, make_network
+from snrkit.objective import EdmWeighting, LogNormal, MinSnr, Simple, UniformTime, output_weight
+from snrkit.prediction import Cond, Eps, FlowVelocity, Score, V, X0
+from snrkit.process import Ddpm, TrainedBetas
+from snrkit.train import Objective
+from tests.exact import PROCESSES, tensor
+
+TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity()}
+
+
+def weight(logsnr, process, target, precondition, weighting, s=0.5):
+    level = process.level(tensor(logsnr))
+    return float(
+        output_weight(
+            level,
+            tensor(1.0),
+            process=process,
+            target=target,
+            precondition=precondition,
+            weighting=weighting,
+            sigma_data=s,
+        )
+    )
+
+
+@given(logsnr=st.floats(-9, 9))
+def test_min_snr_has_its_published_form_on_every_target(logsnr):
+    """min(snr, g) on x0, min(1, g/snr) on eps, min(snr, g)/(snr + 1) on v, .../(1 + sqrt(snr))^2 on flow."""
+    snr, g = torch.exp(tensor(logsnr)).item(), 5.0
+    published = {
+        "x0": min(snr, g),
+        "eps": min(1, g / snr),
+        "v": min(snr, g) / (snr + 1),
+        "flow": min(snr, g) / (1 + snr**0.5) ** 2,
+    }
+    for name, target in TARGETS.items():
+        process = PROCESSES["flow"] if name == "flow" else PROCESSES["vp"]
+        found = weight(logsnr, process, target, NoPrecondition(), MinSnr(gamma=g))
+        assert found == pytest.approx(published[name], rel=1e-9)
+
+
+@given(logsnr=st.floats(-9, 9), s=st.floats(0.2, 2))
+def test_edm_weighting_is_the_unit_loss_on_f(logsnr, s):
+    """1 on the output of an EDM-preconditioned network, for every target and process; lambda(sigma) on x0 in ve."""
+    for process in PROCESSES.values():
+        for target in (*TARGETS.values(), Score()):
+            assert weight(logsnr, process, target, EdmPrecondition(), EdmWeighting(), s) == pytest.approx(1, rel=1e-9)
+    sigma = torch.exp(tensor(-logsnr / 2)).item()
+    published = (sigma**2 + s**2) / (sigma * s) ** 2
+    assert weight(logsnr, PROCESSES["edm"], X0(), NoPrecondition(), EdmWeighting(), s) == pytest.approx(published)
+
+
+@given(logsnr=st.floats(-9, 9))
+def test_simple_is_the_plain_loss_on_eps(logsnr):
+    """1 on eps, snr on x0, sigma^2 on score."""
+    process = PROCESSES["vp"]
+    assert weight(logsnr, process, Eps(), NoPrecondition(), Simple()) == pytest.approx(1)
+    assert weight(logsnr, process, X0(), NoPrecondition(), Simple()) == pytest.approx(torch.exp(tensor(logsnr)).item())
+    sigma = float(process.level(tensor(logsnr)).sigma)
+    assert weight(logsnr, process, Score(), NoPrecondition(), Simple()) == pytest.approx(sigma**2)
+
+
+def test_weights_are_finite_at_zero_terminal_snr():
+    """At alpha = 0 the unit v-loss keeps weight 1 and min-SNR is 0; nothing divides by alpha."""
+    process = Ddpm(betas=TrainedBetas(values=(0.1, 0.5, 1.0)), steps=3)
+    end = float(process.table()[-1])
+    assert end == -float("inf")
+    assert weight(end, process, V(), NoPrecondition(), EdmWeighting(), s=1.0) == pytest.approx(1)
+    assert weight(end, process, V(), NoPrecondition(), MinSnr()) == pytest.approx(0, abs=1e-15)
+    assert weight(end, process, X0(), NoPrecondition(), MinSnr()) == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize("precondition", [NoPrecondition(), EdmPrecondition()], ids=["none", "edm"])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_the_loss_on_f_is_the_weighted_error_of_eps(target, precondition):
+    """The loss equals w_eps |eps_hat - eps|^2 with eps_hat read from the same output by the denoiser."""
+    from snrkit.denoiser import NetworkDenoiser
+
+    network = make_network(Mlp(dim=16, depth=1), (1, 2, 2), 0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.3)
+    process = PROCESSES["flow"]
+    objective = Objective(process, target, precondition, UniformTime(), MinSnr(gamma=2.0), 0.5)
+    x0, eps = torch.randn(2, 6, 1, 2, 2)
+    logsnr = torch.linspace(-3, 4, 6, dtype=torch.float64)
+    loss, eps_error = objective.losses(network, x0, eps, logsnr, torch.zeros(6, dtype=torch.bool), Cond())
+    level = process.level(logsnr)
+    alpha, sigma = level.scales(x0)
+    denoise = NetworkDenoiser(network, process, target, precondition, 0.5)
+    error = (denoise(alpha * x0 + sigma * eps, level).eps - eps).square().flatten(1).mean(1)
+    torch.testing.assert_close(eps_error, error, rtol=2e-4, atol=1e-6)
+    torch.testing.assert_close(
+        loss, MinSnr(gamma=2.0).weight(level, level.logsnr, 0.5).float() * error, rtol=2e-4, atol=1e-6
+    )
+
+
+SAMPLERS = [
+    (UniformTime(), "flow"),
+    (UniformTime(), "vp"),
+    (UniformTime(), "edm"),
+    (LogNormal(), "edm"),
+    (LogNormal(mean=-0.4, std=1.0), "flow"),
+]
+
+
+@pytest.mark.parametrize(("sampler", "name"), SAMPLERS, ids=str)
+def test_draws_follow_the_stated_density(sampler, name):
+    """Kolmogorov-Smirnov of inverse-CDF draws against the integral of the density, which is 1."""
+    process = PROCESSES[name]
+    u = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = sampler.logsnr(u, process).numpy()
+    axis = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    density = sampler.density(axis, process)
+    cdf = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, axis)])
+    assert float(cdf[-1]) == pytest.approx(1, abs=2e-3)
+    import numpy as np
+
+    assert stats.kstest(drawn, lambda v: np.interp(v, axis.numpy(), cdf.numpy())).pvalue > 1e-3
+
+
+def test_uniform_time_on_a_table_has_unit_mass():
+    """The density of a table times the width of each entry sums to 1."""
+    process = PROCESSES["ddpm"]
+    table = process.table()
+    width = torch.cat([table[:1] - table[1:2], (table[:-2] - table[2:]) / 2, table[-2:-1] - table[-1:]])
+    assert float((UniformTime().density(table, process) * width).sum()) == pytest.approx(1, rel=1e-9)
+
+
+def test_lognormal_is_edms():
+    """ln sigma ~ N(-1.2, 1.2^2): logsnr ~ N(2.4, 2.4^2)."""
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = LogNormal().logsnr(u, PROCESSES["edm"])
+    assert (float(drawn.mean()), float(drawn.std())) == pytest.approx((2.4, 2.4), abs=2e-3)
+
+
+def test_table_draws_are_snapped_before_noise_is_added():
+    """Every training level of a table process is one of its entries."""
+    process = PROCESSES["ddpm"]
+    objective = Objective(process, Eps(), NoPrecondition(), LogNormal(), Simple(), 0.5)
+    drawn = objective.logsnr(torch.rand(100, dtype=torch.float64))
+    assert torch.isin(drawn, process.table()).all()
+    assert level_of(drawn, "vp").alpha.shape == (100,)
