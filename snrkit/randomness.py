@@ -19,8 +19,13 @@ TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT = range(1, 7)  # what a strea
 
 
 def stream(*key: int) -> np.random.Generator:
-    """The generator of a key of non-negative integers."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    """The generator of a key of non-negative integers below 2^64; no two keys share one.
+
+    SeedSequence pads with zeros and splits large integers, so the key is written out in words of 32 bits, its length
+    first.
+    """
+    words = [word for number in key for word in (number & 0xFFFFFFFF, number >> 32)]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), *words])))
 
 
 @dataclass(frozen=True, slots=True)

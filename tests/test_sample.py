@@ -79,8 +79,8 @@ def test_streams_give_labels_first_then_noise():
 
 def test_streams_of_all_purposes_differ_and_seeds_above_32_bits_count():
     """No two keys share a stream."""
-    draws = {stream(*key).random() for key in [(1, 5), (2, 5), (2, 5 + 2**32), (2, 5, 0), (5, 2)]}
-    assert len(draws) == 5
+    draws = {stream(*key).random() for key in [(1, 5), (2, 5), (2, 5 + 2**32), (2, 5, 0), (5, 2), (2, 5, 1)]}
+    assert len(draws) == 6
 
 
 def test_slices_are_drawn_alike_alone_and_together():

@@ -182,7 +182,7 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
             f"{first} has images of {_size(images[0])}, {second} of {_size(images[1])}; resize one of them."
         )
     if isinstance(sets[1], Path) and config.features != "inception":
-        raise ConfigError(f"{second} holds Inception's statistics; score it with --features inception.")
+        raise ConfigError(f"{second} holds Inception's statistics; score it with --set features=inception.")
     basis = images[-1]
     split = Split(tuple(range(basis.count)), ())
     extractor = make_extractor(config, basis, split, world.device)

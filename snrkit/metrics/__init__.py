@@ -1,0 +1,1 @@
+"""Scores of images: feature extractors, streaming statistics, and torch-fidelity's metrics behind one door."""

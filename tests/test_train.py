@@ -1,0 +1,230 @@
+"""Training: what a step does, what it survives, and resuming bit for bit."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.config import parse_experiment
+from snrkit.distributed import World
+from snrkit.ema import Average, HalfLife
+from snrkit.errors import SnrkitError
+from snrkit.jobs.opening import open_experiment, open_network, open_task
+from snrkit.train import TrainConfig, held_out_loss, make_state, train
+from tests.small import SMALL, command, environment, snrkit, write_config
+
+WORLD = World(0, 1, torch.device("cpu"))
+TIMES = ("seconds", "images_per_second")
+
+
+def opened(**changes):
+    """(task, fresh network) of the small experiment with changes to `train`."""
+    plain = {**SMALL["network"], "dropout": 0.0, "augment": False}
+    content = {**SMALL, "network": plain, "train": {**SMALL["train"], "augment": None, "images": 640, **changes}}
+    found = open_experiment(parse_experiment(content, "small"), WORLD)
+    return open_task(found), open_network(found)
+
+
+def trained(**changes):
+    """The state after training."""
+    task, network = opened(**changes)
+    state = make_state(task, network)
+    return state, list(train(task, state))
+
+
+def weights(state):
+    return torch.cat([p.detach().flatten() for p in state.network.parameters()])
+
+
+def test_a_step_is_adamw_on_the_mean_loss_of_the_batch():
+    """Two steps by hand - loss of the whole batch, clip, AdamW - give the same weights."""
+    task, network = opened(images=128, decay="linear")
+    reference = open_network(open_experiment(parse_experiment({**SMALL, "network": {**SMALL["network"], "dropout": 0.0,
+                             "augment": False}, "train": {**SMALL["train"], "augment": None}}, "x"), WORLD))  # fmt: skip
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    from snrkit.prediction import Cond
+
+    for step in range(2):
+        draws = task.plan().draw(step, range(4))
+        rows = torch.tensor([task.train[p] for p in draws.positions])
+        labels = torch.where(draws.label_drop < 0.1, -1, task.dataset.labels[rows])
+        losses, _ = task.objective.losses(
+            reference, task.dataset.x0(rows.tolist()), draws.noise, task.objective.logsnr(draws.level),
+            draws.noise_drop < 0.1, Cond(labels=labels),
+        )  # fmt: skip
+        for group in optimizer.param_groups:
+            group["lr"] = task.config.lr_at(64 * step)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+    state = make_state(task, network)
+    list(train(task, state))
+    by_hand = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    torch.testing.assert_close(weights(state), by_hand, rtol=1e-5, atol=1e-7)
+
+
+def test_accumulation_changes_only_the_order_of_additions():
+    """Four micro-batches give the weights of one batch to float tolerance."""
+    whole, parts = trained()[0], trained(accumulate=4)[0]
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-3, atol=2e-5)
+
+
+def test_training_lowers_the_loss_and_the_held_out_loss():
+    """On the mixture the loss falls by more than a fifth in 60 steps, on held-out images too."""
+    task, network = opened(images=3840)
+    before = held_out_loss(task, network)
+    state = make_state(task, network)
+    steps = list(train(task, state))
+    after = held_out_loss(task, state.network)
+    assert sum(s.loss for s in steps[-10:]) < 0.8 * sum(s.loss for s in steps[:10])
+    assert sum(after.loss) < 0.8 * sum(before.loss)
+    assert before.logsnr == after.logsnr == sorted(after.logsnr)
+    assert held_out_loss(task, state.network) == after
+
+
+def test_the_held_out_split_is_never_trained_on():
+    """Indices drawn in training are disjoint from the held-out ones."""
+    task, _ = opened()
+    drawn = {task.train[p] for step in range(50) for p in task.plan().draw(step, range(4)).positions.tolist()}
+    assert drawn.isdisjoint(task.held)
+    assert len(task.held) > 10
+
+
+def poisoned(task, network, when):
+    """The task with a dataset that gives NaN in the steps for which `when` says so."""
+    from dataclasses import replace
+
+    calls = iter(range(10_000))
+
+    def pixels(indices):
+        images = task.dataset.pixels(indices)
+        return images * torch.nan if when(next(calls)) else images
+
+    broken = replace(task, dataset=replace(task.dataset, pixels=pixels))
+    return broken, make_state(broken, network)
+
+
+def test_a_non_finite_step_is_skipped_and_named():
+    """The weights, moments and averages do not change in it, and training goes on."""
+    task, network = opened(images=320)
+    broken, state = poisoned(task, network, lambda step: step == 2)
+    before = None
+    for step in train(broken, state):
+        now = weights(state).clone()
+        assert step.skipped == (step.step == 3)
+        if step.skipped:
+            assert torch.equal(now, before)
+            assert len(step.logsnr) == 64
+        before = now
+    assert torch.isfinite(weights(state)).all()
+    assert (state.step, state.images) == (5, 320)
+
+
+def test_ten_non_finite_steps_in_a_row_stop_training():
+    """Nine are survived; the tenth ends with the step, images and levels in one sentence."""
+    task, network = opened(images=1280)
+    broken, state = poisoned(task, network, lambda step: step < 9)
+    assert len(list(train(broken, state))) == 20
+    broken, state = poisoned(task, network, lambda step: step >= 3)
+    with pytest.raises(SnrkitError, match=r"10 steps in a row, the last at step 13 \(832 images, logsnr"):
+        list(train(broken, state))
+
+
+@pytest.mark.parametrize(("decay", "values"), [
+    ("constant", [0.5, 1, 1, 1]), ("linear", [0.5, 1, 0.5, 0]), ("cosine", [0.5, 1, 0.5, 0]), ("rsqrt", [0.5, 1, 0.8165, 0.5774]),
+])  # fmt: skip
+def test_learning_rate_schedules(decay, values):
+    """Warm-up by images, then the decay from `decay_from` to `images`."""
+    config = TrainConfig(images=600, batch=50, lr=1.0, warmup=100, decay=decay, decay_from=200)
+    found = [config.lr_at(images) for images in (0, 200, 400, 600)]
+    if decay == "rsqrt":
+        found = [config.lr_at(images) for images in (0, 200, 300, 600)]
+    assert found == pytest.approx(values, abs=1e-4)
+
+
+def test_ema_has_its_half_life():
+    """After one half-life a unit step in the weights is half-way in; the ramp shortens it early on."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.zero_()
+    average = Average(HalfLife(half_life=1000, ramp=None), network)
+    network.weight.data.fill_(1.0)
+    for step in range(20):
+        average.update(network, 50 * step, 50)
+    assert float(average.tensors["weight"]) == pytest.approx(0.5, rel=1e-5)
+    assert HalfLife(half_life=1000, ramp=0.05).beta(2000, 50) == pytest.approx(0.5**0.5)
+    assert HalfLife(half_life=1000, ramp=0.05).beta(0, 50) == 0
+    assert HalfLife(half_life=1000, ramp=0.05).beta(10**9, 50) == pytest.approx(0.5**0.05)
+
+
+def log_without_times(path):
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in TIMES}
+        for line in path.read_text().splitlines()
+    ]
+
+
+def final_files(run):
+    path = list_checkpoints(run / "checkpoints")[-1]
+    return {file.name: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+
+
+def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path):
+    """SIGKILL at random moments, then the same command: weights, averages, moments and log equal bit for bit."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name)
+    snrkit(tmp_path / "whole", "train", "-q")
+    rng, folder, kills = random.Random(1), tmp_path / "killed", 0
+    checkpoints = folder / "runs" / "small" / "checkpoints"
+    while kills < 2:
+        seen = len(list(checkpoints.glob("*"))) and max(
+            int(p.name) for p in list_checkpoints(checkpoints) or [checkpoints / "0"]
+        )
+        process = subprocess.Popen(command(folder, "train", "-q"), env=environment(folder), stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            newest = max((int(p.name) for p in list_checkpoints(checkpoints)), default=0)
+            if newest > seen:
+                time.sleep(rng.uniform(0, 0.15))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait()
+        kills += 1
+    interrupted = max(int(p.name) for p in list_checkpoints(checkpoints))
+    assert 0 < interrupted < 3840
+    snrkit(folder, "train", "-q")
+    whole, killed = (final_files(tmp_path / name / "runs" / "small") for name in ("whole", "killed"))
+    assert set(whole) == {"network.safetensors", "ema-500.safetensors", "ema-1000.safetensors", "optimizer.safetensors"}
+    for file, tensors in whole.items():
+        assert tensors.keys() == killed[file].keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, killed[file][key]), (file, key)
+    logs = [log_without_times(tmp_path / name / "runs" / "small" / "train.jsonl") for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    assert not list(checkpoints.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign):
+    """The step is finished, the state saved, exit is clean, and the same command goes on from there."""
+    write_config(tmp_path, train={**SMALL["train"], "images": 200_000, "save_every": 100_000})
+    process = subprocess.Popen(
+        command(tmp_path, "train", "-q"), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "runs" / "small" / "train.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 2):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "all is saved. To go on, run the same command again" in " ".join(errors.split())
+    (path,) = list_checkpoints(tmp_path / "runs" / "small" / "checkpoints")
+    assert int(path.name) % 64 == 0
