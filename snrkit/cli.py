@@ -24,7 +24,7 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 SamplerOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--sampler", help="Only this sampler; may be repeated."),

@@ -34,7 +34,7 @@ CUT = "\n"  # between the faults that one validator found
 class ComputeConfig(Value):
     """How arithmetic is done; the same in every command."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
@@ -78,14 +78,15 @@ class Experiment(Value):
         """What decides the trained weights; a run directory holds one such part for good."""
         kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
         part = self.model_dump(mode="json", include=kept)
-        for free in ("save_every", "keep_last", "keep_every", "log_every", "holdout_every"):
+        for free in ("save_every", "keep_last", "keep_every", "log_every", "holdout_every", "holdout_bins"):
             part["train"].pop(free)
         if self.train.decay in (
             "constant",
             "rsqrt",
         ):  # the length does not shape what came before: a run may be extended
             part["train"].pop("images")
-        part["data"].pop("workers")
+        for place in ("workers", "path", "root", "download"):  # the content is compared by its fingerprint instead
+            part["data"].pop(place, None)
         return part
 
 

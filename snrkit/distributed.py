@@ -54,7 +54,7 @@ class World:
 
 
 def open_world(device: str) -> World:
-    """Join torchrun's group if there is one. `device` is auto, cpu, cuda, cuda:N or mps."""
+    """Join torchrun's group if there is one. `device` is auto, cpu, cuda or cuda:N."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1 and not distributed.is_initialized():
@@ -79,4 +79,6 @@ def _device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise SnrkitError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SnrkitError(f"--device {name}: states are float64, which {device.type} lacks; use cpu or cuda")
     return torch.device("cuda", local_rank) if name == "cuda" else device

@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,18 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def finite(content: Any) -> Any:
+    """`content` with every float that JSON cannot hold (the logsnr of pure noise is -inf) replaced by None."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
+
+
 def write_json(path: Path, content: Any) -> None:
-    """As write_text; floats round-trip, NaN and infinities are refused."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """As write_text; finite floats round-trip, others become null."""
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -58,6 +68,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

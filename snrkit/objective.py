@@ -65,7 +65,8 @@ class LogNormal(Value):
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The normal density."""
         z: Tensor = (logsnr + 2 * self.mean) / (2 * self.std)
-        return torch.exp(-z.square() / 2) / (2 * self.std * (2 * math.pi) ** 0.5)
+        density: Tensor = (-z.square() / 2).exp() / (2 * self.std * (2 * math.pi) ** 0.5)
+        return density
 
 
 AnyLevelSampler = Annotated[UniformTime | LogNormal, Field(discriminator="kind")]

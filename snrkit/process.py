@@ -59,7 +59,7 @@ class Process(Protocol):
 
 
 class LinearBetas(Value):
-    """beta rises linearly (Ho et al. 2020)."""
+    """beta rises linearly (Ho et al. 2020). Ends are taken as given: scale them for other than 1000 steps."""
 
     kind: Literal["linear"] = "linear"
     start: float = Field(1e-4, gt=0, lt=1)

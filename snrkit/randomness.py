@@ -2,8 +2,7 @@
 
 The global batch of training step k is cut into slices of fixed size; slice j draws from Philox keyed by
 (seed, k, j). Image i of a sampler draws from a stream of its own, label first, then noise. So neither a restart nor the
-number of processes changes what is drawn. Draws are made by NumPy on the CPU, as torch's CPU generator keeps only 32
-bits of a seed.
+number of processes changes what is drawn.
 """
 
 from collections.abc import Sequence
@@ -14,18 +13,7 @@ import torch
 from torch import Tensor
 
 from snrkit.data.augment import DRAWS
-
-TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT = range(1, 7)  # what a stream is for
-
-
-def stream(*key: int) -> np.random.Generator:
-    """The generator of a key of non-negative integers below 2^64; no two keys share one.
-
-    SeedSequence pads with zeros and splits large integers, so the key is written out in words of 32 bits, its length
-    first.
-    """
-    words = [word for number in key for word in (number & 0xFFFFFFFF, number >> 32)]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), *words])))
+from snrkit.streams import IMAGE, TRAIN, stream
 
 
 @dataclass(frozen=True, slots=True)

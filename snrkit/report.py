@@ -6,6 +6,7 @@ Everything is read back from the run directory; a missing part is named with the
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,15 @@ Block = Heading | Paragraph | Table | Picture
 
 def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     """Write report.md and report.html; returns the HTML's path and the table of samplers."""
-    table = sampler_table(run, experiment)
+    found = find(run, experiment)
+    table = sampler_table(found, experiment)
     blocks = [
         Heading(f"{experiment.name}: report", 1),
         Paragraph(_facts(run, experiment)),
         Heading("Samplers"),
         table,
-        *[Paragraph(text) for text in _reading(run, experiment)],
+        *[Paragraph(text) for text in _reading(found, experiment)],
+        *_curves(run, experiment),
         *_pictures(run, experiment),
         Heading("How to read this page"),
         *[Paragraph(text) for text in GUIDE],
@@ -79,34 +82,56 @@ GUIDE = (
     "noised to the same levels, averaged over levels. Above 0 the network finds more noise in the sampler's states "
     "than in real ones of the same level. Its null is the same of training over held-out images. Variance ratio: "
     "variance of the states over its nominal value alpha^2 Var[x0] + sigma^2; ln of it, averaged over levels; its "
-    "null is that of held-out images. Brackets hold bootstrap intervals. A shift whose interval overlaps its null's is "
-    "not shown to exist.",
+    "null is that of held-out images. Both are means over the levels of the sampler's own grid: compare them between "
+    "samplers of one grid, otherwise each with its null. Brackets hold bootstrap intervals. A shift whose interval "
+    "overlaps its null's is not shown to exist.",
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set.",
 )
 
 
-def sampler_table(run: Run, experiment: Experiment) -> Table:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
+
+    metrics: Mapping[str, Any]
+    shifts: Mapping[str, Any]
+    outdated: Sequence[str]
+
+
+def find(run: Run, experiment: Experiment) -> Found:
+    """The stored scores and measurements that belong to the samplers as they are defined now."""
+    outdated: list[str] = []
+    kept: list[dict[str, Any]] = []
+    for place, what in ((run.metrics, "scores"), (run.shift, "shift")):
+        records = read_all([place(name) for name in experiment.samplers])
+        same = {n: r for n, r in records.items() if r["definition"] == experiment.samplers[n].model_dump(mode="json")}
+        outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
+        kept.append(same)
+    return Found(kept[0], kept[1], sorted(outdated))
+
+
+def sampler_table(found: Found, experiment: Experiment) -> Table:
     """One row a sampler, in the config's order."""
-    metrics = read_all([run.metrics(name) for name in experiment.samplers])
-    shifts = read_all([run.shift(name) for name in experiment.samplers])
-    names = next((record["names"] for record in metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
+    names = next((record["names"] for record in found.metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
     header = (
         "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
-        "precision", "recall", "norm gap, nats", "ln variance ratio",
+        "precision", "recall", "norm gap, nats", "its null", "ln variance ratio", "its null",
+    )  # fmt: skip
+    shifted = (
+        "mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null",
     )  # fmt: skip
     rows = []
     for name, sampler in experiment.samplers.items():
-        record, shift = metrics.get(name), shifts.get(name)
-        summary = {} if record is None else record["summary"]
-        corrections = ", ".join(_short(c.model_dump()) for c in sampler.corrections) or "none"
+        record, shift = found.metrics.get(name), found.shifts.get(name)
+        summary = {} if record is None or record["names"] != names else record["summary"]
         source = record or shift
         rows.append((
-            name, _short(sampler.solver.model_dump()), f"{sampler.grid.kind} {sampler.grid.steps}", corrections,
+            name, _short(sampler.solver.model_dump()), f"{sampler.grid.kind} {sampler.grid.steps}",
+            ", ".join(_short(c.model_dump()) for c in sampler.corrections) or "none",
             "?" if source is None else str(source["nfe"]), _spread(summary.get("fd"), 4),
             _mean(summary.get("inception_score"), 3), _mean(summary.get("kid"), 5), _mean(summary.get("precision"), 3),
-            _mean(summary.get("recall"), 3), _interval(shift, "mean_norm_gap"),
-            _interval(shift, "mean_log_variance_ratio"),
+            _mean(summary.get("recall"), 3), *(_interval(shift, key) for key in shifted),
         ))  # fmt: skip
     return Table(header, rows)
 
@@ -140,7 +165,7 @@ def _facts(run: Run, experiment: Experiment) -> str:
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {e.levels.kind}, weighting {e.weighting.kind}, "
-        f"network {e.network.kind}, seed {e.seed}, trained on {e.train.images:,} images."
+        f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images."
     )
     if not found:
         return model
@@ -150,37 +175,68 @@ def _facts(run: Run, experiment: Experiment) -> str:
     )
 
 
-def _reading(run: Run, experiment: Experiment) -> list[str]:
-    """What the numbers were made from, nulls, warnings, and what is missing."""
-    texts: list[str] = []
-    metrics = read_all([run.metrics(name) for name in experiment.samplers])
-    shifts = read_all([run.shift(name) for name in experiment.samplers])
-    for record in list(metrics.values())[:1]:
-        texts.append(
-            f"Scores: {len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds "
-            f"{record['seeds']}), weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} "
-            f"images; features: {record['features_note'] or record['features']}; reference: {record['reference']}."
-        )
-    for record in list(shifts.values())[:1]:
-        texts.append(
-            f"Shift: {record['images']} trajectories and as many forward samples of {record['held_out_images']} "
-            f"held-out images; nulls with {record['confidence']:.0%} intervals: "
-            f"norm gap {_interval(record, 'mean_norm_gap_null')}, "
-            f"ln variance ratio {_interval(record, 'mean_log_variance_ratio_null')}."
-        )
-    near = {name: record["memorisation"] for name, record in metrics.items() if record["memorisation"]}
+def _reading(found: Found, experiment: Experiment) -> list[str]:
+    """What the numbers were made from, warnings, and what is missing."""
+    texts = _sources(found)
+    near = {name: record["memorisation"] for name, record in found.metrics.items() if record["memorisation"]}
     if near:
         shares = ", ".join(f"{name} {entry['nearer']:.3f}" for name, entry in near.items())
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
-    warnings = {w for record in metrics.values() for part in record["ranges"] for w in part["warnings"]}
+    warnings = {w for record in found.metrics.values() for part in record["ranges"] for w in part["warnings"]}
     texts += [f"Warning: {warning}" for warning in sorted(warnings)]
-    missing = [name for name in experiment.samplers if name not in metrics]
+    if found.outdated:
+        texts.append(f"Left out, as the sampler has been redefined since: {', '.join(found.outdated)}; run them again.")
+    missing = [name for name in experiment.samplers if name not in found.metrics]
     if missing:
         texts.append(f"Not scored yet: {', '.join(missing)}; run snrkit sample and snrkit eval-fid.")
-    unmeasured = [name for name in experiment.samplers if name not in shifts]
+    unmeasured = [name for name in experiment.samplers if name not in found.shifts]
     if unmeasured:
         texts.append(f"Shift not measured yet: {', '.join(unmeasured)}; run snrkit measure-shift.")
     return texts
+
+
+def _sources(found: Found) -> list[str]:
+    """One sentence a distinct origin of scores and of measurements; two sentences mean that rows do not compare."""
+    scored: dict[str, list[str]] = {}
+    for name, record in found.metrics.items():
+        text = (
+            f"{len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds {record['seeds']}), "
+            f"weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} images; features: "
+            f"{record['features_note'] or record['features']}; reference: {record['reference']}."
+        )
+        scored.setdefault(text, []).append(name)
+    measured: dict[str, list[str]] = {}
+    for name, record in found.shifts.items():
+        text = (
+            f"{record['images']} trajectories and as many forward samples of {record['held_out_images']} held-out "
+            f"images; {record['confidence']:.0%} intervals; weights {record['weights']} of the checkpoint at "
+            f"{record['checkpoint_images']:,} images."
+        )
+        measured.setdefault(text, []).append(name)
+    texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
+    texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
+    if len(scored) > 1 or len(measured) > 1:
+        texts.append("Warning: rows of different origin stand in one table; compare only those named together.")
+    return texts
+
+
+def _curves(run: Run, experiment: Experiment) -> list[Block]:
+    """Scores over checkpoints, where eval-fid --checkpoints made them."""
+    rows = []
+    for name in experiment.samplers:
+        path = run.metrics(f"{name}-checkpoints")
+        for point in read_json(path)["points"] if path.exists() else []:
+            selected = (
+                "selected by this score" if point["checkpoint_images"] == read_json(path)["selected_images"] else ""
+            )
+            score = _spread(point["summary"]["fd"], 4)
+            rows.append((name, f"{point['checkpoint_images']:,}", point["names"]["fd"], score, selected))
+    header = ("sampler", "images trained", "score", "mean (min, max)", "")
+    return [Heading("Over training"), Table(header, rows)] if rows else []
+
+
+def _trained(run: Run) -> int:
+    return max((int(record["images"]) for record in read_log(run)), default=0)
 
 
 def _pictures(run: Run, experiment: Experiment) -> list[Block]:
@@ -188,12 +244,15 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
     log = read_log(run)
     if log:
         write_bytes(run.path / "loss.png", loss_curve(log))
-        blocks += [Heading("Training"), Picture(run.path / "loss.png", "Loss while training, and on held-out images.")]
+        blocks += [
+            Heading("Training"),
+            Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
+        ]
     for title, paths in (
         ("Shift", [run.shift(name, ".png") for name in experiment.samplers]),
-        ("Samples", [run.samples(name).with_suffix(".png") for name in experiment.samplers]),
+        ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
-        found = [Picture(path, path.stem) for path in paths if path.exists()]
+        found = [Picture(path, path.name.removesuffix(".png")) for path in paths if path.exists()]
         blocks += [Heading(title), *found] if found else []
     return blocks
 
@@ -206,7 +265,7 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
     left, right = figure.subplots(1, 2)
     lines = [record for record in log if record["kind"] == "train"]
     held = [record for record in log if record["kind"] == "held_out"]
-    left.plot([r["images"] for r in lines], [r["loss"] for r in lines], linewidth=1, label="training")
+    left.plot([r["images"] for r in lines], [_number(r["loss"]) for r in lines], linewidth=1, label="training")
     left.plot(
         [r["images"] for r in held], [sum(r["loss"]) / len(r["loss"]) for r in held], marker=".", label="held-out"
     )
@@ -214,11 +273,15 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
     left.legend(fontsize=8)
     for index, record in enumerate(held):
         shade = 0.2 + 0.8 * (index + 1) / len(held)
-        right.plot(record["logsnr"], record["loss"], color="C1", alpha=shade, linewidth=1)
+        right.plot([_number(v) for v in record["logsnr"]], record["loss"], color="C1", alpha=shade, linewidth=1)
     right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _markdown(block: Block, base: Path) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from snrkit import __version__
+from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment, dump_yaml, parse_experiment, read_yaml
 from snrkit.errors import RunError
-from snrkit.files import disk_errors, read_json, remove_leftovers, write_json, write_text
+from snrkit.files import disk_errors, finite, read_json, remove_leftovers, write_json, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,13 @@ class Run:
         return self.path / f"report{suffix}"
 
 
+def check_data(run: Run, fingerprint: str) -> None:
+    """Refuse to go on with other images than the run was trained on: RunError."""
+    path = run.path / "environment.json"
+    if path.exists() and read_json(path).get("dataset_fingerprint") != fingerprint:
+        raise RunError(f"the images differ from those {run.path} was trained on; bring them back or name a new run.")
+
+
 def check_fits(run: Run, experiment: Experiment) -> None:
     """Refuse a directory that holds another model: RunError names the first keys that differ."""
     if not run.config.exists():
@@ -83,15 +91,21 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} is {old!r} there and {new!r} here"
 
 
-def open_run(runs: Path, experiment: Experiment) -> Run:
-    """The run directory of a resolved experiment, made if absent; its config.yaml takes over changed samplers."""
+def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
+    """The run directory of a resolved experiment that was trained. RunError when absent or of another experiment."""
     run = Run(runs / experiment.name)
     check_fits(run, experiment)
-    with disk_errors(f"writing {run.path}", "free space or choose another --runs folder"):
-        run.path.mkdir(parents=True, exist_ok=True)
+    check_data(run, fingerprint)
+    if newest_checkpoint(run.checkpoints) is None:
+        raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
+    return run
+
+
+def write_config(run: Run, experiment: Experiment) -> None:
+    """Have config.yaml hold the resolved experiment, which may have gained samplers."""
+    with disk_errors(f"writing {run.config}", "free space or choose another --runs folder"):
         remove_leftovers(run.path)
         write_text(run.config, dump_yaml(experiment))
-    return run
 
 
 @contextlib.contextmanager
@@ -122,7 +136,7 @@ def _lock(descriptor: int) -> None:
 def append_log(run: Run, record: Mapping[str, Any]) -> None:
     """Add one line to the log."""
     with disk_errors(f"writing {run.log}", "free space and run the command again"), run.log.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
 
 def read_log(run: Run) -> list[dict[str, Any]]:
@@ -197,5 +211,5 @@ def stored_experiment(path: Path) -> Experiment:
 
 
 def read_all(paths: Sequence[Path]) -> dict[str, Any]:
-    """JSON files by stem, those that exist."""
-    return {path.stem: read_json(path) for path in paths if path.exists()}
+    """JSON files by name without .json, those that exist."""
+    return {path.name.removesuffix(".json"): read_json(path) for path in paths if path.exists()}

@@ -49,6 +49,9 @@ def sample(
     cond: Cond | None = None,
 ) -> Iterator[Step]:
     """Walk from levels[0], where the state is `x` (B, *), to levels[-1], yielding every step."""
+    for correction in corrections:
+        if not isinstance(correction, BeliefCorrection | LevelCorrection | StateCorrection):
+            raise SnrkitError(f"{correction!r} is no correction: it has none of wrap, move and after")
     belief = [c for c in corrections if isinstance(c, BeliefCorrection)]
     moves = [c for c in corrections if isinstance(c, LevelCorrection)]
     state = [c for c in corrections if isinstance(c, StateCorrection)]

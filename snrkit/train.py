@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,8 +25,9 @@ from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import LevelSampler, Weighting, output_weight
 from snrkit.prediction import Cond, Target
 from snrkit.process import Process
-from snrkit.randomness import DROPOUT, HOLDOUT, Draws, Plan
-from snrkit.randomness import stream as random_stream
+from snrkit.randomness import Draws, Plan
+from snrkit.streams import DROPOUT, HOLDOUT
+from snrkit.streams import stream as random_stream
 from snrkit.value import Value
 
 PATIENCE = 10  # non-finite steps in a row before giving up
@@ -57,6 +58,16 @@ class TrainConfig(Value):
     log_every: int = Field(2_000, ge=1)
     holdout_every: int = Field(20_000, ge=1)
     holdout_bins: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _acts(self) -> "TrainConfig":
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas {self.adam_betas} must lie in [0, 1)")
+        if self.decay == "rsqrt" and not self.decay_from:
+            raise ValueError("decay rsqrt needs decay_from above 0, the images at which it begins")
+        if self.decay == "constant" and self.decay_from:
+            raise ValueError("decay_from has no effect with decay constant; drop it or choose a decay")
+        return self
 
     def lr_at(self, images: int) -> float:
         """The learning rate of the step that starts after `images` images."""
@@ -142,6 +153,7 @@ class TrainStep:
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched
     logsnr: Tensor  # levels of this process's images
+    culprits: tuple[tuple[int, float], ...] = ()  # (index in the data set, logsnr) of images whose loss is not finite
 
 
 @dataclass(slots=True)
@@ -220,7 +232,7 @@ def _batches(task: Task, first: int) -> Iterator[tuple[Draws, Tensor]]:
         step = first
         while True:
             for micro in range(config.accumulate):
-                begin = (micro * world.size + world.rank) * per_micro
+                begin = _first_slice(task, micro)
                 draws = plan.draw(step, range(begin, begin + per_micro))
                 waiting.append(draws)
                 yield [task.train[p] for p in draws.positions.tolist()]
@@ -239,16 +251,19 @@ def _one_step(
         group["lr"] = lr
     total = torch.zeros((), device=world.device)
     levels: list[Tensor] = []
+    culprits: list[tuple[int, float]] = []
     for micro in range(config.accumulate):
         draws, pixels = next(batches)
         last = micro == config.accumulate - 1
         alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
         with alone:
-            losses, logsnr = _micro_losses(task, caller, draws, pixels, state.step)
+            losses, logsnr = _micro_losses(task, caller, draws, pixels, (state.step, _first_slice(task, micro)))
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         levels.append(logsnr)
+        if not loss.isfinite():
+            culprits += _culprits(task, draws, losses.detach(), logsnr)
     loss_value = float(world.sum(total))
     state.scaler.unscale_(state.optimizer)
     norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
@@ -257,7 +272,7 @@ def _one_step(
     state.step += 1
     state.images += config.batch
     if skipped and state.nonfinite >= PATIENCE:
-        raise _gave_up(state, torch.cat(levels))
+        raise _gave_up(state, torch.cat(levels), culprits)
     logit = largest_logit(state.network) if watch else None
     return TrainStep(
         state.step,
@@ -268,6 +283,7 @@ def _one_step(
         skipped,
         None if logit is None else float(logit),
         torch.cat(levels),
+        tuple(culprits),
     )
 
 
@@ -283,23 +299,36 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _gave_up(state: TrainState, logsnr: Tensor) -> SnrkitError:
+def _first_slice(task: Task, micro: int) -> int:
+    per_micro = task.config.batch // (task.config.slice * task.world.size * task.config.accumulate)
+    return (micro * task.world.size + task.world.rank) * per_micro
+
+
+def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> list[tuple[int, float]]:
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    return [(task.train[int(draws.positions[i])], float(logsnr[i])) for i in bad]
+
+
+def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, float]]) -> SnrkitError:
     low, high = float(logsnr.min()), float(logsnr.max())
+    images = f"; images {', '.join(str(index) for index, _ in culprits[:8])}" if culprits else ""
     return SnrkitError(
         f"training stopped: loss or gradient was not finite in {PATIENCE} steps in a row, the last at step "
-        f"{state.step} ({state.images} images, logsnr {low:.2f} to {high:.2f}); the last checkpoint is intact: "
+        f"{state.step} ({state.images} images, logsnr {low:.2f} to {high:.2f}{images}); the last checkpoint is intact: "
         "lower train.lr, set train.clip, or use precision fp32"
     )
 
 
-def _micro_losses(task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _micro_losses(
+    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
     device, config = task.world.device, task.config
     logsnr = task.objective.logsnr(draws.level)
     x0, cond = _prepare(task, draws, pixels)
     untold = draws.noise_drop < config.noise_dropout
-    if task.dropout:  # masks follow from the step and this process's first slice, so that resuming changes nothing
-        mask_seed = random_stream(DROPOUT, task.seed, step, int(draws.positions[0])).integers(2**31)
-        torch.manual_seed(int(mask_seed))
+    if task.dropout:
+        torch.manual_seed(int(random_stream(DROPOUT, task.seed, *key).integers(2**31)))
     noise = draws.noise.to(device, non_blocking=True)
     if task.channels_last:
         x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
@@ -338,12 +367,12 @@ class HeldOutLoss:
 @torch.no_grad()
 def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLoss | None:
     """The loss of `network` on held-out images, levels and noise depending on the seed only; None without any."""
-    held = task.held[:HOLDOUT_IMAGES]
-    if not held:
+    if not task.held:
         return None
+    rng = random_stream(HOLDOUT, task.seed)
+    held = rng.permutation(task.held)[:HOLDOUT_IMAGES].tolist()  # shuffled: files often lie sorted by class
     was_training = network.training
     network.eval()
-    rng = random_stream(HOLDOUT, task.seed)
     u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
     logsnr = task.objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
     noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
@@ -392,9 +421,13 @@ def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]
     for key, value in tensors["optimizer"].items():
         parameter, _, entry = key.rpartition("/")
         moments.setdefault(parameter, {})[entry] = value
-    order = [name for name, _ in state.network.named_parameters()]
     packed = state.optimizer.state_dict()
-    packed["state"] = {i: moments[name] for i, name in enumerate(order) if name in moments}
+    for index, (name, weight) in enumerate(state.network.named_parameters()):
+        if name in moments:  # in the weight's own memory layout, which the fused optimizer takes for granted
+            packed["state"][index] = {
+                key: torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+                for key, value in moments[name].items()
+            }
     state.optimizer.load_state_dict(packed)
     state.scaler.load_state_dict(numbers["scaler"])
     state.step, state.images, state.nonfinite = int(numbers["step"]), images, int(numbers["nonfinite"])

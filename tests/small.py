@@ -39,7 +39,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 def write_config(folder: Path, **changes) -> Path:
     """The small experiment as a file, with top-level changes."""
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
     return path
 
 

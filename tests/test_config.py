@@ -120,6 +120,12 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
         (["metrics={weights: x.pth}"], "weights have no effect"),
         (["train.averages=[{half_life: 5}, {half_life: 5}]"], "same half_life"),
         (["process={sigma_max: 1, sigma_min: 2}"], "must be below"),
+        (["data.sigma_data=0"], "data.*sigma_data"),
+        (["train.adam_betas=[2, 3]"], "must lie in"),
+        (["train.decay=rsqrt"], "needs decay_from"),
+        (["train.decay_from=5"], "no effect with decay constant"),
+        (["metrics.pixel_components=8"], "pixel_components has no effect"),
+        (["metrics.download=true"], "download has no effect"),
         (["data={}", "data.kind=null"], "data"),
     ],
 )  # fmt: skip
@@ -161,7 +167,14 @@ def test_values_are_immutable_and_hashable():
 def test_the_training_part_is_what_decides_the_weights():
     """Samplers, logging and compute do not change it; data, level sampler and a decayed run's length do."""
     base = changed().training_part()
-    for free in ("samplers={}", "train.log_every=7", "shift.images=9", "train.images=1280", "data.workers=2"):
+    for free in (
+        "samplers={}",
+        "train.log_every=7",
+        "shift.images=9",
+        "train.images=1280",
+        "data.workers=2",
+        "data.holdout=0.1",
+    ):
         assert changed(free).training_part() == base
     for bound in ("seed=1", "levels.mean=0", "network.dim=32", "train.lr=1e-4", "train.noise_dropout=0.1"):
         assert changed(bound).training_part() != base

@@ -166,24 +166,47 @@ def test_photos_are_repeatable_crops_with_their_photograph_as_label():
 def test_augmentation_is_neutral_at_probability_zero():
     """No bit changes and all nine parameters are zero, as sampling will say."""
     x0 = torch.randn(5, 3, 8, 8)
-    out, told = EdmAugment(probability=0).apply(x0, torch.rand(5, 14))
+    out, told = EdmAugment(probability=0, flip_probability=0).apply(x0, torch.rand(5, 14))
     assert torch.equal(out, x0)
     assert torch.equal(told, torch.zeros(5, 9))
 
 
 def test_augmentation_tells_what_it_does():
     """A mirror image is told as x-flip and is the flipped image; a quarter turn is rot90 and told as (cos - 1, sin)."""
-    x0, only = torch.randn(1, 1, 8, 8), torch.full((1, 14), 0.99)
+    x0, only = torch.randn(1, 1, 8, 6), torch.full((1, 14), 0.99)
     u = only.clone()
     u[0, 0], u[0, 6] = 0.0, 0.1
     out, told = EdmAugment(probability=0.5).apply(x0, u)
     torch.testing.assert_close(out, x0.flip(3), rtol=0, atol=1e-5)
     assert told[0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
-    u = only.clone()
+    u, x0 = only.clone(), torch.randn(1, 1, 8, 8)
     u[0, 3], u[0, 9] = 0.0, 0.75
     out, told = EdmAugment(probability=0.5).apply(x0, u)
     torch.testing.assert_close(out, torch.rot90(x0, 1, (2, 3)), rtol=0, atol=1e-5)
     torch.testing.assert_close(told[0, 3:5], torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-6)
+
+
+def test_translation_moves_by_its_share_of_the_image():
+    """A normal of 1 with strength 0.25 moves an 8 pixel wide image by two pixels, and is told as 1."""
+    x0, u = torch.randn(1, 1, 8, 8), torch.full((1, 14), 0.99)
+    u[0, 5], u[0, 12], u[0, 13] = 0.0, 0.8413447, 0.5
+    out, told = EdmAugment(probability=0.5, translate_std=0.25).apply(x0, u)
+    torch.testing.assert_close(out[..., 2:], x0[..., :-2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(told[0, 7:], torch.tensor([1.0, 0.0]), rtol=0, atol=1e-4)
+
+
+def test_a_half_turn_fits_any_shape():
+    """Turning a 4x8 image by pi mirrors it twice, whatever the lengths of its sides."""
+    x0, u = torch.randn(1, 1, 4, 8), torch.full((1, 14), 0.99)
+    u[0, 3], u[0, 9] = 0.0, 1.0
+    out, _ = EdmAugment(probability=0.5).apply(x0, u)
+    torch.testing.assert_close(out, x0.flip(2, 3), rtol=0, atol=1e-4)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    """65535 is white, 32896 is 128."""
+    Image.fromarray(np.array([[0, 32896], [257, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert Folder(path=tmp_path).open().pixels([0])[0, 0].tolist() == [[0, 128], [1, 255]]
 
 
 def write_bad(tmp_path, pictures, fault):

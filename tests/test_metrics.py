@@ -174,12 +174,13 @@ def test_inception_path_equals_torch_fidelity(tmp_path, digits):
     ours = score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD)
     theirs = torch_fidelity.calculate_metrics(
         input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=24,
-        kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8, feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
+        kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
     )  # fmt: skip
     assert ours["names"] == {"fd": "FID", "is": "IS", "kid": "KID"}
     assert ours["fd"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
     assert any("too few" in warning for warning in ours["warnings"])
     grey = memory_dataset("grey", torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
     extractor = make_extractor(config, grey, Split((0, 1), ()), WORLD.device)
@@ -230,10 +231,10 @@ def test_kid_has_no_bias():
 def test_memorisation_sees_copies():
     """Copies of training images are nearer than held-out ones; fresh draws of the same distribution are as near."""
     train, held, fresh = (torch.randn(300, 1, 2, 2) for _ in range(3))
-    copies = memorisation(train[:100], train, held)
-    assert (copies.samples, copies.nearer) == (pytest.approx(0, abs=1e-3), 1.0)
-    assert memorisation(fresh, train, held).nearer == pytest.approx(0.5, abs=0.1)
-    far = nearest(train[:1] + 10, train)
+    copies = memorisation(train[:100], held, lambda: train.split(64))
+    assert (copies.samples, copies.nearer) == (pytest.approx(0, abs=1e-6), 1.0)
+    assert memorisation(fresh, held, lambda: [train]).nearer == pytest.approx(0.5, abs=0.1)
+    far = nearest(train[:1] + 10, [train])
     assert 6 < float(far) < 14
 
 

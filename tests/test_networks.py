@@ -33,7 +33,8 @@ def test_unet_is_diffusers_unet_by_renaming():
     ours = stirred(value, (3, 16, 16))
     theirs = diffusers.UNet2DModel(
         sample_size=16, in_channels=3, out_channels=3, block_out_channels=(16, 32, 32), layers_per_block=2,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), norm_num_groups=4, attention_head_dim=8, attn_norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), norm_num_groups=4, attention_head_dim=8,
+        attn_norm_num_groups=4,
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), resnet_time_scale_shift="scale_shift",
         num_class_embeds=4,
     ).eval()  # fmt: skip

@@ -10,7 +10,7 @@ from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.level import level_of
 from snrkit.networks import Mlp, make_network
 from snrkit.objective import EdmWeighting, LogNormal, MinSnr, Simple, UniformTime, output_weight
-from snrkit.prediction import Cond, Eps, FlowVelocity, Score, V, X0
+from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
 from snrkit.process import Ddpm, TrainedBetas
 from snrkit.train import Objective
 from tests.exact import PROCESSES, tensor

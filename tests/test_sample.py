@@ -1,5 +1,7 @@
 """The sampling loop and the randomness of images."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -8,10 +10,11 @@ from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.prediction import Cond
 from snrkit.process import Edm
-from snrkit.randomness import ImageStreams, Plan, stream
+from snrkit.randomness import ImageStreams, Plan
 from snrkit.sample import sample, start
 from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
 from snrkit.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
+from snrkit.streams import stream
 from tests.exact import PROCESSES, gaussian, mixture, run, tensor
 
 
@@ -22,7 +25,7 @@ def test_each_step_starts_where_the_last_ended():
     x = start(process, torch.randn(2, 1, 2, 2), levels[0])
     steps = list(sample(mixture(process), Heun(), levels, x, corrections=(Dcw(scale=0.01),)))
     assert torch.equal(steps[0].x, x)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert torch.equal(before.x_next, after.x)
     for step in steps:
         assert step.calls[0].level is step.place.here

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,9 @@ def test_an_exact_denoiser_and_many_steps_read_the_null(process):
     ):
         margin = 0.6 * (reading.high - reading.low)
         assert reading.low - margin <= truth <= reading.high + margin
-    inside = np.mean([lo <= 1 <= hi for lo, hi in zip(shift.variance_ratio_null.low, shift.variance_ratio_null.high)])
+    inside = np.mean(
+        [lo <= 1 <= hi for lo, hi in zip(shift.variance_ratio_null.low, shift.variance_ratio_null.high, strict=True)]
+    )
     assert inside > 0.8
     assert max(abs(v - 1) for v in shift.variance_ratio.value) < 0.06
     assert max(abs(v) for v in shift.norm_gap.value) < 0.12
@@ -72,7 +75,7 @@ def test_few_euler_steps_read_their_discretisation_error():
     shift = measure(process, Euler(), grid)
     levels = grid.levels(process)
     variance = float(levels[0].sigma ** 2 + VARIANCE)
-    for here, there in zip(levels[:-2], levels[1:-1], strict=True):
+    for here, there in pairwise(levels[:-1]):
         gain = (VARIANCE + float(here.sigma) * float(there.sigma)) / (VARIANCE + float(here.sigma) ** 2)
         variance *= gain**2
     expected = variance / (VARIANCE + float(levels[-2].sigma) ** 2)
@@ -123,6 +126,35 @@ def test_bootstrap_intervals_cover():
         shift = compare(*made, [level], 0.5, ShiftConfig(bootstrap=200), seed)
         hits += shift.variance_ratio.low[0] <= 1 <= shift.variance_ratio.high[0]
     assert 105 <= hits <= 120
+
+
+@pytest.mark.parametrize("dims", [64, 3072])
+@pytest.mark.parametrize("images", [180, 1000])
+def test_the_variance_ratio_is_unbiased_in_many_dimensions(dims, images):
+    """Intervals centre on the reading and hold 1, also where 180 images are repeated to fill 1,000 places."""
+    level, inside = Edm().level(torch.tensor(6.0, dtype=torch.float64)), 0
+    for seed in range(12):
+        draws = torch.Generator().manual_seed(seed)
+        rows = torch.arange(1000) % images
+        states = torch.randn(images, dims, generator=draws)[rows] * 0.5
+        states = states + float(level.sigma) * torch.randn(1000, dims, generator=draws)
+        arm = Arm(torch.ones(1, 1000).double(), states[None], rows)
+        shift = compare(arm, arm, arm, [level], 0.25, ShiftConfig(bootstrap=200), seed)
+        assert shift.variance_ratio.low[0] < shift.variance_ratio.value[0] < shift.variance_ratio.high[0]
+        inside += shift.variance_ratio.low[0] <= 1 <= shift.variance_ratio.high[0]
+    assert inside >= 9
+
+
+def test_pure_noise_is_measured_and_written(tmp_path):
+    """A flow grid from t = 1 has logsnr -inf: JSON says null, CSV -inf, and the picture leaves it out."""
+    from snrkit.files import write_json
+
+    shift = measure(Flow(), Euler(), UniformTime(steps=4), exact_start=False)
+    assert shift.logsnr[0] == -math.inf
+    write_json(tmp_path / "shift.json", as_record(shift))
+    assert json.loads((tmp_path / "shift.json").read_text())["logsnr"][0] is None
+    assert as_csv(shift).splitlines()[1].startswith("-inf,")
+    assert as_png(shift, "title").startswith(b"\x89PNG")
 
 
 def test_repeated_images_widen_the_interval():

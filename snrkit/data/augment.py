@@ -1,8 +1,9 @@
-"""EDM's non-leaking augmentation (Karras et al. 2020; 2022, appendix F.2): geometric, told to the network.
+"""Non-leaking augmentation after EDM (Karras et al. 2020; 2022, appendix F.2): geometric, and told to the network.
 
-Each of six transforms is applied with probability p, its parameters are given to the network, and sampling asks for the
-parameters of "no transform", all zero. The nine parameters: x-flip, y-flip, log2 of the scale, rotation (cos - 1, sin),
-anisotropy times the axis (cos, sin), translation (x, y).
+Mirroring in x is always on the table, each of five other transforms with probability p; the parameters drawn are given
+to the network, and sampling asks for the parameters of "no transform", all zero. The nine: x-flip, y-flip, the normal
+behind the scale, rotation (cos - 1, sin), the normal behind the anisotropy times its axis (cos, sin), and the two
+normals behind the translation. Resampling is bilinear with reflection, where EDM filters with sym6.
 """
 
 import math
@@ -19,10 +20,11 @@ DRAWS = 14  # uniforms that `augment` takes per image
 
 
 class EdmAugment(Value):
-    """EDM's pipe. Strengths are those of its CIFAR-10 configuration."""
+    """The pipe of transforms; the strengths are EDM's defaults, the probability that of its CIFAR-10 runs."""
 
     kind: Literal["edm"] = "edm"
     probability: float = Field(0.12, ge=0, le=1)
+    flip_probability: float = Field(1.0, ge=0, le=1, description="that x-flip is drawn at all; it then flips half")
     scale_std: float = Field(0.2, ge=0)
     rotate_max: float = Field(1.0, ge=0, le=1, description="of a half turn")
     anisotropy_std: float = Field(0.2, ge=0)
@@ -30,22 +32,30 @@ class EdmAugment(Value):
 
     def apply(self, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """(transformed images (B, C, H, W), parameters (B, 9)) from uniforms u (B, 14) in (0, 1)."""
-        on = u[:, :6] < self.probability
+        limits = u.new_tensor([self.flip_probability, *[self.probability] * 5])
+        on = u[:, :6] < limits
         normal = torch.special.ndtri(u[:, 6:].clamp(1e-6, 1 - 1e-6))
-        x_flip = (on[:, 0] & (u[:, 6] < 0.5)).to(x0.dtype)
-        y_flip = (on[:, 1] & (u[:, 7] < 0.5)).to(x0.dtype)
-        scale = torch.where(on[:, 2], normal[:, 2] * self.scale_std, 0.0)
+        x_flip = (on[:, 0] & (u[:, 6] < 0.5)).to(u.dtype)
+        y_flip = (on[:, 1] & (u[:, 7] < 0.5)).to(u.dtype)
+        scale, stretch = (torch.where(on[:, k], normal[:, k], 0.0) for k in (2, 4))
         angle = torch.where(on[:, 3], (2 * u[:, 9] - 1) * math.pi * self.rotate_max, 0.0)
-        stretch = torch.where(on[:, 4], normal[:, 4] * self.anisotropy_std, 0.0)
         axis = (2 * u[:, 11] - 1) * math.pi
-        shift = torch.where(on[:, 5:6], normal[:, 6:8] * self.translate_std, 0.0)
-        matrix = _mirror(x_flip, y_flip) @ _scale(scale) @ _rotate(angle)
-        matrix = matrix @ _rotate(axis) @ _stretch(stretch) @ _rotate(-axis)
-        theta = torch.cat([matrix, 2 * shift[:, :, None]], dim=2).to(x0.dtype)
+        shift = torch.where(on[:, 5:6], normal[:, 6:8], 0.0)
+        matrix = _mirror(x_flip, y_flip) @ _scale(scale * self.scale_std) @ _rotate(angle)
+        matrix = matrix @ _rotate(axis) @ _stretch(stretch * self.anisotropy_std) @ _rotate(-axis)
+        theta = _sampling_matrix(matrix, shift * self.translate_std, x0)
         turn = torch.stack([angle.cos() - 1, angle.sin()], 1)
         along = stretch[:, None] * torch.stack([axis.cos(), axis.sin()], 1)
         told = torch.cat([torch.stack([x_flip, y_flip, scale], 1), turn, along, shift], 1)
-        return torch.where(on.any(1)[:, None, None, None], _warp(x0, theta), x0), told.to(x0.dtype)
+        changed = (told != 0).any(1)[:, None, None, None]
+        return torch.where(changed, _warp(x0, theta), x0), told.to(x0.dtype)
+
+
+def _sampling_matrix(matrix: Tensor, shift: Tensor, x0: Tensor) -> Tensor:
+    """(B, 2, 3) from pixel geometry: grids run from -1 to 1 along both sides, so a rotation must know their lengths."""
+    size = torch.tensor([x0.shape[3], x0.shape[2]], dtype=torch.float64)
+    square = matrix.double() * size[None, None, :] / size[None, :, None]
+    return torch.cat([square, (square @ (-2 * shift.double())[:, :, None])], dim=2).to(x0.dtype)
 
 
 def _warp(x0: Tensor, theta: Tensor) -> Tensor:

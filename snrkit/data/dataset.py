@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,19 @@ from snrkit.value import Value
 Pixels = Callable[[Sequence[int]], Tensor]
 
 
+class Exact(Protocol):
+    """Makes the exact denoiser of a distribution; `prior` (J,) are the equally likely logsnr behind told=None."""
+
+    def __call__(self, process: Process, prior: Tensor | None = None) -> Denoiser:
+        """The denoiser under a process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Images of one shape with optional labels.
 
     `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets. `fingerprint` changes with content.
-    `exact(process)` is the exact denoiser where one is known.
+    `exact(process, prior)` makes the exact denoiser where one is known.
     """
 
     name: str
@@ -34,7 +41,7 @@ class Dataset:
     labels: Tensor | None = None  # (count,) int64
     classes: int = 0
     streams: bool = False
-    exact: Callable[[Process], Denoiser] | None = field(default=None, repr=False)
+    exact: Exact | None = field(default=None, repr=False)
 
     def x0(self, indices: Sequence[int]) -> Tensor:
         """Clean images (n, C, H, W), float32 in [-1, 1]."""
@@ -44,7 +51,7 @@ class Dataset:
 class Source(Value):
     """What all sources share; each adds `kind` and `open()`."""
 
-    sigma_data: float | Literal["auto"] = "auto"
+    sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     holdout: float = Field(0.1, ge=0, le=0.9, description="share of images never trained on")
     flip: bool = Field(False, description="mirror images at random")
     workers: int = Field(0, ge=0, description="processes that read images while training, for sets not in memory")
@@ -71,7 +78,7 @@ def memory_dataset(
     name: str,
     pixels: Tensor,
     labels: Tensor | None = None,
-    exact: Callable[[Process], Denoiser] | None = None,
+    exact: Exact | None = None,
 ) -> Dataset:
     """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory."""
     if len(pixels) == 0:
@@ -123,9 +130,10 @@ def chunks(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and variance of x0: per pixel `mean` (C, H, W), and the scalars over everything."""
+    """Moments of x0: per pixel `mean` and mean `square` (C, H, W), and the scalars over everything."""
 
     mean: Tensor
+    square: Tensor
     variance: float  # of all pixels round the one grand mean
     pixel_variance: float  # over images, averaged over pixels
 
@@ -145,7 +153,7 @@ def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Mome
         squares += (x0**2).sum(0)
     mean, square = total / len(indices), squares / len(indices)
     grand = float(square.mean() - mean.mean() ** 2)
-    return Moments(mean, grand, float((square - mean**2).mean()))
+    return Moments(mean, square, grand, float((square - mean**2).mean()))
 
 
 class _Reader(torch.utils.data.Dataset[Tensor]):

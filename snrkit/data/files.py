@@ -1,6 +1,7 @@
 """Images from a folder, from a zip in EDM's layout, or from an .npz file."""
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ class Folder(Source):
             labels = _folder_labels(names)
         elif self.labels == "auto" and listed.is_file():
             labels = _listed_labels(names, listed.read_bytes(), str(listed))
-        return _file_dataset(str(self.path), names, lambda name: (self.path / name).open("rb"), labels)
+        stamps = [(self.path / name).stat() for name in names]
+        stamp = repr([(found.st_size, found.st_mtime_ns) for found in stamps])
+        return _file_dataset(str(self.path), names, lambda name: (self.path / name).open("rb"), labels, stamp)
 
 
 class Zip(Source):
@@ -61,10 +64,11 @@ class Zip(Source):
                 names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in EXTENSIONS)
                 listed = next((n for n in archive.namelist() if Path(n).name == "dataset.json"), None)
                 listing = archive.read(listed) if listed and self.labels == "auto" else None
+                stamp = repr([archive.getinfo(name).CRC for name in names])
         except zipfile.BadZipFile:
             raise DataError(f"{self.path} is not a zip file or is damaged; copy it again") from None
         labels = None if listing is None else _listed_labels(names, listing, f"{self.path}:{listed}")
-        return _file_dataset(str(self.path), names, _ZipOpener(self.path), labels)
+        return _file_dataset(str(self.path), names, _ZipOpener(self.path), labels, stamp)
 
 
 class Npz(Source):
@@ -93,19 +97,20 @@ Opener = Callable[[str], BinaryIO]
 
 
 class _ZipOpener:
-    """Opens members of a zip; the archive is opened again in each process that uses it."""
+    """Opens members of a zip. Each process opens the archive for itself: forked ones would share its position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.archive: zipfile.ZipFile | None = None
+        self.archives: dict[int, zipfile.ZipFile] = {}
 
     def __call__(self, name: str) -> BinaryIO:
-        if self.archive is None:
-            self.archive = zipfile.ZipFile(self.path)
-        return self.archive.open(name)  # type: ignore[return-value]
+        process = os.getpid()
+        if process not in self.archives:
+            self.archives = {process: zipfile.ZipFile(self.path)}
+        return self.archives[process].open(name)  # type: ignore[return-value]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "archive": None}
+        return {"path": self.path, "archives": {}}
 
 
 def read_image(opener: Opener, name: str, where: str, mode: str | None = None) -> Tensor:
@@ -113,14 +118,21 @@ def read_image(opener: Opener, name: str, where: str, mode: str | None = None) -
     try:
         with opener(name) as file, Image.open(file) as picture:
             picture.load()
-            wanted = mode or ("L" if picture.mode in ("L", "1", "I;16") else "RGB")
-            pixels = np.array(picture.convert(wanted))
+            wanted = mode or ("L" if picture.mode in ("L", "1") or picture.mode.startswith("I;16") else "RGB")
+            pixels = np.array(_eight_bits(picture).convert(wanted))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{where}/{name} is not a readable image ({error}); remove it or copy it again") from None
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
 
 
-def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor | None) -> Dataset:
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow would clip it."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.uint16) // 257).astype(np.uint8))
+
+
+def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor | None, stamp: str) -> Dataset:
     if not names:
         raise DataError(f"{where} holds no images ({', '.join(sorted(EXTENSIONS))})")
     first = read_image(opener, names[0], where)
@@ -131,10 +143,10 @@ def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor |
 
     if len(names) * first.numel() <= IN_MEMORY_BYTES:
         return memory_dataset(where, read(range(len(names))), labels)
-    sizes = fingerprint(where, *names)
+    mark = fingerprint(stamp, *names)
     shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
     classes = 0 if labels is None else int(labels.max()) + 1
-    return Dataset(where, shape, len(names), read, sizes, labels, classes, streams=True)
+    return Dataset(where, shape, len(names), read, mark, labels, classes, streams=True)
 
 
 def _same_shape(image: Tensor, first: Tensor, names: list[str], index: int) -> Tensor:

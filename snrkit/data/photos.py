@@ -10,6 +10,7 @@ from pydantic import Field
 
 from snrkit.data.dataset import Dataset, Source, memory_dataset
 from snrkit.errors import SnrkitError
+from snrkit.streams import DATA, stream
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -41,7 +42,7 @@ class Photos(Source):
 
     def open(self) -> Dataset:
         """`count` images (3, size, size); the side of each crop is log-uniform between `size` and the photograph's."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, self.size))))
+        rng = stream(DATA, self.seed, 0, self.size)
         pictures = [_picture(name) for name in PHOTOGRAPHS]
         labels = rng.integers(len(pictures), size=self.count)
         crops = np.stack([_crop(pictures[label], self.size, rng) for label in labels])

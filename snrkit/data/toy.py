@@ -18,11 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.data.dataset import Dataset, OpensDataset, Source, memory_dataset
+from snrkit.data.dataset import Dataset, Exact, OpensDataset, Source, memory_dataset
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.process import Process
+from snrkit.streams import DATA, stream
 
 if TYPE_CHECKING:
     from snrkit.data import AnySource
@@ -70,15 +71,13 @@ class MixtureDenoiser:
         return sum((broadcast(p, x) * x0 for p, (x0, _) in zip(share, answers, strict=True)), torch.zeros_like(x))
 
 
-def gaussian_denoiser(process: Process, mean: float | Tensor, variance: float | Tensor, shape: Shape) -> Denoiser:
+def gaussian_denoiser(
+    process: Process, mean: float | Tensor, variance: float | Tensor, shape: Shape, prior: Tensor | None = None
+) -> Denoiser:
     """The exact denoiser of N(mean, variance), both numbers or per dimension (C, H, W)."""
     means = torch.as_tensor(mean, dtype=torch.float64).expand(shape)
     variances = torch.as_tensor(variance, dtype=torch.float64).expand(shape)
-    return MixtureDenoiser(process, means[None], variances[None], torch.ones(1, dtype=torch.float64))
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    return MixtureDenoiser(process, means[None], variances[None], torch.ones(1, dtype=torch.float64), prior)
 
 
 class Gaussian(Source):
@@ -93,11 +92,11 @@ class Gaussian(Source):
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
-        draws = _generator(self.seed, 1).standard_normal((self.count, *self.shape), dtype=np.float32)
+        draws = stream(DATA, self.seed, 1).standard_normal((self.count, *self.shape), dtype=np.float32)
         pixels = torch.from_numpy(draws) * self.std + self.mean
 
-        def exact(process: Process) -> Denoiser:
-            return gaussian_denoiser(process, self.mean, self.std**2, self.shape)
+        def exact(process: Process, prior: Tensor | None = None) -> Denoiser:
+            return gaussian_denoiser(process, self.mean, self.std**2, self.shape, prior)
 
         return memory_dataset("gaussian", pixels, exact=exact)
 
@@ -115,15 +114,17 @@ class Mixture(Source):
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
-        means = torch.from_numpy(_generator(self.seed, 2).standard_normal((self.components, *self.shape))) * self.spread
-        rng = _generator(self.seed, 3)
+        means = (
+            torch.from_numpy(stream(DATA, self.seed, 2).standard_normal((self.components, *self.shape))) * self.spread
+        )
+        rng = stream(DATA, self.seed, 3)
         labels = torch.from_numpy(rng.integers(self.components, size=self.count))
         noise = torch.from_numpy(rng.standard_normal((self.count, *self.shape)))
 
-        def exact(process: Process) -> Denoiser:
+        def exact(process: Process, prior: Tensor | None = None) -> Denoiser:
             variances = torch.full((self.components,), self.std**2, dtype=torch.float64)
             weights = torch.full((self.components,), 1 / self.components, dtype=torch.float64)
-            return MixtureDenoiser(process, means, variances, weights)
+            return MixtureDenoiser(process, means, variances, weights, prior)
 
         return memory_dataset("mixture", (means[labels] + self.std * noise).float(), labels, exact)
 
@@ -144,13 +145,13 @@ class Empirical(Source):
         return memory_dataset(f"empirical-{full.name}", kept, labels, finite_denoiser(full.x0(range(len(kept)))))
 
 
-def finite_denoiser(x0: Tensor) -> Callable[[Process], Denoiser]:
+def finite_denoiser(x0: Tensor) -> Exact:
     """The exact denoiser of the uniform distribution over the images x0 (n, C, H, W)."""
     points, count = x0.double(), len(x0)
 
-    def exact(process: Process) -> Denoiser:
+    def exact(process: Process, prior: Tensor | None = None) -> Denoiser:
         weights = torch.full((count,), 1 / count, dtype=torch.float64)
-        return MixtureDenoiser(process, points, torch.zeros(count, dtype=torch.float64), weights)
+        return MixtureDenoiser(process, points, torch.zeros(count, dtype=torch.float64), weights, prior)
 
     return exact
 

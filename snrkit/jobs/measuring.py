@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snrkit.config import Experiment
-from snrkit.data.dataset import chunks
+from snrkit.data.dataset import Dataset, chunks, moments
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
@@ -18,12 +18,13 @@ from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import choose, sample_steps, starting_point
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
-from snrkit.randomness import FORWARD, ImageStreams
-from snrkit.run import Run, locked, open_run
+from snrkit.randomness import ImageStreams
+from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import Sampler, parse_seeds, rehearse
 from snrkit.shift.files import as_csv, as_png, as_record
 from snrkit.shift.measure import Arm, Shift, compare, forward_arm, reverse_arm
 from snrkit.step import Step
+from snrkit.streams import FORWARD, SUBSET, stream
 
 
 def run_measuring(
@@ -39,10 +40,10 @@ def run_measuring(
             "data.holdout: measure-shift needs held-out images for its null; set it above 0, such as 0.1."
         )
     records: dict[str, Any] = {}
-    run = Run(runs / experiment.name)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):
-        run = open_run(runs, opened.experiment)
         model = open_model(opened, run)
+        write_config(run, opened.experiment)
         seeds = measured_seeds(opened)
         arms: dict[tuple[float, ...], tuple[Arm, Arm]] = {}
         with bar("measuring shift", len(chosen) * len(seeds), not quiet) as progress:
@@ -86,15 +87,35 @@ def measure(
     if key not in arms:
         arms[key] = _forward_arms(opened, model, visited, seeds)
     forward, train = arms[key]
-    return compare(reverse, forward, train, visited, opened.moments.pixel_variance, e.shift, e.seed)
+    variance = label_mix_variance(opened.dataset, opened.split.train, wanted_labels(opened, seeds))
+    return compare(reverse, forward, train, visited, variance, e.shift, e.seed)
+
+
+def wanted_labels(opened: Opened, seeds: Sequence[int]) -> Tensor | None:
+    """The labels of the trajectories, on the CPU; None for a network without classes."""
+    if not opened.dataset.classes:
+        return None
+    fixed = opened.experiment.sample.labels
+    drawn = ImageStreams(seeds).labels(opened.dataset.classes)
+    return drawn if fixed is None else torch.full_like(drawn, fixed)
+
+
+def label_mix_variance(dataset: Dataset, pool: Sequence[int], labels: Tensor | None) -> float:
+    """Var[x0] over images, averaged over pixels, of the images in `pool` mixed as `labels` (n,) mixes their classes."""
+    if labels is None or dataset.labels is None:
+        return moments(dataset, pool).pixel_variance
+    own = dataset.labels[torch.as_tensor(pool)]
+    mean = torch.zeros(dataset.shape, dtype=torch.float64)
+    square = torch.zeros(dataset.shape, dtype=torch.float64)
+    for label, count in zip(*torch.unique(labels, return_counts=True), strict=True):
+        same = moments(dataset, [pool[i] for i in (own == label).nonzero().flatten().tolist()])
+        mean += float(count) / len(labels) * same.mean
+        square += float(count) / len(labels) * same.square
+    return float((square - mean**2).mean())
 
 
 def _forward_arms(opened: Opened, model: Model, levels: Sequence[Level], seeds: Sequence[int]) -> tuple[Arm, Arm]:
-    labels = None
-    if opened.dataset.classes:
-        fixed = opened.experiment.sample.labels
-        labels = ImageStreams(seeds).labels(opened.dataset.classes)
-        labels = labels if fixed is None else torch.full_like(labels, fixed)
+    labels = wanted_labels(opened, seeds)
     e, made = opened.experiment, []
     for number, pool in enumerate((opened.split.held, opened.split.train)):
         rows = matching(opened.dataset.labels, pool, labels, len(seeds))
@@ -108,8 +129,11 @@ def _forward_arms(opened: Opened, model: Model, levels: Sequence[Level], seeds: 
 
 
 def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, count: int) -> Tensor:
-    """(count,) indices from `pool`, cycled; with `labels`, the j-th has the j-th label. SnrkitError where none has."""
-    images = np.asarray(pool)
+    """(count,) indices from `pool` in an order of their own, cycled; with `labels`, the j-th has the j-th label.
+
+    The order is shuffled, as files often lie sorted by class or origin. SnrkitError where no image has a label.
+    """
+    images = stream(SUBSET, len(pool)).permutation(np.asarray(pool))
     if labels is None or known is None:
         return torch.from_numpy(images[np.arange(count) % len(images)])
     own = known.numpy()[images]

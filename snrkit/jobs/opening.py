@@ -1,10 +1,10 @@
 """From an experiment to the resources it names: data, network, denoiser."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -30,7 +30,8 @@ class Opened:
     """An experiment with its data open and every `auto` resolved."""
 
     experiment: Experiment
-    dataset: Dataset
+    dataset: Dataset  # as the network sees it: without labels where it takes none
+    labelled: Dataset  # as the source gives it, for metrics
     split: Split
     moments: Moments
     world: World
@@ -43,8 +44,11 @@ class Opened:
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:
     """Open the data, measure what is `auto`, and check that data and network fit."""
+    experiment = experiment.model_copy(update={"compute": resolve_precision(experiment.compute, world.device)})
     set_compute(experiment.compute, world.device)
     dataset = experiment.data.open()
+    if experiment.data.workers and not dataset.streams:
+        raise ConfigError(f"data.workers: has no effect, as {dataset.name} is held in memory; drop it.")
     parts = split(dataset.count, experiment.data.holdout)
     measured = moments(dataset, parts.train)
     if measured.variance <= 0 and experiment.data.sigma_data == "auto":
@@ -57,15 +61,24 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         raise ConfigError(
             f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
         )
-    if not classes:
-        dataset = replace(dataset, labels=None, classes=0)
-    return Opened(experiment, dataset, parts, measured, world)
+    seen = dataset if classes else replace(dataset, labels=None, classes=0)
+    return Opened(experiment, seen, dataset, parts, measured, world)
+
+
+def resolve_precision(compute: ComputeConfig, device: torch.device) -> ComputeConfig:
+    """`auto` made concrete: bf16 where a CUDA device has it, else fp32."""
+    if compute.precision != "auto":
+        return compute
+    chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return compute.model_copy(update={"precision": chosen})
 
 
 def set_compute(compute: ComputeConfig, device: torch.device) -> None:
     """Set torch's global switches as the experiment says."""
     if compute.precision == "fp16" and device.type != "cuda":
         raise ConfigError("compute.precision: fp16 needs a CUDA device; use bf16 or fp32 here.")
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
     torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = compute.tf32
     torch.backends.cudnn.allow_tf32 = compute.tf32
@@ -158,8 +171,3 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def resolve_config(experiment: Experiment, runs: Path) -> Run:
-    """The run directory an experiment would use."""
-    return Run(runs / experiment.name)

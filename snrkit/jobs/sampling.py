@@ -23,7 +23,7 @@ from snrkit.jobs.progress import bar, console
 from snrkit.level import Level
 from snrkit.prediction import Cond
 from snrkit.randomness import ImageStreams
-from snrkit.run import Run, locked, open_run
+from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
 from snrkit.sampler import Sampler, parse_seeds
 from snrkit.step import Step
@@ -89,12 +89,15 @@ def run_sampling(
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    run = Run(runs / experiment.name)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run) if world.leads else contextlib.nullcontext():
-        if world.leads:
-            run = open_run(runs, opened.experiment)
-        world.barrier()
         model = open_model(opened, run)
+        for name in chosen:
+            check_claim(run.samples(name), manifest(opened, model, opened.experiment.samplers[name]), overwrite)
+        world.barrier()
+        if world.leads:
+            write_config(run, opened.experiment)
+        world.barrier()
         for name in chosen:
             sampler = opened.experiment.samplers[name]
             if not make_images(opened, model, run, name, run.samples(name), sampler, overwrite, quiet):
@@ -156,22 +159,27 @@ def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+def check_claim(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `folder` holds images to be deleted first. RunError when they are another sampler's and may not be."""
     path = folder / "manifest.json"
-    if path.exists():
-        stored = read_json(path)
-        stored.pop("finished", None)
-        differing = [key for key in record if stored.get(key) != record[key]]
-        if differing and not overwrite:
-            raise RunError(
-                f"{folder} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
-                "add --overwrite to make them anew, or rename the sampler."
-            )
-        if differing or overwrite:
-            shutil.rmtree(folder)
+    if not path.exists():
+        return False
+    stored = read_json(path)
+    differing = [key for key in record if stored.get(key) != record[key]]
+    if differing and not overwrite:
+        raise RunError(
+            f"{folder} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
+            "add --overwrite to make them anew, or rename the sampler."
+        )
+    return overwrite
+
+
+def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    if check_claim(folder, record, overwrite):
+        shutil.rmtree(folder)
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
-        if not path.exists():
-            write_json(path, {**record, "finished": ""})
+        if not (folder / "manifest.json").exists():
+            write_json(folder / "manifest.json", {**record, "finished": ""})
 
 
 def _save(folder: Path, batch: Batch) -> None:
@@ -203,12 +211,17 @@ def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str
         labels = streams.labels(opened.dataset.classes).tolist() if fixed is None else [fixed] * len(seeds)
         listed = [[str(image_path(Path(), s)), label] for s, label in zip(seeds, labels, strict=True)]
         write_json(folder / "dataset.json", {"labels": listed})
-    write_bytes(folder.with_suffix(".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
+    write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
     if opened.experiment.sample.npz:
         arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, arr_0=arrays)
-        write_bytes(folder.with_suffix(".npz"), buffer.getvalue())
+        write_bytes(beside(folder, ".npz"), buffer.getvalue())
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """The file next to a sampler's folder; its name may hold dots."""
+    return folder.parent / f"{folder.name}{suffix}"
 
 
 def ranges(seeds: Sequence[int]) -> str:

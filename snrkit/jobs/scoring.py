@@ -2,25 +2,30 @@
 
 import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from snrkit import __version__
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.config import Experiment
+from snrkit.config import ComputeConfig, Experiment
 from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
-from snrkit.data.dataset import Dataset, Split, memory_dataset, to_unit
+from snrkit.data.dataset import Dataset, Split, chunks, memory_dataset, to_unit
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, DataError, RunError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json
-from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import choose, image_path, load_images, make_images
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.metrics.scores import (
     FeatureSet,
+    Memorisation,
     Scores,
     extract,
     load_statistics,
@@ -28,8 +33,11 @@ from snrkit.metrics.scores import (
     reference_features,
     score,
 )
-from snrkit.run import Run, locked, open_run
+from snrkit.run import Run, locked, trained_run
 from snrkit.sampler import parse_seeds, rehearse
+from snrkit.streams import SUBSET, stream
+
+MEMORISATION_IMAGES = 4096
 
 
 def run_scoring(
@@ -43,14 +51,13 @@ def run_scoring(
     """Score the chosen samplers (all by default); with `checkpoints`, each of them at several checkpoints."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    run = Run(runs / experiment.name)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    paths = None if checkpoints is None else choose_checkpoints(run, checkpoints)
     with locked(run) if world.leads else contextlib.nullcontext():
-        if world.leads:
-            run = open_run(runs, opened.experiment)
         world.barrier()
         extractor, reference = open_reference(opened)
-        if checkpoints is not None:
-            return {n: _curve(opened, run, n, checkpoints, extractor, reference, quiet) for n in chosen}
+        if paths is not None:
+            return {n: _curve(opened, run, n, paths, extractor, reference, quiet) for n in chosen}
         records: dict[str, Any] = {}
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
             for index, name in enumerate(chosen):
@@ -61,13 +68,23 @@ def run_scoring(
     return records
 
 
+def choose_checkpoints(run: Run, which: str) -> list[Path]:
+    """The checkpoints meant by 'all' or 'last N', oldest first."""
+    first, _, number = which.partition(" ")
+    if which == "all":
+        return list_checkpoints(run.checkpoints)
+    if first != "last" or not number.isdigit() or int(number) < 1:
+        raise ConfigError(f"--checkpoints '{which}': write all, or 'last N'.")
+    return list_checkpoints(run.checkpoints)[-int(number) :]
+
+
 def open_reference(opened: Opened) -> tuple[Extractor, FeatureSet]:
     """The extractor of an experiment and its features of the training split."""
     config, world = opened.experiment.metrics, opened.world
     if world.leads:
-        make_extractor(config, opened.dataset, opened.split, world.device)  # fills the cache before the others look
+        make_extractor(config, opened.labelled, opened.split, world.device)  # fills the cache before the others look
     world.barrier()
-    extractor = make_extractor(config, opened.dataset, opened.split, world.device)
+    extractor = make_extractor(config, opened.labelled, opened.split, world.device)
     return extractor, reference_features(extractor, opened.dataset, opened.split.train, config.batch, world)
 
 
@@ -89,9 +106,7 @@ def score_folder(
         asdict(score(extract(extractor, samples, part, e.metrics.batch, world), reference, e.metrics))
         for part in disjoint(len(seeds), e.metrics.ranges)
     ]
-    nearest = memorisation(
-        to_unit(images), opened.dataset.x0(opened.split.train), opened.dataset.x0(opened.split.held)
-    ) if opened.split.held else None  # fmt: skip
+    near = _memorisation(opened, images) if opened.split.held and world.leads else None
     return {
         "sampler": name,
         "definition": made["sampler"],
@@ -103,14 +118,36 @@ def score_folder(
         "reference": f"{opened.dataset.name}, training split, {len(opened.split.train)} images",
         "ranges": each,
         "summary": summarise(each),
-        "memorisation": None if nearest is None else asdict(nearest),
+        "memorisation": None if near is None else asdict(near),
+        "made_with": provenance(world),
     }
+
+
+def _memorisation(opened: Opened, images: Tensor) -> Memorisation:
+    """Against the training split, mirrored too where training mirrors."""
+
+    def train() -> Iterator[Tensor]:
+        for run in chunks(opened.split.train, 8192):
+            x0 = opened.dataset.x0(run)
+            yield x0
+            if opened.experiment.data.flip:
+                yield x0.flip(3)
+
+    held = stream(SUBSET, 1).permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
+    return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.dataset.x0(held), train)
+
+
+def provenance(world: World) -> dict[str, Any]:
+    """What a score depends on beside images and features."""
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "torch-fidelity", "numpy")}
+    return {"snrkit": __version__, **versions, "device": str(world.device), "processes": world.size}
 
 
 def _about(extractor: Extractor) -> dict[str, Any]:
     return {
         "features": extractor.name,
         "features_note": extractor.note,
+        "features_key": extractor.key,
         "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
     }
 
@@ -139,17 +176,15 @@ def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _curve(
-    opened: Opened, run: Run, name: str, which: str, extractor: Extractor, reference: FeatureSet, quiet: bool
+    opened: Opened,
+    run: Run,
+    name: str,
+    paths: Sequence[Path],
+    extractor: Extractor,
+    reference: FeatureSet,
+    quiet: bool,
 ) -> dict[str, Any]:
     """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
-    paths = list_checkpoints(run.checkpoints)
-    if which != "all":
-        words = which.split()
-        if len(words) != 2 or words[0] != "last" or not words[1].isdigit() or int(words[1]) < 1:
-            raise ConfigError(f"--checkpoints '{which}': write all, or 'last N'.")
-        paths = paths[-int(words[1]) :]
-    if not paths:
-        raise RunError(f"{run.path} has no checkpoints; train it first.")
     points = []
     for images in (int(path.name) for path in paths):
         folder = run.samples(f"{name}@{images:09d}")
@@ -173,6 +208,7 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None, world: World) -> dict[str, Any]:
     """Scores of images `first` against the reference `second`: folder, zip, npz, data set name or statistics .npz."""
+    set_compute(resolve_precision(ComputeConfig(), world.device), world.device)
     sets = [_open_side(text, root) for text in (first, second)]
     images = [side for side in sets if isinstance(side, Dataset)]
     if not images or not isinstance(sets[0], Dataset):
@@ -199,7 +235,14 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
             )
     scores: Scores = score(found, reference, config)
     record = asdict(scores)
-    return {"first": first, "second": second, **_about(extractor), **record, "warnings": warnings + scores.warnings}
+    return {
+        "first": first,
+        "second": second,
+        **_about(extractor),
+        **record,
+        "warnings": warnings + scores.warnings,
+        "made_with": provenance(world),
+    }
 
 
 def _size(dataset: Dataset) -> str:

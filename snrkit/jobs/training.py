@@ -12,7 +12,17 @@ from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.jobs.opening import open_experiment, open_network, open_task, stoppable
 from snrkit.jobs.progress import bar, console
-from snrkit.run import Run, append_log, describe_environment, locked, open_run, rewind_log, write_environment
+from snrkit.run import (
+    Run,
+    append_log,
+    check_data,
+    check_fits,
+    describe_environment,
+    locked,
+    rewind_log,
+    write_config,
+    write_environment,
+)
 from snrkit.train import (
     Task,
     TrainState,
@@ -53,10 +63,10 @@ class Tally:
 
     def line(self, step: TrainStep, batch: int) -> dict[str, Any]:
         """The line of the log; `seconds` and `images_per_second` are all that a rerun may change."""
-        counted, now = max(1, self.steps - self.skipped), time.monotonic()
+        counted, now = self.steps - self.skipped, time.monotonic()
         record: dict[str, Any] = {
-            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted,
-            "grad_norm": self.grad_norm / counted, "lr": step.lr, "skipped": self.skipped,
+            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted if counted else None,
+            "grad_norm": self.grad_norm / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
         }  # fmt: skip
         if self.logit is not None:
             record["largest_logit"] = self.logit
@@ -69,23 +79,25 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     opened = open_experiment(experiment, world)
     task, network = open_task(opened), open_network(opened)
     run = Run(runs / experiment.name)
+    check_fits(run, opened.experiment)
+    check_data(run, opened.dataset.fingerprint)
+    state = make_state(task, network)
     with locked(run) if world.leads else contextlib.nullcontext():
+        world.barrier()
+        tally = _resume(run, state)
+        world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
-            run = open_run(runs, opened.experiment)
+            write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
             write_environment(run, facts)
-        world.barrier()
-        state = make_state(task, network)
-        tally = _resume(run, state, world)
+            rewind_log(run, state.images if state.step else -1)
         _loop(run, task, state, tally, quiet)
     return run
 
 
-def _resume(run: Run, state: TrainState, world: World) -> Tally:
+def _resume(run: Run, state: TrainState) -> Tally:
     path = newest_checkpoint(run.checkpoints)
     if path is None:
-        if world.leads:
-            rewind_log(run, -1)
         return Tally()
     checkpoint = load_checkpoint(path)
     try:
@@ -95,8 +107,6 @@ def _resume(run: Run, state: TrainState, world: World) -> Tally:
             f"checkpoint {path} does not fit this experiment ({' '.join(str(error).split())[:200]}); "
             "give the run another name or delete its folder."
         ) from None
-    if world.leads:
-        rewind_log(run, checkpoint.images)
     return Tally(**checkpoint.numbers["tally"])
 
 
@@ -107,11 +117,13 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         progress.update(state.images)
         for step in train(task, state, watch_every=config.log_every):
             tally.add(step)
-            if step.skipped and world.leads:
-                _log_skipped(run, step)
+            if step.skipped:
+                _log_skipped(run, world, step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 record = tally.line(step, config.batch)
-                progress.update(step.images, f"loss {record['loss']:.4f}  {record['images_per_second']:.0f} images/s")
+                progress.update(
+                    step.images, f"loss {_number(record['loss'])}  {record['images_per_second']:.0f} images/s"
+                )
                 _append(run, world, record)
                 tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
@@ -128,13 +140,20 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         )
 
 
-def _log_skipped(run: Run, step: TrainStep) -> None:
+def _log_skipped(run: Run, world: World, step: TrainStep) -> None:
     low, high = float(step.logsnr.min()), float(step.logsnr.max())
-    console.print(
-        f"step {step.step} ({step.images} images, logsnr {low:.2f} to {high:.2f}) skipped: "
-        "loss or gradient is not finite"
-    )
-    append_log(run, {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]})
+    named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:8])
+    where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
+    if named or world.leads:  # every process names its own images
+        console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
+    if world.leads:
+        culprits = [list(pair) for pair in step.culprits]
+        record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
+        append_log(run, {**record, "culprits": culprits})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _worth_asking(world: World, step: TrainStep) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint
 from snrkit.files import write_bytes
-from snrkit.randomness import stream
+from snrkit.streams import CLASSIFIER, stream
 
 RECIPE = "1"  # change with anything below that changes the weights
 IMAGES, EPOCHS, BATCH, LR = 60_000, 6, 128, 2e-3  # the larger of IMAGES and EPOCHS is trained
@@ -80,7 +80,7 @@ def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClas
 
 def _fit(network: Classifier, dataset: Dataset, split: Split) -> None:
     assert dataset.labels is not None
-    train, rng = np.asarray(split.train), stream(0, 7)
+    train, rng = np.asarray(split.train), stream(CLASSIFIER)
     steps = max(IMAGES, EPOCHS * len(train)) // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)

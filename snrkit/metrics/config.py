@@ -22,6 +22,9 @@ Features = Literal[
 ]
 
 
+DEFAULT_COMPONENTS = 64
+
+
 class MetricsConfig(Value):
     """Which features, which scores, and over how many disjoint ranges of seeds."""
 
@@ -32,11 +35,18 @@ class MetricsConfig(Value):
     kid_subsets: int = Field(100, ge=1)
     kid_subset_size: int = Field(1000, ge=2, description="lowered to the smaller set where there are fewer images")
     neighborhood: int = Field(3, ge=1, description="k of precision and recall")
-    pixel_components: int = Field(64, ge=1, description="principal components of the features `pixels`")
+    pixel_components: int = Field(DEFAULT_COMPONENTS, ge=1, description="principal components of the features `pixels`")
     batch: int = Field(256, ge=1)
 
     @model_validator(mode="after")
     def _weights_used(self) -> "MetricsConfig":
         if self.weights is not None and self.features in ("classifier", "pixels"):
             raise ValueError(f"weights have no effect on features {self.features}; drop them or choose inception")
+        if self.weights is not None and self.features.startswith("dinov2"):
+            raise ValueError("weights have no effect on dinov2, which torch.hub loads from its cache; drop them")
+        if self.download and self.features in ("classifier", "pixels"):
+            raise ValueError(f"download has no effect on features {self.features}; drop it")
+        unused = self.features != "pixels" and self.pixel_components != DEFAULT_COMPONENTS
+        if unused:
+            raise ValueError(f"pixel_components has no effect on features {self.features}; drop it")
         return self

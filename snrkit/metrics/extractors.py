@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_unit
+from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
+from snrkit.data.torchvision_sets import import_torchvision
 from snrkit.errors import SnrkitError
 from snrkit.files import write_bytes
 from snrkit.metrics.classifier import train_classifier
@@ -34,6 +35,7 @@ class Extractor:
     dim: int
     key: str  # changes with weights and settings
     run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    classes: int = 0  # number of logits; 0 for none
     note: str = ""
 
     def label(self, score: str) -> str:
@@ -72,7 +74,9 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 
     name = dataset.name.removesuffix("-train")
     accuracy = "no held-out images" if trained.accuracy is None else f"{trained.accuracy:.1%} right on held-out images"
-    return Extractor(Path(name).name, network.dim, trained.key, run, f"classifier of {name}, {accuracy}")
+    return Extractor(
+        Path(name).name, network.dim, trained.key, run, dataset.classes, f"classifier of {name}, {accuracy}"
+    )
 
 
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
@@ -90,36 +94,47 @@ def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
         return ((to_unit(pixels).flatten(1).double() - mean) @ basis).float(), None
 
     key = fingerprint("pixels", dataset.fingerprint, str(len(split.train)), str(basis.shape[1]))
-    return Extractor("pixel", basis.shape[1], key, project, f"{basis.shape[1]} principal components of the reference")
+    return Extractor(
+        "pixel", basis.shape[1], key, project, note=f"{basis.shape[1]} principal components of the reference"
+    )
 
 
 def _fidelity(config: MetricsConfig, device: torch.device) -> Extractor:
-    """torch-fidelity's extractors (metrics.md of torch-fidelity 0.4: weights are read without running pickles)."""
+    """torch-fidelity's extractors."""
+    import_torchvision()  # torch-fidelity imports it, and a build that does not fit torch is named there
     if config.features == "inception":
         return _inception(_inception_weights(config), device)
     layer = "dinov2" if config.features.startswith("dinov2") else "clip"
     module = _fidelity_module(config, layer)
-    return Extractor(config.features, _dim(module), fingerprint(config.features), _caller(module, device, [layer]))
+    weights = b"" if config.weights is None else config.weights.read_bytes()
+    key = fingerprint(config.features, weights)
+    return Extractor(config.features, _dim(module), key, _caller(module, device, [layer]))
 
 
 def _fidelity_module(config: MetricsConfig, layer: str) -> Any:
     from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-    if not config.download and not any((Path(torch.hub.get_dir())).glob("*")):
+    hub = Path(torch.hub.get_dir())
+    if layer == "dinov2":
+        name = config.features.replace("dinov2-vit-", "dinov2_vit").replace("-14", "14")
+        present = any(hub.glob("facebookresearch_dinov2*")) and any(hub.glob(f"checkpoints/{name}*.pth"))
+    else:
+        present = config.weights is not None and config.weights.is_file()
+    if not config.download and not present:
+        remedy = f"a filled torch hub cache in {hub}" if layer == "dinov2" else "the file of metrics.weights"
         raise SnrkitError(
-            f"metrics.features: {config.features} needs weights that are not in {torch.hub.get_dir()}; "
-            "copy a filled torch hub cache there (TORCH_HOME moves it), or set metrics.download: true."
+            f"metrics.features: {config.features} needs weights that are not here; give {remedy}, "
+            "or set metrics.download: true."
         )
+    path = str(config.weights) if config.weights is not None else None
     make = FeatureExtractorDinoV2 if layer == "dinov2" else FeatureExtractorCLIP
-    path = str(config.weights) if config.weights is not None and layer == "clip" else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return make(config.features, [layer], feature_extractor_weights_path=path)
     except Exception as error:  # torch.hub and the network raise whatever they like
-        raise SnrkitError(
-            f"metrics.features: {config.features} could not be loaded ({error}); fill the hub cache."
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise SnrkitError(f"metrics.features: {config.features} could not be loaded ({reason}).") from None
 
 
 def _dim(module: Any) -> int:
@@ -158,7 +173,8 @@ def _inception(path: Path, device: torch.device) -> Extractor:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not a state dict
         raise SnrkitError(f"{path} is not a plain state dict ({type(error).__name__}); use {INCEPTION_FILE}.") from None
-    digest = fingerprint(*(f"{k}{tuple(v.shape)}" for k, v in tensors.items()), tensors["fc.weight"].numpy().tobytes())
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise SnrkitError(f"{path} is not a plain state dict; use {INCEPTION_FILE}.")
     with tempfile.TemporaryDirectory() as folder:  # torch-fidelity loads without map_location: hand it a CPU copy
         copy = Path(folder) / "inception.pth"
         buffer = io.BytesIO()
@@ -173,12 +189,12 @@ def _inception(path: Path, device: torch.device) -> Extractor:
             raise SnrkitError(
                 f"{path} does not hold Inception's weights ({str(error)[:120]}); use {INCEPTION_FILE}."
             ) from None
-    return Extractor("inception", INCEPTION_DIM, fingerprint("inception", digest), _caller(module, device, layers))
+    return Extractor(
+        "inception", INCEPTION_DIM, fingerprint("inception", path.read_bytes()), _caller(module, device, layers), 1008
+    )
 
 
 def _caller(module: Any, device: torch.device, layers: list[str]) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-    from snrkit.data.dataset import to_bytes
-
     module = module.to(device=device, memory_format=torch.channels_last).eval()
 
     @torch.no_grad()

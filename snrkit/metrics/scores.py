@@ -1,11 +1,12 @@
 """FD/FID, IS, KID, precision and recall of images against a reference: the one door to torch-fidelity's metrics.
 
 Feature statistics are streamed in float64; KID and precision/recall keep at most KEPT features of each side. Known
-traps of torch-fidelity are closed here: too few images for its splits and subsets, shuffling, silent keyword arguments.
+traps of torch-fidelity are closed here: too few images for its splits and subsets, unknown keyword arguments, caches by
+name. IS splits the images after torch-fidelity's own fixed shuffle, as it does by default.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +14,6 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from snrkit.data.dataset import Dataset, chunks, fingerprint
 from snrkit.distributed import World
@@ -24,6 +22,7 @@ from snrkit.files import write_bytes
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, cache_folder
 from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
+from snrkit.streams import SUBSET, stream
 
 KEPT = 10_000
 IS_SPLITS = 10
@@ -40,9 +39,11 @@ class FeatureSet:
 
 def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
     """The features of the chosen images, each process taking a contiguous share."""
+    if len(indices) > KEPT:  # what is kept must not be the first classes of a sorted set
+        indices = stream(SUBSET, len(indices)).permutation(np.asarray(indices)).tolist()
     share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
     moments = RunningMoments(extractor.dim)
-    features, logits = [torch.zeros(0, extractor.dim)], []
+    features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
     for run in chunks(share.tolist(), batch):
         found, scores = extractor.run(dataset.pixels([indices[i] for i in run]))
         moments.add(found)
@@ -50,7 +51,7 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
         if scores is not None:
             logits.append(scores)
     kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
-    all_logits = torch.cat(world.gather(torch.cat(logits))) if logits else None
+    all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)
 
 
@@ -60,7 +61,7 @@ def reference_features(
     """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
     rows = np.asarray(indices, dtype=np.int64).tobytes()
     path = cache_folder() / f"reference-{fingerprint('1', dataset.fingerprint, rows, extractor.key)}.safetensors"
-    if path.is_file():
+    if not world.any(not path.is_file()):  # all processes must take the same way
         stored = load(path.read_bytes())
         gaussian = Gaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
         return FeatureSet(gaussian, stored["features"])
@@ -95,7 +96,16 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
     count, dim = found.gaussian.count, len(found.gaussian.mean)
     if count < 2:
         raise SnrkitError(f"{count} image is too few to score; make at least 2, better more than {dim}.")
+    if len(reference.gaussian.mean) != dim:
+        raise SnrkitError(
+            f"the reference has {len(reference.gaussian.mean)} features and the images {dim}; they differ."
+        )
     warnings = []
+    if 0 < reference.gaussian.count <= dim:
+        warnings.append(
+            f"the reference's {reference.gaussian.count} images are too few for {dim} features: its covariance is "
+            "singular; trust KID."
+        )
     if count <= dim:
         warnings.append(
             f"{count} images are too few for {dim} features: the covariance is singular and the distance biased; "
@@ -111,6 +121,8 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
 
 
 def _inception_score(logits: Tensor, warnings: list[str]) -> float:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
     splits = min(IS_SPLITS, len(logits) // 2) or 1
     if splits < IS_SPLITS:
         warnings.append(f"IS over {splits} splits instead of {IS_SPLITS}, as there are {len(logits)} images.")
@@ -118,6 +130,8 @@ def _inception_score(logits: Tensor, warnings: list[str]) -> float:
 
 
 def _kid(features: Tensor, reference: Tensor, config: MetricsConfig) -> float:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     size = min(config.kid_subset_size, len(features), len(reference))
     subsets = 1 if size == len(features) == len(reference) else config.kid_subsets
     found = kid_features_to_metric(
@@ -129,6 +143,8 @@ def _kid(features: Tensor, reference: Tensor, config: MetricsConfig) -> float:
 def _precision_recall(
     features: Tensor, reference: Tensor, config: MetricsConfig, warnings: list[str]
 ) -> tuple[float | None, float | None]:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     if min(len(features), len(reference)) <= config.neighborhood:
         warnings.append(f"precision and recall need more than {config.neighborhood} images on either side.")
         return None, None
@@ -165,19 +181,23 @@ class Memorisation:
 
 
 @torch.no_grad()
-def memorisation(samples: Tensor, train: Tensor, held: Tensor) -> Memorisation:
-    """Compare how near samples (n, *) and held-out images (m, *) come to training images, all in [-1, 1]."""
-    of_samples, of_held = nearest(samples, train), nearest(held, train)
+def memorisation(samples: Tensor, held: Tensor, train: Callable[[], Iterable[Tensor]]) -> Memorisation:
+    """Compare how near samples (n, *) and held-out images (m, *) come to training images, all in [-1, 1].
+
+    `train` gives the training images in batches, once for each of the two.
+    """
+    of_samples, of_held = nearest(samples, train()), nearest(held, train())
     below = torch.searchsorted(of_held.sort().values, of_samples)
     nearer = 1 - float(below.double().mean()) / len(of_held)
     return Memorisation(float(of_samples.median()), float(of_held.median()), nearer)
 
 
-def nearest(images: Tensor, train: Tensor, batch: int = 1024) -> Tensor:
-    """Distance (n,) of each image to its nearest training image, root mean square per pixel."""
-    flat = train.flatten(1).float()
-    parts = []
-    for some in torch.split(images.flatten(1).float(), batch):
-        best = torch.stack([torch.cdist(some, rows).amin(1) for rows in torch.split(flat, 8192)]).amin(0)
-        parts.append(best / math.sqrt(flat.shape[1]))
-    return torch.cat(parts)
+def nearest(images: Tensor, train: Iterable[Tensor]) -> Tensor:
+    """Distance (n,) of each image to its nearest training image, root mean square per pixel, in float64."""
+    flat = images.flatten(1).double()
+    best = torch.full((len(flat),), torch.inf, dtype=torch.float64)
+    for batch in train:
+        rows = batch.flatten(1).double()
+        for part in torch.split(torch.arange(len(flat)), 4096):
+            best[part] = torch.minimum(best[part], torch.cdist(flat[part], rows).amin(1))
+    return best / math.sqrt(flat.shape[1])

@@ -5,7 +5,7 @@ that a checkpoint of it is a renaming away. What diffusers has no place for (nul
 `extras`.
 """
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ class UNet(Value):
 
     kind: Literal["unet"] = "unet"
     channels: int = Field(64, ge=4)
-    multipliers: tuple[int, ...] = Field((1, 2), min_length=1)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2), min_length=1)
     blocks: int = Field(2, ge=1, description="residual blocks per depth on the way down, one more on the way up")
     attention: tuple[int, ...] = Field((), description="resolutions with attention")
     head_channels: int = Field(32, ge=1)
@@ -49,6 +49,10 @@ class UNet(Value):
         halvings = 2 ** (len(self.multipliers) - 1)
         if shape[1] % halvings or shape[2] % halvings:
             raise ValueError(f"images of {shape[1]}x{shape[2]} do not halve {len(self.multipliers) - 1} times")
+        sizes = {shape[1] >> depth for depth in range(len(self.multipliers))}
+        absent = sorted(set(self.attention) - sizes)
+        if absent:
+            raise ValueError(f"attention at {absent} has no effect: the resolutions are {sorted(sizes, reverse=True)}")
         return UNetModule(self, shape)
 
 

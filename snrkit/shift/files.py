@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -60,5 +61,6 @@ def as_png(shift: Shift, title: str) -> bytes:
 
 
 def _draw(axes: Any, x: list[float], curve: Curve, colour: str, name: str) -> None:
+    x = [value if math.isfinite(value) else math.nan for value in x]  # pure noise has no place on this axis
     axes.plot(x, curve.value, color=colour, marker=".", markersize=4, linewidth=1, label=name)
     axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)

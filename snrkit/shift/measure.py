@@ -27,9 +27,9 @@ from torch import Tensor
 
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
-from snrkit.randomness import BOOTSTRAP, stream
 from snrkit.shift.config import ShiftConfig
 from snrkit.step import Step
+from snrkit.streams import BOOTSTRAP, stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _mean_square(eps: Tensor) -> Tensor:
 def compare(
     reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], variance: float, config: ShiftConfig, seed: int
 ) -> Shift:
-    """All readings of the three arms. `variance` is Var[x0] per pixel over the training split."""
+    """All readings of the three arms. `variance` is Var[x0] over images of the training split, averaged over pixels."""
     alpha = torch.stack([level.alpha for level in levels])
     sigma = torch.stack([level.sigma for level in levels])
     nominal = alpha**2 * variance + sigma**2
@@ -167,7 +167,7 @@ def compare(
         weights = _weights(arm.groups, config.bootstrap, (BOOTSTRAP, seed, number))
         squares[name] = arm.eps_square @ weights.T  # (L, 1 + R): the first column is the sample itself
         if name != "train":
-            ratios[name] = torch.stack([_variance(x, weights) for x in arm.states]) / nominal[:, None]
+            ratios[name] = torch.stack([_variance(x, arm.groups, weights) for x in arm.states]) / nominal[:, None]
     gap = (squares["reverse"] / squares["forward"]).log()
     null = (squares["train"] / squares["forward"]).log()
     logs = {name: ratio.log() for name, ratio in ratios.items()}
@@ -199,12 +199,17 @@ def _weights(groups: Tensor, resamples: int, key: Sequence[int]) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _variance(states: Tensor, weights: Tensor) -> Tensor:
-    """Unbiased variance over samples, averaged over dimensions, of states (n, D) under each row of weights (1 + R,)."""
+def _variance(states: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
+    """Variance over samples, averaged over dimensions, of states (n, D) under each row of weights (1 + R,).
+
+    Deviations are from the arm's own mean in every row, and the variance of that mean is added back, estimated from the
+    spread of whole groups: so the reading is unbiased, with repeated images too, and resamples centre on it.
+    """
     centred = states.double() - states.double().mean(0)
-    square = weights @ centred.square().mean(1)
-    mean = (weights @ centred).square().mean(1)
-    return (square - mean) * len(states) / (len(states) - 1)
+    kinds, place = torch.unique(groups, return_inverse=True)
+    sums = centred.new_zeros(len(kinds), centred.shape[1]).index_add_(0, place, centred) / len(states)
+    of_mean = sums.square().sum(0).mean() * len(kinds) / max(1, len(kinds) - 1)
+    return weights @ centred.square().mean(1) + of_mean
 
 
 def _norms(arm: Arm) -> list[float]:

@@ -1,0 +1,322 @@
+"""The tool as a user meets it: the whole path, interruption, and what is refused with nothing written."""
+
+import errno
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, save_checkpoint
+from snrkit.config import load_experiment
+from snrkit.errors import SnrkitError
+from snrkit.jobs.sampling import image_path, load_images
+from snrkit.run import Run, locked
+from tests.small import SMALL, command, environment, snrkit, write_config, written
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which `snrkit run` went through."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_config(folder)
+    snrkit(folder, "run", "-q")
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of it to spoil."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_the_whole_path_leaves_a_complete_run_directory(finished):
+    """Config, environment, log, checkpoints, images, manifests, shift, metrics, report: all there and readable."""
+    run = finished / "runs" / "small"
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["sigma_data"] > 0
+    environment_record = json.loads((run / "environment.json").read_text())
+    assert {"packages", "device", "dataset_fingerprint", "deterministic", "tf32"} <= environment_record.keys()
+    assert [json.loads(line)["images"] for line in (run / "train.jsonl").read_text().splitlines()][-1] == 3840
+    assert len(list_checkpoints(run / "checkpoints")) == 2
+    for name in ("euler", "ancestral"):
+        assert load_images(run / "samples" / name, range(64)).shape == (64, 1, 8, 8)
+        assert json.loads((run / "samples" / name / "manifest.json").read_text())["finished"] == "0-63"
+        assert len(json.loads((run / "samples" / name / "dataset.json").read_text())["labels"]) == 64
+        shift = json.loads((run / "shift" / f"{name}.json").read_text())
+        assert len(shift["logsnr"]) == 4
+        assert (run / "shift" / f"{name}.csv").exists()
+        metrics = json.loads((run / "metrics" / f"{name}.json").read_text())
+        assert metrics["names"]["fd"] == "FD-pixel"
+        assert len(metrics["ranges"]) == 2
+        assert metrics["weights"] == "ema-1000"
+
+
+def test_the_report_holds_the_table_and_stands_alone(finished):
+    """Markdown names every sampler with its NFE; the HTML needs no other file; nothing is called FID."""
+    run = finished / "runs" / "small"
+    markdown, page = (run / "report.md").read_text(), (run / "report.html").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| euler") or line.startswith("| ancestral")]
+    assert [row.split("|")[5].strip() for row in rows] == ["4", "4"]
+    assert "FD-pixel" in rows[0] or "FD-pixel" in markdown
+    assert 'src="data:image/png;base64,' in page
+    assert 'src="samples' not in page
+    assert "FID (" not in markdown.replace("It is called FID", "")
+    for line in markdown.splitlines():
+        if line.startswith("!["):
+            assert (run / line.split("(")[1].split(")")[0]).is_file()
+
+
+def test_running_again_changes_no_result(copied):
+    """The same commands on a finished run leave images and scores as they were."""
+    run = copied / "runs" / "small"
+    before = {p: p.read_bytes() for p in run.rglob("*.png") if "samples" in p.parts}
+    scores = (run / "metrics" / "euler.json").read_bytes()
+    snrkit(copied, "run", "-q")
+    assert {p: p.read_bytes() for p in run.rglob("*.png") if "samples" in p.parts} == before
+    assert (run / "metrics" / "euler.json").read_bytes() == scores
+
+
+def test_missing_images_are_made_again_and_equal(copied):
+    """Deleted and half-made folders go on with the missing seeds; batch composition moves a pixel by at most one."""
+    folder = copied / "runs" / "small" / "samples" / "ancestral"
+    before = load_images(folder, range(64))
+    for seed in (3, 17, 40):
+        image_path(folder, seed).unlink()
+    untouched = image_path(folder, 5).stat().st_mtime_ns
+    snrkit(copied, "sample", "-q")
+    after = load_images(folder, range(64))
+    assert image_path(folder, 5).stat().st_mtime_ns == untouched
+    assert (after.int() - before.int()).abs().max() <= 1
+
+
+def test_interrupted_sampling_goes_on(copied):
+    """SIGKILL while sampling: whole images stay, the same command makes the rest, and the manifest is complete."""
+    shutil.rmtree(copied / "runs" / "small" / "samples")
+    line = command(
+        copied, "sample", "-q", "--set", "sample.seeds=0-299", "--set", "sample.batch=8", "--sampler", "euler"
+    )
+    process = subprocess.Popen(line, env=environment(copied))
+    folder = copied / "runs" / "small" / "samples" / "euler"
+    while len(list(folder.glob("*/*.png"))) < 20 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = len(list(folder.glob("*/*.png")))
+    assert 20 <= made < 300
+    subprocess.run(line, env=environment(copied), check=True)
+    assert load_images(folder, range(300)).shape[0] == 300
+    assert json.loads((folder / "manifest.json").read_text())["finished"] == "0-299"
+
+
+def test_the_curve_over_checkpoints_marks_the_best_as_selected(copied):
+    """--checkpoints last 2 scores two checkpoints; the selected one has the smaller distance."""
+    printed = snrkit(copied, "eval-fid", "-q", "--json", "--checkpoints", "last 2", "--sampler", "euler").stdout
+    record = json.loads(printed)["euler"]
+    distances = {p["checkpoint_images"]: p["summary"]["fd"]["mean"] for p in record["points"]}
+    assert len(distances) == 2
+    assert record["selected_images"] == min(distances, key=distances.get)
+    table = snrkit(copied, "eval-fid", "-q", "--checkpoints", "all", "--sampler", "euler").stdout
+    assert "selected by this score" in table
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    """Resolved config, parameters, evaluations of each sampler, memory - and no file."""
+    write_config(tmp_path)
+    before = written(tmp_path)
+    printed = snrkit(tmp_path, "train", "--dry-run").stdout
+    assert written(tmp_path) == before
+    resolved = yaml.safe_load(printed)
+    assert resolved["data"]["sigma_data"] == pytest.approx(0.5, abs=0.2)
+    for words in ("# parameters: ", "# euler: 4 evaluations per image", "MiB of activations"):
+        assert words in printed
+
+
+def test_validate_and_schema(tmp_path):
+    """Valid files are named, faults of all others shown, exit code 1; the schema is JSON."""
+    good = write_config(tmp_path)
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**SMALL, "bogus": 1, "seed": -1}))
+    line = [sys.executable, "-m", "snrkit", "validate", str(good), str(tmp_path / "bad.yaml")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "small.yaml: valid" in done.stdout
+    assert "unknown key 'bogus'" in done.stderr
+    assert "seed" in done.stderr
+    assert "Traceback" not in done.stderr
+    line = [sys.executable, "-m", "snrkit", "schema"]
+    assert json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)["properties"]
+
+
+REFUSED = {
+    "unknown key": (["train", "--set", "bogus=1"], "unknown key 'bogus'"),
+    "unknown kind": (["train", "--set", "target.kind=noise"], "unknown kind 'noise'"),
+    "value out of range": (["train", "--set", "train.lr=-1"], "greater than 0"),
+    "missing data folder": (["train", "--set", "data={kind: folder, path: /nowhere}"], "/nowhere does not exist"),
+    "no checkpoint": (["sample"], "has no checkpoint"),
+    "unknown sampler": (["sample", "--sampler", "foo"], "unknown sampler 'foo'. Known: euler, ancestral"),
+    "wrong class count": (["train", "--set", "network.classes=3"], "mixture has 4"),
+    "size that does not fit": (["train", "--set", "network.multipliers=[1,1,1,1,1]"], "do not halve"),
+    "no held-out images": (["measure-shift", "--set", "data.holdout=0"], "needs held-out images"),
+    "fp16 on the CPU": (["train", "--set", "compute.precision=fp16"], "needs a CUDA device"),
+    "no such device": (["train", "--device", "quantum"], "unknown device"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, name):
+    """Exit code 1, one line on stderr, no traceback, no file but the config."""
+    write_config(tmp_path)
+    before = written(tmp_path)
+    arguments, words = REFUSED[name]
+    done = snrkit(tmp_path, *arguments, "-q", check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    kept = {k: v for k, v in written(tmp_path).items() if "cache" not in k.parts}
+    assert kept == before
+
+
+def newest(run):
+    return list_checkpoints(run / "checkpoints")[-1]
+
+
+def spoil(run, file):
+    path = newest(run) / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def lose(run, file):
+    (newest(run) / file).unlink()
+
+
+def swap(run):
+    """Another network's weights with right checksums."""
+    checkpoint = load_checkpoint(newest(run))
+    tensors = {name: dict(values) for name, values in checkpoint.tensors.items()}
+    tensors["ema-1000"] = {"other": torch.zeros(3)}
+    save_checkpoint(run / "checkpoints", type(checkpoint)(checkpoint.images, tensors, checkpoint.numbers))
+
+
+SPOILED = {
+    "missing config": (lambda run: (run.parent.parent / "small.yaml").unlink(), ["train"], "does not exist"),
+    "damaged weights": (lambda run: spoil(run, "network.safetensors"), ["train"], "is damaged"),
+    "damaged average": (lambda run: spoil(run, "ema-1000.safetensors"), ["sample"], "is damaged"),
+    "half a checkpoint": (lambda run: lose(run, "state.json"), ["train"], "not a complete checkpoint"),
+    "a lost file": (lambda run: lose(run, "optimizer.safetensors"), ["train"], "missing or damaged"),
+    "images of another sampler": (
+        lambda run: None, ["sample", "--set", "samplers.euler.grid.steps=5"], "another sampler or checkpoint"),
+    "another model": (lambda run: None, ["train", "--set", "network.channels=16"], "holds another experiment"),
+    "another seed": (lambda run: None, ["sample", "--set", "seed=5"], "seed is 0 there and 5 here"),
+    "weights of another network": (swap, ["sample"], "is of another network"),
+    "a damaged image": (
+        lambda run: image_path(run / "samples" / "euler", 3).write_bytes(b"no"), ["eval-fid"], "not a readable image"),
+    "missing images": (lambda run: shutil.rmtree(run / "samples" / "euler"), ["eval-fid"], "run snrkit sample first"),
+    "checkpoints in other words": (lambda run: None, ["eval-fid", "--checkpoints", "best"], "write all, or 'last N'"),
+    "a damaged manifest": (
+        lambda run: (run / "samples" / "euler" / "manifest.json").write_text("{"), ["sample"], "not valid JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_spoiled_run_gets_one_sentence_and_stays_as_it_was(copied, name):
+    """Damage is named with its file; nothing in the run directory changes."""
+    damage, arguments, words = SPOILED[name]
+    run = copied / "runs" / "small"
+    damage(run)
+    before = written(run)
+    done = snrkit(copied, *arguments, "-q", check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert written(run) == before
+
+
+def test_two_processes_on_one_run_directory_are_refused(copied):
+    """The second is told in one sentence; the lock of a killed process does not stay."""
+    run = Run(copied / "runs" / "small")
+    with locked(run):
+        done = snrkit(copied, "train", "-q", check=False)
+    assert done.returncode == 1
+    assert "another process is working in" in done.stderr
+    snrkit(copied, "train", "-q")
+
+
+def test_a_full_disk_leaves_older_checkpoints_whole(copied, monkeypatch):
+    """ENOSPC in the middle of a save: one sentence, the folder as before, and saving works once there is room."""
+    from pathlib import Path
+
+    run = copied / "runs" / "small"
+    checkpoint = load_checkpoint(newest(run))
+    before = written(run)
+    real, calls = Path.write_bytes, []
+
+    def full(self, content):
+        calls.append(self)
+        if len(calls) == 3:
+            real(self, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, content)
+
+    later = type(checkpoint)(checkpoint.images + 64, checkpoint.tensors, checkpoint.numbers)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(SnrkitError, match="the disk is full; older checkpoints are intact"):
+            save_checkpoint(run / "checkpoints", later)
+    assert written(run) == before
+    assert load_checkpoint(save_checkpoint(run / "checkpoints", later)).images == later.images
+
+
+def test_half_written_files_of_a_killed_process_are_removed(copied):
+    """Temporary names are never read and vanish with the next save."""
+    run = copied / "runs" / "small"
+    (run / "checkpoints" / ".000009999.123.tmp").mkdir()
+    (run / "checkpoints" / ".000009999.123.tmp" / "network.safetensors").write_bytes(b"half")
+    config = load_experiment(copied / "small.yaml")
+    snrkit(copied, "train", "-q", "--set", f"train.images={config.train.images + 640}")
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_run_directory_takes_over_new_samplers(copied):
+    """Samplers may be added to a trained run; its config.yaml then holds them."""
+    path = copied / "small.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["samplers"]["heun"] = {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "heun"}}
+    path.write_text(yaml.safe_dump(content))
+    snrkit(copied, "sample", "-q", "--sampler", "heun")
+    assert "heun" in yaml.safe_load((copied / "runs/small/config.yaml").read_text())["samplers"]
+    report = snrkit_report(copied)
+    assert "heun" in report
+    assert "Not scored yet: heun" in (copied / "runs/small/report.md").read_text()
+
+
+def snrkit_report(folder):
+    line = [
+        sys.executable,
+        "-m",
+        "snrkit",
+        "report",
+        "--config",
+        str(folder / "small.yaml"),
+        "--runs",
+        str(folder / "runs"),
+    ]
+    return subprocess.run(line, capture_output=True, text=True, check=True, env=environment(folder)).stdout
+
+
+def test_eval_fid_on_two_sets(tmp_path):
+    """Any two of folder, zip, npz or data set name, without an experiment."""
+    line = [sys.executable, "-m", "snrkit", "eval-fid", "digits", "digits", "--set", "features=pixels", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment(tmp_path))
+    assert json.loads(done.stdout)["fd"] == pytest.approx(0, abs=1e-6)
+    for arguments, words in ((["digits"], "compares two sets"), ([], "takes either")):
+        done = subprocess.run([*line[:4], *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr

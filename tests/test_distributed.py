@@ -1,0 +1,68 @@
+"""Two processes do what one does."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.jobs.sampling import load_images
+from tests.small import SMALL, snrkit, write_config
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """(folder trained by one process, folder trained by two gloo processes), both sampled and scored."""
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"p{processes}")
+        network = {**SMALL["network"], "dropout": 0.0}
+        write_config(folder, network=network, train={**SMALL["train"], "images": 640})
+        snrkit(folder, "train", "-q", processes=processes)
+        folders.append(folder)
+    return folders
+
+
+def test_training_equals_one_process_to_float_tolerance(pair):
+    """The same global batch in two halves: equal weights, averages and loss but for the order of additions."""
+    one, two = (list_checkpoints(folder / "runs" / "small" / "checkpoints")[-1] for folder in pair)
+    for file in ("network.safetensors", "ema-500.safetensors"):
+        for name, tensor in load_file(one / file).items():
+            torch.testing.assert_close(load_file(two / file)[name], tensor, rtol=1e-3, atol=2e-5)
+    logs = [[json.loads(line) for line in (f / "runs/small/train.jsonl").read_text().splitlines()] for f in pair]
+    assert [r["images"] for r in logs[0]] == [r["images"] for r in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
+    """From one checkpoint: images bit for bit at equal batches, within one grey level at others; metrics to 1e-6."""
+    from shutil import copytree
+
+    source = pair[0]
+    made = {}
+    for name, processes, batch in (("one", 1, 16), ("two", 2, 16), ("odd", 1, 24)):
+        folder = source.parent / f"{source.name}-{name}"
+        copytree(source, folder)
+        set_batch = ["--set", f"sample.batch={batch}"]
+        snrkit(folder, "sample", "-q", *set_batch, processes=processes)
+        printed = snrkit(folder, "eval-fid", "-q", "--json", *set_batch, processes=processes).stdout
+        images = {s: load_images(folder / "runs/small/samples" / s, range(64)) for s in ("euler", "ancestral")}
+        made[name] = images, json.loads(printed)
+    for sampler in ("euler", "ancestral"):
+        assert torch.equal(made["one"][0][sampler], made["two"][0][sampler])
+        difference = made["one"][0][sampler].int() - made["odd"][0][sampler].int()
+        assert difference.abs().max() <= 1
+        for a, b in zip(made["one"][1][sampler]["ranges"], made["two"][1][sampler]["ranges"], strict=True):
+            for key in ("fd", "kid", "precision", "recall"):
+                assert a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-9)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    """Three slices over two processes: one sentence."""
+    write_config(tmp_path, train={**SMALL["train"], "batch": 48})
+    done = snrkit(tmp_path, "train", "-q", processes=2, check=False)
+    assert done.returncode != 0
+    assert "do not divide over 2 processes" in done.stderr
+    assert not (tmp_path / "runs").exists()
