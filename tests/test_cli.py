@@ -82,6 +82,22 @@ def test_running_again_changes_no_result(copied):
     assert (run / "metrics" / "euler.json").read_bytes() == scores
 
 
+def test_npz_holds_the_same_images_as_the_folder(copied):
+    """arr_0 of the .npz in ADM's layout, in order of seeds; names with dots keep files apart."""
+    import numpy as np
+
+    path = copied / "small.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["samplers"] |= {"es-1.005": SMALL["samplers"]["euler"], "es-1.017": SMALL["samplers"]["ancestral"]}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    snrkit(copied, "sample", "-q", "--set", "sample.npz=true", "--sampler", "es-1.005", "--sampler", "es-1.017")
+    samples = copied / "runs" / "small" / "samples"
+    for name, same in (("es-1.005", "euler"), ("es-1.017", "ancestral")):
+        with np.load(samples / f"{name}.npz") as arrays:
+            assert torch.equal(torch.from_numpy(arrays["arr_0"])[..., 0], load_images(samples / same, range(64))[:, 0])
+        assert (samples / f"{name}.png").exists()
+
+
 def test_missing_images_are_made_again_and_equal(copied):
     """Deleted and half-made folders go on with the missing seeds; batch composition moves a pixel by at most one."""
     folder = copied / "runs" / "small" / "samples" / "ancestral"
@@ -157,6 +173,9 @@ REFUSED = {
     "unknown kind": (["train", "--set", "target.kind=noise"], "unknown kind 'noise'"),
     "value out of range": (["train", "--set", "train.lr=-1"], "greater than 0"),
     "missing data folder": (["train", "--set", "data={kind: folder, path: /nowhere}"], "/nowhere does not exist"),
+    "empty data folder": (["train", "--set", "data={kind: folder, path: HERE/empty}"], "holds no images"),
+    "corrupt image": (["train", "--set", "data={kind: folder, path: HERE/corrupt}"], "a.png is not a readable image"),
+    "workers for a set in memory": (["train", "--set", "data.workers=2"], "has no effect"),
     "no checkpoint": (["sample"], "has no checkpoint"),
     "unknown sampler": (["sample", "--sampler", "foo"], "unknown sampler 'foo'. Known: euler, ancestral"),
     "wrong class count": (["train", "--set", "network.classes=3"], "mixture has 4"),
@@ -171,8 +190,12 @@ REFUSED = {
 def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, name):
     """Exit code 1, one line on stderr, no traceback, no file but the config."""
     write_config(tmp_path)
+    for folder in ("empty", "corrupt"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "corrupt" / "a.png").write_bytes(b"no picture")
     before = written(tmp_path)
     arguments, words = REFUSED[name]
+    arguments = [argument.replace("HERE", str(tmp_path)) for argument in arguments]
     done = snrkit(tmp_path, *arguments, "-q", check=False)
     assert done.returncode == 1
     assert words in done.stderr
@@ -309,6 +332,36 @@ def snrkit_report(folder):
         str(folder / "runs"),
     ]
     return subprocess.run(line, capture_output=True, text=True, check=True, env=environment(folder)).stdout
+
+
+def test_a_redefined_sampler_does_not_keep_its_old_scores(copied):
+    """The report leaves out what was measured on another definition, and says so."""
+    path = copied / "small.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["samplers"]["euler"]["grid"]["steps"] = 9
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    snrkit_report(copied)
+    text = (copied / "runs/small/report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| euler"))
+    assert [cell.strip() for cell in row.split("|")][5:7] == ["?", "-"]
+    assert "redefined since: scores of euler, shift of euler" in text
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path):
+    """A run remembers the content of its data set."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "set.npz", rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    network = {**SMALL["network"], "classes": 0}
+    data = {"kind": "npz", "path": str(tmp_path / "set.npz"), "sigma_data": 0.5}
+    plain = {**SMALL["train"], "label_dropout": 0.0, "images": 128}
+    write_config(tmp_path, data=data, network=network, train=plain)
+    snrkit(tmp_path, "train", "-q")
+    np.savez(tmp_path / "set.npz", rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    done = snrkit(tmp_path, "sample", "-q", check=False)
+    assert done.returncode == 1
+    assert "the images differ from those" in done.stderr
 
 
 def test_eval_fid_on_two_sets(tmp_path):

@@ -203,6 +203,16 @@ def test_inception_without_weights_says_what_to_put_where(tmp_path, monkeypatch,
         make_extractor(MetricsConfig(features="inception", weights=tmp_path / "other.pth"), *digits, WORLD.device)
 
 
+@pytest.mark.parametrize("features", ["dinov2-vit-b-14", "clip-vit-b-32"])
+def test_other_extractors_without_weights_are_refused(tmp_path, monkeypatch, digits, features):
+    """Nothing is fetched unasked, also where the hub folder holds something else."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / INCEPTION_FILE).write_bytes(b"x")
+    with pytest.raises(SnrkitError, match="needs weights that are not here"):
+        make_extractor(MetricsConfig(features=features), *digits, WORLD.device)
+
+
 def feature_set(features):
     return FeatureSet(gaussian_of(features), features.float())
 

@@ -163,6 +163,30 @@ def test_ema_has_its_half_life():
     assert HalfLife(half_life=1000, ramp=0.05).beta(10**9, 50) == pytest.approx(0.5**0.05)
 
 
+def test_bfloat16_trains_with_float32_weights():
+    """Under autocast the loss falls as in float32, and weights, averages and moments stay float32."""
+    from dataclasses import replace
+
+    task, network = opened(images=3840)
+    state = make_state(replace(task, autocast=torch.bfloat16), network)
+    losses = [step.loss for step in train(replace(task, autocast=torch.bfloat16), state)]
+    exact = [step.loss for step in trained(images=3840)[1]]
+    assert sum(losses[-10:]) == pytest.approx(sum(exact[-10:]), rel=0.05)
+    tensors = [*state.network.parameters(), *state.averages["ema-500"].tensors.values()]
+    tensors += [v for entries in state.optimizer.state.values() for v in entries.values()]
+    assert all(t.dtype == torch.float32 for t in tensors)
+
+
+def test_the_log_can_carry_the_largest_attention_logit():
+    """A transformer's steps report it every `watch_every` images and not between."""
+    task, _ = opened(images=256)
+    from snrkit.networks import Dit, make_network
+
+    state = make_state(task, make_network(Dit(dim=16, depth=1, heads=1, classes=4), (1, 8, 8), 0))
+    steps = list(train(task, state, watch_every=128))
+    assert [step.logit is None for step in steps] == [True, False, True, False]
+
+
 def test_resuming_under_channels_last_equals_going_on():
     """The optimizer's moments come back in the memory layout of their weights."""
     from dataclasses import replace

@@ -1,0 +1,125 @@
+"""Speed as ratios against a named baseline, medians of interleaved pairs (`make bench`); never a unit test."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from snrkit.config import load_experiment
+from snrkit.distributed import World
+from snrkit.jobs.opening import Model, open_experiment, open_network, open_task
+from snrkit.jobs.sampling import sample_steps, starting_point
+from snrkit.prediction import Cond
+from snrkit.train import make_state, train
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def ratio(benchmark, ours, baseline, rounds, bound):
+    """Time both alternately, report median(ours)/median(baseline), and hold it to `bound`."""
+    ours()
+    baseline()
+    times = [[], []]
+    for _ in range(rounds):
+        for kept, run in zip(times, (ours, baseline), strict=True):
+            begin = time.perf_counter()
+            run()
+            kept.append(time.perf_counter() - begin)
+    found = statistics.median(times[0]) / statistics.median(times[1])
+    pairs = sorted(a / b for a, b in zip(*times, strict=True))
+    low, high = pairs[len(pairs) // 4], pairs[-len(pairs) // 4]
+    benchmark.extra_info.update(ratio=found, quartiles=(low, high), bound=bound)
+    benchmark.pedantic(ours, rounds=1)
+    print(f"\n{benchmark.name}: ratio {found:.4f} (pairs' quartiles {low:.4f}, {high:.4f}), bound {bound}")
+    assert found <= bound
+
+
+@pytest.fixture(scope="module")
+def opened():
+    torch.set_num_threads(2)
+    yield open_experiment(load_experiment("configs/digits.yaml"), WORLD)
+    torch.set_num_threads(1)
+
+
+def test_sampling_loop_over_bare_network_calls(benchmark, opened):
+    """One Heun trajectory of 35 evaluations at batch 250, against 35 calls of the same network: at most 2 %."""
+    network = open_network(opened).eval().requires_grad_(False)
+    e = opened.experiment
+    sampler = e.samplers["heun-35"]
+    levels = sampler.grid.levels(e.process)
+    from snrkit.denoiser import NetworkDenoiser
+
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
+    x, cond, noise = starting_point(opened, sampler, levels, range(250))
+    small, time_input = x.float(), torch.rand(250)
+
+    def ours():
+        for _ in sample_steps(Model(denoiser, "", 0), sampler, levels, x, noise, cond):
+            pass
+
+    @torch.no_grad()
+    def bare():
+        for _ in range(35):
+            network(small, time_input, cond)
+
+    ratio(benchmark, ours, bare, rounds=7, bound=1.02)
+
+
+def test_training_loop_over_a_bare_loop(benchmark, opened):
+    """Eight steps of the generator against eight hand-written ones (loss, backward, clip, AdamW, EMA): at most 3 %."""
+    task = open_task(opened)
+    state = make_state(task, open_network(opened))
+    steps = train(task, state)
+
+    network = open_network(opened).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    average = [p.detach().clone() for p in network.parameters()]
+    pixels = opened.dataset.x0(opened.split.train)
+    labels = opened.dataset.labels[torch.tensor(opened.split.train)]
+    s = opened.sigma_data
+
+    def bare_step():
+        rows = torch.randint(len(pixels), (128,))
+        x0, eps = pixels[rows], torch.randn(128, 1, 8, 8)
+        sigma = torch.exp(1.2 * torch.randn(128) - 1.2)[:, None, None, None]
+        drop, blind = torch.rand(128) < 0.1, torch.rand(128) < 0.1
+        d = sigma**2 + s**2
+        told = (sigma.flatten().log() / 4).masked_fill(blind, torch.nan)
+        output = network((x0 + sigma * eps) * d.rsqrt(), told, Cond(labels=labels[rows].masked_fill(drop, -1)))
+        wanted = (sigma * x0 - s**2 * eps) / (s * d.sqrt())
+        loss = (output - wanted).square().mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        assert torch.isfinite(norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 0.01)
+        return float(loss)
+
+    ratio(benchmark, lambda: [next(steps) for _ in range(8)], lambda: [bare_step() for _ in range(8)], 15, 1.03)
+
+
+BARE = """
+import typer
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+{commands}
+app()
+"""
+
+
+def test_help_over_a_bare_typer_app(benchmark, tmp_path):
+    """`snrkit --help` against a Typer app of as many empty commands: at most 1.5 times."""
+    commands = "\n".join(f"@app.command()\ndef c{i}(n: int = 0) -> None:\n    'A command.'\n" for i in range(8))
+    script = tmp_path / "bare.py"
+    script.write_text(BARE.format(commands=commands))
+
+    def ours():
+        subprocess.run([sys.executable, "-m", "snrkit", "--help"], check=True, capture_output=True)
+
+    def bare():
+        subprocess.run([sys.executable, str(script), "--help"], check=True, capture_output=True)
+
+    ratio(benchmark, ours, bare, rounds=15, bound=1.5)
