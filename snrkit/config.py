@@ -210,10 +210,10 @@ def _put(node: Any, path: Sequence[str], value: Any, setting: str) -> Any:
     return {**old, key: _put(old.get(key), rest, value, setting)}
 
 
-def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
+def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experiment:
     """The experiment of a YAML file. ConfigError lists all faults, one a line."""
-    content = apply_settings(read_yaml(path), settings)
-    content.setdefault("name", path.stem)
+    content = apply_settings(read_yaml(Path(path)), settings)
+    content.setdefault("name", Path(path).stem)
     return parse_experiment(content, str(path))
 
 

@@ -27,21 +27,21 @@ class HalfLife(Value):
 
 
 class Average:
-    """The tracked copy of a network's parameters (float32) and buffers."""
+    """The tracked copy of a network's parameters (float32) and buffers, which must stay the same tensor objects."""
 
     def __init__(self, value: HalfLife, network: nn.Module) -> None:
         self.value = value
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        live = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+        self.tensors = {name: tensor.clone() for name, tensor in live.items()}
+        self._moving = [(self.tensors[n], t) for n, t in live.items() if t.is_floating_point()]
+        self._fixed = [(self.tensors[n], t) for n, t in live.items() if not t.is_floating_point()]
 
-    def update(self, network: nn.Module, images: int, batch: int) -> None:
-        """Move towards the network's weights after a step that started at `images`."""
-        weights = network.state_dict()
-        floating = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        mine = [self.tensors[name] for name in floating]
-        theirs = [weights[name].detach() for name in floating]
+    def update(self, images: int, batch: int) -> None:
+        """Move towards the network's weights after a step of `batch` images that started at `images`."""
+        mine, theirs = [list(side) for side in zip(*self._moving, strict=True)]
         torch._foreach_lerp_(mine, theirs, 1 - self.value.beta(images, batch))
-        for name in weights.keys() - set(floating):
-            self.tensors[name].copy_(weights[name])
+        for kept, tensor in self._fixed:
+            kept.copy_(tensor)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over saved values."""

@@ -6,7 +6,8 @@ number of processes changes what is drawn.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from snrkit.data.augment import DRAWS
 from snrkit.streams import IMAGE, TRAIN, stream
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +44,22 @@ class Plan:
 
     def draw(self, step: int, slices: Sequence[int]) -> Draws:
         """The draws of the given slices of step `step`, in order."""
-        parts = [self._slice(step, index) for index in slices]
-        return Draws(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Draws)))
-
-    def _slice(self, step: int, index: int) -> Draws:
-        rng, n = stream(TRAIN, self.seed, step, index), self.slice
-        positions = rng.integers(self.pool, size=n)
-        uniform = torch.from_numpy(rng.random((n, 4 + DRAWS)))
-        noise = torch.from_numpy(rng.standard_normal((n, *self.shape), dtype=np.float32))
-        place = torch.arange(index * n, (index + 1) * n, dtype=torch.float64)
-        level = ((place + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
+        made = [self._slice(step, index) for index in slices]
+        positions, uniform, noise = (np.concatenate(part) for part in zip(*made, strict=True))
+        place = np.concatenate([np.arange(i * self.slice, (i + 1) * self.slice) for i in slices])
+        level = torch.from_numpy((place + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
+        drops = torch.from_numpy(uniform)
         return Draws(
-            torch.from_numpy(positions), level, uniform[:, 1], uniform[:, 2], uniform[:, 3], uniform[:, 4:], noise
-        )
+            torch.from_numpy(positions), level, drops[:, 1], drops[:, 2], drops[:, 3], drops[:, 4:],
+            torch.from_numpy(noise),
+        )  # fmt: skip
+
+    def _slice(self, step: int, index: int) -> tuple[Array, Array, Array]:
+        """(positions, uniforms, noise) of one slice, in this order from its own stream."""
+        rng = stream(TRAIN, self.seed, step, index)
+        positions = rng.integers(self.pool, size=self.slice)
+        uniform = rng.random((self.slice, 4 + DRAWS))
+        return positions, uniform, rng.standard_normal((self.slice, *self.shape), dtype=np.float32)
 
 
 class ImageStreams:

@@ -22,7 +22,7 @@ from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
 from snrkit.level import broadcast
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.objective import LevelSampler, Weighting, output_weight
+from snrkit.objective import LevelSampler, Simple, Weighting, output_weight
 from snrkit.prediction import Cond, Target
 from snrkit.process import Process
 from snrkit.randomness import Draws, Plan
@@ -100,10 +100,10 @@ class Objective:
         """Training levels (B,) of uniforms (B,), snapped to the process's table."""
         return self.process.snap(self.levels.logsnr(u, self.process))
 
-    def losses(
+    def output_error(
         self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None
-    ) -> tuple[Tensor, Tensor]:
-        """(loss, squared error of eps), each (B,) float32, averaged over the dimensions of x0 and eps (B, *).
+    ) -> Tensor:
+        """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *).
 
         `untold` (B,) marks images whose level the network is not told.
         """
@@ -113,32 +113,29 @@ class Objective:
         alpha, sigma = level.scales(x0)
         x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * eps)
         time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
-        output = network(x, time, cond)
+        output: Tensor = network(x, time, cond)
         wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
         wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
-        error = (output.float() - wanted).square().flatten(1).mean(1)
-        return self._weight(logsnr, True).to(error) * error, self._weight(logsnr, False).to(error) * error
+        return (output.float() - wanted).square().flatten(1).mean(1)
 
-    def _weight(self, logsnr: Tensor, weighted: bool) -> Tensor:
-        level = self.process.level(logsnr)
-        density = self.levels.density(logsnr, self.process)
+    def weight(self, logsnr: Tensor) -> Tensor:
+        """The factor (B,) of `output_error` in the loss, float64."""
+        return self._output_weight(logsnr, self.weighting)
+
+    def eps_weight(self, logsnr: Tensor) -> Tensor:
+        """The factor (B,) that makes `output_error` the squared error of eps, float64."""
+        return self._output_weight(logsnr, Simple())
+
+    def _output_weight(self, logsnr: Tensor, weighting: Weighting) -> Tensor:
         return output_weight(
-            level,
-            density,
+            self.process.level(logsnr),
+            self.levels.density(logsnr, self.process),
             process=self.process,
             target=self.target,
             precondition=self.precondition,
-            weighting=self.weighting if weighted else _UNIT,
+            weighting=weighting,
             sigma_data=self.sigma_data,
         )
-
-
-class _Unit:
-    def weight(self, level: Any, density: Tensor, sigma_data: float) -> Tensor:
-        return torch.ones_like(density)
-
-
-_UNIT = _Unit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +215,12 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
     batches = _batches(task, state.step)
     while state.images < config.images:
         watch = bool(watch_every) and (state.images + config.batch) // watch_every > state.images // watch_every
-        watch_attention(state.network, watch)
-        yield _one_step(task, state, caller, batches, watch)
+        if watch:
+            watch_attention(state.network, True)
+        step = _one_step(task, state, caller, batches, watch)
+        if watch:
+            watch_attention(state.network, False)
+        yield step
 
 
 def _batches(task: Task, first: int) -> Iterator[tuple[Draws, Tensor]]:
@@ -294,7 +295,7 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
         state.nonfinite = 0
         state.scaler.step(state.optimizer)
         for average in state.averages.values():
-            average.update(state.network, state.images, task.config.batch)
+            average.update(state.images, task.config.batch)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
 
@@ -334,8 +335,8 @@ def _micro_losses(
         x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
     mixed = nullcontext() if task.autocast is None else torch.autocast(device.type, task.autocast)
     with mixed:
-        losses, _ = task.objective.losses(caller, x0, noise, logsnr, untold, cond)
-    return losses, logsnr
+        error = task.objective.output_error(caller, x0, noise, logsnr, untold, cond)
+    return task.objective.weight(logsnr).to(error) * error, logsnr
 
 
 def _prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
@@ -382,11 +383,15 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
         images = torch.tensor(held)[rows]
         labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
         x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
-        pair = task.objective.losses(network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels))
-        results.append(torch.stack(pair).cpu())
+        error = task.objective.output_error(
+            network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels)
+        ).cpu().double()  # fmt: skip
+        results.append(
+            torch.stack([w(logsnr[rows]) * error for w in (task.objective.weight, task.objective.eps_weight)])
+        )
     network.train(was_training)
     order = logsnr.argsort()
-    bins = torch.tensor_split(torch.cat(results, 1).double()[:, order], min(task.config.holdout_bins, len(held)), 1)
+    bins = torch.tensor_split(torch.cat(results, 1)[:, order], min(task.config.holdout_bins, len(held)), 1)
     centres = torch.tensor_split(logsnr[order], len(bins))
     return HeldOutLoss(
         [float(c.mean()) for c in centres],

@@ -97,7 +97,7 @@ def test_training_loop_over_a_bare_loop(benchmark, opened):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 0.01)
-        return float(loss)
+        return float(loss.detach())
 
     ratio(benchmark, lambda: [next(steps) for _ in range(8)], lambda: [bare_step() for _ in range(8)], 15, 1.03)
 
