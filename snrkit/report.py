@@ -48,6 +48,7 @@ class Picture:
 
     path: Path
     caption: str
+    samples: bool = False  # small images, to be enlarged without blur
 
 
 Block = Heading | Paragraph | Table | Picture
@@ -252,7 +253,8 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
         ("Shift", [run.shift(name, ".png") for name in experiment.samplers]),
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
-        found = [Picture(path, path.name.removesuffix(".png")) for path in paths if path.exists()]
+        samples = title == "Samples"
+        found = [Picture(path, path.name.removesuffix(".png"), samples) for path in paths if path.exists()]
         blocks += [Heading(title), *found] if found else []
     return blocks
 
@@ -303,7 +305,8 @@ def _html(block: Block) -> str:
     if isinstance(block, Picture):
         data = base64.b64encode(block.path.read_bytes()).decode()
         caption = html.escape(block.caption)
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        kind = " class=samples" if block.samples else ""
+        image = f'<img{kind} src="data:image/png;base64,{data}" alt="{caption}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in block.rows)
@@ -313,7 +316,7 @@ def _html(block: Block) -> str:
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;font-size:13px}th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left}"
-    "th{background:#f4f4f4}.scroll{overflow-x:auto}img{max-width:100%;image-rendering:pixelated}"
+    "th{background:#f4f4f4}.scroll{overflow-x:auto}img{max-width:100%}.samples{image-rendering:pixelated}"
     "figure{display:inline-block;margin:0 1rem 1rem 0}figcaption{font-size:13px;color:#555}"
 )
 

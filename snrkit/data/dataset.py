@@ -83,7 +83,7 @@ def memory_dataset(
     """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory."""
     if len(pixels) == 0:
         raise DataError(f"{name} holds no images")
-    classes = 0 if labels is None else int(labels.max()) + 1
+    classes = 0 if labels is None else count_classes(name, labels)
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
 
     def read(indices: Sequence[int]) -> Tensor:
@@ -91,6 +91,13 @@ def memory_dataset(
 
     mark = fingerprint(pixels.numpy().tobytes(), b"" if labels is None else labels.numpy().tobytes(), str(shape))
     return Dataset(name, shape, len(pixels), read, mark, labels, classes, exact=exact)
+
+
+def count_classes(name: str, labels: Tensor) -> int:
+    """One more than the largest label. DataError for a negative one, which would mean "no label"."""
+    if int(labels.min()) < 0:
+        raise DataError(f"{name} has the label {int(labels.min())}; labels count from 0.")
+    return int(labels.max()) + 1
 
 
 def fingerprint(*parts: bytes | str) -> str:

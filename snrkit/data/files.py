@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from snrkit.data.dataset import Dataset, Source, fingerprint, memory_dataset
+from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
 from snrkit.errors import DataError, missing
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -145,7 +145,7 @@ def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor |
         return memory_dataset(where, read(range(len(names))), labels)
     mark = fingerprint(stamp, *names)
     shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-    classes = 0 if labels is None else int(labels.max()) + 1
+    classes = 0 if labels is None else count_classes(where, labels)
     return Dataset(where, shape, len(names), read, mark, labels, classes, streams=True)
 
 
