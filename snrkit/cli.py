@@ -36,12 +36,19 @@ RUNS = Path("runs")
 
 
 def main() -> None:
-    """Run the app; a user's mistake ends in one sentence and exit code 1."""
+    """Run the app; a user's mistake or a failing disk ends in one sentence and exit code 1."""
     try:
         app()
     except SnrkitError as error:
         for line in str(error).splitlines():
             print(f"snrkit: {line}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        reason = error.strerror or str(error)
+        print(
+            f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
+        )
         sys.exit(1)
 
 
@@ -137,6 +144,8 @@ def eval_fid(
     """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
     if (config is None) == (images is None):
         raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
+    if images is not None and (sampler or checkpoints):
+        raise SnrkitError("--sampler and --checkpoints choose within an experiment; they need --config FILE.")
     from snrkit.jobs.showing import show_curves, show_pair, show_scores
 
     if config is not None:
@@ -192,9 +201,9 @@ def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
     import json
 
-    from snrkit.config import Experiment
+    from snrkit.config import file_schema
 
-    print(json.dumps(Experiment.model_json_schema(), indent=1))
+    print(json.dumps(file_schema(), indent=1))
 
 
 def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":

@@ -3,6 +3,7 @@
 `base: other.yaml` inherits from one parent (mappings merge, all else replaces); `--set a.b=c` comes last.
 """
 
+import copy
 import difflib
 import re
 import types
@@ -22,7 +23,7 @@ from snrkit.networks import AnyNetwork
 from snrkit.objective import AnyLevelSampler, AnyWeighting
 from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm
-from snrkit.sampler import SampleConfig, Sampler
+from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
 from snrkit.train import TrainConfig
 from snrkit.value import Value
@@ -112,8 +113,6 @@ def _training_faults(e: Experiment) -> Iterable[str]:
 
 
 def _sampler_faults(e: Experiment) -> Iterable[str]:
-    from snrkit.sampler import rehearse
-
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
@@ -127,6 +126,9 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
             rehearse(sampler, e.process, e.target, (1, 2, 2))
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
+    seeds = len(parse_seeds(e.sample.seeds))
+    if e.samplers and seeds < 2 * e.metrics.ranges:
+        yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
     known = {value.name for value in e.train.averages} | {"network"}
     if e.sample.average is not None and e.sample.average not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
@@ -223,7 +225,41 @@ def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         faults = [line for fault in error.errors() for line in _describe(dict(fault), where)]
+        faults += _faults_of_the_rest(content, error, where)
         raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+
+
+def _faults_of_the_rest(content: Mapping[str, Any], error: ValidationError, where: str) -> list[str]:
+    """Faults between fields, which pydantic looks for only once every field is right: without those that are wrong."""
+    rest: Any = copy.deepcopy(dict(content))
+    for fault in error.errors():
+        _prune(rest, fault["loc"])
+    try:
+        Experiment.model_validate(rest)
+    except ValidationError as second:
+        between = [dict(fault) for fault in second.errors() if fault["type"] == "value_error"]
+        return [line for fault in between for line in _describe(fault, where)]
+    return []
+
+
+def _prune(node: Any, loc: Sequence[str | int]) -> None:
+    """Delete the entry at `loc`; parts of `loc` that name a kind are no keys."""
+    *path, last = loc or ("",)
+    for key in path:
+        if isinstance(node, dict):
+            node = node.get(key, node)
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+    if isinstance(node, dict):
+        node.pop(last, None)
+
+
+def file_schema() -> dict[str, Any]:
+    """The JSON schema of experiment files: as of the experiment, with `base`, from which any key may come."""
+    schema = Experiment.model_json_schema()
+    schema.pop("required", None)
+    schema["properties"]["base"] = {"type": "string", "description": "another file to inherit from"}
+    return schema
 
 
 def parse_metrics(settings: Sequence[str]) -> MetricsConfig:

@@ -1,7 +1,9 @@
 """One or many processes: who we are, and the few collectives we need. Under torchrun; otherwise a world of one."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -51,6 +53,14 @@ class World:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         distributed.all_gather(parts, padded)
         return [part[: int(n)].to(tensor.device) for part, n in zip(parts, lengths, strict=True)]
+
+    def collect(self, items: Sequence[Any]) -> list[Any]:
+        """The items of all processes in order of rank; small, picklable things."""
+        if self.size == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.size
+        distributed.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
 
 
 def open_world(device: str) -> World:

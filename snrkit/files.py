@@ -90,7 +90,7 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what interrupted writes left behind."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in list(folder.rglob(".*.tmp")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -4,6 +4,7 @@ Everything random about step k is drawn from (seed, k) (randomness.py), so that 
 bit for bit, and the number of processes changes nothing but the order of float additions.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -61,12 +62,15 @@ class TrainConfig(Value):
 
     @model_validator(mode="after")
     def _acts(self) -> "TrainConfig":
+        faults = []
         if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas {self.adam_betas} must lie in [0, 1)")
+            faults.append(f"adam_betas {self.adam_betas} must lie in [0, 1)")
         if self.decay == "rsqrt" and not self.decay_from:
-            raise ValueError("decay rsqrt needs decay_from above 0, the images at which it begins")
+            faults.append("decay rsqrt needs decay_from above 0, the images at which it begins")
         if self.decay == "constant" and self.decay_from:
-            raise ValueError("decay_from has no effect with decay constant; drop it or choose a decay")
+            faults.append("decay_from has no effect with decay constant; drop it or choose a decay")
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     def lr_at(self, images: int) -> float:
@@ -149,7 +153,7 @@ class TrainStep:
     lr: float
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched
-    logsnr: Tensor  # levels of this process's images
+    logsnr: Tensor  # levels of this process's images; of all processes where the step was skipped
     culprits: tuple[tuple[int, float], ...] = ()  # (index in the data set, logsnr) of images whose loss is not finite
 
 
@@ -243,6 +247,9 @@ def _batches(task: Task, first: int) -> Iterator[tuple[Draws, Tensor]]:
         yield waiting.pop(0), pixels
 
 
+Culprits = list[tuple[int, float]]
+
+
 def _one_step(
     task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[Draws, Tensor]], watch: bool
 ) -> TrainStep:
@@ -250,9 +257,31 @@ def _one_step(
     lr = config.lr_at(state.images)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
+    loss, logsnr, culprits = _backward(task, state, caller, batches)
+    state.scaler.unscale_(state.optimizer)
+    norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
+    skipped = world.any(not (math.isfinite(loss) and math.isfinite(norm)))
+    if skipped:  # every process tells all others what it saw
+        culprits = world.collect(culprits)
+        logsnr = torch.tensor(world.collect(logsnr.tolist()), dtype=torch.float64)
+    _update(task, state, skipped)
+    state.step += 1
+    state.images += config.batch
+    if skipped and state.nonfinite >= PATIENCE:
+        raise _gave_up(state, logsnr, culprits)
+    largest = largest_logit(state.network) if watch else None
+    logit = None if largest is None else float(largest)
+    return TrainStep(state.step, state.images, loss, norm, lr, skipped, logit, logsnr, tuple(culprits))
+
+
+def _backward(
+    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[Draws, Tensor]]
+) -> tuple[float, Tensor, Culprits]:
+    """Accumulate the gradient of the global batch: (its loss, levels and non-finite images of this process)."""
+    config, world = task.config, task.world
     total = torch.zeros((), device=world.device)
     levels: list[Tensor] = []
-    culprits: list[tuple[int, float]] = []
+    culprits: Culprits = []
     for micro in range(config.accumulate):
         draws, pixels = next(batches)
         last = micro == config.accumulate - 1
@@ -265,27 +294,7 @@ def _one_step(
         levels.append(logsnr)
         if not loss.isfinite():
             culprits += _culprits(task, draws, losses.detach(), logsnr)
-    loss_value = float(world.sum(total))
-    state.scaler.unscale_(state.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
-    skipped = world.any(not (torch.tensor(loss_value).isfinite() and torch.tensor(norm).isfinite()))
-    _update(task, state, skipped)
-    state.step += 1
-    state.images += config.batch
-    if skipped and state.nonfinite >= PATIENCE:
-        raise _gave_up(state, torch.cat(levels), culprits)
-    logit = largest_logit(state.network) if watch else None
-    return TrainStep(
-        state.step,
-        state.images,
-        loss_value,
-        norm,
-        lr,
-        skipped,
-        None if logit is None else float(logit),
-        torch.cat(levels),
-        tuple(culprits),
-    )
+    return float(world.sum(total)), torch.cat(levels), culprits
 
 
 def _update(task: Task, state: TrainState, skipped: bool) -> None:
@@ -305,7 +314,7 @@ def _first_slice(task: Task, micro: int) -> int:
     return (micro * task.world.size + task.world.rank) * per_micro
 
 
-def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> list[tuple[int, float]]:
+def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> Culprits:
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     return [(task.train[int(draws.positions[i])], float(logsnr[i])) for i in bad]
 

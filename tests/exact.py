@@ -45,7 +45,7 @@ def edm_sampler(denoise, x, sigmas, s_churn=0.0, s_min=0.0, s_max=math.inf, s_no
     for t, t_next in pairwise(sigmas):
         gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_min <= t <= s_max else 0.0
         t_hat = t + gamma * t
-        if gamma > 0:
+        if noise is not None:
             x = x + math.sqrt(t_hat**2 - t**2) * s_noise * noise(x)
         d = (x - denoise(x, t_hat)) / t_hat
         x_next = x + (t_next - t_hat) * d

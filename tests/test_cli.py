@@ -297,6 +297,29 @@ def test_a_full_disk_leaves_older_checkpoints_whole(copied, monkeypatch):
     assert load_checkpoint(save_checkpoint(run / "checkpoints", later)).images == later.images
 
 
+@pytest.mark.parametrize("arguments", [["sample", "--overwrite"], ["measure-shift"], ["eval-fid"], ["report"]])
+def test_a_full_disk_gets_one_sentence_in_every_command(copied, arguments):
+    """With no file allowed to grow past four blocks each command says what failed, without a traceback."""
+    line = command(copied, *arguments) if arguments == ["report"] else command(copied, *arguments, "-q")
+    shutil.rmtree(copied / "cache", ignore_errors=True)
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "limited", *line]
+    done = subprocess.run(limited, capture_output=True, text=True, env=environment(copied), check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "failed" in done.stderr
+
+
+def test_an_unwritable_place_gets_one_sentence(tmp_path):
+    """--runs where nothing can be made."""
+    write_config(tmp_path)
+    line = [*command(tmp_path, "train", "-q")[:-1], "/proc/nope"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(tmp_path), check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "/proc/nope" in done.stderr
+
+
 def test_half_written_files_of_a_killed_process_are_removed(copied):
     """Temporary names are never read and vanish with the next save."""
     run = copied / "runs" / "small"
@@ -369,7 +392,11 @@ def test_eval_fid_on_two_sets(tmp_path):
     line = [sys.executable, "-m", "snrkit", "eval-fid", "digits", "digits", "--set", "features=pixels", "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment(tmp_path))
     assert json.loads(done.stdout)["fd"] == pytest.approx(0, abs=1e-6)
-    for arguments, words in ((["digits"], "compares two sets"), ([], "takes either")):
+    for arguments, words in (
+        (["digits"], "compares two sets"),
+        ([], "takes either"),
+        (["digits", "digits", "--sampler", "x"], "need --config"),
+    ):
         done = subprocess.run([*line[:4], *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snrkit.config import Experiment, apply_settings, dump_yaml, load_experiment, merge, parse_experiment, read_yaml
+from snrkit.config import apply_settings, dump_yaml, file_schema, load_experiment, merge, parse_experiment, read_yaml
 from snrkit.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -92,6 +92,12 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
     assert "small.yaml: train.lr: input should be greater than 0, not -1" in text
     assert "small.yaml: seed:" in text
     assert len(lines) == 5
+    both = "\n".join(fault("train.lr=-1", "train.batch=100", "train.label_dropout=0.1", "train.adam_betas=[2, 3]"))
+    assert "greater than 0, not -1" in both
+    assert "must lie in [0, 1)" in both
+    mixed = "\n".join(fault("train.warmup=-1", "train.batch=100", "train.label_dropout=0.1", "bogus=1"))
+    for words in ("train.warmup", "train.batch: 100 is not", "train.label_dropout: has no effect", "bogus"):
+        assert words in mixed
     content = {key: value for key, value in SMALL.items() if key != "target"}
     with pytest.raises(ConfigError, match="missing key 'target'"):
         parse_experiment(content, "small.yaml")
@@ -117,6 +123,7 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
         (["sample.labels=3"], "sample.labels: 3 is not below"),
         (["sample.seeds=9-1"], "sample.seeds"),
         (["name=a/b"], "name"),
+        (["metrics.ranges=900"], "metrics.ranges: 900 ranges need"),
         (["metrics={weights: x.pth}"], "weights have no effect"),
         (["train.averages=[{half_life: 5}, {half_life: 5}]"], "same half_life"),
         (["process={sigma_max: 1, sigma_min: 2}"], "must be below"),
@@ -151,7 +158,10 @@ def test_files_that_are_no_experiments(tmp_path):
 
 def test_the_schema_describes_what_is_accepted():
     """Every field of the experiment and every kind appears in the JSON schema."""
-    text = json.dumps(Experiment.model_json_schema())
+    schema = file_schema()
+    assert "base" in schema["properties"]
+    assert "required" not in schema
+    text = json.dumps(schema)
     for word in ("heun", "squaredcos_cap_v2", "epsilon_scaling", "lognormal", "sigma_data", "half_life"):
         assert word in text
 
@@ -176,7 +186,14 @@ def test_the_training_part_is_what_decides_the_weights():
         "data.holdout=0.1",
     ):
         assert changed(free).training_part() == base
-    for bound in ("seed=1", "levels.mean=0", "network.dim=32", "train.lr=1e-4", "train.noise_dropout=0.1"):
+    for bound in (
+        "seed=1",
+        "levels.mean=0",
+        "network.dim=32",
+        "train.lr=1e-4",
+        "train.noise_dropout=0.1",
+        "data.holdout=0.2",
+    ):
         assert changed(bound).training_part() != base
     assert (
         changed("train.decay=cosine").training_part()

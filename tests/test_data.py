@@ -142,6 +142,23 @@ def test_exact_denoisers_beat_every_scaling_of_themselves(source, name):
         assert abs(float(product.mean())) < 4.5 * float(product.std()) / len(product) ** 0.5
 
 
+def test_a_data_sets_denoiser_answers_untold_by_the_level_sampler():
+    """told=None averages over the levels that training would draw, each as likely as its posterior at x."""
+    from snrkit.data.toy import blind_prior
+    from snrkit.objective import LogNormal
+
+    process, dataset = PROCESSES["edm"], Gaussian(std=0.5).open()
+    prior = blind_prior(lambda u: LogNormal().logsnr(u, process), 200)
+    denoise = dataset.exact(process, prior)
+    level = process.level(tensor(1.0))
+    x = 0.7 * torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    spread = 0.25 + torch.exp(-prior)
+    away = x.flatten(1).square().sum(1)[:, None]
+    share = torch.softmax(-away / spread / 2 - 32 * spread.log(), 1)
+    wanted = (share * 0.25 / spread).sum(1)[:, None, None, None] * x
+    torch.testing.assert_close(denoise(x, level, told=None).x0, wanted)
+
+
 def test_empirical_memorises():
     """At low noise the denoiser of a finite set returns the nearest image; at high noise the mean."""
     dataset = Empirical(of=Digits(), images=30).open()

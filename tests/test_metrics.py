@@ -125,6 +125,17 @@ def test_reference_statistics_are_cached_by_content(digits):
     assert len(list(cache_folder().glob("reference-*"))) == count + 1
 
 
+def test_other_weights_have_other_reference_statistics(digits, tmp_path, monkeypatch):
+    """A classifier whose weights changed is another extractor, whatever its data and recipe."""
+    from safetensors.torch import save
+
+    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
+    first = make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device)
+    (path,) = tmp_path.glob("classifier-*")
+    path.write_bytes(save({name: 1.5 * tensor for name, tensor in load(path.read_bytes()).items()}))
+    assert make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device).key != first.key
+
+
 def test_pixel_features_are_an_isometry_when_all_are_kept(digits):
     """With every component, distances between features are distances between images."""
     dataset, parts = digits
@@ -255,18 +266,21 @@ def test_pairs_of_sets_are_checked(tmp_path, digits):
     np.savez(tmp_path / "b.npz", images[:20])
     np.savez(tmp_path / "c.npz", images[:, :5])
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "c", "stats")}
+    np.savez(tmp_path / "colour.npz", images.repeat(3, axis=3))
+    paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "c", "colour", "stats")}
     config = MetricsConfig(features="pixels")
     assert score_pair(paths["a"], paths["a"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-4)
     unequal = score_pair(paths["b"], paths["a"], config, None, WORLD)
     assert any("20 images against 30" in w for w in unequal["warnings"])
     for first, second, words in (
         ("a", "c", "images of 6x6"),
+        ("a", "colour", "with 3 channel"),
         ("stats", "a", "holds statistics, not images"),
         ("a", "stats", "features=inception"),
     ):
         with pytest.raises(SnrkitError, match=words):
             score_pair(paths[first], paths[second], config, None, WORLD)
+    assert score_pair(paths["stats"], paths["stats"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-9)
     with pytest.raises(SnrkitError, match="neither a folder"):
         score_pair("nothing", paths["a"], config, None, WORLD)
     with pytest.raises(SnrkitError, match="needs --root"):

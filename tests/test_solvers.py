@@ -109,7 +109,7 @@ def test_heun_on_edm_is_algorithm_1():
 def test_churn_on_edm_is_algorithm_2():
     """Equal to EDM's Algorithm 2 with the same noise, with its interval of levels."""
     process = Edm()
-    denoise, levels = mixture(process), Karras(steps=18).levels(process)
+    denoise, levels = mixture(process, variance=0.25), Karras(steps=18).levels(process)
     x = start(process, torch.randn(6, 1, 2, 2), levels[0])
     draws = [torch.randn(6, 1, 2, 2, dtype=torch.float64) for _ in range(18)]
     settings = {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
@@ -267,6 +267,21 @@ def test_a_grid_per_image_equals_a_shared_one(process, solver):
     one = run(solver, elementwise(process), levels, x, noise=lambda _: next(a))
     many = run(solver, elementwise(process), wide, x, noise=lambda _: next(b))
     assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+def test_levels_of_their_own_leave_images_alone(solver):
+    """Images at different levels of one batch go the way that each goes by itself, noise included."""
+    from snrkit.randomness import ImageStreams
+
+    process, seeds = Edm(), (5, 9, 2)
+    grids = [UniformLogsnr(steps=5, logsnr_min=low, logsnr_max=7).levels(process) for low in (-9, -6, -3)]
+    wide = [process.level(torch.stack([level.logsnr for level in levels])) for levels in zip(*grids, strict=True)]
+    x = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    together = run(solver, elementwise(process), wide, x, noise=ImageStreams(seeds))
+    for i, seed in enumerate(seeds):
+        alone = run(solver, elementwise(process), grids[i], x[i : i + 1], noise=ImageStreams([seed]))
+        assert torch.equal(together[i : i + 1], alone)
 
 
 def elementwise(process) -> MixtureDenoiser:

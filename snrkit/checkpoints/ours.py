@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), key=lambda p: int(p.name))
+    return sorted((p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

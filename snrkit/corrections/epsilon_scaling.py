@@ -27,6 +27,8 @@ class EpsilonScaling(Value):
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its eps divided."""
+        if self.scale == 1:
+            return denoise
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError(
                 "epsilon_scaling is undefined at alpha = 0, where this grid starts; "

@@ -83,6 +83,10 @@ def memory_dataset(
     """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory."""
     if len(pixels) == 0:
         raise DataError(f"{name} holds no images")
+    if labels is not None and labels.shape != (len(pixels),):
+        raise DataError(
+            f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)}; give one an image."
+        )
     classes = 0 if labels is None else count_classes(name, labels)
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
 

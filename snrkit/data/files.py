@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -45,7 +46,7 @@ class Folder(Source):
             labels = _listed_labels(names, listed.read_bytes(), str(listed))
         stamps = [(self.path / name).stat() for name in names]
         stamp = repr([(found.st_size, found.st_mtime_ns) for found in stamps])
-        return _file_dataset(str(self.path), names, lambda name: (self.path / name).open("rb"), labels, stamp)
+        return _file_dataset(str(self.path), names, FolderOpener(self.path), labels, stamp)
 
 
 class Zip(Source):
@@ -89,11 +90,22 @@ class Npz(Source):
             raise DataError(f"{self.path} holds no readable uint8 array arr_0 ({error})") from None
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
-        given = None if labels is None else torch.from_numpy(labels.astype(np.int64).reshape(-1))
+        given = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return memory_dataset(str(self.path), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), given)
 
 
 Opener = Callable[[str], BinaryIO]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderOpener:
+    """Opens files of a folder."""
+
+    path: Path
+
+    def __call__(self, name: str) -> BinaryIO:
+        """The file, for reading."""
+        return (self.path / name).open("rb")
 
 
 class _ZipOpener:
@@ -132,30 +144,42 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(picture).astype(np.uint16) // 257).astype(np.uint8))
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Reads images by index; a plain object, so that worker processes can be handed it however they are started."""
+
+    where: str
+    names: Sequence[str]
+    opener: Opener
+    mode: str
+    shape: torch.Size
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([self._one(self.names[index]) for index in indices])
+
+    def _one(self, name: str) -> Tensor:
+        image = read_image(self.opener, name, self.where, self.mode)
+        if image.shape != self.shape:
+            raise DataError(
+                f"images differ in size: {self.names[0]} is {self.shape[2]}x{self.shape[1]}, "
+                f"{name} is {image.shape[2]}x{image.shape[1]}; resize them to one size"
+            )
+        return image
+
+
 def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor | None, stamp: str) -> Dataset:
     if not names:
         raise DataError(f"{where} holds no images ({', '.join(sorted(EXTENSIONS))})")
     first = read_image(opener, names[0], where)
     mode = "L" if first.shape[0] == 1 else "RGB"
 
-    def read(indices: Sequence[int]) -> Tensor:
-        return torch.stack([_same_shape(read_image(opener, names[i], where, mode), first, names, i) for i in indices])
-
+    read = _Files(where, names, opener, mode, first.shape)
     if len(names) * first.numel() <= IN_MEMORY_BYTES:
         return memory_dataset(where, read(range(len(names))), labels)
     mark = fingerprint(stamp, *names)
     shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
     classes = 0 if labels is None else count_classes(where, labels)
     return Dataset(where, shape, len(names), read, mark, labels, classes, streams=True)
-
-
-def _same_shape(image: Tensor, first: Tensor, names: list[str], index: int) -> Tensor:
-    if image.shape != first.shape:
-        raise DataError(
-            f"images differ in size: {names[0]} is {first.shape[2]}x{first.shape[1]}, "
-            f"{names[index]} is {image.shape[2]}x{image.shape[1]}; resize them to one size"
-        )
-    return image
 
 
 def _folder_labels(names: list[str]) -> Tensor:

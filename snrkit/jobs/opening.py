@@ -33,7 +33,7 @@ class Opened:
     dataset: Dataset  # as the network sees it: without labels where it takes none
     labelled: Dataset  # as the source gives it, for metrics
     split: Split
-    moments: Moments
+    moments: Moments | None  # where something needs them
     world: World
 
     @property
@@ -50,10 +50,13 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     if experiment.data.workers and not dataset.streams:
         raise ConfigError(f"data.workers: has no effect, as {dataset.name} is held in memory; drop it.")
     parts = split(dataset.count, experiment.data.holdout)
-    measured = moments(dataset, parts.train)
-    if measured.variance <= 0 and experiment.data.sigma_data == "auto":
-        raise SnrkitError(f"{dataset.name}: all images are one constant, so data.sigma_data must be given as a number.")
+    measured = None
+    if experiment.data.sigma_data == "auto" or any(s.start == "exact" for s in experiment.samplers.values()):
+        measured = moments(dataset, parts.train)
     if experiment.data.sigma_data == "auto":
+        assert measured is not None
+        if measured.variance <= 0:
+            raise SnrkitError(f"{dataset.name}: all images are one constant; give data.sigma_data as a number.")
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
     classes = experiment.network.classes

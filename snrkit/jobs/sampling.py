@@ -49,7 +49,10 @@ def starting_point(
     if opened.dataset.classes:
         labels = streams.labels(opened.dataset.classes)
         labels = labels if fixed is None else torch.full_like(labels, fixed)
-    variance = opened.moments.variance if sampler.start == "exact" else None
+    variance = None
+    if sampler.start == "exact":
+        assert opened.moments is not None
+        variance = opened.moments.variance
     x = start(opened.experiment.process, streams.normal(opened.dataset.shape), levels[0], variance)
     augment = torch.zeros(len(seeds), 9, device=opened.world.device) if opened.experiment.network.augment else None
     return x, Cond(labels=labels, augment=augment), streams
@@ -76,6 +79,12 @@ def sample_steps(
 def image_path(folder: Path, seed: int) -> Path:
     """Where image `seed` lies, in EDM's layout: a thousand images a folder."""
     return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+
+
+def is_made(folder: Path, seed: int) -> bool:
+    """Whether image `seed` is there; an empty file is what a loss of power may leave."""
+    path = image_path(folder, seed)
+    return path.exists() and path.stat().st_size > 0
 
 
 def run_sampling(
@@ -126,7 +135,7 @@ def make_images(
         _claim(folder, record, overwrite)
     world.barrier()
     seeds = parse_seeds(e.sample.seeds)
-    missing = [seed for seed in seeds if not image_path(folder, seed).exists()]
+    missing = [seed for seed in seeds if not is_made(folder, seed)]
     world.barrier()  # all processes have listed what is missing before any of them writes
     mine = list(chunks(missing, e.sample.batch))[world.rank :: world.size]
     total = sum(len(batch) for batch in mine)
@@ -198,18 +207,17 @@ def encode(pixels: Tensor) -> bytes:
 
 
 def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
-    finished = [seed for seed in seeds if image_path(folder, seed).exists()]
+    finished = sorted(int(path.stem) for path in folder.glob("*/*.png") if path.stem.isdigit())
     write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
     if stopped:
-        console.print(
-            f"stopped with {len(finished)} of {len(seeds)} images in {folder}; run the same command to go on."
-        )
+        made = sum(is_made(folder, seed) for seed in seeds)
+        console.print(f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on.")
         return
     if opened.dataset.classes:
-        streams = ImageStreams(seeds)
         fixed = opened.experiment.sample.labels
-        labels = streams.labels(opened.dataset.classes).tolist() if fixed is None else [fixed] * len(seeds)
-        listed = [[str(image_path(Path(), s)), label] for s, label in zip(seeds, labels, strict=True)]
+        drawn = ImageStreams(finished).labels(opened.dataset.classes).tolist()
+        labels = drawn if fixed is None else [fixed] * len(finished)
+        listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels, strict=True)]
         write_json(folder / "dataset.json", {"labels": listed})
     write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
     if opened.experiment.sample.npz:

@@ -33,6 +33,7 @@ from snrkit.metrics.scores import (
     reference_features,
     score,
 )
+from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sampler import parse_seeds, rehearse
 from snrkit.streams import SUBSET, stream
@@ -210,43 +211,48 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
     """Scores of images `first` against the reference `second`: folder, zip, npz, data set name or statistics .npz."""
     set_compute(resolve_precision(ComputeConfig(), world.device), world.device)
     sets = [_open_side(text, root) for text in (first, second)]
+    _check_pair(first, second, sets, config)
     images = [side for side in sets if isinstance(side, Dataset)]
-    if not images or not isinstance(sets[0], Dataset):
-        raise ConfigError(f"{first} holds statistics, not images; give images first and the reference second.")
-    if len(images) == 2 and images[0].shape[1:] != images[1].shape[1:] and config.features != "inception":
-        raise DataError(
-            f"{first} has images of {_size(images[0])}, {second} of {_size(images[1])}; resize one of them."
-        )
-    if isinstance(sets[1], Path) and config.features != "inception":
-        raise ConfigError(f"{second} holds Inception's statistics; score it with --set features=inception.")
+    if not images:
+        distance = frechet(*(load_statistics(side) for side in sets if isinstance(side, Path)))
+        return {"first": first, "second": second, "names": INCEPTION_NAMES, **asdict(Scores(0, distance))}
     basis = images[-1]
-    split = Split(tuple(range(basis.count)), ())
-    extractor = make_extractor(config, basis, split, world.device)
+    extractor = make_extractor(config, basis, Split(tuple(range(basis.count)), ()), world.device)
     found = extract(extractor, images[0], range(images[0].count), config.batch, world)
     warnings = []
     if isinstance(sets[1], Path):
         reference = FeatureSet(load_statistics(sets[1]))
     else:
-        reference = reference_features(extractor, images[1], range(images[1].count), config.batch, world)
-        if images[0].count != images[1].count:
+        reference = reference_features(extractor, sets[1], range(sets[1].count), config.batch, world)
+        if images[0].count != sets[1].count:
             warnings.append(
-                f"{images[0].count} images against {images[1].count}: the distance is biased by the smaller count; "
+                f"{images[0].count} images against {sets[1].count}: the distance is biased by the smaller count; "
                 "compare it only with scores of the same counts."
             )
-    scores: Scores = score(found, reference, config)
-    record = asdict(scores)
-    return {
-        "first": first,
-        "second": second,
-        **_about(extractor),
-        **record,
-        "warnings": warnings + scores.warnings,
-        "made_with": provenance(world),
-    }
+        if images[0].shape != sets[1].shape:
+            warnings.append(f"{first} has images of {_size(images[0])}, {second} of {_size(sets[1])}.")
+    record = asdict(score(found, reference, config))
+    warnings += record.pop("warnings")
+    about = {"first": first, "second": second, **_about(extractor)}
+    return {**about, **record, "warnings": warnings, "made_with": provenance(world)}
+
+
+INCEPTION_NAMES = {"fd": "FID", "is": "IS", "kid": "KID"}
+
+
+def _check_pair(first: str, second: str, sets: Sequence[Dataset | Path], config: MetricsConfig) -> None:
+    a, b = sets
+    if isinstance(a, Path) and isinstance(b, Dataset):
+        raise ConfigError(f"{first} holds statistics, not images; give images first and the reference second.")
+    if isinstance(a, Dataset) and isinstance(b, Path) and config.features != "inception":
+        raise ConfigError(f"{second} holds Inception's statistics; score it with --set features=inception.")
+    resized = config.features not in ("classifier", "pixels")  # these extractors bring images to one size themselves
+    if isinstance(a, Dataset) and isinstance(b, Dataset) and a.shape != b.shape and not resized:
+        raise DataError(f"{first} has images of {_size(a)}, {second} of {_size(b)}; convert one of them.")
 
 
 def _size(dataset: Dataset) -> str:
-    return f"{dataset.shape[2]}x{dataset.shape[1]}"
+    return f"{dataset.shape[2]}x{dataset.shape[1]} with {dataset.shape[0]} channel(s)"
 
 
 def _open_side(text: str, root: Path | None) -> Dataset | Path:

@@ -84,6 +84,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     state = make_state(task, network)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
+        check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
@@ -117,8 +118,8 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         progress.update(state.images)
         for step in train(task, state, watch_every=config.log_every):
             tally.add(step)
-            if step.skipped:
-                _log_skipped(run, world, step)
+            if step.skipped and world.leads:
+                _log_skipped(run, step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 record = tally.line(step, config.batch)
                 progress.update(
@@ -140,16 +141,13 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         )
 
 
-def _log_skipped(run: Run, world: World, step: TrainStep) -> None:
+def _log_skipped(run: Run, step: TrainStep) -> None:
     low, high = float(step.logsnr.min()), float(step.logsnr.max())
     named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:8])
     where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
-    if named or world.leads:  # every process names its own images
-        console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
-    if world.leads:
-        culprits = [list(pair) for pair in step.culprits]
-        record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
-        append_log(run, {**record, "culprits": culprits})
+    console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
+    record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
+    append_log(run, {**record, "culprits": [list(pair) for pair in step.culprits]})
 
 
 def _number(value: float | None) -> str:

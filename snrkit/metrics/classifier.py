@@ -64,8 +64,8 @@ class TrainedClassifier:
 def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClassifier:
     """The classifier of a labelled data set's training split, from the cache where it was trained before."""
     assert dataset.labels is not None
-    key = fingerprint("classifier", RECIPE, dataset.fingerprint, str(len(split.train)))
-    path = cache / f"classifier-{key}.safetensors"
+    recipe = fingerprint("classifier", RECIPE, dataset.fingerprint, repr(split.train))
+    path = cache / f"classifier-{recipe}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Classifier(dataset.shape, dataset.classes)
@@ -75,6 +75,7 @@ def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClas
         _fit(network, dataset, split)
         write_bytes(path, save(network.state_dict()))
     network.eval().requires_grad_(False)
+    key = fingerprint("classifier", path.read_bytes())
     return TrainedClassifier(network, key, _accuracy(network, dataset, split))
 
 

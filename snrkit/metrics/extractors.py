@@ -106,8 +106,8 @@ def _fidelity(config: MetricsConfig, device: torch.device) -> Extractor:
         return _inception(_inception_weights(config), device)
     layer = "dinov2" if config.features.startswith("dinov2") else "clip"
     module = _fidelity_module(config, layer)
-    weights = b"" if config.weights is None else config.weights.read_bytes()
-    key = fingerprint(config.features, weights)
+    tensors = [tensor.detach().cpu().contiguous().view(-1) for tensor in module.state_dict().values()]
+    key = fingerprint(config.features, *(tensor.numpy().tobytes() for tensor in tensors))
     return Extractor(config.features, _dim(module), key, _caller(module, device, [layer]))
 
 
@@ -154,6 +154,7 @@ def _inception_weights(config: MetricsConfig) -> Path:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         try:
+            hub.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(hub), hash_prefix="6726825d", progress=False)
         except (OSError, RuntimeError) as error:
             raise SnrkitError(

@@ -6,7 +6,7 @@ At every level that a sampler visits three arms of states are put to the same ne
     forward   alpha*x0 + sigma*eps of held-out images: what states at this level really look like
     train     the same of training images
 
-Two readings, both with a known null (corrections 5.1 and 5.3 of the project's methods):
+Two readings, both with a known null:
 
     norm gap        ln of mean |eps_hat|^2, reverse over forward; its null is train over forward, 0 for a network that
                     does not tell training images from others
@@ -81,7 +81,7 @@ class Shift:
 
 
 class Recorder:
-    """A denoiser that keeps the first question and answer since `clear`, before any correction changes them."""
+    """A denoiser that keeps the first question it was told the level of, and its answer before any correction."""
 
     def __init__(self, denoise: Denoiser) -> None:
         self.wrapped = Wrapped(denoise.process, self._answer)
@@ -92,7 +92,7 @@ class Recorder:
         self, x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
         prediction = self._denoise(x, level, told=told, cond=cond)
-        if self.first is None:
+        if self.first is None and isinstance(told, Same):
             self.first = (x, level, prediction)
         return prediction
 

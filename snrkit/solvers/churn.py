@@ -32,11 +32,11 @@ class Churn(Value):
         self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Raise the level of the state, then Heun."""
-        gamma = self._gamma(place)
-        if not bool((gamma > 0).any()):
+        if self.s_churn == 0:
             return *heun_step(denoise, x, place), None
+        gamma, fresh = self._gamma(place), noise(x)  # drawn in every step, so that no image's noise depends on others
         raised = denoise.process.level(place.here.logsnr - 2 * torch.log1p(gamma))
-        x = raise_level(x, place.here, raised, noise(x) * self.s_noise)
+        x = torch.where(broadcast(gamma, x) > 0, raise_level(x, place.here, raised, fresh * self.s_noise), x)
         moved = Place(place.index, place.grid, raised, place.there)
         return *heun_step(denoise, x, moved), None
 
