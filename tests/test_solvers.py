@@ -109,7 +109,7 @@ def test_heun_on_edm_is_algorithm_1():
 def test_churn_on_edm_is_algorithm_2():
     """Equal to EDM's Algorithm 2 with the same noise, with its interval of levels."""
     process = Edm()
-    denoise, levels = mixture(process, variance=0.25), Karras(steps=18).levels(process)
+    denoise, levels = mixture(process), Karras(steps=18).levels(process)
     x = start(process, torch.randn(6, 1, 2, 2), levels[0])
     draws = [torch.randn(6, 1, 2, 2, dtype=torch.float64) for _ in range(18)]
     settings = {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}

@@ -43,7 +43,7 @@ class Churn(Value):
     def _gamma(self, place: Place) -> Tensor:
         ratio = torch.exp(-place.here.logsnr / 2)
         active = ratio.isfinite() & (ratio >= self.s_min) & (ratio <= (math.inf if self.s_max is None else self.s_max))
-        return torch.where(active, min(self.s_churn / (len(place.grid) - 1), math.sqrt(2) - 1), 0.0)
+        return active.to(ratio) * min(self.s_churn / (len(place.grid) - 1), math.sqrt(2) - 1)
 
 
 def raise_level(x: Tensor, here: Level, there: Level, noise: Tensor) -> Tensor:
