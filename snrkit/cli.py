@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from snrkit import __version__
-from snrkit.errors import SnrkitError
+from snrkit.errors import SnrkitError, Stopped
 
 if TYPE_CHECKING:
     from snrkit.config import Experiment
@@ -39,6 +39,9 @@ def main() -> None:
     """Run the app; a user's mistake or a failing disk ends in one sentence and exit code 1."""
     try:
         app()
+    except Stopped as stop:
+        print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
+        sys.exit(130)
     except SnrkitError as error:
         for line in str(error).splitlines():
             print(f"snrkit: {line}", file=sys.stderr)

@@ -65,7 +65,9 @@ class Experiment(Value):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
-            raise ValueError("a name is letters, digits, '.', '_' and '-'; it becomes a folder")
+            raise ValueError(
+                "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder"
+            )
         return name
 
     @model_validator(mode="after")
@@ -94,7 +96,10 @@ class Experiment(Value):
 def _training_faults(e: Experiment) -> Iterable[str]:
     train = e.train
     if train.batch % (train.slice * train.accumulate):
-        yield (f"train.batch: {train.batch} is not a multiple of slice * accumulate = {train.slice * train.accumulate}")
+        unit = train.slice * train.accumulate
+        below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
+        near = f"{below} or {above}" if below else str(above)
+        yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
     if train.label_dropout and not e.network.classes:
         yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
     if (train.augment is None) == e.network.augment:
@@ -201,8 +206,8 @@ def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[
 
 
 def _put(node: Any, path: Sequence[str], value: Any, setting: str) -> Any:
-    if not path:
-        return merge({"": node}, {"": value})[""]
+    if not path:  # an empty mapping empties; any other merges as a child's would
+        return merge({"": node}, {"": value})[""] if value != {} else {}
     key, rest = path[0], path[1:]
     if isinstance(node, list):
         if not key.isdigit() or int(key) >= len(node):

@@ -87,7 +87,11 @@ GUIDE = (
     "samplers of one grid, otherwise each with its null. Brackets hold bootstrap intervals. A shift whose interval "
     "overlaps its null's is not shown to exist.",
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
-    "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set.",
+    "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
+    "near 0 when samples lie farther from every image than real ones do.",
+    "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
+    "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
+    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both).",
 )
 
 
@@ -106,7 +110,9 @@ def find(run: Run, experiment: Experiment) -> Found:
     kept: list[dict[str, Any]] = []
     for place, what in ((run.metrics, "scores"), (run.shift, "shift")):
         records = read_all([place(name) for name in experiment.samplers])
-        same = {n: r for n, r in records.items() if r["definition"] == experiment.samplers[n].model_dump(mode="json")}
+        same = {
+            n: r for n, r in records.items() if r.get("definition") == experiment.samplers[n].model_dump(mode="json")
+        }
         outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
         kept.append(same)
     return Found(kept[0], kept[1], sorted(outdated))
@@ -209,13 +215,19 @@ def _sources(found: Found) -> list[str]:
     measured: dict[str, list[str]] = {}
     for name, record in found.shifts.items():
         text = (
-            f"{record['images']} trajectories and as many forward samples of {record['held_out_images']} held-out "
-            f"images; {record['confidence']:.0%} intervals; weights {record['weights']} of the checkpoint at "
-            f"{record['checkpoint_images']:,} images."
+            f"{record['images']} trajectories, of the first seeds and those that follow, and as many forward samples "
+            f"of {record['held_out_images']} held-out images; {record['confidence']:.0%} intervals; weights "
+            f"{record['weights']} of the checkpoint at {record['checkpoint_images']:,} images."
         )
         measured.setdefault(text, []).append(name)
     texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
     texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
+    for name in found.metrics.keys() & found.shifts.keys():
+        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name]["checkpoint_images"])
+        if made != seen:
+            texts.append(
+                f"Warning: {name} was scored at {made:,} images and its shift measured at {seen:,}; run both again."
+            )
     if len(scored) > 1 or len(measured) > 1:
         texts.append("Warning: rows of different origin stand in one table; compare only those named together.")
     return texts
@@ -274,7 +286,7 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
     left.set(xlabel="images", ylabel="loss")
     left.legend(fontsize=8)
     for index, record in enumerate(held):
-        shade = 0.2 + 0.8 * (index + 1) / len(held)
+        shade = min(1.0, 0.2 + 0.8 * (index + 1) / len(held))
         right.plot([_number(v) for v in record["logsnr"]], record["loss"], color="C1", alpha=shade, linewidth=1)
     right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
     buffer = io.BytesIO()

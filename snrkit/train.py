@@ -214,7 +214,7 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
     caller: nn.Module = torch.compile(state.network) if task.compile else state.network  # type: ignore[assignment]
     if world.size > 1:
         devices = [world.device.index] if world.device.type == "cuda" else None
-        caller = DistributedDataParallel(caller, device_ids=devices, broadcast_buffers=False)
+        caller = DistributedDataParallel(caller, device_ids=devices)
     state.network.train()
     batches = _batches(task, state.step)
     while state.images < config.images:

@@ -130,6 +130,42 @@ def test_interrupted_sampling_goes_on(copied):
     assert json.loads((folder / "manifest.json").read_text())["finished"] == "0-299"
 
 
+def test_a_signal_while_sampling_stops_the_whole_run(copied):
+    """SIGINT during the sampling of `run`: what is made stays, nothing is measured or scored, exit code 130."""
+    run = copied / "runs" / "small"
+    for folder in ("samples", "metrics", "shift"):
+        shutil.rmtree(run / folder)
+    line = command(copied, "run", "-q", "--set", "sample.seeds=0-1999", "--set", "sample.batch=8")
+    process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    while len(list((run / "samples").glob("*/*/*.png"))) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to go on" in errors
+    assert not (run / "shift").exists()
+    assert not (run / "metrics").exists()
+
+
+def test_run_says_first_what_cannot_work(tmp_path):
+    """No samplers, no labels for the classifier, no weights for Inception: refused before any training."""
+    write_config(tmp_path)
+    cases = {
+        "samplers={}": "this experiment has none",
+        "metrics.features=inception": "need weights-inception",
+        "data.holdout=0": "needs held-out images",
+    }
+    for setting, words in cases.items():
+        extra = ["--set", "metrics.pixel_components=64"] if "inception" in setting else []
+        line = command(tmp_path, "run", "-q", "--set", setting, *extra)
+        home = {**environment(tmp_path), "TORCH_HOME": str(tmp_path)}
+        done = subprocess.run(line, capture_output=True, text=True, env=home, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert not (tmp_path / "runs").exists()
+
+
 def test_the_curve_over_checkpoints_marks_the_best_as_selected(copied):
     """--checkpoints last 2 scores two checkpoints; the selected one has the smaller distance."""
     printed = snrkit(copied, "eval-fid", "-q", "--json", "--checkpoints", "last 2", "--sampler", "euler").stdout

@@ -87,7 +87,10 @@ class Npz(Source):
                 images = arrays["arr_0"]
                 labels = arrays["arr_1"] if "arr_1" in arrays.files else None
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.path} holds no readable uint8 array arr_0 ({error})") from None
+            raise DataError(
+                f"{self.path} holds no readable array arr_0 ({error}); write it with np.savez(path, images) or "
+                "np.savez(path, images, labels), images uint8 (n, H, W, C)"
+            ) from None
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
         given = None if labels is None else torch.from_numpy(labels.astype(np.int64))

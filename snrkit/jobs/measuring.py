@@ -35,10 +35,7 @@ def run_measuring(
         raise SnrkitError("measure-shift runs in one process; start it without torchrun.")
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    if not opened.split.held:
-        raise ConfigError(
-            "data.holdout: measure-shift needs held-out images for its null; set it above 0, such as 0.1."
-        )
+    check_held_out(opened)
     records: dict[str, Any] = {}
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):
@@ -53,6 +50,16 @@ def run_measuring(
                 progress.update((index + 1) * len(seeds), name)
                 records[name] = _write(opened, model, run, name, sampler, shift)
     return records
+
+
+def check_held_out(opened: Opened) -> None:
+    """Refuse to measure without at least two held-out images for the null."""
+    held, share = len(opened.split.held), opened.experiment.data.holdout
+    if held < 2:
+        raise ConfigError(
+            f"data.holdout: measure-shift needs held-out images for its null, and a share of {share} holds out {held} "
+            f"of {opened.dataset.count}; raise it or use more images."
+        )
 
 
 def measured_seeds(opened: Opened) -> list[int]:

@@ -149,7 +149,10 @@ def _checkpoint(run: Run, images: int | None, weights: str) -> Checkpoint:
         raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
     if not path.is_dir():
         known = ", ".join(str(int(p.name)) for p in list_checkpoints(run.checkpoints)) or "none"
-        raise RunError(f"{run.path} has no checkpoint at {images} images; it has {known}.")
+        raise RunError(
+            f"{run.path} has no checkpoint at {images} images; it has {known} (train.keep_last and train.keep_every "
+            "decide how many are kept)."
+        )
     return load_checkpoint(path, only=weights)
 
 

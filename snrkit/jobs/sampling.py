@@ -16,10 +16,10 @@ from torch import Tensor
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.distributed import World
-from snrkit.errors import ConfigError, RunError
+from snrkit.errors import ConfigError, RunError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
-from snrkit.jobs.progress import bar, console
+from snrkit.jobs.progress import bar
 from snrkit.level import Level
 from snrkit.prediction import Cond
 from snrkit.randomness import ImageStreams
@@ -109,8 +109,7 @@ def run_sampling(
         world.barrier()
         for name in chosen:
             sampler = opened.experiment.samplers[name]
-            if not make_images(opened, model, run, name, run.samples(name), sampler, overwrite, quiet):
-                break
+            make_images(opened, model, run, name, run.samples(name), sampler, overwrite, quiet)
     return run
 
 
@@ -127,8 +126,8 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
 
 def make_images(
     opened: Opened, model: Model, run: Run, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
-) -> bool:
-    """Make and save what is missing in `folder`; False when asked to stop."""
+) -> None:
+    """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
     world, e = opened.world, opened.experiment
     record = manifest(opened, model, sampler)
     if world.leads:
@@ -152,7 +151,10 @@ def make_images(
     world.barrier()
     if world.leads:
         _finish(opened, folder, seeds, record, stopped)
-    return not stopped
+    if stopped:
+        made = sum(is_made(folder, seed) for seed in seeds)
+        text = f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on."
+        raise Stopped(text if world.leads else "")
 
 
 def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
@@ -210,8 +212,6 @@ def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str
     finished = sorted(int(path.stem) for path in folder.glob("*/*.png") if path.stem.isdigit())
     write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
     if stopped:
-        made = sum(is_made(folder, seed) for seed in seeds)
-        console.print(f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on.")
         return
     if opened.dataset.classes:
         fixed = opened.experiment.sample.labels

@@ -190,10 +190,8 @@ def _curve(
     for images in (int(path.name) for path in paths):
         folder = run.samples(f"{name}@{images:09d}")
         model = open_model(opened, run, images)
-        if not make_images(
-            opened, model, run, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet
-        ):
-            raise SnrkitError("stopped; run the same command again to go on.")
+        sampler = opened.experiment.samplers[name]
+        make_images(opened, model, run, f"{name} @{images}", folder, sampler, False, quiet)
         points.append(score_folder(opened, name, folder, extractor, reference))
     best = min(points, key=lambda point: float(point["summary"]["fd"]["mean"]))
     record = {"sampler": name, "points": points, "selected_images": best["checkpoint_images"], "selected_by": "fd"}

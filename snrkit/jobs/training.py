@@ -9,7 +9,7 @@ from typing import Any
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.config import Experiment
 from snrkit.distributed import World
-from snrkit.errors import SnrkitError
+from snrkit.errors import SnrkitError, Stopped
 from snrkit.jobs.opening import open_experiment, open_network, open_task, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
@@ -113,7 +113,8 @@ def _resume(run: Run, state: TrainState) -> Tally:
 
 def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) -> None:
     config, world = task.config, task.world
-    last_saved = state.images
+    if state.images >= config.images and world.leads and not quiet:
+        console.print(f"already trained to {state.images} images; raise train.images to go on")
     with stoppable() as stop, bar("training", config.images, world.leads and not quiet) as progress:
         progress.update(state.images)
         for step in train(task, state, watch_every=config.log_every):
@@ -132,13 +133,11 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 _save(run, task, state, tally)
-                last_saved = step.images
             if stopping:
                 break
-    if state.images < config.images and world.leads:
-        console.print(
-            f"stopped at {last_saved} of {config.images} images; all is saved. To go on, run the same command again."
-        )
+    if state.images < config.images:
+        text = f"stopped at {state.images} of {config.images} images; all is saved. "
+        raise Stopped(text + "To go on, run the same command again." if world.leads else "")
 
 
 def _log_skipped(run: Run, step: TrainStep) -> None:

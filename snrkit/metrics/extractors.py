@@ -52,6 +52,7 @@ def cache_folder() -> Path:
 
 def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Extractor:
     """The extractor that a config names. Classifier and pixels learn from `dataset` and `split`, the reference."""
+    check_features(config, dataset)
     if config.features == "classifier":
         return _classifier(dataset, split, device)
     if config.features == "pixels":
@@ -59,11 +60,18 @@ def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device
     return _fidelity(config, device)
 
 
-def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
-    if dataset.labels is None:
+def check_features(config: MetricsConfig, dataset: Dataset) -> None:
+    """Refuse what `make_extractor` would refuse for want of labels or of Inception's weights."""
+    if config.features == "classifier" and dataset.labels is None:
         raise SnrkitError(
-            f"metrics.features: classifier needs labels, which {dataset.name} lacks; use pixels or inception."
+            f"metrics.features: classifier needs labels, which {dataset.name} lacks; set metrics.features to pixels "
+            "or inception."
         )
+    if config.features == "inception":
+        _inception_weights(config)
+
+
+def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
     trained = train_classifier(dataset, split, cache_folder())
     network = trained.network.to(device)
 
