@@ -28,7 +28,7 @@ check: .venv/installed-test
 	$(BIN)/mypy
 
 bench: .venv/installed-test
-	$(BIN)/pytest tests/bench -o norecursedirs=".*" --benchmark-disable-gc --benchmark-columns=median,iqr,rounds
+	$(BIN)/pytest tests/bench -o norecursedirs=".*" -s --benchmark-disable-gc --benchmark-columns=median
 
 format: .venv/installed-test
 	$(BIN)/ruff format .
