@@ -53,6 +53,16 @@ def main() -> None:
             f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
         )
         sys.exit(1)
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, if there is one: a process that just ends can make its peers abort."""
+    if "snrkit.distributed" in sys.modules:
+        from snrkit.distributed import close_world
+
+        close_world()
 
 
 @app.callback(invoke_without_command=True)
