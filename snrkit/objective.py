@@ -6,7 +6,7 @@ A weighting is written once, for the squared error of eps, and the loss is compu
     weight_F = w_eps * c_out^2 alpha^2/(alpha*b - sigma*a)^2       (with EDM's preconditioning: w_eps alpha^2 s^2/d)
 
 computed in float64 at max(logsnr, -40), so that a v-loss stays 1 and a min-SNR weight becomes 0 at zero terminal SNR.
-Schedules: Kingma & Gao 2023 show that density and weight act as one product; `train` reports that product.
+Density and weight act as one product in the expected loss (Kingma & Gao 2023).
 """
 
 import math

@@ -1,7 +1,8 @@
 """The training loop, as a generator of steps. Saving, logging and progress are the caller's `for`.
 
 Everything random about step k is drawn from (seed, k) (randomness.py), so that a run can stop after any step and go on
-bit for bit, and the number of processes changes nothing but the order of float additions.
+bit for bit, and the number of processes changes nothing but the order of float additions - except for a network's own
+dropout, whose masks are drawn per process.
 """
 
 import math

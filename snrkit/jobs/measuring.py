@@ -15,7 +15,7 @@ from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sampling import choose, sample_steps, starting_point
+from snrkit.jobs.sampling import choose, chosen_labels, sample_steps, starting_point
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
 from snrkit.randomness import ImageStreams
@@ -42,11 +42,12 @@ def run_measuring(
         model = open_model(opened, run)
         write_config(run, opened.experiment)
         seeds = measured_seeds(opened)
+        variance = label_mix_variance(opened.dataset, opened.split.train, chosen_labels(opened, ImageStreams(seeds)))
         arms: dict[tuple[float, ...], tuple[Arm, Arm]] = {}
         with bar("measuring shift", len(chosen) * len(seeds), not quiet) as progress:
             for index, name in enumerate(chosen):
                 sampler = opened.experiment.samplers[name]
-                shift = measure(opened, model, sampler, seeds, arms)
+                shift = measure(opened, model, sampler, seeds, variance, arms)
                 progress.update((index + 1) * len(seeds), name)
                 records[name] = _write(opened, model, run, name, sampler, shift)
     return records
@@ -74,9 +75,10 @@ def measure(
     model: Model,
     sampler: Sampler,
     seeds: Sequence[int],
+    variance: float,
     arms: dict[tuple[float, ...], tuple[Arm, Arm]],
 ) -> Shift:
-    """The measurement of one sampler; forward arms are shared through `arms` between samplers of the same levels."""
+    """The measurement of one sampler; `variance` is Var[x0]; samplers of the same levels share forward arms."""
     e = opened.experiment
     levels = sampler.grid.levels(e.process)
 
@@ -94,17 +96,7 @@ def measure(
     if key not in arms:
         arms[key] = _forward_arms(opened, model, visited, seeds)
     forward, train = arms[key]
-    variance = label_mix_variance(opened.dataset, opened.split.train, wanted_labels(opened, seeds))
     return compare(reverse, forward, train, visited, variance, e.shift, e.seed)
-
-
-def wanted_labels(opened: Opened, seeds: Sequence[int]) -> Tensor | None:
-    """The labels of the trajectories, on the CPU; None for a network without classes."""
-    if not opened.dataset.classes:
-        return None
-    fixed = opened.experiment.sample.labels
-    drawn = ImageStreams(seeds).labels(opened.dataset.classes)
-    return drawn if fixed is None else torch.full_like(drawn, fixed)
 
 
 def label_mix_variance(dataset: Dataset, pool: Sequence[int], labels: Tensor | None) -> float:
@@ -122,7 +114,7 @@ def label_mix_variance(dataset: Dataset, pool: Sequence[int], labels: Tensor | N
 
 
 def _forward_arms(opened: Opened, model: Model, levels: Sequence[Level], seeds: Sequence[int]) -> tuple[Arm, Arm]:
-    labels = wanted_labels(opened, seeds)
+    labels = chosen_labels(opened, ImageStreams(seeds))
     e, made = opened.experiment, []
     for number, pool in enumerate((opened.split.held, opened.split.train)):
         rows = matching(opened.dataset.labels, pool, labels, len(seeds))
@@ -148,7 +140,9 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
     for label in np.unique(labels.numpy()):
         places, same = np.flatnonzero(labels.numpy() == label), images[own == label]
         if len(same) == 0:
-            raise SnrkitError(f"no held-out image has label {label}; raise data.holdout or set sample.labels.")
+            raise SnrkitError(
+                f"no image of one side of the split has label {label}; change data.holdout or set sample.labels."
+            )
         chosen[places] = same[np.arange(len(places)) % len(same)]
     return torch.from_numpy(chosen)
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, to_bytes
+from snrkit.data.files import FolderOpener, read_image
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, RunError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
@@ -33,11 +34,18 @@ SHOWN = 100  # images of the picture grid
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Finished images (B, C, H, W) float64 with their seeds and labels."""
+    """Finished images (B, C, H, W) float64 with their seeds."""
 
     seeds: Sequence[int]
     x0: Tensor
-    labels: Tensor | None
+
+
+def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
+    """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
+    if not opened.dataset.classes:
+        return None
+    drawn, fixed = streams.labels(opened.dataset.classes), opened.experiment.sample.labels
+    return drawn if fixed is None else torch.full_like(drawn, fixed)
 
 
 def starting_point(
@@ -45,10 +53,7 @@ def starting_point(
 ) -> tuple[Tensor, Cond, ImageStreams]:
     """(first state, condition, noise streams) of the images of `seeds`, on the device."""
     streams = ImageStreams(seeds, opened.world.device)
-    labels, fixed = None, opened.experiment.sample.labels
-    if opened.dataset.classes:
-        labels = streams.labels(opened.dataset.classes)
-        labels = labels if fixed is None else torch.full_like(labels, fixed)
+    labels = chosen_labels(opened, streams)
     variance = None
     if sampler.start == "exact":
         assert opened.moments is not None
@@ -65,10 +70,9 @@ def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[S
         x, cond, noise = starting_point(opened, sampler, levels, seeds)
         for step in sample_steps(model, sampler, levels, x, noise, cond):
             x = step.x_next
-        yield Batch(seeds, x, cond.labels)
+        yield Batch(seeds, x)
 
 
-@torch.no_grad()
 def sample_steps(
     model: Model, sampler: Sampler, levels: tuple[Level, ...], x: Tensor, noise: ImageStreams, cond: Cond
 ) -> Iterator[Step]:
@@ -109,7 +113,7 @@ def run_sampling(
         world.barrier()
         for name in chosen:
             sampler = opened.experiment.samplers[name]
-            make_images(opened, model, run, name, run.samples(name), sampler, overwrite, quiet)
+            make_images(opened, model, name, run.samples(name), sampler, overwrite, quiet)
     return run
 
 
@@ -125,7 +129,7 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
 
 
 def make_images(
-    opened: Opened, model: Model, run: Run, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
+    opened: Opened, model: Model, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
 ) -> None:
     """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
     world, e = opened.world, opened.experiment
@@ -213,11 +217,9 @@ def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str
     write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
     if stopped:
         return
-    if opened.dataset.classes:
-        fixed = opened.experiment.sample.labels
-        drawn = ImageStreams(finished).labels(opened.dataset.classes).tolist()
-        labels = drawn if fixed is None else [fixed] * len(finished)
-        listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels, strict=True)]
+    labels = chosen_labels(opened, ImageStreams(finished))
+    if labels is not None:
+        listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels.tolist(), strict=True)]
         write_json(folder / "dataset.json", {"labels": listed})
     write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
     if opened.experiment.sample.npz:
@@ -245,9 +247,7 @@ def ranges(seeds: Sequence[int]) -> str:
 
 def load_images(folder: Path, seeds: Sequence[int]) -> Tensor:
     """The saved images of `seeds`, uint8 (n, C, H, W)."""
-    from snrkit.data.files import read_image
-
-    opener: Callable[[str], Any] = lambda name: (folder / name).open("rb")  # noqa: E731
+    opener = FolderOpener(folder)
     names = [str(image_path(Path(), seed)) for seed in seeds]
     return torch.stack([read_image(opener, name, str(folder)) for name in names])
 

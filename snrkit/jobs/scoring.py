@@ -20,7 +20,7 @@ from snrkit.errors import ConfigError, DataError, RunError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sampling import choose, image_path, load_images, make_images
+from snrkit.jobs.sampling import choose, is_made, load_images, make_images
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.metrics.scores import (
@@ -82,10 +82,11 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
 def open_reference(opened: Opened) -> tuple[Extractor, FeatureSet]:
     """The extractor of an experiment and its features of the training split."""
     config, world = opened.experiment.metrics, opened.world
-    if world.leads:
-        make_extractor(config, opened.labelled, opened.split, world.device)  # fills the cache before the others look
-    world.barrier()
+    if not world.leads:
+        world.barrier()  # the leader fills the cache before the others look
     extractor = make_extractor(config, opened.labelled, opened.split, world.device)
+    if world.leads:
+        world.barrier()
     return extractor, reference_features(extractor, opened.dataset, opened.split.train, config.batch, world)
 
 
@@ -95,7 +96,7 @@ def score_folder(
     """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images."""
     e, world = opened.experiment, opened.world
     seeds = parse_seeds(e.sample.seeds)
-    missing = sum(not image_path(folder, seed).exists() for seed in seeds)
+    missing = sum(not is_made(folder, seed) for seed in seeds)
     if missing:
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder}; run snrkit sample first.")
     made = read_json(folder / "manifest.json")
@@ -191,7 +192,7 @@ def _curve(
         folder = run.samples(f"{name}@{images:09d}")
         model = open_model(opened, run, images)
         sampler = opened.experiment.samplers[name]
-        make_images(opened, model, run, f"{name} @{images}", folder, sampler, False, quiet)
+        make_images(opened, model, f"{name} @{images}", folder, sampler, False, quiet)
         points.append(score_folder(opened, name, folder, extractor, reference))
     best = min(points, key=lambda point: float(point["summary"]["fd"]["mean"]))
     record = {"sampler": name, "points": points, "selected_images": best["checkpoint_images"], "selected_by": "fd"}
