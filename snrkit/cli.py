@@ -135,6 +135,23 @@ def measure_shift(
     _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
 
 
+@app.command("fit-estimator")
+def fit_estimator(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit the run's estimator of noise levels, for the probe `estimator` and noise_awareness_classifier."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.estimating import run_estimating
+    from snrkit.jobs.showing import show_calibration
+
+    _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
+
+
 @app.command("eval-fid")
 def eval_fid(
     images: Annotated[

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from snrkit.corrections import ClassifierFreeGuidance
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.errors import ConfigError, SnrkitError
@@ -23,8 +22,9 @@ from snrkit.networks import AnyNetwork
 from snrkit.objective import AnyLevelSampler, AnyWeighting
 from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm
-from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
+from snrkit.sampler import SampleConfig, Sampler, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
+from snrkit.step import Abilities
 from snrkit.train import TrainConfig
 from snrkit.value import Value
 
@@ -77,6 +77,11 @@ class Experiment(Value):
             raise ValueError(CUT.join(faults))
         return self
 
+    def abilities(self) -> Abilities:
+        """What the trained model can be asked."""
+        labels = self.network.classes > 0
+        return Abilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
+
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
         kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
@@ -121,12 +126,8 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
-        for index, correction in enumerate(sampler.corrections):
-            if isinstance(correction, ClassifierFreeGuidance) and not (e.network.classes and e.train.label_dropout):
-                yield (
-                    f"samplers.{name}.corrections.{index} (cfg): needs a network with classes trained with "
-                    "train.label_dropout above 0"
-                )
+        for index, why in lacking(sampler, e.abilities()):
+            yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
             rehearse(sampler, e.process, e.target, (1, 2, 2))
         except SnrkitError as error:

@@ -53,6 +53,11 @@ class Run:
         """What measure-shift wrote for a sampler."""
         return self.path / "shift" / f"{sampler}{suffix}"
 
+    @property
+    def estimator(self) -> Path:
+        """The estimator of levels."""
+        return self.path / "estimator"
+
     def metrics(self, sampler: str) -> Path:
         """What eval-fid wrote for a sampler."""
         return self.path / "metrics" / f"{sampler}.json"

@@ -11,7 +11,6 @@ apply in list order after the step.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -47,8 +46,12 @@ def sample(
     corrections: Sequence[Correction] = (),
     noise: Noise = no_noise,
     cond: Cond | None = None,
+    steps: range | None = None,
 ) -> Iterator[Step]:
-    """Walk from levels[0], where the state is `x` (B, *), to levels[-1], yielding every step."""
+    """Walk from levels[0], where the state is `x` (B, *), to levels[-1], yielding every step.
+
+    `steps`: only these of the grid, contiguous; `x` is then the state where the first of them begins.
+    """
     for correction in corrections:
         if not isinstance(correction, BeliefCorrection | LevelCorrection | StateCorrection):
             raise SnrkitError(f"{correction!r} is no correction: it has none of wrap, move and after")
@@ -56,10 +59,11 @@ def sample(
     moves = [c for c in corrections if isinstance(c, LevelCorrection)]
     state = [c for c in corrections if isinstance(c, StateCorrection)]
     grid, memory = tuple(levels), None
-    for index, (here, there) in enumerate(pairwise(grid)):
+    for index in range(len(grid) - 1) if steps is None else steps:
+        here, there = grid[index], grid[index + 1]
         place = Place(index, grid, here, there)
         for move in moves:
-            place = move.move(x, place)
+            place = move.move(x, place, denoise.process)
         step, memory = _step(informed(correct(denoise, belief, place), cond), solver, x, place, memory, noise)
         for correction in state:
             step = replace(step, x_next=correction.after(step))

@@ -1,5 +1,8 @@
 """One sampler of an experiment, what sampling needs beside it, and what it costs."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,10 +13,11 @@ from snrkit.corrections import AnyCorrection
 from snrkit.denoiser import check_readable
 from snrkit.grid import AnyGrid
 from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Prediction, Same, Target, Wrapped
+from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver
+from snrkit.step import Abilities, Correction, Demanding, ForwardStatistics, LevelPosterior, Opens, Solver, Sources
 from snrkit.value import Value
 
 
@@ -64,27 +68,75 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A sampler with its grid laid out and all that it names opened."""
+
+    levels: tuple[Level, ...]
+    solver: Solver
+    corrections: tuple[Correction, ...]
+
+
+def make_ready(sampler: Sampler, process: Process, sources: Sources) -> Ready:
+    """Lay out the grid and open what the solver and the corrections name."""
+    levels = sampler.grid.levels(process)
+    solver = sampler.solver.open(sources, levels) if isinstance(sampler.solver, Opens) else sampler.solver
+    corrections = [c.open(sources, levels) if isinstance(c, Opens) else c for c in sampler.corrections]
+    return Ready(levels, solver, tuple(corrections))
+
+
+def lacking(sampler: Sampler, model: Abilities) -> list[tuple[int, str]]:
+    """(index of the correction, why) for corrections that cannot act on this model."""
+    answers = [(i, c.lacks(model)) for i, c in enumerate(sampler.corrections) if isinstance(c, Demanding)]
+    return [(i, why) for i, why in answers if why is not None]
+
+
+@dataclass(slots=True)
+class Dummy:
+    """A model that says x0 = 0, counts how often it is asked, and stands in for everything a sampler may name."""
+
+    process: Process
+    asked: int = 0
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """(0, x)."""
+        self.asked += 1
+        return Prediction(torch.zeros_like(x), x)
+
+    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+        """Itself, so that what a guide costs is counted."""
+        return self
+
+    def estimator(self) -> LevelPosterior:
+        """Itself; an estimator is no evaluation of the model."""
+        return self
+
+    def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(x)
+
+    def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
+        """1 and 1."""
+        ones = torch.ones(len(levels), dtype=torch.float64)
+        return ForwardStatistics(ones, ones)
+
+
 def rehearse(sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int]) -> int:
     """The number of network calls per image, counted by running the sampler once on a dummy that says x0 = 0.
 
     Raises SnrkitError for whatever cannot work: repeated levels, a target that says nothing where the grid starts, a
-    correction that is undefined there.
+    correction that is undefined there or on images of this shape (C, H, W).
     """
-    levels = sampler.grid.levels(process)
-    check_readable(levels[0], target)
-    calls = 0
-
-    def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
-        nonlocal calls
-        calls += 1
-        return Prediction(torch.zeros_like(x), x)
-
-    x = start(process, torch.zeros(1, *shape), levels[0])
+    dummy = Dummy(process)
+    ready = make_ready(sampler, process, dummy)
+    check_readable(ready.levels[0], target)
+    x = start(process, torch.zeros(1, *shape), ready.levels[0])
     cond = Cond(labels=torch.zeros(1, dtype=torch.int64))
     steps = sample(
-        Wrapped(process, answer), sampler.solver, levels, x,
-        corrections=sampler.corrections, noise=torch.zeros_like, cond=cond,
+        dummy, ready.solver, ready.levels, x, corrections=ready.corrections, noise=torch.zeros_like, cond=cond,
     )  # fmt: skip
     for _ in steps:
         pass
-    return calls
+    return dummy.asked

@@ -1,13 +1,15 @@
 """One step of a sampler, and the protocols of whatever takes part in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from snrkit.level import Level
 from snrkit.prediction import Denoiser, Prediction
+from snrkit.process import Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,11 @@ class Place:
     grid: tuple[Level, ...]
     here: Level
     there: Level
+
+    @property
+    def nominal(self) -> Level:
+        """The grid's level of this step: `here` unless a correction of level moved it."""
+        return self.grid[self.index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class BeliefCorrection(Protocol):
 class LevelCorrection(Protocol):
     """Changes where the state is held to be: time shift."""
 
-    def move(self, x: Tensor, place: Place) -> Place:
+    def move(self, x: Tensor, place: Place, process: Process) -> Place:
         """The place from which the step is to be made."""
 
 
@@ -83,3 +90,56 @@ class StateCorrection(Protocol):
 
 
 Correction = BeliefCorrection | LevelCorrection | StateCorrection
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a trained model can be asked."""
+
+    labels: bool  # it was trained with labels
+    unlabelled: bool  # and without them, by label dropout
+    untold: bool  # it was trained without the level, by noise dropout
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A correction that not every model allows."""
+
+    def lacks(self, model: Abilities) -> str | None:
+        """Why it cannot act on this model and what to do; None if it can."""
+
+
+class LevelPosterior(Protocol):
+    """An estimator of the level of a state, q(logsnr | x)."""
+
+    def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
+        """The gradient (B, *) in the states x (B, *) of ln q(logsnr | x), at logsnr () or (B,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardStatistics:
+    """What a model says on real images noised to L levels: float64 (L,), in the order of the levels."""
+
+    eps_square: Tensor  # E|eps_hat|^2 per dimension
+    x0_variance: Tensor  # variance of x0_hat over the dimensions of one image, mean over images
+
+
+class Sources(Protocol):
+    """Opens what a sampler names: weights, estimators, statistics of forward samples."""
+
+    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+        """The model of another run, checkpoint or average; None is what the sampler itself uses."""
+
+    def estimator(self) -> LevelPosterior:
+        """The run's estimator of levels (snrkit fit-estimator)."""
+
+    def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
+        """Statistics of the sampler's own model on training images."""
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """A value that names resources: before sampling it is exchanged for what it opens."""
+
+    def open(self, sources: Sources, levels: Sequence[Level]) -> Any:
+        """The solver or correction with its resources, for one grid."""

@@ -5,7 +5,8 @@ NumPy's Philox on the CPU, as torch's CPU generator keeps only 32 bits of a seed
 
 import numpy as np
 
-TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT, DATA, CLASSIFIER, SUBSET = range(1, 10)  # what a stream is for
+# what a stream is for
+TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT, DATA, CLASSIFIER, SUBSET, ESTIMATOR = range(1, 11)
 
 
 def stream(*key: int) -> np.random.Generator:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from snrkit.denoiser import Precondition
 from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
-from snrkit.level import broadcast
+from snrkit.level import Level, broadcast
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import LevelSampler, Simple, Weighting, output_weight
 from snrkit.prediction import Cond, Target
@@ -31,6 +32,24 @@ from snrkit.randomness import Draws, Plan
 from snrkit.streams import DROPOUT, HOLDOUT
 from snrkit.streams import stream as random_stream
 from snrkit.value import Value
+
+
+class ResumeFrom(Value):
+    """Weights to begin with: those of another run, whose network must be the same; a fine-tune."""
+
+    run: Path
+    checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
+    average: str | None = Field(None, description="ema-<half-life> or network; default: the longest average")
+
+
+class InputPerturbation(Value):
+    """DDPM-IP (Ning et al. 2023): the network is shown alpha*x0 + sigma*(eps + gamma*xi), xi fresh; its target stays.
+
+    The best answer is then the denoiser's for noise of sqrt(1 + gamma^2) the size, its eps divided by 1 + gamma^2.
+    """
+
+    gamma: float = Field(0.1, gt=0)
+
 
 PATIENCE = 10  # non-finite steps in a row before giving up
 HOLDOUT_IMAGES = 2048
@@ -53,6 +72,8 @@ class TrainConfig(Value):
     label_dropout: float = Field(0.0, ge=0, lt=1)
     noise_dropout: float = Field(0.0, ge=0, lt=1)
     augment: EdmAugment | None = None
+    perturb: InputPerturbation | None = None
+    resume_from: ResumeFrom | None = None
     averages: tuple[HalfLife, ...] = (HalfLife(),)
     save_every: int = Field(20_000, ge=1)
     keep_last: int = Field(2, ge=1)
@@ -106,21 +127,26 @@ class Objective:
         return self.process.snap(self.levels.logsnr(u, self.process))
 
     def output_error(
-        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None
-    ) -> Tensor:
+        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
+        *, perturbation: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *).
 
-        `untold` (B,) marks images whose level the network is not told.
+        `untold` (B,) marks images whose level the network is not told. `perturbation` (B, *) is noise added to eps in
+        what the network is shown, not in what it is to say.
         """
         level = self.process.level(logsnr)
         a, b = self.target.direction(level)
         c = self.precondition.coefficients(level, self.target, self.process.scaling, self.sigma_data)
         alpha, sigma = level.scales(x0)
-        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * eps)
+        shown = eps if perturbation is None else eps + perturbation
+        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
         time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
         output: Tensor = network(x, time, cond)
         wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
         wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
+        if perturbation is not None:
+            wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * perturbation
         return (output.float() - wanted).square().flatten(1).mean(1)
 
     def weight(self, logsnr: Tensor) -> Tensor:
@@ -191,7 +217,10 @@ class Task:
 
     def plan(self) -> Plan:
         """The shape of the random draws."""
-        return Plan(self.seed, self.config.batch, self.config.slice, len(self.train), self.dataset.shape)
+        config = self.config
+        return Plan(
+            self.seed, config.batch, config.slice, len(self.train), self.dataset.shape, config.perturb is not None
+        )
 
 
 def make_state(task: Task, network: nn.Module) -> TrainState:
@@ -344,8 +373,11 @@ def _micro_losses(
     if task.channels_last:
         x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
     mixed = nullcontext() if task.autocast is None else torch.autocast(device.type, task.autocast)
+    extra = None
+    if config.perturb is not None and draws.perturbation is not None:
+        extra = config.perturb.gamma * draws.perturbation.to(noise)
     with mixed:
-        error = task.objective.output_error(caller, x0, noise, logsnr, untold, cond)
+        error = task.objective.output_error(caller, x0, noise, logsnr, untold, cond, perturbation=extra)
     return task.objective.weight(logsnr).to(error) * error, logsnr
 
 
@@ -363,6 +395,46 @@ def _prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
         chosen = dataset.labels[torch.tensor([task.train[p] for p in draws.positions.tolist()])]
         labels = chosen.masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
     return x0.to(device), Cond(labels=labels, augment=None if told is None else told.float().to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Training pairs as the network is given them: x (n, *) before c_in, made from x0 (n, *), told `level` (n,)."""
+
+    x0: Tensor
+    x: Tensor
+    level: Level
+
+
+class _Spy(nn.Module):
+    """A network that notes what it is asked and says 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        self.asked = (x, time)
+        return torch.zeros_like(x)
+
+
+@torch.no_grad()
+def training_pairs(task: Task, pairs: int) -> Pairs:
+    """At least `pairs` pairs (fewer by the share that is not told a level) from the first steps of training."""
+    spy, plan, found = _Spy(), task.plan(), []
+    for step in range(-(-pairs // task.config.batch)):
+        draws = plan.draw(step, range(task.config.batch // task.config.slice))
+        pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
+        _micro_losses(task, spy, draws, pixels, (step, 0))
+        assert spy.asked is not None
+        x, time = (part.cpu() for part in spy.asked)
+        known = ~time.isnan()
+        o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
+        c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
+        x0 = _prepare(task, draws, pixels)[0].cpu()
+        found.append((x0[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
+    x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
+    return Pairs(x0, x, task.objective.process.level(logsnr))
 
 
 @dataclass(frozen=True, slots=True)

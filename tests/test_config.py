@@ -65,15 +65,15 @@ def test_base_is_a_deep_merge_with_the_child_on_top(tmp_path):
 
 def test_settings_reach_any_depth():
     """Numbers, mappings, list indices; a bad path or value is refused."""
-    dcw = "samplers.euler.corrections=[{kind: dcw, scale: 0.1}]"
-    experiment = changed("train.lr=3e-4", dcw, "samplers.euler.corrections.0.scale=-0.2")
+    dcw = "samplers.euler.corrections=[{kind: dcw, pixel: 0.1}]"
+    experiment = changed("train.lr=3e-4", dcw, "samplers.euler.corrections.0.pixel=-0.2")
     assert experiment.train.lr == 3e-4
-    assert experiment.samplers["euler"].corrections[0].scale == -0.2
+    assert experiment.samplers["euler"].corrections[0].pixel == -0.2
     for setting, words in (("train.lr", "path=value"), ("train.lr={", "not valid YAML")):
         with pytest.raises(ConfigError, match=words):
             changed(setting)
     with pytest.raises(ConfigError, match="not an index"):
-        changed(dcw, "samplers.euler.corrections.3.scale=1")
+        changed(dcw, "samplers.euler.corrections.3.pixel=1")
 
 
 def test_all_faults_are_shown_at_once_with_path_and_remedy():
@@ -86,7 +86,7 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
         "seed=x",
     )
     text = "\n".join(lines)
-    assert "small.yaml: samplers.euler.corrections.0 (dcw): unknown key 'hi'. Known keys: kind, mode, scale" in text
+    assert "small.yaml: samplers.euler.corrections.0 (dcw): unknown key 'hi'. Did you mean 'high'? Known" in text
     assert "small.yaml: network (mlp): unknown key 'dims'. Did you mean 'dim'?" in text
     assert "small.yaml: target: unknown kind 'noise'. Known kinds: x0, eps, v, flow, score" in text
     assert "small.yaml: train.lr: input should be greater than 0, not -1" in text

@@ -23,7 +23,7 @@ def test_each_step_starts_where_the_last_ended():
     process = Edm()
     levels = Karras(steps=5).levels(process)
     x = start(process, torch.randn(2, 1, 2, 2), levels[0])
-    steps = list(sample(mixture(process), Heun(), levels, x, corrections=(Dcw(scale=0.01),)))
+    steps = list(sample(mixture(process), Heun(), levels, x, corrections=(Dcw(pixel=0.01),)))
     assert torch.equal(steps[0].x, x)
     for before, after in pairwise(steps):
         assert torch.equal(before.x_next, after.x)

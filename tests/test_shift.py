@@ -13,9 +13,12 @@ from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.prediction import Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
-from snrkit.shift.config import ShiftConfig
+from snrkit.shift.arms import Arm, forward_arm, reverse_arm
+from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
-from snrkit.shift.measure import Arm, compare, forward_arm, reverse_arm
+from snrkit.shift.frequency import pixels, views
+from snrkit.shift.measure import Reference, compare
+from snrkit.shift.nearest import Spectrum
 from snrkit.solvers import Euler, Heun
 from tests.exact import gaussian
 
@@ -28,6 +31,27 @@ def clean(count, seed):
     return draws * VARIANCE**0.5
 
 
+def reference(process, shape=SHAPE, variance=VARIANCE, count=COUNT, seen=None):
+    """What is known of N(0, variance) data."""
+    dims = math.prod(shape)
+    spectrum = Spectrum(process, torch.zeros(dims).double(), torch.full((dims,), variance, dtype=torch.float64))
+    known = [(v, torch.full((len(v.names),), variance, dtype=torch.float64)) for v in seen or views(shape)]
+    return Reference(known, spectrum, torch.full((count,), variance, dtype=torch.float64))
+
+
+def whole(arm, level, variance, resamples, seed):
+    """The variance ratio of one arm put in all three places."""
+    shape = tuple(arm.states.shape[2:])
+    known = reference(Edm(), shape, variance, arm.states.shape[1], [pixels(shape)])
+    return compare(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
+
+
+def an_arm(states, groups):
+    """An arm of states (1, n, C, H, W) with eps and x0 of mean square 1."""
+    ones = torch.ones(1, states.shape[1], dtype=torch.float64)
+    return Arm(ones, ones, ones, states, groups)
+
+
 def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=None, exact_start=True):
     """The measurement of a sampler with the exact denoiser of N(0, VARIANCE); `distort` tampers with its start."""
     denoise = denoise or gaussian(process, 0.0, VARIANCE, SHAPE)
@@ -38,13 +62,13 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
         x = distort(start(process, noise, levels[0], VARIANCE if exact_start else None))
         return sample(wrapped, solver, levels, x, corrections=corrections)
 
-    reverse, visited = reverse_arm(denoise, [trajectory])
+    reverse, visited = reverse_arm(denoise, [trajectory], range(len(levels) - 1)), levels[:-1]
     arms = [
         forward_arm(denoise, visited, clean(COUNT, seed), torch.arange(COUNT), None, key=(9, seed), batch=200,
                     device=torch.device("cpu"))
         for seed in (1, 2)
     ]  # fmt: skip
-    return compare(reverse, *arms, visited, VARIANCE, ShiftConfig(images=COUNT, bootstrap=400), 0)
+    return compare(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
 
 
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=["edm", "ddpm", "flow"])
@@ -58,6 +82,8 @@ def test_an_exact_denoiser_and_many_steps_read_the_null(process):
         (shift.mean_norm_gap_null, 0),
         (shift.mean_log_variance_ratio, 0),
         (shift.mean_log_variance_ratio_null, 0),
+        (shift.mean_nearest, 0),
+        (shift.mean_nearest_null, 0),
     ):
         margin = 0.6 * (reading.high - reading.low)
         assert reading.low - margin <= truth <= reading.high + margin
@@ -67,6 +93,11 @@ def test_an_exact_denoiser_and_many_steps_read_the_null(process):
     assert inside > 0.8
     assert max(abs(v - 1) for v in shift.variance_ratio.value) < 0.06
     assert max(abs(v) for v in shift.norm_gap.value) < 0.12
+    assert set(shift.part_ratio) == {"ll", "lh", "hl", "hh", "ring-0", "ring-1", "ring-2"}
+    for curve in shift.part_ratio.values():
+        assert max(abs(v - 1) for v in curve.value) < 0.25
+    last = shift.x0_rms_reverse.value[-1], shift.x0_rms_forward.value[-1]
+    assert last == pytest.approx([shift.x0_rms_true.value] * 2, rel=0.03)
 
 
 def test_few_euler_steps_read_their_discretisation_error():
@@ -91,6 +122,13 @@ def test_a_known_shift_is_read_with_its_sign_and_size():
     plain, scaled = measure(process, Heun(), grid), measure(process, Heun(), grid, lambda x: 1.1 * x)
     assert scaled.variance_ratio.value[0] / plain.variance_ratio.value[0] == pytest.approx(1.21, rel=1e-6)
     assert scaled.norm_gap.value[0] - plain.norm_gap.value[0] == pytest.approx(math.log(1.21), rel=1e-6)
+    for part in scaled.part_ratio:
+        assert scaled.part_ratio[part].value[0] / plain.part_ratio[part].value[0] == pytest.approx(1.21, rel=1e-6)
+    level = process.level(torch.tensor(-6.0, dtype=torch.float64))
+    total = float(level.sigma**2) + VARIANCE
+    noisier = -math.log((1.21 * total - VARIANCE) / float(level.sigma**2))
+    assert scaled.nearest.value[0] - plain.nearest.value[0] == pytest.approx(noisier, abs=0.01)
+    assert scaled.mean_nearest.high < 0
 
 
 def test_division_by_a_constant_does_not_close_the_gap_by_itself():
@@ -117,31 +155,25 @@ def test_bootstrap_intervals_cover():
     """Over many repetitions the 95 % interval of a variance ratio holds the truth about 95 times in 100."""
     hits, level = 0, Edm().level(torch.tensor(0.0, dtype=torch.float64))
     for seed in range(120):
-        draws = torch.Generator().manual_seed(seed)
-        made = [
-            Arm(torch.rand(1, 80, generator=draws).double() + 1, torch.randn(1, 80, 4, generator=draws) * 1.5**0.5,
-                torch.arange(80))
-            for _ in range(3)
-        ]  # fmt: skip
-        shift = compare(*made, [level], 0.5, ShiftConfig(bootstrap=200), seed)
-        hits += shift.variance_ratio.low[0] <= 1 <= shift.variance_ratio.high[0]
+        states = torch.randn(1, 80, 1, 2, 2, generator=torch.Generator().manual_seed(seed)) * 1.5**0.5
+        curve = whole(an_arm(states, torch.arange(80)), level, 0.5, 200, seed)
+        hits += curve.low[0] <= 1 <= curve.high[0]
     assert 105 <= hits <= 120
 
 
-@pytest.mark.parametrize("dims", [64, 3072])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 @pytest.mark.parametrize("images", [180, 1000])
-def test_the_variance_ratio_is_unbiased_in_many_dimensions(dims, images):
+def test_the_variance_ratio_is_unbiased_in_many_dimensions(shape, images):
     """Intervals centre on the reading and hold 1, also where 180 images are repeated to fill 1,000 places."""
     level, inside = Edm().level(torch.tensor(6.0, dtype=torch.float64)), 0
     for seed in range(12):
         draws = torch.Generator().manual_seed(seed)
         rows = torch.arange(1000) % images
-        states = torch.randn(images, dims, generator=draws)[rows] * 0.5
-        states = states + float(level.sigma) * torch.randn(1000, dims, generator=draws)
-        arm = Arm(torch.ones(1, 1000).double(), states[None], rows)
-        shift = compare(arm, arm, arm, [level], 0.25, ShiftConfig(bootstrap=200), seed)
-        assert shift.variance_ratio.low[0] < shift.variance_ratio.value[0] < shift.variance_ratio.high[0]
-        inside += shift.variance_ratio.low[0] <= 1 <= shift.variance_ratio.high[0]
+        states = torch.randn(images, *shape, generator=draws)[rows] * 0.5
+        states = states + float(level.sigma) * torch.randn(1000, *shape, generator=draws)
+        curve = whole(an_arm(states[None], rows), level, 0.25, 200, seed)
+        assert curve.low[0] < curve.value[0] < curve.high[0]
+        inside += curve.low[0] <= 1 <= curve.high[0]
     assert inside >= 9
 
 
@@ -154,6 +186,8 @@ def test_pure_noise_is_measured_and_written(tmp_path):
     write_json(tmp_path / "shift.json", as_record(shift))
     assert json.loads((tmp_path / "shift.json").read_text())["logsnr"][0] is None
     assert as_csv(shift).splitlines()[1].startswith("-inf,")
+    assert math.isnan(shift.nearest.value[0])
+    assert math.isfinite(shift.mean_nearest.value)
     assert as_png(shift, "title").startswith(b"\x89PNG")
 
 
@@ -170,7 +204,7 @@ def test_repeated_images_widen_the_interval():
                         device=torch.device("cpu"))
             for k in range(3)
         ]  # fmt: skip
-        curve = compare(*made, levels, VARIANCE, ShiftConfig(), 0).variance_ratio
+        curve = compare(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
         widths.append(curve.high[0] - curve.low[0])
     assert widths[0] > 3 * widths[1]
 

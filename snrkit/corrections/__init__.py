@@ -7,10 +7,41 @@ from typing import Annotated
 
 from pydantic import Field
 
+from snrkit.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.corrections.dcw import Dcw
 from snrkit.corrections.epsilon_scaling import EpsilonScaling
-from snrkit.corrections.guidance import ClassifierFreeGuidance
+from snrkit.corrections.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    NoiseAwareness,
+    NoiseAwarenessClassifier,
+)
+from snrkit.corrections.time_shift import TimeShift
 
-AnyCorrection = Annotated[EpsilonScaling | Dcw | ClassifierFreeGuidance, Field(discriminator="kind")]
+AnyCorrection = Annotated[
+    Dcw
+    | EpsilonScaling
+    | TimeShift
+    | ClassifierFreeGuidance
+    | NoiseAwareness
+    | NoiseAwarenessClassifier
+    | Autoguidance
+    | ClipX0
+    | DynamicThreshold
+    | X0Rescale,
+    Field(discriminator="kind"),
+]
 
-__all__ = ["AnyCorrection", "ClassifierFreeGuidance", "Dcw", "EpsilonScaling"]
+__all__ = [
+    "AnyCorrection",
+    "Autoguidance",
+    "ClassifierFreeGuidance",
+    "ClipX0",
+    "Dcw",
+    "DynamicThreshold",
+    "EpsilonScaling",
+    "NoiseAwareness",
+    "NoiseAwarenessClassifier",
+    "TimeShift",
+    "X0Rescale",
+]

@@ -1,30 +1,138 @@
-"""Differential correction (Yu et al. 2026, "DCW", eq. 17), in its pixel form.
+"""Differential correction in pixels or in wavelet bands (Yu et al. 2026, "DCW", eqs. 17-21).
 
-After the step, x' <- x' + scale * (x' - x0), where x0 is the reconstruction of the step's last evaluation. In the ve
-and flow scalings, on an Euler step, it equals the Euler step to (1 + scale) sigma'.
+After a step, with d = x' - x0 and x0 the reconstruction of one of the step's own evaluations (no further one is made),
+
+    x' <- x' + pixel d                                  "pixel" mode
+    x' <- x' + low g_low L d + high g_high (d - L d)    "low", "high" and "double" modes
+
+L d is what the low band of a one-level wavelet transform alone rebuilds, so that d - L d is the share of the three high
+bands: as the transform is linear, one projection replaces two transforms and an inverse. The gains g are the paper's
+coefficient schedules, each a Value of this file; its eq. 21, (1 - lambda_h) sigma_t, is a misprint for the form of its
+code, which is meant here. In the ve and flow scalings the pixel mode on an Euler step equals the Euler step to
+(1 + pixel) sigma'.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, Protocol
 
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.step import Step
+from snrkit.errors import SnrkitError
+from snrkit.level import broadcast
+from snrkit.step import Place, Step
 from snrkit.value import Value
+from snrkit.wavelet import check_wavelet, low_part
+
+Gains = tuple[Tensor, Tensor]
+
+
+class Schedule(Protocol):
+    """How the coefficients change from step to step."""
+
+    def gains(self, place: Place) -> Gains:
+        """The factors of `low` and of `high`, float64, shaped as the level."""
+
+
+class Constant(Value):
+    """1 and 1."""
+
+    kind: Literal["constant"] = "constant"
+
+    def gains(self, place: Place) -> Gains:
+        """(1, 1)."""
+        one = torch.ones_like(place.nominal.sigma)
+        return one, one
+
+
+class SigmaShare(Value):
+    """r = sigma/sigma_max and 1 - r, sigma before the step over that of the grid's first level: the paper's code."""
+
+    kind: Literal["sigma"] = "sigma"
+
+    def gains(self, place: Place) -> Gains:
+        """(r, 1 - r)."""
+        share = place.nominal.sigma / place.grid[0].sigma
+        return share, 1 - share
+
+
+class ReverseVariance(Value):
+    """b = (1 - abar')/(1 - abar) * (1 - abar/abar'), the variance of DDPM's reverse step, and 1 - b (eq. 20)."""
+
+    kind: Literal["reverse_variance"] = "reverse_variance"
+
+    def gains(self, place: Place) -> Gains:
+        """(b, 1 - b), in vp terms whatever the scaling and the solver."""
+        here, there = place.nominal.logsnr, place.grid[place.index + 1].logsnr
+        ratio = torch.exp(torch.nn.functional.logsigmoid(here) - torch.nn.functional.logsigmoid(there))
+        variance = torch.sigmoid(-there) / torch.sigmoid(-here) * (1 - ratio)
+        return variance, 1 - variance
+
+
+class Piecewise(Value):
+    """Low bands in steps that begin below logsnr `at`, high bands in those that begin there or later (appendix D)."""
+
+    kind: Literal["piecewise"] = "piecewise"
+    at: float = Field(description="logsnr where the high bands take over, nats")
+
+    def gains(self, place: Place) -> Gains:
+        """(1, 0) or (0, 1)."""
+        early = (place.nominal.logsnr < self.at).to(torch.float64)
+        return early, 1 - early
+
+
+AnySchedule = Annotated[Constant | SigmaShare | ReverseVariance | Piecewise, Field(discriminator="kind")]
 
 
 class Dcw(Value):
-    """Move the new state away from (scale > 0) or towards (scale < 0) the predicted image; 0 is neutral.
+    """Move the new state away from (above 0) or towards (below 0) the predicted image; all coefficients 0 is neutral.
 
-    Acts in the process's own scaling, after any fresh noise, and not on the step into the clean level, where Euler's
-    x' equals x0 and the correction would be zero.
+    `pixel` alone, `low` alone, `high` alone and both `low` and `high` are the paper's four modes. Acts after any fresh
+    noise, and not on the step into the clean level. `space: native` takes d = x' - x0 in the process's own scaling, as
+    each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back. `evaluation`: whose x0, where the
+    solver asks more than once a step. SnrkitError where the state is not images (B, C, H, W) of at least 2x2 pixels.
     """
 
     kind: Literal["dcw"] = "dcw"
-    mode: Literal["pixel"] = "pixel"
-    scale: float = 0.0
+    pixel: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    schedule: AnySchedule = Constant()
+    wavelet: str = "haar"
+    padding: str = "zero"
+    space: Literal["native", "unscaled"] = "native"
+    evaluation: Literal["last", "first"] = "last"
+
+    @model_validator(mode="after")
+    def _acts(self) -> "Dcw":
+        if self.pixel and (self.low or self.high):
+            raise ValueError("pixel is low and high in one; give pixel, or low and high")
+        if self.pixel and not isinstance(self.schedule, Constant):
+            raise ValueError("schedule has no effect on pixel; drop it, or give low and high")
+        try:
+            check_wavelet(self.wavelet, self.padding)
+        except SnrkitError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def after(self, step: Step) -> Tensor:
         """The corrected x_next."""
-        if self.scale == 0 or step.place.there.is_clean():
+        if step.place.there.is_clean() or not (self.pixel or self.low or self.high):
             return step.x_next
-        return step.x_next + self.scale * (step.x_next - step.calls[-1].prediction.x0)
+        x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0
+        if self.space == "unscaled":
+            x0 = broadcast(step.place.there.alpha, x0) * x0
+        difference = step.x_next - x0
+        if self.pixel:
+            return step.x_next + self.pixel * difference
+        if difference.ndim != 4:
+            raise SnrkitError(
+                f"dcw's bands need images (B, C, H, W), and this state has shape {tuple(difference.shape)}; unpack "
+                "a transformer's tokens before the transform, or use dcw's pixel coefficient"
+            )
+        of_low, of_high = self.schedule.gains(step.place)
+        low, high = broadcast(self.low * of_low, difference), broadcast(self.high * of_high, difference)
+        smooth = low_part(difference, self.wavelet, self.padding)
+        if self.high == 0:
+            return step.x_next + low * smooth
+        return step.x_next + (high * difference + (low - high) * smooth)

@@ -1,7 +1,9 @@
 """Epsilon scaling (Ning et al. 2024, "Elucidating the exposure bias in diffusion models").
 
-eps is divided by a constant, x0 follows from the state equation: x0' = x0 + (sigma/alpha)(1 - 1/scale) eps. On an Euler
-step, in x/alpha, it equals the Euler step of r = sigma/alpha to r' + (r - r')(1 - 1/scale), in every scaling.
+eps is divided by b(n) = scale + slope n, n the number of steps still to come after this one (0 in the last), and x0
+follows from the state equation: x0' = x0 + (sigma/alpha)(1 - 1/b) eps. On an Euler step, in x/alpha, it equals the
+Euler step of r = sigma/alpha to r' + (r - r')(1 - 1/b), in every scaling. It acts at every evaluation of a step, as in
+EDM's own sampler; unlike DCW it leaves (1 - 1/b) sigma eps in the finished image.
 """
 
 from typing import Literal
@@ -17,18 +19,24 @@ from snrkit.value import Value
 
 
 class EpsilonScaling(Value):
-    """Divide predicted noise by `scale` at every evaluation; 1 is neutral.
+    """Divide predicted noise by `scale` + `slope` * n; scale 1 with slope 0 is neutral.
 
-    Undefined at alpha = 0 (a grid that starts at pure noise): SnrkitError.
+    Undefined at alpha = 0 (a grid that starts at pure noise) and where the divisor is not above 0: SnrkitError.
     """
 
     kind: Literal["epsilon_scaling"] = "epsilon_scaling"
     scale: float = Field(1.0, gt=0)
+    slope: float = Field(0.0, description="added per step still to come (the paper's k)")
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its eps divided."""
-        if self.scale == 1:
+        divisor = self.scale + self.slope * (len(place.grid) - 2 - place.index)
+        if divisor == 1:
             return denoise
+        if divisor <= 0:
+            raise SnrkitError(
+                f"epsilon_scaling divides by {divisor:g} in step {place.index} of this grid; lower slope or raise scale"
+            )
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError(
                 "epsilon_scaling is undefined at alpha = 0, where this grid starts; "
@@ -37,6 +45,6 @@ class EpsilonScaling(Value):
 
         def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
             p = denoise(x, level, told=told, cond=cond)
-            return Prediction(p.x0 + level.ratio(x) * (1 - 1 / self.scale) * p.eps, p.eps / self.scale)
+            return Prediction(p.x0 + level.ratio(x) * (1 - 1 / divisor) * p.eps, p.eps / divisor)
 
         return rewrap(denoise, answer)

@@ -1,34 +1,272 @@
-"""Classifier-free guidance (Ho & Salimans 2022), out = c + weight * (c - u); `guidance_scale` is 1 + weight."""
+"""Guidance: what the model says, plus weights times how it differs from models that know less.
 
-from dataclasses import replace
+    out = p + sum_k weight_k (p - p_k)
+
+    kind               p_k                                    source
+    cfg                without the label                      Ho & Salimans 2022; `guidance_scale` is 1 + weight
+    noise_awareness    without the level (told = None)        Zhong et al. 2025, classifier-free form
+    autoguidance       of other weights                       Karras et al. 2024
+
+All are neutral at weight 0, where nothing further is asked. Guidances that stand next to each other in a list act on
+the same p, so that cfg and noise awareness make u(c, t) + w_cfg (u(c, t) - u(0, t)) + w_nag (u(c, t) - u(c, 0)): that
+they add and do not nest is snrkit's choice, as the source leaves it open. So are the interval of noise awareness and
+what its weight applies to (x0 and eps, which mixes answers, not scores).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.errors import SnrkitError
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place
+from snrkit.level import Level, broadcast
+from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, solve
+from snrkit.process import Process
+from snrkit.step import Abilities, Place, Sources
 from snrkit.value import Value
 
+Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 
-class ClassifierFreeGuidance(Value):
-    """Push the prediction away from that without a label, at one more evaluation a call; weight 0 is neutral."""
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One guidance within a step: `ask` gives p_k; `weight` is () or (B,)."""
+
+    weight: Tensor
+    ask: Callable[[Denoiser], Question]
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """Bring the spread of the guided answer `share` of the way back to that of p (Lin et al. 2024)."""
+
+    share: float
+    of: AnyTarget
+
+    def apply(self, x: Tensor, level: Level, guided: Prediction, plain: Prediction) -> Prediction:
+        """The guided prediction with the standard deviation of its target rescaled, image by image."""
+        a, b = (broadcast(part, x) for part in self.of.direction(level))
+        y, wanted = a * guided.x0 + b * guided.eps, a * plain.x0 + b * plain.eps
+        dims = tuple(range(1, x.ndim))
+        factor = wanted.std(dims, keepdim=True) / y.std(dims, keepdim=True)
+        return solve(x, y + self.share * (factor - 1) * y, level, self.of)
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """A denoiser with guidances that all act on `base`."""
+
+    base: Denoiser
+    terms: Sequence[Term]
+    rescale: Rescale | None = None
+
+    @property
+    def process(self) -> Process:
+        """That of `base`."""
+        return self.base.process
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """p + sum_k weight_k (p - p_k), at one evaluation more for every term."""
+        plain = self.base(x, level, told=told, cond=cond)
+        x0, eps = plain.x0, plain.eps
+        for term in self.terms:
+            other, weight = term.ask(self.base)(x, level, told, cond), broadcast(term.weight, x)
+            x0, eps = x0 + weight * (plain.x0 - other.x0), eps + weight * (plain.eps - other.eps)
+        guided = Prediction(x0, eps)
+        return guided if self.rescale is None else self.rescale.apply(x, level, guided, plain)
+
+
+def guide(denoise: Denoiser, term: Term, rescale: Rescale | None = None) -> Denoiser:
+    """`denoise` with one more guidance on the same base."""
+    if isinstance(denoise, Guided):
+        return Guided(denoise.base, (*denoise.terms, term), rescale or denoise.rescale)
+    return Guided(denoise, (term,), rescale)
+
+
+class Guidance(Value):
+    """What all guidances share: a weight, and the logsnr between which steps are guided, by the level they begin at."""
+
+    weight: float = 0.0
+    logsnr_min: float | None = Field(None, description="no guidance in steps that begin at noisier levels, nats")
+    logsnr_max: float | None = Field(None, description="no guidance in steps that begin at cleaner levels, nats")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Guidance":
+        if self.logsnr_min is not None and self.logsnr_max is not None and self.logsnr_min > self.logsnr_max:
+            raise ValueError(f"logsnr_min {self.logsnr_min} must not be above logsnr_max {self.logsnr_max}")
+        return self
+
+
+def weight_at(guidance: Guidance, place: Place) -> Tensor | None:
+    """The weight in this step, shaped as the level; None where no image of the batch is guided."""
+    logsnr = place.here.logsnr
+    inside = torch.ones_like(logsnr, dtype=torch.bool)
+    if guidance.logsnr_min is not None:
+        inside &= logsnr >= guidance.logsnr_min
+    if guidance.logsnr_max is not None:
+        inside &= logsnr <= guidance.logsnr_max
+    return guidance.weight * inside.to(torch.float64) if guidance.weight and bool(inside.any()) else None
+
+
+class ClassifierFreeGuidance(Guidance):
+    """Push the prediction away from that without a label (Ho & Salimans 2022); interval: Kynkaanniemi et al. 2024.
+
+    `rescale` in [0, 1] brings the spread of `rescale_of` back to the unguided one (Lin et al. 2024).
+    """
 
     kind: Literal["cfg"] = "cfg"
-    weight: float = 0.0
+    rescale: float = Field(0.0, ge=0, le=1)
+    rescale_of: AnyTarget = X0()
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The guided denoiser; it needs a condition with labels."""
-        if self.weight == 0:
+        weight = weight_at(self, place)
+        if weight is None:
             return denoise
 
-        def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
-            if cond is None or cond.labels is None:
-                raise SnrkitError("cfg needs a model with labels; this one is sampled without any")
-            c = denoise(x, level, told=told, cond=cond)
-            u = denoise(x, level, told=told, cond=replace(cond, labels=torch.full_like(cond.labels, -1)))
-            return Prediction(c.x0 + self.weight * (c.x0 - u.x0), c.eps + self.weight * (c.eps - u.eps))
+        def ask(base: Denoiser) -> Question:
+            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
+                if cond is None or cond.labels is None:
+                    raise SnrkitError("cfg needs a model with labels; this one is sampled without any")
+                return base(x, level, told=told, cond=replace(cond, labels=torch.full_like(cond.labels, -1)))
 
-        return rewrap(denoise, answer)
+            return answer
+
+        rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
+        return guide(denoise, Term(weight, ask), rescale)
+
+    def lacks(self, model: Abilities) -> str | None:
+        """Labels, learned also without."""
+        if model.labels and model.unlabelled:
+            return None
+        return "needs a network with classes trained with train.label_dropout above 0"
+
+
+class NoiseAwareness(Guidance):
+    """Push the prediction away from that of the model which is not told the level (Zhong et al. 2025)."""
+
+    kind: Literal["noise_awareness"] = "noise_awareness"
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The guided denoiser."""
+        weight = weight_at(self, place)
+        if weight is None:
+            return denoise
+
+        def ask(base: Denoiser) -> Question:
+            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
+                return base(x, level, told=None, cond=cond)
+
+            return answer
+
+        return guide(denoise, Term(weight, ask))
+
+    def lacks(self, model: Abilities) -> str | None:
+        """The branch without the level."""
+        if model.untold:
+            return None
+        return (
+            "needs a network trained with train.noise_dropout above 0; train one, or fine-tune this run with "
+            "train.resume_from"
+        )
+
+
+class Autoguidance(Guidance):
+    """Push the prediction away from that of a weaker model: another run, checkpoint or average (Karras et al. 2024)."""
+
+    kind: Literal["autoguidance"] = "autoguidance"
+    run: Path | None = Field(None, description="run directory; default: this run")
+    checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
+    average: str | None = Field(None, description="ema-<half-life> or network; default: as the sampler's own")
+
+    @model_validator(mode="after")
+    def _differs(self) -> "Autoguidance":
+        if self.run is None and self.checkpoint is None and self.average is None:
+            raise ValueError("name the weaker model by run, checkpoint or average; a model cannot guide itself")
+        return self
+
+    def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedAutoguidance":
+        """The correction with its weaker model."""
+        return OpenedAutoguidance(self, sources.denoiser(self.run, self.checkpoint, self.average))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedAutoguidance:
+    """Autoguidance with the weaker model it names."""
+
+    value: Autoguidance
+    weaker: Denoiser
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The guided denoiser."""
+        weight = weight_at(self.value, place)
+        if weight is None:
+            return denoise
+
+        def ask(base: Denoiser) -> Question:
+            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
+                return self.weaker(x, level, told=told, cond=cond)
+
+            return answer
+
+        return guide(denoise, Term(weight, ask))
+
+
+class NoiseAwarenessClassifier(Guidance):
+    """Follow the gradient of an estimator's ln q(level | x) at the nominal level (Zhong et al. 2025, classifier form).
+
+    score + weight * grad ln q: eps - weight sigma grad, x0 + weight sigma^2/alpha grad. The estimator is the run's own
+    (snrkit fit-estimator). Undefined at alpha = 0: SnrkitError.
+    """
+
+    kind: Literal["noise_awareness_classifier"] = "noise_awareness_classifier"
+
+    def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedNoiseAwarenessClassifier":
+        """The correction with its estimator."""
+        return OpenedNoiseAwarenessClassifier(self, sources)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedNoiseAwarenessClassifier:
+    """Classifier guidance with the estimator it needs."""
+
+    value: NoiseAwarenessClassifier
+    sources: Sources
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The guided denoiser."""
+        weight = weight_at(self.value, place)
+        if weight is None:
+            return denoise
+        if bool((place.here.alpha == 0).any()):
+            raise SnrkitError("noise_awareness_classifier is undefined at alpha = 0; give it a logsnr_min")
+        estimator = self.sources.estimator()
+        return GradientGuided(denoise, weight, estimator.gradient)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientGuided:
+    """A denoiser whose score is moved by `weight` times a gradient in x."""
+
+    base: Denoiser
+    weight: Tensor
+    gradient: Callable[[Tensor, Tensor], Tensor]  # of ln q(logsnr | x): (B, *) from x (B, *) and logsnr () or (B,)
+
+    @property
+    def process(self) -> Process:
+        """That of `base`."""
+        return self.base.process
+
+    def __call__(
+        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
+    ) -> Prediction:
+        """The moved prediction, which still explains the state."""
+        p = self.base(x, level, told=told, cond=cond)
+        push = broadcast(self.weight * level.sigma, x) * self.gradient(x, level.logsnr)
+        return Prediction(p.x0 + level.ratio(x) * push, p.eps - push)

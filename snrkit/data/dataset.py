@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -54,6 +54,7 @@ class Source(Value):
     sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     holdout: float = Field(0.1, ge=0, le=0.9, description="share of images never trained on")
     flip: bool = Field(False, description="mirror images at random")
+    only: tuple[int, ...] | None = Field(None, min_length=1, description="keep only images of these labels")
     workers: int = Field(0, ge=0, description="processes that read images while training, for sets not in memory")
 
 
@@ -95,6 +96,23 @@ def memory_dataset(
 
     mark = fingerprint(pixels.numpy().tobytes(), b"" if labels is None else labels.numpy().tobytes(), str(shape))
     return Dataset(name, shape, len(pixels), read, mark, labels, classes, exact=exact)
+
+
+def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
+    """The images of the given labels, which keep their numbers. DataError where there are none."""
+    if dataset.labels is None:
+        raise DataError(f"{dataset.name} has no labels, so data.only cannot choose by them; drop it.")
+    absent = sorted(set(only) - set(dataset.labels.tolist()))
+    if absent:
+        raise DataError(f"{dataset.name} has no images of the labels {absent}; change data.only.")
+    kept = torch.isin(dataset.labels, torch.tensor(only)).nonzero().flatten()
+    mark = fingerprint(dataset.fingerprint, kept.numpy().tobytes())
+    listed = kept.tolist()
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return dataset.pixels([listed[i] for i in indices])
+
+    return replace(dataset, count=len(kept), pixels=read, fingerprint=mark, labels=dataset.labels[kept], exact=None)
 
 
 def count_classes(name: str, labels: Tensor) -> int:

@@ -1,6 +1,8 @@
-"""`snrkit measure-shift`: the three arms of snrkit.shift for every sampler, written to the run directory."""
+"""`snrkit measure-shift`: the arms and probes of snrkit.shift for every sampler, written to the run directory."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +11,49 @@ import torch
 from torch import Tensor
 
 from snrkit.config import Experiment
-from snrkit.data.dataset import Dataset, chunks, moments
+from snrkit.data.dataset import Dataset, chunks
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
-from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import choose, chosen_labels, sample_steps, starting_point
+from snrkit.jobs.sources import open_estimator, open_sampler
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
-from snrkit.sampler import Sampler, parse_seeds, rehearse
-from snrkit.shift.files import as_csv, as_png, as_record
-from snrkit.shift.measure import Arm, Shift, compare, forward_arm, reverse_arm
+from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
+from snrkit.shift.amplification import Amplification, Nudge, measure_gain, read_gain
+from snrkit.shift.arms import Arm, forward_arm, reverse_arm
+from snrkit.shift.audit import Audit, audit
+from snrkit.shift.bootstrap import Bootstrap
+from snrkit.shift.estimator import Reading, read_estimator
+from snrkit.shift.files import as_csv, as_png, as_record, window_png
+from snrkit.shift.frequency import View, views
+from snrkit.shift.horizon import Horizon, horizon_arm, read_horizon
+from snrkit.shift.measure import Reference, Shift, compare
+from snrkit.shift.nearest import Spectrum
+from snrkit.shift.why import Why, read_why, refined
+from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
+from snrkit.train import training_pairs
+
+AUDIT_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All that was measured of one sampler; None where a probe was not asked for."""
+
+    shift: Shift
+    window: Window | None = None
+    horizon: Horizon | None = None
+    amplification: Amplification | None = None
+    audit: Audit | None = None
+    estimator: Reading | None = None
+    why: Why | None = None
 
 
 def run_measuring(
@@ -41,15 +70,13 @@ def run_measuring(
     with locked(run):
         model = open_model(opened, run)
         write_config(run, opened.experiment)
-        seeds = measured_seeds(opened)
-        variance = label_mix_variance(opened.dataset, opened.split.train, chosen_labels(opened, ImageStreams(seeds)))
-        arms: dict[tuple[float, ...], tuple[Arm, Arm]] = {}
-        with bar("measuring shift", len(chosen) * len(seeds), not quiet) as progress:
+        instrument = Instrument(opened, model, measured_seeds(opened))
+        with bar("measuring shift", len(chosen), not quiet) as progress:
             for index, name in enumerate(chosen):
                 sampler = opened.experiment.samplers[name]
-                shift = measure(opened, model, sampler, seeds, variance, arms)
-                progress.update((index + 1) * len(seeds), name)
-                records[name] = _write(opened, model, run, name, sampler, shift)
+                measurement = instrument.measure(sampler)
+                progress.update(index + 1, name)
+                records[name] = _write(opened, model, run, name, sampler, measurement)
     return records
 
 
@@ -70,61 +97,186 @@ def measured_seeds(opened: Opened) -> list[int]:
     return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + wanted)][:wanted]
 
 
-def measure(
-    opened: Opened,
-    model: Model,
-    sampler: Sampler,
-    seeds: Sequence[int],
-    variance: float,
-    arms: dict[tuple[float, ...], tuple[Arm, Arm]],
-) -> Shift:
-    """The measurement of one sampler; `variance` is Var[x0]; samplers of the same levels share forward arms."""
-    e = opened.experiment
-    levels = sampler.grid.levels(e.process)
+@dataclass
+class Instrument:
+    """Measures samplers of one model; samplers of the same levels share forward arms and matrices."""
 
-    def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
-        def steps(denoise: Denoiser) -> Iterable[Step]:
-            x, cond, noise = starting_point(opened, sampler, levels, batch)
-            recorded = Model(denoise, model.weights, model.images)
-            return sample_steps(recorded, sampler, levels, x, noise, cond)
+    opened: Opened
+    model: Model
+    seeds: Sequence[int]
+    _arms: dict[tuple[float, ...], tuple[Arm, Arm]] = field(default_factory=dict)
+    _windows: dict[tuple[float, ...], WindowArm] = field(default_factory=dict)
 
-        return steps
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        """The resampling of every interval."""
+        e = self.opened.experiment
+        return Bootstrap(e.shift.bootstrap, e.shift.confidence, e.seed)
 
-    with torch.no_grad():
-        reverse, visited = reverse_arm(model.denoiser, (trajectory(batch) for batch in chunks(seeds, e.shift.batch)))
-    key = tuple(float(level.logsnr) for level in visited)
-    if key not in arms:
-        arms[key] = _forward_arms(opened, model, visited, seeds)
-    forward, train = arms[key]
-    return compare(reverse, forward, train, visited, variance, e.shift, e.seed)
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """The labels of the trajectories, which all arms share."""
+        return chosen_labels(self.opened, ImageStreams(self.seeds))
 
+    @cached_property
+    def held_rows(self) -> Tensor:
+        """Indices of the held-out images of the forward arm."""
+        return matching(self.opened.dataset.labels, self.opened.split.held, self.labels, len(self.seeds))
 
-def label_mix_variance(dataset: Dataset, pool: Sequence[int], labels: Tensor | None) -> float:
-    """Var[x0] over images, averaged over pixels, of the images in `pool` mixed as `labels` (n,) mixes their classes."""
-    if labels is None or dataset.labels is None:
-        return moments(dataset, pool).pixel_variance
-    own = dataset.labels[torch.as_tensor(pool)]
-    mean = torch.zeros(dataset.shape, dtype=torch.float64)
-    square = torch.zeros(dataset.shape, dtype=torch.float64)
-    for label, count in zip(*torch.unique(labels, return_counts=True), strict=True):
-        same = moments(dataset, [pool[i] for i in (own == label).nonzero().flatten().tolist()])
-        mean += float(count) / len(labels) * same.mean
-        square += float(count) / len(labels) * same.square
-    return float((square - mean**2).mean())
+    @cached_property
+    def reference(self) -> Reference:
+        """Var[x0] by part, the spectrum of the training split, and the true x0 of the forward arm."""
+        o = self.opened
+        known = [
+            (view, _by_part(view, part_moments(o.dataset, o.split.train, self.labels, view)[1]))
+            for view in views(o.dataset.shape)
+        ]
+        last = views(o.dataset.shape)[-1]
+        mean, spread = part_moments(o.dataset, o.split.train, self.labels, last)
+        square = o.dataset.x0(self.held_rows.tolist()).double().square().flatten(1).mean(1)
+        return Reference(known, Spectrum(o.experiment.process, mean, spread), square)
 
+    @cached_property
+    def audited(self) -> Audit:
+        """The training audit, the same for all samplers."""
+        o, config = self.opened, self.opened.experiment.shift
+        return audit(training_pairs(open_task(o), config.audit_pairs), o.sigma_data, AUDIT_BINS, self.bootstrap)
 
-def _forward_arms(opened: Opened, model: Model, levels: Sequence[Level], seeds: Sequence[int]) -> tuple[Arm, Arm]:
-    labels = chosen_labels(opened, ImageStreams(seeds))
-    e, made = opened.experiment, []
-    for number, pool in enumerate((opened.split.held, opened.split.train)):
-        rows = matching(opened.dataset.labels, pool, labels, len(seeds))
-        x0 = opened.dataset.x0(rows.tolist())
-        key = (FORWARD, e.seed, number)
-        arm = forward_arm(
-            model.denoiser, levels, x0, rows, labels, key=key, batch=e.shift.batch, device=opened.world.device
+    @torch.no_grad()
+    def measure(self, sampler: Sampler) -> Measurement:
+        """All that the config asks for, of one sampler."""
+        config = self.opened.experiment.shift
+        ready = open_sampler(self.opened, self.model, sampler)
+        levels = ready.levels[:-1]
+        reverse = self.walk(sampler, ready)
+        forward, train = self.forward(levels)
+        shift = compare(reverse, forward, train, levels, self.reference, self.bootstrap)
+        asked = set(config.probes)
+        return Measurement(
+            shift,
+            self.window(levels, reverse, forward) if "window" in asked else None,
+            self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
+            self.amplification(sampler, ready) if "amplification" in asked else None,
+            self.audited if "audit" in asked else None,
+            self.estimator(reverse, forward, levels) if "estimator" in asked else None,
+            self.why(sampler, ready, reverse, forward) if "why" in asked else None,
         )
-        made.append(arm)
-    return made[0], made[1]
+
+    def walk(self, sampler: Sampler, ready: Ready, visited: Sequence[int] | None = None) -> Arm:
+        """The reverse arm of a sampler, at all its levels or at those `visited`."""
+        e = self.opened.experiment
+
+        def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
+            def steps(denoise: Denoiser) -> Iterable[Step]:
+                x, cond, noise = starting_point(self.opened, sampler, ready.levels, batch)
+                return sample_steps(denoise, ready, x, noise, cond)
+
+            return steps
+
+        places = range(len(ready.levels) - 1) if visited is None else visited
+        with torch.no_grad():
+            return reverse_arm(
+                self.model.denoiser, (trajectory(batch) for batch in chunks(self.seeds, e.shift.batch)), places
+            )
+
+    def forward(self, levels: Sequence[Level]) -> tuple[Arm, Arm]:
+        """The forward arms of held-out and of training images at these levels."""
+        key = _key(levels)
+        if key not in self._arms:
+            o, e = self.opened, self.opened.experiment
+            train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
+            held, seen = (
+                forward_arm(
+                    self.model.denoiser, levels, o.dataset.x0(rows.tolist()), rows, self.labels,
+                    key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
+                )
+                for number, rows in enumerate((self.held_rows, train))
+            )  # fmt: skip
+            self._arms[key] = held, seen
+        return self._arms[key]
+
+    def window(self, levels: Sequence[Level], reverse: Arm, forward: Arm) -> Window:
+        """What wrong levels do, and the shift that the sampler's norm gap is equivalent to."""
+        key, o, e = _key(levels), self.opened, self.opened.experiment
+        if key not in self._windows:
+            rows = self.held_rows[: e.shift.window_images]
+            labels = None if self.labels is None else self.labels[: len(rows)]
+            self._windows[key] = window_arm(
+                self.model.denoiser, levels, o.dataset.x0(rows.tolist()), rows, labels,
+                key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
+            )  # fmt: skip
+        b = self.bootstrap
+        squares = [arm.eps_square @ b.weights(arm.groups, number).T for number, arm in enumerate((reverse, forward))]
+        return read_window(self._windows[key], levels, (squares[0] / squares[1]).log(), b)
+
+    def horizon(self, ready: Ready, forward: Arm) -> Horizon:
+        """What a few steps do to states that are right."""
+        e, steps = self.opened.experiment, self.opened.experiment.shift.horizon_steps
+        arm = horizon_arm(
+            self.model.denoiser, ready, forward, self.labels, steps, self.seeds,
+            batch=e.shift.batch, device=self.opened.world.device,
+        )  # fmt: skip
+        return read_horizon(arm, forward, ready, steps, self.reference, self.bootstrap)
+
+    def amplification(self, sampler: Sampler, ready: Ready) -> Amplification:
+        """How much of a small error is left in the image."""
+        o, seeds = self.opened, self.seeds[: self.opened.experiment.shift.amplification_images]
+        levels = ready.levels[:-1]
+
+        def walk(error: Tensor, nudges: Sequence[Nudge]) -> Iterable[Step]:
+            x, cond, noise = starting_point(o, sampler, ready.levels, seeds)
+            nudged = Ready(ready.levels, ready.solver, (*ready.corrections, *nudges))
+            return sample_steps(self.model.denoiser, nudged, x + error, noise, cond)
+
+        bands = next((known for view, known in self.reference.views if "ll" in view.names), None)
+        spectrum = self.reference.spectrum.variance
+        variances = {"all": spectrum}
+        if bands is not None:
+            variances |= {"low": bands[:1], "high": bands[1:]}
+        spread = torch.stack([(level.alpha**2 * spectrum.mean() + level.sigma**2).sqrt() for level in levels])
+        found = measure_gain(walk, levels, (len(seeds), *o.dataset.shape), spread, o.experiment.seed, o.world.device)
+        return read_gain(found, levels, variances, self.bootstrap)
+
+    def estimator(self, reverse: Arm, forward: Arm, levels: Sequence[Level]) -> Reading:
+        """The shift that the fitted estimator of levels sees."""
+        return read_estimator(open_estimator(self.opened, self.model.run), reverse, forward, levels, self.bootstrap)
+
+    def why(self, sampler: Sampler, ready: Ready, reverse: Arm, forward: Arm) -> Why:
+        """The network's share of the shift and the solver's."""
+        e = self.opened.experiment
+        ideal, visited = refined(ready, e.process, e.shift.why_substeps)
+        arm = self.walk(sampler, ideal, visited)
+        return read_why(
+            reverse, arm, forward, ready.levels[:-1], self.reference, self.bootstrap, ideal, e.shift.why_substeps
+        )
+
+
+def _key(levels: Sequence[Level]) -> tuple[float, ...]:
+    return tuple(float(level.logsnr) for level in levels)
+
+
+def part_moments(
+    dataset: Dataset, pool: Sequence[int], labels: Tensor | None, view: View, batch: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,) of a view's coordinates over images in `pool`, mixed as `labels` (n,) mixes classes."""
+    own = dataset.labels[torch.as_tensor(pool)] if labels is not None and dataset.labels is not None else None
+    if own is None or labels is None:
+        share = torch.full((len(pool),), 1 / len(pool), dtype=torch.float64)
+    else:
+        classes = max(dataset.classes, int(labels.max()) + 1)
+        wanted = torch.bincount(labels.cpu(), minlength=classes).double() / len(labels)
+        share = (wanted / torch.bincount(own, minlength=classes).clamp(min=1))[own]
+    mean = square = torch.zeros(len(view.parts), dtype=torch.float64)
+    for part in torch.split(torch.arange(len(pool)), batch):
+        coordinates = view.coordinates(dataset.x0([pool[i] for i in part.tolist()]).double())
+        mean, square = mean + share[part] @ coordinates, square + share[part] @ coordinates.square()
+    return mean, square - mean**2
+
+
+def _by_part(view: View, values: Tensor) -> Tensor:
+    """Means (G,) of values (D,) over each part."""
+    sizes = torch.bincount(view.parts).double()
+    return values.new_zeros(len(sizes)).index_add_(0, view.parts, values) / sizes
 
 
 def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, count: int) -> Tensor:
@@ -147,16 +299,24 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
     return torch.from_numpy(chosen)
 
 
-def _write(opened: Opened, model: Model, run: Run, name: str, sampler: Sampler, shift: Shift) -> dict[str, Any]:
-    e = opened.experiment
+def _write(
+    opened: Opened, model: Model, run: Run, name: str, sampler: Sampler, measurement: Measurement
+) -> dict[str, Any]:
+    e, shift = opened.experiment, measurement.shift
     nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
+    probes = {key: value for key, value in asdict(measurement).items() if key != "shift"}
     record = as_record(
         shift, sampler=name, definition=sampler.model_dump(mode="json"), nfe=nfe, weights=model.weights,
         checkpoint_images=model.images, held_out_images=len(opened.split.held), confidence=e.shift.confidence,
     )  # fmt: skip
+    record |= probes
     with disk_errors(f"writing {run.shift(name)}", "free space and run the same command again"):
         write_json(run.shift(name), record)
         write_text(run.shift(name, ".csv"), as_csv(shift))
         title = f"{e.name}/{name}: {nfe} evaluations, {shift.images} images, {model.weights} at {model.images} images"
         write_bytes(run.shift(name, ".png"), as_png(shift, title))
+        if measurement.window is not None:
+            write_bytes(
+                run.shift(name, "-window.png"), window_png(measurement.window, measurement.amplification, title)
+            )
     return record

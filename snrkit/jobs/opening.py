@@ -2,17 +2,17 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
-from snrkit.data.dataset import Dataset, Moments, Split, moments, split
+from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest
@@ -47,6 +47,8 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     experiment = experiment.model_copy(update={"compute": resolve_precision(experiment.compute, world.device)})
     set_compute(experiment.compute, world.device)
     dataset = experiment.data.open()
+    if experiment.data.only is not None:
+        dataset = restrict(dataset, experiment.data.only)
     if experiment.data.workers and not dataset.streams:
         raise ConfigError(f"data.workers: has no effect, as {dataset.name} is held in memory; drop it.")
     parts = split(dataset.count, experiment.data.holdout)
@@ -88,10 +90,11 @@ def set_compute(compute: ComputeConfig, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
 
 
-def open_network(opened: Opened) -> nn.Module:
-    """The network, freshly initialised from the experiment's seed."""
+def open_network(opened: Opened, trained: Experiment | None = None) -> nn.Module:
+    """The network (of another experiment, where one is given), freshly initialised from its experiment's seed."""
+    e = trained or opened.experiment
     try:
-        return make_network(opened.experiment.network, opened.dataset.shape, opened.experiment.seed)
+        return make_network(e.network, opened.dataset.shape, e.seed)
     except ValueError as error:
         raise ConfigError(f"network: {error}; change the network or the images' size.") from None
 
@@ -120,17 +123,23 @@ class Model:
     denoiser: Denoiser
     weights: str  # ema-<half-life> or network
     images: int  # seen by the checkpoint
+    run: Run
 
 
 def open_model(opened: Opened, run: Run, images: int | None = None) -> Model:
     """The denoiser of the newest checkpoint or that at `images`; weights: the longest average, or sample.average."""
     e = opened.experiment
-    average = longest(e.train.averages)
-    weights = e.sample.average or (average.name if average else "network")
-    checkpoint = _checkpoint(run, e.sample.checkpoint if images is None else images, weights)
-    network = open_network(opened)
+    return open_weights(opened, e, run, e.sample.checkpoint if images is None else images, e.sample.average)
+
+
+def open_weights(
+    opened: Opened, trained: Experiment, run: Run, images: int | None = None, average: str | None = None
+) -> Model:
+    """The denoiser of any run of `trained`, on images as those of `opened`."""
+    e, found = opened.experiment, load_weights(trained, run, images, average)
+    network = open_network(opened, trained)
     try:
-        network.load_state_dict(dict(checkpoint.tensors[weights]))
+        network.load_state_dict(dict(found.tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason}).") from None
@@ -138,9 +147,27 @@ def open_model(opened: Opened, run: Run, images: int | None = None) -> Model:
     network = network.to(device=opened.world.device).to(memory_format=memory).eval().requires_grad_(False)
     caller = torch.compile(network) if e.compute.compile else network
     denoiser = NetworkDenoiser(
-        caller, e.process, e.target, e.precondition, opened.sigma_data, autocast=AUTOCAST[e.compute.precision]
-    )
-    return Model(denoiser, weights, checkpoint.images)
+        caller, trained.process, trained.target, trained.precondition, float(trained.data.sigma_data),
+        autocast=AUTOCAST[e.compute.precision],
+    )  # fmt: skip
+    return Model(denoiser, found.name, found.images, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One set of weights of a checkpoint."""
+
+    tensors: Mapping[str, Tensor]
+    name: str  # ema-<half-life> or network
+    images: int
+
+
+def load_weights(trained: Experiment, run: Run, images: int | None, average: str | None) -> Weights:
+    """The weights of a run of `trained`: newest checkpoint and longest average unless told otherwise."""
+    chosen = longest(trained.train.averages)
+    name = average or (chosen.name if chosen else "network")
+    checkpoint = _checkpoint(run, images, name)
+    return Weights(checkpoint.tensors[name], name, checkpoint.images)
 
 
 def _checkpoint(run: Run, images: int | None, weights: str) -> Checkpoint:

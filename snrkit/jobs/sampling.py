@@ -21,13 +21,14 @@ from snrkit.errors import ConfigError, RunError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar
+from snrkit.jobs.sources import open_sampler
 from snrkit.level import Level
-from snrkit.prediction import Cond
+from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
-from snrkit.sampler import Sampler, parse_seeds
-from snrkit.step import Step
+from snrkit.sampler import Ready, Sampler, parse_seeds
+from snrkit.step import Noise, Step
 
 SHOWN = 100  # images of the picture grid
 
@@ -44,8 +45,12 @@ def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
     """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
     if not opened.dataset.classes:
         return None
-    drawn, fixed = streams.labels(opened.dataset.classes), opened.experiment.sample.labels
-    return drawn if fixed is None else torch.full_like(drawn, fixed)
+    fixed, only = opened.experiment.sample.labels, opened.experiment.data.only
+    if fixed is not None:
+        return torch.full_like(streams.labels(1), fixed)
+    if only is None:
+        return streams.labels(opened.dataset.classes)
+    return torch.tensor(only, device=opened.world.device)[streams.labels(len(only))]
 
 
 def starting_point(
@@ -65,19 +70,17 @@ def starting_point(
 
 def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
     """The images of each batch of seeds."""
-    levels = sampler.grid.levels(opened.experiment.process)
+    ready = open_sampler(opened, model, sampler)
     for seeds in batches:
-        x, cond, noise = starting_point(opened, sampler, levels, seeds)
-        for step in sample_steps(model, sampler, levels, x, noise, cond):
+        x, cond, noise = starting_point(opened, sampler, ready.levels, seeds)
+        for step in sample_steps(model.denoiser, ready, x, noise, cond):
             x = step.x_next
         yield Batch(seeds, x)
 
 
-def sample_steps(
-    model: Model, sampler: Sampler, levels: tuple[Level, ...], x: Tensor, noise: ImageStreams, cond: Cond
-) -> Iterator[Step]:
+def sample_steps(denoise: Denoiser, ready: Ready, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:
     """The steps of one sampler from state `x`."""
-    return sample(model.denoiser, sampler.solver, levels, x, corrections=sampler.corrections, noise=noise, cond=cond)
+    return sample(denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond)
 
 
 def image_path(folder: Path, seed: int) -> Path:

@@ -31,6 +31,14 @@ def show_shift(records: Mapping[str, Any]) -> None:
     _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
 
 
+def show_calibration(record: Mapping[str, Any]) -> None:
+    """How good the estimator is on held-out images."""
+    out.print(
+        f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
+        f"central 90 % holds {record['coverage']:.1%} of them"
+    )
+
+
 def show_scores(records: Mapping[str, Any]) -> None:
     """One row a sampler: means over ranges, and the spread of the distance."""
     names = next(iter(records.values()))["names"]

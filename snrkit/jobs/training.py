@@ -9,8 +9,8 @@ from typing import Any
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.config import Experiment
 from snrkit.distributed import World
-from snrkit.errors import SnrkitError, Stopped
-from snrkit.jobs.opening import open_experiment, open_network, open_task, stoppable
+from snrkit.errors import ConfigError, SnrkitError, Stopped
+from snrkit.jobs.opening import Opened, load_weights, open_experiment, open_network, open_task, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
     Run,
@@ -20,6 +20,7 @@ from snrkit.run import (
     describe_environment,
     locked,
     rewind_log,
+    stored_experiment,
     write_config,
     write_environment,
 )
@@ -86,6 +87,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
+        if not state.step:
+            _begin_from(opened, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
@@ -109,6 +112,26 @@ def _resume(run: Run, state: TrainState) -> Tally:
             "give the run another name or delete its folder."
         ) from None
     return Tally(**checkpoint.numbers["tally"])
+
+
+def _begin_from(opened: Opened, state: TrainState) -> None:
+    """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
+    origin = opened.experiment.train.resume_from
+    if origin is None:
+        return
+    trained = stored_experiment(origin.run)
+    if trained.process != opened.experiment.process or trained.target != opened.experiment.target:
+        raise ConfigError(
+            f"train.resume_from: {origin.run} has another process or target; take over both, or train from scratch."
+        )
+    weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
+    try:
+        state.network.load_state_dict(dict(weights.tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason}).") from None
+    for average in state.averages.values():
+        average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
 
 
 def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) -> None:

@@ -4,26 +4,42 @@
 
 eta is DDIM's (Song et al. 2021, eq. 16) in every scaling: 0 is Euler, 1 has the variance of DDPM's posterior (Ho et al.
 2020, eq. 7) and is k-diffusion's euler_ancestral.
+
+The posterior's variance takes x0 as known. Analytic-DPM (Bao et al. 2022) adds what the network does not know of it,
+
+    c^2 Var[x0 | x],   Var[x0 | x] = (sigma/alpha)^2 (1 - E|eps_hat|^2/d),   c = alpha' - alpha sigma' sqrt(1 -
+    f)/sigma,
+
+with E|eps_hat|^2/d measured on forward samples; for isotropic Gaussian data the step is then exact.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.level import broadcast
+from snrkit.errors import SnrkitError
+from snrkit.level import Level, broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.step import Call, Memory, Noise, Place, Sources
 from snrkit.value import Value
 
 
 class Ancestral(Value):
-    """Order 1 (in the distribution), one evaluation per step."""
+    """Order 1 (in the distribution), one evaluation per step.
+
+    Noise is renewed only in steps that begin between `logsnr_min` and `logsnr_max`: cut-offs at both ends.
+    """
 
     kind: Literal["ancestral"] = "ancestral"
     eta: float = Field(1.0, ge=0, le=1)
+    logsnr_min: float | None = Field(None, description="no fresh noise at noisier levels, nats")
+    logsnr_max: float | None = Field(None, description="no fresh noise at cleaner levels, nats")
     order: ClassVar[int] = 1
 
     def step(
@@ -35,6 +51,68 @@ class Ancestral(Value):
         if self.eta == 0 or place.there.is_clean():
             return recompose(prediction, place.there), calls, None
         alpha, sigma = place.there.scales(x)
-        fresh = self.eta**2 * -torch.expm1(place.here.logsnr - place.there.logsnr)
+        fresh = renewed_share(self.eta, place) * self._acts(place.here)
         kept, renewed = broadcast((1 - fresh).sqrt(), x), broadcast(fresh.sqrt(), x)
         return alpha * prediction.x0 + sigma * (kept * prediction.eps + renewed * noise(x)), calls, None
+
+    def _acts(self, level: Level) -> Tensor:
+        low = -math.inf if self.logsnr_min is None else self.logsnr_min
+        high = math.inf if self.logsnr_max is None else self.logsnr_max
+        return ((level.logsnr >= low) & (level.logsnr <= high)).to(level.logsnr)
+
+
+def renewed_share(eta: float, place: Place) -> Tensor:
+    """f: the share of the next level's noise variance that is fresh."""
+    return eta**2 * -torch.expm1(place.here.logsnr - place.there.logsnr)
+
+
+class AnalyticDpm(Value):
+    """Ancestral steps with Analytic-DPM's variance; E|eps_hat|^2 is measured on training images before sampling."""
+
+    kind: Literal["analytic_dpm"] = "analytic_dpm"
+    eta: float = Field(1.0, ge=0, le=1)
+    bounded: bool = Field(True, description="the data lie in [-1, 1], so Var[x0 | x] is at most 1")
+    last_noise: float | None = Field(
+        None, gt=0, description="largest mean size of the noise in the step before the last, in grey levels of 255"
+    )
+    order: ClassVar[int] = 1
+
+    def open(self, sources: Sources, levels: Sequence[Level]) -> "AnalyticSteps":
+        """The solver with its variances for one grid."""
+        levels = [level for level in levels if not level.is_clean()]
+        if bool((levels[0].alpha == 0).any()):
+            raise SnrkitError(
+                "analytic_dpm is undefined at alpha = 0, where this grid starts; choose a grid that starts below it"
+            )
+        square = sources.forward(levels).eps_square
+        ratio = torch.stack([(level.sigma / level.alpha).double() for level in levels])
+        unknown = ratio**2 * (1 - square).clamp(min=0)
+        if self.bounded:
+            unknown = unknown.clamp(max=1)
+        return AnalyticSteps(self, unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyticSteps:
+    """Analytic-DPM with Var[x0 | x] (L,) at every level of a grid."""
+
+    value: AnalyticDpm
+    unknown: Tensor
+    order: int = 1
+
+    def step(
+        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+    ) -> tuple[Tensor, tuple[Call, ...], Memory]:
+        """The ancestral mean, and noise of the analytic variance; none into the clean level."""
+        prediction = denoise(x, place.here)
+        calls = (Call(place.here, prediction),)
+        if place.there.is_clean():
+            return recompose(prediction, place.there), calls, None
+        alpha, sigma = place.there.scales(x)
+        here, there, fresh = place.here, place.there, renewed_share(self.value.eta, place)
+        gain = there.alpha - here.alpha * there.sigma * (1 - fresh).sqrt() / here.sigma
+        variance = there.sigma**2 * fresh + gain**2 * self.unknown[place.index]
+        if self.value.last_noise is not None and place.index == len(place.grid) - 3:  # E|n| = sqrt(2/pi) std
+            variance = variance.clamp(max=(self.value.last_noise * 2 / 255) ** 2 * math.pi / 2)
+        mean = alpha * prediction.x0 + sigma * broadcast((1 - fresh).sqrt(), x) * prediction.eps
+        return mean + broadcast(variance.sqrt(), x) * noise(x), calls, None

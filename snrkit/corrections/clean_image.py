@@ -1,0 +1,97 @@
+"""Corrections of the predicted clean image: limits, and a rescaling of its spread. eps follows from the state equation.
+
+clip_x0             to [-limit, limit], as DDPM's code does
+dynamic_threshold   to the percentile s of |x0| of each image where s > 1, then divided by s (Saharia et al. 2022)
+x0_rescale          the spread of x0_hat over the dimensions of an image, brought to its mean on forward samples of
+                    the same level (after the manifold constraint of MCDO, Yao et al. 2025, whose reference is a run
+                    of about 1000 steps; forward samples are snrkit's choice)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.level import Level, broadcast
+from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.step import Place, Sources
+from snrkit.value import Value
+
+
+def change_x0(denoise: Denoiser, change: Callable[[Tensor], Tensor]) -> Denoiser:
+    """`denoise` with x0 replaced by change(x0) and eps moved so that alpha*x0 + sigma*eps stays."""
+
+    def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
+        p = denoise(x, level, told=told, cond=cond)
+        x0 = change(p.x0)
+        return Prediction(x0, p.eps + broadcast(level.alpha / level.sigma, x) * (p.x0 - x0))
+
+    return rewrap(denoise, answer)
+
+
+class ClipX0(Value):
+    """Keep the predicted image within [-limit, limit]; neutral where it lies within."""
+
+    kind: Literal["clip_x0"] = "clip_x0"
+    limit: float = Field(1.0, gt=0)
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The denoiser with its x0 clipped."""
+        return change_x0(denoise, lambda x0: x0.clamp(-self.limit, self.limit))
+
+
+class DynamicThreshold(Value):
+    """Clip at a percentile of |x0| and divide by it, where it is above `floor`; neutral at a high floor."""
+
+    kind: Literal["dynamic_threshold"] = "dynamic_threshold"
+    percentile: float = Field(0.995, gt=0, le=1)
+    floor: float = Field(1.0, gt=0, description="the range of the data")
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The denoiser with its x0 brought into [-floor, floor]."""
+
+        def change(x0: Tensor) -> Tensor:
+            size = torch.quantile(x0.abs().flatten(1), self.percentile, dim=1).clamp(min=self.floor)
+            size = size.reshape(-1, *(1,) * (x0.ndim - 1))
+            return x0.clamp(-size, size) * (self.floor / size)
+
+        return change_x0(denoise, change)
+
+
+class X0Rescale(Value):
+    """Bring the spread of every x0_hat `share` of the way to its mean on real images; 0 is neutral."""
+
+    kind: Literal["x0_rescale"] = "x0_rescale"
+    share: float = Field(1.0, ge=0, le=1)
+
+    def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":
+        """The correction with the spreads at the levels of a grid, measured on training images."""
+        noisy = [level for level in levels if not level.is_clean()]
+        return OpenedX0Rescale(
+            self.share, sources.forward(noisy).x0_variance if self.share else torch.zeros(len(noisy))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedX0Rescale:
+    """The rescaling with its target variances (L,)."""
+
+    share: float
+    variance: Tensor
+
+    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+        """The denoiser with the spread of its x0 changed round each image's mean."""
+        if self.share == 0:
+            return denoise
+        wanted = self.variance[place.index]
+
+        def change(x0: Tensor) -> Tensor:
+            flat = x0.flatten(1)
+            factor = (wanted.to(x0) / flat.var(1, correction=0)).sqrt().reshape(-1, *(1,) * (x0.ndim - 1))
+            centre = flat.mean(1).reshape(-1, *(1,) * (x0.ndim - 1))
+            return x0 + self.share * (factor - 1) * (x0 - centre)
+
+        return change_x0(denoise, change)

@@ -1,0 +1,111 @@
+"""Time-shift sampling (Li et al. 2024, "Alleviating exposure bias in diffusion models through sampling with shifted
+time steps"), as the paper states it and as its code was released: two different things.
+
+    paper      after a step the state is held to be at that level of a window round the nominal one whose variance is
+               nearest to the state's own (over all pixels, image by image); the network is told that level and the next
+               step starts from it
+    released   every step but the first aims at a level half a window noisier than its nominal end, every image alike;
+               the network goes on being told the nominal level
+
+The paper matches var(x) with sigma^2, as if the data had no variance of their own; `data_variance` adds alpha^2 times
+it. Neither acts at the first level of a grid, at or beyond the cut-off at the clean end, or on the clean level itself.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from snrkit.errors import SnrkitError
+from snrkit.level import Level
+from snrkit.process import Ddpm, Process
+from snrkit.step import Place
+from snrkit.value import Value
+
+CANDIDATES = 33  # levels of a window in nats
+
+
+class TimeShift(Value):
+    """Move the level of the state (`paper`) or that of the step's end (`released`); a window of 0 is neutral.
+
+    `window` and `cutoff` count in `unit`: table indices, for a process with a table, or nats of logsnr. SnrkitError
+    where a window leaves the table or reaches into that of the level before it.
+    """
+
+    kind: Literal["time_shift"] = "time_shift"
+    variant: Literal["paper", "released"] = "paper"
+    unit: Literal["index", "nats"] = "index"
+    window: float = Field(0.0, ge=0, description="from end to end")
+    cutoff: float | None = Field(None, description="no shift at this index and below, or at this logsnr and above")
+    data_variance: float = Field(0.0, ge=0, description="Var[x0], for the variant paper")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TimeShift":
+        if self.unit == "index" and self.window != int(self.window):
+            raise ValueError(f"window {self.window} must be a whole number of table indices; or set unit: nats")
+        if self.variant == "released" and self.data_variance:
+            raise ValueError("data_variance has no effect on variant released; drop it")
+        return self
+
+    def move(self, x: Tensor, place: Place, process: Process) -> Place:
+        """The place with its level or its end moved."""
+        if self.unit == "index" and not isinstance(process, Ddpm):
+            raise SnrkitError("time_shift counts in table indices, and this process has no table; set unit: nats")
+        if self.window == 0 or place.index == 0:
+            return place
+        if self.variant == "released":
+            return self._aim_noisier(place, process)
+        if self._spared(place.here, process):
+            return place
+        candidates = self._window(place.here, process)
+        before = place.grid[place.index - 1]
+        known = before.logsnr if place.index == 1 else self._window(before, process)[..., -1]
+        if bool((candidates[..., 0] <= known).any()) or bool((candidates[..., -1] >= place.there.logsnr).any()):
+            raise self._too_wide(place)
+        return Place(place.index, place.grid, process.level(self._nearest(x, candidates, process)), place.there)
+
+    def _nearest(self, x: Tensor, candidates: Tensor, process: Process) -> Tensor:
+        """The logsnr (B,) of the candidates (K,) or (B, K) whose variance is nearest to that of each image."""
+        levels = process.level(candidates)
+        nominal = levels.alpha**2 * self.data_variance + levels.sigma**2
+        own = x.double().flatten(1).var(1, correction=0).cpu()[:, None]
+        best = (own - nominal).abs().argmin(1, keepdim=True)
+        return candidates.expand(len(x), -1).gather(1, best)[:, 0]
+
+    def _aim_noisier(self, place: Place, process: Process) -> Place:
+        if place.there.is_clean() or self._spared(place.there, process):
+            return place
+        aim = self._window(place.there, process)[..., 0]
+        if bool((aim <= place.here.logsnr).any()):
+            raise self._too_wide(place)
+        return Place(place.index, place.grid, place.here, process.level(aim))
+
+    def _window(self, level: Level, process: Process) -> Tensor:
+        """logsnr (K,) or (B, K) of the window round a level, rising."""
+        centre = level.logsnr[..., None]
+        if self.unit == "nats":
+            return centre + self.window * torch.linspace(-0.5, 0.5, CANDIDATES, dtype=torch.float64)
+        assert isinstance(process, Ddpm)
+        half = int(self.window) // 2
+        index = process.time(centre).round() + torch.arange(half, -half - 1, -1)
+        if bool((index > process.steps - 1).any()) or bool((index < 0).any()):
+            raise SnrkitError(
+                f"time_shift: a window of {self.window:g} indices round index {float(index.mean()):.0f} leaves the "
+                f"table of {process.steps}; make it smaller or set cutoff"
+            )
+        return process.logsnr(index)
+
+    def _spared(self, level: Level, process: Process) -> bool:
+        if self.cutoff is None:
+            return False
+        if self.unit == "nats":
+            return bool((level.logsnr >= self.cutoff).all())
+        return bool((process.time(level.logsnr) <= self.cutoff).all())
+
+    def _too_wide(self, place: Place) -> SnrkitError:
+        unit = "indices" if self.unit == "index" else "nats"
+        return SnrkitError(
+            f"time_shift: a window of {self.window:g} {unit} reaches the next levels of the grid in step "
+            f"{place.index}; make it smaller, take fewer steps, or set cutoff"
+        )

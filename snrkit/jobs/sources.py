@@ -1,0 +1,85 @@
+"""What a sampler may name, opened from run directories: weaker models, statistics of forward samples, estimators."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from snrkit.errors import ConfigError, RunError
+from snrkit.files import read_json
+from snrkit.jobs.opening import Model, Opened, open_weights
+from snrkit.level import Level
+from snrkit.prediction import Denoiser
+from snrkit.run import Run, stored_experiment
+from snrkit.sampler import Ready, Sampler, make_ready
+from snrkit.shift.arms import forward_arm
+from snrkit.shift.config import EstimatorConfig
+from snrkit.shift.estimator import Estimator, make_estimator
+from snrkit.step import ForwardStatistics, LevelPosterior
+from snrkit.streams import FORWARD, SUBSET, stream
+
+FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
+
+
+@dataclass(frozen=True, slots=True)
+class RunSources:
+    """The sources of a run's samplers."""
+
+    opened: Opened
+    model: Model
+
+    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+        """The model of another run, checkpoint or average. It must share scaling and shape: ConfigError."""
+        e = self.opened.experiment
+        other = e if run is None else stored_experiment(run)
+        if other.process.scaling != e.process.scaling:
+            raise ConfigError(
+                f"autoguidance: {run} has states in {other.process.scaling} scaling and {e.name} in "
+                f"{e.process.scaling}; name a run of the same scaling."
+            )
+        found = open_weights(self.opened, other, self.model.run if run is None else Run(run), checkpoint, average)
+        if run is None and (found.weights, found.images) == (self.model.weights, self.model.images):
+            raise ConfigError(
+                f"autoguidance: {found.weights} at {found.images} images is the sampled model itself; name an earlier "
+                "checkpoint, another average or another run."
+            )
+        return found.denoiser
+
+    def estimator(self) -> LevelPosterior:
+        """The estimator that snrkit fit-estimator made."""
+        return open_estimator(self.opened, self.model.run)
+
+    def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
+        """Statistics on up to FORWARD_IMAGES training images, with their own labels."""
+        opened = self.opened
+        rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
+        labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
+        arm = forward_arm(
+            self.model.denoiser, levels, opened.dataset.x0(rows.tolist()), torch.from_numpy(rows), labels,
+            key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
+        )  # fmt: skip
+        return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
+
+
+def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> Ready:
+    """A sampler of a run with all that it names."""
+    return make_ready(sampler, opened.experiment.process, RunSources(opened, model))
+
+
+def open_estimator(opened: Opened, run: Run) -> Estimator:
+    """The estimator that snrkit fit-estimator made of this run. RunError when absent, damaged or of another config."""
+    path, e = run.estimator, opened.experiment
+    if not (path / "estimator.json").exists():
+        raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
+    config = EstimatorConfig.model_validate(read_json(path / "estimator.json")["config"])
+    estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
+    try:
+        estimator.network.load_state_dict(load((path / "network.safetensors").read_bytes()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged ({str(error)[:100]}); run snrkit fit-estimator again.") from None
+    estimator.network.to(opened.world.device).eval().requires_grad_(False)
+    return estimator

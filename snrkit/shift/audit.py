@@ -1,0 +1,65 @@
+"""The training audit: are training pairs at the level that the network is told?
+
+What the network is really given is taken at its door: its input, divided by c_in of the level that its time input
+names, is regressed on the clean image it was made from, over many training pairs in bins of that level:
+
+    alpha_hat = <x, x0>/<x0, x0>      sigma_hat^2 = mean (x - alpha_hat x0)^2      sigma_data_hat^2 = Var[x0]
+
+Both are compared with the nominal alpha and sigma of the told level; the null is a ratio of 1. Input perturbation shows
+as sigma_hat/sigma = sqrt(1 + gamma^2).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.train import Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Ratios to nominal by bins of the told logsnr with equally many pairs."""
+
+    logsnr: list[float]
+    pairs: int
+    alpha: Curve  # alpha_hat / alpha; its null is 1
+    sigma: Curve  # sigma_hat / sigma; its null is 1
+    sigma_data: Number  # sigma_data_hat
+    sigma_data_nominal: float
+
+
+def audit(pairs: Pairs, sigma_data: float, bins: int, bootstrap: Bootstrap) -> Audit:
+    """The readings of training pairs that were told a level."""
+    alpha, sigma = pairs.level.alpha, pairs.level.sigma
+    x0, x = pairs.x0.double().flatten(1), pairs.x.double().flatten(1)
+    order = pairs.level.logsnr.argsort()
+    rows = torch.tensor_split(order, min(bins, len(order)))
+    found: list[tuple[Tensor, Tensor]] = []
+    for number, part in enumerate(rows):
+        weights = bootstrap.weights(torch.arange(len(part)), 10 + number)
+        found.append(_bin(x0[part], x[part], alpha[part], sigma[part], weights))
+    weights = bootstrap.weights(torch.arange(len(x0)), 5)
+    first, second = weights @ x0.mean(1), weights @ x0.square().mean(1)
+    return Audit(
+        [float(pairs.level.logsnr[part].mean()) for part in rows],
+        len(x0),
+        bootstrap.curve(torch.stack([a for a, _ in found])),
+        bootstrap.curve(torch.stack([s for _, s in found])),
+        bootstrap.number((second - first**2).sqrt()),
+        sigma_data,
+    )
+
+
+def _bin(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha_hat/alpha, sigma_hat/sigma), each (1 + R,), of one bin.
+
+    Each pair is brought to unit nominal noise, z = x/sigma on s = alpha x0/sigma, so that the slope of z on s is
+    alpha_hat/alpha and the spread of what is left is sigma_hat/sigma.
+    """
+    s, z = x0 * (alpha / sigma)[:, None], x / sigma[:, None]
+    ss, sz, zz = ((p * q).mean(1) for p, q in ((s, s), (s, z), (z, z)))
+    slope = (weights @ sz) / (weights @ ss)
+    left = (weights @ zz) - slope * (weights @ sz)
+    return slope, left.sqrt()

@@ -1,0 +1,86 @@
+"""Percentile bootstrap over images; samples of one image are resampled together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snrkit.streams import BOOTSTRAP, stream
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A reading at each level with its interval."""
+
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A reading with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def clears(self, other: "Number") -> bool:
+        """Whether the two intervals have nothing in common."""
+        return self.low > other.high or self.high < other.low
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How many resamples, how sure, and the seed of the draws."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+    def weights(self, groups: Tensor, number: int) -> Tensor:
+        """(1 + R, n) weights that sum to 1: the sample itself, then R resamples of whole groups.
+
+        Arms of the same `number` and groups get the same resamples.
+        """
+        kinds, place = torch.unique(groups, return_inverse=True)
+        rng = stream(BOOTSTRAP, self.seed, number)
+        counts = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=self.resamples)
+        weights = torch.cat([torch.ones(1, len(groups)), torch.from_numpy(counts)[:, place].double()]).double()
+        return weights / weights.sum(1, keepdim=True)
+
+    def curve(self, values: Tensor) -> Curve:
+        """The curve of values (L, 1 + R), the sample's own first."""
+        low, high = self._bounds(values[:, 1:])
+        return Curve(values[:, 0].tolist(), low.tolist(), high.tolist())
+
+    def number(self, values: Tensor) -> Number:
+        """The number of values (1 + R,)."""
+        low, high = self._bounds(values[1:])
+        return Number(float(values[0]), float(low), float(high))
+
+    def _bounds(self, resamples: Tensor) -> tuple[Tensor, Tensor]:
+        edge = (1 - self.confidence) / 2
+        low, high = torch.quantile(resamples, torch.tensor([edge, 1 - edge], dtype=torch.float64), dim=-1)
+        return low, high
+
+
+def variance(states: Tensor, groups: Tensor, weights: Tensor, parts: Tensor | None = None) -> Tensor:
+    """Variance over samples of states (n, D), averaged over dimensions, under each row of weights (1 + R, n): (1 + R,).
+
+    With `parts` (D,), ids from 0 to G-1, averaged within each part: (1 + R, G). Deviations are from the arm's own mean
+    in every row, and the variance of that mean is added back, estimated from the spread of whole groups: so the reading
+    is unbiased, with repeated images too, and resamples centre on it.
+    """
+    single = parts is None
+    parts = torch.zeros(states.shape[1], dtype=torch.int64) if parts is None else parts
+    sizes = torch.bincount(parts).double()
+    centred = states.double() - states.double().mean(0)
+    kinds, place = torch.unique(groups, return_inverse=True)
+    sums = centred.new_zeros(len(kinds), centred.shape[1]).index_add_(0, place, centred) / len(states)
+    of_mean = sums.square().sum(0) * len(kinds) / max(1, len(kinds) - 1)
+    squares = centred.new_zeros(len(states), len(sizes)).index_add_(1, parts, centred.square())
+    bias = of_mean.new_zeros(len(sizes)).index_add_(0, parts, of_mean)
+    found = (weights @ squares + bias) / sizes
+    return found[:, 0] if single else found

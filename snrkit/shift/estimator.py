@@ -1,0 +1,173 @@
+"""An estimator of the level of a state, q(logsnr | x), and the shift that it sees.
+
+A small network is shown forward samples alpha*x0 + sigma*eps of training images at levels uniform in logsnr between the
+process's bounds, without being told the level, and says in which of K bins it lies (cross-entropy, the weight of a
+level shared linearly between its two nearest bin centres). Its input is x over its root mean square, with ln of that as
+one more number, so that it works in every scaling.
+
+    shift(x) = E_q[logsnr] - nominal logsnr
+
+An estimator shrinks towards the middle of what it is unsure of, so the reading is the reverse arm's mean minus that of
+held-out forward samples of the same level, its null. The recipe is snrkit's choice; Zhong et al. 2025 leave it open.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snrkit.level import Level
+from snrkit.shift.arms import Arm
+from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.config import EstimatorConfig
+
+CHUNK = 1024
+
+
+class LevelNetwork(nn.Module):
+    """From states (B, C, H, W) to logits (B, K): two strided convolutions, then means and mean squares of features."""
+
+    def __init__(self, image_channels: int, channels: int, bins: int) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        self.deep = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
+        self.hidden = nn.Linear(6 * channels + 1, 4 * channels)
+        self.out = nn.Linear(4 * channels, bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of x, float32."""
+        size = x.float().flatten(1).square().mean(1).add(1e-12).sqrt()
+        h = self.entry(x.float() / size[:, None, None, None])
+        fine = h
+        h = nn.functional.silu(self.down(nn.functional.silu(h)))
+        h = h + nn.functional.silu(self.deep(h))
+        features = [fine.square().mean((2, 3)).add(1e-6).log(), fine.mean((2, 3)), h.mean((2, 3)), h.std((2, 3))]
+        joined = torch.cat([*features, size.log()[:, None]], 1)
+        logits: Tensor = self.out(nn.functional.silu(self.hidden(joined)))
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """A fitted network with the centres (K,) of its bins, equally spaced in logsnr."""
+
+    network: nn.Module
+    centres: Tensor
+
+    def log_q(self, x: Tensor) -> Tensor:
+        """ln q (B, K) of every bin."""
+        return torch.log_softmax(self.network(x), 1)
+
+    def mean(self, states: Tensor) -> Tensor:
+        """E_q[logsnr] (n,), float64, of states (n, C, H, W)."""
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            found = [
+                self.log_q(part.to(device)).exp().double().cpu() @ self.centres for part in torch.split(states, CHUNK)
+            ]
+        return torch.cat(found)
+
+    def log_density(self, x: Tensor, logsnr: Tensor) -> Tensor:
+        """ln q (B,) at logsnr () or (B,), interpolated between bin centres; the end bins hold beyond them."""
+        place = self._place(logsnr).expand(len(x)).to(x.device)
+        below = place.floor().clamp(0, len(self.centres) - 2).long()
+        share = (place - below).float()
+        logs = self.log_q(x)
+        low, high = (logs.gather(1, (below + step)[:, None])[:, 0] for step in (0, 1))
+        return low + share * (high - low)
+
+    def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
+        """The gradient (B, *) of ln q(logsnr | x) in x, in the dtype of x."""
+        with torch.enable_grad():
+            asked = x.detach().float().requires_grad_(True)
+            (found,) = torch.autograd.grad(self.log_density(asked, logsnr).sum(), asked)
+        return found.to(x.dtype)
+
+    def targets(self, logsnr: Tensor) -> Tensor:
+        """(B, K) shares of each level (B,) between its two nearest centres."""
+        place = self._place(logsnr)
+        below = place.floor().clamp(0, len(self.centres) - 2).long()
+        share = (place - below)[:, None]
+        out = torch.zeros(len(logsnr), len(self.centres), dtype=torch.float64)
+        return out.scatter(1, below[:, None], 1 - share).scatter(1, below[:, None] + 1, share).float()
+
+    def _place(self, logsnr: Tensor) -> Tensor:
+        width = self.centres[1] - self.centres[0]
+        return ((logsnr.cpu().double() - self.centres[0]) / width).clamp(0, len(self.centres) - 1)
+
+
+def make_estimator(config: EstimatorConfig, bounds: tuple[float, float], image_channels: int, seed: int) -> Estimator:
+    """A fresh estimator for levels between `bounds`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LevelNetwork(image_channels, config.channels, config.bins)
+    return Estimator(network, torch.linspace(*bounds, config.bins, dtype=torch.float64))
+
+
+def fit(
+    estimator: Estimator, batches: Iterator[tuple[Tensor, Tensor]], config: EstimatorConfig, device: torch.device
+) -> Iterator[tuple[int, float]]:
+    """Train on batches (states, logsnr), yielding (images, loss) after every step; cosine decay of the rate."""
+    network = estimator.network.to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
+    seen = 0
+    while seen < config.images:
+        x, logsnr = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 + math.cos(math.pi * seen / config.images)) / 2
+        logs = torch.log_softmax(network(x.to(device)), 1)
+        loss = -(estimator.targets(logsnr).to(device) * logs).sum(1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        seen += len(x)
+        yield seen, float(loss.detach())
+    network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How good an estimator is on held-out forward samples."""
+
+    error: float  # root mean square of E_q[logsnr] - logsnr, nats
+    coverage: float  # share of levels inside the central 90 % of q; 0.9 when calibrated
+
+
+@torch.no_grad()
+def calibrate(estimator: Estimator, states: Tensor, logsnr: Tensor) -> Calibration:
+    """The calibration on states (n, C, H, W) of known levels (n,)."""
+    device = next(estimator.network.parameters()).device
+    logs = torch.cat([estimator.log_q(part.to(device)).double().cpu() for part in torch.split(states, CHUNK)])
+    below = (logs.exp().cumsum(1) - logs.exp() / 2).gather(1, estimator._place(logsnr).round().long()[:, None])[:, 0]
+    error = (logs.exp() @ estimator.centres - logsnr).square().mean().sqrt()
+    return Calibration(float(error), float(((below > 0.05) & (below < 0.95)).double().mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """E_q[logsnr] - nominal, nats: of the sampler's states, of forward ones (its null), and the difference."""
+
+    reverse: Curve
+    forward: Curve
+    shift: Curve
+    mean_shift: Number
+
+
+def read_estimator(
+    estimator: Estimator, reverse: Arm, forward: Arm, levels: Sequence[Level], bootstrap: Bootstrap
+) -> Reading:
+    """The readings at every level; NaN at pure noise."""
+    nominal = torch.stack([level.logsnr for level in levels])[:, None]
+    found = []
+    for number, arm in enumerate((reverse, forward)):
+        means = torch.stack([estimator.mean(states) for states in arm.states]) - nominal
+        means[nominal[:, 0].isinf()] = torch.nan
+        found.append(means @ bootstrap.weights(arm.groups, number).T)
+    shift = found[0] - found[1]
+    return Reading(
+        bootstrap.curve(found[0]), bootstrap.curve(found[1]), bootstrap.curve(shift),
+        bootstrap.number(shift.nanmean(0)),
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Short horizons: what a few steps do to states that are right.
+
+Held-out images noised to level i are walked k steps by the sampler and read at level i + k, against held-out images
+noised to that level: so the error of a step is seen without the errors of all steps before it. A multistep solver
+starts without a history here, as it does at the first step of a grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snrkit.prediction import Cond, Denoiser
+from snrkit.randomness import ImageStreams
+from snrkit.sample import sample
+from snrkit.sampler import Ready
+from snrkit.shift.arms import Arm, Rows, make_arm
+from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.measure import Reference, part_ratios
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """Readings after `steps` right-started steps, at the levels where they end."""
+
+    steps: int
+    logsnr: list[float]
+    norm_gap: Curve  # nats, over forward samples
+    variance_ratio: Curve
+    mean_norm_gap: Number
+    mean_log_variance_ratio: Number
+
+
+@torch.no_grad()
+def horizon_arm(
+    denoise: Denoiser, ready: Ready, forward: Arm, labels: Tensor | None, steps: int, seeds: Sequence[int],
+    *, batch: int, device: torch.device,
+) -> Arm:  # fmt: skip
+    """The arm of levels `steps`, ..., L - 1: forward states walked `steps` steps; `seeds` give fresh noise."""
+    levels = ready.levels[:-1]
+    rows = [Rows() for _ in levels[steps:]]
+    for first in range(len(levels) - steps):
+        for part in torch.split(torch.arange(len(forward.groups)), batch):
+            cond = Cond(labels=None if labels is None else labels[part].to(device))
+            x = forward.states[first, part].double().to(device)
+            noise = ImageStreams([seeds[i] for i in part.tolist()], device)
+            for step in sample(
+                denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond,
+                steps=range(first, first + steps),
+            ):  # fmt: skip
+                x = step.x_next
+            rows[first].add(x, denoise(x, levels[first + steps], cond=cond))
+    return make_arm(rows, forward.groups)
+
+
+def read_horizon(
+    arm: Arm, forward: Arm, ready: Ready, steps: int, reference: Reference, bootstrap: Bootstrap
+) -> Horizon:
+    """The readings; images are resampled together in both arms."""
+    levels, weights = ready.levels[steps:-1], bootstrap.weights(forward.groups, 1)
+    gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
+    ratio = part_ratios(arm, levels, Reference(reference.views[:1], reference.spectrum, reference.true_square), weights)
+    whole = ratio["all"]
+    return Horizon(
+        steps, [float(level.logsnr) for level in levels], bootstrap.curve(gap), bootstrap.curve(whole),
+        bootstrap.number(gap.mean(0)), bootstrap.number(whole.log().mean(0)),
+    )  # fmt: skip
