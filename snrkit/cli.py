@@ -152,6 +152,49 @@ def fit_estimator(
     _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
 
 
+@app.command()
+def tune(
+    config: ConfigOption,
+    sampler: Annotated[str, typer.Option("--sampler", help="The sampler whose corrections are tuned.")],
+    by: Annotated[str, typer.Option("--by", help="predicted, gap, fd or optuna.")] = "fd",
+    parameter: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--parameter", help="Coefficient as index.name, such as 0.low; repeat for stages."),
+    ] = None,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Choose coefficients of a sampler's corrections on seeds that are never scored."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.showing import show_tuned
+    from snrkit.jobs.tuning import METHODS, run_tuning
+
+    methods = {method: method for method in METHODS}
+    if by not in methods:
+        raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
+    _show(run_tuning(experiment, runs, world, sampler, methods[by], parameter or (), quiet), json, world, show_tuned)
+
+
+@app.command()
+def compare(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """One table at equal NFE: every sampler, its base without corrections, and stronger solvers, with intervals."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.comparing import run_comparing
+    from snrkit.jobs.showing import show_comparison
+
+    _show(run_comparing(experiment, runs, world, quiet), json, world, show_comparison)
+
+
 @app.command("eval-fid")
 def eval_fid(
     images: Annotated[

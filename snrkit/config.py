@@ -22,7 +22,7 @@ from snrkit.networks import AnyNetwork
 from snrkit.objective import AnyLevelSampler, AnyWeighting
 from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm
-from snrkit.sampler import SampleConfig, Sampler, lacking, parse_seeds, rehearse
+from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
 from snrkit.step import Abilities
 from snrkit.train import TrainConfig
@@ -60,6 +60,8 @@ class Experiment(Value):
     sample: SampleConfig = SampleConfig()
     shift: ShiftConfig = ShiftConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tune: TuneConfig = TuneConfig()
+    compare: CompareConfig = CompareConfig()
 
     @field_validator("name")
     @classmethod

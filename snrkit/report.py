@@ -15,6 +15,7 @@ from typing import Any
 from snrkit.config import Experiment
 from snrkit.files import disk_errors, read_json, write_bytes, write_text
 from snrkit.run import Run, read_all, read_log
+from snrkit.value import Value
 
 Row = Sequence[str]
 
@@ -64,14 +65,16 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         Heading("Samplers"),
         table,
         *[Paragraph(text) for text in _reading(found, experiment)],
+        *_readings(found),
+        *_tuned(run, experiment),
         *_curves(run, experiment),
         *_pictures(run, experiment),
         Heading("How to read this page"),
         *[Paragraph(text) for text in GUIDE],
     ]
     with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
-        write_text(run.report(".md"), "\n\n".join(_markdown(block, run.path) for block in blocks) + "\n")
-        write_text(run.report(".html"), _page(experiment.name, [_html(block) for block in blocks]))
+        write_text(run.report(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+        write_text(run.report(".html"), page(experiment.name, [as_html(block) for block in blocks]))
     return run.report(".html"), table
 
 
@@ -134,25 +137,36 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
         summary = {} if record is None or record["names"] != names else record["summary"]
         source = record or shift
         rows.append((
-            name, _short(sampler.solver.model_dump()), f"{sampler.grid.kind} {sampler.grid.steps}",
-            ", ".join(_short(c.model_dump()) for c in sampler.corrections) or "none",
-            "?" if source is None else str(source["nfe"]), _spread(summary.get("fd"), 4),
-            _mean(summary.get("inception_score"), 3), _mean(summary.get("kid"), 5), _mean(summary.get("precision"), 3),
-            _mean(summary.get("recall"), 3), *(_interval(shift, key) for key in shifted),
+            name, _short(sampler.solver), f"{sampler.grid.kind} {sampler.grid.steps}",
+            ", ".join(_short(c) for c in sampler.corrections) or "none",
+            "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
+            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
         ))  # fmt: skip
     return Table(header, rows)
 
 
-def _short(value: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key} {entry}" for key, entry in value.items() if key != "kind")
-    return f"{value['kind']} ({rest})" if rest else str(value["kind"])
+DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
 
 
-def _mean(entry: Mapping[str, float] | None, digits: int) -> str:
+def _short(value: Value) -> str:
+    """Kind and settings other than the defaults."""
+    content = value.model_dump(exclude_defaults=True, exclude={"kind"})
+    rest = ", ".join(f"{key} {_plain(entry)}" for key, entry in content.items())
+    kind = value.model_dump()["kind"]
+    return f"{kind} ({rest})" if rest else str(kind)
+
+
+def _plain(entry: Any) -> str:
+    return " ".join(str(v) for v in entry.values()) if isinstance(entry, Mapping) else str(entry)
+
+
+def mean_of(entry: Mapping[str, float] | None, digits: int) -> str:
+    """The mean of a summary entry; a dash for none."""
     return "-" if entry is None else f"{entry['mean']:.{digits}f}"
 
 
-def _spread(entry: Mapping[str, float] | None, digits: int) -> str:
+def spread(entry: Mapping[str, float] | None, digits: int) -> str:
+    """Mean (min, max) of a summary entry; a dash for none."""
     if entry is None:
         return "-"
     return f"{entry['mean']:.{digits}f} ({entry['min']:.{digits}f}, {entry['max']:.{digits}f})"
@@ -233,6 +247,71 @@ def _sources(found: Found) -> list[str]:
     return texts
 
 
+def _readings(found: Found) -> list[Block]:
+    """What the probes found, one row a sampler: means over levels with their nulls."""
+    rows = []
+    for name, record in found.shifts.items():
+        horizon, why, window = (record.get(key) for key in ("horizon", "why", "window"))
+        estimated = record.get("estimator")
+        gain = record.get("amplification")
+        rows.append((
+            name, _interval(record, "mean_nearest"), _interval(record, "mean_nearest_null"),
+            "-" if estimated is None else _interval(estimated, "mean_shift"),
+            "-" if window is None or window["mean_equivalent_shift"] is None
+            else _interval(window, "mean_equivalent_shift"),
+            "-" if horizon is None else _interval(horizon, "mean_norm_gap"),
+            "-" if horizon is None else _interval(horizon, "mean_log_variance_ratio"),
+            *(("-",) * 4 if why is None else (
+                _interval(why[key], part) for key in ("norm_gap", "log_variance_ratio")
+                for part in ("mean_network", "mean_solver"))),
+            "-" if gain is None else _gains(gain),
+        ))  # fmt: skip
+    header = (
+        "sampler", "nearest level, nats", "its null", "estimator's shift", "shift by the norm's slope",
+        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network", "of the solver",
+        "ln variance ratio of the network", "of the solver", "gain of an error, most (Gaussian)",
+    )  # fmt: skip
+    audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
+    blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []
+    return [*blocks, Paragraph(_audited(audits[0]))] if audits else blocks
+
+
+def _gains(gain: Mapping[str, Any]) -> str:
+    value = max(gain["gain"]["all"]["value"])
+    return f"{value:.2f} ({max(gain['gaussian']['all']):.2f})"
+
+
+def _audited(audit: Mapping[str, Any]) -> str:
+    parts = []
+    for key in ("alpha", "sigma"):
+        curve = audit[key]
+        held = sum(low <= 1 <= high for low, high in zip(curve["low"], curve["high"], strict=True))
+        worst = max(curve["value"], key=lambda v: abs(v - 1))
+        parts.append(
+            f"{key} over nominal: farthest from 1 is {worst:.4f}, {held} of {len(curve['value'])} intervals hold 1"
+        )
+    return (
+        f"Training audit on {audit['pairs']} training pairs, by bins of the told level: {'; '.join(parts)}; sigma_data "
+        f"{_interval({'v': audit['sigma_data']}, 'v').lstrip('+')} against {audit['sigma_data_nominal']:.4f} as "
+        "configured."
+    )
+
+
+def _tuned(run: Run, experiment: Experiment) -> list[Block]:
+    """Predicted, fitted and best-score coefficients side by side, where snrkit tune found them."""
+    rows = []
+    for name in experiment.samplers:
+        path = run.tuned(name)
+        record = read_json(path) if path.exists() else None
+        if record is None:
+            continue
+        for place, parameter in enumerate(record["parameters"]):
+            cells = [record["found"].get(method) for method in ("predicted", "gap", "fd", "optuna")]
+            rows.append((name, parameter, *("-" if c is None else f"{c['values'][place]:.4g}" for c in cells)))
+    header = ("sampler", "coefficient", "predicted (Gaussian control)", "fitted (norm gap)", "best score", "optuna")
+    return [Heading("Coefficients"), Table(header, rows)] if rows else []
+
+
 def _curves(run: Run, experiment: Experiment) -> list[Block]:
     """Scores over checkpoints, where eval-fid --checkpoints made them."""
     rows = []
@@ -242,7 +321,7 @@ def _curves(run: Run, experiment: Experiment) -> list[Block]:
             selected = (
                 "selected by this score" if point["checkpoint_images"] == read_json(path)["selected_images"] else ""
             )
-            score = _spread(point["summary"]["fd"], 4)
+            score = spread(point["summary"]["fd"], 4)
             rows.append((name, f"{point['checkpoint_images']:,}", point["names"]["fd"], score, selected))
     header = ("sampler", "images trained", "score", "mean (min, max)", "")
     return [Heading("Over training"), Table(header, rows)] if rows else []
@@ -262,7 +341,7 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
             Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
         ]
     for title, paths in (
-        ("Shift", [run.shift(name, ".png") for name in experiment.samplers]),
+        ("Shift", [run.shift(name, kind) for name in experiment.samplers for kind in (".png", "-window.png")]),
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
         samples = title == "Samples"
@@ -298,7 +377,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _markdown(block: Block, base: Path) -> str:
+def markdown(block: Block, base: Path) -> str:
+    """A block as Markdown, pictures relative to `base`."""
     if isinstance(block, Heading):
         return f"{'#' * block.level} {block.text}"
     if isinstance(block, Paragraph):
@@ -309,7 +389,8 @@ def _markdown(block: Block, base: Path) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _html(block: Block) -> str:
+def as_html(block: Block) -> str:
+    """A block as HTML, pictures embedded."""
     if isinstance(block, Heading):
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
     if isinstance(block, Paragraph):
@@ -333,7 +414,8 @@ STYLE = (
 )
 
 
-def _page(title: str, parts: Sequence[str]) -> str:
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole HTML page of blocks."""
     body = "\n".join(parts)
     return (
         f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>snrkit: {html.escape(title)}</title>"

@@ -58,6 +58,14 @@ class Run:
         """The estimator of levels."""
         return self.path / "estimator"
 
+    def tuned(self, sampler: str, suffix: str = ".json") -> Path:
+        """What tune wrote for a sampler."""
+        return self.path / "tune" / f"{sampler}{suffix}"
+
+    def comparison(self, suffix: str = ".json") -> Path:
+        """What compare wrote."""
+        return self.path / f"compare{suffix}"
+
     def metrics(self, sampler: str) -> Path:
         """What eval-fid wrote for a sampler."""
         return self.path / "metrics" / f"{sampler}.json"

@@ -16,7 +16,7 @@ from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.process import Process
 from snrkit.sample import sample, start
-from snrkit.solvers import AnySolver
+from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.step import Abilities, Correction, Demanding, ForwardStatistics, LevelPosterior, Opens, Solver, Sources
 from snrkit.value import Value
 
@@ -53,6 +53,29 @@ class SampleConfig(Value):
         if not parse_seeds(seeds):
             raise ValueError("no seeds given")
         return seeds
+
+
+class TuneConfig(Value):
+    """How `snrkit tune` chooses coefficients."""
+
+    seeds: str = Field("100000-100999", description="images it looks at; never those that are scored")
+    trials: int = Field(40, ge=1, description="of optuna")
+
+    @field_validator("seeds")
+    @classmethod
+    def _readable(cls, seeds: str) -> str:
+        parse_seeds(seeds)
+        return seeds
+
+
+class CompareConfig(Value):
+    """What `snrkit compare` sets beside the experiment's own samplers."""
+
+    solvers: tuple[AnySolver, ...] = Field(
+        (Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()), description="shown without corrections at every NFE"
+    )
+    timed_images: int = Field(32, ge=1, description="images of one timed batch")
+    rounds: int = Field(5, ge=1, description="timed batches of each sampler, interleaved")
 
 
 def parse_seeds(text: str) -> list[int]:

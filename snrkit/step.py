@@ -93,6 +93,17 @@ Correction = BeliefCorrection | LevelCorrection | StateCorrection
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Where a coefficient is searched: its neutral value, the ends, and the steps of a coarse and a fine sweep."""
+
+    neutral: float
+    low: float
+    high: float
+    coarse: float
+    fine: float
+
+
+@dataclass(frozen=True, slots=True)
 class Abilities:
     """What a trained model can be asked."""
 

@@ -26,6 +26,7 @@ LAYERS = [
     {"config"},
     {"run"},
     {"report"},
+    {"comparison"},
     {"jobs"},
     {"cli"},
     {"__main__"},

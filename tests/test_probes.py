@@ -1,4 +1,4 @@
-"""Probes of measure-shift: each reads its null with an exact denoiser and many steps, and a known error for what it is."""
+"""Probes of measure-shift: each reads its null with an exact denoiser and many steps, and known errors as such."""
 
 import math
 from functools import partial

@@ -9,7 +9,7 @@ x0_rescale          the spread of x0_hat over the dimensions of an image, brough
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place, Sources
+from snrkit.step import Place, Range, Sources
 from snrkit.value import Value
 
 
@@ -66,6 +66,7 @@ class X0Rescale(Value):
 
     kind: Literal["x0_rescale"] = "x0_rescale"
     share: float = Field(1.0, ge=0, le=1)
+    tunable: ClassVar[dict[str, Range]] = {"share": Range(0.0, 0.0, 1.0, coarse=0.1, fine=0.02)}
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":
         """The correction with the spreads at the levels of a grid, measured on training images."""

@@ -12,7 +12,7 @@ code, which is meant here. In the ve and flow scalings the pixel mode on an Eule
 (1 + pixel) sigma'.
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snrkit.errors import SnrkitError
 from snrkit.level import broadcast
-from snrkit.step import Place, Step
+from snrkit.step import Place, Range, Step
 from snrkit.value import Value
 from snrkit.wavelet import check_wavelet, low_part
 
@@ -102,6 +102,9 @@ class Dcw(Value):
     padding: str = "zero"
     space: Literal["native", "unscaled"] = "native"
     evaluation: Literal["last", "first"] = "last"
+    tunable: ClassVar[dict[str, Range]] = dict.fromkeys(
+        ("pixel", "low", "high"), Range(0.0, -0.1, 0.2, coarse=0.01, fine=0.001)
+    )
 
     @model_validator(mode="after")
     def _acts(self) -> "Dcw":

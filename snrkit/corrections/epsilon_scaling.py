@@ -6,7 +6,7 @@ Euler step of r = sigma/alpha to r' + (r - r')(1 - 1/b), in every scaling. It ac
 EDM's own sampler; unlike DCW it leaves (1 - 1/b) sigma eps in the finished image.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from snrkit.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place
+from snrkit.step import Place, Range
 from snrkit.value import Value
 
 
@@ -27,6 +27,10 @@ class EpsilonScaling(Value):
     kind: Literal["epsilon_scaling"] = "epsilon_scaling"
     scale: float = Field(1.0, gt=0)
     slope: float = Field(0.0, description="added per step still to come (the paper's k)")
+    tunable: ClassVar[dict[str, Range]] = {
+        "scale": Range(1.0, 0.9, 1.1, coarse=0.005, fine=0.001),
+        "slope": Range(0.0, -0.01, 0.01, coarse=0.001, fine=0.0002),
+    }
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its eps divided."""

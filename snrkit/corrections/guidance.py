@@ -16,7 +16,7 @@ what its weight applies to (x0 and eps, which mixes answers, not scores).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,7 +26,7 @@ from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, solve
 from snrkit.process import Process
-from snrkit.step import Abilities, Place, Sources
+from snrkit.step import Abilities, Place, Range, Sources
 from snrkit.value import Value
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
@@ -95,6 +95,7 @@ class Guidance(Value):
     weight: float = 0.0
     logsnr_min: float | None = Field(None, description="no guidance in steps that begin at noisier levels, nats")
     logsnr_max: float | None = Field(None, description="no guidance in steps that begin at cleaner levels, nats")
+    tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
 
     @model_validator(mode="after")
     def _ordered(self) -> "Guidance":

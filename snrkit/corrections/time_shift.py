@@ -11,7 +11,7 @@ The paper matches var(x) with sigma^2, as if the data had no variance of their o
 it. Neither acts at the first level of a grid, at or beyond the cut-off at the clean end, or on the clean level itself.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ from torch import Tensor
 from snrkit.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
-from snrkit.step import Place
+from snrkit.step import Place, Range
 from snrkit.value import Value
 
 CANDIDATES = 33  # levels of a window in nats
@@ -39,6 +39,7 @@ class TimeShift(Value):
     window: float = Field(0.0, ge=0, description="from end to end")
     cutoff: float | None = Field(None, description="no shift at this index and below, or at this logsnr and above")
     data_variance: float = Field(0.0, ge=0, description="Var[x0], for the variant paper")
+    tunable: ClassVar[dict[str, Range]] = {"window": Range(0.0, 0.0, 40.0, coarse=4.0, fine=2.0)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "TimeShift":

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from snrkit.comparison import comparison_rows
 from snrkit.config import Experiment
 from snrkit.report import write_report
 from snrkit.run import Run, stored_experiment
@@ -37,6 +38,24 @@ def show_calibration(record: Mapping[str, Any]) -> None:
         f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
         f"central 90 % holds {record['coverage']:.1%} of them"
     )
+
+
+def show_tuned(record: Mapping[str, Any]) -> None:
+    """What each method found, and where the YAML lies."""
+    rows = [
+        [method, *(f"{value:g}" for value in found["values"]),
+         "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}"]
+        for method, found in record["found"].items()
+    ]  # fmt: skip
+    _print(("by", *record["parameters"], "score on the tuning seeds"), rows)
+    out.print(f"sample it with: snrkit sample --config {record['yaml']}")
+
+
+def show_comparison(record: Mapping[str, Any]) -> None:
+    """The table of snrkit compare, by NFE."""
+    _print(*comparison_rows(record))
+    for warning in record["warnings"]:
+        out.print(f"warning: {warning}")
 
 
 def show_scores(records: Mapping[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""The page of `snrkit compare`: one table, rows of equal cost together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from snrkit.files import write_text
+from snrkit.report import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, spread
+from snrkit.run import Run
+
+
+def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """(header, rows) of what snrkit compare found."""
+    names = record["names"]
+    header: Row = (
+        "sampler", "NFE", f"{names['fd']} (min, max)", names["kid"], names["is"], f"{names['fd']} less base's",
+        "verdict", "norm gap (null)", "ln variance ratio (null)", "nearest level (null)", "ms/image", "overhead",
+    )  # fmt: skip
+    rows: list[Row] = []
+    for row in record["rows"]:
+        summary, difference = row["summary"], row.get("difference", {}).get("fd")
+        rows.append((
+            row["name"], str(row["nfe"]), spread(summary.get("fd"), 4), mean_of(summary.get("kid"), 5),
+            mean_of(summary.get("inception_score"), 3), "-" if difference is None else _difference(difference),
+            "-" if row["base"] is None else f"{row['verdict']} than {row['base']}".replace("shown than", "shown from"),
+            *(_read(row[key]) for key in ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")),
+            f"{1000 * row['seconds_per_image']:.2f}", "-" if row["base"] is None else f"{row['overhead']:+.1%}",
+        ))  # fmt: skip
+    return header, rows
+
+
+def _difference(entry: Mapping[str, float | None]) -> str:
+    if entry["low"] is None:
+        return f"{entry['mean']:+.4f}"
+    return f"{entry['mean']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
+
+
+def _read(entry: Mapping[str, Any]) -> str:
+    return f"{entry['value']:+.3f} ({entry['null']['value']:+.3f})"
+
+
+COMPARISON_GUIDE = (
+    "Rows of one NFE cost the same number of network calls. A row with corrections is compared with its base, the same "
+    "solver on the same kind of grid without corrections and at the same NFE. The difference is over ranges of equal "
+    "seeds, with a paired 95 % t-interval; better and worse mean that the interval clears 0. With many rows some "
+    "clear it by chance: one in twenty of those that do nothing.",
+    "Norm gap, ln variance ratio and nearest level are as in the report, each with its null. Times are medians of "
+    "interleaved batches on this machine; overhead is against the base.",
+)
+
+
+def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
+    """Write compare.md and compare.html."""
+    header, rows = comparison_rows(record)
+    facts = (
+        f"{record['ranges']} ranges of {record['images_a_range']} images each (seeds {record['seeds']}), weights "
+        f"{record['weights']} at {record['checkpoint_images']:,} images, features {record['features']}, reference: "
+        f"{record['reference']}."
+    )
+    blocks: list[Block] = [
+        Heading(f"{run.path.name}: samplers compared", 1), Paragraph(facts), Table(header, rows),
+        *[Paragraph(text) for text in COMPARISON_GUIDE], *[Paragraph(f"Warning: {w}") for w in record["warnings"]],
+    ]  # fmt: skip
+    write_text(run.comparison(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+    write_text(run.comparison(".html"), page(run.path.name, [as_html(block) for block in blocks]))

@@ -1,0 +1,224 @@
+"""`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
+
+Rows are the experiment's samplers, grouped by NFE. To every group come, where they are missing, the base of each
+sampler that has corrections - its solver and kind of grid without them, with as many steps as the same NFE allows - and
+the solvers of `compare.solvers`. All make the same seeds, so that scores differ range by range: a row's difference from
+its base has a paired t-interval over the ranges, and the row says whether it clears 0.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snrkit.comparison import comparison_page
+from snrkit.config import Experiment
+from snrkit.distributed import World
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.files import disk_errors, write_json
+from snrkit.jobs.measuring import Instrument, check_held_out, measured_seeds
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
+from snrkit.jobs.progress import bar
+from snrkit.jobs.sampling import choose, make_images, sample_steps, starting_point
+from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
+from snrkit.jobs.sources import open_sampler
+from snrkit.prediction import Target
+from snrkit.process import Process
+from snrkit.run import Run, locked, trained_run, write_config
+from snrkit.sampler import Sampler, rehearse
+from snrkit.shift.bootstrap import Number
+from snrkit.shift.measure import Shift
+from snrkit.value import Value
+
+SHAPE = (1, 2, 2)
+MOST_STEPS = 2000
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, by degrees
+SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
+LESS_IS_BETTER = ("fd", "kid")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sampler of the table, and the name of the row it is compared with."""
+
+    sampler: Sampler
+    nfe: int
+    base: str | None
+
+
+def lay_out(experiment: Experiment) -> dict[str, Row]:
+    """All rows: the experiment's samplers, and what is added to them. ConfigError where no base has the same NFE."""
+    process, target = experiment.process, experiment.target
+    found = {name: (s, rehearse(s, process, target, SHAPE)) for name, s in experiment.samplers.items()}
+    for name, (sampler, nfe) in list(found.items()):
+        if sampler.corrections:
+            _ensure(found, sampler.solver, sampler, nfe, process, target, name)
+        for solver in experiment.compare.solvers:
+            _ensure(found, solver, sampler, nfe, process, target, None)
+    rows = {}
+    for name, (sampler, nfe) in found.items():
+        bases = [n for n, (s, cost) in found.items() if _is_base(s, sampler) and cost == nfe and n != name]
+        rows[name] = Row(sampler, nfe, bases[0] if sampler.corrections and bases else None)
+    return rows
+
+
+def _is_base(candidate: Sampler, sampler: Sampler) -> bool:
+    same = candidate.solver == sampler.solver and candidate.grid.kind == sampler.grid.kind
+    return not candidate.corrections and same and candidate.start == sampler.start
+
+
+def _ensure(
+    found: dict[str, tuple[Sampler, int]], solver: Value, like: Sampler, nfe: int, process: Process, target: Target,
+    needed_by: str | None,
+) -> None:  # fmt: skip
+    """Add `solver` without corrections at `nfe` evaluations on the grid of `like`, unless such a row is there."""
+    plain = like.model_copy(update={"solver": solver, "corrections": ()})
+    if any(_is_base(s, plain) and cost == nfe for s, cost in found.values()):
+        return
+    fitted = with_nfe(plain, nfe, process, target)
+    if fitted is None:
+        if needed_by is not None:
+            raise ConfigError(
+                f"samplers.{needed_by}: no {plain.solver.kind} on a {plain.grid.kind} grid has {nfe} evaluations "
+                "without corrections, so it has no base of equal cost; change its steps."
+            )
+        return
+    name = f"{fitted.solver.kind}-{nfe}"
+    while name in found:
+        name += "-plain"
+    found[name] = (fitted, nfe)
+
+
+def with_nfe(sampler: Sampler, nfe: int, process: Process, target: Target) -> Sampler | None:
+    """The sampler with the number of steps that costs exactly `nfe` evaluations; None if no number does."""
+    low, high = 1, min(nfe, MOST_STEPS)
+    while low <= high:
+        steps = (low + high) // 2
+        tried = sampler.model_copy(update={"grid": sampler.grid.model_copy(update={"steps": steps})})
+        try:
+            cost = rehearse(tried, process, target, SHAPE)
+        except SnrkitError:  # more steps than the table has
+            cost = nfe + 1
+        if cost == nfe:
+            return tried
+        low, high = (steps + 1, high) if cost < nfe else (low, steps - 1)
+    return None
+
+
+def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> dict[str, Any]:
+    """Sample, score, measure and time every row; returns the record of the table."""
+    if world.size > 1:
+        raise SnrkitError("compare runs in one process; start it without torchrun.")
+    choose(experiment, ())
+    rows = lay_out(experiment)
+    shift = experiment.shift.model_copy(update={"probes": ()})
+    everything = experiment.model_copy(
+        update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}
+    )
+    opened = open_experiment(everything, world)
+    check_held_out(opened)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    with locked(run):
+        model = open_model(opened, run)
+        write_config(run, opened.experiment.model_copy(update={"shift": experiment.shift}))
+        extractor, reference = open_reference(opened)
+        instrument = Instrument(opened, model, measured_seeds(opened))
+        scores, shifts = {}, {}
+        with bar("comparing", len(rows), not quiet) as progress:
+            for index, (name, row) in enumerate(rows.items()):
+                make_images(opened, model, name, run.samples(name), row.sampler, True, True)
+                scores[name] = score_folder(opened, name, run.samples(name), extractor, reference)
+                shifts[name] = instrument.measure(row.sampler).shift
+                progress.update(index + 1, name)
+        times = time_rows(opened, model, rows)
+        record = make_record(opened, model, rows, scores, shifts, times)
+        _write(run, record)
+    return record
+
+
+def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str, float]:
+    """Median seconds per image of every row, over interleaved rounds; the first round warms up and is not counted."""
+    config = opened.experiment.compare
+    seeds = measured_seeds(opened)[: config.timed_images]
+    taken: dict[str, list[float]] = {name: [] for name in rows}
+    ready = {name: open_sampler(opened, model, row.sampler) for name, row in rows.items()}
+    for _ in range(config.rounds + 1):
+        for name, row in rows.items():
+            x, cond, noise = starting_point(opened, row.sampler, ready[name].levels, seeds)
+            before = time.perf_counter()
+            with torch.no_grad():
+                for step in sample_steps(model.denoiser, ready[name], x, noise, cond):
+                    x = step.x_next
+            float(x.sum())  # waits for the device
+            taken[name].append((time.perf_counter() - before) / len(seeds))
+    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+
+
+def make_record(
+    opened: Opened, model: Model, rows: Mapping[str, Row], scores: Mapping[str, Any], shifts: Mapping[str, Shift],
+    times: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """The table as plain data, rows by NFE and then in the order of the file."""
+    table = []
+    for name, row in sorted(rows.items(), key=lambda item: item[1].nfe):
+        ranges, near = scores[name]["ranges"], shifts[name]
+        entry: dict[str, Any] = {
+            "name": name, "nfe": row.nfe, "base": row.base, "definition": row.sampler.model_dump(mode="json"),
+            "summary": scores[name]["summary"], "ranges": ranges, "seconds_per_image": times[name],
+        }  # fmt: skip
+        for key in SHIFTS:
+            reading, null = (_number(getattr(near, k)) for k in (key, f"{key}_null"))
+            entry[key] = {**reading, "null": null}
+        if row.base is not None:
+            entry["overhead"] = times[name] / times[row.base] - 1
+            entry["difference"] = {
+                key: against(ranges, scores[row.base]["ranges"], key)
+                for key in SCORED
+                if key in scores[name]["summary"] and key in scores[row.base]["summary"]
+            }
+            entry["verdict"] = verdict(entry["difference"]["fd"])
+        table.append(entry)
+    first = next(iter(scores.values()))
+    warnings = sorted({w for record in scores.values() for part in record["ranges"] for w in part["warnings"]})
+    return {
+        "rows": table, "names": first["names"], "features": first["features"], "reference": first["reference"],
+        "images_a_range": first["ranges"][0]["images"], "ranges": len(first["ranges"]), "seeds": first["seeds"],
+        "checkpoint_images": model.images, "weights": model.weights, "warnings": warnings,
+        "timed_images": opened.experiment.compare.timed_images, "made_with": provenance(opened.world),
+    }  # fmt: skip
+
+
+def _number(value: Number) -> dict[str, float]:
+    return {"value": value.value, "low": value.low, "high": value.high}
+
+
+def against(
+    ranges: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str
+) -> dict[str, float | None]:
+    """Mean difference of a score over ranges of equal seeds, with its paired 95 % t-interval (none for one range)."""
+    differences = [float(a[key]) - float(b[key]) for a, b in zip(ranges, base, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    degrees = len(differences) - 1
+    quantile = T_95[degrees - 1] if degrees <= len(T_95) else 1.96 + 2.4 / degrees
+    half = quantile * statistics.stdev(differences) / len(differences) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def verdict(difference: Mapping[str, float | None]) -> str:
+    """What the interval of a distance's difference says."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "one range: no interval"
+    return "better" if high < 0 else "worse" if low > 0 else "no difference shown"
+
+
+def _write(run: Run, record: Mapping[str, Any]) -> None:
+    with disk_errors(f"writing {run.comparison()}", "free space and run the same command again"):
+        write_json(run.comparison(), record)
+        comparison_page(run, record)
