@@ -155,7 +155,7 @@ def fit_estimator(
 @app.command()
 def tune(
     config: ConfigOption,
-    sampler: Annotated[str, typer.Option("--sampler", help="The sampler whose corrections are tuned.")],
+    sampler: SamplerOption = None,
     by: Annotated[str, typer.Option("--by", help="predicted, gap, fd or optuna.")] = "fd",
     parameter: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -175,7 +175,8 @@ def tune(
     methods = {method: method for method in METHODS}
     if by not in methods:
         raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
-    _show(run_tuning(experiment, runs, world, sampler, methods[by], parameter or (), quiet), json, world, show_tuned)
+    records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
+    _show(records, json, world, show_tuned)
 
 
 @app.command()

@@ -35,7 +35,8 @@ def _difference(entry: Mapping[str, float | None]) -> str:
 
 
 def _read(entry: Mapping[str, Any]) -> str:
-    return f"{entry['value']:+.3f} ({entry['null']['value']:+.3f})"
+    values = [entry["value"], entry["null"]["value"]]
+    return "-" if None in values else f"{values[0]:+.3f} ({values[1]:+.3f})"
 
 
 COMPARISON_GUIDE = (

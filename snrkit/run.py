@@ -66,6 +66,10 @@ class Run:
         """What compare wrote."""
         return self.path / f"compare{suffix}"
 
+    def compared(self, sampler: str) -> Path:
+        """What compare keeps of one row, to go on from."""
+        return self.path / "compare" / f"{sampler}.json"
+
     def metrics(self, sampler: str) -> Path:
         """What eval-fid wrote for a sampler."""
         return self.path / "metrics" / f"{sampler}.json"

@@ -17,7 +17,7 @@ from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
 from snrkit.shift.frequency import pixels, views
-from snrkit.shift.measure import Reference, compare
+from snrkit.shift.measure import Reference, compare, readable
 from snrkit.shift.nearest import Spectrum
 from snrkit.solvers import Euler, Heun
 from tests.exact import gaussian
@@ -218,3 +218,15 @@ def test_files_hold_the_measurement():
     column = rows[0].split(",").index("variance_ratio")
     assert [float(row.split(",")[column]) for row in rows[1:]] == shift.variance_ratio.value
     assert as_png(shift, "title").startswith(b"\x89PNG")
+
+
+def test_the_nearest_level_is_silent_where_its_null_fails():
+    """Where forward samples do not read their own level, or the search ends, nothing is said; elsewhere all is kept."""
+    noise = 0.01 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    forward = noise + torch.tensor([0.0, 0.02, 0.5, 0.0], dtype=torch.float64)[:, None]
+    reverse = noise + torch.tensor([0.3, -0.2, 0.5, 3.0], dtype=torch.float64)[:, None]
+    seen, null = readable(reverse, forward)
+    assert torch.equal(seen[:2], reverse[:2])
+    assert torch.equal(null[:2], forward[:2])
+    assert seen[2:].isnan().all()
+    assert null[2:].isnan().all()

@@ -11,7 +11,7 @@ The paper matches var(x) with sigma^2, as if the data had no variance of their o
 it. Neither acts at the first level of a grid, at or beyond the cut-off at the clean end, or on the clean level itself.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -39,7 +39,6 @@ class TimeShift(Value):
     window: float = Field(0.0, ge=0, description="from end to end")
     cutoff: float | None = Field(None, description="no shift at this index and below, or at this logsnr and above")
     data_variance: float = Field(0.0, ge=0, description="Var[x0], for the variant paper")
-    tunable: ClassVar[dict[str, Range]] = {"window": Range(0.0, 0.0, 40.0, coarse=4.0, fine=2.0)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "TimeShift":
@@ -48,6 +47,13 @@ class TimeShift(Value):
         if self.variant == "released" and self.data_variance:
             raise ValueError("data_variance has no effect on variant released; drop it")
         return self
+
+    @property
+    def tunable(self) -> dict[str, Range]:
+        """The window, in its unit."""
+        if self.unit == "nats":
+            return {"window": Range(0.0, 0.0, 4.0, coarse=0.1, fine=0.02)}
+        return {"window": Range(0.0, 0.0, 200.0, coarse=4.0, fine=2.0)}
 
     def move(self, x: Tensor, place: Place, process: Process) -> Place:
         """The place with its level or its end moved."""

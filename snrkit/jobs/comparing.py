@@ -9,29 +9,28 @@ its base has a paired t-interval over the ranges, and the row says whether it cl
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from snrkit import __version__
 from snrkit.comparison import comparison_page
 from snrkit.config import Experiment
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
-from snrkit.files import disk_errors, write_json
+from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.measuring import Instrument, check_held_out, measured_seeds
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sampling import choose, make_images, sample_steps, starting_point
+from snrkit.jobs.sampling import choose, make_images, manifest, sample_steps, starting_point
 from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
 from snrkit.jobs.sources import open_sampler
 from snrkit.prediction import Target
 from snrkit.process import Process
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import Sampler, rehearse
-from snrkit.shift.bootstrap import Number
-from snrkit.shift.measure import Shift
 from snrkit.value import Value
 
 SHAPE = (1, 2, 2)
@@ -130,14 +129,37 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
         scores, shifts = {}, {}
         with bar("comparing", len(rows), not quiet) as progress:
             for index, (name, row) in enumerate(rows.items()):
-                make_images(opened, model, name, run.samples(name), row.sampler, True, True)
-                scores[name] = score_folder(opened, name, run.samples(name), extractor, reference)
-                shifts[name] = instrument.measure(row.sampler).shift
+                stored = run.compared(name)
+                facts = row_facts(opened, model, row, extractor.key)
+                if not stored.exists() or read_json(stored)["facts"] != facts:
+                    wanted = manifest(opened, model, row.sampler)
+                    make_images(opened, model, name, run.samples(name), row.sampler, differs(run, name, wanted), True)
+                    score = score_folder(opened, name, run.samples(name), extractor, reference)
+                    measured = asdict(instrument.measure(row.sampler).shift)
+                    write_json(stored, {"facts": facts, "score": score, "shift": measured})
+                content = read_json(stored)
+                scores[name], shifts[name] = content["score"], content["shift"]
                 progress.update(index + 1, name)
         times = time_rows(opened, model, rows)
         record = make_record(opened, model, rows, scores, shifts, times)
         _write(run, record)
     return record
+
+
+def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str, Any]:
+    """What a row's numbers depend on: those of an earlier, interrupted command are kept where nothing differs."""
+    e = opened.experiment
+    return {
+        **manifest(opened, model, row.sampler), "seeds": e.sample.seeds, "features": features,
+        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"), "version": __version__,
+    }  # fmt: skip
+
+
+def differs(run: Run, name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether the folder of samples holds images that were made otherwise."""
+    path = run.samples(name) / "manifest.json"
+    made = read_json(path) if path.exists() else {}
+    return any(made.get(key) != value for key, value in wanted.items()) and path.exists()
 
 
 def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str, float]:
@@ -159,7 +181,7 @@ def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str
 
 
 def make_record(
-    opened: Opened, model: Model, rows: Mapping[str, Row], scores: Mapping[str, Any], shifts: Mapping[str, Shift],
+    opened: Opened, model: Model, rows: Mapping[str, Row], scores: Mapping[str, Any], shifts: Mapping[str, Any],
     times: Mapping[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """The table as plain data, rows by NFE and then in the order of the file."""
@@ -171,8 +193,7 @@ def make_record(
             "summary": scores[name]["summary"], "ranges": ranges, "seconds_per_image": times[name],
         }  # fmt: skip
         for key in SHIFTS:
-            reading, null = (_number(getattr(near, k)) for k in (key, f"{key}_null"))
-            entry[key] = {**reading, "null": null}
+            entry[key] = {**near[key], "null": near[f"{key}_null"]}
         if row.base is not None:
             entry["overhead"] = times[name] / times[row.base] - 1
             entry["difference"] = {
@@ -190,10 +211,6 @@ def make_record(
         "checkpoint_images": model.images, "weights": model.weights, "warnings": warnings,
         "timed_images": opened.experiment.compare.timed_images, "made_with": provenance(opened.world),
     }  # fmt: skip
-
-
-def _number(value: Number) -> dict[str, float]:
-    return {"value": value.value, "low": value.low, "high": value.high}
 
 
 def against(

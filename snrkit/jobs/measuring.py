@@ -212,6 +212,8 @@ class Instrument:
     def horizon(self, ready: Ready, forward: Arm) -> Horizon:
         """What a few steps do to states that are right."""
         e, steps = self.opened.experiment, self.opened.experiment.shift.horizon_steps
+        count = min(e.shift.horizon_images, len(self.seeds))
+        forward = forward.first(count)
         arm = horizon_arm(
             self.model.denoiser, ready, forward, self.labels, steps, self.seeds,
             batch=e.shift.batch, device=self.opened.world.device,

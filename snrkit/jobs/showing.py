@@ -40,15 +40,18 @@ def show_calibration(record: Mapping[str, Any]) -> None:
     )
 
 
-def show_tuned(record: Mapping[str, Any]) -> None:
+def show_tuned(records: Mapping[str, Any]) -> None:
     """What each method found, and where the YAML lies."""
     rows = [
-        [method, *(f"{value:g}" for value in found["values"]),
-         "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}"]
+        [name, method, ", ".join(f"{p} {v:g}" for p, v in zip(record["parameters"], found["values"], strict=True)),
+         "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}",
+         ", ".join(found["at_the_end_of_its_range"]) or "-"]
+        for name, record in records.items()
         for method, found in record["found"].items()
     ]  # fmt: skip
-    _print(("by", *record["parameters"], "score on the tuning seeds"), rows)
-    out.print(f"sample it with: snrkit sample --config {record['yaml']}")
+    _print(("sampler", "by", "coefficients", "score on the tuning seeds", "at the end of its range"), rows)
+    for path in {record["yaml"] for record in records.values()}:
+        out.print(f"sample them with: snrkit sample --config {path}")
 
 
 def show_comparison(record: Mapping[str, Any]) -> None:

@@ -12,14 +12,16 @@ result is a YAML that `sample` takes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from snrkit.config import Experiment, apply_settings, dump_yaml, parse_experiment
+from snrkit.config import Experiment, apply_settings, dump_yaml
 from snrkit.data.dataset import memory_dataset, to_bytes
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
@@ -33,13 +35,14 @@ from snrkit.metrics.scores import extract
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sample import start
-from snrkit.sampler import Sampler, make_ready, parse_seeds
-from snrkit.shift.control import BandDenoiser, band_ratios, solve_for
+from snrkit.sampler import Sampler, make_ready, parse_seeds, rehearse
+from snrkit.shift.control import BandDenoiser, band_ratios, solve_near
 from snrkit.step import Range
 
 Method = Literal["predicted", "gap", "fd", "optuna"]
 METHODS: tuple[Method, ...] = ("predicted", "gap", "fd", "optuna")
 LINEAR = ("dcw", "epsilon_scaling")  # corrections that the Gaussian control follows exactly
+WIDER = 5  # times the range of a sweep, for the predicted value
 FAR = 40  # coarse steps either way
 PATIENCE = 2  # coarse steps without improvement that end a sweep
 
@@ -157,30 +160,41 @@ class Bench:
 
 
 def run_tuning(
-    experiment: Experiment, runs: Path, world: World, name: str, method: Method, parameters: Sequence[str],
+    experiment: Experiment, runs: Path, world: World, names: Sequence[str], method: Method, parameters: Sequence[str],
     quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Choose the coefficients of one sampler by one method; writes the record and a YAML, returns the record."""
+    """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
+
+    Without names, of all samplers that have coefficients other than neutral.
+    """
     if world.size > 1:
         raise SnrkitError("tune runs in one process; start it without torchrun.")
-    choose(experiment, [name])
-    chosen = knobs(experiment.samplers[name], parameters)
+    corrected = [name for name, sampler in experiment.samplers.items() if sampler.corrections]
+    wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or corrected)}
     _check_disjoint(experiment)
-    neutral = tuple(knob.range.neutral for knob in chosen)
-    with_values(experiment.samplers[name], chosen, neutral)
+    for name, chosen in wanted.items():
+        with_values(experiment.samplers[name], chosen, tuple(knob.range.neutral for knob in chosen))
     opened = open_experiment(experiment, world)
     check_held_out(opened)
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
+    records = {}
     with locked(run):
-        bench = Bench(opened, run, name, chosen)
-        found = {
-            "predicted": lambda: predict(bench),
-            "gap": lambda: by_gap(bench, say),
-            "fd": lambda: by_fd(bench, say),
-            "optuna": lambda: by_optuna(bench, experiment.tune.trials),
-        }[method]()
-        return _write(bench, experiment, method, found)
+        for name, chosen in wanted.items():
+            bench = Bench(opened, run, name, chosen)
+            records[name] = _write(bench, opened.experiment, method, find(bench, method, say))
+    return records
+
+
+def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
+    """The coefficients that a method chooses."""
+    if method == "predicted":
+        return predict(bench)
+    if method == "gap":
+        return by_gap(bench, say)
+    if method == "fd":
+        return by_fd(bench, say)
+    return by_optuna(bench, bench.opened.experiment.tune.trials)
 
 
 def _check_disjoint(experiment: Experiment) -> None:
@@ -219,12 +233,13 @@ def predict(bench: Bench) -> Values:
         return float((found[share] * bands[share]).sum() / bands[share].sum())
 
     for place, knob in enumerate(bench.chosen):
-        solved = solve_for(lambda v, p=place: ratio(p, v), knob.range.low, knob.range.high)  # type: ignore[misc]
+        centre, span = knob.range.neutral, knob.range
+        low, high = (centre + WIDER * (end - centre) for end in (span.low, span.high))
+        solved = solve_near(partial(ratio, place), centre, low, high, span.coarse)
         if solved is None:
             raise SnrkitError(
-                f"--by predicted: no {knob.path} between {knob.range.low:g} and {knob.range.high:g} brings the "
-                f"Gaussian "
-                "control's variance to the data's; tune by gap or fd."
+                f"--by predicted: no {knob.path} between {low:g} and {high:g} brings the Gaussian control's variance "
+                "to the data's; tune by gap or fd."
             )
         values[place] = solved
     return tuple(values)
@@ -250,12 +265,25 @@ def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
     for place, knob in enumerate(bench.chosen):
 
         def score(value: float, p: int = place, k: Knob = knob) -> float:
-            found = bench.fd(tuple(value if i == p else v for i, v in enumerate(values)))
+            tried = tuple(value if i == p else v for i, v in enumerate(values))
+            if not works(bench, tried):
+                return math.inf
+            found = bench.fd(tried)
             say(f"{k.path} {value:g}: {found:.4f}")
             return found
 
         values[place] = sweep(score, knob.range)
     return tuple(values)
+
+
+def works(bench: Bench, values: Values) -> bool:
+    """Whether a sampler with these coefficients can run at all; a window, say, may be too wide for the grid."""
+    e = bench.opened.experiment
+    try:
+        rehearse(with_values(bench.sampler, bench.chosen, values), e.process, e.target, bench.opened.dataset.shape)
+    except SnrkitError:
+        return False
+    return True
 
 
 def sweep(score: Callable[[float], float], span: Range) -> float:
@@ -304,30 +332,37 @@ def by_optuna(bench: Bench, trials: int) -> Values:
 
 def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> dict[str, Any]:
     run, name = bench.run, bench.name
-    path = run.tuned(name)
-    tuned = with_values(bench.sampler, bench.chosen, values)
+    path, parameters = run.tuned(name), [knob.path for knob in bench.chosen]
     record: dict[str, Any] = read_json(path) if path.exists() else {}
-    if record.get("parameters") != [knob.path for knob in bench.chosen]:
+    if record.get("parameters") != parameters:
         record = {}
-    record |= {
-        "sampler": name, "parameters": [knob.path for knob in bench.chosen], "seeds": experiment.tune.seeds,
-        "checkpoint_images": bench.model.images, "weights": bench.model.weights,
-    }  # fmt: skip
     fd = bench.fd(values) if method in ("fd", "optuna") else None
-    record.setdefault("found", {})[method] = {"values": list(values), "fd_on_tuning_seeds": fd}
-    changed = experiment.model_copy(update={"samplers": {**experiment.samplers, name: tuned}})
-    text = f"# {name}: {', '.join(record['parameters'])} by {method} on seeds {experiment.tune.seeds}.\n"
+    clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
+    record |= {
+        "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
+        "checkpoint_images": bench.model.images, "weights": bench.model.weights,
+        "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
+    }  # fmt: skip
+    record.setdefault("found", {})[method] = {
+        "values": list(values), "fd_on_tuning_seeds": fd, "at_the_end_of_its_range": clipped
+    }  # fmt: skip
+    written = run.tuned("tuned", ".yaml")
     with disk_errors(f"writing {path}", "free space and run the same command again"):
         write_json(path, record)
-        written = run.tuned(name, f"-{method}.yaml")
-        write_text(written, text + dump_yaml(changed))
-    parse_experiment(changed.model_dump(mode="json"), str(written))
-    return {**record, "method": method, "values": list(values), "yaml": str(written)}
+        write_text(written, tuned_yaml(run, experiment))
+    return {**record, "values": list(values), "yaml": str(written)}
 
 
-def best_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The coefficients found by each method, by parameter path."""
-    return {
-        method: dict(zip(record["parameters"], found["values"], strict=True))
-        for method, found in record["found"].items()
-    }
+def tuned_yaml(run: Run, experiment: Experiment) -> str:
+    """The experiment with the coefficients that were last chosen for each of its samplers."""
+    samplers, notes = dict(experiment.samplers), []
+    for name, sampler in experiment.samplers.items():
+        path = run.tuned(name)
+        record = read_json(path) if path.exists() else None
+        if record is None or [c["kind"] for c in record["corrections"]] != [c.kind for c in sampler.corrections]:
+            continue
+        samplers[name] = Sampler.model_validate(
+            {**sampler.model_dump(mode="json"), "corrections": record["corrections"]}
+        )
+        notes.append(f"# {name}: {', '.join(record['parameters'])} by {record['chosen']} on seeds {record['seeds']}")
+    return "\n".join([*notes, dump_yaml(experiment.model_copy(update={"samplers": samplers}))])

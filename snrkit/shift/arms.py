@@ -30,6 +30,13 @@ class Arm:
     states: Tensor  # (L, n, C, H, W) float32
     groups: Tensor  # (n,) int64: samples of one group are resampled together
 
+    def first(self, count: int) -> "Arm":
+        """The first `count` samples."""
+        return Arm(
+            self.eps_square[:, :count], self.x0_square[:, :count], self.x0_variance[:, :count], self.states[:, :count],
+            self.groups[:count],
+        )  # fmt: skip
+
 
 class Recorder:
     """A denoiser that keeps the first question it was told the level of, and its answer before any correction."""

@@ -6,6 +6,7 @@ through the real solver and the real corrections. A coefficient that brings the 
 fitting: it repairs the discretisation alone. Whatever a correction gains beyond it is about the network.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,3 +101,14 @@ def solve_for(ratio: Callable[[float], float], low: float, high: float) -> float
         else:
             high = middle
     return (low + high) / 2
+
+
+def solve_near(ratio: Callable[[float], float], start: float, low: float, high: float, step: float) -> float | None:
+    """The coefficient nearest to `start` at which `ratio` is 1, looked for both ways in steps of `step`."""
+    above = ratio(start) > 1
+    for count in range(1, math.ceil((high - low) / step) + 1):
+        for way in (1, -1):
+            near, far = start + way * (count - 1) * step, start + way * count * step
+            if low <= far <= high and (ratio(far) > 1) != above:
+                return solve_for(ratio, min(near, far), max(near, far))
+    return None

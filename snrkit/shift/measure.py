@@ -10,7 +10,7 @@ each with a known null:
                      each Haar band, of each ring of frequencies; Var[x0] is that of the training split. Its null is the
                      forward arm's, 1 up to sampling error
     nearest level    by how many nats of logsnr the forward level at which the states are most likely lies above their
-                     nominal one (nearest.py); its null is the forward arm's
+                     nominal one (nearest.py); its null is the forward arm's, and it is read only where that is near 0
     x0 norm          root mean square of x0_hat, reverse and forward, and of the true x0 of the held-out images
 
 Differences of logsnr are negative where a state is noisier than told. Intervals are percentile bootstrap over images;
@@ -27,7 +27,9 @@ from snrkit.level import Level
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
 from snrkit.shift.frequency import View
-from snrkit.shift.nearest import Spectrum, nearest_shift
+from snrkit.shift.nearest import REACH, Spectrum, nearest_shift
+
+BLIND = 0.1  # nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ def compare(
         name: nearest_shift(arms[name].states, levels, reference.spectrum, weights[name])
         for name in ("reverse", "forward")
     }
+    nearest, nearest_null = readable(near["reverse"], near["forward"])
     gap, null = (squares["reverse"] / squares["forward"]).log(), (squares["train"] / squares["forward"]).log()
     parts = {name: {k: b.curve(v) for k, v in found.items() if k != "all"} for name, found in ratios.items()}
     return Shift(
@@ -99,8 +102,8 @@ def compare(
         variance_ratio_null=b.curve(ratios["forward"]["all"]),
         part_ratio=parts["reverse"],
         part_ratio_null=parts["forward"],
-        nearest=b.curve(near["reverse"]),
-        nearest_null=b.curve(near["forward"]),
+        nearest=b.curve(nearest),
+        nearest_null=b.curve(nearest_null),
         x0_rms_reverse=b.curve(of_x0["reverse"]),
         x0_rms_forward=b.curve(of_x0["forward"]),
         x0_rms_true=b.number((weights["forward"] @ reference.true_square).sqrt()),
@@ -108,9 +111,21 @@ def compare(
         mean_norm_gap_null=b.number(null.mean(0)),
         mean_log_variance_ratio=b.number(ratios["reverse"]["all"].log().mean(0)),
         mean_log_variance_ratio_null=b.number(ratios["forward"]["all"].log().mean(0)),
-        mean_nearest=b.number(near["reverse"].nanmean(0)),
-        mean_nearest_null=b.number(near["forward"].nanmean(0)),
+        mean_nearest=b.number(nearest.nanmean(0)),
+        mean_nearest_null=b.number(nearest_null.nanmean(0)),
     )
+
+
+def readable(reverse: Tensor, forward: Tensor) -> tuple[Tensor, Tensor]:
+    """Both readings of the nearest level (L, 1 + R), NaN at levels that it cannot read.
+
+    Where the noise is below what the Gaussian fit misses of real images, forward samples do not read their own level:
+    such levels, with a null beyond BLIND nats and its sampling error, say nothing, nor do readings at the end of the
+    search.
+    """
+    allowed = BLIND + 3 * forward[:, 1:].std(1, keepdim=True)
+    blind = ~(forward[:, :1].abs() <= allowed) | ~(reverse[:, :1].abs() < REACH - 2 * BLIND)
+    return reverse.masked_fill(blind, torch.nan), forward.masked_fill(blind, torch.nan)
 
 
 def part_ratios(arm: Arm, levels: Sequence[Level], reference: Reference, weights: Tensor) -> Mapping[str, Tensor]:
