@@ -110,8 +110,31 @@ def low_part(x: Tensor, name: str = "haar", padding: str = "zero") -> Tensor:
     height, width = x.shape[-2:]
     if min(height, width) < 2:
         raise SnrkitError(f"a wavelet transform needs at least 2 pixels a side, not {height}x{width}")
-    if name in ("haar", "db1") and height % 2 == 0 and width % 2 == 0:
-        means = torch.nn.functional.avg_pool2d(x, 2)
-        return torch.nn.functional.interpolate(means, scale_factor=2, mode="nearest")
+    if _in_blocks(x, name):
+        return _block_means(x)[..., None, :].expand(*x.shape[:-2], height // 2, 2, width).reshape(x.shape)
     down, across = (_low_projection(name, padding, n).to(x) for n in (height, width))
     return down @ x @ across.mT
+
+
+def add_bands(x: Tensor, difference: Tensor, low: Tensor, high: Tensor, name: str, padding: str) -> Tensor:
+    """x + low L d + high (d - L d) for images x and d = `difference` (B, C, H, W), L d = low_part(d).
+
+    The gains broadcast against images, the same for all pixels of one.
+    """
+    moved = x + high * difference if bool((high != 0).any()) else x
+    if min(x.shape[-2:]) < 2 or not _in_blocks(x, name):
+        return moved + (low - high) * low_part(difference, name, padding)
+    rows = (low - high) * _block_means(difference)
+    paired: Tensor = moved.unflatten(-2, (x.shape[-2] // 2, 2))  # type: ignore[no-untyped-call]  # no copy of the means
+    return (paired + rows[..., None, :]).reshape(x.shape)
+
+
+def _in_blocks(x: Tensor, name: str) -> bool:
+    return name in ("haar", "db1") and x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
+
+
+def _block_means(x: Tensor) -> Tensor:
+    """Means of 2x2 blocks, (..., H/2, W): each twice, along the row. Strided sums, as pooling is slow on a CPU."""
+    rows = x[..., 0::2, :] + x[..., 1::2, :]
+    means = (rows[..., 0::2] + rows[..., 1::2]) / 4
+    return means[..., None].expand(*means.shape, 2).reshape(rows.shape)

@@ -12,11 +12,17 @@ from safetensors.torch import load_file
 
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.config import parse_experiment
+from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
 from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.train import TrainConfig, held_out_loss, make_state, train
+from snrkit.level import broadcast
+from snrkit.objective import EdmWeighting, LogNormal, Simple, UniformTime
+from snrkit.prediction import X0, Eps
+from snrkit.process import Edm, Vp
+from snrkit.randomness import Plan
+from snrkit.train import Objective, TrainConfig, held_out_loss, make_state, train
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -272,3 +278,63 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign):
     assert "all is saved. To go on, run the same command again" in " ".join(errors.split())
     (path,) = list_checkpoints(tmp_path / "runs" / "small" / "checkpoints")
     assert int(path.name) % 64 == 0
+
+
+def test_input_perturbation_on_pure_noise_learns_one_over_one_plus_gamma_squared():
+    """Told to say eps of eps + gamma xi, a linear network's best slope is 1/(1 + gamma^2) (Ning et al. 2023)."""
+    process, gamma, count = Vp(), 0.5, 40_000
+    objective = Objective(process, Eps(), NoPrecondition(), UniformTime(), Simple(), 0.5)
+    draws = torch.Generator().manual_seed(0)
+    eps, extra = (torch.randn(count, 1, 1, 1, generator=draws) for _ in range(2))
+    logsnr = torch.full((count,), -15.0, dtype=torch.float64)
+    told = torch.zeros(count, dtype=torch.bool)
+
+    def loss(slope):
+        network = lambda x, time, cond: slope * x  # noqa: E731
+        return float(objective.output_error(
+            network, torch.zeros_like(eps), eps, logsnr, told, None, perturbation=gamma * extra
+        ).mean())  # fmt: skip
+
+    low, middle, high = loss(0.0), loss(0.5), loss(1.0)  # a parabola in the slope
+    best = 0.5 + 0.25 * (low - high) / (low - 2 * middle + high)
+    assert best == pytest.approx(1 / (1 + gamma**2), rel=0.02)
+
+
+def test_input_perturbation_changes_what_is_shown_not_what_is_asked():
+    """With EDM's preconditioning y = c_skip x + c_out F still has to equal x0, on the perturbed x."""
+    process, target = Edm(), X0()
+    objective = Objective(process, target, EdmPrecondition(), LogNormal(), EdmWeighting(), 0.5)
+    x0, eps, extra = torch.randn(3, 4, 1, 2, 2)
+    logsnr = torch.tensor([-2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
+    level = process.level(logsnr)
+    c = EdmPrecondition().coefficients(level, target, "ve", 0.5)
+    alpha, sigma = level.scales(x0)
+    shown = alpha * x0 + sigma * (eps + extra)
+    wanted = (x0 - broadcast(c.c_skip, x0) * shown) / broadcast(c.c_out, x0)
+    seen = []
+
+    def network(x, time, cond):
+        seen.append(x)
+        return wanted
+
+    told = torch.zeros(4, dtype=torch.bool)
+    error = objective.output_error(network, x0, eps, logsnr, told, None, perturbation=extra)
+    assert float(error.max()) < 1e-9
+    torch.testing.assert_close(seen[0], broadcast(c.c_in, x0) * shown)
+
+
+def test_perturbation_leaves_all_other_draws_as_they_were():
+    """Positions, levels, drops and noise of a step are the same bits with it and without."""
+    plain, more = (Plan(3, 64, 16, 100, (1, 4, 4), perturb).draw(5, range(4)) for perturb in (False, True))
+    for name in ("positions", "level", "label_drop", "noise_drop", "flip", "augment", "noise"):
+        assert torch.equal(getattr(plain, name), getattr(more, name))
+    assert plain.perturbation is None
+    assert more.perturbation.shape == more.noise.shape
+    assert not torch.equal(more.perturbation, more.noise)
+
+
+def test_perturbed_training_differs_and_repeats():
+    """gamma acts on the weights, and the same seed gives the same bits."""
+    plain, one, two = trained()[0], trained(perturb={"gamma": 0.3})[0], trained(perturb={"gamma": 0.3})[0]
+    assert torch.equal(weights(one), weights(two))
+    assert not torch.allclose(weights(plain), weights(one))

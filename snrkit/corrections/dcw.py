@@ -22,7 +22,7 @@ from snrkit.errors import SnrkitError
 from snrkit.level import broadcast
 from snrkit.step import Place, Range, Step
 from snrkit.value import Value
-from snrkit.wavelet import check_wavelet, low_part
+from snrkit.wavelet import add_bands, check_wavelet
 
 Gains = tuple[Tensor, Tensor]
 
@@ -135,7 +135,4 @@ class Dcw(Value):
             )
         of_low, of_high = self.schedule.gains(step.place)
         low, high = broadcast(self.low * of_low, difference), broadcast(self.high * of_high, difference)
-        smooth = low_part(difference, self.wavelet, self.padding)
-        if self.high == 0:
-            return step.x_next + low * smooth
-        return step.x_next + (high * difference + (low - high) * smooth)
+        return add_bands(step.x_next, difference, low, high, self.wavelet, self.padding)
