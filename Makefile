@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench format clean
+.PHONY: demo corrections-study test check bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -18,6 +18,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 demo: .venv/installed
 	$(BIN)/snrkit run --config configs/digits.yaml
+
+corrections-study: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/corrections/study.sh
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal

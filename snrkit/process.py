@@ -122,9 +122,18 @@ Betas = Annotated[
 
 
 @lru_cache(maxsize=32)
-def logsnr_table(betas: Betas, steps: int) -> Tensor:
-    """logsnr at every index of a beta table: float64 (steps,), falling; from log(alpha-bar), without cancellation."""
+def logsnr_table(betas: Betas, steps: int, zero_snr: bool = False) -> Tensor:
+    """logsnr at every index of a beta table: float64 (steps,), falling; from log(alpha-bar), without cancellation.
+
+    `zero_snr`: r = sqrt(alpha-bar) becomes (r - r_T) r_1/(r_1 - r_T), so that the last entry is pure noise and the first
+    stays (Lin et al. 2024, algorithm 1).
+    """
     log_abar = torch.cumsum(torch.log1p(-betas.betas(steps)), 0)
+    if zero_snr:
+        root = torch.exp(log_abar / 2)
+        first = root[0].clone()
+        log_abar = 2 * torch.log((root - root[-1]) * (first / (first - root[-1])))
+        log_abar[0] = 2 * torch.log(first)  # exactly
     return log_abar - torch.log(-torch.expm1(log_abar))
 
 
@@ -139,18 +148,23 @@ class Ddpm(Value):
     betas: Betas = LinearBetas()
     steps: int = Field(1000, ge=2)
     scaling: Literal["vp", "ve"] = "vp"
+    rescale_betas_zero_snr: bool = Field(False, description="move the table so that its last level is pure noise")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ddpm":
         if isinstance(self.betas, TrainedBetas) and len(self.betas.values) != self.steps:
             raise ValueError(f"trained_betas lists {len(self.betas.values)} values, but steps is {self.steps}")
+        if self.rescale_betas_zero_snr and not torch.isfinite(logsnr_table(self.betas, self.steps)).all():
+            raise ValueError(
+                "rescale_betas_zero_snr has no effect: this table ends at zero terminal SNR already; drop it"
+            )
         if self.scaling == "ve" and not torch.isfinite(self.table()).all():
             raise ValueError("zero terminal SNR has no finite sigma; use scaling: vp")
         return self
 
     def table(self) -> Tensor:
         """logsnr of every trained index, float64 (steps,), falling."""
-        return logsnr_table(self.betas, self.steps)
+        return logsnr_table(self.betas, self.steps, self.rescale_betas_zero_snr)
 
     @property
     def bounds(self) -> tuple[float, float]:

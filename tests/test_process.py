@@ -111,3 +111,26 @@ def test_impossible_processes_are_refused(make, words):
     """What cannot work says so in words."""
     with pytest.raises((ValueError, SnrkitError), match=words):
         make()
+
+
+@pytest.mark.parametrize("betas", [LinearBetas(), ScaledLinearBetas()], ids=lambda b: b.kind)
+def test_zero_terminal_snr_moves_the_end_and_keeps_the_beginning(betas):
+    """sqrt(abar) is moved and scaled: abar_T = 0 and abar_1 as before, as diffusers' rescale_zero_terminal_snr."""
+    plain, moved = Ddpm(betas=betas), Ddpm(betas=betas, rescale_betas_zero_snr=True)
+    before, after = torch.sigmoid(plain.table()), torch.sigmoid(moved.table())
+    assert float(after[-1]) == 0
+    assert float(moved.table()[0]) == pytest.approx(float(plain.table()[0]), rel=1e-12)
+    root, first, last = before.sqrt(), before[0].sqrt(), before[-1].sqrt()
+    torch.testing.assert_close(after, ((root - last) * first / (first - last)) ** 2, rtol=1e-9, atol=1e-15)
+    index = torch.arange(1000, dtype=torch.float64)
+    assert torch.equal(moved.time(moved.logsnr(index)), index)
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    theirs = scheduling.rescale_zero_terminal_snr(betas.betas(1000))
+    torch.testing.assert_close(torch.cumprod(1 - theirs, 0), after, rtol=1e-6, atol=1e-9)
+
+
+def test_zero_terminal_snr_twice_is_refused():
+    """A table that ends at pure noise already has nothing to move."""
+    values = (*[0.1] * 9, 1.0)
+    with pytest.raises(ValueError, match="has no effect"):
+        Ddpm(betas=TrainedBetas(values=values), steps=10, rescale_betas_zero_snr=True)

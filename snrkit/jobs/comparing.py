@@ -24,7 +24,7 @@ from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.measuring import Instrument, check_held_out, measured_seeds
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sampling import choose, make_images, manifest, sample_steps, starting_point
+from snrkit.jobs.sampling import check_samplers, choose, make_images, manifest, sample_steps, starting_point
 from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
 from snrkit.jobs.sources import open_sampler
 from snrkit.prediction import Target
@@ -120,6 +120,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     )
     opened = open_experiment(everything, world)
     check_held_out(opened)
+    check_samplers(opened, list(rows))
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):
         model = open_model(opened, run)

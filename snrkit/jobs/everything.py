@@ -7,7 +7,7 @@ from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.jobs.measuring import check_held_out, run_measuring
 from snrkit.jobs.opening import open_experiment
-from snrkit.jobs.sampling import choose, run_sampling
+from snrkit.jobs.sampling import check_samplers, choose, run_sampling
 from snrkit.jobs.scoring import run_scoring
 from snrkit.jobs.showing import show_report
 from snrkit.jobs.training import run_training
@@ -21,6 +21,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     choose(experiment, ())
     opened = open_experiment(experiment, world)
     check_held_out(opened)
+    check_samplers(opened, list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.labelled)
     run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)

@@ -17,7 +17,7 @@ from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sampling import choose, chosen_labels, sample_steps, starting_point
+from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
@@ -65,6 +65,7 @@ def run_measuring(
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
     check_held_out(opened)
+    check_samplers(opened, chosen)
     records: dict[str, Any] = {}
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):

@@ -17,7 +17,7 @@ from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
 from snrkit.distributed import World
-from snrkit.errors import ConfigError, RunError, Stopped
+from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar
@@ -27,7 +27,7 @@ from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
-from snrkit.sampler import Ready, Sampler, parse_seeds
+from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
 from snrkit.step import Noise, Step
 
 SHOWN = 100  # images of the picture grid
@@ -105,6 +105,7 @@ def run_sampling(
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
+    check_samplers(opened, chosen)
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run) if world.leads else contextlib.nullcontext():
         model = open_model(opened, run)
@@ -129,6 +130,16 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
         if name not in known:
             raise ConfigError(f"unknown sampler '{name}'. Known: {', '.join(known)}")
     return list(names) or known
+
+
+def check_samplers(opened: Opened, names: Sequence[str]) -> None:
+    """Refuse samplers that cannot run on images of this shape, before anything is written: ConfigError."""
+    e = opened.experiment
+    for name in names:
+        try:
+            rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape)
+        except SnrkitError as error:
+            raise ConfigError(f"samplers.{name}: {error}") from None
 
 
 def make_images(

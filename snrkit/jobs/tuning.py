@@ -29,7 +29,7 @@ from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
 from snrkit.jobs.opening import Opened, open_experiment, open_model
 from snrkit.jobs.progress import console
-from snrkit.jobs.sampling import choose, generate
+from snrkit.jobs.sampling import check_samplers, choose, generate
 from snrkit.jobs.scoring import open_reference
 from snrkit.metrics.scores import extract
 from snrkit.metrics.statistics import frechet
@@ -176,6 +176,7 @@ def run_tuning(
         with_values(experiment.samplers[name], chosen, tuple(knob.range.neutral for knob in chosen))
     opened = open_experiment(experiment, world)
     check_held_out(opened)
+    check_samplers(opened, list(wanted))
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records = {}
