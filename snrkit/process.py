@@ -125,8 +125,8 @@ Betas = Annotated[
 def logsnr_table(betas: Betas, steps: int, zero_snr: bool = False) -> Tensor:
     """logsnr at every index of a beta table: float64 (steps,), falling; from log(alpha-bar), without cancellation.
 
-    `zero_snr`: r = sqrt(alpha-bar) becomes (r - r_T) r_1/(r_1 - r_T), so that the last entry is pure noise and the first
-    stays (Lin et al. 2024, algorithm 1).
+    `zero_snr`: r = sqrt(alpha-bar) becomes (r - r_T) r_1/(r_1 - r_T), so that the last entry is pure noise and the
+    first stays (Lin et al. 2024, algorithm 1).
     """
     log_abar = torch.cumsum(torch.log1p(-betas.betas(steps)), 0)
     if zero_snr:
@@ -155,9 +155,7 @@ class Ddpm(Value):
         if isinstance(self.betas, TrainedBetas) and len(self.betas.values) != self.steps:
             raise ValueError(f"trained_betas lists {len(self.betas.values)} values, but steps is {self.steps}")
         if self.rescale_betas_zero_snr and not torch.isfinite(logsnr_table(self.betas, self.steps)).all():
-            raise ValueError(
-                "rescale_betas_zero_snr has no effect: this table ends at zero terminal SNR already; drop it"
-            )
+            raise ValueError("rescale_betas_zero_snr has no effect, as the table ends at pure noise already")
         if self.scaling == "ve" and not torch.isfinite(self.table()).all():
             raise ValueError("zero terminal SNR has no finite sigma; use scaling: vp")
         return self

@@ -308,3 +308,36 @@ def test_a_mismatched_torchvision_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(SnrkitError, match="install the ordinary builds together"):
         import_torchvision()
+
+
+def test_only_keeps_images_of_the_labels_named():
+    """Labels keep their numbers, pixels follow, the fingerprint changes, and sampling draws only these labels."""
+    from snrkit.data import Digits
+    from snrkit.data.dataset import restrict
+
+    full = Digits().open()
+    part = restrict(full, (3, 7))
+    assert set(part.labels.tolist()) == {3, 7}
+    assert part.classes == full.classes
+    kept = [i for i, label in enumerate(full.labels.tolist()) if label in (3, 7)]
+    assert part.count == len(kept)
+    assert torch.equal(part.pixels([0, 5, part.count - 1]), full.pixels([kept[0], kept[5], kept[-1]]))
+    assert part.fingerprint != full.fingerprint
+    with pytest.raises(DataError, match=r"no images of the labels \[11\]"):
+        restrict(full, (3, 11))
+
+
+def test_sampling_draws_only_the_labels_that_are_kept():
+    """With data.only every image's label is one of them, each about as often."""
+    from snrkit.config import parse_experiment
+    from snrkit.distributed import World
+    from snrkit.jobs.opening import open_experiment
+    from snrkit.jobs.sampling import chosen_labels
+    from snrkit.randomness import ImageStreams
+    from tests.small import SMALL
+
+    content = {**SMALL, "data": {**SMALL["data"], "only": [1, 3]}}
+    opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
+    labels = chosen_labels(opened, ImageStreams(range(400)))
+    assert set(labels.tolist()) == {1, 3}
+    assert 150 < int((labels == 1).sum()) < 250

@@ -257,3 +257,17 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
     done = snrkit(tmp_path, "train", "-q", config="tuned.yaml", check=False)
     assert "has another network" in done.stderr
+
+
+def test_bands_of_one_pixel_are_refused_before_anything_is_written(tmp_path):
+    """The images' own shape decides, before sampling, measuring, tuning or comparing begin."""
+    samplers = {"x": {**EULER, "corrections": [{"kind": "dcw", "low": 0.1}]}}
+    data = {"kind": "gaussian", "shape": [1, 1, 1], "count": 64}
+    network = {"kind": "mlp"}
+    train = {**SMALL["train"], "augment": None, "label_dropout": 0.0}
+    write_config(tmp_path, samplers=samplers, data=data, network=network, train=train)
+    for command in ("sample", "measure-shift", "tune", "compare"):
+        done = snrkit(tmp_path, command, check=False)
+        assert done.returncode == 1, command
+        assert "at least 2 pixels a side, not 1x1" in done.stderr, command
+        assert not (tmp_path / "runs").exists()
