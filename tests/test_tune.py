@@ -108,11 +108,11 @@ def test_paired_intervals():
     low, high = scipy.t.interval(0.95, 4, statistics.fmean(differences), scipy.sem(differences))
     assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-3)
     assert verdict(found) == ("better" if high < 0 else "no difference shown")
-    for count in (2, 5, 10, 30):
+    for count in (2, 3, 4, 5, 6, 10, 12, 30):
         exact = scipy.t.ppf(0.975, count - 1)
         spread = against([{"fd": float(i)} for i in range(count)], [{"fd": 0.0}] * count, "fd")
         deviation = statistics.stdev(float(i) for i in range(count))
-        assert (spread["high"] - spread["mean"]) / (deviation / count**0.5) == pytest.approx(exact, rel=5e-3)
+        assert (spread["high"] - spread["mean"]) / (deviation / count**0.5) == pytest.approx(exact, rel=1e-3)
     alone = against([{"fd": 1.0}], [{"fd": 2.0}], "fd")
     assert alone == {"mean": -1.0, "low": None, "high": None}
     assert verdict(alone) == "one range: no interval"
