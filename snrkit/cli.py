@@ -296,7 +296,9 @@ def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> 
     import json
 
     if world.leads:
-        print(json.dumps(records, indent=1)) if as_json else show(records)
+        from snrkit.files import finite
+
+        print(json.dumps(finite(records), indent=1)) if as_json else show(records)
 
 
 def _pair(

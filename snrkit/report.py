@@ -176,6 +176,8 @@ def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
     if shift is None:
         return "-"
     number = shift[key]
+    if None in (number["value"], number["low"], number["high"]):
+        return "-"
     return f"{number['value']:+.4f} [{number['low']:+.4f}, {number['high']:+.4f}]"
 
 
@@ -269,7 +271,7 @@ def _readings(found: Found) -> list[Block]:
     header = (
         "sampler", "nearest level, nats", "its null", "estimator's shift", "shift by the norm's slope",
         "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network", "of the solver",
-        "ln variance ratio of the network", "of the solver", "gain of an error, most (Gaussian)",
+        "ln variance ratio of the network", "of the solver", "gain of an error over Gaussian data's, most",
     )  # fmt: skip
     audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
     blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []
@@ -277,8 +279,11 @@ def _readings(found: Found) -> list[Block]:
 
 
 def _gains(gain: Mapping[str, Any]) -> str:
-    value = max(gain["gain"]["all"]["value"])
-    return f"{value:.2f} ({max(gain['gaussian']['all']):.2f})"
+    """The largest ratio of a gain to that of Gaussian data, where the latter is known."""
+    known = gain["gaussian"].get("all")
+    return (
+        "-" if known is None else f"{max(a / b for a, b in zip(gain['gain']['all']['value'], known, strict=True)):.2f}"
+    )
 
 
 def _audited(audit: Mapping[str, Any]) -> str:

@@ -70,6 +70,10 @@ class Run:
         """What compare keeps of one row, to go on from."""
         return self.path / "compare" / f"{sampler}.json"
 
+    def compared_samples(self, sampler: str) -> Path:
+        """The images of one row."""
+        return self.path / "compare" / "samples" / sampler
+
     def metrics(self, sampler: str) -> Path:
         """What eval-fid wrote for a sampler."""
         return self.path / "metrics" / f"{sampler}.json"

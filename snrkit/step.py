@@ -101,6 +101,12 @@ class Range:
     high: float
     coarse: float
     fine: float
+    whole: bool = False  # multiples of `fine` only
+
+    def allowed(self, value: float) -> float:
+        """The nearest value that a correction takes."""
+        kept = min(max(value, self.low), self.high)
+        return round(kept / self.fine) * self.fine if self.whole else kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,20 +19,22 @@ from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready
-from snrkit.shift.amplification import measure_gain, read_gain
+from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import forward_arm, reverse_arm
 from snrkit.shift.audit import audit
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.control import BandDenoiser, band_ratios, solve_for
-from snrkit.shift.estimator import calibrate, fit, make_estimator, read_estimator
+from snrkit.shift.estimator import Estimator, calibrate, fit, make_estimator, read_estimator, respond
 from snrkit.shift.frequency import haar, pixels, rings, views
 from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
 from snrkit.shift.why import read_why, refined
-from snrkit.shift.window import read_window, window_arm
-from snrkit.solvers import Ancestral, Dpmpp2m, Euler, Heun
+from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
+from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
+from snrkit.solvers.ancestral import AnalyticSteps
 from snrkit.train import InputPerturbation, Objective, Task, TrainConfig, training_pairs
+from snrkit.wavelet import low_part
 from tests.exact import gaussian, tensor
 from tests.test_corrections import control
 from tests.test_shift import COUNT, SHAPE, VARIANCE, clean, reference
@@ -97,7 +99,7 @@ def test_nearest_level_of_forward_samples_is_their_own(process):
 @pytest.mark.parametrize("process", [Edm(), Flow()], ids=lambda p: p.kind)
 def test_the_window_of_gaussian_data_is_its_closed_form(process):
     """M[s, t] and E[s, t] of the exact linear denoiser, its slope, and the shift that a known noisier state reads."""
-    denoise, logsnr = gaussian(process, 0.0, VARIANCE, SHAPE), torch.linspace(-3, 3, 7, dtype=torch.float64)
+    denoise, logsnr = gaussian(process, 0.0, VARIANCE, SHAPE), torch.linspace(-4, 1, 7, dtype=torch.float64)
     levels = [process.level(v) for v in logsnr]
     arm = window_arm(denoise, levels, clean(COUNT, 4), torch.arange(COUNT), None, key=(9, 4), batch=300, device=CPU)
     total = lambda level: float(level.alpha**2 * VARIANCE + level.sigma**2)  # noqa: E731
@@ -109,16 +111,30 @@ def test_the_window_of_gaussian_data_is_its_closed_form(process):
             assert m == pytest.approx(eps_gain**2 * total(here), rel=0.06)
             bias = (x0_gain * float(here.alpha) - 1) ** 2 * VARIANCE
             assert e == pytest.approx(bias + x0_gain**2 * float(here.sigma**2), rel=0.1)
-    found = read_window(arm, levels, None, BOOT)
+    null = torch.zeros(7, 201, dtype=torch.float64)
+    shift = -0.3  # states this much noisier than told, everywhere
+    gaps = [math.log(total(process.level(lv.logsnr + shift)) / total(lv)) for lv in levels]
+    found = read_window(arm, levels, torch.tensor(gaps).double()[:, None].expand(7, 201), null, BOOT)
     assert (torch.tensor(found.excess).diagonal() == 0).all()
     assert float(torch.tensor(found.excess).min()) > -0.01
-    gap = torch.full((7, 201), 0.1, dtype=torch.float64)
-    shifted = read_window(arm, levels, gap, BOOT)
-    for i, here in enumerate(levels[1:-1], start=1):
-        slope = (math.log(total(levels[i + 1])) - math.log(total(levels[i - 1]))) / 2
-        assert found.slope.value[i] == pytest.approx(slope, rel=0.15)
-        assert shifted.equivalent_shift.value[i] == pytest.approx(0.1 / slope, rel=0.2)
-        assert here is not None
+    for i, here in enumerate(levels):
+        ends = [total(process.level(here.logsnr + way * 0.25)) for way in (-1, 1)]
+        assert found.slope.value[i] == pytest.approx(2 * math.log(ends[1] / ends[0]), rel=0.15)
+    assert found.equivalent_shift.value == pytest.approx([shift] * 7, rel=0.2)
+    assert found.equivalent_shift_null.value == pytest.approx([0.0] * 7, abs=1e-9)
+    assert found.mean_equivalent_shift.value == pytest.approx(shift, rel=0.1)
+    assert found.levels_read == 7
+
+
+@given(rise=st.floats(-3, 3), bend=st.floats(-0.3, 0.3), way=st.sampled_from([-1, 1]))
+def test_inverting_the_curve(rise, bend, way):
+    """On a monotone curve over the offsets: exact where it is linear, and on a knot whatever the bend."""
+    offsets = torch.tensor(OFFSETS, dtype=torch.float64)[:, None]
+    linear = way * 1.7 * offsets
+    assert float(invert(linear, tensor([rise]))) == pytest.approx(way * rise / 1.7, abs=1e-9)
+    curve = way * (offsets + bend * offsets**2)
+    for k in range(len(OFFSETS)):
+        assert float(invert(curve, curve[k])) == pytest.approx(OFFSETS[k], abs=1e-9)
 
 
 def test_no_shift_is_reported_where_the_slope_is_none():
@@ -126,7 +142,8 @@ def test_no_shift_is_reported_where_the_slope_is_none():
     process = Ddpm()
     denoise, levels = gaussian(process, 0.0, 1.0, SHAPE), [process.level(tensor(v)) for v in (-2.0, 0.0, 2.0)]
     arm = window_arm(denoise, levels, 2 * clean(COUNT, 4), torch.arange(COUNT), None, key=(9, 4), batch=300, device=CPU)
-    found = read_window(arm, levels, torch.full((3, 201), 0.1, dtype=torch.float64), BOOT)
+    gap = torch.full((3, 201), 0.1, dtype=torch.float64)
+    found = read_window(arm, levels, gap, gap, BOOT)
     assert any(math.isnan(v) for v in found.equivalent_shift.value)
 
 
@@ -168,8 +185,8 @@ def test_amplification_of_gaussian_data_is_the_exact_flows(process, solver):
 
     spread = torch.stack([(lv.alpha**2 * VARIANCE + lv.sigma**2).sqrt() for lv in levels])
     found = measure_gain(walk, levels[:2], (8, *SHAPE), spread, 0, CPU)
-    v = torch.full((1,), VARIANCE, dtype=torch.float64)
-    read = read_gain(found, levels[:2], {"all": v, "low": v, "high": v}, BOOT)
+    known = modes(VARIANCE * torch.eye(16, dtype=torch.float64), SHAPE)
+    read = read_gain(found, levels[:2], gaussian_gain(known, levels[:2], False), BOOT)
     assert set(read.gain) == {"all", "low", "high"}
     first = process.level(levels[0].logsnr)
     assert read.gaussian["all"][0] == pytest.approx(
@@ -177,6 +194,44 @@ def test_amplification_of_gaussian_data_is_the_exact_flows(process, solver):
     )
     for part in read.gain:
         assert read.gain[part].value == pytest.approx(read.gaussian[part], rel=0.02)
+
+
+def test_the_gain_of_the_chain_that_renews_all_noise():
+    """alpha v/(alpha^2 v + sigma^2): read with Analytic-DPM's exact steps, which draw fresh noise."""
+    process = Edm()
+    ready = ready_of(UniformLogsnr(steps=12, logsnr_min=-4, logsnr_max=8), Euler(), process)
+    levels = ready.levels[:-1]
+    denoise = gaussian(process, 0.0, VARIANCE, SHAPE)
+    solver = AnalyticSteps(
+        AnalyticDpm(), torch.stack([VARIANCE * lv.sigma**2 / (VARIANCE + lv.sigma**2) for lv in levels])
+    )
+    noise = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+    def walk(error, nudges):
+        draws = torch.Generator().manual_seed(2)
+        x = start(process, noise, levels[0], VARIANCE) + error
+        fresh = lambda s: torch.randn(s.shape, generator=draws, dtype=s.dtype)  # noqa: E731
+        return sample(denoise, solver, ready.levels, x, corrections=nudges, noise=fresh)
+
+    found = measure_gain(walk, levels, (8, *SHAPE), torch.ones(len(levels)), 0, CPU)
+    known = modes(VARIANCE * torch.eye(16, dtype=torch.float64), SHAPE)
+    read = read_gain(found, levels, gaussian_gain(known, levels, True), BOOT)
+    for part in read.gain:
+        assert read.gain[part].value == pytest.approx(read.gaussian[part], rel=1e-6)
+
+
+def test_modes_weigh_an_error_by_the_directions_it_has():
+    """White errors see tr(S (alpha^2 S + sigma^2)^-1)/D; low errors only what the low band holds of each direction."""
+    process, rng = Flow(), torch.Generator().manual_seed(0)
+    root = torch.randn(16, 16, generator=rng, dtype=torch.float64)
+    covariance, level = root @ root.T / 16, process.level(tensor(0.5))
+    found = gaussian_gain(modes(covariance, SHAPE), [level], False)
+    flow = torch.linalg.solve(level.alpha**2 * covariance + level.sigma**2 * torch.eye(16).double(), covariance)
+    assert found["all"][0] ** 2 == pytest.approx(float(flow.trace()) / 16)
+    low = low_part(torch.eye(16, dtype=torch.float64).reshape(16, *SHAPE)).flatten(1)
+    assert found["low"][0] ** 2 == pytest.approx(float((low @ flow).trace() / low.trace()))
+    rest = torch.eye(16, dtype=torch.float64) - low
+    assert found["high"][0] ** 2 == pytest.approx(float((rest @ flow).trace() / rest.trace()))
 
 
 def a_task(process, target, **settings):
@@ -253,17 +308,40 @@ def test_the_estimator_is_calibrated_and_reads_a_known_shift():
     states, logsnr = next(batches(1000))
     found = calibrate(estimator, states, logsnr)
     assert found.error < 1.2
-    assert found.coverage > 0.8
-    levels = [process.level(tensor(v)) for v in (-2.0, 0.0)]
+    assert found.coverage == pytest.approx(0.9, abs=0.08)
+    levels = [process.level(tensor(v)) for v in (-5.0, -2.0, 0.0)]  # the first almost at the end of the bounds
     denoise = gaussian(process, 0.0, 0.25, (1, 8, 8))
     x0 = data.x0(range(400)).double()
-    at = lambda shift: forward_arm(  # noqa: E731
+    at = lambda shift, noise: forward_arm(  # noqa: E731
         denoise, [process.level(lv.logsnr + shift) for lv in levels], x0, torch.arange(400), None,
-        key=(9, 6), batch=400, device=CPU,
+        key=(9, noise), batch=400, device=CPU,
     )  # fmt: skip
-    null, moved = (read_estimator(estimator, at(s), at(0.0), levels, BOOT) for s in (0.0, -0.4))
-    assert null.mean_shift.value == pytest.approx(0)
-    assert moved.mean_shift.value == pytest.approx(-0.4, abs=0.15)
+    response = respond(estimator, process, levels, x0, (9, 8))
+    null, moved = (read_estimator(estimator, at(s, 6), at(0.0, 7), levels, response, BOOT) for s in (0.0, -0.4))
+    assert null.mean_shift.low - 0.05 <= 0 <= null.mean_shift.high + 0.05
+    assert moved.mean_shift.value == pytest.approx(-0.4, abs=0.1)
+    silent = read_estimator(estimator, at(-0.4, 6), at(0.0, 7), levels, torch.tensor([1.0, 0.3, 1.0]), BOOT)
+    assert math.isnan(silent.shift.value[1])
+    assert silent.levels_read == 2
+
+
+def test_coverage_is_nine_tenths_of_a_calibrated_estimator():
+    """Levels drawn from q's own bins lie in its central 90 % nine times in ten; of an over-confident one less."""
+
+    class Says(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = torch.nn.Parameter(logits)
+
+        def forward(self, x):
+            return self.logits.expand(len(x), -1)
+
+    centres, rng = torch.linspace(-4, 4, 33, dtype=torch.float64), torch.Generator().manual_seed(0)
+    logits = -(centres.float() ** 2) / 2
+    bins = torch.multinomial(torch.softmax(logits, 0), 20_000, replacement=True, generator=rng)
+    states = torch.zeros(20_000, 1, 1, 1)
+    assert calibrate(Estimator(Says(logits), centres), states, centres[bins]).coverage == pytest.approx(0.9, abs=0.01)
+    assert calibrate(Estimator(Says(4 * logits), centres), states, centres[bins]).coverage < 0.7
 
 
 def test_the_estimators_gradient_is_that_of_its_density():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snrkit.corrections import EpsilonScaling
+from snrkit.corrections import EpsilonScaling, TimeShift
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.prediction import Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
@@ -18,8 +18,9 @@ from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
 from snrkit.shift.frequency import pixels, views
 from snrkit.shift.measure import Reference, compare, readable
-from snrkit.shift.nearest import Spectrum
-from snrkit.solvers import Euler, Heun
+from snrkit.shift.nearest import Spectrum, leak, nearest_shift
+from snrkit.solvers import AnalyticDpm, Churn, Euler, Heun
+from snrkit.solvers.ancestral import AnalyticSteps
 from tests.exact import gaussian
 
 SHAPE, VARIANCE, COUNT = (1, 4, 4), 0.25, 600
@@ -58,9 +59,14 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
     levels = grid.levels(process)
     noise = torch.randn(COUNT, *SHAPE, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
+    draws = torch.Generator().manual_seed(8)
+
+    def fresh(x):
+        return torch.randn(x.shape, generator=draws, dtype=x.dtype)
+
     def trajectory(wrapped):
         x = distort(start(process, noise, levels[0], VARIANCE if exact_start else None))
-        return sample(wrapped, solver, levels, x, corrections=corrections)
+        return sample(wrapped, solver, levels, x, corrections=corrections, noise=fresh)
 
     reverse, visited = reverse_arm(denoise, [trajectory], range(len(levels) - 1)), levels[:-1]
     arms = [
@@ -221,12 +227,52 @@ def test_files_hold_the_measurement():
 
 
 def test_the_nearest_level_is_silent_where_its_null_fails():
-    """Where forward samples do not read their own level, or the search ends, nothing is said; elsewhere all is kept."""
-    noise = 0.01 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    forward = noise + torch.tensor([0.0, 0.02, 0.5, 0.0], dtype=torch.float64)[:, None]
-    reverse = noise + torch.tensor([0.3, -0.2, 0.5, 3.0], dtype=torch.float64)[:, None]
-    seen, null = readable(reverse, forward)
-    assert torch.equal(seen[:2], reverse[:2])
-    assert torch.equal(null[:2], forward[:2])
-    assert seen[2:].isnan().all()
-    assert null[2:].isnan().all()
+    """By the forward arm and the data alone: where it misses its own level, is unsure, or would read data as noise."""
+    process = Edm()
+    levels = [process.level(torch.tensor(v, dtype=torch.float64)) for v in (-4.0, -4.0, -4.0, 8.0)]
+    noise = 0.01 * torch.randn(4, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise[2] *= 20
+    forward = noise + torch.tensor([0.0, 0.5, 0.0, 0.0], dtype=torch.float64)[:, None]
+    assert readable(forward, levels, reference(process).spectrum).tolist() == [True, False, False, False]
+
+
+def test_what_a_wrong_variance_of_the_data_reads_as():
+    """`leak` is the derivative: states of data 1 % too small read .01 leak nats too clean."""
+    process, known = Edm(), reference(Edm(), (1, 16, 16)).spectrum
+    x0 = torch.randn(4000, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * VARIANCE**0.5
+    noise = torch.randn(4000, 1, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for logsnr in (-2.0, 1.0):
+        level = process.level(torch.tensor(logsnr, dtype=torch.float64))
+        weights = torch.full((1, 4000), 1 / 4000, dtype=torch.float64)
+        at = [
+            float(nearest_shift((scale * x0 + level.sigma * noise)[None], [level], known, weights))
+            for scale in (1, 0.99**0.5)
+        ]
+        assert at[1] - at[0] == pytest.approx(0.01 * float(leak([level], known)), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["churn", "analytic_dpm"])
+def test_samplers_with_fresh_noise_read_the_null(kind):
+    """The state is read where the step begins, at its nominal level, also where the solver asks elsewhere first.
+
+    Analytic-DPM's steps are exact on these data; churn takes many.
+    """
+    grid = UniformLogsnr(steps=150 if kind == "churn" else 30, logsnr_min=-6, logsnr_max=8)
+    levels = grid.levels(Edm())[:-1]
+    spread = torch.stack([VARIANCE * lv.sigma**2 / (VARIANCE + lv.sigma**2) for lv in levels])
+    solver = Churn(s_churn=40.0) if kind == "churn" else AnalyticSteps(AnalyticDpm(), spread)
+    shift = measure(Edm(), solver, grid)
+    assert abs(shift.mean_log_variance_ratio.value) < 0.02
+    assert abs(shift.mean_norm_gap.value) < 0.02
+    assert abs(shift.mean_nearest.value) < 0.03
+
+
+def test_a_moved_level_does_not_move_the_reading():
+    """Time shift tells the network another level; its states are read at the nominal one, as everyone's."""
+    grid = UniformLogsnr(steps=12, logsnr_min=-6, logsnr_max=8)
+    plain, moved = (
+        measure(Edm(), Euler(), grid, corrections=c)
+        for c in ((), (TimeShift(unit="nats", window=0.8, data_variance=VARIANCE),))
+    )
+    assert plain.norm_gap.value[:2] == moved.norm_gap.value[:2]  # the same states up to the first shifted step
+    assert plain.norm_gap.value[2] != moved.norm_gap.value[2]

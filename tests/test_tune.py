@@ -262,7 +262,7 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
 def test_bands_of_one_pixel_are_refused_before_anything_is_written(tmp_path):
     """The images' own shape decides, before sampling, measuring, tuning or comparing begin."""
     samplers = {"x": {**EULER, "corrections": [{"kind": "dcw", "low": 0.1}]}}
-    data = {"kind": "gaussian", "shape": [1, 1, 1], "count": 64}
+    data = {"kind": "gaussian", "shape": [1, 1, 1], "count": 400}
     network = {"kind": "mlp"}
     train = {**SMALL["train"], "augment": None, "label_dropout": 0.0}
     write_config(tmp_path, samplers=samplers, data=data, network=network, train=train)

@@ -53,7 +53,7 @@ class TimeShift(Value):
         """The window, in its unit."""
         if self.unit == "nats":
             return {"window": Range(0.0, 0.0, 4.0, coarse=0.1, fine=0.02)}
-        return {"window": Range(0.0, 0.0, 200.0, coarse=4.0, fine=2.0)}
+        return {"window": Range(0.0, 0.0, 200.0, coarse=4.0, fine=2.0, whole=True)}
 
     def move(self, x: Tensor, place: Place, process: Process) -> Place:
         """The place with its level or its end moved."""

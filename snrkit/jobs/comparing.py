@@ -31,7 +31,7 @@ from snrkit.jobs.sources import open_sampler
 from snrkit.prediction import Target
 from snrkit.process import Process
 from snrkit.run import Run, locked, trained_run, write_config
-from snrkit.sampler import Sampler, rehearse
+from snrkit.sampler import Sampler, parse_seeds, rehearse
 from snrkit.value import Value
 
 SHAPE = (1, 2, 2)
@@ -68,7 +68,8 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
 
 
 def _is_base(candidate: Sampler, sampler: Sampler) -> bool:
-    same = candidate.solver == sampler.solver and candidate.grid.kind == sampler.grid.kind
+    grids = [value.grid.model_copy(update={"steps": 1}) for value in (candidate, sampler)]
+    same = candidate.solver == sampler.solver and grids[0] == grids[1]
     return not candidate.corrections and same and candidate.start == sampler.start
 
 
@@ -123,6 +124,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     opened = open_experiment(everything, world)
     check_held_out(opened)
     check_samplers(opened, list(rows))
+    check_untuned(Run(runs / experiment.name), opened.experiment)
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):
         model = open_model(opened, run)
@@ -136,8 +138,9 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
                 facts = row_facts(opened, model, row, extractor.key)
                 if not stored.exists() or read_json(stored)["facts"] != facts:
                     wanted = manifest(opened, model, row.sampler)
-                    make_images(opened, model, name, run.samples(name), row.sampler, differs(run, name, wanted), True)
-                    score = score_folder(opened, name, run.samples(name), extractor, reference)
+                    folder = run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
+                    make_images(opened, model, name, folder, row.sampler, differs(folder, wanted), True)
+                    score = score_folder(opened, name, folder, extractor, reference)
                     measured = asdict(instrument.measure(row.sampler).shift)
                     write_json(stored, {"facts": facts, "score": score, "shift": measured})
                 content = read_json(stored)
@@ -149,6 +152,18 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     return record
 
 
+def check_untuned(run: Run, experiment: Experiment) -> None:
+    """Refuse to score seeds on which coefficients were chosen: ConfigError."""
+    scored = set(parse_seeds(experiment.sample.seeds))
+    for path in sorted((run.path / "tune").glob("*.json")):
+        shared = scored & set(parse_seeds(read_json(path)["seeds"]))
+        if shared:
+            raise ConfigError(
+                f"sample.seeds: {len(shared)} of these seeds chose the coefficients of {path.stem} ({path}); score "
+                f"others."
+            )
+
+
 def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str, Any]:
     """What a row's numbers depend on: those of an earlier, interrupted command are kept where nothing differs."""
     e = opened.experiment
@@ -158,9 +173,9 @@ def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str
     }  # fmt: skip
 
 
-def differs(run: Run, name: str, wanted: Mapping[str, Any]) -> bool:
+def differs(folder: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder of samples holds images that were made otherwise."""
-    path = run.samples(name) / "manifest.json"
+    path = folder / "manifest.json"
     made = read_json(path) if path.exists() else {}
     return any(made.get(key) != value for key, value in wanted.items()) and path.exists()
 

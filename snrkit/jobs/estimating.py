@@ -16,7 +16,7 @@ from snrkit.jobs.measuring import check_held_out
 from snrkit.jobs.opening import Opened, open_experiment, stoppable
 from snrkit.jobs.progress import bar
 from snrkit.run import Run, locked, trained_run
-from snrkit.shift.estimator import calibrate, fit, make_estimator
+from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
 from snrkit.streams import ESTIMATOR, stream
 
 CALIBRATION_IMAGES = 4096
@@ -46,14 +46,14 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
 
 
 def forward_batches(opened: Opened, pool: Sequence[int], batch: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(states (batch, *), logsnr (batch,)) of images drawn from `pool`, noised to levels uniform in logsnr."""
+    """(states (batch, *), logsnr (batch,)) of images from `pool`, at levels uniform in logsnr, a MARGIN wide."""
     process = opened.experiment.process
-    low, high = process.bounds
+    low, high = process.bounds[0] - MARGIN, process.bounds[1] + MARGIN
     step = 0
     while True:
         rng = stream(ESTIMATOR, opened.experiment.seed, number, step)
         rows = [pool[i] for i in rng.integers(len(pool), size=batch).tolist()]
-        logsnr = process.snap(low + (high - low) * torch.from_numpy(rng.random(batch)))
+        logsnr = low + (high - low) * torch.from_numpy(rng.random(batch))
         x0 = opened.dataset.x0(rows)
         alpha, sigma = process.level(logsnr).scales(x0.double())
         noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype="float32"))

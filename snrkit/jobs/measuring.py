@@ -1,5 +1,6 @@
 """`snrkit measure-shift`: the arms and probes of snrkit.shift for every sampler, written to the run directory."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,11 +25,11 @@ from snrkit.prediction import Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
-from snrkit.shift.amplification import Amplification, Nudge, measure_gain, read_gain
+from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.audit import Audit, audit
 from snrkit.shift.bootstrap import Bootstrap
-from snrkit.shift.estimator import Reading, read_estimator
+from snrkit.shift.estimator import Reading, read_estimator, respond
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
 from snrkit.shift.frequency import View, views
 from snrkit.shift.horizon import Horizon, horizon_arm, read_horizon
@@ -41,6 +42,9 @@ from snrkit.streams import FORWARD, SUBSET, stream
 from snrkit.train import training_pairs
 
 AUDIT_BINS = 10
+LARGEST_COVARIANCE = 4096  # dimensions
+FEWEST = 20  # below it a bootstrap's interval covers far less than it says
+REFERENCE_STEPS = 60  # at least, of the sampler that splits the network's share from the solver's
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +86,24 @@ def run_measuring(
 
 
 def check_held_out(opened: Opened) -> None:
-    """Refuse to measure without at least two held-out images for the null."""
+    """Refuse to measure without enough held-out images for a null with an interval."""
     held, share = len(opened.split.held), opened.experiment.data.holdout
-    if held < 2:
+    if held < FEWEST:
         raise ConfigError(
-            f"data.holdout: measure-shift needs held-out images for its null, and a share of {share} holds out {held} "
-            f"of {opened.dataset.count}; raise it or use more images."
+            f"data.holdout: measure-shift needs at least {FEWEST} held-out images for its null, and a share of {share} "
+            f"holds out {held} of {opened.dataset.count}; raise it or use more images."
         )
 
 
 def measured_seeds(opened: Opened) -> list[int]:
-    """The seeds of the trajectories: the first `shift.images` of `sample.seeds`, and those that follow if too few."""
-    seeds = parse_seeds(opened.experiment.sample.seeds)
+    """The seeds of the trajectories: the first `shift.images` of `sample.seeds`, and those that follow if too few.
+
+    Never one that `tune` has looked at.
+    """
+    seeds, tuned = parse_seeds(opened.experiment.sample.seeds), set(parse_seeds(opened.experiment.tune.seeds))
     wanted = opened.experiment.shift.images
-    return [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + wanted)][:wanted]
+    further = range(max(seeds) + 1, max(seeds) + 1 + wanted + len(tuned))
+    return [*seeds, *(seed for seed in further if seed not in tuned)][:wanted]
 
 
 @dataclass
@@ -117,7 +125,8 @@ class Instrument:
     @cached_property
     def labels(self) -> Tensor | None:
         """The labels of the trajectories, which all arms share."""
-        return chosen_labels(self.opened, ImageStreams(self.seeds))
+        labels = chosen_labels(self.opened, ImageStreams(self.seeds))
+        return None if labels is None else labels.cpu()
 
     @cached_property
     def held_rows(self) -> Tensor:
@@ -138,6 +147,19 @@ class Instrument:
         return Reference(known, Spectrum(o.experiment.process, mean, spread), square)
 
     @cached_property
+    def modes(self) -> Modes | None:
+        """The principal directions of the training split, within classes where the network knows them."""
+        o = self.opened
+        if math.prod(o.dataset.shape) > LARGEST_COVARIANCE:
+            return None
+        x0 = o.dataset.x0(o.split.train).double().flatten(1)
+        if self.labels is not None and o.dataset.labels is not None:
+            own = o.dataset.labels[torch.as_tensor(o.split.train)]
+            for label in own.unique():  # type: ignore[no-untyped-call]
+                x0[own == label] -= x0[own == label].mean(0)
+        return modes(torch.cov(x0.T, correction=0), o.dataset.shape)
+
+    @cached_property
     def audited(self) -> Audit:
         """The training audit, the same for all samplers."""
         o, config = self.opened, self.opened.experiment.shift
@@ -155,7 +177,7 @@ class Instrument:
         asked = set(config.probes)
         return Measurement(
             shift,
-            self.window(levels, reverse, forward) if "window" in asked else None,
+            self.window(levels, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
             self.audited if "audit" in asked else None,
@@ -196,7 +218,7 @@ class Instrument:
             self._arms[key] = held, seen
         return self._arms[key]
 
-    def window(self, levels: Sequence[Level], reverse: Arm, forward: Arm) -> Window:
+    def window(self, levels: Sequence[Level], reverse: Arm, forward: Arm, train: Arm) -> Window:
         """What wrong levels do, and the shift that the sampler's norm gap is equivalent to."""
         key, o, e = _key(levels), self.opened, self.opened.experiment
         if key not in self._windows:
@@ -207,8 +229,9 @@ class Instrument:
                 key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
-        squares = [arm.eps_square @ b.weights(arm.groups, number).T for number, arm in enumerate((reverse, forward))]
-        return read_window(self._windows[key], levels, (squares[0] / squares[1]).log(), b)
+        arms = (reverse, forward, train)
+        mine, held, seen = (arm.eps_square @ b.weights(arm.groups, number).T for number, arm in enumerate(arms))
+        return read_window(self._windows[key], levels, (mine / held).log(), (seen / held).log(), b)
 
     def horizon(self, ready: Ready, forward: Arm) -> Horizon:
         """What a few steps do to states that are right."""
@@ -231,27 +254,30 @@ class Instrument:
             nudged = Ready(ready.levels, ready.solver, (*ready.corrections, *nudges))
             return sample_steps(self.model.denoiser, nudged, x + error, noise, cond)
 
-        bands = next((known for view, known in self.reference.views if "ll" in view.names), None)
-        spectrum = self.reference.spectrum.variance
-        variances = {"all": spectrum}
-        if bands is not None:
-            variances |= {"low": bands[:1], "high": bands[1:]}
+        spectrum, solver = self.reference.spectrum.variance, sampler.solver
+        kept = getattr(solver, "eta", 0.0) if solver.kind != "churn" else float(solver.s_churn > 0) / 2
+        whole = (
+            kept in (0.0, 1.0) and getattr(solver, "logsnr_min", None) is getattr(solver, "logsnr_max", None) is None
+        )
+        gaussian = gaussian_gain(self.modes, levels, kept == 1.0) if whole and self.modes is not None else {}
         spread = torch.stack([(level.alpha**2 * spectrum.mean() + level.sigma**2).sqrt() for level in levels])
         found = measure_gain(walk, levels, (len(seeds), *o.dataset.shape), spread, o.experiment.seed, o.world.device)
-        return read_gain(found, levels, variances, self.bootstrap)
+        return read_gain(found, levels, gaussian, self.bootstrap)
 
     def estimator(self, reverse: Arm, forward: Arm, levels: Sequence[Level]) -> Reading:
         """The shift that the fitted estimator of levels sees."""
-        return read_estimator(open_estimator(self.opened, self.model.run), reverse, forward, levels, self.bootstrap)
+        estimator, e = open_estimator(self.opened, self.model.run), self.opened.experiment
+        x0 = self.opened.dataset.x0(self.held_rows.tolist())
+        response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
+        return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
     def why(self, sampler: Sampler, ready: Ready, reverse: Arm, forward: Arm) -> Why:
         """The network's share of the shift and the solver's."""
         e = self.opened.experiment
-        ideal, visited = refined(ready, e.process, e.shift.why_substeps)
+        substeps = max(e.shift.why_substeps, -(-REFERENCE_STEPS // (len(ready.levels) - 1)))
+        ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)
-        return read_why(
-            reverse, arm, forward, ready.levels[:-1], self.reference, self.bootstrap, ideal, e.shift.why_substeps
-        )
+        return read_why(reverse, arm, forward, ready.levels[:-1], self.reference, self.bootstrap, ideal, substeps)
 
 
 def _key(levels: Sequence[Level]) -> tuple[float, ...]:

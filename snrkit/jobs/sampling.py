@@ -21,7 +21,7 @@ from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar
-from snrkit.jobs.sources import open_sampler
+from snrkit.jobs.sources import RunSources, open_sampler
 from snrkit.level import Level
 from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
@@ -185,6 +185,7 @@ def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
         "weights": model.weights,
         "labels": e.sample.labels,
         "precision": e.compute.precision,
+        "named": RunSources(opened, model).facts(sampler),
     }
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
+from snrkit.data.dataset import fingerprint
 from snrkit.errors import ConfigError, RunError
 from snrkit.files import read_json
 from snrkit.jobs.opening import Model, Opened, open_weights
@@ -32,8 +35,23 @@ class RunSources:
     opened: Opened
     model: Model
 
+    def facts(self, sampler: Sampler) -> list[list[Any]]:
+        """Which weights and estimators the sampler's corrections name, as they are now."""
+        found: list[list[Any]] = []
+        for correction in sampler.corrections:
+            if isinstance(correction, Autoguidance):
+                guide = self._weaker(correction.run, correction.checkpoint, correction.average)
+                found.append([str(correction.run), guide.weights, guide.images])
+            if isinstance(correction, NoiseAwarenessClassifier):
+                path = self.model.run.estimator / "network.safetensors"
+                found.append([fingerprint(path.read_bytes()) if path.exists() else "absent"])
+        return found
+
     def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
         """The model of another run, checkpoint or average. It must share scaling and shape: ConfigError."""
+        return self._weaker(run, checkpoint, average).denoiser
+
+    def _weaker(self, run: Path | None, checkpoint: int | None, average: str | None) -> Model:
         e = self.opened.experiment
         other = e if run is None else stored_experiment(run)
         if other.process.scaling != e.process.scaling:
@@ -47,7 +65,7 @@ class RunSources:
                 f"autoguidance: {found.weights} at {found.images} images is the sampled model itself; name an earlier "
                 "checkpoint, another average or another run."
             )
-        return found.denoiser
+        return found
 
     def estimator(self) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
@@ -75,7 +93,13 @@ def open_estimator(opened: Opened, run: Run) -> Estimator:
     path, e = run.estimator, opened.experiment
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
-    config = EstimatorConfig.model_validate(read_json(path / "estimator.json")["config"])
+    record = read_json(path / "estimator.json")
+    if (record["process"], record["dataset_fingerprint"]) != (
+        e.process.model_dump(mode="json"),
+        opened.dataset.fingerprint,
+    ):
+        raise RunError(f"the estimator in {path} is of another process or data set; run snrkit fit-estimator again.")
+    config = EstimatorConfig.model_validate(record["config"])
     estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
     try:
         estimator.network.load_state_dict(load((path / "network.safetensors").read_bytes()))

@@ -21,15 +21,17 @@ from typing import Any, Literal
 
 import torch
 
+from snrkit import __version__
 from snrkit.config import Experiment, apply_settings, dump_yaml
-from snrkit.data.dataset import memory_dataset, to_bytes
+from snrkit.corrections import Dcw
+from snrkit.data.dataset import fingerprint, memory_dataset, to_bytes
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
 from snrkit.jobs.opening import Opened, open_experiment, open_model
 from snrkit.jobs.progress import console
-from snrkit.jobs.sampling import check_samplers, choose, generate
+from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
 from snrkit.jobs.scoring import open_reference
 from snrkit.metrics.scores import extract
 from snrkit.metrics.statistics import frechet
@@ -62,6 +64,13 @@ class Knob:
 
 
 Values = tuple[float, ...]
+
+
+def _whole(line: str) -> bool:
+    try:
+        return "result" in json.loads(line)
+    except ValueError:
+        return False
 
 
 def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
@@ -101,9 +110,10 @@ class Bench:
 
     def __post_init__(self) -> None:
         path = self.run.tuned(self.name, ".jsonl")
-        for line in path.read_text().splitlines() if path.exists() else []:
-            record = json.loads(line)
-            self._known[record["key"]] = record
+        kept = [line for line in path.read_text().splitlines() if _whole(line)] if path.exists() else []
+        if path.exists():  # a torn last line is dropped, so that the next one does not join it
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._known = {record["key"]: record for record in map(json.loads, kept)}
         self.model = open_model(self.opened, self.run)
         self.seeds = parse_seeds(self.opened.experiment.tune.seeds)
         plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
@@ -134,20 +144,22 @@ class Bench:
         return float(self._remember("fd", values, measure))
 
     def gap(self, values: Values) -> list[float]:
-        """The norm gap at every level but pure noise, nats."""
+        """The norm gap less its null at every level but pure noise, nats."""
 
         def measure(sampler: Sampler) -> list[float]:
             shift = self.instrument.measure(sampler).shift
-            return [g for g, level in zip(shift.norm_gap.value, shift.logsnr, strict=True) if level > -1e9]
+            readings = zip(shift.norm_gap.value, shift.norm_gap_null.value, shift.logsnr, strict=True)
+            return [gap - null for gap, null, level in readings if math.isfinite(level)]
 
         return list(self._remember("gap", values, measure))
 
     def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
         sampler = with_values(self.sampler, self.chosen, values)
         e = self.opened.experiment
-        facts = [what, sampler.model_dump(mode="json"), self.model.images, self.model.weights, e.tune.seeds,
-                 e.metrics.model_dump(mode="json") if what == "fd" else None]  # fmt: skip
-        key = json.dumps(facts, sort_keys=True)
+        more = e.metrics if what == "fd" else e.shift
+        facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
+                 __version__]  # fmt: skip
+        key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self._known:
             result = measure(sampler)
             record = {"key": key, "what": what, "values": list(values), "result": result}
@@ -216,6 +228,8 @@ def predict(bench: Bench) -> Values:
     kinds = {c.kind for c in bench.sampler.corrections}
     if not kinds <= set(LINEAR):
         raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
+    if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in bench.sampler.corrections):
+        raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
     bands = next((known for view, known in bench.instrument.reference.views if "ll" in view.names), None)
     if bands is None:
         raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
@@ -226,10 +240,9 @@ def predict(bench: Bench) -> Values:
         sampler = with_values(bench.sampler, bench.chosen, tried)
         denoise = BandDenoiser(process, bands)
         ready = make_ready(sampler, process, denoise)
-        variance = bench.instrument.reference.spectrum.variance.mean() if sampler.start == "exact" else None
-        found = band_ratios(
-            ready, denoise, lambda n: start(process, n, ready.levels[0], None if variance is None else float(variance))
-        )
+        moments = bench.opened.moments if sampler.start == "exact" else None
+        variance = None if moments is None else moments.variance
+        found = band_ratios(ready, denoise, lambda n: start(process, n, ready.levels[0], variance))
         share = {"low": [0], "high": [1, 2, 3]}.get(bench.chosen[place].name, [0, 1, 2, 3])
         return float((found[share] * bands[share]).sum() / bands[share].sum())
 
@@ -257,7 +270,14 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
         say(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
     step = -torch.linalg.lstsq(torch.stack(columns, 1), base[:, None]).solution[:, 0]
     found = zip(neutral, step.tolist(), bench.chosen, strict=True)
-    return tuple(min(max(v + s, k.range.low), k.range.high) for v, s, k in found)
+    values = tuple(k.range.allowed(v + s) for v, s, k in found)
+    if works(bench, values):
+        left = torch.tensor(bench.gap(values), dtype=torch.float64)
+        say(
+            f"root mean square of the gap: {base.square().mean().sqrt():.4f} nats, {left.square().mean().sqrt():.4f} "
+            f"after"
+        )
+    return values
 
 
 def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
@@ -325,27 +345,30 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     study.enqueue_trial({knob.path: knob.range.neutral for knob in bench.chosen})
 
     def objective(trial: Any) -> float:
-        return bench.fd(tuple(trial.suggest_float(k.path, k.range.low, k.range.high) for k in bench.chosen))
+        tried = tuple(k.range.allowed(trial.suggest_float(k.path, k.range.low, k.range.high)) for k in bench.chosen)
+        return bench.fd(tried) if works(bench, tried) else math.inf
 
     study.optimize(objective, n_trials=trials)
-    return tuple(float(study.best_params[knob.path]) for knob in bench.chosen)
+    return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
 
 
 def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> dict[str, Any]:
     run, name = bench.run, bench.name
     path, parameters = run.tuned(name), [knob.path for knob in bench.chosen]
     record: dict[str, Any] = read_json(path) if path.exists() else {}
-    if record.get("parameters") != parameters:
+    if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
         record = {}
     fd = bench.fd(values) if method in ("fd", "optuna") else None
     clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
     record |= {
         "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
         "checkpoint_images": bench.model.images, "weights": bench.model.weights,
+        "of": _blank(bench.sampler, bench.chosen),
         "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
     }  # fmt: skip
     record.setdefault("found", {})[method] = {
-        "values": list(values), "fd_on_tuning_seeds": fd, "at_the_end_of_its_range": clipped
+        "values": list(values), "fd_on_tuning_seeds": fd, "seeds": experiment.tune.seeds,
+        "checkpoint_images": bench.model.images, "at_the_end_of_its_range": clipped
     }  # fmt: skip
     written = run.tuned("tuned", ".yaml")
     with disk_errors(f"writing {path}", "free space and run the same command again"):
@@ -354,14 +377,22 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
     return {**record, "values": list(values), "yaml": str(written)}
 
 
+def _blank(sampler: Sampler, chosen: Sequence[Knob]) -> dict[str, Any]:
+    """The sampler with the coefficients that are tuned at their neutral values: what they were tuned for."""
+    return with_values(sampler, chosen, tuple(knob.range.neutral for knob in chosen)).model_dump(mode="json")
+
+
 def tuned_yaml(run: Run, experiment: Experiment) -> str:
     """The experiment with the coefficients that were last chosen for each of its samplers."""
     samplers, notes = dict(experiment.samplers), []
     for name, sampler in experiment.samplers.items():
         path = run.tuned(name)
         record = read_json(path) if path.exists() else None
-        if record is None or [c["kind"] for c in record["corrections"]] != [c.kind for c in sampler.corrections]:
+        if record is None:
             continue
+        chosen = [name.removeprefix("corrections.") for name in record["parameters"]]
+        if record["of"] != _blank(sampler, knobs(sampler, chosen)):
+            continue  # another sampler has this name now
         samplers[name] = Sampler.model_validate(
             {**sampler.model_dump(mode="json"), "corrections": record["corrections"]}
         )

@@ -2,8 +2,9 @@
 
 A trajectory is run twice with the same noise, once with an error of known size added where step i begins; the gain is
 the root mean square of the difference of the images over that of the error. Errors are white, or confined to the low or
-the high Haar bands. The exact flow of Gaussian data of variance v has the gain sqrt(v/(alpha^2 v + sigma^2)) from
-(alpha, sigma) to the image: what the reading is compared with, v by part from the training split.
+the high Haar bands. What the reading is compared with is Gaussian data of the training split's covariance (within
+classes, where the network knows them), mode by mode: the exact flow has the gain sqrt(v/(alpha^2 v + sigma^2)) from
+(alpha, sigma) to the image, the exact reverse chain with all noise renewed alpha v/(alpha^2 v + sigma^2).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ class Amplification:
     logsnr: list[float]
     images: int
     gain: dict[str, Curve]
-    gaussian: dict[str, list[float]]
+    gaussian: dict[str, list[float]]  # empty for solvers that renew a part of the noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +84,47 @@ def _last(steps: Iterable[Step]) -> Tensor:
     return x.double()
 
 
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """Variances (D,) of the data's principal directions, and the share (D,) that each has in an error of a part."""
+
+    variances: Tensor
+    shares: dict[str, Tensor]
+
+
+def modes(covariance: Tensor, shape: tuple[int, int, int]) -> Modes:
+    """The modes of a covariance (D, D) of images (C, H, W)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    directions = vectors.T.reshape(-1, *shape)
+    shares = {"all": torch.full_like(values, 1 / len(values))}
+    if min(shape[1:]) > 1:
+        low = low_part(directions).flatten(1).square().sum(1)
+        high = (directions - low_part(directions)).flatten(1).square().sum(1)
+        shares |= {"low": low / low.sum(), "high": high / high.sum()}
+    return Modes(values.clamp(min=0), shares)
+
+
+def gaussian_gain(known: Modes, levels: Sequence[Level], renewed: bool) -> dict[str, list[float]]:
+    """The exact gains (L,) by part, of the flow or of the chain that renews all noise."""
+    v, found = known.variances, {}
+    for name, share in known.shares.items():
+        gains = []
+        for level in levels:
+            total = level.alpha**2 * v + level.sigma**2
+            square = (level.alpha * v / total) ** 2 if renewed else v / total
+            gains.append(float((share * square).sum().sqrt()))
+        found[name] = gains
+    return found
+
+
 def read_gain(
-    found: dict[str, Tensor], levels: Sequence[Level], variances: dict[str, Tensor], bootstrap: Bootstrap
+    found: dict[str, Tensor], levels: Sequence[Level], gaussian: dict[str, list[float]], bootstrap: Bootstrap
 ) -> Amplification:
-    """The gains with intervals; `variances`: Var[x0] (G,) of the coefficients that make up each part."""
+    """The gains with intervals, beside those of Gaussian data."""
     images = next(iter(found.values())).shape[1]
     weights = bootstrap.weights(torch.arange(images), 4)
     gains = {
         name: bootstrap.curve(((squares[..., 0] @ weights.T) / (squares[..., 1] @ weights.T)).sqrt())
         for name, squares in found.items()
     }
-    alpha = torch.stack([level.alpha for level in levels])[:, None]
-    sigma = torch.stack([level.sigma for level in levels])[:, None]
-    flow = {name: (v / (alpha**2 * v + sigma**2)).mean(1).sqrt().tolist() for name, v in variances.items()}
-    return Amplification([float(level.logsnr) for level in levels], images, gains, flow)
-
-
-def part_variances(by_band: Tensor, spectrum: Tensor) -> dict[str, Tensor]:
-    """Var[x0] behind each part: the Hartley spectrum for white errors, Haar bands (4,) for the others."""
-    return {"all": spectrum, "low": by_band[:1], "high": by_band[1:]}
+    return Amplification([float(level.logsnr) for level in levels], images, gains, gaussian)

@@ -37,6 +37,12 @@ class Arm:
             self.groups[:count],
         )  # fmt: skip
 
+    def from_level(self, index: int) -> "Arm":
+        """The levels from `index` on."""
+        return Arm(
+            self.eps_square[index:], self.x0_square[index:], self.x0_variance[index:], self.states[index:], self.groups
+        )
+
 
 class Recorder:
     """A denoiser that keeps the first question it was told the level of, and its answer before any correction."""
@@ -44,21 +50,29 @@ class Recorder:
     def __init__(self, denoise: Denoiser) -> None:
         self.wrapped = Wrapped(denoise.process, self._answer)
         self._denoise = denoise
-        self.first: tuple[Tensor, Prediction] | None = None
+        self.first: tuple[Tensor, Level, Prediction] | None = None
+        self._cond: Cond | None = None
 
     def _answer(
         self, x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
         prediction = self._denoise(x, level, told=told, cond=cond)
         if self.first is None and isinstance(told, Same):
-            self.first = (x, prediction)
+            self.first, self._cond = (x, level, prediction), cond
         return prediction
 
-    def take(self) -> tuple[Tensor, Prediction]:
-        """The first question and answer, forgotten afterwards."""
+    def take(self, step: Step) -> Prediction:
+        """What the network says of the state with which `step` began, at its nominal level.
+
+        That is the first question of most samplers; one that raised the level first (churn) or moved it (time shift) is
+        asked once more.
+        """
         assert self.first is not None
-        taken, self.first = self.first, None
-        return taken
+        (x, level, prediction), self.first = self.first, None
+        nominal = step.place.nominal
+        if x is step.x and level is nominal:
+            return prediction
+        return self._denoise(step.x, nominal, cond=self._cond)
 
 
 class Rows:
@@ -104,10 +118,10 @@ def reverse_arm(
     for run in batches:
         recorder = Recorder(denoise)
         for step in run(recorder.wrapped):
-            x, prediction = recorder.take()
             if step.place.index in place:
-                rows[place[step.place.index]].add(x, prediction)
-                count += len(x) if place[step.place.index] == 0 else 0
+                rows[place[step.place.index]].add(step.x, recorder.take(step))
+                count += len(step.x) if place[step.place.index] == 0 else 0
+            recorder.first = None
     return make_arm(rows, torch.arange(count))
 
 

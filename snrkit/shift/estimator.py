@@ -7,8 +7,11 @@ one more number, so that it works in every scaling.
 
     shift(x) = E_q[logsnr] - nominal logsnr
 
-An estimator shrinks towards the middle of what it is unsure of, so the reading is the reverse arm's mean minus that of
-held-out forward samples of the same level, its null. The recipe is snrkit's choice; Zhong et al. 2025 leave it open.
+An estimator shrinks towards the middle of what it is unsure of: so the reading is the reverse arm's mean minus that of
+held-out forward samples of the same level, its null, divided by the estimator's response, by how much its mean moves
+when forward samples move by one nat; where it responds by less than half, nothing is read. Levels are drawn MARGIN nats
+beyond the bounds at both ends, so that it can also say that a state lies outside. The recipe is snrkit's choice; Zhong
+et al. 2025 leave it open.
 """
 
 import math
@@ -19,11 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.level import Level
-from snrkit.shift.arms import Arm
+from snrkit.process import Process
+from snrkit.shift.arms import Arm, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.config import EstimatorConfig
 
 CHUNK = 1024
+MARGIN = 2.0  # nats
+STEP = 0.25  # nats, of the response
+WEAKEST = 0.5
 
 
 class LevelNetwork(nn.Module):
@@ -104,7 +111,7 @@ def make_estimator(config: EstimatorConfig, bounds: tuple[float, float], image_c
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = LevelNetwork(image_channels, config.channels, config.bins)
-    return Estimator(network, torch.linspace(*bounds, config.bins, dtype=torch.float64))
+    return Estimator(network, torch.linspace(bounds[0] - MARGIN, bounds[1] + MARGIN, config.bins, dtype=torch.float64))
 
 
 def fit(
@@ -133,31 +140,45 @@ class Calibration:
     """How good an estimator is on held-out forward samples."""
 
     error: float  # root mean square of E_q[logsnr] - logsnr, nats
-    coverage: float  # share of levels inside the central 90 % of q; 0.9 when calibrated
+    coverage: float  # probability that the level lies inside the central 90 % of q; 0.9 when calibrated
 
 
 @torch.no_grad()
 def calibrate(estimator: Estimator, states: Tensor, logsnr: Tensor) -> Calibration:
     """The calibration on states (n, C, H, W) of known levels (n,)."""
     device = next(estimator.network.parameters()).device
-    logs = torch.cat([estimator.log_q(part.to(device)).double().cpu() for part in torch.split(states, CHUNK)])
-    below = (logs.exp().cumsum(1) - logs.exp() / 2).gather(1, estimator._place(logsnr).round().long()[:, None])[:, 0]
-    error = (logs.exp() @ estimator.centres - logsnr).square().mean().sqrt()
-    return Calibration(float(error), float(((below > 0.05) & (below < 0.95)).double().mean()))
+    q = torch.cat([estimator.log_q(part.to(device)).double().cpu() for part in torch.split(states, CHUNK)]).exp()
+    top = q.cumsum(1)
+    inside = (top.clamp(max=0.95) - (top - q).clamp(min=0.05)).clamp(min=0) / q.clamp(min=1e-30)
+    coverage = (estimator.targets(logsnr).double() * inside).sum(1).mean()  # a bin's mass spread evenly over its range
+    error = (q @ estimator.centres - logsnr).square().mean().sqrt()
+    return Calibration(float(error), float(coverage))
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """E_q[logsnr] - nominal, nats: of the sampler's states, of forward ones (its null), and the difference."""
+    """E_q[logsnr] - nominal, nats: of the sampler's states, of forward ones (its null), and the shift they say."""
 
     reverse: Curve
     forward: Curve
-    shift: Curve
+    response: list[float]
+    shift: Curve  # (reverse - forward) / response; NaN where the response is too weak
     mean_shift: Number
+    levels_read: int
+
+
+def respond(estimator: Estimator, process: Process, levels: Sequence[Level], x0: Tensor, key: Sequence[int]) -> Tensor:
+    """(L,) d E_q[logsnr] / d logsnr of images x0 (n, *) noised to STEP nats below and above every level."""
+    found = []
+    for level in levels:
+        beside = [noised(x0, process.level(level.logsnr + way * STEP), key) for way in (-1, 1)]
+        low, high = (estimator.mean(states.float()).mean() for states in beside)
+        found.append((high - low) / (2 * STEP))
+    return torch.stack(found)
 
 
 def read_estimator(
-    estimator: Estimator, reverse: Arm, forward: Arm, levels: Sequence[Level], bootstrap: Bootstrap
+    estimator: Estimator, reverse: Arm, forward: Arm, levels: Sequence[Level], response: Tensor, bootstrap: Bootstrap
 ) -> Reading:
     """The readings at every level; NaN at pure noise."""
     nominal = torch.stack([level.logsnr for level in levels])[:, None]
@@ -166,8 +187,9 @@ def read_estimator(
         means = torch.stack([estimator.mean(states) for states in arm.states]) - nominal
         means[nominal[:, 0].isinf()] = torch.nan
         found.append(means @ bootstrap.weights(arm.groups, number).T)
-    shift = found[0] - found[1]
+    shift = (found[0] - found[1]) / response[:, None]
+    shift = shift.masked_fill(~(response[:, None] >= WEAKEST), torch.nan)
     return Reading(
-        bootstrap.curve(found[0]), bootstrap.curve(found[1]), bootstrap.curve(shift),
-        bootstrap.number(shift.nanmean(0)),
+        bootstrap.curve(found[0]), bootstrap.curve(found[1]), response.tolist(), bootstrap.curve(shift),
+        bootstrap.number(shift.nanmean(0)), int((~shift[:, 0].isnan()).sum()),
     )  # fmt: skip

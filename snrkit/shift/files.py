@@ -90,7 +90,8 @@ def window_png(window: Window, amplification: Amplification | None, title: str) 
         assert amplification is not None
         _draw(gains, amplification.logsnr, curve, f"C{index}", name)
         known = [v if math.isfinite(v) else math.nan for v in amplification.logsnr]
-        gains.plot(known, amplification.gaussian[name], color=f"C{index}", linestyle=":", linewidth=1)
+        if name in amplification.gaussian:
+            gains.plot(known, amplification.gaussian[name], color=f"C{index}", linestyle=":", linewidth=1)
     gains.set(xlabel="logsnr of the error", ylabel="gain in the image (dotted: Gaussian data)", yscale="log")
     if amplification is not None:
         gains.legend(fontsize=7)

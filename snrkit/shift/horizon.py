@@ -27,7 +27,7 @@ class Horizon:
     steps: int
     logsnr: list[float]
     norm_gap: Curve  # nats, over forward samples
-    variance_ratio: Curve
+    variance_ratio: Curve  # over forward samples
     mean_norm_gap: Number
     mean_log_variance_ratio: Number
 
@@ -60,8 +60,9 @@ def read_horizon(
     """The readings; images are resampled together in both arms."""
     levels, weights = ready.levels[steps:-1], bootstrap.weights(forward.groups, 1)
     gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
-    ratio = part_ratios(arm, levels, Reference(reference.views[:1], reference.spectrum, reference.true_square), weights)
-    whole = ratio["all"]
+    pixel = Reference(reference.views[:1], reference.spectrum, reference.true_square)
+    mine, known = (part_ratios(states, levels, pixel, weights)["all"] for states in (arm, forward.from_level(steps)))
+    whole = mine / known
     return Horizon(
         steps, [float(level.logsnr) for level in levels], bootstrap.curve(gap), bootstrap.curve(whole),
         bootstrap.number(gap.mean(0)), bootstrap.number(whole.log().mean(0)),

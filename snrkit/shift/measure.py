@@ -27,7 +27,7 @@ from snrkit.level import Level
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
 from snrkit.shift.frequency import View
-from snrkit.shift.nearest import REACH, Spectrum, nearest_shift
+from snrkit.shift.nearest import Spectrum, leak, nearest_shift
 
 BLIND = 0.1  # nats
 
@@ -51,6 +51,7 @@ class Shift:
     part_ratio_null: dict[str, Curve]
     nearest: Curve  # nats of logsnr
     nearest_null: Curve
+    nearest_levels: int  # at how many levels it can be read
     x0_rms_reverse: Curve
     x0_rms_forward: Curve
     x0_rms_true: Number
@@ -85,7 +86,8 @@ def compare(
         name: nearest_shift(arms[name].states, levels, reference.spectrum, weights[name])
         for name in ("reverse", "forward")
     }
-    nearest, nearest_null = readable(near["reverse"], near["forward"])
+    seen = readable(near["forward"], levels, reference.spectrum)[:, None]
+    nearest, nearest_null = (near[name].masked_fill(~seen, torch.nan) for name in ("reverse", "forward"))
     gap, null = (squares["reverse"] / squares["forward"]).log(), (squares["train"] / squares["forward"]).log()
     parts = {name: {k: b.curve(v) for k, v in found.items() if k != "all"} for name, found in ratios.items()}
     return Shift(
@@ -104,6 +106,7 @@ def compare(
         part_ratio_null=parts["forward"],
         nearest=b.curve(nearest),
         nearest_null=b.curve(nearest_null),
+        nearest_levels=int(seen.sum()),
         x0_rms_reverse=b.curve(of_x0["reverse"]),
         x0_rms_forward=b.curve(of_x0["forward"]),
         x0_rms_true=b.number((weights["forward"] @ reference.true_square).sqrt()),
@@ -116,16 +119,15 @@ def compare(
     )
 
 
-def readable(reverse: Tensor, forward: Tensor) -> tuple[Tensor, Tensor]:
-    """Both readings of the nearest level (L, 1 + R), NaN at levels that it cannot read.
+def readable(forward: Tensor, levels: Sequence[Level], spectrum: Spectrum) -> Tensor:
+    """(L,) whether the nearest level can be read there, decided by the forward arm and the data alone.
 
-    Where the noise is below what the Gaussian fit misses of real images, forward samples do not read their own level:
-    such levels, with a null beyond BLIND nats and its sampling error, say nothing, nor do readings at the end of the
-    search.
+    So all samplers of a grid are read at the same levels. Left out are levels where an error of 1 % in the variance of
+    the data would read more than .01 nats, where forward samples are too few to say, and where they do not read their
+    own level, as the Gaussian fit is wrong there.
     """
-    allowed = BLIND + 3 * forward[:, 1:].std(1, keepdim=True)
-    blind = ~(forward[:, :1].abs() <= allowed) | ~(reverse[:, :1].abs() < REACH - 2 * BLIND)
-    return reverse.masked_fill(blind, torch.nan), forward.masked_fill(blind, torch.nan)
+    spread = forward[:, 1:].std(1)
+    return (leak(levels, spectrum) <= 1) & (spread <= BLIND) & (forward[:, 0].abs() <= BLIND)
 
 
 def part_ratios(arm: Arm, levels: Sequence[Level], reference: Reference, weights: Tensor) -> Mapping[str, Tensor]:

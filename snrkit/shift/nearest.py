@@ -52,3 +52,16 @@ def _one_level(p: Tensor, level: Level, spectrum: Spectrum, weights: Tensor) -> 
     left, middle, right = (fit.gather(1, (best + step)[:, None])[:, 0] for step in (-1, 0, 1))
     bend = (left - 2 * middle + right).clamp(min=1e-12)
     return offsets[best] + ((left - right) / (2 * bend)).clamp(-1, 1) * float(offsets[1] - offsets[0])
+
+
+def leak(levels: Sequence[Level], spectrum: Spectrum) -> Tensor:
+    """(L,) nats that are read for a relative error of 1 in the variance of all coefficients of the data.
+
+    With w = sigma^2/(alpha^2 v + sigma^2), the share of noise in a coefficient, it is sum w (1 - w)/sum w^2: small
+    where noise dominates, large where the likelihood only compares images.
+    """
+    found = []
+    for level in levels:
+        share = level.sigma**2 / (level.alpha**2 * spectrum.variance + level.sigma**2)
+        found.append((share * (1 - share)).sum() / share.square().sum())
+    return torch.stack(found)

@@ -19,6 +19,8 @@ from snrkit.prediction import Cond, Denoiser
 from snrkit.shift.arms import mean_square, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 
+OFFSETS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)  # nats of logsnr
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -31,15 +33,19 @@ class Window:
     excess: list[list[float]]  # E[s, t] - E[t, t]
     slope: Curve  # d ln M[s, t] / d logsnr of t at t = s
     equivalent_shift: Curve  # nats; NaN where the slope's interval holds 0
+    equivalent_shift_null: Curve
     mean_equivalent_shift: Number | None
+    mean_equivalent_shift_null: Number | None
+    levels_read: int
 
 
 @dataclass(frozen=True, slots=True)
 class WindowArm:
-    """Squares of each image: eps and error (L, L, n)."""
+    """Squares of each image: eps and error (L, L, n); eps at the OFFSETS of each level (L, K, n), NaN at pure noise."""
 
     eps_square: Tensor
     error: Tensor
+    beside: Tensor
     groups: Tensor
 
 
@@ -68,35 +74,54 @@ def window_arm(
                 p = denoise(state, told, cond=cond)
                 squares[s, t, part] = mean_square(p.eps)
                 errors[s, t, part] = mean_square(p.x0 - true)
-    return WindowArm(squares, errors, groups)
+    beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64)
+    for s, told in enumerate(levels):
+        for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite()) else ()):
+            x = noised(x0, denoise.process.level(told.logsnr + offset), key)
+            for part in torch.split(torch.arange(len(x0)), batch):
+                cond = Cond(labels=None if labels is None else labels[part].to(device))
+                beside[s, k, part] = mean_square(denoise(x[part].to(device), told, cond=cond).eps)
+    return WindowArm(squares, errors, beside, groups)
 
 
-def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor | None, bootstrap: Bootstrap) -> Window:
-    """The readings; `gap` (L, 1 + R) is the norm gap of a sampler on the same levels, with as many resamples."""
+def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tensor, bootstrap: Bootstrap) -> Window:
+    """The readings; `gap` and its `null` (L, 1 + R) are norm gaps on these levels, as often resampled."""
     weights = bootstrap.weights(arm.groups, 3)
-    logsnr = torch.stack([level.logsnr for level in levels])
-    slope = _slope(arm.eps_square, logsnr, weights)
+    curves = (arm.beside @ weights.T).log()  # (L, K, 1 + R)
+    middle = OFFSETS.index(0.0)
+    slope = (curves[:, middle + 1] - curves[:, middle - 1]) / (OFFSETS[middle + 1] - OFFSETS[middle - 1])
     curve = bootstrap.curve(slope)
-    flat = [low <= 0 <= high or low != low for low, high in zip(curve.low, curve.high, strict=True)]  # noqa: PLR0124
-    shift = torch.full_like(slope, torch.nan) if gap is None else gap / slope
-    shift[torch.tensor(flat)] = torch.nan
+    steep = torch.tensor([low > 0 or high < 0 for low, high in zip(curve.low, curve.high, strict=True)])
+    shifts = [
+        torch.stack([invert(c - c[middle], g) for c, g in zip(curves, reading, strict=True)])
+        .masked_fill(~steep[:, None], torch.nan)
+        for reading in (gap, null)
+    ]  # fmt: skip
+    means = [bootstrap.number(shift[steep].mean(0)) if bool(steep.any()) else None for shift in shifts]
     error = arm.error.mean(2)
-    known = shift[~torch.tensor(flat)] if gap is not None else shift[:0]
     return Window(
-        logsnr.tolist(), arm.error.shape[2], arm.eps_square.mean(2).tolist(), error.tolist(),
-        (error - error.diagonal()).tolist(), curve, bootstrap.curve(shift),
-        bootstrap.number(known.mean(0)) if len(known) else None,
+        [float(level.logsnr) for level in levels], arm.error.shape[2], arm.eps_square.mean(2).tolist(), error.tolist(),
+        (error - error.diagonal()).tolist(), curve, bootstrap.curve(shifts[0]), bootstrap.curve(shifts[1]),
+        means[0], means[1], int(steep.sum()),
     )  # fmt: skip
 
 
-def _slope(squares: Tensor, logsnr: Tensor, weights: Tensor) -> Tensor:
-    """(L, 1 + R) slopes of ln M[s, t] over t at t = s, between the neighbouring levels; NaN where one is infinite."""
-    log_mean = (squares @ weights.T).log()  # (L, L, 1 + R)
-    last, rows = len(logsnr) - 1, []
-    for s in range(len(logsnr)):
-        low, high = max(0, s - 1), min(last, s + 1)
-        if high > low and not bool(logsnr[low].isfinite()):
-            low += 1
-        width = logsnr[high] - logsnr[low]
-        rows.append((log_mean[s, high] - log_mean[s, low]) / (width if high > low else torch.nan))
-    return torch.stack(rows)
+def invert(curve: Tensor, rise: Tensor) -> Tensor:
+    """The offset (1 + R,) at which each column of `curve` (K, 1 + R), 0 at offset 0, has grown by `rise` (1 + R,).
+
+    Piecewise linear between the OFFSETS, followed outwards from 0 on the side where the curve moves towards `rise`, and
+    straight on beyond the last.
+    """
+    offsets, middle = torch.tensor(OFFSETS, dtype=torch.float64), OFFSETS.index(0.0)
+    upward = (curve[middle + 1] - curve[middle - 1]) * rise > 0  # towards larger offsets
+    found = torch.empty_like(rise)
+    for side, way in ((upward, 1), (~upward, -1)):
+        last = len(OFFSETS) - 1 if way == 1 else 0
+        guess = torch.full_like(rise, torch.nan)
+        for k in range(last, middle, -way):  # from outside in, so that the innermost crossing wins
+            before, after = curve[k - way], curve[k]
+            share = (rise - before) / (after - before)
+            inside = (share >= 0) & ((share <= 1) | (k == last))
+            guess = torch.where(inside, offsets[k - way] + share * (offsets[k] - offsets[k - way]), guess)
+        found[side] = guess[side]
+    return found
