@@ -126,12 +126,13 @@ def test_the_window_of_gaussian_data_is_its_closed_form(process):
     assert found.levels_read == 7
 
 
-@given(rise=st.floats(-3, 3), bend=st.floats(-0.3, 0.3), way=st.sampled_from([-1, 1]))
+@given(rise=st.floats(-5, 5), bend=st.floats(-0.3, 0.3), way=st.sampled_from([-1, 1]))
 def test_inverting_the_curve(rise, bend, way):
     """On a monotone curve over the offsets: exact where it is linear, and on a knot whatever the bend."""
     offsets = torch.tensor(OFFSETS, dtype=torch.float64)[:, None]
     linear = way * 1.7 * offsets
     assert float(invert(linear, tensor([rise]))) == pytest.approx(way * rise / 1.7, abs=1e-9)
+    assert float(invert(linear, tensor([9.0]))) == way * 3.0  # no farther
     curve = way * (offsets + bend * offsets**2)
     for k in range(len(OFFSETS)):
         assert float(invert(curve, curve[k])) == pytest.approx(OFFSETS[k], abs=1e-9)

@@ -90,7 +90,8 @@ def check_held_out(opened: Opened) -> None:
     held, share = len(opened.split.held), opened.experiment.data.holdout
     if held < FEWEST:
         raise ConfigError(
-            f"data.holdout: measure-shift needs at least {FEWEST} held-out images for its null, and a share of {share} "
+            f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
+            f"{share} "
             f"holds out {held} of {opened.dataset.count}; raise it or use more images."
         )
 

@@ -82,14 +82,12 @@ def compare(
     squares = {name: arm.eps_square @ weights[name].T for name, arm in arms.items()}  # (L, 1 + R)
     of_x0 = {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in ("reverse", "forward")}
     ratios = {name: part_ratios(arms[name], levels, reference, weights[name]) for name in ("reverse", "forward")}
-    near = {
-        name: nearest_shift(arms[name].states, levels, reference.spectrum, weights[name])
-        for name in ("reverse", "forward")
-    }
-    seen = readable(near["forward"], levels, reference.spectrum)[:, None]
-    nearest, nearest_null = (near[name].masked_fill(~seen, torch.nan) for name in ("reverse", "forward"))
+    near = [nearest_shift(arms[n].states, levels, reference.spectrum, weights[n]) for n in ("reverse", "forward")]
+    seen = readable(near[1], levels, reference.spectrum)[:, None]
+    nearest, nearest_null = (values.masked_fill(~seen, torch.nan) for values in near)
     gap, null = (squares["reverse"] / squares["forward"]).log(), (squares["train"] / squares["forward"]).log()
     parts = {name: {k: b.curve(v) for k, v in found.items() if k != "all"} for name, found in ratios.items()}
+    whole = [ratios[name]["all"] for name in ("reverse", "forward")]
     return Shift(
         logsnr=[float(place.logsnr) for place in levels],
         images=reverse.eps_square.shape[1],
@@ -100,8 +98,8 @@ def compare(
         norm_forward=_norms(forward),
         norm_gap=b.curve(gap),
         norm_gap_null=b.curve(null),
-        variance_ratio=b.curve(ratios["reverse"]["all"]),
-        variance_ratio_null=b.curve(ratios["forward"]["all"]),
+        variance_ratio=b.curve(whole[0]),
+        variance_ratio_null=b.curve(whole[1]),
         part_ratio=parts["reverse"],
         part_ratio_null=parts["forward"],
         nearest=b.curve(nearest),
@@ -112,8 +110,8 @@ def compare(
         x0_rms_true=b.number((weights["forward"] @ reference.true_square).sqrt()),
         mean_norm_gap=b.number(gap.mean(0)),
         mean_norm_gap_null=b.number(null.mean(0)),
-        mean_log_variance_ratio=b.number(ratios["reverse"]["all"].log().mean(0)),
-        mean_log_variance_ratio_null=b.number(ratios["forward"]["all"].log().mean(0)),
+        mean_log_variance_ratio=b.number(whole[0].log().mean(0)),
+        mean_log_variance_ratio_null=b.number(whole[1].log().mean(0)),
         mean_nearest=b.number(nearest.nanmean(0)),
         mean_nearest_null=b.number(nearest_null.nanmean(0)),
     )

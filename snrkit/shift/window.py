@@ -19,6 +19,7 @@ from snrkit.prediction import Cond, Denoiser
 from snrkit.shift.arms import mean_square, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 
+FARTHEST = 3.0  # nats
 OFFSETS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)  # nats of logsnr
 
 
@@ -110,7 +111,7 @@ def invert(curve: Tensor, rise: Tensor) -> Tensor:
     """The offset (1 + R,) at which each column of `curve` (K, 1 + R), 0 at offset 0, has grown by `rise` (1 + R,).
 
     Piecewise linear between the OFFSETS, followed outwards from 0 on the side where the curve moves towards `rise`, and
-    straight on beyond the last.
+    straight on beyond the last, but no farther than FARTHEST: such a reading says "at least".
     """
     offsets, middle = torch.tensor(OFFSETS, dtype=torch.float64), OFFSETS.index(0.0)
     upward = (curve[middle + 1] - curve[middle - 1]) * rise > 0  # towards larger offsets
@@ -124,4 +125,4 @@ def invert(curve: Tensor, rise: Tensor) -> Tensor:
             inside = (share >= 0) & ((share <= 1) | (k == last))
             guess = torch.where(inside, offsets[k - way] + share * (offsets[k] - offsets[k - way]), guess)
         found[side] = guess[side]
-    return found
+    return found.clamp(-FARTHEST, FARTHEST)
