@@ -4,6 +4,9 @@ On Gaussian data whose Haar bands have the variances of the data set's, the exac
 whole effect on each band is one number, the ratio of its final variance to the data's, found by walking unit patterns
 through the real solver and the real corrections. A coefficient that brings the ratio to 1 is *predicted* without any
 fitting: it repairs the discretisation alone. Whatever a correction gains beyond it is about the network.
+
+Every band is taken at its mean variance. In the ve scaling the prediction hardly depends on it; in flow it does, and
+there the four bands are a coarse picture of a spectrum that spans orders of magnitude.
 """
 
 import math
