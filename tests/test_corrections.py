@@ -24,6 +24,7 @@ from snrkit.corrections import (
     TimeShift,
     X0Rescale,
 )
+from snrkit.corrections.clean_image import OpenedX0Rescale
 from snrkit.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.errors import SnrkitError
@@ -33,7 +34,7 @@ from snrkit.prediction import X0, Cond, Prediction, Wrapped, from_x0
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
-from snrkit.solvers import Euler, Heun
+from snrkit.solvers import Euler, Heun, Unipc
 from snrkit.step import Call, ForwardStatistics, Place, Step
 from snrkit.wavelet import Bands, dwt2, idwt2
 from tests.exact import PROCESSES, THREE, mixture, run, tensor
@@ -544,3 +545,44 @@ def test_x0_rescale_brings_the_spread_of_each_image_to_the_forward_one():
     torch.testing.assert_close(found.x0.flatten(1).var(1, correction=0), torch.full((4,), 0.5, dtype=torch.float64))
     torch.testing.assert_close(found.x0.mean((1, 2, 3)), plain(x, level).x0.mean((1, 2, 3)))
     torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_time_shift_acts_through_unipcs_corrector(variant):
+    """The corrector changes what the last step did, not where a correction moved the level: as large as without it."""
+    process = Ddpm()
+    levels = UniformTime(steps=20).levels(process)
+    x = start(process, torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)), levels[0])
+    shift = TimeShift(variant=variant, window=20, cutoff=150)
+    moved = []
+    for corrector in (False, True):
+        solver = Unipc(corrector=corrector)
+        ends = [run(solver, mixture(process), levels, x, corrections=c) for c in ((), (shift,))]
+        moved.append(float((ends[1] - ends[0]).abs().max()))
+    assert moved[1] > 0.5 * moved[0] > 0
+
+
+def test_x0_rescale_is_neutral_where_every_spread_is_right():
+    """At both of Heun's evaluations the spread aimed at is that of the level where the answer is read."""
+    process, v, shape = Edm(), 0.25, (1, 64, 64)
+    levels = Karras(steps=7).levels(process)
+    noisy = levels[:-1]
+    spreads = torch.stack([v**2 / (v + lv.sigma**2) for lv in noisy])
+    correction = OpenedX0Rescale(1.0, torch.stack([lv.logsnr for lv in noisy]), spreads)
+    denoise = gaussian_denoiser(process, 0.0, v, shape)
+    x = start(process, torch.randn(8, *shape, generator=torch.Generator().manual_seed(0)), levels[0], v)
+    for step in sample(denoise, Heun(), levels, x, corrections=(correction,)):
+        for call in step.calls:
+            wanted = spreads[[bool(call.level.logsnr == lv.logsnr) for lv in noisy].index(True)]
+            found = call.prediction.x0.flatten(1).var(1, correction=0)
+            torch.testing.assert_close(found, wanted.expand(8), rtol=1e-6, atol=0)
+
+
+def test_a_constant_prediction_has_no_spread_to_rescale():
+    """At pure noise x0_hat is the mean image: it is left alone, not divided by 0."""
+    process = Flow()
+    level = UniformTime(steps=4).levels(process)[0]
+    correction = OpenedX0Rescale(1.0, level.logsnr[None], tensor([0.3]))
+    flat = Wrapped(process, lambda s, lv, told, cond: Prediction(torch.zeros_like(s), s))
+    found = correction.wrap(flat, place_at(level))(torch.randn(2, 1, 4, 4, dtype=torch.float64), level)
+    assert torch.equal(found.x0, torch.zeros(2, 1, 4, 4, dtype=torch.float64))

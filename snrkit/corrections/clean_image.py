@@ -21,12 +21,12 @@ from snrkit.step import Place, Range, Sources
 from snrkit.value import Value
 
 
-def change_x0(denoise: Denoiser, change: Callable[[Tensor], Tensor]) -> Denoiser:
-    """`denoise` with x0 replaced by change(x0) and eps moved so that alpha*x0 + sigma*eps stays."""
+def change_x0(denoise: Denoiser, change: Callable[[Tensor, Level], Tensor]) -> Denoiser:
+    """`denoise` with x0 replaced by change(x0, level) and eps moved so that alpha*x0 + sigma*eps stays."""
 
     def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
         p = denoise(x, level, told=told, cond=cond)
-        x0 = change(p.x0)
+        x0 = change(p.x0, level)
         return Prediction(x0, p.eps + broadcast(level.alpha / level.sigma, x) * (p.x0 - x0))
 
     return rewrap(denoise, answer)
@@ -40,7 +40,7 @@ class ClipX0(Value):
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its x0 clipped."""
-        return change_x0(denoise, lambda x0: x0.clamp(-self.limit, self.limit))
+        return change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit))
 
 
 class DynamicThreshold(Value):
@@ -53,7 +53,7 @@ class DynamicThreshold(Value):
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its x0 brought into [-floor, floor]."""
 
-        def change(x0: Tensor) -> Tensor:
+        def change(x0: Tensor, level: Level) -> Tensor:
             size = torch.quantile(x0.abs().flatten(1), self.percentile, dim=1).clamp(min=self.floor)
             size = size.reshape(-1, *(1,) * (x0.ndim - 1))
             return x0.clamp(-size, size) * (self.floor / size)
@@ -71,27 +71,29 @@ class X0Rescale(Value):
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":
         """The correction with the spreads at the levels of a grid, measured on training images."""
         noisy = [level for level in levels if not level.is_clean()]
-        return OpenedX0Rescale(
-            self.share, sources.forward(noisy).x0_variance if self.share else torch.zeros(len(noisy))
-        )
+        logsnr = torch.stack([level.logsnr for level in noisy])
+        return OpenedX0Rescale(self.share, logsnr, sources.forward(noisy).x0_variance if self.share else logsnr)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedX0Rescale:
-    """The rescaling with its target variances (L,)."""
+    """The rescaling with its target variances (L,) at the logsnr (L,) of a grid; the nearest one holds elsewhere."""
 
     share: float
+    logsnr: Tensor
     variance: Tensor
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with the spread of its x0 changed round each image's mean."""
         if self.share == 0:
             return denoise
-        wanted = self.variance[place.index]
 
-        def change(x0: Tensor) -> Tensor:
+        def change(x0: Tensor, level: Level) -> Tensor:
             flat = x0.flatten(1)
-            factor = (wanted.to(x0) / flat.var(1, correction=0)).sqrt().reshape(-1, *(1,) * (x0.ndim - 1))
+            place = torch.nan_to_num(level.logsnr[..., None] - self.logsnr).abs().argmin(-1)
+            wanted, own = self.variance[place].to(x0).expand(len(x0)), flat.var(1, correction=0)
+            factor = torch.where(own > 0, wanted / own.clamp(min=1e-30), 1.0).sqrt()  # a constant image has no spread
+            factor = factor.to(x0).reshape(-1, *(1,) * (x0.ndim - 1))
             centre = flat.mean(1).reshape(-1, *(1,) * (x0.ndim - 1))
             return x0 + self.share * (factor - 1) * (x0 - centre)
 

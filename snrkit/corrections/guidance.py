@@ -22,11 +22,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.denoiser import check_readable
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, solve
 from snrkit.process import Process
-from snrkit.step import Abilities, Place, Range, Sources
+from snrkit.step import Abilities, LevelPosterior, Place, Range, Sources
 from snrkit.value import Value
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
@@ -139,6 +140,8 @@ class ClassifierFreeGuidance(Guidance):
 
             return answer
 
+        if self.rescale:
+            check_readable(place.here, self.rescale_of)
         rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
         return guide(denoise, Term(weight, ask), rescale)
 
@@ -230,7 +233,7 @@ class NoiseAwarenessClassifier(Guidance):
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedNoiseAwarenessClassifier":
         """The correction with its estimator."""
-        return OpenedNoiseAwarenessClassifier(self, sources)
+        return OpenedNoiseAwarenessClassifier(self, sources.estimator() if self.weight else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +241,16 @@ class OpenedNoiseAwarenessClassifier:
     """Classifier guidance with the estimator it needs."""
 
     value: NoiseAwarenessClassifier
-    sources: Sources
+    estimator: LevelPosterior | None
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The guided denoiser."""
         weight = weight_at(self.value, place)
-        if weight is None:
+        if weight is None or self.estimator is None:
             return denoise
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError("noise_awareness_classifier is undefined at alpha = 0; give it a logsnr_min")
-        estimator = self.sources.estimator()
-        return GradientGuided(denoise, weight, estimator.gradient)
+        return GradientGuided(denoise, weight, self.estimator.gradient)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class TimeShift(Value):
     def _consistent(self) -> "TimeShift":
         if self.unit == "index" and self.window != int(self.window):
             raise ValueError(f"window {self.window} must be a whole number of table indices; or set unit: nats")
+        if self.unit == "index" and self.window == 1:
+            raise ValueError("window 1 moves nothing, as it is halved to whole indices; give 0, or 2 and more")
         if self.variant == "released" and self.data_variance:
             raise ValueError("data_variance has no effect on variant released; drop it")
         return self

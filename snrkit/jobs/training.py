@@ -120,9 +120,12 @@ def _begin_from(opened: Opened, state: TrainState) -> None:
     if origin is None:
         return
     trained = stored_experiment(origin.run)
-    if trained.process != opened.experiment.process or trained.target != opened.experiment.target:
+    parts = ("process", "target", "precondition")
+    if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
         raise ConfigError(
-            f"train.resume_from: {origin.run} has another process or target; take over both, or train from scratch."
+            f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
+            f"train "
+            "from scratch."
         )
     weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
     try:

@@ -34,6 +34,7 @@ class UnipcMemory:
     when: Tensor
     past: Past
     predicted: Tensor
+    there: Level  # where it was meant to go; the next step may begin elsewhere (time shift)
     order: int
 
 
@@ -64,7 +65,7 @@ class Unipc(Value):
             prediction = _moved(asked, _correction(memory, asked.x0, place.here), place.here)
         order = min(self.p, len(past) + 1, self._left(place))
         predicted = _predict(prediction, now, past[: order - 1], place.there)
-        kept = UnipcMemory(prediction, now, past, predicted, order)
+        kept = UnipcMemory(prediction, now, past, predicted, place.there, order)
         return predicted, (Call(place.here, asked),), kept
 
     def _left(self, place: Place) -> int:
@@ -95,10 +96,17 @@ def _predict(prediction: Prediction, now: Tensor, past: Past, there: Level) -> T
 
 def _correction(memory: UnipcMemory, x0: Tensor, here: Level) -> Tensor:
     """corrected - predicted of the last step, now that its end's prediction `x0` is known."""
-    past = memory.past[: memory.order - 1]
-    h = here.logsnr / 2 - memory.when
+    past, there = memory.past[: memory.order - 1], memory.there
+    h = there.logsnr / 2 - memory.when
     moments = [midpoint_moment(h)] if not past else exponential_moments(h, len(past) + 1)
-    nodes = [*((then - memory.when) / h for _, then in past), torch.ones_like(h)]
+    nodes = [*((then - memory.when) / h for _, then in past), _node(here, memory, h)]
     bent = increment([*(value for value, _ in past), x0], memory.prediction.x0, nodes, moments)
-    corrected = recompose(memory.prediction, here) + broadcast(here.alpha, x0) * bent
+    corrected = recompose(memory.prediction, there) + broadcast(there.alpha, x0) * bent
     return corrected - memory.predicted
+
+
+def _node(here: Level, memory: UnipcMemory, h: Tensor) -> Tensor:
+    """Where the new prediction stands in the last step: 1, but for a level that was moved."""
+    if here is memory.there or bool(h.isinf().any()):
+        return torch.ones_like(here.logsnr)
+    return (here.logsnr / 2 - memory.when) / h
