@@ -25,7 +25,7 @@ from torch import Tensor
 from snrkit.denoiser import check_readable
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
-from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, solve
+from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.process import Process
 from snrkit.step import Abilities, LevelPosterior, Place, Range, Sources
 from snrkit.value import Value
@@ -250,26 +250,11 @@ class OpenedNoiseAwarenessClassifier:
             return denoise
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError("noise_awareness_classifier is undefined at alpha = 0; give it a logsnr_min")
-        return GradientGuided(denoise, weight, self.estimator.gradient)
+        gradient = self.estimator.gradient
 
+        def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
+            p = denoise(x, level, told=told, cond=cond)
+            push = broadcast(weight * level.sigma, x) * gradient(x, level.logsnr)
+            return Prediction(p.x0 + level.ratio(x) * push, p.eps - push)
 
-@dataclass(frozen=True, slots=True)
-class GradientGuided:
-    """A denoiser whose score is moved by `weight` times a gradient in x."""
-
-    base: Denoiser
-    weight: Tensor
-    gradient: Callable[[Tensor, Tensor], Tensor]  # of ln q(logsnr | x): (B, *) from x (B, *) and logsnr () or (B,)
-
-    @property
-    def process(self) -> Process:
-        """That of `base`."""
-        return self.base.process
-
-    def __call__(
-        self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
-    ) -> Prediction:
-        """The moved prediction, which still explains the state."""
-        p = self.base(x, level, told=told, cond=cond)
-        push = broadcast(self.weight * level.sigma, x) * self.gradient(x, level.logsnr)
-        return Prediction(p.x0 + level.ratio(x) * push, p.eps - push)
+        return rewrap(denoise, answer)

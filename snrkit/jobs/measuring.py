@@ -37,6 +37,7 @@ from snrkit.shift.measure import Reference, Shift, compare
 from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
+from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
 from snrkit.train import training_pairs
@@ -91,8 +92,7 @@ def check_held_out(opened: Opened) -> None:
     if held < FEWEST:
         raise ConfigError(
             f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
-            f"{share} "
-            f"holds out {held} of {opened.dataset.count}; raise it or use more images."
+            f"{share} holds out {held} of {opened.dataset.count}; raise it or use more images."
         )
 
 
@@ -138,12 +138,9 @@ class Instrument:
     def reference(self) -> Reference:
         """Var[x0] by part, the spectrum of the training split, and the true x0 of the forward arm."""
         o = self.opened
-        known = [
-            (view, _by_part(view, part_moments(o.dataset, o.split.train, self.labels, view)[1]))
-            for view in views(o.dataset.shape)
-        ]
-        last = views(o.dataset.shape)[-1]
-        mean, spread = part_moments(o.dataset, o.split.train, self.labels, last)
+        found = [(v, *part_moments(o.dataset, o.split.train, self.labels, v)) for v in views(o.dataset.shape)]
+        known = [(view, _by_part(view, spread)) for view, _, spread in found]
+        _, mean, spread = found[-1]  # the rings' coordinates, or pixels where there are none
         square = o.dataset.x0(self.held_rows.tolist()).double().square().flatten(1).mean(1)
         return Reference(known, Spectrum(o.experiment.process, mean, spread), square)
 
@@ -255,12 +252,9 @@ class Instrument:
             nudged = Ready(ready.levels, ready.solver, (*ready.corrections, *nudges))
             return sample_steps(self.model.denoiser, nudged, x + error, noise, cond)
 
-        spectrum, solver = self.reference.spectrum.variance, sampler.solver
-        kept = getattr(solver, "eta", 0.0) if solver.kind != "churn" else float(solver.s_churn > 0) / 2
-        whole = (
-            kept in (0.0, 1.0) and getattr(solver, "logsnr_min", None) is getattr(solver, "logsnr_max", None) is None
-        )
-        gaussian = gaussian_gain(self.modes, levels, kept == 1.0) if whole and self.modes is not None else {}
+        spectrum, share = self.reference.spectrum.variance, renewed_noise(sampler.solver)
+        known = self.modes if share in (0.0, 1.0) else None
+        gaussian = {} if known is None else gaussian_gain(known, levels, share == 1.0)
         spread = torch.stack([(level.alpha**2 * spectrum.mean() + level.sigma**2).sqrt() for level in levels])
         found = measure_gain(walk, levels, (len(seeds), *o.dataset.shape), spread, o.experiment.seed, o.world.device)
         return read_gain(found, levels, gaussian, self.bootstrap)
@@ -279,6 +273,16 @@ class Instrument:
         ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)
         return read_why(reverse, arm, forward, ready.levels[:-1], self.reference, self.bootstrap, ideal, substeps)
+
+
+def renewed_noise(solver: AnySolver) -> float | None:
+    """The share of the noise that a solver renews in every step, 0 or 1; None where it is another or changes."""
+    if isinstance(solver, Churn):
+        return 0.0 if solver.s_churn == 0 else None
+    if not isinstance(solver, Ancestral | AnalyticDpm) or solver.eta == 0:
+        return 0.0
+    cut = isinstance(solver, Ancestral) and not (solver.logsnr_min is None and solver.logsnr_max is None)
+    return 1.0 if solver.eta == 1 and not cut else None
 
 
 def _key(levels: Sequence[Level]) -> tuple[float, ...]:

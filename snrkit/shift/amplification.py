@@ -20,7 +20,6 @@ from snrkit.streams import FORWARD, stream
 from snrkit.wavelet import low_part
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
-PARTS = ("all", "low", "high")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ What the network says is recorded before any correction of belief; dividing eps 
 norm gap by definition.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,16 @@ def noised(x0: Tensor, level: Level, key: Sequence[int]) -> Tensor:
     return alpha * x0.double() + sigma * torch.from_numpy(noise)
 
 
+def answers(
+    denoise: Denoiser, x: Tensor, level: Level, labels: Tensor | None, *, batch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Prediction]]:
+    """(indices, states, answer) of states x (n, *), told and read at `level`, in parts of `batch` on the device."""
+    for part in torch.split(torch.arange(len(x)), batch):
+        cond = Cond(labels=None if labels is None else labels[part].to(device))
+        state = x[part].to(device)
+        yield part, state, denoise(state, level, cond=cond)
+
+
 @torch.no_grad()
 def forward_arm(
     denoise: Denoiser,
@@ -148,8 +158,6 @@ def forward_arm(
     rows = [Rows() for _ in levels]
     for index, level in enumerate(levels):
         x = noised(x0, level, (*key, index))
-        for part in torch.split(torch.arange(len(x0)), batch):
-            cond = Cond(labels=None if labels is None else labels[part].to(device))
-            state = x[part].to(device)
-            rows[index].add(state, denoise(state, level, cond=cond))
+        for _, state, prediction in answers(denoise, x, level, labels, batch=batch, device=device):
+            rows[index].add(state, prediction)
     return make_arm(rows, groups)

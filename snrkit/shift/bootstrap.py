@@ -26,10 +26,6 @@ class Number:
     low: float
     high: float
 
-    def clears(self, other: "Number") -> bool:
-        """Whether the two intervals have nothing in common."""
-        return self.low > other.high or self.high < other.low
-
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:

@@ -10,8 +10,9 @@ there the four bands are a coarse picture of a spectrum that spans orders of mag
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class BandDenoiser:
         ]
         return from_x0(x, idwt2(Bands(*shrunk), (2, 2)), level)
 
-    def denoiser(self, run: object, checkpoint: int | None, average: str | None) -> Denoiser:
+    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
         """No weaker model has a closed form: SnrkitError."""
         raise SnrkitError("autoguidance has no Gaussian control; tune it by fd or gap")
 
@@ -57,10 +58,10 @@ class BandDenoiser:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
 
-    def forward(self, levels: object) -> ForwardStatistics:
+    def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """E|eps_hat|^2 and Var[x0_hat] of these data in closed form."""
         squares, spreads = [], []
-        for level in levels:  # type: ignore[attr-defined]
+        for level in levels:
             total = level.alpha**2 * self.variances + level.sigma**2
             squares.append((level.sigma**2 / total).mean())
             spreads.append((level.alpha**2 * self.variances**2 / total).mean())

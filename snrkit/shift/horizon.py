@@ -17,7 +17,7 @@ from snrkit.sample import sample
 from snrkit.sampler import Ready
 from snrkit.shift.arms import Arm, Rows, make_arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
-from snrkit.shift.measure import Reference, part_ratios
+from snrkit.shift.measure import Reference, pixel_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,7 @@ def read_horizon(
     """The readings; images are resampled together in both arms."""
     levels, weights = ready.levels[steps:-1], bootstrap.weights(forward.groups, 1)
     gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
-    pixel = Reference(reference.views[:1], reference.spectrum, reference.true_square)
-    mine, known = (part_ratios(states, levels, pixel, weights)["all"] for states in (arm, forward.from_level(steps)))
+    mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
     whole = mine / known
     return Horizon(
         steps, [float(level.logsnr) for level in levels], bootstrap.curve(gap), bootstrap.curve(whole),

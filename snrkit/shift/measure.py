@@ -18,7 +18,7 @@ forward samples of one image with several noises are resampled together. A sampl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,9 +82,7 @@ def compare(
     squares = {name: arm.eps_square @ weights[name].T for name, arm in arms.items()}  # (L, 1 + R)
     of_x0 = {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in ("reverse", "forward")}
     ratios = {name: part_ratios(arms[name], levels, reference, weights[name]) for name in ("reverse", "forward")}
-    near = [nearest_shift(arms[n].states, levels, reference.spectrum, weights[n]) for n in ("reverse", "forward")]
-    seen = readable(near[1], levels, reference.spectrum)[:, None]
-    nearest, nearest_null = (values.masked_fill(~seen, torch.nan) for values in near)
+    nearest, nearest_null = _nearest((reverse, forward), levels, reference, (weights["reverse"], weights["forward"]))
     gap, null = (squares["reverse"] / squares["forward"]).log(), (squares["train"] / squares["forward"]).log()
     parts = {name: {k: b.curve(v) for k, v in found.items() if k != "all"} for name, found in ratios.items()}
     whole = [ratios[name]["all"] for name in ("reverse", "forward")]
@@ -104,7 +102,7 @@ def compare(
         part_ratio_null=parts["forward"],
         nearest=b.curve(nearest),
         nearest_null=b.curve(nearest_null),
-        nearest_levels=int(seen.sum()),
+        nearest_levels=int((~nearest_null[:, 0].isnan()).sum()),
         x0_rms_reverse=b.curve(of_x0["reverse"]),
         x0_rms_forward=b.curve(of_x0["forward"]),
         x0_rms_true=b.number((weights["forward"] @ reference.true_square).sqrt()),
@@ -115,6 +113,15 @@ def compare(
         mean_nearest=b.number(nearest.nanmean(0)),
         mean_nearest_null=b.number(nearest_null.nanmean(0)),
     )
+
+
+def _nearest(
+    arms: tuple[Arm, Arm], levels: Sequence[Level], reference: Reference, weights: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Nearest levels (L, 1 + R) of the reverse and of the forward arm, NaN where they cannot be read."""
+    found = [nearest_shift(arm.states, levels, reference.spectrum, w) for arm, w in zip(arms, weights, strict=True)]
+    seen = readable(found[1], levels, reference.spectrum)[:, None]
+    return found[0].masked_fill(~seen, torch.nan), found[1].masked_fill(~seen, torch.nan)
 
 
 def readable(forward: Tensor, levels: Sequence[Level], spectrum: Spectrum) -> Tensor:
@@ -138,6 +145,11 @@ def part_ratios(arm: Arm, levels: Sequence[Level], reference: Reference, weights
             for index, name in enumerate(view.names):
                 found.setdefault(name, []).append(ratio[:, index])
     return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def pixel_ratio(arm: Arm, levels: Sequence[Level], reference: Reference, weights: Tensor) -> Tensor:
+    """Variance over its nominal value (L, 1 + R), of all pixels alone."""
+    return part_ratios(arm, levels, replace(reference, views=reference.views[:1]), weights)["all"]
 
 
 def _norms(arm: Arm) -> list[float]:

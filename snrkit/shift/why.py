@@ -17,7 +17,7 @@ from snrkit.process import Process
 from snrkit.sampler import Ready
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
-from snrkit.shift.measure import Reference, part_ratios
+from snrkit.shift.measure import Reference, pixel_ratio
 from snrkit.solvers import Heun
 
 
@@ -62,10 +62,9 @@ def read_why(
 ) -> Why:  # fmt: skip
     """The split; both arms of trajectories begin at the same states, so images are resampled together."""
     weights, of_forward = bootstrap.weights(reverse.groups, 0), bootstrap.weights(forward.groups, 1)
-    pixel = Reference(reference.views[:1], reference.spectrum, reference.true_square)
     expected = forward.eps_square @ of_forward.T
     gaps = [((arm.eps_square @ weights.T) / expected).log() for arm in (reverse, ideal)]
-    ratios = [part_ratios(arm, levels, pixel, weights)["all"].log() for arm in (reverse, ideal)]
+    ratios = [pixel_ratio(arm, levels, reference, weights).log() for arm in (reverse, ideal)]
     gap, ratio = _split(gaps[0], gaps[1], bootstrap), _split(ratios[0], ratios[1], bootstrap)
     return Why(substeps, 2 * (len(ready.levels) - 1) - 1, gap, ratio)
 

@@ -3,9 +3,11 @@
     M[s, t] = E|eps_hat|^2 per dimension of denoise(x_t, level=s): x_t a forward sample at level t, told s and read at s
     E[s, t] = E|x0_hat - x0|^2 per dimension of the same answer
 
-The slope of ln M[s, t] in the logsnr of t, near t = s, turns a norm gap g into the shift of level that would cause it,
-g / slope. Where the slope's interval holds 0 (unit-variance Gaussian data in vp: always) no shift is reported. E's
-excess over its diagonal at the same t is what a wrong level costs in the unit of the loss.
+The same is asked at states a little beside every level, at the OFFSETS in logsnr, whatever the grid. The curve of ln M
+over them turns a norm gap into the shift of level that would cause it: the offset at which it has grown by the gap.
+Where the interval of its slope at 0 holds 0 (unit-variance Gaussian data in vp: always) no shift is reported; the null
+is the shift of the norm gap's own null. E's excess over its diagonal at the same t is what a wrong level costs in the
+unit of the loss.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from snrkit.level import Level
-from snrkit.prediction import Cond, Denoiser
-from snrkit.shift.arms import mean_square, noised
+from snrkit.prediction import Denoiser
+from snrkit.shift.arms import answers, mean_square, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 
 FARTHEST = 3.0  # nats
@@ -68,20 +70,16 @@ def window_arm(
     errors = torch.zeros_like(squares)
     for t, here in enumerate(levels):
         x = noised(x0, here, key)
-        for part in torch.split(torch.arange(len(x0)), batch):
-            cond = Cond(labels=None if labels is None else labels[part].to(device))
-            state, true = x[part].to(device), x0[part].to(device).double()
-            for s, told in enumerate(levels):
-                p = denoise(state, told, cond=cond)
+        for s, told in enumerate(levels):
+            for part, _, p in answers(denoise, x, told, labels, batch=batch, device=device):
                 squares[s, t, part] = mean_square(p.eps)
-                errors[s, t, part] = mean_square(p.x0 - true)
+                errors[s, t, part] = mean_square(p.x0.cpu() - x0[part].double())
     beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64)
     for s, told in enumerate(levels):
         for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite()) else ()):
             x = noised(x0, denoise.process.level(told.logsnr + offset), key)
-            for part in torch.split(torch.arange(len(x0)), batch):
-                cond = Cond(labels=None if labels is None else labels[part].to(device))
-                beside[s, k, part] = mean_square(denoise(x[part].to(device), told, cond=cond).eps)
+            for part, _, p in answers(denoise, x, told, labels, batch=batch, device=device):
+                beside[s, k, part] = mean_square(p.eps)
     return WindowArm(squares, errors, beside, groups)
 
 

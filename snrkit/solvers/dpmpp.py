@@ -17,7 +17,7 @@ from torch import Tensor
 from snrkit.level import broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
-from snrkit.solvers.multistep import exponential_moments, increment, midpoint_moment
+from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
 from snrkit.step import Call, Memory, Noise, Place
 from snrkit.value import Value
 
@@ -66,7 +66,7 @@ class Dpmpp3m(Value):
         """The parabola of x0 in half-logsnr through the last three predictions, integrated."""
         prediction = denoise(x, place.here)
         x_next, now = recompose(prediction, place.there), place.here.logsnr / 2
-        past: tuple[tuple[Tensor, Tensor], ...] = () if memory is None else memory
+        past: Past = memory or ()
         if past and not place.there.is_clean():
             h = place.there.logsnr / 2 - now
             first, second = exponential_moments(h, 2)
@@ -75,11 +75,3 @@ class Dpmpp3m(Value):
             bent = increment([x0 for x0, _ in past], prediction.x0, nodes, moments)
             x_next = x_next + broadcast(place.there.alpha, x) * bent
         return x_next, (Call(place.here, prediction),), remember(prediction.x0, now, past, 2)
-
-
-def remember(
-    value: Tensor, when: Tensor, past: tuple[tuple[Tensor, Tensor], ...], length: int
-) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The newest `length` pairs; what was predicted at pure noise lies infinitely far back and is left out."""
-    known = () if bool(when.isinf().any()) else ((value, when),)
-    return (*known, *past)[:length]

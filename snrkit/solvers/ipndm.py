@@ -16,13 +16,10 @@ from torch import Tensor
 
 from snrkit.level import broadcast
 from snrkit.prediction import Denoiser
-from snrkit.solvers.dpmpp import remember
 from snrkit.solvers.euler import recompose
-from snrkit.solvers.multistep import increment
+from snrkit.solvers.multistep import Past, increment, remember
 from snrkit.step import Call, Memory, Noise, Place
 from snrkit.value import Value
-
-Past = tuple[tuple[Tensor, Tensor], ...]
 
 
 def _step(denoise: Denoiser, x: Tensor, place: Place, past: Past, length: int, equal: bool

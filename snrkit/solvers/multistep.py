@@ -17,6 +17,9 @@ from torch import Tensor
 
 from snrkit.level import broadcast
 
+Past = tuple[tuple[Tensor, Tensor], ...]
+"""What a solver remembers: pairs of a prediction (B, *) and its coordinate, () or (B,), newest first."""
+
 SERIES_BELOW = 0.5  # where the recursion of the moments would cancel
 SERIES_TERMS = 14
 
@@ -61,3 +64,9 @@ def exponential_moments(h: Tensor, count: int) -> list[Tensor]:
 def midpoint_moment(h: Tensor) -> Tensor:
     """Half of the zeroth moment: what DPM-Solver++ 2M and UniPC take for the first at second order."""
     return -torch.expm1(-h) / 2
+
+
+def remember(value: Tensor, when: Tensor, past: Past, length: int) -> Past:
+    """The newest `length` pairs; what was predicted at pure noise lies infinitely far back and is left out."""
+    known = () if bool(when.isinf().any()) else ((value, when),)
+    return (*known, *past)[:length]

@@ -17,13 +17,10 @@ from torch import Tensor
 
 from snrkit.level import Level, broadcast
 from snrkit.prediction import Denoiser, Prediction
-from snrkit.solvers.dpmpp import remember
 from snrkit.solvers.euler import recompose
-from snrkit.solvers.multistep import exponential_moments, increment, midpoint_moment
+from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
 from snrkit.step import Call, Memory, Noise, Place
 from snrkit.value import Value
-
-Past = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
