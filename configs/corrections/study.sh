@@ -6,13 +6,16 @@ for family in edm ddpm flow perturbed first-half fine-tuned; do
 done
 for family in edm ddpm flow perturbed fine-tuned; do
   snrkit fit-estimator --config $here/$family.yaml
+  snrkit tune --config $here/$family.yaml --by fd
 done
-snrkit tune --config $here/edm.yaml --by predicted --sampler predicted-13
-snrkit tune --config $here/edm.yaml --by gap --sampler gap-13
+for family in edm-13 ddpm-20 flow-13; do   # these two rows have coefficients that no score has chosen
+  name=${family%-*} cost=${family#*-}
+  snrkit tune --config $here/$name.yaml --by predicted --sampler "predicted-$cost"
+  snrkit tune --config $here/$name.yaml --by gap --sampler "gap-$cost"
+done
 for family in edm ddpm flow perturbed fine-tuned; do
-  rest=$(grep -oE '^  [a-z]+[a-z0-9-]*:' $here/$family.yaml | tr -d ' :' | grep -vE '^(predicted|gap|heun|euler)-' || true)
-  for sampler in $rest; do
-    snrkit tune --config $here/$family.yaml --by fd --sampler "$sampler"
-  done
   snrkit compare --config runs/corrections-$family/tune/tuned.yaml
+done
+for family in edm ddpm flow; do
+  snrkit measure-shift --config $here/shift-$family.yaml
 done

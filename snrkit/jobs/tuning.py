@@ -66,25 +66,41 @@ class Knob:
 Values = tuple[float, ...]
 
 
-def _whole(line: str) -> bool:
-    try:
-        return "result" in json.loads(line)
-    except ValueError:
-        return False
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """The evaluations that a file holds, without a torn last line."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "result" in record:
+            found.append(record)
+    return found
 
 
-def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
-    """The coefficients named as index.name, by default all that the sampler's file gives a value other than neutral."""
-    known = {
+def coefficients(sampler: Sampler) -> dict[str, Knob]:
+    """All that can be tuned, by index.name."""
+    return {
         f"{index}.{name}": Knob(index, name, span)
         for index, correction in enumerate(sampler.corrections)
         for name, span in getattr(correction, "tunable", {}).items()
     }
+
+
+def moved(sampler: Sampler) -> list[str]:
+    """The coefficients that the sampler's file gives a value other than neutral."""
+    known = coefficients(sampler).items()
+    return [n for n, k in known if getattr(sampler.corrections[k.index], k.name) != k.range.neutral]
+
+
+def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
+    """The coefficients named as index.name, by default those that are not neutral."""
+    known = coefficients(sampler)
     for name in chosen:
         if name not in known:
             raise ConfigError(f"--parameter {name}: this sampler has {', '.join(known) or 'no coefficient to tune'}.")
-    moved = [n for n, k in known.items() if getattr(sampler.corrections[k.index], k.name) != k.range.neutral]
-    names = list(chosen) or moved
+    names = list(chosen) or moved(sampler)
     if not names:
         raise ConfigError(f"name the coefficients with --parameter; this sampler has {', '.join(known) or 'none'}.")
     return [known[name] for name in names]
@@ -106,14 +122,14 @@ class Bench:
     run: Run
     name: str
     chosen: Sequence[Knob]
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _known: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         path = self.run.tuned(self.name, ".jsonl")
-        kept = [line for line in path.read_text().splitlines() if _whole(line)] if path.exists() else []
         if path.exists():  # a torn last line is dropped, so that the next one does not join it
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._known = {record["key"]: record for record in map(json.loads, kept)}
+            write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
+        for other in sorted(path.parent.glob("*.jsonl")):  # samplers that are alike share what was evaluated
+            self._known |= {record["key"]: record for record in evaluations(other)}
         self.model = open_model(self.opened, self.run)
         self.seeds = parse_seeds(self.opened.experiment.tune.seeds)
         plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
@@ -181,8 +197,8 @@ def run_tuning(
     """
     if world.size > 1:
         raise SnrkitError("tune runs in one process; start it without torchrun.")
-    corrected = [name for name, sampler in experiment.samplers.items() if sampler.corrections]
-    wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or corrected)}
+    tunable = [name for name, sampler in experiment.samplers.items() if moved(sampler)]
+    wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or tunable)}
     _check_disjoint(experiment)
     for name, chosen in wanted.items():
         with_values(experiment.samplers[name], chosen, tuple(knob.range.neutral for knob in chosen))
