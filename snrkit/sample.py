@@ -50,7 +50,8 @@ def sample(
 ) -> Iterator[Step]:
     """Walk from levels[0], where the state is `x` (B, *), to levels[-1], yielding every step.
 
-    `steps`: only these of the grid, contiguous; `x` is then the state where the first of them begins.
+    `steps`: only these of the grid, contiguous; `x` is then the state where the first of them begins. Autograd is as
+    the caller has it: wrap the loop in torch.no_grad() unless gradients are wanted.
     """
     for correction in corrections:
         if not isinstance(correction, BeliefCorrection | LevelCorrection | StateCorrection):

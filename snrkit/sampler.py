@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from snrkit.corrections import AnyCorrection
+from snrkit.corrections import AnyCorrection, Autoguidance, ClassifierFreeGuidance, Dcw, NoiseAwareness, TimeShift
 from snrkit.denoiser import check_readable
 from snrkit.grid import AnyGrid
 from snrkit.level import Level
@@ -30,6 +30,19 @@ class Sampler(Value):
     start: Literal["published", "exact"] = Field(
         "published", description="exact adds the data's variance to the first state, for controls"
     )
+
+    @model_validator(mode="after")
+    def _alike_compared(self) -> "Sampler":
+        changed = None
+        for correction in self.corrections:
+            if isinstance(correction, Autoguidance) and changed is not None:
+                raise ValueError(
+                    f"autoguidance compares the model with a weaker one as it is; list it before {changed}, which "
+                    "changes what the model says"
+                )
+            if not isinstance(correction, ClassifierFreeGuidance | NoiseAwareness | Autoguidance | Dcw | TimeShift):
+                changed = correction.kind
+        return self
 
 
 class SampleConfig(Value):

@@ -24,7 +24,7 @@ from snrkit.shift.arms import forward_arm, reverse_arm
 from snrkit.shift.audit import audit
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.config import EstimatorConfig
-from snrkit.shift.control import BandDenoiser, band_ratios, solve_for
+from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
 from snrkit.shift.estimator import Estimator, calibrate, fit, make_estimator, read_estimator, respond
 from snrkit.shift.frequency import haar, pixels, rings, views
 from snrkit.shift.horizon import horizon_arm, read_horizon
@@ -363,8 +363,8 @@ def test_the_band_control_is_the_scalar_control(solver, steps):
     """With equal variances every band's ratio is the square of the scalar recursion's."""
     process = Edm()
     ready = ready_of(Karras(steps=steps), solver, process)
-    denoise = BandDenoiser(process, torch.full((4,), 0.25, dtype=torch.float64))
-    found = band_ratios(ready, denoise, lambda n: start(process, n, ready.levels[0], 0.25))
+    denoise = of_bands(process, torch.full((4,), 0.25, dtype=torch.float64))
+    found = mode_powers(ready, denoise, lambda n: start(process, n, ready.levels[0], 0.25)) / 0.25
     torch.testing.assert_close(found, torch.full((4,), control(solver, steps, 0.25) ** 2, dtype=torch.float64))
 
 
@@ -373,8 +373,48 @@ def test_the_band_control_counts_fresh_noise():
     process = Edm()
     ready = ready_of(UniformLogsnr(steps=400, logsnr_min=-8, logsnr_max=10), Ancestral(), process)
     variances = tensor([1.0, 0.3, 0.2, 0.1])
-    found = band_ratios(ready, BandDenoiser(process, variances), lambda n: start(process, n, ready.levels[0]))
-    torch.testing.assert_close(found, torch.ones(4, dtype=torch.float64), rtol=0.05, atol=0)
+    found = mode_powers(ready, of_bands(process, variances), lambda n: start(process, n, ready.levels[0]))
+    torch.testing.assert_close(found, variances, rtol=0.05, atol=0)
+
+
+def covariance_of(shape, seed=0):
+    """A covariance with a steep spectrum, and low and high Haar bands uncorrelated."""
+    d = math.prod(shape)
+    draws = torch.randn(3 * d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draws = (draws * torch.logspace(0, -3, d, dtype=torch.float64)).reshape(-1, *shape)
+    low = low_part(draws)
+    return sum(torch.cov(part.flatten(1).T, correction=0) for part in (low, draws - low))
+
+
+def test_the_control_of_a_covariance_is_the_exact_denoiser():
+    """x0_hat = alpha C (alpha^2 C + sigma^2)^-1 x, per image where levels differ; the variances sum to the trace."""
+    process, shape = Flow(), (2, 4, 4)
+    covariance = covariance_of(shape)
+    denoise = of_covariance(process, covariance, shape)
+    assert float(denoise.variances.sum()) == pytest.approx(float(covariance.trace()), rel=1e-12)
+    assert int(denoise.low.sum()) == 8
+    torch.testing.assert_close(low_part(denoise.directions[denoise.low]), denoise.directions[denoise.low])
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    level = process.level(tensor([-3.0, 0.0, 4.0]))
+    for got, image, a, s in zip(denoise(x, level).x0, x, level.alpha, level.sigma, strict=True):
+        total = a**2 * covariance + s**2 * torch.eye(len(covariance), dtype=torch.float64)
+        torch.testing.assert_close(got.flatten(), a * covariance @ torch.linalg.solve(total, image.flatten()))
+
+
+def test_one_walk_gives_the_variance_of_every_mode():
+    """What one image of unit coefficients ends with is what a sampler does to the whole covariance, bands corrected."""
+    process, shape = Edm(), (1, 4, 4)
+    denoise = of_covariance(process, covariance_of(shape), shape)
+    ready = ready_of(Karras(steps=6), Ancestral(eta=0.0), process, (Dcw(low=0.05, high=-0.02),))
+    powers = mode_powers(ready, denoise, lambda n: start(process, n, ready.levels[0]))
+    units = torch.eye(16, dtype=torch.float64).reshape(16, *shape)
+    for step in sample(
+        denoise, ready.solver, ready.levels, start(process, units, ready.levels[0]), corrections=ready.corrections
+    ):
+        whole = step.x_next
+    final = whole.flatten(1).T @ whole.flatten(1)  # A A^T, the covariance that the sampler makes of white noise
+    along = torch.einsum("di,ij,dj->d", denoise.directions.flatten(1), final, denoise.directions.flatten(1))
+    torch.testing.assert_close(powers, along)
 
 
 def test_the_predicted_coefficient_is_the_zero_error_controls():
@@ -385,9 +425,8 @@ def test_the_predicted_coefficient_is_the_zero_error_controls():
         def at(value):
             ready = ready_of(Karras(steps=13), Euler(), process, (make(value),))
             return float(
-                band_ratios(
-                    ready, BandDenoiser(process, variances), lambda n: start(process, n, ready.levels[0], 0.25)
-                )[0]
+                mode_powers(ready, of_bands(process, variances), lambda n: start(process, n, ready.levels[0], 0.25))[0]
+                / 0.25
             )
 
         return at

@@ -89,8 +89,9 @@ class Dcw(Value):
 
     `pixel` alone, `low` alone, `high` alone and both `low` and `high` are the paper's four modes. Acts after any fresh
     noise, and not on the step into the clean level. `space: native` takes d = x' - x0 in the process's own scaling, as
-    each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back. `evaluation`: whose x0, where the
-    solver asks more than once a step. SnrkitError where the state is not images (B, C, H, W) of at least 2x2 pixels.
+    each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back (in ve the same). `evaluation`: whose
+    x0, where the solver asks more than once a step. SnrkitError where the state is not images (B, C, H, W) of at least
+    2x2 pixels.
     """
 
     kind: Literal["dcw"] = "dcw"
@@ -112,6 +113,8 @@ class Dcw(Value):
             raise ValueError("pixel is low and high in one; give pixel, or low and high")
         if self.pixel and not isinstance(self.schedule, Constant):
             raise ValueError("schedule has no effect on pixel; drop it, or give low and high")
+        if self.pixel and (self.wavelet, self.padding) != ("haar", "zero"):
+            raise ValueError("wavelet and padding have no effect on pixel; drop them, or give low and high")
         try:
             check_wavelet(self.wavelet, self.padding)
         except SnrkitError as error:

@@ -10,7 +10,7 @@
 All are neutral at weight 0, where nothing further is asked. Guidances that stand next to each other in a list act on
 the same p, so that cfg and noise awareness make u(c, t) + w_cfg (u(c, t) - u(0, t)) + w_nag (u(c, t) - u(c, 0)): that
 they add and do not nest is snrkit's choice, as the source leaves it open. So are the interval of noise awareness and
-what its weight applies to (x0 and eps, which mixes answers, not scores).
+what its weight applies to (x0 and eps, which mixes answers, not scores). A rescale is that of its own guidance alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,14 +34,6 @@ Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Predictio
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """One guidance within a step: `ask` gives p_k; `weight` is () or (B,)."""
-
-    weight: Tensor
-    ask: Callable[[Denoiser], Question]
-
-
-@dataclass(frozen=True, slots=True)
 class Rescale:
     """Bring the spread of the guided answer `share` of the way back to that of p (Lin et al. 2024)."""
 
@@ -58,12 +50,20 @@ class Rescale:
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """One guidance within a step: `ask` gives p_k; `weight` is () or (B,); `rescale` acts on p + weight (p - p_k)."""
+
+    weight: Tensor
+    ask: Callable[[Denoiser], Question]
+    rescale: Rescale | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Guided:
     """A denoiser with guidances that all act on `base`."""
 
     base: Denoiser
     terms: Sequence[Term]
-    rescale: Rescale | None = None
 
     @property
     def process(self) -> Process:
@@ -78,16 +78,18 @@ class Guided:
         x0, eps = plain.x0, plain.eps
         for term in self.terms:
             other, weight = term.ask(self.base)(x, level, told, cond), broadcast(term.weight, x)
-            x0, eps = x0 + weight * (plain.x0 - other.x0), eps + weight * (plain.eps - other.eps)
-        guided = Prediction(x0, eps)
-        return guided if self.rescale is None else self.rescale.apply(x, level, guided, plain)
+            guided = Prediction(plain.x0 + weight * (plain.x0 - other.x0), plain.eps + weight * (plain.eps - other.eps))
+            if term.rescale is not None:
+                guided = term.rescale.apply(x, level, guided, plain)
+            x0, eps = x0 + (guided.x0 - plain.x0), eps + (guided.eps - plain.eps)
+        return Prediction(x0, eps)
 
 
-def guide(denoise: Denoiser, term: Term, rescale: Rescale | None = None) -> Denoiser:
+def guide(denoise: Denoiser, term: Term) -> Denoiser:
     """`denoise` with one more guidance on the same base."""
     if isinstance(denoise, Guided):
-        return Guided(denoise.base, (*denoise.terms, term), rescale or denoise.rescale)
-    return Guided(denoise, (term,), rescale)
+        return Guided(denoise.base, (*denoise.terms, term))
+    return Guided(denoise, (term,))
 
 
 class Guidance(Value):
@@ -126,6 +128,12 @@ class ClassifierFreeGuidance(Guidance):
     rescale: float = Field(0.0, ge=0, le=1)
     rescale_of: AnyTarget = X0()
 
+    @model_validator(mode="after")
+    def _rescales(self) -> "ClassifierFreeGuidance":
+        if self.rescale == 0 and not isinstance(self.rescale_of, X0):
+            raise ValueError("rescale_of has no effect while rescale is 0; give rescale, or drop it")
+        return self
+
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The guided denoiser; it needs a condition with labels."""
         weight = weight_at(self, place)
@@ -143,7 +151,7 @@ class ClassifierFreeGuidance(Guidance):
         if self.rescale:
             check_readable(place.here, self.rescale_of)
         rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
-        return guide(denoise, Term(weight, ask), rescale)
+        return guide(denoise, Term(weight, ask, rescale))
 
     def lacks(self, model: Abilities) -> str | None:
         """Labels, learned also without."""
@@ -182,7 +190,10 @@ class NoiseAwareness(Guidance):
 
 
 class Autoguidance(Guidance):
-    """Push the prediction away from that of a weaker model: another run, checkpoint or average (Karras et al. 2024)."""
+    """Push the prediction away from that of a weaker model: another run, checkpoint or average (Karras et al. 2024).
+
+    The weaker model is asked bare, so corrections that change the prediction come after this one in a list.
+    """
 
     kind: Literal["autoguidance"] = "autoguidance"
     run: Path | None = Field(None, description="run directory; default: this run")

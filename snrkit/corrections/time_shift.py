@@ -5,7 +5,8 @@ time steps"), as the paper states it and as its code was released: two different
                nearest to the state's own (over all pixels, image by image); the network is told that level and the next
                step starts from it
     released   every step but the first aims at a level half a window noisier than its nominal end, every image alike;
-               the network goes on being told the nominal level
+               the network goes on being told the nominal level (a solver's further evaluations within the step are
+               told the moved end: snrkit's choice, as the released code has solvers of one evaluation)
 
 The paper matches var(x) with sigma^2, as if the data had no variance of their own; `data_variance` adds alpha^2 times
 it. Neither acts at the first level of a grid, at or beyond the cut-off at the clean end, or on the clean level itself.
@@ -85,10 +86,26 @@ class TimeShift(Value):
     def _aim_noisier(self, place: Place, process: Process) -> Place:
         if place.there.is_clean() or self._spared(place.there, process):
             return place
-        aim = self._window(place.there, process)[..., 0]
+        aim = self._noisy_edge(place.there, process)
         if bool((aim <= place.here.logsnr).any()):
             raise self._too_wide(place)
         return Place(place.index, place.grid, place.here, process.level(aim))
+
+    def _noisy_edge(self, level: Level, process: Process) -> Tensor:
+        """logsnr half a window noisier than the level."""
+        if self.unit == "nats":
+            return level.logsnr - self.window / 2
+        assert isinstance(process, Ddpm)
+        index = process.time(level.logsnr).round() + int(self.window) // 2
+        if bool((index > process.steps - 1).any()):
+            raise self._outside(float(index.max()), process)
+        return process.logsnr(index)
+
+    def _outside(self, index: float, process: Ddpm) -> SnrkitError:
+        return SnrkitError(
+            f"time_shift: a window of {self.window:g} indices leaves the table of {process.steps} at index "
+            f"{index:.0f}; make it smaller or set cutoff"
+        )
 
     def _window(self, level: Level, process: Process) -> Tensor:
         """logsnr (K,) or (B, K) of the window round a level, rising."""
@@ -98,11 +115,9 @@ class TimeShift(Value):
         assert isinstance(process, Ddpm)
         half = int(self.window) // 2
         index = process.time(centre).round() + torch.arange(half, -half - 1, -1)
-        if bool((index > process.steps - 1).any()) or bool((index < 0).any()):
-            raise SnrkitError(
-                f"time_shift: a window of {self.window:g} indices round index {float(index.mean()):.0f} leaves the "
-                f"table of {process.steps}; make it smaller or set cutoff"
-            )
+        for edge in (float(index.max()), float(index.min())):
+            if not 0 <= edge <= process.steps - 1:
+                raise self._outside(edge, process)
         return process.logsnr(index)
 
     def _spared(self, level: Level, process: Process) -> bool:

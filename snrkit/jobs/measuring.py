@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from snrkit.config import Experiment
-from snrkit.data.dataset import Dataset, chunks
+from snrkit.data.dataset import chunks
+from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
@@ -138,24 +139,31 @@ class Instrument:
     def reference(self) -> Reference:
         """Var[x0] by part, the spectrum of the training split, and the true x0 of the forward arm."""
         o = self.opened
-        found = [(v, *part_moments(o.dataset, o.split.train, self.labels, v)) for v in views(o.dataset.shape)]
+        found = [(v, *part_moments(o, self.labels, v)) for v in views(o.dataset.shape)]
         known = [(view, _by_part(view, spread)) for view, _, spread in found]
         _, mean, spread = found[-1]  # the rings' coordinates, or pixels where there are none
-        square = o.dataset.x0(self.held_rows.tolist()).double().square().flatten(1).mean(1)
+        square = shown(o, self.held_rows.tolist()).double().square().flatten(1).mean(1)
         return Reference(known, Spectrum(o.experiment.process, mean, spread), square)
 
     @cached_property
-    def modes(self) -> Modes | None:
-        """The principal directions of the training split, within classes where the network knows them."""
+    def covariance(self) -> Tensor | None:
+        """(D, D) of the training split, within classes where the network knows them; None for large images."""
         o = self.opened
         if math.prod(o.dataset.shape) > LARGEST_COVARIANCE:
             return None
-        x0 = o.dataset.x0(o.split.train).double().flatten(1)
+        own = torch.zeros(len(o.split.train), dtype=torch.int64)
         if self.labels is not None and o.dataset.labels is not None:
             own = o.dataset.labels[torch.as_tensor(o.split.train)]
-            for label in own.unique():  # type: ignore[no-untyped-call]
-                x0[own == label] -= x0[own == label].mean(0)
-        return modes(torch.cov(x0.T, correction=0), o.dataset.shape)
+        seen = [shown(o, o.split.train)] + ([shown(o, o.split.train, mirrored=True)] if o.experiment.data.flip else [])
+        x0, own = torch.cat(seen).double().flatten(1), own.repeat(len(seen))
+        for label in own.unique():  # type: ignore[no-untyped-call]
+            x0[own == label] -= x0[own == label].mean(0)
+        return torch.cov(x0.T, correction=0)
+
+    @cached_property
+    def modes(self) -> Modes | None:
+        """The principal directions of the training split."""
+        return None if self.covariance is None else modes(self.covariance, self.opened.dataset.shape)
 
     @cached_property
     def audited(self) -> Audit:
@@ -208,7 +216,7 @@ class Instrument:
             train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
             held, seen = (
                 forward_arm(
-                    self.model.denoiser, levels, o.dataset.x0(rows.tolist()), rows, self.labels,
+                    self.model.denoiser, levels, shown(o, rows.tolist()), rows, self.labels,
                     key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
                 )
                 for number, rows in enumerate((self.held_rows, train))
@@ -223,7 +231,7 @@ class Instrument:
             rows = self.held_rows[: e.shift.window_images]
             labels = None if self.labels is None else self.labels[: len(rows)]
             self._windows[key] = window_arm(
-                self.model.denoiser, levels, o.dataset.x0(rows.tolist()), rows, labels,
+                self.model.denoiser, levels, shown(o, rows.tolist()), rows, labels,
                 key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
@@ -243,14 +251,14 @@ class Instrument:
         return read_horizon(arm, forward, ready, steps, self.reference, self.bootstrap)
 
     def amplification(self, sampler: Sampler, ready: Ready) -> Amplification:
-        """How much of a small error is left in the image."""
+        """How much of a small error is left in the image; in float32, as a smaller error is lost in bf16's rounding."""
         o, seeds = self.opened, self.seeds[: self.opened.experiment.shift.amplification_images]
-        levels = ready.levels[:-1]
+        levels, precise = ready.levels[:-1], in_float32(self.model.denoiser)
 
         def walk(error: Tensor, nudges: Sequence[Nudge]) -> Iterable[Step]:
             x, cond, noise = starting_point(o, sampler, ready.levels, seeds)
             nudged = Ready(ready.levels, ready.solver, (*ready.corrections, *nudges))
-            return sample_steps(self.model.denoiser, nudged, x + error, noise, cond)
+            return sample_steps(precise, nudged, x + error, noise, cond)
 
         spectrum, share = self.reference.spectrum.variance, renewed_noise(sampler.solver)
         known = self.modes if share in (0.0, 1.0) else None
@@ -262,7 +270,7 @@ class Instrument:
     def estimator(self, reverse: Arm, forward: Arm, levels: Sequence[Level]) -> Reading:
         """The shift that the fitted estimator of levels sees."""
         estimator, e = open_estimator(self.opened, self.model.run), self.opened.experiment
-        x0 = self.opened.dataset.x0(self.held_rows.tolist())
+        x0 = shown(self.opened, self.held_rows.tolist())
         response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
         return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
@@ -285,14 +293,27 @@ def renewed_noise(solver: AnySolver) -> float | None:
     return 1.0 if solver.eta == 1 and not cut else None
 
 
+def in_float32(denoise: Denoiser) -> Denoiser:
+    """The model without autocast."""
+    return replace(denoise, autocast=None) if isinstance(denoise, NetworkDenoiser) else denoise
+
+
 def _key(levels: Sequence[Level]) -> tuple[float, ...]:
     return tuple(float(level.logsnr) for level in levels)
 
 
-def part_moments(
-    dataset: Dataset, pool: Sequence[int], labels: Tensor | None, view: View, batch: int = 1024
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D,) of a view's coordinates over images in `pool`, mixed as `labels` (n,) mixes classes."""
+def shown(opened: Opened, rows: Sequence[int], mirrored: bool = False) -> Tensor:
+    """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
+    x0 = opened.dataset.x0(rows)
+    if not opened.experiment.data.flip:
+        return x0
+    turned = (torch.arange(len(x0)) % 2 == 1) != mirrored
+    return torch.where(turned[:, None, None, None], x0.flip(3), x0)
+
+
+def part_moments(opened: Opened, labels: Tensor | None, view: View, batch: int = 1024) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,) of a view's coordinates over training images, mixed as `labels` (n,) mixes classes."""
+    dataset, pool = opened.dataset, opened.split.train
     own = dataset.labels[torch.as_tensor(pool)] if labels is not None and dataset.labels is not None else None
     if own is None or labels is None:
         share = torch.full((len(pool),), 1 / len(pool), dtype=torch.float64)
@@ -301,9 +322,12 @@ def part_moments(
         wanted = torch.bincount(labels.cpu(), minlength=classes).double() / len(labels)
         share = (wanted / torch.bincount(own, minlength=classes).clamp(min=1))[own]
     mean = square = torch.zeros(len(view.parts), dtype=torch.float64)
+    ways = (False, True) if opened.experiment.data.flip else (False,)
     for part in torch.split(torch.arange(len(pool)), batch):
-        coordinates = view.coordinates(dataset.x0([pool[i] for i in part.tolist()]).double())
-        mean, square = mean + share[part] @ coordinates, square + share[part] @ coordinates.square()
+        for mirrored in ways:
+            coordinates = view.coordinates(shown(opened, [pool[i] for i in part.tolist()], mirrored).double())
+            weight = share[part] / len(ways)
+            mean, square = mean + weight @ coordinates, square + weight @ coordinates.square()
     return mean, square - mean**2
 
 

@@ -38,7 +38,7 @@ from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sample import start
 from snrkit.sampler import Sampler, make_ready, parse_seeds, rehearse
-from snrkit.shift.control import BandDenoiser, band_ratios, solve_near
+from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 from snrkit.step import Range
 
 Method = Literal["predicted", "gap", "fd", "optuna"]
@@ -236,31 +236,27 @@ def _check_disjoint(experiment: Experiment) -> None:
 
 
 def predict(bench: Bench) -> Values:
-    """The coefficients at which a perfect network on Gaussian data of the same band variances has the right variance.
+    """The coefficients at which a perfect network on Gaussian data of the same covariance has the right variance.
 
-    A coefficient of one band is solved for that band; any other for all pixels. One after the other, so that what a
-    correction does to bands it is not named for is counted once.
+    A coefficient of the low or the high bands is solved for these, any other for all pixels. One after the other, so
+    that what a correction does to bands it is not named for is counted once.
     """
     kinds = {c.kind for c in bench.sampler.corrections}
     if not kinds <= set(LINEAR):
         raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
     if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in bench.sampler.corrections):
         raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
-    bands = next((known for view, known in bench.instrument.reference.views if "ll" in view.names), None)
-    if bands is None:
-        raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
-    process, values = bench.opened.experiment.process, [knob.range.neutral for knob in bench.chosen]
+    values, control = [knob.range.neutral for knob in bench.chosen], _control(bench)
+    moments = bench.opened.moments if bench.sampler.start == "exact" else None
+    variance = None if moments is None else moments.variance
 
     def ratio(place: int, value: float) -> float:
         tried = tuple(value if i == place else v for i, v in enumerate(values))
-        sampler = with_values(bench.sampler, bench.chosen, tried)
-        denoise = BandDenoiser(process, bands)
-        ready = make_ready(sampler, process, denoise)
-        moments = bench.opened.moments if sampler.start == "exact" else None
-        variance = None if moments is None else moments.variance
-        found = band_ratios(ready, denoise, lambda n: start(process, n, ready.levels[0], variance))
-        share = {"low": [0], "high": [1, 2, 3]}.get(bench.chosen[place].name, [0, 1, 2, 3])
-        return float((found[share] * bands[share]).sum() / bands[share].sum())
+        ready = make_ready(with_values(bench.sampler, bench.chosen, tried), control.process, control)
+        powers = mode_powers(ready, control, lambda n: start(control.process, n, ready.levels[0], variance))
+        every = torch.ones_like(control.low)
+        share = {"low": control.low, "high": ~control.low}.get(bench.chosen[place].name, every)
+        return float(powers[share].sum() / control.variances[share].sum())
 
     for place, knob in enumerate(bench.chosen):
         centre, span = knob.range.neutral, knob.range
@@ -273,6 +269,18 @@ def predict(bench: Bench) -> Values:
             )
         values[place] = solved
     return tuple(values)
+
+
+def _control(bench: Bench) -> ModeDenoiser:
+    """Gaussian data as the training split, by its covariance or, for large or odd images, by its bands."""
+    process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
+    covariance = bench.instrument.covariance
+    if covariance is not None and shape[1] % 2 == shape[2] % 2 == 0:
+        return of_covariance(process, covariance, shape)
+    bands = next((known for view, known in bench.instrument.reference.views if "ll" in view.names), None)
+    if bands is None:
+        raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
+    return of_bands(process, bands)
 
 
 def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:

@@ -1,12 +1,14 @@
 """The Gaussian control: what a perfect network would need.
 
-On Gaussian data whose Haar bands have the variances of the data set's, the exact denoiser is linear, so a sampler's
-whole effect on each band is one number, the ratio of its final variance to the data's, found by walking unit patterns
-through the real solver and the real corrections. A coefficient that brings the ratio to 1 is *predicted* without any
-fitting: it repairs the discretisation alone. Whatever a correction gains beyond it is about the network.
+On centred Gaussian data the exact denoiser is linear, so a sampler's whole effect is one number a mode, the ratio of
+its final variance to the data's, found by walking unit patterns through the real solver and the real corrections. A
+coefficient that brings the ratio to 1 is *predicted* without any fitting: it repairs the discretisation alone. Whatever
+a correction gains beyond it is about the network.
 
-Every band is taken at its mean variance. In the ve scaling the prediction hardly depends on it; in flow it does, and
-there the four bands are a coarse picture of a spectrum that spans orders of magnitude.
+The data's own covariance gives the modes, taken within the low Haar band and within the three high ones, so that
+corrections of bands act on each mode alone; what low and high have in common is left out. Where images are too large
+for a covariance, or odd in size, the four bands stand in, each at its mean variance: a coarse picture of a spectrum
+that spans orders of magnitude.
 """
 
 import math
@@ -24,31 +26,37 @@ from snrkit.process import Process
 from snrkit.sample import sample
 from snrkit.sampler import Ready
 from snrkit.step import ForwardStatistics, LevelPosterior
-from snrkit.wavelet import Bands, dwt2, idwt2
+from snrkit.wavelet import Bands, idwt2
 
 BISECTIONS = 50
 BANDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class BandDenoiser:
-    """The exact denoiser of centred Gaussian images of 2x2 pixels with variances (4,) of the bands ll, lh, hl, hh."""
+class ModeDenoiser:
+    """The exact denoiser of centred Gaussian images with variances (D,) along orthonormal directions (D, C, H, W)."""
 
     process: Process
     variances: Tensor
+    directions: Tensor
+    low: Tensor  # (D,) whether a direction lies in the low band; else it lies in the high ones
 
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
-        """Each band shrunk by its own Wiener gain; not being told changes nothing."""
+        """Each mode shrunk by its own Wiener gain; not being told changes nothing."""
         known = told if isinstance(told, Level) else level
-        alpha, sigma = known.scales(x)
-        bands = dwt2(x)
-        shrunk = [
-            alpha * v / (alpha**2 * v + sigma**2) * band
-            for v, band in zip(self.variances.tolist(), (bands.ll, bands.lh, bands.hl, bands.hh), strict=True)
-        ]
-        return from_x0(x, idwt2(Bands(*shrunk), (2, 2)), level)
+        alpha, sigma = (part if part.ndim == 0 else part[:, None] for part in (known.alpha, known.sigma))
+        gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+        return from_x0(x, self.images(gain * self.coordinates(x)), level)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(B, D) of images (B, C, H, W)."""
+        return x.flatten(1) @ self.directions.flatten(1).T
+
+    def images(self, coordinates: Tensor) -> Tensor:
+        """(B, C, H, W) of coordinates (B, D)."""
+        return torch.einsum("bd,d...->b...", coordinates, self.directions)
 
     def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
         """No weaker model has a closed form: SnrkitError."""
@@ -68,14 +76,42 @@ class BandDenoiser:
         return ForwardStatistics(torch.stack(squares), torch.stack(spreads))
 
 
-def band_ratios(ready: Ready, denoise: BandDenoiser, published_start: Callable[[Tensor], Tensor]) -> Tensor:
-    """(4,) final variance of every band over the data's.
+def of_bands(process: Process, variances: Tensor) -> ModeDenoiser:
+    """The control of images of 2x2 pixels with variances (4,) of the bands ll, lh, hl and hh."""
+    directions = torch.cat(haar_units((1, 2, 2)))
+    return ModeDenoiser(process, variances.double(), directions, torch.arange(BANDS) == 0)
+
+
+def of_covariance(process: Process, covariance: Tensor, shape: tuple[int, int, int]) -> ModeDenoiser:
+    """The control of images (C, H, W), H and W even, of a covariance (C*H*W, C*H*W), low and high Haar bands apart."""
+    low, *high = haar_units(shape)
+    found = []
+    for units in (low, torch.cat(high)):
+        basis = units.flatten(1)
+        values, rotation = torch.linalg.eigh(basis @ covariance.double() @ basis.T)
+        found.append((values.clamp(min=0), (rotation.T @ basis).reshape(-1, *shape)))
+    variances, directions = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return ModeDenoiser(process, variances, directions, torch.arange(len(variances)) < len(low))
+
+
+def haar_units(shape: tuple[int, int, int]) -> list[Tensor]:
+    """The images (n, C, H, W) that have a single coefficient of 1, for each of the bands ll, lh, hl and hh."""
+    channels, height, width = shape
+    count = channels * (height // 2) * (width // 2)
+    units = torch.eye(count, dtype=torch.float64).reshape(count, channels, height // 2, width // 2)
+    none = torch.zeros_like(units)
+    places = ([units if k == band else none for k in range(BANDS)] for band in range(BANDS))
+    return [idwt2(Bands(*bands), (height, width)) for bands in places]
+
+
+def mode_powers(ready: Ready, denoise: ModeDenoiser, published_start: Callable[[Tensor], Tensor]) -> Tensor:
+    """(D,) final variance along every direction.
 
     The state is linear in the first state and in each draw of noise, so one image a source of randomness is walked: the
     first carries the first state, image k the k-th draw. `published_start` scales unit noise into the first state.
     """
     draws, count = 0, len(ready.levels)
-    pattern = idwt2(Bands(*(torch.full((1, 1), 1.0, dtype=torch.float64),) * BANDS), (2, 2))
+    pattern = denoise.images(torch.ones(1, len(denoise.variances), dtype=torch.float64))[0]
 
     def noise(x: Tensor) -> Tensor:
         nonlocal draws
@@ -84,13 +120,11 @@ def band_ratios(ready: Ready, denoise: BandDenoiser, published_start: Callable[[
         fresh[draws] = pattern
         return fresh
 
-    x = torch.zeros(count + 1, 1, 2, 2, dtype=torch.float64)
+    x = torch.zeros(count + 1, *pattern.shape, dtype=torch.float64)
     x[0] = published_start(pattern)
     for step in sample(denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise):
         x = step.x_next
-    bands = dwt2(x[:, 0])
-    power = torch.stack([b.square().sum() for b in (bands.ll, bands.lh, bands.hl, bands.hh)])
-    return power / denoise.variances
+    return denoise.coordinates(x).square().sum(0)
 
 
 def solve_for(ratio: Callable[[float], float], low: float, high: float) -> float | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.errors import SnrkitError
@@ -41,6 +41,15 @@ class Ancestral(Value):
     logsnr_min: float | None = Field(None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(None, description="no fresh noise at cleaner levels, nats")
     order: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _acts_somewhere(self) -> "Ancestral":
+        low, high = self.logsnr_min, self.logsnr_max
+        if self.eta == 0 and (low, high) != (None, None):
+            raise ValueError("logsnr_min and logsnr_max have no effect at eta 0; drop them")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
+        return self
 
     def step(
         self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise

@@ -8,7 +8,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.level import Level, broadcast
@@ -27,6 +27,12 @@ class Churn(Value):
     s_max: float | None = Field(50.0, gt=0, description="null: no upper limit")
     s_noise: float = Field(1.003, gt=0)
     order: ClassVar[int] = 2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Churn":
+        if self.s_max is not None and self.s_min > self.s_max:
+            raise ValueError(f"s_min {self.s_min} must not be above s_max {self.s_max}")
+        return self
 
     def step(
         self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise

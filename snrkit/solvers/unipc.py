@@ -38,7 +38,7 @@ class UnipcMemory:
 class Unipc(Value):
     """Order p + 1 by the corrector, one evaluation per step; first order into the clean level.
 
-    `lower_order_final`: the last steps into a clean level are of order 2 and 1, as in diffusers.
+    `lower_order_final`: the last steps into a clean level are of order 2 and 1, as in diffusers; it matters at p 3.
     """
 
     kind: Literal["unipc"] = "unipc"
