@@ -21,14 +21,35 @@ def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
         rows.append((
             row["name"], str(row["nfe"]), spread(summary.get("fd"), 4), mean_of(summary.get("kid"), 5),
             mean_of(summary.get("inception_score"), 3), "-" if difference is None else _difference(difference),
-            "-" if row["base"] is None else f"{row['verdict']} than {row['base']}".replace("shown than", "shown from"),
+            _against(row),
             *(_read(row[key]) for key in ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")),
             f"{1000 * row['seconds_per_image']:.2f}", "-" if row["base"] is None else f"{row['overhead']:+.1%}",
         ))  # fmt: skip
     return header, rows
 
 
+def _against(row: Mapping[str, Any]) -> str:
+    if row["base"] is None:
+        return "-"
+    link = "than" if row["verdict"] in ("better", "worse") else "from" if "shown" in row["verdict"] else "beside"
+    return f"{row['verdict']} {link} {row['base']}"
+
+
+def shift_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """(header, rows): how much larger or smaller each row's shift is than its base's."""
+    header: Row = ("sampler", "base", "|norm gap|", "|ln variance ratio|", "|nearest level|")
+    keys = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
+    rows: list[Row] = [
+        (row["name"], row["base"], *(_difference(row["shift_difference"][key]) for key in keys))
+        for row in record["rows"]
+        if row["base"] is not None
+    ]
+    return header, rows
+
+
 def _difference(entry: Mapping[str, float | None]) -> str:
+    if entry["mean"] is None:
+        return "-"
     if entry["low"] is None:
         return f"{entry['mean']:+.4f}"
     return f"{entry['mean']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
@@ -41,12 +62,23 @@ def _read(entry: Mapping[str, Any]) -> str:
 
 COMPARISON_GUIDE = (
     "Rows of one NFE cost the same number of network calls. A row with corrections is compared with its base, the same "
-    "solver on the same kind of grid without corrections and at the same NFE. The difference is over ranges of equal "
-    "seeds, with a paired 95 % t-interval; better and worse mean that the interval clears 0. With many rows some "
-    "clear it by chance: one in twenty of those that do nothing.",
-    "Norm gap, ln variance ratio and nearest level are as in the report, each with its null. Times are medians of "
-    "interleaved batches on this machine; overhead is against the base.",
+    "solver on the same grid (but for its number of steps) without corrections and at the same NFE. The difference is "
+    "over ranges of equal seeds, with a paired 95 % t-interval; better and worse mean that the interval clears 0.",
+    "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Times "
+    "are medians of interleaved batches on this machine; overhead is against the base. Neither what an estimator of "
+    "levels costs nor what statistics on training images cost is in the NFE.",
 )
+SHIFT_GUIDE = (
+    "The size of a shift is |reading - null| of its mean over levels, in nats; below is that of a row less that of its "
+    "base, with the interval of resamples that both share. Below 0 the correction makes the shift smaller, whatever it "
+    "does to the scores. Where a row's guidance halves its steps, its levels are not those of its base."
+)
+
+
+def chance(record: Mapping[str, Any]) -> str:
+    """How many verdicts chance alone would give."""
+    count = sum(row["base"] is not None for row in record["rows"])
+    return f"Of {count} comparisons that all do nothing, about {0.05 * count:.1f} clear 0 by chance."
 
 
 def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
@@ -57,9 +89,14 @@ def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
         f"{record['weights']} at {record['checkpoint_images']:,} images, features {record['features']}, reference: "
         f"{record['reference']}."
     )
+    header_of_shifts, shifts = shift_rows(record)
+    of_shifts: list[Block] = [
+        Heading("Shift less base's", 2), Paragraph(SHIFT_GUIDE), Table(header_of_shifts, shifts)
+    ]  # fmt: skip
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1), Paragraph(facts), Table(header, rows),
-        *[Paragraph(text) for text in COMPARISON_GUIDE], *[Paragraph(f"Warning: {w}") for w in record["warnings"]],
+        *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))], *(of_shifts if shifts else []),
+        *[Paragraph(f"Warning: {w}") for w in record["warnings"]],
     ]  # fmt: skip
     write_text(run.comparison(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
     write_text(run.comparison(".html"), page(run.path.name, [as_html(block) for block in blocks]))

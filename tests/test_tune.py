@@ -13,7 +13,7 @@ from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.errors import ConfigError
 from snrkit.grid import Karras
-from snrkit.jobs.comparing import against, lay_out, verdict, with_nfe
+from snrkit.jobs.comparing import against, lay_out, size_change, verdict, with_nfe
 from snrkit.jobs.tuning import knobs, sweep, with_values
 from snrkit.prediction import X0
 from snrkit.process import Edm
@@ -257,6 +257,17 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
     done = snrkit(tmp_path, "train", "-q", config="tuned.yaml", check=False)
     assert "has another network" in done.stderr
+
+
+def test_the_size_of_a_shift_is_compared_resample_by_resample():
+    """Resamples that move together cancel; a sign does not count; a row equals itself; None is no reading."""
+    base = [0.2, 0.1, 0.3, 0.25]
+    same = size_change(base, base, 0.95)
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    halved = size_change([-0.5 * v for v in base], base, 0.95)
+    assert halved["mean"] == pytest.approx(-0.1)
+    assert halved["high"] < 0
+    assert math.isnan(size_change([None, 0.1, 0.1, 0.1], base, 0.95)["mean"])
 
 
 def test_bands_of_one_pixel_are_refused_before_anything_is_written(tmp_path):

@@ -1,7 +1,7 @@
 """`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
 
 Rows are the experiment's samplers, grouped by NFE. To every group come, where they are missing, the base of each
-sampler that has corrections - its solver and kind of grid without them, with as many steps as the same NFE allows - and
+sampler that has corrections - its solver and grid without them, with as many steps as the same NFE allows - and
 the solvers of `compare.solvers`. All make the same seeds, so that scores differ range by range: a row's difference from
 its base has a paired t-interval over the ranges, and the row says whether it clears 0.
 """
@@ -131,7 +131,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
         write_config(run, opened.experiment.model_copy(update={"shift": experiment.shift}))
         extractor, reference = open_reference(opened)
         instrument = Instrument(opened, model, measured_seeds(opened))
-        scores, shifts = {}, {}
+        found: dict[str, dict[str, Any]] = {}
         with bar("comparing", len(rows), not quiet) as progress:
             for index, (name, row) in enumerate(rows.items()):
                 stored = run.compared(name)
@@ -141,13 +141,14 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
                     folder = run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
                     make_images(opened, model, name, folder, row.sampler, differs(folder, wanted), True)
                     score = score_folder(opened, name, folder, extractor, reference)
-                    measured = asdict(instrument.measure(row.sampler).shift)
-                    write_json(stored, {"facts": facts, "score": score, "shift": measured})
-                content = read_json(stored)
-                scores[name], shifts[name] = content["score"], content["shift"]
+                    measured = instrument.measure(row.sampler)
+                    excess = {key: values.tolist() for key, values in measured.excess.items()}
+                    content = {"facts": facts, "score": score, "shift": asdict(measured.shift), "excess": excess}
+                    write_json(stored, content)
+                found[name] = read_json(stored)
                 progress.update(index + 1, name)
         times = time_rows(opened, model, rows)
-        record = make_record(opened, model, rows, scores, shifts, times)
+        record = make_record(opened, model, rows, found, times)
         _write(run, record)
     return record
 
@@ -159,8 +160,8 @@ def check_untuned(run: Run, experiment: Experiment) -> None:
         shared = scored & set(parse_seeds(read_json(path)["seeds"]))
         if shared:
             raise ConfigError(
-                f"sample.seeds: {len(shared)} of these seeds chose the coefficients of {path.stem} ({path}); score "
-                f"others."
+                f"sample.seeds: {len(shared)} of these seeds chose the coefficients of {path.stem} ({path}); "
+                "score others."
             )
 
 
@@ -199,36 +200,54 @@ def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str
 
 
 def make_record(
-    opened: Opened, model: Model, rows: Mapping[str, Row], scores: Mapping[str, Any], shifts: Mapping[str, Any],
-    times: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
+    opened: Opened, model: Model, rows: Mapping[str, Row], found: Mapping[str, Any], times: Mapping[str, float]
+) -> dict[str, Any]:
     """The table as plain data, rows by NFE and then in the order of the file."""
+    confidence = opened.experiment.shift.confidence
     table = []
     for name, row in sorted(rows.items(), key=lambda item: item[1].nfe):
-        ranges, near = scores[name]["ranges"], shifts[name]
+        score, near = found[name]["score"], found[name]["shift"]
         entry: dict[str, Any] = {
             "name": name, "nfe": row.nfe, "base": row.base, "definition": row.sampler.model_dump(mode="json"),
-            "summary": scores[name]["summary"], "ranges": ranges, "seconds_per_image": times[name],
+            "summary": score["summary"], "ranges": score["ranges"], "seconds_per_image": times[name],
         }  # fmt: skip
         for key in SHIFTS:
             entry[key] = {**near[key], "null": near[f"{key}_null"]}
         if row.base is not None:
             entry["overhead"] = times[name] / times[row.base] - 1
-            entry["difference"] = {
-                key: against(ranges, scores[row.base]["ranges"], key)
-                for key in SCORED
-                if key in scores[name]["summary"] and key in scores[row.base]["summary"]
-            }
-            entry["verdict"] = verdict(entry["difference"]["fd"])
+            entry |= beside(found[name], found[row.base], confidence)
         table.append(entry)
-    first = next(iter(scores.values()))
-    warnings = sorted({w for record in scores.values() for part in record["ranges"] for w in part["warnings"]})
+    first = next(iter(found.values()))["score"]
+    warnings = sorted({w for row in found.values() for part in row["score"]["ranges"] for w in part["warnings"]})
     return {
         "rows": table, "names": first["names"], "features": first["features"], "reference": first["reference"],
         "images_a_range": first["ranges"][0]["images"], "ranges": len(first["ranges"]), "seeds": first["seeds"],
-        "checkpoint_images": model.images, "weights": model.weights, "warnings": warnings,
+        "checkpoint_images": model.images, "weights": model.weights, "warnings": warnings, "confidence": confidence,
         "timed_images": opened.experiment.compare.timed_images, "made_with": provenance(opened.world),
     }  # fmt: skip
+
+
+def beside(row: Mapping[str, Any], base: Mapping[str, Any], confidence: float) -> dict[str, Any]:
+    """How a row's scores and its shift differ from those of its base."""
+    scores = [part["score"] for part in (row, base)]
+    difference = {
+        key: against(scores[0]["ranges"], scores[1]["ranges"], key)
+        for key in SCORED
+        if all(key in score["summary"] for score in scores)
+    }
+    shift = {key: size_change(row["excess"][key], base["excess"][key], confidence) for key in SHIFTS}
+    return {"difference": difference, "verdict": verdict(difference["fd"]), "shift_difference": shift}
+
+
+def size_change(row: Sequence[float | None], base: Sequence[float | None], confidence: float) -> dict[str, float]:
+    """|excess| of a row less that of its base, with the interval of shared resamples: below 0 the shift is smaller.
+
+    NaN where one of them has no reading (None).
+    """
+    sizes = [torch.tensor([math.nan if v is None else abs(v) for v in of], dtype=torch.float64) for of in (row, base)]
+    change, edge = sizes[0] - sizes[1], (1 - confidence) / 2
+    low, high = torch.quantile(change[1:], torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
+    return {"mean": float(change[0]), "low": low, "high": high}
 
 
 def against(

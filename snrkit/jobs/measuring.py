@@ -1,7 +1,7 @@
 """`snrkit measure-shift`: the arms and probes of snrkit.shift for every sampler, written to the run directory."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from snrkit.shift.estimator import Reading, read_estimator, respond
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
 from snrkit.shift.frequency import View, views
 from snrkit.shift.horizon import Horizon, horizon_arm, read_horizon
-from snrkit.shift.measure import Reference, Shift, compare
+from snrkit.shift.measure import Reference, Shift, read, summarise
 from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
@@ -54,6 +54,7 @@ class Measurement:
     """All that was measured of one sampler; None where a probe was not asked for."""
 
     shift: Shift
+    excess: Mapping[str, Tensor]  # resamples of the means over levels, less their nulls
     window: Window | None = None
     horizon: Horizon | None = None
     amplification: Amplification | None = None
@@ -179,10 +180,11 @@ class Instrument:
         levels = ready.levels[:-1]
         reverse = self.walk(sampler, ready)
         forward, train = self.forward(levels)
-        shift = compare(reverse, forward, train, levels, self.reference, self.bootstrap)
+        found = read(reverse, forward, train, levels, self.reference, self.bootstrap)
         asked = set(config.probes)
         return Measurement(
-            shift,
+            summarise(found, (reverse, forward), levels, self.bootstrap),
+            found.excess(),
             self.window(levels, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
@@ -362,7 +364,7 @@ def _write(
 ) -> dict[str, Any]:
     e, shift = opened.experiment, measurement.shift
     nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
-    probes = {key: value for key, value in asdict(measurement).items() if key != "shift"}
+    probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "excess")}
     record = as_record(
         shift, sampler=name, definition=sampler.model_dump(mode="json"), nfe=nfe, weights=model.weights,
         checkpoint_images=model.images, held_out_images=len(opened.split.held), confidence=e.shift.confidence,

@@ -5,12 +5,13 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
-from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.denoiser import NetworkDenoiser
@@ -164,13 +165,19 @@ class Weights:
 
 def load_weights(trained: Experiment, run: Run, images: int | None, average: str | None) -> Weights:
     """The weights of a run of `trained`: newest checkpoint and longest average unless told otherwise."""
-    chosen = longest(trained.train.averages)
-    name = average or (chosen.name if chosen else "network")
-    checkpoint = _checkpoint(run, images, name)
+    name, path = weights_name(trained, average), checkpoint_path(run, images)
+    checkpoint = load_checkpoint(path, only=name)
     return Weights(checkpoint.tensors[name], name, checkpoint.images)
 
 
-def _checkpoint(run: Run, images: int | None, weights: str) -> Checkpoint:
+def weights_name(trained: Experiment, average: str | None) -> str:
+    """ema-<half-life> or network: the longest average unless told otherwise."""
+    chosen = longest(trained.train.averages)
+    return average or (chosen.name if chosen else "network")
+
+
+def checkpoint_path(run: Run, images: int | None) -> Path:
+    """The newest checkpoint or that at `images`. RunError where there is none."""
     path = newest_checkpoint(run.checkpoints) if images is None else run.checkpoints / f"{images:09d}"
     if path is None:
         raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
@@ -180,7 +187,7 @@ def _checkpoint(run: Run, images: int | None, weights: str) -> Checkpoint:
             f"{run.path} has no checkpoint at {images} images; it has {known} (train.keep_last and train.keep_every "
             "decide how many are kept)."
         )
-    return load_checkpoint(path, only=weights)
+    return path
 
 
 class Stop:

@@ -10,11 +10,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from snrkit.config import Experiment
 from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
 from snrkit.errors import ConfigError, RunError
 from snrkit.files import read_json
-from snrkit.jobs.opening import Model, Opened, open_weights
+from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_weights, weights_name
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
 from snrkit.run import Run, stored_experiment
@@ -40,8 +41,7 @@ class RunSources:
         found: list[list[Any]] = []
         for correction in sampler.corrections:
             if isinstance(correction, Autoguidance):
-                guide = self._weaker(correction.run, correction.checkpoint, correction.average)
-                found.append([str(correction.run), guide.weights, guide.images])
+                found.append([str(correction.run), *self._weaker(correction)])
             if isinstance(correction, NoiseAwarenessClassifier):
                 path = self.model.run.estimator / "network.safetensors"
                 found.append([fingerprint(path.read_bytes()) if path.exists() else "absent"])
@@ -49,23 +49,27 @@ class RunSources:
 
     def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
         """The model of another run, checkpoint or average. It must share scaling and shape: ConfigError."""
-        return self._weaker(run, checkpoint, average).denoiser
+        self._weaker(Autoguidance(run=run, checkpoint=checkpoint, average=average))
+        return open_weights(self.opened, *self._place(run), checkpoint, average).denoiser
 
-    def _weaker(self, run: Path | None, checkpoint: int | None, average: str | None) -> Model:
-        e = self.opened.experiment
-        other = e if run is None else stored_experiment(run)
+    def _place(self, run: Path | None) -> tuple[Experiment, Run]:
+        return (self.opened.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
+
+    def _weaker(self, named: Autoguidance) -> tuple[str, int]:
+        """(weights, images seen) of what autoguidance names, without loading it; ConfigError where it cannot guide."""
+        e, (other, run) = self.opened.experiment, self._place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
-                f"autoguidance: {run} has states in {other.process.scaling} scaling and {e.name} in "
+                f"autoguidance: {named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        found = open_weights(self.opened, other, self.model.run if run is None else Run(run), checkpoint, average)
-        if run is None and (found.weights, found.images) == (self.model.weights, self.model.images):
+        weights, images = weights_name(other, named.average), int(checkpoint_path(run, named.checkpoint).name)
+        if named.run is None and (weights, images) == (self.model.weights, self.model.images):
             raise ConfigError(
-                f"autoguidance: {found.weights} at {found.images} images is the sampled model itself; name an earlier "
-                "checkpoint, another average or another run."
+                f"autoguidance: {weights} at {images} images is the sampled model itself; name an earlier checkpoint, "
+                "another average or another run."
             )
-        return found
+        return weights, images
 
     def estimator(self) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""

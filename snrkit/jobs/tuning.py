@@ -2,7 +2,8 @@
 
     predicted   the Gaussian control on the data's own band variances: no fitting, no network (shift/control.py)
     gap         the closed-form least-squares step on the measured norm gap, lambda = neutral - pinv(S) g, with S the
-                finite differences of the gap g (levels) in each coefficient
+                finite differences of the gap g (levels) in each coefficient; its forward arm uses the held-out images
+                that measure-shift and compare use too, so its coefficients flatter their null a little
     fd          the paper's two-stage search: one coefficient after the other, a coarse sweep from its neutral value
                 until the score turns, then a fine one round the best
     optuna      tree-structured Parzen estimator on the same score (needs the extra `optuna`)
@@ -14,8 +15,8 @@ result is a YAML that `sample` takes.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +25,17 @@ import torch
 from snrkit import __version__
 from snrkit.config import Experiment, apply_settings, dump_yaml
 from snrkit.corrections import Dcw
-from snrkit.data.dataset import fingerprint, memory_dataset, to_bytes
+from snrkit.data.dataset import chunks, fingerprint, memory_dataset, to_bytes
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
-from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
 from snrkit.jobs.progress import console
 from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
 from snrkit.jobs.scoring import open_reference
-from snrkit.metrics.scores import extract
+from snrkit.metrics.extractors import Extractor
+from snrkit.metrics.scores import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sample import start
@@ -114,28 +116,69 @@ def with_values(sampler: Sampler, chosen: Sequence[Knob], values: Values) -> Sam
     return Sampler.model_validate(content)
 
 
-@dataclass
-class Bench:
-    """Evaluates a sampler's coefficients on the tuning seeds, remembering every evaluation on disk."""
+@dataclass(frozen=True)
+class Tools:
+    """What the evaluations of all samplers of a run share."""
 
     opened: Opened
     run: Run
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The tuning seeds."""
+        return parse_seeds(self.opened.experiment.tune.seeds)
+
+    @cached_property
+    def model(self) -> Model:
+        """The run's model."""
+        return open_model(self.opened, self.run)
+
+    @cached_property
+    def instrument(self) -> Instrument:
+        """What measures norm gaps and knows the data's covariance."""
+        plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
+        experiment = self.opened.experiment.model_copy(update={"shift": plain})
+        return Instrument(replace(self.opened, experiment=experiment), self.model, self.seeds)
+
+    @cached_property
+    def scorer(self) -> tuple[Extractor, FeatureSet]:
+        """What the Frechet distance is taken with."""
+        return open_reference(self.opened)
+
+    @cached_property
+    def known(self) -> dict[str, dict[str, Any]]:
+        """All evaluations of the run by key: samplers that are alike share them."""
+        files = sorted(self.run.tuned("", ".jsonl").parent.glob("*.jsonl"))
+        return {record["key"]: record for path in files for record in evaluations(path)}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Evaluates a sampler's coefficients on the tuning seeds, remembering every evaluation on disk."""
+
+    tools: Tools
     name: str
     chosen: Sequence[Knob]
-    _known: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         path = self.run.tuned(self.name, ".jsonl")
         if path.exists():  # a torn last line is dropped, so that the next one does not join it
             write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
-        for other in sorted(path.parent.glob("*.jsonl")):  # samplers that are alike share what was evaluated
-            self._known |= {record["key"]: record for record in evaluations(other)}
-        self.model = open_model(self.opened, self.run)
-        self.seeds = parse_seeds(self.opened.experiment.tune.seeds)
-        plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
-        experiment = self.opened.experiment.model_copy(update={"shift": plain})
-        self.instrument = Instrument(replace(self.opened, experiment=experiment), self.model, self.seeds)
-        self._scorer: Any = None
+
+    @property
+    def opened(self) -> Opened:
+        """The experiment."""
+        return self.tools.opened
+
+    @property
+    def run(self) -> Run:
+        """Where evaluations are kept."""
+        return self.tools.run
+
+    @property
+    def model(self) -> Model:
+        """What is sampled."""
+        return self.tools.model
 
     @property
     def sampler(self) -> Sampler:
@@ -146,11 +189,8 @@ class Bench:
         """The Frechet distance of the tuning seeds' images to the training split."""
 
         def measure(sampler: Sampler) -> float:
-            if self._scorer is None:
-                self._scorer = open_reference(self.opened)
-            extractor, reference = self._scorer
-            size = self.opened.experiment.sample.batch
-            batches = [self.seeds[i : i + size] for i in range(0, len(self.seeds), size)]
+            extractor, reference = self.tools.scorer
+            batches = list(chunks(self.tools.seeds, self.opened.experiment.sample.batch))
             made = [to_bytes(b.x0.cpu()) for b in generate(self.opened, self.model, sampler, batches)]
             images = memory_dataset("tuning", torch.cat(made))
             found = extract(extractor, images, range(images.count), self.opened.experiment.metrics.batch,
@@ -163,7 +203,7 @@ class Bench:
         """The norm gap less its null at every level but pure noise, nats."""
 
         def measure(sampler: Sampler) -> list[float]:
-            shift = self.instrument.measure(sampler).shift
+            shift = self.tools.instrument.measure(sampler).shift
             readings = zip(shift.norm_gap.value, shift.norm_gap_null.value, shift.logsnr, strict=True)
             return [gap - null for gap, null, level in readings if math.isfinite(level)]
 
@@ -176,15 +216,15 @@ class Bench:
         facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
                  __version__]  # fmt: skip
         key = fingerprint(json.dumps(facts, sort_keys=True))
-        if key not in self._known:
+        if key not in self.tools.known:
             result = measure(sampler)
             record = {"key": key, "what": what, "values": list(values), "result": result}
             path = self.run.tuned(self.name, ".jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk_errors(f"writing {path}", "free space and run the same command again"), path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            self._known[key] = record
-        return self._known[key]["result"]
+            self.tools.known[key] = record
+        return self.tools.known[key]["result"]
 
 
 def run_tuning(
@@ -209,8 +249,9 @@ def run_tuning(
     say = (lambda text: None) if quiet else console.print
     records = {}
     with locked(run):
+        tools = Tools(opened, run)
         for name, chosen in wanted.items():
-            bench = Bench(opened, run, name, chosen)
+            bench = Bench(tools, name, chosen)
             records[name] = _write(bench, opened.experiment, method, find(bench, method, say))
     return records
 
@@ -274,10 +315,10 @@ def predict(bench: Bench) -> Values:
 def _control(bench: Bench) -> ModeDenoiser:
     """Gaussian data as the training split, by its covariance or, for large or odd images, by its bands."""
     process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
-    covariance = bench.instrument.covariance
+    covariance = bench.tools.instrument.covariance
     if covariance is not None and shape[1] % 2 == shape[2] % 2 == 0:
         return of_covariance(process, covariance, shape)
-    bands = next((known for view, known in bench.instrument.reference.views if "ll" in view.names), None)
+    bands = next((known for view, known in bench.tools.instrument.reference.views if "ll" in view.names), None)
     if bands is None:
         raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
     return of_bands(process, bands)
@@ -297,10 +338,8 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
     values = tuple(k.range.allowed(v + s) for v, s, k in found)
     if works(bench, values):
         left = torch.tensor(bench.gap(values), dtype=torch.float64)
-        say(
-            f"root mean square of the gap: {base.square().mean().sqrt():.4f} nats, {left.square().mean().sqrt():.4f} "
-            f"after"
-        )
+        before, after = (gap.square().mean().sqrt() for gap in (base, left))
+        say(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after")
     return values
 
 

@@ -72,46 +72,100 @@ class Reference:
     true_square: Tensor  # (n,) mean over dimensions of x0^2 of the forward arm's images
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What the arms say under every row of bootstrap weights, the sample's own first: (L, 1 + R) each."""
+
+    squares: Mapping[str, Tensor]  # E|eps_hat|^2 of each arm
+    x0: Mapping[str, Tensor]  # root mean square of x0_hat
+    ratios: Mapping[
+        str, Mapping[str, Tensor]
+    ]  # variance over its nominal value by part, of the reverse and forward arm
+    nearest: Tensor
+    nearest_null: Tensor
+    x0_true: Tensor  # (1 + R,)
+
+    @property
+    def norm_gap(self) -> Tensor:
+        """ln of E|eps_hat|^2 in the reverse arm over that in the forward arm."""
+        return (self.squares["reverse"] / self.squares["forward"]).log()
+
+    @property
+    def norm_gap_null(self) -> Tensor:
+        """The same of training images."""
+        return (self.squares["train"] / self.squares["forward"]).log()
+
+    def means(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(reading, null), each (1 + R,), of the three means over levels."""
+        whole = [self.ratios[arm]["all"].log().mean(0) for arm in ("reverse", "forward")]
+        return {
+            "mean_norm_gap": (self.norm_gap.mean(0), self.norm_gap_null.mean(0)),
+            "mean_log_variance_ratio": (whole[0], whole[1]),
+            "mean_nearest": (self.nearest.nanmean(0), self.nearest_null.nanmean(0)),
+        }
+
+    def excess(self) -> dict[str, Tensor]:
+        """Reading less null of each mean: (1 + R,).
+
+        Two samplers that are measured on the same seeds share their resamples, so rows may be subtracted.
+        """
+        return {name: reading - null for name, (reading, null) in self.means().items()}
+
+
+def read(
+    reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap
+) -> Readings:
+    """All readings of the three arms, resampled."""
+    arms = {"reverse": reverse, "forward": forward, "train": train}
+    weights = {name: bootstrap.weights(arm.groups, number) for number, (name, arm) in enumerate(arms.items())}
+    two = ("reverse", "forward")
+    nearest, nearest_null = _nearest((reverse, forward), levels, reference, (weights["reverse"], weights["forward"]))
+    return Readings(
+        {name: arm.eps_square @ weights[name].T for name, arm in arms.items()},
+        {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in two},
+        {name: part_ratios(arms[name], levels, reference, weights[name]) for name in two},
+        nearest, nearest_null, (weights["forward"] @ reference.true_square).sqrt(),
+    )  # fmt: skip
+
+
 def compare(
     reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap
 ) -> Shift:
-    """All readings of the three arms."""
-    b = bootstrap
-    arms = {"reverse": reverse, "forward": forward, "train": train}
-    weights = {name: b.weights(arm.groups, number) for number, (name, arm) in enumerate(arms.items())}
-    squares = {name: arm.eps_square @ weights[name].T for name, arm in arms.items()}  # (L, 1 + R)
-    of_x0 = {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in ("reverse", "forward")}
-    ratios = {name: part_ratios(arms[name], levels, reference, weights[name]) for name in ("reverse", "forward")}
-    nearest, nearest_null = _nearest((reverse, forward), levels, reference, (weights["reverse"], weights["forward"]))
-    gap, null = (squares["reverse"] / squares["forward"]).log(), (squares["train"] / squares["forward"]).log()
-    parts = {name: {k: b.curve(v) for k, v in found.items() if k != "all"} for name, found in ratios.items()}
-    whole = [ratios[name]["all"] for name in ("reverse", "forward")]
+    """All readings of the three arms, with intervals."""
+    return summarise(read(reverse, forward, train, levels, reference, bootstrap), (reverse, forward), levels, bootstrap)
+
+
+def summarise(found: Readings, arms: tuple[Arm, Arm], levels: Sequence[Level], bootstrap: Bootstrap) -> Shift:
+    """The readings with their intervals; `arms`: the reverse and the forward one."""
+    b, squares = bootstrap, found.squares
+    parts = {name: {k: b.curve(v) for k, v in of.items() if k != "all"} for name, of in found.ratios.items()}
+    means = {name: (b.number(reading), b.number(null)) for name, (reading, null) in found.means().items()}
     return Shift(
         logsnr=[float(place.logsnr) for place in levels],
-        images=reverse.eps_square.shape[1],
+        images=arms[0].eps_square.shape[1],
         rms_reverse=b.curve(squares["reverse"].sqrt()),
         rms_forward=b.curve(squares["forward"].sqrt()),
         rms_train=b.curve(squares["train"].sqrt()),
-        norm_reverse=_norms(reverse),
-        norm_forward=_norms(forward),
-        norm_gap=b.curve(gap),
-        norm_gap_null=b.curve(null),
-        variance_ratio=b.curve(whole[0]),
-        variance_ratio_null=b.curve(whole[1]),
+        norm_reverse=_norms(arms[0]),
+        norm_forward=_norms(arms[1]),
+        norm_gap=b.curve(found.norm_gap),
+        norm_gap_null=b.curve(found.norm_gap_null),
+        variance_ratio=b.curve(found.ratios["reverse"]["all"]),
+        variance_ratio_null=b.curve(found.ratios["forward"]["all"]),
         part_ratio=parts["reverse"],
         part_ratio_null=parts["forward"],
-        nearest=b.curve(nearest),
-        nearest_null=b.curve(nearest_null),
-        nearest_levels=int((~nearest_null[:, 0].isnan()).sum()),
-        x0_rms_reverse=b.curve(of_x0["reverse"]),
-        x0_rms_forward=b.curve(of_x0["forward"]),
-        x0_rms_true=b.number((weights["forward"] @ reference.true_square).sqrt()),
-        mean_norm_gap=b.number(gap.mean(0)),
-        mean_norm_gap_null=b.number(null.mean(0)),
-        mean_log_variance_ratio=b.number(whole[0].log().mean(0)),
-        mean_log_variance_ratio_null=b.number(whole[1].log().mean(0)),
-        mean_nearest=b.number(nearest.nanmean(0)),
-        mean_nearest_null=b.number(nearest_null.nanmean(0)),
+        nearest=b.curve(found.nearest),
+        nearest_null=b.curve(found.nearest_null),
+        nearest_levels=int((~found.nearest_null[:, 0].isnan()).sum()),
+        x0_rms_reverse=b.curve(found.x0["reverse"]),
+        x0_rms_forward=b.curve(found.x0["forward"]),
+        x0_rms_true=b.number(found.x0_true),
+        mean_norm_gap=means["mean_norm_gap"][0],
+        mean_norm_gap_null=means["mean_norm_gap"][1],
+        mean_log_variance_ratio=means["mean_log_variance_ratio"][0],
+        mean_log_variance_ratio_null=means["mean_log_variance_ratio"][1],
+        mean_nearest=means["mean_nearest"][0],
+        mean_nearest_null=means["mean_nearest"][1],
     )
 
 
