@@ -45,7 +45,9 @@ class ResumeFrom(Value):
 class InputPerturbation(Value):
     """DDPM-IP (Ning et al. 2023): the network is shown alpha*x0 + sigma*(eps + gamma*xi), xi fresh; its target stays.
 
-    The best answer is then the denoiser's for noise of sqrt(1 + gamma^2) the size, its eps divided by 1 + gamma^2.
+    With the published target, eps, the best answer is the denoiser's for noise of sqrt(1 + gamma^2) the size, divided
+    by 1 + gamma^2. With target x0 it is that denoiser's x0 and nothing is divided; v and flow lie between. What the
+    target is decides, then, whether input perturbation holds epsilon scaling by 1 + gamma^2 in it.
     """
 
     gamma: float = Field(0.1, gt=0)

@@ -376,9 +376,66 @@ def test_schedules_of_dcw(process):
         torch.testing.assert_close(low + high, tensor(1.0))
         abar, abar_next = torch.sigmoid(place.here.logsnr), torch.sigmoid(place.there.logsnr)
         beta = 1 - abar / abar_next
-        torch.testing.assert_close(ReverseVariance().gains(place)[0], (1 - abar_next) / (1 - abar) * beta)
+        variance = (1 - abar_next) / (1 - abar) * beta
+        for found, wanted in zip(ReverseVariance().gains(place), (variance, 1 - variance), strict=True):
+            torch.testing.assert_close(found, wanted)
         early = float(place.here.logsnr) < 0.5
         assert [float(g) for g in Piecewise(at=0.5).gains(place)] == ([1, 0] if early else [0, 1])
+
+
+def test_schedules_take_the_level_of_the_grid():
+    """Where a time shift moved the level of the state, sigma/sigma_max stays that of the step, as in the code."""
+    process = Edm()
+    levels = Karras(steps=8).levels(process)
+    moved = Place(3, levels, process.level(levels[3].logsnr + tensor([-0.2, 0.3])), levels[4])
+    plain = Place(3, levels, levels[3], levels[4])
+    for schedule in (SigmaShare(), ReverseVariance(), Piecewise(at=float(levels[3].logsnr))):
+        for found, wanted in zip(schedule.gains(moved), schedule.gains(plain), strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_gains_of_an_image_are_its_own():
+    """Where every image has levels of its own, each is corrected with its own gain."""
+    process = Edm()
+    grid = tuple(process.level(tensor(values)) for values in ([-4.0, -3.0], [-1.0, 0.5], [2.0, 3.0]))
+    x, x0 = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
+    correction = Dcw(low=0.2, high=-0.1, schedule=SigmaShare())
+    place = Place(1, grid, grid[1], grid[2])
+    both = correction.after(Step(place, x, (Call(grid[1], Prediction(x0, x0)),), x))
+    for i in range(2):
+        own = tuple(process.level(level.logsnr[i]) for level in grid)
+        alone = Place(1, own, own[1], own[2])
+        part = slice(i, i + 1)
+        step = Step(alone, x[part], (Call(own[1], Prediction(x0[part], x0[part])),), x[part])
+        torch.testing.assert_close(both[part], correction.after(step), rtol=0, atol=1e-12)
+
+
+def test_the_first_evaluation_is_heuns_first():
+    """`evaluation: first` takes the reconstruction at the level where the step begins, `last` that where it ends."""
+    process = Edm()
+    levels = Karras(steps=5).levels(process)
+    x = start(process, torch.randn(2, 1, 2, 2), levels[0])
+    plain = next(iter(sample(mixture(process), Heun(), levels, x)))
+    for which, call in (("first", 0), ("last", 1)):
+        found = Dcw(pixel=0.3, evaluation=which).after(plain)
+        torch.testing.assert_close(found, plain.x_next + 0.3 * (plain.x_next - plain.calls[call].prediction.x0))
+
+
+@pytest.mark.parametrize("solver", [Unipc(p=3), Unipc(p=3, lower_order_final=False), Unipc(p=2), Unipc(p=1)], ids=str)
+def test_unipc_keeps_what_dcw_did(solver):
+    """A network that always says the same x0 leaves the corrector nothing to correct: DCW's increments add as in Euler.
+
+    So x/alpha - x0 shrinks by the ratio of noise levels in every step, and by 1 + lambda where DCW acts.
+    """
+    process, scale = Edm(), 0.05
+    levels, x0 = Karras(steps=6).levels(process), torch.full((2, 1, 2, 2), 0.3, dtype=torch.float64)
+    always = Wrapped(process, lambda s, lv, told, cond: from_x0(s, x0, lv))
+    x = start(process, torch.randn(2, 1, 2, 2), levels[0])
+    steps = list(sample(always, solver, levels, x, corrections=(Dcw(pixel=scale),)))
+    for i, step in enumerate(steps[:-1]):
+        wanted = x0 + (x - x0) * (levels[i + 1].sigma / levels[0].sigma) * (1 + scale) ** (i + 1)
+        torch.testing.assert_close(step.x_next, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(steps[-1].x_next, x0)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +454,8 @@ def test_dcw_refuses_what_is_no_image(state, said):
     [
         ({"pixel": 0.1, "low": 0.1}, "low and high in one"),
         ({"pixel": 0.1, "schedule": SigmaShare()}, "no effect on pixel"),
+        ({"pixel": 0.1, "wavelet": "db4"}, "no effect on pixel"),
+        ({"pixel": 0.1, "padding": "symmetric"}, "no effect on pixel"),
         ({"low": 0.1, "wavelet": "dmey"}, "does not reconstruct"),
         ({"low": 0.1, "wavelet": "haarr"}, "unknown wavelet"),
         ({"low": 0.1, "padding": "mirror"}, "unknown padding"),
@@ -497,6 +556,52 @@ def test_time_shift_released_is_a_constant_shift_of_the_target():
         p = denoise(state, levels[i])
         state = there.alpha * p.x0 + there.sigma * p.eps
         torch.testing.assert_close(step.x_next, state, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("cutoff", [None, 1.0])
+@pytest.mark.parametrize("process", [Edm(), Flow()], ids=lambda p: p.kind)
+def test_time_shift_in_nats(process, cutoff):
+    """released: half a window noisier in logsnr; paper: the level of 33 in the window whose variance is nearest."""
+    levels = Karras(steps=10).levels(process) if process.kind == "edm" else UniformTime(steps=10).levels(process)
+    window, place = 0.4, Place(4, levels, levels[4], levels[5])
+    spared = cutoff is not None and float(levels[5].logsnr) >= cutoff
+    moved = TimeShift(variant="released", unit="nats", window=window, cutoff=cutoff).move(
+        torch.zeros(1), place, process
+    )
+    torch.testing.assert_close(moved.there.logsnr, levels[5].logsnr - (0.0 if spared else window / 2))
+    assert moved.here is place.here
+    for share in (-0.5, -0.1, 0.2, 0.5):
+        aim = process.level(levels[4].logsnr + share * window)
+        image = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8).reshape(1, 1, 4, 4)
+        x = image * (0.3 * aim.alpha**2 + aim.sigma**2).sqrt()  # its variance is the level's, exactly
+        shift = TimeShift(unit="nats", window=window, cutoff=cutoff, data_variance=0.3)
+        found = shift.move(x, place, process).here.logsnr
+        kept = cutoff is not None and float(levels[4].logsnr) >= cutoff
+        assert float((found - (levels[4].logsnr if kept else aim.logsnr)).abs().max()) <= window / 64 + 1e-9
+
+
+@pytest.mark.parametrize(("step", "moves"), [(1, True), (8, False)])
+def test_a_cutoff_in_nats_spares_the_clean_end(step, moves):
+    """Levels at the cut-off and cleaner are left alone."""
+    process = Edm()
+    levels = Karras(steps=10).levels(process)
+    shift = TimeShift(unit="nats", window=0.2, cutoff=float(levels[8].logsnr))
+    place = Place(step, levels, levels[step], levels[step + 1])
+    far = torch.full((1, 1, 2, 2), 50.0) * torch.tensor([1.0, -1.0]).repeat(2).reshape(1, 1, 2, 2)
+    assert (shift.move(far, place, process) is not place) == moves
+
+
+def test_the_released_shift_needs_no_room_at_the_clean_end():
+    """Only the noisier edge of its window is looked up; the paper's variant needs both."""
+    process = Ddpm()
+    levels = UniformTime(steps=20).levels(process)
+    last = round(float(process.time(levels[-2].logsnr)))
+    window = 2 * (last + 3)
+    place = Place(18, levels, levels[18], levels[19])
+    moved = TimeShift(variant="released", window=window).move(torch.zeros(1), place, process)
+    assert round(float(process.time(moved.there.logsnr))) == last + window // 2
+    with pytest.raises(SnrkitError, match="leaves the table"):
+        TimeShift(window=window).move(torch.zeros(1, 1, 2, 2), Place(19, levels, levels[19], levels[20]), process)
 
 
 @pytest.mark.parametrize(

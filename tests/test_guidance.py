@@ -5,12 +5,20 @@ import math
 import pytest
 import torch
 
-from snrkit.corrections import Autoguidance, ClassifierFreeGuidance, NoiseAwareness, NoiseAwarenessClassifier
+from snrkit.corrections import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClipX0,
+    Dcw,
+    EpsilonScaling,
+    NoiseAwareness,
+    NoiseAwarenessClassifier,
+)
 from snrkit.data.toy import blind_prior
 from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.objective import LogNormal
-from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped
+from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
@@ -110,6 +118,61 @@ def test_rescale_gives_the_spread_of_the_conditional_answer(process, target):
         torch.testing.assert_close(level.alpha * guided.x0 + level.sigma * guided.eps, x)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_rescale_is_that_of_its_own_guidance(order):
+    """Next to another guidance, before or after it, cfg's rescale acts on p + w (p - u) alone."""
+    process, x = Edm(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    level, cond = process.level(tensor(0.0)), Cond(labels=torch.tensor([0, 1]))
+    scaled = lambda k: Wrapped(process, lambda s, lv, t, c: from_x0(s, k * s, lv))  # noqa: E731
+    parts = {(False, True): scaled(0.2), (True, True): scaled(0.5), (True, False): scaled(0.3)}
+    denoise = Wrapped(process, lambda s, lv, t, c: parts[bool((c.labels >= 0).all()), t is not None](s, lv))
+    rescaled, aware = ClassifierFreeGuidance(weight=2.0, rescale=0.7), NoiseAwareness(weight=0.5)
+    guided = denoise
+    for guidance in (rescaled, aware)[::order]:
+        guided = guidance.wrap(guided, place_at(level))
+    p = denoise(x, level, cond=cond)
+    alone = [g.wrap(denoise, place_at(level))(x, level, cond=cond).x0 - p.x0 for g in (rescaled, aware)]
+    torch.testing.assert_close(guided(x, level, cond=cond).x0, p.x0 + alone[0] + alone[1])
+
+
+@pytest.mark.parametrize("correction", [ClassifierFreeGuidance(weight=1.0), Autoguidance(weight=1.0, checkpoint=5)])
+def test_the_other_model_is_asked_the_same_question(correction):
+    """Label, augmentation parameters and `told` reach the model that is pushed away from; cfg drops the label alone."""
+    process, asked = Edm(), []
+
+    def answer(x, level, told, cond):
+        asked.append((told, cond))
+        return from_x0(x, 0.5 * x, level)
+
+    said = Wrapped(process, answer)
+    level, told = process.level(tensor(0.0)), process.level(tensor(0.5))
+    cond = Cond(labels=torch.tensor([1, 0]), augment=torch.ones(2, 9))
+    sampler = Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(correction,))
+    (ready,) = make_ready(sampler, process, Known(process, said)).corrections
+    ready.wrap(said, place_at(level))(torch.randn(2, 1, 2, 2), level, told=told, cond=cond)
+    (_, first), (told_other, other) = asked
+    assert told_other is told
+    assert torch.equal(other.augment, first.augment)
+    wanted = torch.tensor([-1, -1]) if correction.kind == "cfg" else first.labels
+    assert torch.equal(other.labels, wanted)
+
+
+def test_autoguidance_stands_before_what_changes_the_prediction():
+    """The weaker model is asked bare, so the model it is compared with must be bare too."""
+    later = Autoguidance(weight=1.0, average="network")
+    for before in (EpsilonScaling(scale=1.01), ClipX0()):
+        with pytest.raises(ValueError, match="list it before"):
+            Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(before, later))
+        Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(later, before))
+    Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(Dcw(pixel=0.1), NoiseAwareness(weight=1.0), later))
+
+
+def test_a_rescale_of_nothing_is_refused():
+    """rescale_of without rescale would do nothing."""
+    with pytest.raises(ValueError, match="no effect while rescale is 0"):
+        ClassifierFreeGuidance(weight=1.0, rescale_of=Eps())
+
+
 @pytest.mark.parametrize("make", [ClassifierFreeGuidance, NoiseAwareness])
 def test_outside_the_interval_nothing_is_asked(make):
     """Steps that begin outside are plain, bit for bit, and cost one evaluation; both Heun calls share the choice."""
@@ -192,7 +255,7 @@ def test_the_classifier_form_moves_the_score_by_the_gradient(process):
 
 
 def test_the_exact_posterior_of_levels_is_followed():
-    """On N(0, v) with two possible levels, grad ln p(t | x) = s(x|t) - s(x): both forms of guidance are one."""
+    """On N(0, v) with two possible levels, grad ln p(t | x) = s(x|t) - s(x): the score identity of both forms."""
     process, v, weight = Edm(), 0.25, 0.6
     prior = tensor([-1.0, 1.0])
     denoise = gaussian(process, mean=0.0, variance=v, shape=(1, 2, 2))
@@ -219,7 +282,11 @@ def test_the_exact_posterior_of_levels_is_followed():
     blind_score = sum(s[:, None, None, None] * score for s, score in zip(shares, scores, strict=True))
     wanted = (1 + weight) * scores[1] - weight * blind_score
     torch.testing.assert_close(-by_gradient.eps / level.sigma, wanted)
-    assert blinded(x, level, told=None).x0.shape == x.shape
+    # the classifier-free form on the same model mixes x0 over levels, and not scores: there the two forms part
+    free = NoiseAwareness(weight=weight).wrap(blinded, place_at(level))(x, level)
+    mean_x0 = sum(s[:, None, None, None] * a.x0 for s, a in zip(shares, answers, strict=True))
+    torch.testing.assert_close(free.x0, (1 + weight) * answers[1].x0 - weight * mean_x0)
+    assert not torch.allclose(free.x0, by_gradient.x0, rtol=0, atol=1e-3)
 
 
 def test_pure_noise_has_no_classifier_guidance():

@@ -445,7 +445,7 @@ def test_analytic_dpm_is_the_published_variance():
 
     known = Known(process)
     zero, one = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    for index, cap in ((0, None), (1, 2.0)):
+    for index, cap in ((0, None), (1, None), (0, 2.0), (1, 2.0)):
         solver = AnalyticDpm(last_noise=cap).open(known, levels)
         here, there = levels[index], levels[index + 1]
         place = Place(index, levels, here, there)
@@ -455,7 +455,7 @@ def test_analytic_dpm_is_the_published_variance():
         b = 1 - abar / abar_next
         cov = ((1 - abar) / abar * (1 - square)).clamp(0, 1)
         wanted = b * (1 - abar_next) / (1 - abar) + abar_next * b**2 / (1 - abar) ** 2 * cov
-        if cap is not None:
+        if cap is not None and index == 1:
             wanted = torch.minimum(wanted, tensor((cap * 2 / 255 * math.sqrt(math.pi / 2)) ** 2))
         torch.testing.assert_close(((spread[1] - spread[0]) ** 2).squeeze(), wanted, rtol=1e-9, atol=0)
 
@@ -481,3 +481,29 @@ def test_ancestral_cut_offs_stop_fresh_noise():
         place = Place(index, levels, here, there)
         ends = [s.step(mixture(process), x, place, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
         assert torch.equal(ends[0], ends[1] if -3 <= float(here.logsnr) <= 3 else ends[2])
+
+
+def test_ancestral_cut_offs_are_each_images_own():
+    """With a level per image only those between the cut-offs get fresh noise."""
+    process, solver = Edm(), Ancestral(logsnr_min=-3, logsnr_max=3)
+    here, there = process.level(tensor([0.0, 5.0])), process.level(tensor([1.0, 6.0]))
+    x = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    draw = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    place = Place(0, (here, there), here, there)
+    ends = [s.step(mixture(process), x, place, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(ends[0][1], ends[2][1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Ancestral(eta=0.0, logsnr_max=1.0), "no effect at eta 0"),
+        (lambda: Ancestral(logsnr_min=2.0, logsnr_max=1.0), "must not be above"),
+        (lambda: Churn(s_min=2.0, s_max=1.0), "must not be above"),
+    ],
+)
+def test_settings_that_would_never_act_are_refused(make, said):
+    """A range the wrong way round, or cut-offs of noise that is not there."""
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -91,12 +91,21 @@ def test_with_nfe_finds_the_steps(steps):
     assert with_nfe(heun, 2 * steps - 1, Edm(), X0()).grid.steps == steps
 
 
-def test_a_corrected_heun_at_an_even_cost_has_no_base():
-    """Noise awareness doubles Heun's odd cost: refused, with what to do."""
+def test_the_base_of_an_even_cost_where_only_odd_ones_are():
+    """Noise awareness doubles Heun's odd cost: its base has one evaluation more, never less."""
     heun = {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "heun"},
             "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
+    rows = lay_out(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
+    assert (rows["nag"].nfe, rows["nag"].base, rows["heun-11"].nfe) == (10, "heun-11", 11)
+
+
+def test_a_cost_that_no_base_has_is_refused():
+    """Noise awareness at 600 of a table's 1000 steps costs 1200, more steps than the table has."""
+    sampler = {"grid": {"kind": "uniform_time", "steps": 600}, "solver": {"kind": "euler"},
+               "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
+    content = {**SMALL, "process": {"kind": "ddpm"}, "samplers": {"nag": sampler}}
     with pytest.raises(ConfigError, match="no base of equal cost"):
-        lay_out(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
+        lay_out(parse_experiment(content, "small"))
 
 
 def test_paired_intervals():

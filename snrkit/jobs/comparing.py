@@ -1,9 +1,10 @@
 """`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
 
 Rows are the experiment's samplers, grouped by NFE. To every group come, where they are missing, the base of each
-sampler that has corrections - its solver and grid without them, with as many steps as the same NFE allows - and
-the solvers of `compare.solvers`. All make the same seeds, so that scores differ range by range: a row's difference from
-its base has a paired t-interval over the ranges, and the row says whether it clears 0.
+sampler that has corrections - its solver and grid without them, with as many steps as the same NFE allows, or one
+evaluation more where none has the same (guided Heun costs an even number, Heun an odd one) - and the solvers of
+`compare.solvers`. All make the same seeds, so that scores differ range by range: a row's difference from its base has a
+paired t-interval over the ranges, and the row says whether it clears 0.
 """
 
 import math
@@ -60,11 +61,15 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
             _ensure(found, sampler.solver, sampler, nfe, process, target, name)
         for solver in experiment.compare.solvers:
             _ensure(found, solver, sampler, nfe, process, target, None)
-    rows = {}
-    for name, (sampler, nfe) in found.items():
-        bases = [n for n, (s, cost) in found.items() if _is_base(s, sampler) and cost == nfe and n != name]
-        rows[name] = Row(sampler, nfe, bases[0] if sampler.corrections and bases else None)
-    return rows
+    return {name: Row(sampler, nfe, _base(found, name)) for name, (sampler, nfe) in found.items()}
+
+
+def _base(found: Mapping[str, tuple[Sampler, int]], name: str) -> str | None:
+    """The row that a row with corrections is compared with: that of its NFE, else that of one evaluation more."""
+    sampler, nfe = found[name]
+    costs = {n: cost for n, (s, cost) in found.items() if n != name and _is_base(s, sampler)}
+    near = [n for wanted in (nfe, nfe + 1) for n, cost in costs.items() if cost == wanted]
+    return near[0] if sampler.corrections and near else None
 
 
 def _is_base(candidate: Sampler, sampler: Sampler) -> bool:
@@ -79,20 +84,23 @@ def _ensure(
 ) -> None:  # fmt: skip
     """Add `solver` without corrections at `nfe` evaluations on the grid of `like`, unless such a row is there."""
     plain = like.model_copy(update={"solver": solver, "corrections": ()})
-    if any(_is_base(s, plain) and cost == nfe for s, cost in found.values()):
+    costs = (nfe,) if needed_by is None else (nfe, nfe + 1)
+    if any(_is_base(s, plain) and cost in costs for s, cost in found.values()):
         return
-    fitted = with_nfe(plain, nfe, process, target)
+    fitted, cost = next(
+        ((s, cost) for cost in costs if (s := with_nfe(plain, cost, process, target)) is not None), (None, 0)
+    )
     if fitted is None:
         if needed_by is not None:
             raise ConfigError(
-                f"samplers.{needed_by}: no {plain.solver.kind} on a {plain.grid.kind} grid has {nfe} evaluations "
-                "without corrections, so it has no base of equal cost; change its steps."
+                f"samplers.{needed_by}: no {plain.solver.kind} on a {plain.grid.kind} grid has {nfe} or {nfe + 1} "
+                "evaluations without corrections, so it has no base of equal cost; change its steps."
             )
         return
-    name = f"{fitted.solver.kind}-{nfe}"
+    name = f"{fitted.solver.kind}-{cost}"
     while name in found:
         name += "-plain"
-    found[name] = (fitted, nfe)
+    found[name] = (fitted, cost)
 
 
 def with_nfe(sampler: Sampler, nfe: int, process: Process, target: Target) -> Sampler | None:
