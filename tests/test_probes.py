@@ -14,6 +14,7 @@ from snrkit.data.toy import Gaussian, Mixture
 from snrkit.denoiser import EdmPrecondition
 from snrkit.distributed import World
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.objective import EdmWeighting, LogNormal
 from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
@@ -148,10 +149,10 @@ def test_no_shift_is_reported_where_the_slope_is_none():
     assert any(math.isnan(v) for v in found.equivalent_shift.value)
 
 
+@pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=lambda p: p.kind)
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_short_horizon_of_an_exact_denoiser_and_fine_steps_is_null(steps):
+def test_the_short_horizon_of_an_exact_denoiser_and_fine_steps_is_null(process, steps):
     """Right states walked a few small Heun steps stay right; one coarse Euler step loses the variance it must lose."""
-    process = Edm()
     denoise = gaussian(process, 0.0, VARIANCE, SHAPE)
     for grid, solver, fine in ((UniformLogsnr(steps=30, logsnr_min=-4, logsnr_max=6), Heun(), True),
                                (UniformLogsnr(steps=6, logsnr_min=-4, logsnr_max=6), Euler(), False)):  # fmt: skip
@@ -166,8 +167,9 @@ def test_the_short_horizon_of_an_exact_denoiser_and_fine_steps_is_null(steps):
             assert abs(found.mean_norm_gap.value) < 0.02
         elif steps == 1:
             for i, (here, there) in enumerate(pairwise(levels)):
-                gain = float((VARIANCE + here.sigma * there.sigma) / (VARIANCE + here.sigma**2))
-                wanted = gain**2 * float(VARIANCE + here.sigma**2) / float(VARIANCE + there.sigma**2)
+                before, after = (float(lv.alpha**2 * VARIANCE + lv.sigma**2) for lv in (here, there))
+                gain = float(here.alpha * there.alpha * VARIANCE + here.sigma * there.sigma) / before
+                wanted = gain**2 * before / after
                 assert found.variance_ratio.value[i] == pytest.approx(wanted, rel=0.06)
 
 
@@ -265,9 +267,10 @@ def test_the_audit_sees_input_perturbation():
     assert found.alpha.value[-1] == pytest.approx(1, abs=0.02)
 
 
-def test_why_splits_the_solver_from_the_network():
+@pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=lambda p: p.kind)
+def test_why_splits_the_solver_from_the_network(process):
     """With an exact denoiser the network's share is 0 and the solver's is all; a network that errs keeps its share."""
-    process, grid = Edm(), Karras(steps=7)
+    grid = Karras(steps=7) if process.kind == "edm" else UniformLogsnr(steps=7, logsnr_min=-7, logsnr_max=7)
     known, exact = reference(process), gaussian(process, 0.0, VARIANCE, SHAPE)
     wrong = Wrapped(
         process, lambda x, lv, told, cond: Prediction(exact(x, lv).x0 * 1.1, (x - exact(x, lv).x0 * 1.1) / lv.sigma)
@@ -275,7 +278,7 @@ def test_why_splits_the_solver_from_the_network():
     shares = {}
     for name, denoise in (("exact", exact), ("wrong", wrong)):
         ready = ready_of(grid, Euler(), process)
-        ideal, visited = refined(ready, process, 24)
+        ideal, visited = refined(ready, process, -(-REFERENCE_STEPS // 7))
         assert [float(ideal.levels[i].logsnr) for i in visited] == [float(lv.logsnr) for lv in ready.levels[:-1]]
         arms = []
         for r, places in ((ready, range(7)), (ideal, visited)):
@@ -283,7 +286,7 @@ def test_why_splits_the_solver_from_the_network():
             x = start(process, noise, r.levels[0], VARIANCE)
             arms.append(reverse_arm(denoise, [partial(walked, r, x)], places))
         levels = ready.levels[:-1]
-        shares[name] = read_why(*arms, forward(denoise, levels), levels, known, BOOT, ideal, 24)
+        shares[name] = read_why(*arms, forward(denoise, levels), levels, known, BOOT, ideal, 9)
     assert abs(shares["exact"].log_variance_ratio.mean_network.value) < 0.03
     assert shares["exact"].log_variance_ratio.mean_solver.value < -0.05
     assert shares["wrong"].log_variance_ratio.mean_network.value > 0.05

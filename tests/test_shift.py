@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from snrkit.config import parse_experiment
 from snrkit.corrections import EpsilonScaling, TimeShift
+from snrkit.distributed import World
+from snrkit.errors import ConfigError
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.jobs.measuring import check_memory
+from snrkit.jobs.opening import open_experiment
 from snrkit.prediction import Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
+from snrkit.sampler import Sampler
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
@@ -22,6 +28,7 @@ from snrkit.shift.nearest import Spectrum, leak, nearest_shift
 from snrkit.solvers import AnalyticDpm, Churn, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
 from tests.exact import gaussian
+from tests.small import SMALL
 
 SHAPE, VARIANCE, COUNT = (1, 4, 4), 0.25, 600
 
@@ -276,3 +283,14 @@ def test_a_moved_level_does_not_move_the_reading():
     )
     assert plain.norm_gap.value[:2] == moved.norm_gap.value[:2]  # the same states up to the first shifted step
     assert plain.norm_gap.value[2] != moved.norm_gap.value[2]
+
+
+def test_what_cannot_be_held_is_refused_before_it_begins():
+    """Two forward arms of every grid and the reverse one, with room to join it: to the byte, and in one sentence."""
+    content = {**SMALL, "shift": {"images": 50}}
+    opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
+    samplers = [Sampler(grid=Karras(steps=n), solver=solver) for n in (5, 9) for solver in (Euler(), Heun())]
+    needed = 4 * 50 * math.prod(opened.dataset.shape) * (2 * (5 + 9) + 3 * 9)
+    check_memory(opened, samplers, needed)
+    with pytest.raises(ConfigError, match=r"shift\.images: the states of 50 images"):
+        check_memory(opened, samplers, needed - 1)

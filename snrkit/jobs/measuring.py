@@ -1,6 +1,7 @@
 """`snrkit measure-shift`: the arms and probes of snrkit.shift for every sampler, written to the run directory."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -45,6 +46,7 @@ from snrkit.train import training_pairs
 
 AUDIT_BINS = 10
 LARGEST_COVARIANCE = 4096  # dimensions
+STATE_BYTES = 4  # of a number in an arm
 FEWEST = 20  # below it a bootstrap's interval covers far less than it says
 REFERENCE_STEPS = 60  # at least, of the sampler that splits the network's share from the solver's
 
@@ -73,6 +75,7 @@ def run_measuring(
     opened = open_experiment(experiment, world)
     check_held_out(opened)
     check_samplers(opened, chosen)
+    check_memory(opened, [opened.experiment.samplers[name] for name in chosen])
     records: dict[str, Any] = {}
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run):
@@ -95,6 +98,24 @@ def check_held_out(opened: Opened) -> None:
         raise ConfigError(
             f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
             f"{share} holds out {held} of {opened.dataset.count}; raise it or use more images."
+        )
+
+
+def check_memory(opened: Opened, samplers: Iterable[Sampler], memory: int | None = None) -> None:
+    """Refuse to begin what cannot be held: ConfigError. Every level keeps its states until it is read.
+
+    `memory`: bytes; default: all that this machine has.
+    """
+    e = opened.experiment
+    grids = {_key(sampler.grid.levels(e.process)[:-1]) for sampler in samplers}
+    kept = 2 * sum(len(grid) for grid in grids) + 3 * max(len(grid) for grid in grids)
+    needed = STATE_BYTES * e.shift.images * math.prod(opened.dataset.shape) * kept
+    if memory is None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > memory:
+        raise ConfigError(
+            f"shift.images: the states of {e.shift.images} images at every level need {needed / 2**30:.0f} GiB and "
+            f"this machine has {memory / 2**30:.0f}; give fewer images, or measure fewer samplers at a time."
         )
 
 
