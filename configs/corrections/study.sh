@@ -6,6 +6,10 @@ for family in edm ddpm flow perturbed first-half fine-tuned; do
 done
 for family in edm ddpm flow perturbed fine-tuned; do
   snrkit fit-estimator --config $here/$family.yaml
+  if [ $family = edm ]; then   # predicted coefficients for the record; those by fd are then chosen
+    snrkit tune --config $here/edm.yaml --by predicted --sampler pixel-7 --sampler pixel-13 --sampler pixel-21 \
+      --sampler pixel-35 --sampler heun-13-pixel --sampler heun-21-pixel --sampler multistep-13 --sampler es-13
+  fi
   snrkit tune --config $here/$family.yaml --by fd
 done
 for family in edm-13 ddpm-20 flow-13; do   # these two rows have coefficients that no score has chosen
@@ -24,4 +28,6 @@ if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
 fi
 for family in edm ddpm flow; do
   snrkit measure-shift --config $here/shift-$family.yaml
+  snrkit measure-shift --config $here/shift-$family.yaml --sampler euler-20 --sampler ancestral-20 \
+    --set 'shift.probes=[window, horizon, amplification, audit, estimator, why]'
 done

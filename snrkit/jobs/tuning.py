@@ -1,6 +1,6 @@
 """`snrkit tune`: coefficients of a sampler's corrections, chosen on seeds that are never scored.
 
-    predicted   the Gaussian control on the data's own band variances: no fitting, no network (shift/control.py)
+    predicted   the Gaussian control on the data's own covariance: no fitting, no network (shift/control.py)
     gap         the closed-form least-squares step on the measured norm gap, lambda = neutral - pinv(S) g, with S the
                 finite differences of the gap g (levels) in each coefficient; its forward arm uses the held-out images
                 that measure-shift and compare use too, so its coefficients flatter their null a little
