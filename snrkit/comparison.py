@@ -1,5 +1,6 @@
 """The page of `snrkit compare`: one table, rows of equal cost together."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,20 +37,22 @@ def _against(row: Mapping[str, Any]) -> str:
 
 
 def shift_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """(header, rows): how much larger or smaller each row's shift is than its base's."""
-    header: Row = ("sampler", "base", "|norm gap|", "|ln variance ratio|", "|nearest level|")
-    keys = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
+    """(header, rows): how the size of each row's shift compares with that of its base's."""
+    header: Row = ("sampler", "base", "norm gap", "ln variance ratio", "nearest level")
+    keys = ("norm_gap", "log_variance_ratio", "nearest")
     rows: list[Row] = [
-        (row["name"], row["base"], *(_difference(row["shift_difference"][key]) for key in keys))
+        (row["name"], row["base"], *(_change(row["shift_change"][key]) for key in keys))
         for row in record["rows"]
         if row["base"] is not None
     ]
     return header, rows
 
 
+def _change(entry: Mapping[str, Any] | None) -> str:
+    return "-" if entry is None else f"{entry['base']:.3f} to {entry['row']:.3f}, {entry['verdict']}"
+
+
 def _difference(entry: Mapping[str, float | None]) -> str:
-    if entry["mean"] is None:
-        return "-"
     if entry["low"] is None:
         return f"{entry['mean']:+.4f}"
     return f"{entry['mean']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
@@ -57,21 +60,23 @@ def _difference(entry: Mapping[str, float | None]) -> str:
 
 def _read(entry: Mapping[str, Any]) -> str:
     values = [entry["value"], entry["null"]["value"]]
-    return "-" if None in values else f"{values[0]:+.3f} ({values[1]:+.3f})"
+    return "-" if None in values or any(math.isnan(v) for v in values) else f"{values[0]:+.3f} ({values[1]:+.3f})"
 
 
 COMPARISON_GUIDE = (
-    "Rows of one NFE cost the same number of network calls. A row with corrections is compared with its base, the same "
-    "solver on the same grid (but for its number of steps) without corrections and at the same NFE. The difference is "
-    "over ranges of equal seeds, with a paired 95 % t-interval; better and worse mean that the interval clears 0.",
+    "Rows of one NFE cost the same number of network calls. A row with corrections is compared with its base: the same "
+    "solver on the same grid without corrections, with as many steps as its NFE allows (one evaluation more where it "
+    "has only odd costs), or the row that compare.bases names. The difference is over ranges of equal seeds, with a "
+    "paired 95 % t-interval; better and worse mean that the interval clears 0.",
     "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Times "
     "are medians of interleaved batches on this machine; overhead is against the base. Neither what an estimator of "
     "levels costs nor what statistics on training images cost is in the NFE.",
 )
 SHIFT_GUIDE = (
-    "The size of a shift is |reading - null| of its mean over levels, in nats; below is that of a row less that of its "
-    "base, with the interval of resamples that both share. Below 0 the correction makes the shift smaller, whatever it "
-    "does to the scores. Where a row's guidance halves its steps, its levels are not those of its base."
+    "The size of a shift is a root mean square over levels, in nats, with its own noise taken out: of the norm gap, "
+    "and of ln variance ratio and nearest level less their nulls. From the base to the row; smaller and larger mean "
+    "that the interval of the difference of mean squares, from resamples that both share, clears 0, whatever happened "
+    "to the scores. No comparison (-) where guidance changes the number of steps and with it the levels."
 )
 
 

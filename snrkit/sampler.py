@@ -87,6 +87,9 @@ class CompareConfig(Value):
     solvers: tuple[AnySolver, ...] = Field(
         (Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()), description="shown without corrections at every NFE"
     )
+    bases: dict[str, str] = Field(
+        default_factory=dict, description="rows that are compared with a row of this name; default: without corrections"
+    )
     timed_images: int = Field(32, ge=1, description="images of one timed batch")
     rounds: int = Field(5, ge=1, description="timed batches of each sampler, interleaved")
 

@@ -380,22 +380,25 @@ def test_the_band_control_counts_fresh_noise():
     torch.testing.assert_close(found, variances, rtol=0.05, atol=0)
 
 
-def covariance_of(shape, seed=0):
-    """A covariance with a steep spectrum, and low and high Haar bands uncorrelated."""
+def covariance_of(shape, apart, seed=0):
+    """A covariance with a steep spectrum; `apart`: with low and high Haar bands uncorrelated."""
     d = math.prod(shape)
     draws = torch.randn(3 * d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     draws = (draws * torch.logspace(0, -3, d, dtype=torch.float64)).reshape(-1, *shape)
+    if not apart:
+        return torch.cov(draws.flatten(1).T, correction=0)
     low = low_part(draws)
     return sum(torch.cov(part.flatten(1).T, correction=0) for part in (low, draws - low))
 
 
-def test_the_control_of_a_covariance_is_the_exact_denoiser():
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_control_of_a_covariance_is_the_exact_denoiser(apart):
     """x0_hat = alpha C (alpha^2 C + sigma^2)^-1 x, per image where levels differ; the variances sum to the trace."""
     process, shape = Flow(), (2, 4, 4)
-    covariance = covariance_of(shape)
-    denoise = of_covariance(process, covariance, shape)
+    covariance = covariance_of(shape, apart)
+    denoise = of_covariance(process, covariance, shape, apart)
     assert float(denoise.variances.sum()) == pytest.approx(float(covariance.trace()), rel=1e-12)
-    assert int(denoise.low.sum()) == 8
+    assert int(denoise.low.sum()) == (8 if apart else 0)
     torch.testing.assert_close(low_part(denoise.directions[denoise.low]), denoise.directions[denoise.low])
     x = torch.randn(3, *shape, dtype=torch.float64)
     level = process.level(tensor([-3.0, 0.0, 4.0]))
@@ -407,7 +410,7 @@ def test_the_control_of_a_covariance_is_the_exact_denoiser():
 def test_one_walk_gives_the_variance_of_every_mode():
     """What one image of unit coefficients ends with is what a sampler does to the whole covariance, bands corrected."""
     process, shape = Edm(), (1, 4, 4)
-    denoise = of_covariance(process, covariance_of(shape), shape)
+    denoise = of_covariance(process, covariance_of(shape, True), shape, True)
     ready = ready_of(Karras(steps=6), Ancestral(eta=0.0), process, (Dcw(low=0.05, high=-0.02),))
     powers = mode_powers(ready, denoise, lambda n: start(process, n, ready.levels[0]))
     units = torch.eye(16, dtype=torch.float64).reshape(16, *shape)

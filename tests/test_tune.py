@@ -13,7 +13,8 @@ from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.errors import ConfigError
 from snrkit.grid import Karras
-from snrkit.jobs.comparing import against, lay_out, size_change, verdict, with_nfe
+from snrkit.jobs.comparing import against, size_change, verdict
+from snrkit.jobs.rows import lay_out, with_nfe
 from snrkit.jobs.tuning import knobs, sweep, with_values
 from snrkit.prediction import X0
 from snrkit.process import Edm
@@ -76,7 +77,33 @@ def test_bases_cost_what_their_rows_cost():
             assert base.sampler.solver == row.sampler.solver
             assert not base.sampler.corrections
     assert {"heun-5", "dpmpp_2m-5", "dpmpp_3m-6", "unipc-6", "ipndm_v-5"} <= set(rows)
-    assert "heun-6" not in rows  # Heun costs odd numbers only
+    assert "heun-6" not in rows  # Heun costs odd numbers only, and heun-5 is there
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_the_file_does_not_choose_bases(order):
+    """A row at 14 evaluations beside one at 13: each has its own base, whichever comes first."""
+    euler = {"grid": {"kind": "karras", "steps": 13}, "solver": {"kind": "euler"}}
+    samplers = {
+        "pixel": {**euler, "corrections": [{"kind": "dcw", "pixel": 0.1}]},
+        "nag": {"grid": {"kind": "karras", "steps": 7}, "solver": {"kind": "euler"},
+                "corrections": [{"kind": "noise_awareness", "weight": 0.5}]},
+        "fourteen": {"grid": {"kind": "karras", "steps": 14}, "solver": {"kind": "euler"}},
+    }  # fmt: skip
+    rows = lay_out(parse_experiment({**SMALL, "samplers": dict(list(samplers.items())[::order])}, "small"))
+    assert (rows["pixel"].base, rows["nag"].base) == ("euler-13", "fourteen")
+    assert rows["heun-13"].nfe == 13
+
+
+def test_a_base_may_be_named():
+    """compare.bases sets a row beside another; a name that is none, itself, or a cheaper row is refused."""
+    samplers = {**SAMPLERS, "cheap": {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "euler"}}}
+    rows = lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": {"es": "dcw"}}}, "small"))
+    assert (rows["es"].base, rows["dcw"].base) == ("dcw", "euler-5")
+    for bases, said in (({"es": "no"}, "no sampler is named no"), ({"es": "es"}, "name another"),
+                        ({"es": "cheap"}, "costs 3 evaluations and es 5")):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": bases}}, "small"))
 
 
 @given(steps=st.integers(1, 60))
@@ -269,14 +296,15 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
 
 
 def test_the_size_of_a_shift_is_compared_resample_by_resample():
-    """Resamples that move together cancel; a sign does not count; a row equals itself; None is no reading."""
-    base = [0.2, 0.1, 0.3, 0.25]
+    """Noise that both share cancels, a row equals itself, None is no reading; sizes are roots of mean squares."""
+    base = [0.04, 0.01, 0.09, 0.0625]
     same = size_change(base, base, 0.95)
-    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    halved = size_change([-0.5 * v for v in base], base, 0.95)
-    assert halved["mean"] == pytest.approx(-0.1)
-    assert halved["high"] < 0
-    assert math.isnan(size_change([None, 0.1, 0.1, 0.1], base, 0.95)["mean"])
+    assert same["mean_square"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert same["verdict"] == "no difference shown"
+    less = size_change([v - 0.03 for v in base], base, 0.95)
+    assert (less["row"], less["base"], less["verdict"]) == (pytest.approx(0.1), pytest.approx(0.2), "smaller")
+    assert less["mean_square"] == pytest.approx({"mean": -0.03, "low": -0.03, "high": -0.03})
+    assert size_change([None, 0.1, 0.1, 0.1], base, 0.95) is None
 
 
 def test_bands_of_one_pixel_are_refused_before_anything_is_written(tmp_path):

@@ -118,6 +118,13 @@ def weight_at(guidance: Guidance, place: Place) -> Tensor | None:
     return guidance.weight * inside.to(torch.float64) if guidance.weight and bool(inside.any()) else None
 
 
+def without_label(cond: Cond | None) -> Cond:
+    """The condition with no label. SnrkitError where there is none to leave out."""
+    if cond is None or cond.labels is None:
+        raise SnrkitError("guidance by labels needs a model with labels; this one is sampled without any")
+    return replace(cond, labels=torch.full_like(cond.labels, -1))
+
+
 class ClassifierFreeGuidance(Guidance):
     """Push the prediction away from that without a label (Ho & Salimans 2022); interval: Kynkaanniemi et al. 2024.
 
@@ -142,9 +149,7 @@ class ClassifierFreeGuidance(Guidance):
 
         def ask(base: Denoiser) -> Question:
             def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
-                if cond is None or cond.labels is None:
-                    raise SnrkitError("cfg needs a model with labels; this one is sampled without any")
-                return base(x, level, told=told, cond=replace(cond, labels=torch.full_like(cond.labels, -1)))
+                return base(x, level, told=told, cond=without_label(cond))
 
             return answer
 
@@ -199,6 +204,7 @@ class Autoguidance(Guidance):
     run: Path | None = Field(None, description="run directory; default: this run")
     checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
     average: str | None = Field(None, description="ema-<half-life> or network; default: as the sampler's own")
+    unlabelled: bool = Field(False, description="ask the weaker model without the label, which it may not know")
 
     @model_validator(mode="after")
     def _differs(self) -> "Autoguidance":
@@ -226,7 +232,8 @@ class OpenedAutoguidance:
 
         def ask(base: Denoiser) -> Question:
             def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
-                return self.weaker(x, level, told=told, cond=cond)
+                known = without_label(cond) if self.value.unlabelled else cond
+                return self.weaker(x, level, told=told, cond=known)
 
             return answer
 

@@ -1,17 +1,15 @@
 """`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
 
-Rows are the experiment's samplers, grouped by NFE. To every group come, where they are missing, the base of each
-sampler that has corrections - its solver and grid without them, with as many steps as the same NFE allows, or one
-evaluation more where none has the same (guided Heun costs an even number, Heun an odd one) - and the solvers of
-`compare.solvers`. All make the same seeds, so that scores differ range by range: a row's difference from its base has a
-paired t-interval over the ranges, and the row says whether it clears 0.
+Rows are laid out by jobs/rows.py. All make the same seeds, so that scores differ range by range: a row's difference
+from its base has a paired t-interval over the ranges, and the row says whether it clears 0. The sizes of a row's shift
+and of its base's are compared by resamples that both share.
 """
 
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,103 +18,25 @@ import torch
 from snrkit import __version__
 from snrkit.comparison import comparison_page
 from snrkit.config import Experiment
+from snrkit.data.dataset import fingerprint
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.measuring import Instrument, check_held_out, check_memory, measured_seeds
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
 from snrkit.jobs.progress import bar
+from snrkit.jobs.rows import Row, lay_out
 from snrkit.jobs.sampling import check_samplers, choose, make_images, manifest, sample_steps, starting_point
 from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
 from snrkit.jobs.sources import open_sampler
-from snrkit.prediction import Target
-from snrkit.process import Process
 from snrkit.run import Run, locked, trained_run, write_config
-from snrkit.sampler import Sampler, parse_seeds, rehearse
-from snrkit.value import Value
+from snrkit.sampler import parse_seeds
 
-SHAPE = (1, 2, 2)
-MOST_STEPS = 2000
+FORMAT = 3  # of what is kept of a row
 T_95 = (12.7062, 4.3027, 3.1824)  # Student's t, two-sided 95 %, for 1, 2 and 3 degrees of freedom
 NORMAL_95 = 1.959964
+SIZES = ("norm_gap", "log_variance_ratio", "nearest")
 SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
-LESS_IS_BETTER = ("fd", "kid")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A sampler of the table, and the name of the row it is compared with."""
-
-    sampler: Sampler
-    nfe: int
-    base: str | None
-
-
-def lay_out(experiment: Experiment) -> dict[str, Row]:
-    """All rows: the experiment's samplers, and what is added to them. ConfigError where no base has the same NFE."""
-    process, target = experiment.process, experiment.target
-    found = {name: (s, rehearse(s, process, target, SHAPE)) for name, s in experiment.samplers.items()}
-    for name, (sampler, nfe) in list(found.items()):
-        if sampler.corrections:
-            _ensure(found, sampler.solver, sampler, nfe, process, target, name)
-        for solver in experiment.compare.solvers:
-            _ensure(found, solver, sampler, nfe, process, target, None)
-    return {name: Row(sampler, nfe, _base(found, name)) for name, (sampler, nfe) in found.items()}
-
-
-def _base(found: Mapping[str, tuple[Sampler, int]], name: str) -> str | None:
-    """The row that a row with corrections is compared with: that of its NFE, else that of one evaluation more."""
-    sampler, nfe = found[name]
-    costs = {n: cost for n, (s, cost) in found.items() if n != name and _is_base(s, sampler)}
-    near = [n for wanted in (nfe, nfe + 1) for n, cost in costs.items() if cost == wanted]
-    return near[0] if sampler.corrections and near else None
-
-
-def _is_base(candidate: Sampler, sampler: Sampler) -> bool:
-    grids = [value.grid.model_copy(update={"steps": 1}) for value in (candidate, sampler)]
-    same = candidate.solver == sampler.solver and grids[0] == grids[1]
-    return not candidate.corrections and same and candidate.start == sampler.start
-
-
-def _ensure(
-    found: dict[str, tuple[Sampler, int]], solver: Value, like: Sampler, nfe: int, process: Process, target: Target,
-    needed_by: str | None,
-) -> None:  # fmt: skip
-    """Add `solver` without corrections at `nfe` evaluations on the grid of `like`, unless such a row is there."""
-    plain = like.model_copy(update={"solver": solver, "corrections": ()})
-    costs = (nfe,) if needed_by is None else (nfe, nfe + 1)
-    if any(_is_base(s, plain) and cost in costs for s, cost in found.values()):
-        return
-    fitted, cost = next(
-        ((s, cost) for cost in costs if (s := with_nfe(plain, cost, process, target)) is not None), (None, 0)
-    )
-    if fitted is None:
-        if needed_by is not None:
-            raise ConfigError(
-                f"samplers.{needed_by}: no {plain.solver.kind} on a {plain.grid.kind} grid has {nfe} or {nfe + 1} "
-                "evaluations without corrections, so it has no base of equal cost; change its steps."
-            )
-        return
-    name = f"{fitted.solver.kind}-{cost}"
-    while name in found:
-        name += "-plain"
-    found[name] = (fitted, cost)
-
-
-def with_nfe(sampler: Sampler, nfe: int, process: Process, target: Target) -> Sampler | None:
-    """The sampler with the number of steps that costs exactly `nfe` evaluations; None if no number does."""
-    low, high = 1, min(nfe, MOST_STEPS)
-    while low <= high:
-        steps = (low + high) // 2
-        tried = sampler.model_copy(update={"grid": sampler.grid.model_copy(update={"steps": steps})})
-        try:
-            cost = rehearse(tried, process, target, SHAPE)
-        except SnrkitError:  # more steps than the table has
-            cost = nfe + 1
-        if cost == nfe:
-            return tried
-        low, high = (steps + 1, high) if cost < nfe else (low, steps - 1)
-    return None
 
 
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> dict[str, Any]:
@@ -138,28 +58,31 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     with locked(run):
         model = open_model(opened, run)
         write_config(run, opened.experiment.model_copy(update={"shift": experiment.shift}))
-        extractor, reference = open_reference(opened)
-        instrument = Instrument(opened, model, measured_seeds(opened))
-        found: dict[str, dict[str, Any]] = {}
-        with bar("comparing", len(rows), not quiet) as progress:
-            for index, (name, row) in enumerate(rows.items()):
-                stored = run.compared(name)
-                facts = row_facts(opened, model, row, extractor.key)
-                if not stored.exists() or read_json(stored)["facts"] != facts:
-                    wanted = manifest(opened, model, row.sampler)
-                    folder = run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
-                    make_images(opened, model, name, folder, row.sampler, differs(folder, wanted), True)
-                    score = score_folder(opened, name, folder, extractor, reference)
-                    measured = instrument.measure(row.sampler)
-                    excess = {key: values.tolist() for key, values in measured.excess.items()}
-                    content = {"facts": facts, "score": score, "shift": asdict(measured.shift), "excess": excess}
-                    write_json(stored, content)
-                found[name] = read_json(stored)
-                progress.update(index + 1, name)
-        times = time_rows(opened, model, rows)
-        record = make_record(opened, model, rows, found, times)
+        found = find_rows(opened, model, rows, quiet)
+        record = make_record(opened, model, rows, found, time_rows(opened, model, rows))
         _write(run, record)
     return record
+
+
+def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool) -> dict[str, dict[str, Any]]:
+    """Scores and shifts of every row; what an earlier, interrupted command found is kept where nothing differs."""
+    extractor, reference = open_reference(opened)
+    instrument = Instrument(opened, model, measured_seeds(opened))
+    found: dict[str, dict[str, Any]] = {}
+    with bar("comparing", len(rows), not quiet) as progress:
+        for index, (name, row) in enumerate(rows.items()):
+            stored, facts = model.run.compared(name), row_facts(opened, model, row, extractor.key)
+            if not stored.exists() or read_json(stored)["facts"] != facts:
+                wanted = manifest(opened, model, row.sampler)
+                folder = model.run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
+                make_images(opened, model, name, folder, row.sampler, differs(folder, wanted), True)
+                score = score_folder(opened, name, folder, extractor, reference)
+                measured = instrument.measure(row.sampler)
+                sizes = {key: values.tolist() for key, values in measured.sizes.items()}
+                write_json(stored, {"facts": facts, "score": score, "shift": asdict(measured.shift), "sizes": sizes})
+            found[name] = read_json(stored)
+            progress.update(index + 1, name)
+    return found
 
 
 def check_untuned(run: Run, experiment: Experiment) -> None:
@@ -175,9 +98,10 @@ def check_untuned(run: Run, experiment: Experiment) -> None:
 
 
 def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str, Any]:
-    """What a row's numbers depend on: those of an earlier, interrupted command are kept where nothing differs."""
+    """What a row's numbers depend on."""
     e = opened.experiment
     return {
+        "format": FORMAT, "measured": fingerprint(repr(measured_seeds(opened))),
         **manifest(opened, model, row.sampler), "seeds": e.sample.seeds, "features": features,
         "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"), "version": __version__,
     }  # fmt: skip
@@ -244,19 +168,26 @@ def beside(row: Mapping[str, Any], base: Mapping[str, Any], confidence: float) -
         for key in SCORED
         if all(key in score["summary"] for score in scores)
     }
-    shift = {key: size_change(row["excess"][key], base["excess"][key], confidence) for key in SHIFTS}
-    return {"difference": difference, "verdict": verdict(difference["fd"]), "shift_difference": shift}
+    alike = row["shift"]["logsnr"] == base["shift"]["logsnr"]
+    shift = {key: size_change(row["sizes"][key], base["sizes"][key], confidence) if alike else None for key in SIZES}
+    return {"difference": difference, "verdict": verdict(difference["fd"]), "shift_change": shift}
 
 
-def size_change(row: Sequence[float | None], base: Sequence[float | None], confidence: float) -> dict[str, float]:
-    """|excess| of a row less that of its base, with the interval of shared resamples: below 0 the shift is smaller.
+def size_change(row: Sequence[float | None], base: Sequence[float | None], confidence: float) -> dict[str, Any] | None:
+    """Root mean squares of a shift in a row and in its base, and the interval of the difference of mean squares.
 
-    NaN where one of them has no reading (None).
+    Both are mean squares under the same resamples, the sample's own first. None where one has no reading.
     """
-    sizes = [torch.tensor([math.nan if v is None else abs(v) for v in of], dtype=torch.float64) for of in (row, base)]
-    change, edge = sizes[0] - sizes[1], (1 - confidence) / 2
+    if None in row or None in base:
+        return None
+    squares = [torch.tensor(of, dtype=torch.float64) for of in (row, base)]
+    change, edge = squares[0] - squares[1], (1 - confidence) / 2
     low, high = torch.quantile(change[1:], torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
-    return {"mean": float(change[0]), "low": low, "high": high}
+    sizes = [float(of[0].clamp(min=0).sqrt()) for of in squares]
+    return {
+        "row": sizes[0], "base": sizes[1], "mean_square": {"mean": float(change[0]), "low": low, "high": high},
+        "verdict": "smaller" if high < 0 else "larger" if low > 0 else "no difference shown",
+    }  # fmt: skip
 
 
 def against(

@@ -54,7 +54,7 @@ def forward_batches(opened: Opened, pool: Sequence[int], batch: int, number: int
         rng = stream(ESTIMATOR, opened.experiment.seed, number, step)
         rows = [pool[i] for i in rng.integers(len(pool), size=batch).tolist()]
         logsnr = low + (high - low) * torch.from_numpy(rng.random(batch))
-        x0 = opened.dataset.x0(rows)
+        x0 = opened.shown(rows)
         alpha, sigma = process.level(logsnr).scales(x0.double())
         noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype="float32"))
         yield alpha * x0.double() + sigma * noise, logsnr

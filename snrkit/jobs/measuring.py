@@ -46,7 +46,7 @@ from snrkit.train import training_pairs
 
 AUDIT_BINS = 10
 LARGEST_COVARIANCE = 4096  # dimensions
-STATE_BYTES = 4  # of a number in an arm
+STATE_BYTES, IMAGE_BYTES = 4, 8  # of a number in an arm, and where a covariance is taken
 FEWEST = 20  # below it a bootstrap's interval covers far less than it says
 REFERENCE_STEPS = 60  # at least, of the sampler that splits the network's share from the solver's
 
@@ -56,7 +56,7 @@ class Measurement:
     """All that was measured of one sampler; None where a probe was not asked for."""
 
     shift: Shift
-    excess: Mapping[str, Tensor]  # resamples of the means over levels, less their nulls
+    sizes: Mapping[str, Tensor]  # mean squares over levels of what is beyond the nulls, resampled
     window: Window | None = None
     horizon: Horizon | None = None
     amplification: Amplification | None = None
@@ -102,14 +102,18 @@ def check_held_out(opened: Opened) -> None:
 
 
 def check_memory(opened: Opened, samplers: Iterable[Sampler], memory: int | None = None) -> None:
-    """Refuse to begin what cannot be held: ConfigError. Every level keeps its states until it is read.
+    """Refuse to begin what cannot be held, by estimate: ConfigError. Every level keeps its states until it is read.
+
+    Two forward arms a grid, two reverse arms at most and room to join them; a covariance where one is taken.
 
     `memory`: bytes; default: all that this machine has.
     """
-    e = opened.experiment
+    e, dims = opened.experiment, math.prod(opened.dataset.shape)
     grids = {_key(sampler.grid.levels(e.process)[:-1]) for sampler in samplers}
-    kept = 2 * sum(len(grid) for grid in grids) + 3 * max(len(grid) for grid in grids)
-    needed = STATE_BYTES * e.shift.images * math.prod(opened.dataset.shape) * kept
+    kept = 2 * sum(len(grid) for grid in grids) + 4 * max(len(grid) for grid in grids)
+    needed = STATE_BYTES * e.shift.images * dims * kept
+    if "amplification" in e.shift.probes and dims <= LARGEST_COVARIANCE:
+        needed += 2 * IMAGE_BYTES * len(opened.split.train) * dims * (2 if e.data.flip else 1)
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
     if needed > memory:
@@ -164,7 +168,7 @@ class Instrument:
         found = [(v, *part_moments(o, self.labels, v)) for v in views(o.dataset.shape)]
         known = [(view, _by_part(view, spread)) for view, _, spread in found]
         _, mean, spread = found[-1]  # the rings' coordinates, or pixels where there are none
-        square = shown(o, self.held_rows.tolist()).double().square().flatten(1).mean(1)
+        square = o.shown(self.held_rows.tolist()).double().square().flatten(1).mean(1)
         return Reference(known, Spectrum(o.experiment.process, mean, spread), square)
 
     @cached_property
@@ -173,14 +177,15 @@ class Instrument:
         o = self.opened
         if math.prod(o.dataset.shape) > LARGEST_COVARIANCE:
             return None
-        own = torch.zeros(len(o.split.train), dtype=torch.int64)
+        ways = (False, True) if o.experiment.data.flip else (False,)
+        x0 = torch.cat([o.shown(o.split.train, mirrored) for mirrored in ways]).double().flatten(1)
+        share = class_shares(o, self.labels).repeat(len(ways)) / len(ways)
+        own = torch.zeros(len(x0), dtype=torch.int64)
         if self.labels is not None and o.dataset.labels is not None:
-            own = o.dataset.labels[torch.as_tensor(o.split.train)]
-        seen = [shown(o, o.split.train)] + ([shown(o, o.split.train, mirrored=True)] if o.experiment.data.flip else [])
-        x0, own = torch.cat(seen).double().flatten(1), own.repeat(len(seen))
+            own = o.dataset.labels[torch.as_tensor(o.split.train)].repeat(len(ways))
         for label in own.unique():  # type: ignore[no-untyped-call]
             x0[own == label] -= x0[own == label].mean(0)
-        return torch.cov(x0.T, correction=0)
+        return x0.T @ (share[:, None] * x0)
 
     @cached_property
     def modes(self) -> Modes | None:
@@ -205,7 +210,7 @@ class Instrument:
         asked = set(config.probes)
         return Measurement(
             summarise(found, (reverse, forward), levels, self.bootstrap),
-            found.excess(),
+            found.sizes(),
             self.window(levels, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
@@ -239,7 +244,7 @@ class Instrument:
             train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
             held, seen = (
                 forward_arm(
-                    self.model.denoiser, levels, shown(o, rows.tolist()), rows, self.labels,
+                    self.model.denoiser, levels, o.shown(rows.tolist()), rows, self.labels,
                     key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
                 )
                 for number, rows in enumerate((self.held_rows, train))
@@ -254,7 +259,7 @@ class Instrument:
             rows = self.held_rows[: e.shift.window_images]
             labels = None if self.labels is None else self.labels[: len(rows)]
             self._windows[key] = window_arm(
-                self.model.denoiser, levels, shown(o, rows.tolist()), rows, labels,
+                self.model.denoiser, levels, o.shown(rows.tolist()), rows, labels,
                 key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
@@ -274,9 +279,9 @@ class Instrument:
         return read_horizon(arm, forward, ready, steps, self.reference, self.bootstrap)
 
     def amplification(self, sampler: Sampler, ready: Ready) -> Amplification:
-        """How much of a small error is left in the image; in float32, as a smaller error is lost in bf16's rounding."""
+        """How much of a small error is left in the image; without autocast, as bf16 would round the error away."""
         o, seeds = self.opened, self.seeds[: self.opened.experiment.shift.amplification_images]
-        levels, precise = ready.levels[:-1], in_float32(self.model.denoiser)
+        levels, precise = ready.levels[:-1], without_autocast(self.model.denoiser)
 
         def walk(error: Tensor, nudges: Sequence[Nudge]) -> Iterable[Step]:
             x, cond, noise = starting_point(o, sampler, ready.levels, seeds)
@@ -293,7 +298,7 @@ class Instrument:
     def estimator(self, reverse: Arm, forward: Arm, levels: Sequence[Level]) -> Reading:
         """The shift that the fitted estimator of levels sees."""
         estimator, e = open_estimator(self.opened, self.model.run), self.opened.experiment
-        x0 = shown(self.opened, self.held_rows.tolist())
+        x0 = self.opened.shown(self.held_rows.tolist())
         response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
         return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
@@ -316,7 +321,7 @@ def renewed_noise(solver: AnySolver) -> float | None:
     return 1.0 if solver.eta == 1 and not cut else None
 
 
-def in_float32(denoise: Denoiser) -> Denoiser:
+def without_autocast(denoise: Denoiser) -> Denoiser:
     """The model without autocast."""
     return replace(denoise, autocast=None) if isinstance(denoise, NetworkDenoiser) else denoise
 
@@ -325,30 +330,25 @@ def _key(levels: Sequence[Level]) -> tuple[float, ...]:
     return tuple(float(level.logsnr) for level in levels)
 
 
-def shown(opened: Opened, rows: Sequence[int], mirrored: bool = False) -> Tensor:
-    """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
-    x0 = opened.dataset.x0(rows)
-    if not opened.experiment.data.flip:
-        return x0
-    turned = (torch.arange(len(x0)) % 2 == 1) != mirrored
-    return torch.where(turned[:, None, None, None], x0.flip(3), x0)
+def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:
+    """The weights (n,) of the training images, summing to 1, that mix classes as `labels` does."""
+    dataset, pool = opened.dataset, opened.split.train
+    if labels is None or dataset.labels is None:
+        return torch.full((len(pool),), 1 / len(pool), dtype=torch.float64)
+    own = dataset.labels[torch.as_tensor(pool)]
+    classes = max(dataset.classes, int(labels.max()) + 1)
+    wanted = torch.bincount(labels.cpu(), minlength=classes).double() / len(labels)
+    return (wanted / torch.bincount(own, minlength=classes).clamp(min=1))[own]
 
 
 def part_moments(opened: Opened, labels: Tensor | None, view: View, batch: int = 1024) -> tuple[Tensor, Tensor]:
     """Mean and variance (D,) of a view's coordinates over training images, mixed as `labels` (n,) mixes classes."""
-    dataset, pool = opened.dataset, opened.split.train
-    own = dataset.labels[torch.as_tensor(pool)] if labels is not None and dataset.labels is not None else None
-    if own is None or labels is None:
-        share = torch.full((len(pool),), 1 / len(pool), dtype=torch.float64)
-    else:
-        classes = max(dataset.classes, int(labels.max()) + 1)
-        wanted = torch.bincount(labels.cpu(), minlength=classes).double() / len(labels)
-        share = (wanted / torch.bincount(own, minlength=classes).clamp(min=1))[own]
+    pool, share = opened.split.train, class_shares(opened, labels)
     mean = square = torch.zeros(len(view.parts), dtype=torch.float64)
     ways = (False, True) if opened.experiment.data.flip else (False,)
     for part in torch.split(torch.arange(len(pool)), batch):
         for mirrored in ways:
-            coordinates = view.coordinates(shown(opened, [pool[i] for i in part.tolist()], mirrored).double())
+            coordinates = view.coordinates(opened.shown([pool[i] for i in part.tolist()], mirrored).double())
             weight = share[part] / len(ways)
             mean, square = mean + weight @ coordinates, square + weight @ coordinates.square()
     return mean, square - mean**2
@@ -385,7 +385,7 @@ def _write(
 ) -> dict[str, Any]:
     e, shift = opened.experiment, measurement.shift
     nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
-    probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "excess")}
+    probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "sizes")}
     record = as_record(
         shift, sampler=name, definition=sampler.model_dump(mode="json"), nfe=nfe, weights=model.weights,
         checkpoint_images=model.images, held_out_images=len(opened.split.held), confidence=e.shift.confidence,

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,14 @@ class Opened:
     def sigma_data(self) -> float:
         """The data's standard deviation, as given or as measured."""
         return float(self.experiment.data.sigma_data)
+
+    def shown(self, rows: Sequence[int], mirrored: bool = False) -> Tensor:
+        """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
+        x0 = self.dataset.x0(rows)
+        if not self.experiment.data.flip:
+            return x0
+        turned = (torch.arange(len(x0)) % 2 == 1) != mirrored
+        return torch.where(turned[:, None, None, None], x0.flip(3), x0)
 
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:

@@ -81,7 +81,7 @@ class RunSources:
         rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
         arm = forward_arm(
-            self.model.denoiser, levels, opened.dataset.x0(rows.tolist()), torch.from_numpy(rows), labels,
+            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), labels,
             key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))

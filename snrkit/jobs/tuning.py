@@ -2,14 +2,14 @@
 
     predicted   the Gaussian control on the data's own covariance: no fitting, no network (shift/control.py)
     gap         the closed-form least-squares step on the measured norm gap, lambda = neutral - pinv(S) g, with S the
-                finite differences of the gap g (levels) in each coefficient; its forward arm uses the held-out images
-                that measure-shift and compare use too, so its coefficients flatter their null a little
+                finite differences of the gap g (levels) in each coefficient; g is taken against the held-out images
+                that measure-shift and compare use too
     fd          the paper's two-stage search: one coefficient after the other, a coarse sweep from its neutral value
                 until the score turns, then a fine one round the best
     optuna      tree-structured Parzen estimator on the same score (needs the extra `optuna`)
 
-Every evaluation is kept in runs/<name>/tune/<sampler>.jsonl, so that the same command goes on where it stopped. The
-result is a YAML that `sample` takes.
+Every evaluation is kept in runs/<name>/tune/<sampler>.jsonl, so that the same command goes on where it stopped; what
+another sampler's file holds already is not made again. The result is a YAML that `sample` takes.
 """
 
 import json
@@ -200,14 +200,13 @@ class Bench:
         return float(self._remember("fd", values, measure))
 
     def gap(self, values: Values) -> list[float]:
-        """The norm gap less its null at every level but pure noise, nats."""
+        """The norm gap at every level but pure noise, nats; 0 where the states are like held-out images."""
 
         def measure(sampler: Sampler) -> list[float]:
             shift = self.tools.instrument.measure(sampler).shift
-            readings = zip(shift.norm_gap.value, shift.norm_gap_null.value, shift.logsnr, strict=True)
-            return [gap - null for gap, null, level in readings if math.isfinite(level)]
+            return [gap for gap, level in zip(shift.norm_gap.value, shift.logsnr, strict=True) if math.isfinite(level)]
 
-        return list(self._remember("gap", values, measure))
+        return list(self._remember("norm gap", values, measure))
 
     def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
         sampler = with_values(self.sampler, self.chosen, values)
@@ -313,11 +312,16 @@ def predict(bench: Bench) -> Values:
 
 
 def _control(bench: Bench) -> ModeDenoiser:
-    """Gaussian data as the training split, by its covariance or, for large or odd images, by its bands."""
+    """Gaussian data as the training split: by its covariance, or for large or odd images by its bands.
+
+    Modes are taken within the low and the high bands only where a coefficient of bands is at work. The covariance is
+    within classes, where the network knows them; the bands are those of all images together.
+    """
     process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
     covariance = bench.tools.instrument.covariance
-    if covariance is not None and shape[1] % 2 == shape[2] % 2 == 0:
-        return of_covariance(process, covariance, shape)
+    apart = any(isinstance(c, Dcw) and (c.low or c.high) for c in bench.sampler.corrections)
+    if covariance is not None and (not apart or shape[1] % 2 == shape[2] % 2 == 0):
+        return of_covariance(process, covariance, shape, apart)
     bands = next((known for view, known in bench.tools.instrument.reference.views if "ll" in view.names), None)
     if bands is None:
         raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")

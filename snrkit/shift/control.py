@@ -5,10 +5,10 @@ its final variance to the data's, found by walking unit patterns through the rea
 coefficient that brings the ratio to 1 is *predicted* without any fitting: it repairs the discretisation alone. Whatever
 a correction gains beyond it is about the network.
 
-The data's own covariance gives the modes, taken within the low Haar band and within the three high ones, so that
-corrections of bands act on each mode alone; what low and high have in common is left out. Where images are too large
-for a covariance, or odd in size, the four bands stand in, each at its mean variance: a coarse picture of a spectrum
-that spans orders of magnitude.
+The data's own covariance gives the modes. Where a correction acts on bands they are taken within the low Haar band and
+within the three high ones, so that it acts on each mode alone; what low and high have in common is then left out. Where
+images are too large for a covariance, or odd in size, the four bands stand in, each at its mean variance: a coarse
+picture of a spectrum that spans orders of magnitude.
 """
 
 import math
@@ -82,12 +82,16 @@ def of_bands(process: Process, variances: Tensor) -> ModeDenoiser:
     return ModeDenoiser(process, variances.double(), directions, torch.arange(BANDS) == 0)
 
 
-def of_covariance(process: Process, covariance: Tensor, shape: tuple[int, int, int]) -> ModeDenoiser:
-    """The control of images (C, H, W), H and W even, of a covariance (C*H*W, C*H*W), low and high Haar bands apart."""
-    low, *high = haar_units(shape)
+def of_covariance(process: Process, covariance: Tensor, shape: tuple[int, int, int], apart: bool) -> ModeDenoiser:
+    """The control of images (C, H, W) of a covariance (C*H*W, C*H*W).
+
+    `apart`: modes within the low Haar band and within the high ones, H and W even; else those of the whole covariance,
+    none of which is called low.
+    """
+    every = torch.eye(len(covariance), dtype=torch.float64)
+    low, *high = [units.flatten(1) for units in haar_units(shape)] if apart else [every[:0], every]
     found = []
-    for units in (low, torch.cat(high)):
-        basis = units.flatten(1)
+    for basis in (low, torch.cat(high)):
         values, rotation = torch.linalg.eigh(basis @ covariance.double() @ basis.T)
         found.append((values.clamp(min=0), (rotation.T @ basis).reshape(-1, *shape)))
     variances, directions = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -104,12 +104,29 @@ class Readings:
             "mean_nearest": (self.nearest.nanmean(0), self.nearest_null.nanmean(0)),
         }
 
-    def excess(self) -> dict[str, Tensor]:
-        """Reading less null of each mean: (1 + R,).
+    def sizes(self) -> dict[str, Tensor]:
+        """Mean squares (1 + R,) over levels of what each reading has beyond its null, with their own noise taken out.
 
-        Two samplers that are measured on the same seeds share their resamples, so rows may be subtracted.
+        The norm gap itself, whose null is 0 on held-out images (that of training images only says how much the network
+        remembers); ln variance ratio and nearest level less their nulls. NaN where nothing can be read. Two samplers
+        that are measured on the same seeds and levels share their resamples, so rows may be subtracted.
         """
-        return {name: reading - null for name, (reading, null) in self.means().items()}
+        ratio = self.ratios["reverse"]["all"].log() - self.ratios["forward"]["all"].log()
+        readings = {"norm_gap": self.norm_gap, "log_variance_ratio": ratio, "nearest": self.nearest - self.nearest_null}
+        return {name: size(values) for name, values in readings.items()}
+
+
+def size(excess: Tensor) -> Tensor:
+    """Mean squares (1 + R,) over levels of an excess (L, 1 + R), unbiased in every column; NaN levels are left out.
+
+    The square of a reading with noise of variance n is n too large, and n more in a resample.
+    """
+    seen = excess[~excess[:, 0].isnan()]
+    if not len(seen):
+        return torch.full_like(excess[0], torch.nan)
+    noise = seen[:, 1:].var(1, correction=1)
+    bias = torch.cat([noise[:, None], (2 * noise)[:, None].expand(-1, seen.shape[1] - 1)], 1)
+    return (seen.square() - bias).mean(0)
 
 
 def read(
