@@ -75,14 +75,16 @@ class Guided:
     ) -> Prediction:
         """p + sum_k weight_k (p - p_k), at one evaluation more for every term."""
         plain = self.base(x, level, told=told, cond=cond)
-        x0, eps = plain.x0, plain.eps
+        found = plain
         for term in self.terms:
             other, weight = term.ask(self.base)(x, level, told, cond), broadcast(term.weight, x)
             guided = Prediction(plain.x0 + weight * (plain.x0 - other.x0), plain.eps + weight * (plain.eps - other.eps))
             if term.rescale is not None:
                 guided = term.rescale.apply(x, level, guided, plain)
-            x0, eps = x0 + (guided.x0 - plain.x0), eps + (guided.eps - plain.eps)
-        return Prediction(x0, eps)
+            if found is not plain:  # a second guidance adds what it changes
+                guided = Prediction(found.x0 + (guided.x0 - plain.x0), found.eps + (guided.eps - plain.eps))
+            found = guided
+        return found
 
 
 def guide(denoise: Denoiser, term: Term) -> Denoiser:
