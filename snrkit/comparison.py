@@ -5,28 +5,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from snrkit.files import write_text
-from snrkit.report import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, spread
+from snrkit.report import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, short, spread
 from snrkit.run import Run
+from snrkit.sampler import Sampler
 
 
 def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """(header, rows) of what snrkit compare found."""
     names = record["names"]
     header: Row = (
-        "sampler", "NFE", f"{names['fd']} (min, max)", names["kid"], names["is"], f"{names['fd']} less base's",
+        "sampler", "what", "NFE", f"{names['fd']} (min, max)", names["kid"], names["is"], f"{names['fd']} minus base's",
         "verdict", "norm gap (null)", "ln variance ratio (null)", "nearest level (null)", "ms/image", "overhead",
     )  # fmt: skip
     rows: list[Row] = []
     for row in record["rows"]:
         summary, difference = row["summary"], row.get("difference", {}).get("fd")
         rows.append((
-            row["name"], str(row["nfe"]), spread(summary.get("fd"), 4), mean_of(summary.get("kid"), 5),
+            row["name"], _what(row), str(row["nfe"]), spread(summary.get("fd"), 4), mean_of(summary.get("kid"), 5),
             mean_of(summary.get("inception_score"), 3), "-" if difference is None else _difference(difference),
             _against(row),
             *(_read(row[key]) for key in ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")),
             f"{1000 * row['seconds_per_image']:.2f}", "-" if row["base"] is None else f"{row['overhead']:+.1%}",
         ))  # fmt: skip
     return header, rows
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    sampler = Sampler.model_validate(row["definition"])
+    corrections = "".join(f", {short(c)}" for c in sampler.corrections)
+    return f"{short(sampler.solver)}, {sampler.grid.kind} {sampler.grid.steps}{corrections}"
 
 
 def _against(row: Mapping[str, Any]) -> str:
@@ -81,9 +88,11 @@ SHIFT_GUIDE = (
 
 
 def chance(record: Mapping[str, Any]) -> str:
-    """How many verdicts chance alone would give."""
+    """How many verdicts chance alone would give, and how little few ranges say."""
     count = sum(row["base"] is not None for row in record["rows"])
-    return f"Of {count} comparisons that all do nothing, about {0.05 * count:.1f} clear 0 by chance."
+    text = f"If none of the {count} rows with a base differed from it, about {0.05 * count:.1f} would still seem to."
+    few = " Fewer than four ranges make intervals wide and fragile." if record["ranges"] < 4 else ""
+    return text + few
 
 
 def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
@@ -96,7 +105,7 @@ def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
     )
     header_of_shifts, shifts = shift_rows(record)
     of_shifts: list[Block] = [
-        Heading("Shift less base's", 2), Paragraph(SHIFT_GUIDE), Table(header_of_shifts, shifts)
+        Heading("Size of the shift", 2), Paragraph(SHIFT_GUIDE), Table(header_of_shifts, shifts)
     ]  # fmt: skip
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1), Paragraph(facts), Table(header, rows),

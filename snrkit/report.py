@@ -92,6 +92,16 @@ GUIDE = (
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
     "near 0 when samples lie farther from every image than real ones do.",
+    "Probes, all negative where states are noisier than told if in nats of logsnr. Nearest level: the forward level at "
+    "which a Gaussian fit of the data finds the states most likely, less the nominal one, over the levels where "
+    "held-out images are found at their own. Estimator: a small network's reading of the level, less that on held-out "
+    "images, divided by its response; levels to which it does not respond are left out. Shift by the norm's slope: the "
+    "change of level that would cause the norm gap. Short horizon: the same readings after one step from states that "
+    "are right. Network, and solver and corrections: the sampler's grid, refined and walked by Heun without "
+    "corrections, keeps the network's share; what the sampler has beyond it is the rest. Gain: the largest ratio, over "
+    "levels, of what is left of a small error in the image to what Gaussian data would keep. In the picture of the "
+    "window, row s is told, column t is shown: ln of the noise seen over that at t = s, and the excess error; white: "
+    "not measured.",
     "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
     "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both).",
@@ -137,8 +147,8 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
         summary = {} if record is None or record["names"] != names else record["summary"]
         source = record or shift
         rows.append((
-            name, _short(sampler.solver), f"{sampler.grid.kind} {sampler.grid.steps}",
-            ", ".join(_short(c) for c in sampler.corrections) or "none",
+            name, short(sampler.solver), f"{sampler.grid.kind} {sampler.grid.steps}",
+            ", ".join(short(c) for c in sampler.corrections) or "none",
             "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
             *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
         ))  # fmt: skip
@@ -148,8 +158,8 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
 DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
 
 
-def _short(value: Value) -> str:
-    """Kind and settings other than the defaults."""
+def short(value: Value) -> str:
+    """Kind and settings other than the defaults, numbers to four digits."""
     content = value.model_dump(exclude_defaults=True, exclude={"kind"})
     rest = ", ".join(f"{key} {_plain(entry)}" for key, entry in content.items())
     kind = value.model_dump()["kind"]
@@ -157,7 +167,9 @@ def _short(value: Value) -> str:
 
 
 def _plain(entry: Any) -> str:
-    return " ".join(str(v) for v in entry.values()) if isinstance(entry, Mapping) else str(entry)
+    if isinstance(entry, Mapping):
+        return " ".join(_plain(v) for v in entry.values())
+    return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
 
 
 def mean_of(entry: Mapping[str, float] | None, digits: int) -> str:
@@ -184,11 +196,12 @@ def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
 def _facts(run: Run, experiment: Experiment) -> str:
     environment = run.path / "environment.json"
     found = read_json(environment) if environment.exists() else {}
-    e = experiment
+    e, origin = experiment, experiment.train.resume_from
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {e.levels.kind}, weighting {e.weighting.kind}, "
-        f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images."
+        f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images"
+        f"{'' if origin is None else f', from the weights of {origin.run}'}."
     )
     if not found:
         return model
@@ -258,7 +271,8 @@ def _readings(found: Found) -> list[Block]:
         gain = record.get("amplification")
         rows.append((
             name, _interval(record, "mean_nearest"), _interval(record, "mean_nearest_null"),
-            "-" if estimated is None else _interval(estimated, "mean_shift"),
+            "-" if estimated is None
+            else f"{_interval(estimated, 'mean_shift')}, {estimated['levels_read']} of {len(record['logsnr'])} levels",
             "-" if window is None or window["mean_equivalent_shift"] is None
             else _interval(window, "mean_equivalent_shift"),
             "-" if horizon is None else _interval(horizon, "mean_norm_gap"),
@@ -269,9 +283,10 @@ def _readings(found: Found) -> list[Block]:
             "-" if gain is None else _gains(gain),
         ))  # fmt: skip
     header = (
-        "sampler", "nearest level, nats", "its null", "estimator's shift", "shift by the norm's slope",
-        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network", "of the solver",
-        "ln variance ratio of the network", "of the solver", "gain of an error over Gaussian data's, most",
+        "sampler", "nearest level, nats", "its null", "estimator's shift less its null", "shift by the norm's slope",
+        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network",
+        "of solver and corrections", "ln variance ratio of the network", "of solver and corrections",
+        "gain of an error over Gaussian data's, most",
     )  # fmt: skip
     audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
     blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []

@@ -437,3 +437,53 @@ def test_eval_fid_on_two_sets(tmp_path):
         done = subprocess.run([*line[:4], *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr
+
+
+def test_probes_that_are_not_asked_for_again_are_kept(copied):
+    """A second measure-shift of the same sampler adds its probes; another checkpoint's are not mixed in."""
+    record = lambda: json.loads((copied / "runs/small/shift/euler.json").read_text())  # noqa: E731
+    first = ["measure-shift", "-q", "--sampler", "euler", "--set"]
+    snrkit(copied, *first, "shift.probes=[horizon]")
+    horizon = record()["horizon"]
+    snrkit(copied, *first, "shift.probes=[audit]")
+    assert horizon is not None
+    assert record()["horizon"] == horizon
+    assert record()["audit"] is not None
+    snrkit(copied, *first, "shift.probes=[]", "--set", "sample.average=network")
+    assert record()["horizon"] is record()["audit"] is None
+
+
+@pytest.mark.parametrize("name", ["runs/small", "other/../runs/small"])
+def test_a_model_that_guides_itself_is_found_by_its_path(copied, name):
+    """Autoguidance by the sampled weights, named through their own run directory, is refused."""
+    correction = {"kind": "autoguidance", "weight": 1.0, "run": str(copied / name)}
+    (copied / "other").mkdir()
+    path = copied / "small.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["samplers"] = {"guided": {**content["samplers"]["euler"], "corrections": [correction]}}
+    path.write_text(yaml.safe_dump(content))
+    done = snrkit(copied, "sample", "-q", check=False)
+    assert done.returncode == 1
+    assert "is the sampled model itself" in done.stderr
+
+
+def test_an_interrupted_search_goes_on(copied):
+    """SIGINT while tuning: one sentence, exit code 130, and no evaluation is made twice afterwards."""
+    correction = {"kind": "dcw", "pixel": 0.01}
+    path = copied / "small.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["samplers"] = {"dcw": {**content["samplers"]["euler"], "corrections": [correction]}}
+    path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1031"}}))
+    line, kept = command(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
+    process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    while not kept.exists() or len(kept.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "every evaluation so far is kept" in errors) == (130, True)
+    before = kept.read_text().splitlines()
+    subprocess.run(line, env=environment(copied), check=True, capture_output=True)
+    after = kept.read_text().splitlines()
+    assert after[: len(before)] == before
+    assert len({json.loads(record)["key"] for record in after}) == len(after)

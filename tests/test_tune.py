@@ -15,7 +15,7 @@ from snrkit.errors import ConfigError
 from snrkit.grid import Karras
 from snrkit.jobs.comparing import against, size_change, verdict
 from snrkit.jobs.rows import lay_out, with_nfe
-from snrkit.jobs.tuning import knobs, sweep, with_values
+from snrkit.jobs.tuning import by_gap, knobs, sweep, with_values
 from snrkit.prediction import X0
 from snrkit.process import Edm
 from snrkit.sampler import Sampler
@@ -133,6 +133,27 @@ def test_a_cost_that_no_base_has_is_refused():
     content = {**SMALL, "process": {"kind": "ddpm"}, "samplers": {"nag": sampler}}
     with pytest.raises(ConfigError, match="no base of equal cost"):
         lay_out(parse_experiment(content, "small"))
+
+
+class GapOf:
+    """A bench whose gap is a given function of its one coefficient."""
+
+    def __init__(self, gap):
+        sampler = Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(Dcw(pixel=0.1),))
+        self.sampler, self.chosen, self.gap = sampler, knobs(sampler, ()), lambda values: gap(*values)
+
+
+def test_by_gap_takes_the_least_squares_step_where_the_gap_is_straight(monkeypatch):
+    """On a gap that is linear in the coefficient its zero is found; where a kink makes the step worse it is halved."""
+    monkeypatch.setattr("snrkit.jobs.tuning.works", lambda bench, values: True)
+    straight = GapOf(lambda v: [1 - 20 * v, 0.5 - 10 * v])
+    assert by_gap(straight, lambda text: None) == (pytest.approx(0.05),)
+    kinked = GapOf(lambda v: [1 - 20 * v if v < 0.03 else 40 * v])
+    assert by_gap(kinked, lambda text: None) == (pytest.approx(0.025),)
+    said = []
+    hopeless = GapOf(lambda v: [1 - 20 * v] if v in (0.0, 0.01) else [5.0])
+    assert by_gap(hopeless, said.append) == (0.0,)
+    assert "stay neutral" in said[-1]
 
 
 def test_paired_intervals():

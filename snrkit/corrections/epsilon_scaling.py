@@ -44,7 +44,7 @@ class EpsilonScaling(Value):
         if bool((place.here.alpha == 0).any()):
             raise SnrkitError(
                 "epsilon_scaling is undefined at alpha = 0, where this grid starts; "
-                "choose a grid that starts below pure noise"
+                "choose a grid that starts below pure noise, such as uniform_logsnr"
             )
 
         def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:

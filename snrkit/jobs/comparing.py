@@ -23,7 +23,7 @@ from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.measuring import Instrument, check_held_out, check_memory, measured_seeds
-from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.rows import Row, lay_out
 from snrkit.jobs.sampling import check_samplers, choose, make_images, manifest, sample_steps, starting_point
@@ -55,7 +55,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     check_memory(opened, [row.sampler for row in rows.values()])
     check_untuned(Run(runs / experiment.name), opened.experiment)
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
-    with locked(run):
+    with locked(run), resumable("every row"):
         model = open_model(opened, run)
         write_config(run, opened.experiment.model_copy(update={"shift": experiment.shift}))
         found = find_rows(opened, model, rows, quiet)

@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit import __version__
 from snrkit.config import Experiment
-from snrkit.data.dataset import chunks
+from snrkit.data.dataset import chunks, fingerprint
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
-from snrkit.files import disk_errors, write_bytes, write_json, write_text
-from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task
+from snrkit.files import disk_errors, read_json, write_bytes, write_json, write_text
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task, resumable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
 from snrkit.level import Level
 from snrkit.prediction import Denoiser
 from snrkit.randomness import ImageStreams
-from snrkit.run import Run, locked, trained_run, write_config
+from snrkit.run import locked, trained_run, write_config
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
@@ -78,7 +79,7 @@ def run_measuring(
     check_memory(opened, [opened.experiment.samplers[name] for name in chosen])
     records: dict[str, Any] = {}
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
-    with locked(run):
+    with locked(run), resumable("every sampler that was measured"):
         model = open_model(opened, run)
         write_config(run, opened.experiment)
         instrument = Instrument(opened, model, measured_seeds(opened))
@@ -87,7 +88,7 @@ def run_measuring(
                 sampler = opened.experiment.samplers[name]
                 measurement = instrument.measure(sampler)
                 progress.update(index + 1, name)
-                records[name] = _write(opened, model, run, name, sampler, measurement)
+                records[name] = _write(opened, model, name, sampler, measurement, instrument.seeds)
     return records
 
 
@@ -381,16 +382,20 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
 
 
 def _write(
-    opened: Opened, model: Model, run: Run, name: str, sampler: Sampler, measurement: Measurement
+    opened: Opened, model: Model, name: str, sampler: Sampler, measurement: Measurement, seeds: Sequence[int]
 ) -> dict[str, Any]:
-    e, shift = opened.experiment, measurement.shift
+    e, shift, run = opened.experiment, measurement.shift, model.run
     nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
     probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "sizes")}
-    record = as_record(
-        shift, sampler=name, definition=sampler.model_dump(mode="json"), nfe=nfe, weights=model.weights,
-        checkpoint_images=model.images, held_out_images=len(opened.split.held), confidence=e.shift.confidence,
-    )  # fmt: skip
-    record |= probes
+    facts = {
+        "sampler": name, "definition": sampler.model_dump(mode="json"), "nfe": nfe, "weights": model.weights,
+        "checkpoint_images": model.images, "held_out_images": len(opened.split.held), "confidence": e.shift.confidence,
+        "seeds": fingerprint(repr(list(seeds))), "version": __version__,
+    }  # fmt: skip
+    before = read_json(run.shift(name)) if run.shift(name).exists() else {}
+    if all(before.get(key) == value for key, value in facts.items()):  # probes not asked for now are kept
+        probes = {key: before.get(key) if value is None else value for key, value in probes.items()}
+    record = as_record(shift, **facts) | probes
     with disk_errors(f"writing {run.shift(name)}", "free space and run the same command again"):
         write_json(run.shift(name), record)
         write_text(run.shift(name, ".csv"), as_csv(shift))

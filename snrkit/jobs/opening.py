@@ -17,7 +17,7 @@ from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, spli
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest
-from snrkit.errors import ConfigError, RunError, SnrkitError
+from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.networks import make_network
 from snrkit.prediction import Denoiser
 from snrkit.run import Run
@@ -219,3 +219,12 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Within the block ctrl-C ends the command with a sentence that says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {what} so far is kept. To go on, run the same command again.") from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,7 @@ from snrkit.comparison import comparison_rows
 from snrkit.config import Experiment
 from snrkit.report import write_report
 from snrkit.run import Run, stored_experiment
+from snrkit.shift.config import Probe
 
 out = Console(soft_wrap=True)
 
@@ -30,6 +31,8 @@ def show_shift(records: Mapping[str, Any]) -> None:
         for name, r in records.items()
     ]
     _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
+    if any(isinstance(r.get(probe), Mapping) for r in records.values() for probe in get_args(Probe)):
+        out.print("what the probes found stands in the report: snrkit report with the same file")
 
 
 def show_calibration(record: Mapping[str, Any]) -> None:
@@ -45,13 +48,24 @@ def show_tuned(records: Mapping[str, Any]) -> None:
     rows = [
         [name, method, ", ".join(f"{p} {v:g}" for p, v in zip(record["parameters"], found["values"], strict=True)),
          "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}",
+         " to ".join(f"{gap:.4f}" for gap in found.get("gap_before_and_after") or ()) or "-",
          ", ".join(found["at_the_end_of_its_range"]) or "-"]
         for name, record in records.items()
         for method, found in record["found"].items()
     ]  # fmt: skip
-    _print(("sampler", "by", "coefficients", "score on the tuning seeds", "at the end of its range"), rows)
+    _print(
+        (
+            "sampler",
+            "by",
+            "coefficients",
+            "score on the tuning seeds",
+            "norm gap, nats (rms)",
+            "at the end of its range",
+        ),
+        rows,
+    )
     for path in {record["yaml"] for record in records.values()}:
-        out.print(f"sample them with: snrkit sample --config {path}")
+        out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
 
 
 def show_comparison(record: Mapping[str, Any]) -> None:

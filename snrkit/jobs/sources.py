@@ -64,7 +64,8 @@ class RunSources:
                 f"{e.process.scaling}; name a run of the same scaling."
             )
         weights, images = weights_name(other, named.average), int(checkpoint_path(run, named.checkpoint).name)
-        if named.run is None and (weights, images) == (self.model.weights, self.model.images):
+        itself = run.path.resolve() == self.model.run.path.resolve()
+        if itself and (weights, images) == (self.model.weights, self.model.images):
             raise ConfigError(
                 f"autoguidance: {weights} at {images} images is the sampled model itself; name an earlier checkpoint, "
                 "another average or another run."

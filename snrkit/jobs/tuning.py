@@ -2,8 +2,8 @@
 
     predicted   the Gaussian control on the data's own covariance: no fitting, no network (shift/control.py)
     gap         the closed-form least-squares step on the measured norm gap, lambda = neutral - pinv(S) g, with S the
-                finite differences of the gap g (levels) in each coefficient; g is taken against the held-out images
-                that measure-shift and compare use too
+                finite differences of the gap g (levels) in each coefficient, halved while the gap does not shrink; g is
+                taken against the held-out images that measure-shift and compare use too
     fd          the paper's two-stage search: one coefficient after the other, a coarse sweep from its neutral value
                 until the score turns, then a fine one round the best
     optuna      tree-structured Parzen estimator on the same score (needs the extra `optuna`)
@@ -30,7 +30,7 @@ from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
-from snrkit.jobs.opening import Model, Opened, open_experiment, open_model
+from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.jobs.progress import console
 from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
 from snrkit.jobs.scoring import open_reference
@@ -48,6 +48,7 @@ METHODS: tuple[Method, ...] = ("predicted", "gap", "fd", "optuna")
 LINEAR = ("dcw", "epsilon_scaling")  # corrections that the Gaussian control follows exactly
 WIDER = 5  # times the range of a sweep, for the predicted value
 FAR = 40  # coarse steps either way
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the least-squares step, which trusts a slope far from where it was taken
 PATIENCE = 2  # coarse steps without improvement that end a sweep
 
 
@@ -247,7 +248,7 @@ def run_tuning(
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records = {}
-    with locked(run):
+    with locked(run), resumable("every evaluation"):
         tools = Tools(opened, run)
         for name, chosen in wanted.items():
             bench = Bench(tools, name, chosen)
@@ -329,7 +330,7 @@ def _control(bench: Bench) -> ModeDenoiser:
 
 
 def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
-    """neutral - pinv(S) g, clipped to the ranges."""
+    """neutral - pinv(S) g, clipped to the ranges; halved while it does not make the gap smaller."""
     neutral = tuple(knob.range.neutral for knob in bench.chosen)
     base = torch.tensor(bench.gap(neutral), dtype=torch.float64)
     columns = []
@@ -338,13 +339,22 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
         columns.append((torch.tensor(bench.gap(moved), dtype=torch.float64) - base) / knob.range.coarse)
         say(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
     step = -torch.linalg.lstsq(torch.stack(columns, 1), base[:, None]).solution[:, 0]
-    found = zip(neutral, step.tolist(), bench.chosen, strict=True)
-    values = tuple(k.range.allowed(v + s) for v, s, k in found)
-    if works(bench, values):
-        left = torch.tensor(bench.gap(values), dtype=torch.float64)
-        before, after = (gap.square().mean().sqrt() for gap in (base, left))
-        say(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after")
-    return values
+    for share in SHARES:
+        found = zip(neutral, (share * step).tolist(), bench.chosen, strict=True)
+        values = tuple(k.range.allowed(v + s) for v, s, k in found)
+        if not works(bench, values):
+            continue
+        before, after = root_mean_square(base.tolist()), root_mean_square(bench.gap(values))
+        say(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after {share:g} of the step")
+        if after < before:
+            return values
+    say("no part of the step makes the gap smaller; the coefficients stay neutral")
+    return neutral
+
+
+def root_mean_square(gap: Sequence[float]) -> float:
+    """Over levels, nats."""
+    return math.sqrt(sum(g**2 for g in gap) / len(gap))
 
 
 def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
@@ -426,6 +436,8 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
     if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
         record = {}
     fd = bench.fd(values) if method in ("fd", "optuna") else None
+    neutral = tuple(knob.range.neutral for knob in bench.chosen)
+    gaps = [root_mean_square(bench.gap(v)) for v in (neutral, values)] if method == "gap" else None
     clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
     record |= {
         "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
@@ -434,7 +446,7 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
         "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
     }  # fmt: skip
     record.setdefault("found", {})[method] = {
-        "values": list(values), "fd_on_tuning_seeds": fd, "seeds": experiment.tune.seeds,
+        "values": list(values), "fd_on_tuning_seeds": fd, "gap_before_and_after": gaps, "seeds": experiment.tune.seeds,
         "checkpoint_images": bench.model.images, "at_the_end_of_its_range": clipped
     }  # fmt: skip
     written = run.tuned("tuned", ".yaml")
