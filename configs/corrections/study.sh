@@ -22,8 +22,8 @@ for family in edm ddpm flow perturbed fine-tuned; do
 done
 # CIFAR-10 where a zip of its training images lies (see configs/cifar10.yaml)
 if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
-  snrkit train --config configs/cifar10.yaml --set data.path="$CIFAR10" --set train.images=600000
-  snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=600000 --by fd
+  snrkit train --config configs/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000
+  snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000 --by fd
   snrkit compare --config runs/cifar10/tune/tuned.yaml
 fi
 for family in edm ddpm flow; do

@@ -10,13 +10,16 @@ import torch
 
 from snrkit.config import load_experiment
 from snrkit.corrections import Dcw
+from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
+from snrkit.grid import Karras
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.jobs.sampling import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
 from snrkit.prediction import Cond, Prediction
 from snrkit.process import Edm
-from snrkit.sampler import Dummy, make_ready
+from snrkit.sampler import Dummy, Sampler, make_ready
+from snrkit.solvers import Euler
 from snrkit.step import Call, Place, Step
 from snrkit.train import make_state, train
 from snrkit.wavelet import Bands, dwt2, idwt2
@@ -56,8 +59,6 @@ def test_sampling_loop_over_bare_network_calls(benchmark, opened):
     e = opened.experiment
     sampler = e.samplers["heun-35"]
     ready = make_ready(sampler, e.process, Dummy(e.process))
-    from snrkit.denoiser import NetworkDenoiser
-
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
     x, cond, noise = starting_point(opened, sampler, ready.levels, range(250))
     small, time_input = x.float(), torch.rand(250)
@@ -72,6 +73,25 @@ def test_sampling_loop_over_bare_network_calls(benchmark, opened):
             network(small, time_input, cond)
 
     ratio(benchmark, ours, bare, rounds=7, bound=1.02)
+
+
+def test_a_corrected_sampler_over_the_bare_one(benchmark, opened):
+    """Euler with 13 evaluations at batch 250 on the digits' network, with Haar DCW in both bands: at most 1 % more."""
+    network = open_network(opened).eval().requires_grad_(False)
+    e = opened.experiment
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
+    bare = Sampler(grid=Karras(steps=13), solver=Euler())
+    readies = [
+        make_ready(bare.model_copy(update={"corrections": corrections}), e.process, Dummy(e.process))
+        for corrections in ((Dcw(low=0.01, high=0.01),), ())
+    ]
+    x, cond, noise = starting_point(opened, bare, readies[0].levels, range(250))
+
+    def walk(ready):
+        for _ in sample_steps(denoiser, ready, x, noise, cond):
+            pass
+
+    ratio(benchmark, lambda: walk(readies[0]), lambda: walk(readies[1]), rounds=15, bound=1.01)
 
 
 def test_training_loop_over_a_bare_loop(benchmark, opened):
