@@ -322,14 +322,26 @@ def test_flow_starts_at_pure_noise():
         assert torch.isfinite(x).all()
 
 
-@pytest.mark.parametrize("published", [True, False])
-def test_dpmpp_3m_published_equals_diffusers(published):
-    """DPMSolverMultistepScheduler of order 3 is the published form; the correct one differs."""
+@pytest.mark.parametrize("steps", [10, 14, 15, 20])
+@pytest.mark.parametrize(("published", "lower_order_final"), [(True, True), (True, False), (False, True)])
+def test_dpmpp_3m_published_equals_diffusers(published, lower_order_final, steps):
+    """DPMSolverMultistepScheduler of order 3 is the published form, few steps or many; the correct one differs."""
     ours, theirs = against_diffusers(
-        Dpmpp3m(published=published), "DPMSolverMultistepScheduler", solver_order=3, final_sigmas_type="zero"
-    )
+        Dpmpp3m(published=published, lower_order_final=lower_order_final), "DPMSolverMultistepScheduler", steps,
+        solver_order=3, final_sigmas_type="zero", lower_order_final=lower_order_final,
+    )  # fmt: skip
     close = torch.allclose(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
     assert close == published
+
+
+def test_the_lowered_order_at_the_end_of_few_steps_is_no_idle_switch():
+    """It changes 14 steps and not 15, as in diffusers."""
+    process = Edm()
+    x = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    for steps, same in ((14, False), (15, True)):
+        levels = Karras(steps=steps).levels(process)
+        ends = [run(Dpmpp3m(lower_order_final=on), mixture(process), levels, 80 * x) for on in (True, False)]
+        assert torch.equal(*ends) == same
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])

@@ -21,6 +21,8 @@ from snrkit.solvers.multistep import Past, exponential_moments, increment, midpo
 from snrkit.step import Call, Memory, Noise, Place
 from snrkit.value import Value
 
+FEW = 15  # steps, below which diffusers lowers the order at the end
+
 
 class Dpmpp2m(Value):
     """Order 2, one evaluation per step; first order in the first step and into the clean level.
@@ -48,12 +50,14 @@ class Dpmpp2m(Value):
 class Dpmpp3m(Value):
     """Order 3, one evaluation per step; lower orders in the first two steps, first order into the clean level.
 
-    `published: true` halves the quadratic term, as the paper and diffusers do: order 2.
+    `published: true` halves the quadratic term, as the paper and diffusers do: order 2. `lower_order_final`: on grids
+    of fewer than 15 steps the last but one into a clean level is of order 2, as in diffusers.
     Memory: (x0, half-logsnr) of the last two steps, newest first.
     """
 
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
     published: bool = False
+    lower_order_final: bool = True
 
     @property
     def order(self) -> int:
@@ -66,7 +70,7 @@ class Dpmpp3m(Value):
         """The parabola of x0 in half-logsnr through the last three predictions, integrated."""
         prediction = denoise(x, place.here)
         x_next, now = recompose(prediction, place.there), place.here.logsnr / 2
-        past: Past = memory or ()
+        past: Past = (memory or ())[: 1 if self._ends(place) else 2]
         if past and not place.there.is_clean():
             h = place.there.logsnr / 2 - now
             first, second = exponential_moments(h, 2)
@@ -75,3 +79,8 @@ class Dpmpp3m(Value):
             bent = increment([x0 for x0, _ in past], prediction.x0, nodes, moments)
             x_next = x_next + broadcast(place.there.alpha, x) * bent
         return x_next, (Call(place.here, prediction),), remember(prediction.x0, now, past, 2)
+
+    def _ends(self, place: Place) -> bool:
+        steps = len(place.grid) - 1
+        short = self.lower_order_final and steps < FEW and place.grid[-1].is_clean()
+        return short and place.index == steps - 2
