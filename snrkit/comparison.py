@@ -46,9 +46,8 @@ def _against(row: Mapping[str, Any]) -> str:
 def shift_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """(header, rows): how the size of each row's shift compares with that of its base's."""
     header: Row = ("sampler", "base", "norm gap", "ln variance ratio", "nearest level")
-    keys = ("norm_gap", "log_variance_ratio", "nearest")
     rows: list[Row] = [
-        (row["name"], row["base"], *(_change(row["shift_change"][key]) for key in keys))
+        (row["name"], row["base"], *(_change(change) for change in row["shift_change"].values()))
         for row in record["rows"]
         if row["base"] is not None
     ]

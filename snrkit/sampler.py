@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from snrkit.corrections import AnyCorrection, Autoguidance, ClassifierFreeGuidance, Dcw, NoiseAwareness, TimeShift
+from snrkit.corrections import AnyCorrection, Autoguidance
+from snrkit.corrections.guidance import Guidance
 from snrkit.denoiser import check_readable
 from snrkit.grid import AnyGrid
 from snrkit.level import Level
@@ -17,7 +18,18 @@ from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
-from snrkit.step import Abilities, Correction, Demanding, ForwardStatistics, LevelPosterior, Opens, Solver, Sources
+from snrkit.step import (
+    Abilities,
+    Correction,
+    Demanding,
+    ForwardStatistics,
+    LevelCorrection,
+    LevelPosterior,
+    Opens,
+    Solver,
+    Sources,
+    StateCorrection,
+)
 from snrkit.value import Value
 
 
@@ -40,7 +52,8 @@ class Sampler(Value):
                     f"autoguidance compares the model with a weaker one as it is; list it before {changed}, which "
                     "changes what the model says"
                 )
-            if not isinstance(correction, ClassifierFreeGuidance | NoiseAwareness | Autoguidance | Dcw | TimeShift):
+            beside = isinstance(correction, Guidance) and correction.side_by_side
+            if not beside and not isinstance(correction, LevelCorrection | StateCorrection):
                 changed = correction.kind
         return self
 

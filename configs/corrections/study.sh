@@ -23,6 +23,8 @@ done
 # CIFAR-10 where a zip of its training images lies (see configs/cifar10.yaml)
 if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
   snrkit train --config configs/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000
+  snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000 --by predicted \
+    --sampler pixel-13 --sampler es-13
   snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000 --by fd
   snrkit compare --config runs/cifar10/tune/tuned.yaml
 fi
@@ -31,3 +33,5 @@ for family in edm ddpm flow; do
   snrkit measure-shift --config $here/shift-$family.yaml --sampler euler-20 --sampler ancestral-20 \
     --set 'shift.probes=[window, horizon, amplification, audit, estimator, why]'
 done
+snrkit measure-shift --config $here/shift-edm.yaml --sampler euler-13 \
+  --set 'shift.probes=[window, horizon, amplification, audit, estimator, why]'

@@ -101,6 +101,7 @@ class Guidance(Value):
     logsnr_min: float | None = Field(None, description="no guidance in steps that begin at noisier levels, nats")
     logsnr_max: float | None = Field(None, description="no guidance in steps that begin at cleaner levels, nats")
     tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
+    side_by_side: ClassVar[bool] = True  # acts on the same p as its neighbours in a list
 
     @model_validator(mode="after")
     def _ordered(self) -> "Guidance":
@@ -250,6 +251,7 @@ class NoiseAwarenessClassifier(Guidance):
     """
 
     kind: Literal["noise_awareness_classifier"] = "noise_awareness_classifier"
+    side_by_side: ClassVar[bool] = False
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedNoiseAwarenessClassifier":
         """The correction with its estimator."""

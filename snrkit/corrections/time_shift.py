@@ -96,16 +96,17 @@ class TimeShift(Value):
         if self.unit == "nats":
             return level.logsnr - self.window / 2
         assert isinstance(process, Ddpm)
-        index = process.time(level.logsnr).round() + int(self.window) // 2
-        if bool((index > process.steps - 1).any()):
-            raise self._outside(float(index.max()), process)
-        return process.logsnr(index)
+        return self._looked_up(process.time(level.logsnr).round() + int(self.window) // 2, process)
 
-    def _outside(self, index: float, process: Ddpm) -> SnrkitError:
-        return SnrkitError(
-            f"time_shift: a window of {self.window:g} indices leaves the table of {process.steps} at index "
-            f"{index:.0f}; make it smaller or set cutoff"
-        )
+    def _looked_up(self, index: Tensor, process: Ddpm) -> Tensor:
+        """logsnr of table entries. SnrkitError where one leaves the table."""
+        for edge in (float(index.max()), float(index.min())):
+            if not 0 <= edge <= process.steps - 1:
+                raise SnrkitError(
+                    f"time_shift: a window of {self.window:g} indices leaves the table of {process.steps} at index "
+                    f"{edge:.0f}; make it smaller or set cutoff"
+                )
+        return process.logsnr(index)
 
     def _window(self, level: Level, process: Process) -> Tensor:
         """logsnr (K,) or (B, K) of the window round a level, rising."""
@@ -114,11 +115,7 @@ class TimeShift(Value):
             return centre + self.window * torch.linspace(-0.5, 0.5, CANDIDATES, dtype=torch.float64)
         assert isinstance(process, Ddpm)
         half = int(self.window) // 2
-        index = process.time(centre).round() + torch.arange(half, -half - 1, -1)
-        for edge in (float(index.max()), float(index.min())):
-            if not 0 <= edge <= process.steps - 1:
-                raise self._outside(edge, process)
-        return process.logsnr(index)
+        return self._looked_up(process.time(centre).round() + torch.arange(half, -half - 1, -1), process)
 
     def _spared(self, level: Level, process: Process) -> bool:
         if self.cutoff is None:

@@ -5,7 +5,6 @@ from its base has a paired t-interval over the ranges, and the row says whether 
 and of its base's are compared by resamples that both share.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from snrkit import __version__
 from snrkit.comparison import comparison_page
@@ -31,11 +31,9 @@ from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
 from snrkit.jobs.sources import open_sampler
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import parse_seeds
+from snrkit.shift.bootstrap import bounds
 
 FORMAT = 3  # of what is kept of a row
-T_95 = (12.7062, 4.3027, 3.1824)  # Student's t, two-sided 95 %, for 1, 2 and 3 degrees of freedom
-NORMAL_95 = 1.959964
-SIZES = ("norm_gap", "log_variance_ratio", "nearest")
 SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
 
 
@@ -169,7 +167,8 @@ def beside(row: Mapping[str, Any], base: Mapping[str, Any], confidence: float) -
         if all(key in score["summary"] for score in scores)
     }
     alike = row["shift"]["logsnr"] == base["shift"]["logsnr"]
-    shift = {key: size_change(row["sizes"][key], base["sizes"][key], confidence) if alike else None for key in SIZES}
+    sizes, others = row["sizes"], base["sizes"]
+    shift = {key: size_change(sizes[key], others[key], confidence) if alike else None for key in sizes}
     return {"difference": difference, "verdict": verdict(difference["fd"]), "shift_change": shift}
 
 
@@ -181,8 +180,8 @@ def size_change(row: Sequence[float | None], base: Sequence[float | None], confi
     if None in row or None in base:
         return None
     squares = [torch.tensor(of, dtype=torch.float64) for of in (row, base)]
-    change, edge = squares[0] - squares[1], (1 - confidence) / 2
-    low, high = torch.quantile(change[1:], torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
+    change = squares[0] - squares[1]
+    low, high = (float(bound) for bound in bounds(change[1:], confidence))
     sizes = [float(of[0].clamp(min=0).sqrt()) for of in squares]
     return {
         "row": sizes[0], "base": sizes[1], "mean_square": {"mean": float(change[0]), "low": low, "high": high},
@@ -199,22 +198,8 @@ def against(
     if len(differences) < 2:
         return {"mean": mean, "low": None, "high": None}
     degrees = len(differences) - 1
-    half = student_t(degrees) * statistics.stdev(differences) / len(differences) ** 0.5
+    half = float(stdtrit(degrees, 0.975)) * statistics.stdev(differences) / len(differences) ** 0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def student_t(degrees: int) -> float:
-    """The two-sided 95 % quantile of Student's t: a table, then Hill's expansion round the normal one."""
-    if degrees <= len(T_95):
-        return T_95[degrees - 1]
-    z, n = NORMAL_95, degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / n ** (k + 1) for k, term in enumerate(terms))
 
 
 def verdict(difference: Mapping[str, float | None]) -> str:

@@ -114,7 +114,7 @@ def check_memory(opened: Opened, samplers: Iterable[Sampler], memory: int | None
     kept = 2 * sum(len(grid) for grid in grids) + 4 * max(len(grid) for grid in grids)
     needed = STATE_BYTES * e.shift.images * dims * kept
     if "amplification" in e.shift.probes and dims <= LARGEST_COVARIANCE:
-        needed += 2 * IMAGE_BYTES * len(opened.split.train) * dims * (2 if e.data.flip else 1)
+        needed += 2 * IMAGE_BYTES * len(opened.split.train) * dims * len(opened.ways)
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
     if needed > memory:
@@ -178,12 +178,12 @@ class Instrument:
         o = self.opened
         if math.prod(o.dataset.shape) > LARGEST_COVARIANCE:
             return None
-        ways = (False, True) if o.experiment.data.flip else (False,)
-        x0 = torch.cat([o.shown(o.split.train, mirrored) for mirrored in ways]).double().flatten(1)
-        share = class_shares(o, self.labels).repeat(len(ways)) / len(ways)
+        ways = len(o.ways)
+        x0 = torch.cat([o.shown(o.split.train, mirrored) for mirrored in o.ways]).double().flatten(1)
+        share = class_shares(o, self.labels).repeat(ways) / ways
         own = torch.zeros(len(x0), dtype=torch.int64)
         if self.labels is not None and o.dataset.labels is not None:
-            own = o.dataset.labels[torch.as_tensor(o.split.train)].repeat(len(ways))
+            own = o.dataset.labels[torch.as_tensor(o.split.train)].repeat(ways)
         for label in own.unique():  # type: ignore[no-untyped-call]
             x0[own == label] -= x0[own == label].mean(0)
         return x0.T @ (share[:, None] * x0)
@@ -346,11 +346,10 @@ def part_moments(opened: Opened, labels: Tensor | None, view: View, batch: int =
     """Mean and variance (D,) of a view's coordinates over training images, mixed as `labels` (n,) mixes classes."""
     pool, share = opened.split.train, class_shares(opened, labels)
     mean = square = torch.zeros(len(view.parts), dtype=torch.float64)
-    ways = (False, True) if opened.experiment.data.flip else (False,)
     for part in torch.split(torch.arange(len(pool)), batch):
-        for mirrored in ways:
+        for mirrored in opened.ways:
             coordinates = view.coordinates(opened.shown([pool[i] for i in part.tolist()], mirrored).double())
-            weight = share[part] / len(ways)
+            weight = share[part] / len(opened.ways)
             mean, square = mean + weight @ coordinates, square + weight @ coordinates.square()
     return mean, square - mean**2
 

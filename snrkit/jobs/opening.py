@@ -42,6 +42,11 @@ class Opened:
         """The data's standard deviation, as given or as measured."""
         return float(self.experiment.data.sigma_data)
 
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        """The values of `mirrored` that together show every image as training does."""
+        return (False, True) if self.experiment.data.flip else (False,)
+
     def shown(self, rows: Sequence[int], mirrored: bool = False) -> Tensor:
         """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
         x0 = self.dataset.x0(rows)

@@ -53,17 +53,10 @@ def show_tuned(records: Mapping[str, Any]) -> None:
         for name, record in records.items()
         for method, found in record["found"].items()
     ]  # fmt: skip
-    _print(
-        (
-            "sampler",
-            "by",
-            "coefficients",
-            "score on the tuning seeds",
-            "norm gap, nats (rms)",
-            "at the end of its range",
-        ),
-        rows,
-    )
+    header = (
+        "sampler", "by", "coefficients", "score on the tuning seeds", "norm gap, nats (rms)", "at the end of its range"
+    )  # fmt: skip
+    _print(header, rows)
     for path in {record["yaml"] for record in records.values()}:
         out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
 

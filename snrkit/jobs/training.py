@@ -124,8 +124,7 @@ def _begin_from(opened: Opened, state: TrainState) -> None:
     if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
         raise ConfigError(
             f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
-            f"train "
-            "from scratch."
+            "train from scratch."
         )
     weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
     try:

@@ -109,6 +109,11 @@ def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
     return [known[name] for name in names]
 
 
+def neutral(chosen: Sequence[Knob]) -> Values:
+    """The values at which these coefficients do nothing."""
+    return tuple(knob.range.neutral for knob in chosen)
+
+
 def with_values(sampler: Sampler, chosen: Sequence[Knob], values: Values) -> Sampler:
     """The sampler with these coefficients, validated."""
     content: Any = sampler.model_dump(mode="json")
@@ -241,7 +246,7 @@ def run_tuning(
     wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or tunable)}
     _check_disjoint(experiment)
     for name, chosen in wanted.items():
-        with_values(experiment.samplers[name], chosen, tuple(knob.range.neutral for knob in chosen))
+        _blank(experiment.samplers[name], chosen)
     opened = open_experiment(experiment, world)
     check_held_out(opened)
     check_samplers(opened, list(wanted))
@@ -287,7 +292,7 @@ def predict(bench: Bench) -> Values:
         raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
     if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in bench.sampler.corrections):
         raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
-    values, control = [knob.range.neutral for knob in bench.chosen], _control(bench)
+    values, control = list(neutral(bench.chosen)), _control(bench)
     moments = bench.opened.moments if bench.sampler.start == "exact" else None
     variance = None if moments is None else moments.variance
 
@@ -331,16 +336,16 @@ def _control(bench: Bench) -> ModeDenoiser:
 
 def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
     """neutral - pinv(S) g, clipped to the ranges; halved while it does not make the gap smaller."""
-    neutral = tuple(knob.range.neutral for knob in bench.chosen)
-    base = torch.tensor(bench.gap(neutral), dtype=torch.float64)
+    start_values = neutral(bench.chosen)
+    base = torch.tensor(bench.gap(start_values), dtype=torch.float64)
     columns = []
     for place, knob in enumerate(bench.chosen):
-        moved = tuple(v + knob.range.coarse * (i == place) for i, v in enumerate(neutral))
+        moved = tuple(v + knob.range.coarse * (i == place) for i, v in enumerate(start_values))
         columns.append((torch.tensor(bench.gap(moved), dtype=torch.float64) - base) / knob.range.coarse)
         say(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
     step = -torch.linalg.lstsq(torch.stack(columns, 1), base[:, None]).solution[:, 0]
     for share in SHARES:
-        found = zip(neutral, (share * step).tolist(), bench.chosen, strict=True)
+        found = zip(start_values, (share * step).tolist(), bench.chosen, strict=True)
         values = tuple(k.range.allowed(v + s) for v, s, k in found)
         if not works(bench, values):
             continue
@@ -349,7 +354,7 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
         if after < before:
             return values
     say("no part of the step makes the gap smaller; the coefficients stay neutral")
-    return neutral
+    return start_values
 
 
 def root_mean_square(gap: Sequence[float]) -> float:
@@ -359,7 +364,7 @@ def root_mean_square(gap: Sequence[float]) -> float:
 
 def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
     """One coefficient after the other: coarse from neutral until the score turns, then fine round the best."""
-    values = [knob.range.neutral for knob in bench.chosen]
+    values = list(neutral(bench.chosen))
     for place, knob in enumerate(bench.chosen):
 
         def score(value: float, p: int = place, k: Knob = knob) -> float:
@@ -436,8 +441,7 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
     if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
         record = {}
     fd = bench.fd(values) if method in ("fd", "optuna") else None
-    neutral = tuple(knob.range.neutral for knob in bench.chosen)
-    gaps = [root_mean_square(bench.gap(v)) for v in (neutral, values)] if method == "gap" else None
+    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
     clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
     record |= {
         "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
@@ -458,7 +462,7 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
 
 def _blank(sampler: Sampler, chosen: Sequence[Knob]) -> dict[str, Any]:
     """The sampler with the coefficients that are tuned at their neutral values: what they were tuned for."""
-    return with_values(sampler, chosen, tuple(knob.range.neutral for knob in chosen)).model_dump(mode="json")
+    return with_values(sampler, chosen, neutral(chosen)).model_dump(mode="json")
 
 
 def tuned_yaml(run: Run, experiment: Experiment) -> str:

@@ -48,18 +48,20 @@ class Bootstrap:
 
     def curve(self, values: Tensor) -> Curve:
         """The curve of values (L, 1 + R), the sample's own first."""
-        low, high = self._bounds(values[:, 1:])
+        low, high = bounds(values[:, 1:], self.confidence)
         return Curve(values[:, 0].tolist(), low.tolist(), high.tolist())
 
     def number(self, values: Tensor) -> Number:
         """The number of values (1 + R,)."""
-        low, high = self._bounds(values[1:])
+        low, high = bounds(values[1:], self.confidence)
         return Number(float(values[0]), float(low), float(high))
 
-    def _bounds(self, resamples: Tensor) -> tuple[Tensor, Tensor]:
-        edge = (1 - self.confidence) / 2
-        low, high = torch.quantile(resamples, torch.tensor([edge, 1 - edge], dtype=torch.float64), dim=-1)
-        return low, high
+
+def bounds(resamples: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+    """(low, high) of the central `confidence` of resamples (..., R)."""
+    edge = (1 - confidence) / 2
+    low, high = torch.quantile(resamples, torch.tensor([edge, 1 - edge], dtype=torch.float64), dim=-1)
+    return low, high
 
 
 def variance(states: Tensor, groups: Tensor, weights: Tensor, parts: Tensor | None = None) -> Tensor:
