@@ -1,4 +1,5 @@
 # The study of docs/corrections-study.md, resumable: hours on two cores. Run it as `make corrections-study`.
+# Its tables are then in docs/corrections-tables.md.
 set -e
 here=configs/corrections
 for family in edm ddpm flow perturbed first-half fine-tuned; do
@@ -35,3 +36,4 @@ for family in edm ddpm flow; do
 done
 snrkit measure-shift --config $here/shift-edm.yaml --sampler euler-13 \
   --set 'shift.probes=[window, horizon, amplification, audit, estimator, why]'
+python $here/tables.py runs > docs/corrections-tables.md

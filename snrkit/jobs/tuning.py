@@ -152,6 +152,11 @@ class Tools:
         return open_reference(self.opened)
 
     @cached_property
+    def controls(self) -> dict[bool, ModeDenoiser]:
+        """The Gaussian controls by whether bands are apart; large covariances take minutes to solve."""
+        return {}
+
+    @cached_property
     def known(self) -> dict[str, dict[str, Any]]:
         """All evaluations of the run by key: samplers that are alike share them."""
         files = sorted(self.run.tuned("", ".jsonl").parent.glob("*.jsonl"))
@@ -287,12 +292,15 @@ def predict(bench: Bench) -> Values:
     A coefficient of the low or the high bands is solved for these, any other for all pixels. One after the other, so
     that what a correction does to bands it is not named for is counted once.
     """
-    kinds = {c.kind for c in bench.sampler.corrections}
-    if not kinds <= set(LINEAR):
+    corrections = bench.sampler.corrections
+    if not {c.kind for c in corrections} <= set(LINEAR):
         raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
-    if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in bench.sampler.corrections):
+    if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in corrections):
         raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
-    values, control = list(neutral(bench.chosen)), _control(bench)
+    values, apart = list(neutral(bench.chosen)), any(isinstance(c, Dcw) and (c.low or c.high) for c in corrections)
+    if apart not in bench.tools.controls:
+        bench.tools.controls[apart] = _control(bench, apart)
+    control = bench.tools.controls[apart]
     moments = bench.opened.moments if bench.sampler.start == "exact" else None
     variance = None if moments is None else moments.variance
 
@@ -317,15 +325,14 @@ def predict(bench: Bench) -> Values:
     return tuple(values)
 
 
-def _control(bench: Bench) -> ModeDenoiser:
+def _control(bench: Bench, apart: bool) -> ModeDenoiser:
     """Gaussian data as the training split: by its covariance, or for large or odd images by its bands.
 
-    Modes are taken within the low and the high bands only where a coefficient of bands is at work. The covariance is
-    within classes, where the network knows them; the bands are those of all images together.
+    Modes are taken within the low and the high bands only where a coefficient of bands is at work, `apart`. The
+    covariance is within classes, where the network knows them; the bands are those of all images together.
     """
     process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
     covariance = bench.tools.instrument.covariance
-    apart = any(isinstance(c, Dcw) and (c.low or c.high) for c in bench.sampler.corrections)
     if covariance is not None and (not apart or shape[1] % 2 == shape[2] % 2 == 0):
         return of_covariance(process, covariance, shape, apart)
     bands = next((known for view, known in bench.tools.instrument.reference.views if "ll" in view.names), None)

@@ -80,7 +80,7 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
         features = network.features(to_unit(pixels).to(device))
         return features.cpu(), network.head(features).cpu()
 
-    name = dataset.name.removesuffix("-train")
+    name = dataset.name.removesuffix(".zip").removesuffix(".npz").removesuffix("-train")
     accuracy = "no held-out images" if trained.accuracy is None else f"{trained.accuracy:.1%} right on held-out images"
     return Extractor(
         Path(name).name, network.dim, trained.key, run, dataset.classes, f"classifier of {name}, {accuracy}"
