@@ -27,10 +27,12 @@ PAIRS = {  # which rows are subtracted, beside each row less its base
     "cifar10": [
         ("pixel-13", "es-13"), ("double-13", "pixel-13"), ("low-13", "pixel-13"), ("high-13", "pixel-13"),
         *((f"{solver}-13", "pixel-13") for solver in ("heun", "dpmpp_3m", "unipc", "ipndm")),
+        ("ipndm-7", "double-13"), ("heun-13", "double-13"), ("dpmpp_3m-13", "double-13"),
     ],
 }  # fmt: skip
 SOLVERS = ("euler", "dpmpp-2m", "heun", "ancestral", "churn")
 COSTS = (9, 10, 19, 20, 49, 50, 199, 200)  # of the configs shift-*.yaml
+SHIFTS = ("norm_gap", "log_variance_ratio")
 BANDS = ("ll", "lh", "hl", "hh")
 
 
@@ -42,7 +44,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def interval(found: dict[str, Any] | None, key: str = "value") -> str:
     """A figure with its interval."""
-    if found is None or found[key] is None:
+    if found is None or None in (found[key], found["low"], found["high"]):
         return "-"
     return f"{found[key]:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
@@ -153,6 +155,33 @@ def bands(run: Path) -> str:
     return table(head, rows())
 
 
+def causes(run: Path) -> str:
+    """The deeper probes of the samplers that were asked for them."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for path in sorted((run / "shift").glob("*.json")):
+            r = json.loads(path.read_text())
+            if not all(r.get(probe) for probe in ("why", "horizon", "window", "audit", "amplification")):
+                continue
+            why, audit = r["why"], r["audit"]
+            parts = [interval(why[q][f"mean_{who}"]) for q in SHIFTS for who in ("network", "solver")]
+            ahead = [interval(r["horizon"][f"mean_{q}"]) for q in SHIFTS]
+            window = r["window"]
+            told = " ".join(interval(window[f"mean_equivalent_shift{end}"]) for end in ("", "_null"))
+            pairs = [f"{min(audit[q]['value']):.3f} to {max(audit[q]['value']):.3f}" for q in ("alpha", "sigma")]
+            held = [low <= 1 <= high for q in ("alpha", "sigma")
+                    for low, high in zip(audit[q]["low"], audit[q]["high"], strict=True)]  # fmt: skip
+            pairs.append(f"{sum(held)} of {len(held)}")
+            gain = max(r["amplification"]["gain"]["all"]["value"])
+            yield [r["sampler"], *parts, *ahead, told, *pairs, f"{gain:.2f}"]
+
+    head = ["sampler", "norm gap by the network", "by the solver", "ln variance by the network", "by the solver",
+            "one step from right states: norm gap", "ln variance", "equivalent shift of the window, and its null",
+            "audit: alpha over nominal", "sigma over nominal", "of their intervals hold 1",
+            "largest gain of an error"]  # fmt: skip
+    return table(head, rows())
+
+
 def page(runs: Path) -> Iterator[str]:
     """All tables."""
     yield "# Corrections at equal cost: the tables"
@@ -163,6 +192,7 @@ def page(runs: Path) -> Iterator[str]:
         if not path.exists():
             continue
         compared = json.loads(path.read_text())
+        compared["names"] = {key: label.removesuffix(".zip") for key, label in compared["names"].items()}
         yield f"## {title}"
         yield scores(compared)
         yield differences(compared, PAIRS[name]) if name in PAIRS else ""
@@ -176,6 +206,7 @@ def page(runs: Path) -> Iterator[str]:
             yield f"### {FAMILIES[name]}"
             yield shifts(runs / name)
             yield bands(runs / name)
+            yield causes(runs / name)
 
 
 if __name__ == "__main__":
