@@ -5,21 +5,24 @@
 
 import copy
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import torch
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.errors import ConfigError, SnrkitError
+from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork
-from snrkit.objective import AnyLevelSampler, AnyWeighting
+from snrkit.objective import LOWEST_LOGSNR
 from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
@@ -27,8 +30,10 @@ from snrkit.shift.config import ShiftConfig
 from snrkit.step import Abilities
 from snrkit.train import TrainConfig
 from snrkit.value import Value
+from snrkit.weighting import AnyWeighting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DRAWS = 4000  # of levels, that a weighting is tried at
 CUT = "\n"  # between the faults that one validator found
 
 
@@ -111,6 +116,7 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
     if (train.augment is None) == e.network.augment:
         yield "train.augment: needs network.augment: true, and the other way round"
+    yield from _weighting_faults(e)
     if e.network.scalars:
         yield "network.scalars: no level sampler of this version provides scalars; drop them"
     if (
@@ -124,6 +130,20 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.averages: two averages have the same half_life"
 
 
+def _weighting_faults(e: Experiment) -> Iterable[str]:
+    """A weight that is not finite somewhere where training looks."""
+    draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    logsnr = e.process.snap(e.levels.logsnr(draws, e.process))
+    level = e.process.level(logsnr.clamp(min=LOWEST_LOGSNR))
+    weight = e.weighting.weight(level, e.levels.density(logsnr, e.process), 1.0)
+    wrong = ~(weight.isfinite() & (weight >= 0))
+    if wrong.any():
+        yield (
+            f"weighting: {e.weighting.kind} gives {float(weight[wrong][0]):g} at logsnr {float(logsnr[wrong][0]):g}, "
+            f"which {e.levels.kind} draws on this process; choose another weighting"
+        )
+
+
 def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
@@ -134,6 +154,7 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
             rehearse(sampler, e.process, e.target, (1, 2, 2))
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
+        yield from _start_faults(name, sampler, e.process)
     seeds = len(parse_seeds(e.sample.seeds))
     if e.samplers and seeds < 2 * e.metrics.ranges:
         yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
@@ -142,6 +163,20 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
     if e.sample.labels is not None and e.sample.labels >= e.network.classes:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+
+
+def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
+    """A grid that starts short of a table's pure noise (Lin et al. 2024)."""
+    if isinstance(process, Ddpm) and float(process.table()[-1]) == -math.inf:
+        try:
+            start = float(sampler.grid.levels(process)[0].logsnr)
+        except SnrkitError:
+            return  # said elsewhere
+        if start != -math.inf:
+            yield (
+                f"samplers.{name}.grid ({sampler.grid.kind}): starts at logsnr {start:.2f}, where the image still "
+                "shows, while the table ends at pure noise; use trailing or uniform_time"
+            )
 
 
 class _Loader(yaml.SafeLoader):

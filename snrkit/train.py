@@ -24,14 +24,16 @@ from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
+from snrkit.levels import LevelSampler
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.objective import LevelSampler, Simple, Weighting, output_weight
+from snrkit.objective import output_weight
 from snrkit.prediction import Cond, Target
 from snrkit.process import Process
 from snrkit.randomness import Draws, Plan
 from snrkit.streams import DROPOUT, HOLDOUT
 from snrkit.streams import stream as random_stream
 from snrkit.value import Value
+from snrkit.weighting import Simple, Weighting
 
 
 class ResumeFrom(Value):

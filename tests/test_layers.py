@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 LAYERS = [
     {"errors", "value", "files", "streams", "__init__", "wavelet"},
-    {"level"},
+    {"level", "betas"},
     {"process"},
     {"prediction"},
-    {"grid", "data.augment"},
+    {"grid", "data.augment", "levels", "weighting"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
     {"data", "ema", "checkpoints"},

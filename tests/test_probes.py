@@ -15,7 +15,7 @@ from snrkit.denoiser import EdmPrecondition
 from snrkit.distributed import World
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import REFERENCE_STEPS
-from snrkit.objective import EdmWeighting, LogNormal
+from snrkit.levels import LogNormal
 from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
@@ -36,6 +36,7 @@ from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
 from snrkit.train import InputPerturbation, Objective, Task, TrainConfig, training_pairs
 from snrkit.wavelet import low_part
+from snrkit.weighting import EdmWeighting
 from tests.exact import gaussian, tensor
 from tests.test_corrections import control
 from tests.test_shift import COUNT, SHAPE, VARIANCE, clean, reference

@@ -18,11 +18,12 @@ from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import broadcast
-from snrkit.objective import EdmWeighting, LogNormal, Simple, UniformTime
+from snrkit.levels import LogNormal, UniformTime
 from snrkit.prediction import X0, Eps
 from snrkit.process import Edm, Vp
 from snrkit.randomness import Plan
 from snrkit.train import Objective, TrainConfig, held_out_loss, make_state, train
+from snrkit.weighting import EdmWeighting, Simple
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
