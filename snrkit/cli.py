@@ -233,6 +233,22 @@ def eval_fid(
 
 
 @app.command()
+def average(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045
+    decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
+    at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
+    from snrkit.distributed import open_world
+    from snrkit.jobs.averaging import run_averaging
+    from snrkit.jobs.showing import show_average
+
+    _show(run_averaging(path, width, decay, at), json, open_world("cpu"), show_average)
+
+
+@app.command()
 def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
+from snrkit.ema import made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
@@ -34,6 +35,7 @@ from snrkit.weighting import AnyWeighting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at
+FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 CUT = "\n"  # between the faults that one validator found
 
 
@@ -93,7 +95,7 @@ class Experiment(Value):
         """What decides the trained weights; a run directory holds one such part for good."""
         kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
         part = self.model_dump(mode="json", include=kept)
-        for free in ("save_every", "keep_last", "keep_every", "log_every", "holdout_every", "holdout_bins"):
+        for free in FREE:
             part["train"].pop(free)
         if self.train.decay in (
             "constant",
@@ -127,7 +129,7 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
     names = [value.name for value in train.averages]
     if len(set(names)) < len(names):
-        yield "train.averages: two averages have the same half_life"
+        yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
 
 def _weighting_faults(e: Experiment) -> Iterable[str]:
@@ -159,7 +161,8 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     if e.samplers and seeds < 2 * e.metrics.ranges:
         yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
     known = {value.name for value in e.train.averages} | {"network"}
-    if e.sample.average is not None and e.sample.average not in known:
+    chosen = e.sample.average
+    if chosen is not None and chosen not in known and not made_afterwards(chosen):
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
     if e.sample.labels is not None and e.sample.labels >= e.network.classes:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"

@@ -45,6 +45,15 @@ class Run:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def snapshots(self) -> Path:
+        """Weights and averages alone, kept for averaging."""
+        return self.path / "snapshots"
+
+    def averages(self, name: str) -> Path:
+        """What average made under a name, by images seen."""
+        return self.path / "averages" / name
+
     def samples(self, sampler: str) -> Path:
         """Folder of the images of a sampler."""
         return self.path / "samples" / sampler

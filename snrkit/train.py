@@ -17,11 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snrkit.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, chunks, stream, to_unit
 from snrkit.denoiser import Precondition
 from snrkit.distributed import World
-from snrkit.ema import Average, HalfLife
+from snrkit.ema import AnyAveraging, Average, HalfLife
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.levels import LevelSampler
@@ -70,18 +71,21 @@ class TrainConfig(Value):
     warmup: int = Field(10_000, ge=0)
     decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
     decay_from: int = Field(0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
-    adam_betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    adam_betas: tuple[float, float] = Field((0.9, 0.99), description="of adamw and adam")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled with adamw, added to the gradient with the others")
+    clip: AnyClip | None = Field(GlobalNorm(), description="a number is the largest global norm of the gradient")
     label_dropout: float = Field(0.0, ge=0, lt=1)
     noise_dropout: float = Field(0.0, ge=0, lt=1)
     augment: EdmAugment | None = None
     perturb: InputPerturbation | None = None
     resume_from: ResumeFrom | None = None
-    averages: tuple[HalfLife, ...] = (HalfLife(),)
+    averages: tuple[AnyAveraging, ...] = (HalfLife(),)
     save_every: int = Field(20_000, ge=1)
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    snapshot_every: int | None = Field(None, ge=1, description="keep the weights and averages alone, for `average`")
     log_every: int = Field(2_000, ge=1)
     holdout_every: int = Field(20_000, ge=1)
     holdout_bins: int = Field(10, ge=1)
@@ -95,6 +99,9 @@ class TrainConfig(Value):
             faults.append("decay rsqrt needs decay_from above 0, the images at which it begins")
         if self.decay == "constant" and self.decay_from:
             faults.append("decay_from has no effect with decay constant; drop it or choose a decay")
+        unused = {"sgd": "adam_betas"}.get(self.optimizer, "momentum")
+        if unused in self.model_fields_set and getattr(self, unused) != type(self).model_fields[unused].default:
+            faults.append(f"{unused} has no effect with optimizer {self.optimizer}; drop it")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -181,9 +188,12 @@ class TrainStep:
     images: int  # seen after this step
     loss: float  # of the global batch
     grad_norm: float  # before clipping
+    clipped_norm: float  # after it
     lr: float
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched
+    cosine: float | None  # between the gradient and what clipping left of it, where it was watched
+    largest: tuple[str, float] | None  # the tensor with the largest share of the squared norm, and it, where watched
     logsnr: Tensor  # levels of this process's images; of all processes where the step was skipped
     culprits: tuple[tuple[int, float], ...] = ()  # (index in the data set, logsnr) of images whose loss is not finite
 
@@ -232,11 +242,20 @@ def make_state(task: Task, network: nn.Module) -> TrainState:
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     network = network.to(device=task.world.device).to(memory_format=memory)
     config = task.config
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True
-    )
+    if isinstance(config.clip, Groups):
+        config.clip.split(list(network.named_parameters()))
+    optimizer = make_optimizer(config, network)
     scaler = torch.amp.GradScaler(task.world.device.type, enabled=task.autocast == torch.float16)
     return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages})
+
+
+def make_optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a config over all parameters."""
+    weights, lr, decay = network.parameters(), config.lr, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=lr, betas=config.adam_betas, weight_decay=decay, fused=True)
 
 
 def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[TrainStep]:
@@ -293,8 +312,8 @@ def _one_step(
         group["lr"] = lr
     loss, logsnr, culprits = _backward(task, state, caller, batches)
     state.scaler.unscale_(state.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
-    skipped = world.any(not (math.isfinite(loss) and math.isfinite(norm)))
+    clipped = clip(config.clip, state.network, watch)
+    skipped = world.any(not (math.isfinite(loss) and math.isfinite(clipped.before)))
     if skipped:  # every process tells all others what it saw
         culprits = world.collect(culprits)
         logsnr = torch.tensor(world.collect(logsnr.tolist()), dtype=torch.float64)
@@ -305,7 +324,10 @@ def _one_step(
         raise _gave_up(state, logsnr, culprits)
     largest = largest_logit(state.network) if watch else None
     logit = None if largest is None else float(largest)
-    return TrainStep(state.step, state.images, loss, norm, lr, skipped, logit, logsnr, tuple(culprits))
+    return TrainStep(
+        state.step, state.images, loss, clipped.before, clipped.after, lr, skipped, logit, clipped.cosine,
+        clipped.largest, logsnr, tuple(culprits),
+    )  # fmt: skip
 
 
 def _backward(

@@ -16,7 +16,7 @@ LAYERS = [
     {"grid", "data.augment", "levels", "weighting"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
-    {"data", "ema", "checkpoints"},
+    {"data", "ema", "clipping", "checkpoints"},
     {"step"},
     {"train"},
     {"solvers", "corrections"},
