@@ -233,6 +233,25 @@ def eval_fid(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
+    settings: SetOption = None,
+    arm: Annotated[Optional[list[str]], typer.Option("--arm", help="Only this arm; may be repeated.")] = None,  # noqa: UP045
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
+    from snrkit.distributed import open_world
+    from snrkit.jobs.showing import show_sweep
+    from snrkit.jobs.sweeping import run_sweep
+
+    world = open_world(device)
+    _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
+
+
+@app.command()
 def average(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045

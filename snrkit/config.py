@@ -200,6 +200,15 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping of a file with its `base:` merged in. ConfigError when unreadable or circular."""
     if path.resolve() in children:
         raise ConfigError(f"{path}: base leads back to itself; remove one base")
+    content = read_mapping(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds. ConfigError when unreadable."""
     try:
         content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
@@ -210,10 +219,7 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+    return content
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

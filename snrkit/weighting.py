@@ -53,6 +53,16 @@ class SnrPower(Value):
         return torch.exp((self.power - 1) * level.logsnr)
 
 
+class SnrPlusOne(Value):
+    """snr + 1 on x0, which is 1 on v in vp (Salimans & Ho 2022); EDM's with data of standard deviation 1."""
+
+    kind: Literal["snr_plus_one"] = "snr_plus_one"
+
+    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+        """1 + 1/snr."""
+        return 1 + torch.exp(-level.logsnr)
+
+
 class LogSnr(Value):
     """ln(1 + snr) on x0: as snr where it is small, slower where it is large."""
 
@@ -193,6 +203,7 @@ class CosMap(Value):
 AnyWeighting = Annotated[
     Simple
     | SnrPower
+    | SnrPlusOne
     | LogSnr
     | MinSnr
     | SoftMinSnr

@@ -13,6 +13,7 @@ from snrkit.corrections import Dcw, EpsilonScaling
 from snrkit.data.toy import Gaussian, Mixture
 from snrkit.denoiser import EdmPrecondition
 from snrkit.distributed import World
+from snrkit.frequency import haar, pixels, rings, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.levels import LogNormal
@@ -27,7 +28,6 @@ from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
 from snrkit.shift.estimator import Estimator, calibrate, fit, make_estimator, read_estimator, respond
-from snrkit.shift.frequency import haar, pixels, rings, views
 from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
 from snrkit.shift.why import read_why, refined

@@ -23,6 +23,7 @@ from snrkit.weighting import (
     Sigmoid,
     Simple,
     SnrClip,
+    SnrPlusOne,
     SnrPower,
     SoftMinSnr,
 )
@@ -34,6 +35,7 @@ CASES = {  # the factor of the loss of x0, as published or derived there, by snr
     "simple": (Simple(), lambda snr: snr),
     "constant": (SnrPower(power=0), lambda snr: 1),
     "snr_power": (SnrPower(power=0.5), lambda snr: snr**0.5),
+    "snr_plus_one": (SnrPlusOne(), lambda snr: snr + 1),
     "log_snr": (LogSnr(), math.log1p),
     "min_snr": (MinSnr(gamma=5), lambda snr: min(snr, 5)),
     "soft_min_snr": (SoftMinSnr(gamma=4), lambda snr: 4 * snr / (snr + 4)),

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from snrkit.comparison import comparison_rows
 from snrkit.config import Experiment
+from snrkit.jobs.sweeping import arm_table
 from snrkit.report import write_report
 from snrkit.run import Run, stored_experiment
 from snrkit.shift.config import Probe
@@ -42,6 +43,13 @@ def show_calibration(record: Mapping[str, Any]) -> None:
         f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
         f"central 90 % holds {record['coverage']:.1%} of them"
     )
+
+
+def show_sweep(record: Mapping[str, Any]) -> None:
+    """The table, and where it lies."""
+    if record["arms"]:
+        _print(*arm_table(record))
+    out.print(f"written to {record['written']}")
 
 
 def show_average(record: Mapping[str, Any]) -> None:
