@@ -6,13 +6,17 @@
 computed in float64 at max(logsnr, -40), so that a v-loss stays 1 and a min-SNR weight becomes 0 at zero terminal SNR.
 """
 
-from torch import Tensor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 from snrkit.denoiser import Precondition
-from snrkit.level import Level
-from snrkit.prediction import Target
+from snrkit.level import Level, broadcast
+from snrkit.levels import LevelSampler
+from snrkit.prediction import Cond, Target
 from snrkit.process import Process
-from snrkit.weighting import Weighting
+from snrkit.weighting import Simple, Weighting
 
 LOWEST_LOGSNR = -40.0
 
@@ -33,3 +37,61 @@ def output_weight(
     c_out = precondition.coefficients(safe, target, process.scaling, sigma_data).c_out
     to_output = (c_out * safe.alpha / (safe.alpha * b - safe.sigma * a)) ** 2
     return weighting.weight(safe, density, sigma_data) * to_output
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is asked of the network."""
+
+    process: Process
+    target: Target
+    precondition: Precondition
+    levels: LevelSampler
+    weighting: Weighting
+    sigma_data: float
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """Training levels (B,) of uniforms (B,), snapped to the process's table."""
+        return self.process.snap(self.levels.logsnr(u, self.process))
+
+    def output_error(
+        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
+        *, perturbation: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *).
+
+        `untold` (B,) marks images whose level the network is not told. `perturbation` (B, *) is noise added to eps in
+        what the network is shown, not in what it is to say.
+        """
+        level = self.process.level(logsnr)
+        a, b = self.target.direction(level)
+        c = self.precondition.coefficients(level, self.target, self.process.scaling, self.sigma_data)
+        alpha, sigma = level.scales(x0)
+        shown = eps if perturbation is None else eps + perturbation
+        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
+        time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
+        output: Tensor = network(x, time, cond)
+        wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
+        wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
+        if perturbation is not None:
+            wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * perturbation
+        return (output.float() - wanted).square().flatten(1).mean(1)
+
+    def weight(self, logsnr: Tensor) -> Tensor:
+        """The factor (B,) of `output_error` in the loss, float64."""
+        return self._output_weight(logsnr, self.weighting)
+
+    def eps_weight(self, logsnr: Tensor) -> Tensor:
+        """The factor (B,) that makes `output_error` the squared error of eps, float64."""
+        return self._output_weight(logsnr, Simple())
+
+    def _output_weight(self, logsnr: Tensor, weighting: Weighting) -> Tensor:
+        return output_weight(
+            self.process.level(logsnr),
+            self.levels.density(logsnr, self.process),
+            process=self.process,
+            target=self.target,
+            precondition=self.precondition,
+            weighting=weighting,
+            sigma_data=self.sigma_data,
+        )

@@ -10,10 +10,9 @@ from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.level import level_of
 from snrkit.levels import LogNormal, UniformTime
 from snrkit.networks import Mlp, make_network
-from snrkit.objective import output_weight
+from snrkit.objective import Objective, output_weight
 from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
 from snrkit.process import Ddpm
-from snrkit.train import Objective
 from snrkit.weighting import EdmWeighting, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 

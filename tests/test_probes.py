@@ -15,8 +15,10 @@ from snrkit.denoiser import EdmPrecondition
 from snrkit.distributed import World
 from snrkit.frequency import haar, pixels, rings, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.levels import LogNormal
+from snrkit.objective import Objective
 from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
@@ -34,7 +36,7 @@ from snrkit.shift.why import read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
-from snrkit.train import InputPerturbation, Objective, Task, TrainConfig, training_pairs
+from snrkit.train import InputPerturbation, Task, TrainConfig
 from snrkit.wavelet import low_part
 from snrkit.weighting import EdmWeighting
 from tests.exact import gaussian, tensor

@@ -17,13 +17,15 @@ from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
+from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import broadcast
 from snrkit.levels import LogNormal, UniformTime
+from snrkit.objective import Objective
 from snrkit.prediction import X0, Eps
 from snrkit.process import Edm, Vp
 from snrkit.randomness import Plan
-from snrkit.train import Objective, TrainConfig, held_out_loss, make_optimizer, make_state, train
+from snrkit.train import TrainConfig, make_optimizer, make_state, train
 from snrkit.weighting import EdmWeighting, Simple
 from tests.small import SMALL, command, environment, snrkit, write_config
 
@@ -183,7 +185,7 @@ def test_optimizers_are_torchs(optimizer, plain):
     networks = [torch.nn.Linear(3, 2) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     config = TrainConfig(images=1, lr=0.01, weight_decay=0.1, optimizer=optimizer)
-    optimizers = make_optimizer(config, networks[0]), plain(networks[1].parameters())
+    optimizers = make_optimizer(config, list(networks[0].parameters())), plain(networks[1].parameters())
     for network, made in zip(networks, optimizers, strict=True):
         for step in range(3):
             for parameter in network.parameters():
@@ -266,6 +268,7 @@ def final_files(run):
     return {file.name: load_file(file) for file in sorted(path.glob("*.safetensors"))}
 
 
+LEARNED = {"importance": {"bins": 8}, "balance": {"bins": 8}, "uncertainty": {}}
 OTHER_KNOBS = {  # beside the small experiment's own
     "optimizer": "sgd", "lr": 0.01, "clip": {"kind": "agc", "ratio": 0.1}, "snapshot_every": 960,
     "averages": [{"kind": "power", "width": 0.05}, {"kind": "ema_decay", "decay": 0.99}],
@@ -274,8 +277,12 @@ OTHER_KNOBS = {  # beside the small experiment's own
 
 @pytest.mark.parametrize(
     ("knobs", "averages"),
-    [({}, ["ema-500", "ema-1000"]), (OTHER_KNOBS, ["power-0.05", "ema-decay-0.99"])],
-    ids=["usual", "others"],
+    [
+        ({}, ["ema-500", "ema-1000"]),
+        (OTHER_KNOBS, ["power-0.05", "ema-decay-0.99"]),
+        (LEARNED, ["ema-500", "ema-1000", "learned"]),
+    ],
+    ids=["usual", "others", "learned"],
 )
 def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
     """SIGKILL at random moments, then the same command: weights, averages, moments and log equal bit for bit."""
@@ -309,7 +316,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
         for name in ("whole", "killed")
     ]
     assert snapshots[0] == snapshots[1]
-    assert len(snapshots[0]) == (4 * 4 if knobs else 0)
+    assert len(snapshots[0]) == (4 * 4 if "snapshot_every" in knobs else 0)
     for file, tensors in whole.items():
         assert tensors.keys() == killed[file].keys()
         for key, tensor in tensors.items():

@@ -19,9 +19,10 @@ from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.networks import make_network
+from snrkit.objective import Objective
 from snrkit.prediction import Denoiser
 from snrkit.run import Run
-from snrkit.train import Objective, Task
+from snrkit.train import Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

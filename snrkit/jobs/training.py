@@ -10,6 +10,7 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.config import Experiment
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError, Stopped
+from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import Opened, load_weights, open_experiment, open_network, open_task, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
@@ -28,7 +29,6 @@ from snrkit.train import (
     Task,
     TrainState,
     TrainStep,
-    held_out_loss,
     make_state,
     restore,
     state_numbers,
@@ -214,7 +214,7 @@ def _log_held_out(run: Run, task: Task, state: TrainState, step: TrainStep) -> N
 
 def _snapshot(run: Run, task: Task, state: TrainState) -> None:
     if task.world.leads:
-        tensors = {name: part for name, part in state_tensors(state).items() if name != "optimizer"}
+        tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
         save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {}))
     task.world.barrier()
 
