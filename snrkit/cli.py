@@ -233,6 +233,41 @@ def eval_fid(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
+    settings: SetOption = None,
+    arm: Annotated[Optional[list[str]], typer.Option("--arm", help="Only this arm; may be repeated.")] = None,  # noqa: UP045
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
+    from snrkit.distributed import open_world
+    from snrkit.jobs.showing import show_sweep
+    from snrkit.jobs.sweeping import run_sweep
+
+    world = open_world(device)
+    _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
+
+
+@app.command()
+def average(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045
+    decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
+    at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
+    from snrkit.distributed import open_world
+    from snrkit.jobs.averaging import run_averaging
+    from snrkit.jobs.showing import show_average
+
+    _show(run_averaging(path, width, decay, at), json, open_world("cpu"), show_average)
+
+
+@app.command()
 def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)

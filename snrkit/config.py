@@ -5,21 +5,25 @@
 
 import copy
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import torch
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
+from snrkit.ema import made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
+from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork
-from snrkit.objective import AnyLevelSampler, AnyWeighting
+from snrkit.objective import LOWEST_LOGSNR
 from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
@@ -27,8 +31,11 @@ from snrkit.shift.config import ShiftConfig
 from snrkit.step import Abilities
 from snrkit.train import TrainConfig
 from snrkit.value import Value
+from snrkit.weighting import AnyWeighting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DRAWS = 4000  # of levels, that a weighting is tried at
+FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 CUT = "\n"  # between the faults that one validator found
 
 
@@ -88,7 +95,7 @@ class Experiment(Value):
         """What decides the trained weights; a run directory holds one such part for good."""
         kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
         part = self.model_dump(mode="json", include=kept)
-        for free in ("save_every", "keep_last", "keep_every", "log_every", "holdout_every", "holdout_bins"):
+        for free in FREE:
             part["train"].pop(free)
         if self.train.decay in (
             "constant",
@@ -111,6 +118,7 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
     if (train.augment is None) == e.network.augment:
         yield "train.augment: needs network.augment: true, and the other way round"
+    yield from _weighting_faults(e)
     if e.network.scalars:
         yield "network.scalars: no level sampler of this version provides scalars; drop them"
     if (
@@ -121,7 +129,21 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
     names = [value.name for value in train.averages]
     if len(set(names)) < len(names):
-        yield "train.averages: two averages have the same half_life"
+        yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
+
+
+def _weighting_faults(e: Experiment) -> Iterable[str]:
+    """A weight that is not finite somewhere where training looks."""
+    draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    logsnr = e.process.snap(e.levels.logsnr(draws, e.process))
+    level = e.process.level(logsnr.clamp(min=LOWEST_LOGSNR))
+    weight = e.weighting.weight(level, e.levels.density(logsnr, e.process), 1.0)
+    wrong = ~(weight.isfinite() & (weight >= 0))
+    if wrong.any():
+        yield (
+            f"weighting: {e.weighting.kind} gives {float(weight[wrong][0]):g} at logsnr {float(logsnr[wrong][0]):g}, "
+            f"which {e.levels.kind} draws on this process; choose another weighting"
+        )
 
 
 def _sampler_faults(e: Experiment) -> Iterable[str]:
@@ -134,14 +156,30 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
             rehearse(sampler, e.process, e.target, (1, 2, 2))
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
+        yield from _start_faults(name, sampler, e.process)
     seeds = len(parse_seeds(e.sample.seeds))
     if e.samplers and seeds < 2 * e.metrics.ranges:
         yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
     known = {value.name for value in e.train.averages} | {"network"}
-    if e.sample.average is not None and e.sample.average not in known:
+    chosen = e.sample.average
+    if chosen is not None and chosen not in known and not made_afterwards(chosen):
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
     if e.sample.labels is not None and e.sample.labels >= e.network.classes:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+
+
+def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
+    """A grid that starts short of a table's pure noise (Lin et al. 2024)."""
+    if isinstance(process, Ddpm) and float(process.table()[-1]) == -math.inf:
+        try:
+            start = float(sampler.grid.levels(process)[0].logsnr)
+        except SnrkitError:
+            return  # said elsewhere
+        if start != -math.inf:
+            yield (
+                f"samplers.{name}.grid ({sampler.grid.kind}): starts at logsnr {start:.2f}, where the image still "
+                "shows, while the table ends at pure noise; use trailing or uniform_time"
+            )
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,6 +200,15 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping of a file with its `base:` merged in. ConfigError when unreadable or circular."""
     if path.resolve() in children:
         raise ConfigError(f"{path}: base leads back to itself; remove one base")
+    content = read_mapping(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds. ConfigError when unreadable."""
     try:
         content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
@@ -172,10 +219,7 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+    return content
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

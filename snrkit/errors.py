@@ -19,6 +19,10 @@ class RunError(SnrkitError):
     """A run directory that does not fit what is asked of it."""
 
 
+class BusyError(RunError):
+    """Another process is working in a run directory."""
+
+
 class DataError(SnrkitError):
     """Images that cannot be read or do not fit together."""
 

@@ -137,4 +137,58 @@ class UniformLogsnr(Value):
         return finish(process, lambda steps: _fractions(steps, low, high), self.steps)
 
 
-AnyGrid = Annotated[Karras | UniformTime | Trailing | UniformLogsnr, Field(discriminator="kind")]
+class Polyexponential(Value):
+    """ln(sigma/alpha) falls as a power of the way left (k-diffusion); rho 1 is `uniform_logsnr`."""
+
+    kind: Literal["polyexponential"] = "polyexponential"
+    steps: int = Field(20, ge=1)
+    rho: float = Field(1.0, gt=0)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels between the process's bounds, both included, then clean."""
+        low, high = process.bounds
+        return finish(process, lambda steps: high + _fractions(steps, 1, 0) ** self.rho * (low - high), self.steps)
+
+
+class BetaSigma(Value):
+    """sigma/alpha at the quantiles of a Beta(alpha, beta) distribution (Lee et al. 2024), as diffusers and A1111 do.
+
+    ComfyUI applies the same distribution to the table's index instead, which is another grid.
+    """
+
+    kind: Literal["beta"] = "beta"
+    steps: int = Field(20, ge=1)
+    alpha: float = Field(0.6, gt=0)
+    beta: float = Field(0.6, gt=0)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels between the process's bounds, both included, then clean."""
+        from scipy.special import betaincinv  # type: ignore[import-untyped]
+
+        low, high = process.bounds
+        noisiest, cleanest = math.exp(-low / 2), math.exp(-high / 2)
+
+        def place(steps: int) -> Tensor:
+            quantiles = torch.from_numpy(betaincinv(self.alpha, self.beta, _fractions(steps, 1, 0).numpy()))
+            return -2 * torch.log(cleanest + quantiles * (noisiest - cleanest))
+
+        return finish(process, place, self.steps)
+
+
+class KlOptimal(Value):
+    """Angles atan(sigma/alpha) at even distances: optimal for unit Gaussian data (Sabour et al. 2024)."""
+
+    kind: Literal["kl_optimal"] = "kl_optimal"
+    steps: int = Field(20, ge=1)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels between the process's bounds, both included, then clean."""
+        low, high = process.bounds
+        ends = math.atan(math.exp(-low / 2)), math.atan(math.exp(-high / 2))
+        return finish(process, lambda steps: -2 * torch.log(torch.tan(_fractions(steps, *ends))), self.steps)
+
+
+AnyGrid = Annotated[
+    Karras | UniformTime | Trailing | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal,
+    Field(discriminator="kind"),
+]

@@ -7,20 +7,25 @@ network's own time. Every other module speaks logsnr; `time` exists only here, i
     ddpm   vp or ve  index into the beta table     Ho et al. 2020
     edm    ve        ln(sigma)/4 = -logsnr/8       Karras et al. 2022, table 1
     flow   flow      sigma in [0, 1]               Lipman et al. 2023, Liu et al. 2023
-    vp     vp        t in [0, 1], cosine           Nichol & Dhariwal 2021, continuous, truncated (Salimans & Ho 2022)
+    vp     vp        t in [0, 1], a schedule       Nichol & Dhariwal 2021; Kingma et al. 2021; Hoogeboom et al. 2023
+
+`logsnr_shift` adds a constant to the logsnr of a schedule, and is what the field has three names for: the resolution
+shift 2 ln(d/D) of a schedule made for d pixels a side and used at D (Hoogeboom et al. 2023), the input scaling
+x = b alpha x0 + sigma eps, 2 ln b (Chen 2023), and the shift s of flow models, t' = s t/(1 + (s-1) t), -2 ln s (Esser
+et al. 2024). On `flow` it moves where training and grids look, and not the clock.
 
 The promise that the whole package rests on: time(logsnr(k)) == k, exactly for every index of a table (also where the
 last entry is -inf, zero terminal SNR) and to 1e-12 for continuous clocks.
 """
 
 import math
-from functools import lru_cache
-from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.betas import Betas, LinearBetas, TrainedBetas, logsnr_table
 from snrkit.level import Level, Scaling, level_of
 from snrkit.value import Value
 
@@ -57,84 +62,8 @@ class Process(Protocol):
     def draw_density(self, logsnr: Tensor) -> Tensor:
         """The density over logsnr that `draw` induces."""
 
-
-class LinearBetas(Value):
-    """beta rises linearly (Ho et al. 2020). Ends are taken as given: scale them for other than 1000 steps."""
-
-    kind: Literal["linear"] = "linear"
-    start: float = Field(1e-4, gt=0, lt=1)
-    end: float = Field(0.02, gt=0, lt=1)
-
-    def betas(self, steps: int) -> Tensor:
-        """The betas of steps 1..`steps`, float64 (steps,)."""
-        return torch.linspace(self.start, self.end, steps, dtype=torch.float64)
-
-
-class ScaledLinearBetas(Value):
-    """The root of beta rises linearly (Rombach et al. 2022)."""
-
-    kind: Literal["scaled_linear"] = "scaled_linear"
-    start: float = Field(0.00085, gt=0, lt=1)
-    end: float = Field(0.012, gt=0, lt=1)
-
-    def betas(self, steps: int) -> Tensor:
-        """The betas of steps 1..`steps`, float64 (steps,)."""
-        return torch.linspace(self.start**0.5, self.end**0.5, steps, dtype=torch.float64) ** 2
-
-
-class SquaredCosBetas(Value):
-    """alpha-bar follows a squared cosine, each beta capped (Nichol & Dhariwal 2021, eq. 17)."""
-
-    kind: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    offset: float = Field(0.008, ge=0)
-    cap: float = Field(0.999, gt=0, lt=1)
-
-    def betas(self, steps: int) -> Tensor:
-        """The betas of steps 1..`steps`, float64 (steps,)."""
-        time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        abar = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
-        return (1 - abar[1:] / abar[:-1]).clamp(max=self.cap)
-
-
-class TrainedBetas(Value):
-    """Any table, listed. A last beta of 1 means zero terminal SNR (Lin et al. 2024)."""
-
-    kind: Literal["trained_betas"] = "trained_betas"
-    values: tuple[float, ...] = Field(min_length=2)
-
-    @field_validator("values")
-    @classmethod
-    def _in_range(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        inside = all(0 < beta < 1 for beta in values[:-1]) and 0 < values[-1] <= 1
-        if not inside:
-            raise ValueError("betas must lie in (0, 1); only the last may be 1")
-        return values
-
-    def betas(self, steps: int) -> Tensor:
-        """The listed betas, float64 (steps,)."""
-        return torch.tensor(self.values, dtype=torch.float64)
-
-
-Betas = Annotated[
-    LinearBetas | ScaledLinearBetas | SquaredCosBetas | TrainedBetas,
-    Field(discriminator="kind"),
-]
-
-
-@lru_cache(maxsize=32)
-def logsnr_table(betas: Betas, steps: int, zero_snr: bool = False) -> Tensor:
-    """logsnr at every index of a beta table: float64 (steps,), falling; from log(alpha-bar), without cancellation.
-
-    `zero_snr`: r = sqrt(alpha-bar) becomes (r - r_T) r_1/(r_1 - r_T), so that the last entry is pure noise and the
-    first stays (Lin et al. 2024, algorithm 1).
-    """
-    log_abar = torch.cumsum(torch.log1p(-betas.betas(steps)), 0)
-    if zero_snr:
-        root = torch.exp(log_abar / 2)
-        first = root[0].clone()
-        log_abar = 2 * torch.log((root - root[-1]) * (first / (first - root[-1])))
-        log_abar[0] = 2 * torch.log(first)  # exactly
-    return log_abar - torch.log(-torch.expm1(log_abar))
+    def fraction(self, logsnr: Tensor) -> Tensor:
+        """The inverse of `draw`: its u at `logsnr`, in the middle of what a table's entry covers."""
 
 
 class Ddpm(Value):
@@ -149,6 +78,7 @@ class Ddpm(Value):
     steps: int = Field(1000, ge=2)
     scaling: Literal["vp", "ve"] = "vp"
     rescale_betas_zero_snr: bool = Field(False, description="move the table so that its last level is pure noise")
+    logsnr_shift: float = Field(0.0, description="added to every entry of the table, nats")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ddpm":
@@ -162,7 +92,7 @@ class Ddpm(Value):
 
     def table(self) -> Tensor:
         """logsnr of every trained index, float64 (steps,), falling."""
-        return logsnr_table(self.betas, self.steps, self.rescale_betas_zero_snr)
+        return logsnr_table(self.betas, self.steps, self.rescale_betas_zero_snr) + self.logsnr_shift
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -211,6 +141,10 @@ class Ddpm(Value):
         before, after = table[(index - 1).clamp(min=0)], table[(index + 1).clamp(max=self.steps - 1)]
         edge = (index == 0) | (index == self.steps - 1)
         return 1 / (self.steps * (before - after) / torch.where(edge, 1.0, 2.0))
+
+    def fraction(self, logsnr: Tensor) -> Tensor:
+        """(index + 1/2)/steps of the nearest index."""
+        return (self.time(logsnr).round() + 0.5) / self.steps
 
 
 class Edm(Value):
@@ -262,6 +196,10 @@ class Edm(Value):
         density = torch.exp(-logsnr / 2) / 2 / (self.sigma_max - self.sigma_min)
         return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
 
+    def fraction(self, logsnr: Tensor) -> Tensor:
+        """The fraction of sigma's range."""
+        return (torch.exp(-logsnr / 2) - self.sigma_min) / (self.sigma_max - self.sigma_min)
+
 
 class Flow(Value):
     """The straight line x = (1 - t) x0 + t eps (Lipman et al. 2023; Liu et al. 2023). Time is t = sigma.
@@ -273,11 +211,13 @@ class Flow(Value):
     kind: Literal["flow"] = "flow"
     logsnr_min: float = -12.0
     logsnr_max: float = 12.0
+    logsnr_shift: float = Field(0.0, description="added to levels uniform in t, nats: -2 ln of the field's `shift`")
     scaling: ClassVar[Scaling] = "flow"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Flow":
-        return _ordered(self)
+        _check_order(self.logsnr_min, self.logsnr_max)
+        return self
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -302,54 +242,171 @@ class Flow(Value):
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
-        """Uniform in t on [0, 1]."""
-        return self.logsnr(u)
+        """Uniform in t on [0, 1], then shifted."""
+        return self.logsnr(u) + self.logsnr_shift
 
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform in t."""
-        return self.logsnr(u)
+        """Uniform in t, then shifted."""
+        return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
-        """t (1 - t)/2."""
-        return torch.sigmoid(logsnr / 2) * torch.sigmoid(-logsnr / 2) / 2
+        """t (1 - t)/2 at the t before the shift."""
+        plain = (logsnr - self.logsnr_shift) / 2
+        return torch.sigmoid(plain) * torch.sigmoid(-plain) / 2
+
+    def fraction(self, logsnr: Tensor) -> Tensor:
+        """The t before the shift."""
+        return self.time(logsnr - self.logsnr_shift)
+
+
+class Schedule(Protocol):
+    """A continuous curve of logsnr over t in [0, 1], falling from `high` at 0 to `low` at 1 but for its own shifts."""
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """logsnr at t = 1 and at t = 0."""
+
+    def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
+        """The curve."""
+
+    def slope(self, time: Tensor, low: float, high: float) -> Tensor:
+        """Its derivative in t, below 0."""
+
+    def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
+        """Its inverse."""
+
+
+def _angles(low: float, high: float) -> tuple[float, float]:
+    """atan(sigma/alpha) at the clean and at the noisy end."""
+    return math.atan(math.exp(-high / 2)), math.atan(math.exp(-low / 2))
+
+
+class Cosine(Value):
+    """-2 ln tan of an angle that grows evenly between the ends (Nichol & Dhariwal 2021; Salimans & Ho 2022)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """As given."""
+        return low, high
+
+    def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
+        """-2 ln tan of the truncated angle."""
+        first, last = _angles(low, high)
+        return -2 * torch.log(torch.tan(first + time * (last - first)))
+
+    def slope(self, time: Tensor, low: float, high: float) -> Tensor:
+        """-4 (last - first)/sin of twice the angle."""
+        first, last = _angles(low, high)
+        return -4 * (last - first) / torch.sin(2 * (first + time * (last - first)))
+
+    def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
+        """The angle's fraction."""
+        first, last = _angles(low, high)
+        return (torch.atan(torch.exp(-logsnr / 2)) - first) / (last - first)
+
+
+NEWTON = 60  # at most; quadratic near the solution, halving the bracket elsewhere
+
+
+class InterpolatedCosine(Value):
+    """Cosine, shifted by `clean` nats at t = 0 and by `noisy` at t = 1, linearly between (Hoogeboom et al. 2023).
+
+    For D pixels a side and references d: clean 2 ln(d_high/D), noisy 2 ln(d_low/D), d_low below d_high: extra noise for
+    global structure, an ordinary schedule for detail. Some code has the two ends the other way round.
+    """
+
+    kind: Literal["cosine_interpolated"] = "cosine_interpolated"
+    clean: float = 0.0
+    noisy: float = 0.0
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """Each with its own shift."""
+        return low + self.noisy, high + self.clean
+
+    def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
+        """cosine(t) + (1 - t) clean + t noisy."""
+        return Cosine().logsnr(time, low, high) + (1 - time) * self.clean + time * self.noisy
+
+    def slope(self, time: Tensor, low: float, high: float) -> Tensor:
+        """The cosine's, and the difference of the shifts."""
+        return Cosine().slope(time, low, high) + (self.noisy - self.clean)
+
+    def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
+        """By Newton's method inside a shrinking bracket, to 1e-14."""
+        left, right = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+        time = Cosine().time(logsnr - (self.clean + self.noisy) / 2, low, high).clamp(1e-9, 1 - 1e-9)
+        for _ in range(NEWTON):
+            error = self.logsnr(time, low, high) - logsnr
+            left, right = torch.where(error > 0, time, left), torch.where(error > 0, right, time)
+            newton = time - error / self.slope(time, low, high)
+            moved = torch.where((newton > left) & (newton < right), newton, (left + right) / 2)
+            done, time = bool(((moved - time).abs() < 1e-15).all()), moved
+            if done:
+                break
+        return time
+
+
+class LinearLogsnr(Value):
+    """logsnr falls evenly (Kingma et al. 2021, whose fixed schedule runs from 13.3 to -5)."""
+
+    kind: Literal["linear_logsnr"] = "linear_logsnr"
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """As given."""
+        return low, high
+
+    def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
+        """high + t (low - high)."""
+        return high + time * (low - high)
+
+    def slope(self, time: Tensor, low: float, high: float) -> Tensor:
+        """low - high."""
+        return torch.full_like(time, low - high)
+
+    def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
+        """The fraction of the way."""
+        return (logsnr - high) / (low - high)
+
+
+AnySchedule = Annotated[Cosine | InterpolatedCosine | LinearLogsnr, Field(discriminator="kind")]
 
 
 class Vp(Value):
-    """Continuous cosine, logsnr = -2 ln tan(pi t'/2), with t' linear in t and the ends at the given logsnr.
-
-    Nichol & Dhariwal 2021 in continuous time; the truncation is Salimans & Ho 2022's. Time is t in [0, 1].
-    """
+    """A continuous clock t in [0, 1] on a schedule between logsnr_max and logsnr_min, which then shifts."""
 
     kind: Literal["vp"] = "vp"
+    schedule: AnySchedule = Cosine()
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
+    logsnr_shift: float = Field(0.0, description="added at every t, nats; the ends move too")
     scaling: ClassVar[Scaling] = "vp"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Vp":
-        return _ordered(self)
+        _check_order(self.logsnr_min, self.logsnr_max)
+        times = torch.linspace(0, 1, 1025, dtype=torch.float64)
+        if not (self.schedule.slope(times, self.logsnr_min, self.logsnr_max) < 0).all():
+            raise ValueError("logsnr would rise with t somewhere; bring the schedule's ends nearer to each other")
+        return self
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """(logsnr_min, logsnr_max)."""
-        return self.logsnr_min, self.logsnr_max
+        """logsnr at t = 1 and at t = 0."""
+        low, high = self.schedule.ends(self.logsnr_min, self.logsnr_max)
+        return low + self.logsnr_shift, high + self.logsnr_shift
 
     def level(self, logsnr: Tensor) -> Level:
         """The level at `logsnr`."""
         return level_of(logsnr, "vp")
 
-    def _ends(self) -> tuple[float, float]:
-        return math.atan(math.exp(-self.logsnr_max / 2)), math.atan(math.exp(-self.logsnr_min / 2))
-
     def time(self, logsnr: Tensor) -> Tensor:
-        """t, 0 at logsnr_max and 1 at logsnr_min."""
-        first, last = self._ends()
-        return (torch.atan(torch.exp(-logsnr.to(torch.float64) / 2)) - first) / (last - first)
+        """t, 0 at the clean end and 1 at the noisy one."""
+        plain = logsnr.to(torch.float64) - self.logsnr_shift
+        return self.schedule.time(plain, self.logsnr_min, self.logsnr_max)
 
     def logsnr(self, time: Tensor) -> Tensor:
-        """-2 ln tan of the truncated angle."""
-        first, last = self._ends()
-        return -2 * torch.log(torch.tan(first + time.to(torch.float64) * (last - first)))
+        """The schedule, shifted."""
+        return self.schedule.logsnr(time.to(torch.float64), self.logsnr_min, self.logsnr_max) + self.logsnr_shift
 
     def snap(self, logsnr: Tensor) -> Tensor:
         """The identity."""
@@ -364,19 +421,20 @@ class Vp(Value):
         return self.logsnr(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
-        """sech(logsnr/2)/4 over the range of the angle, 0 outside the bounds."""
-        first, last = self._ends()
-        density = 1 / torch.cosh(logsnr / 2) / 4 / (last - first)
-        return torch.where((logsnr >= self.logsnr_min) & (logsnr <= self.logsnr_max), density, 0.0)
+        """1 over the steepness of the schedule, 0 outside the bounds."""
+        low, high = self.bounds
+        time = self.time(logsnr.clamp(low, high))
+        density = -1 / self.schedule.slope(time, self.logsnr_min, self.logsnr_max)
+        return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
+
+    def fraction(self, logsnr: Tensor) -> Tensor:
+        """t."""
+        return self.time(logsnr)
 
 
-P = TypeVar("P", "Flow", "Vp")
-
-
-def _ordered(process: P) -> P:
-    if process.logsnr_min >= process.logsnr_max:
-        raise ValueError(f"logsnr_min {process.logsnr_min} must be below logsnr_max {process.logsnr_max}")
-    return process
+def _check_order(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"logsnr_min {low} must be below logsnr_max {high}")
 
 
 AnyProcess = Annotated[Ddpm | Edm | Flow | Vp, Field(discriminator="kind")]

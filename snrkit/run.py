@@ -20,7 +20,7 @@ import torch
 from snrkit import __version__
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment, dump_yaml, parse_experiment, read_yaml
-from snrkit.errors import RunError
+from snrkit.errors import BusyError, RunError
 from snrkit.files import disk_errors, finite, read_json, remove_leftovers, write_json, write_text
 
 
@@ -44,6 +44,15 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """Weights and averages alone, kept for averaging."""
+        return self.path / "snapshots"
+
+    def averages(self, name: str) -> Path:
+        """What average made under a name, by images seen."""
+        return self.path / "averages" / name
 
     def samples(self, sampler: str) -> Path:
         """Folder of the images of a sampler."""
@@ -137,7 +146,7 @@ def locked(run: Run) -> Iterator[None]:
         try:
             _lock(file.fileno())
         except OSError:
-            raise RunError(
+            raise BusyError(
                 f"another process is working in {run.path}; wait until it ends, or give this run another name."
             ) from None
         yield

@@ -17,19 +17,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snrkit.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.data.augment import EdmAugment
-from snrkit.data.dataset import Dataset, chunks, stream, to_unit
-from snrkit.denoiser import Precondition
+from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.distributed import World
-from snrkit.ema import Average, HalfLife
+from snrkit.ema import AnyAveraging, Average, HalfLife
 from snrkit.errors import SnrkitError
-from snrkit.level import Level, broadcast
+from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.objective import LevelSampler, Simple, Weighting, output_weight
-from snrkit.prediction import Cond, Target
-from snrkit.process import Process
+from snrkit.objective import Objective
+from snrkit.prediction import Cond
 from snrkit.randomness import Draws, Plan
-from snrkit.streams import DROPOUT, HOLDOUT
+from snrkit.streams import DROPOUT
 from snrkit.streams import stream as random_stream
 from snrkit.value import Value
 
@@ -54,7 +53,6 @@ class InputPerturbation(Value):
 
 
 PATIENCE = 10  # non-finite steps in a row before giving up
-HOLDOUT_IMAGES = 2048
 
 
 class TrainConfig(Value):
@@ -68,18 +66,24 @@ class TrainConfig(Value):
     warmup: int = Field(10_000, ge=0)
     decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
     decay_from: int = Field(0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
-    adam_betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    adam_betas: tuple[float, float] = Field((0.9, 0.99), description="of adamw and adam")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled with adamw, added to the gradient with the others")
+    clip: AnyClip | None = Field(GlobalNorm(), description="a number is the largest global norm of the gradient")
     label_dropout: float = Field(0.0, ge=0, lt=1)
     noise_dropout: float = Field(0.0, ge=0, lt=1)
     augment: EdmAugment | None = None
     perturb: InputPerturbation | None = None
+    importance: Importance | None = Field(None, description="learn where to look; the objective stays")
+    balance: Balance | None = Field(None, description="weigh levels by what is learned of their loss")
+    uncertainty: Uncertainty | None = Field(None, description="EDM2's learned uncertainty of every level")
     resume_from: ResumeFrom | None = None
-    averages: tuple[HalfLife, ...] = (HalfLife(),)
+    averages: tuple[AnyAveraging, ...] = (HalfLife(),)
     save_every: int = Field(20_000, ge=1)
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    snapshot_every: int | None = Field(None, ge=1, description="keep the weights and averages alone, for `average`")
     log_every: int = Field(2_000, ge=1)
     holdout_every: int = Field(20_000, ge=1)
     holdout_bins: int = Field(10, ge=1)
@@ -93,6 +97,9 @@ class TrainConfig(Value):
             faults.append("decay rsqrt needs decay_from above 0, the images at which it begins")
         if self.decay == "constant" and self.decay_from:
             faults.append("decay_from has no effect with decay constant; drop it or choose a decay")
+        unused = {"sgd": "adam_betas"}.get(self.optimizer, "momentum")
+        if unused in self.model_fields_set and getattr(self, unused) != type(self).model_fields[unused].default:
+            faults.append(f"{unused} has no effect with optimizer {self.optimizer}; drop it")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -114,64 +121,6 @@ class TrainConfig(Value):
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """What is asked of the network."""
-
-    process: Process
-    target: Target
-    precondition: Precondition
-    levels: LevelSampler
-    weighting: Weighting
-    sigma_data: float
-
-    def logsnr(self, u: Tensor) -> Tensor:
-        """Training levels (B,) of uniforms (B,), snapped to the process's table."""
-        return self.process.snap(self.levels.logsnr(u, self.process))
-
-    def output_error(
-        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
-        *, perturbation: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *).
-
-        `untold` (B,) marks images whose level the network is not told. `perturbation` (B, *) is noise added to eps in
-        what the network is shown, not in what it is to say.
-        """
-        level = self.process.level(logsnr)
-        a, b = self.target.direction(level)
-        c = self.precondition.coefficients(level, self.target, self.process.scaling, self.sigma_data)
-        alpha, sigma = level.scales(x0)
-        shown = eps if perturbation is None else eps + perturbation
-        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
-        time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
-        output: Tensor = network(x, time, cond)
-        wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
-        wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
-        if perturbation is not None:
-            wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * perturbation
-        return (output.float() - wanted).square().flatten(1).mean(1)
-
-    def weight(self, logsnr: Tensor) -> Tensor:
-        """The factor (B,) of `output_error` in the loss, float64."""
-        return self._output_weight(logsnr, self.weighting)
-
-    def eps_weight(self, logsnr: Tensor) -> Tensor:
-        """The factor (B,) that makes `output_error` the squared error of eps, float64."""
-        return self._output_weight(logsnr, Simple())
-
-    def _output_weight(self, logsnr: Tensor, weighting: Weighting) -> Tensor:
-        return output_weight(
-            self.process.level(logsnr),
-            self.levels.density(logsnr, self.process),
-            process=self.process,
-            target=self.target,
-            precondition=self.precondition,
-            weighting=weighting,
-            sigma_data=self.sigma_data,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class TrainStep:
     """What happened in one optimizer step, on this process."""
 
@@ -179,9 +128,12 @@ class TrainStep:
     images: int  # seen after this step
     loss: float  # of the global batch
     grad_norm: float  # before clipping
+    clipped_norm: float  # after it
     lr: float
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched
+    cosine: float | None  # between the gradient and what clipping left of it, where it was watched
+    largest: tuple[str, float] | None  # the tensor with the largest share of the squared norm, and it, where watched
     logsnr: Tensor  # levels of this process's images; of all processes where the step was skipped
     culprits: tuple[tuple[int, float], ...] = ()  # (index in the data set, logsnr) of images whose loss is not finite
 
@@ -194,6 +146,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, Average]
+    learned: Learned
     step: int = 0
     images: int = 0
     nonfinite: int = 0  # in a row
@@ -230,11 +183,37 @@ def make_state(task: Task, network: nn.Module) -> TrainState:
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     network = network.to(device=task.world.device).to(memory_format=memory)
     config = task.config
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, betas=config.adam_betas, weight_decay=config.weight_decay, fused=True
-    )
+    if isinstance(config.clip, Groups):
+        config.clip.split(list(network.named_parameters()))
+    learned = make_learned(config, task.world.device)
+    optimizer = make_optimizer(config, [p for _, p in trained_parameters(network, learned)])
     scaler = torch.amp.GradScaler(task.world.device.type, enabled=task.autocast == torch.float16)
-    return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages})
+    return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages}, learned)
+
+
+def make_learned(config: TrainConfig, device: torch.device) -> Learned:
+    """The fresh state of what learns beside the network."""
+    i, b, u = config.importance, config.balance, config.uncertainty
+    return Learned(
+        None if i is None else (i, Bins(i.bins, i.memory)),
+        None if b is None else (b, Bins(b.bins, b.memory)),
+        None if u is None else UncertaintyModule(u).to(device),
+    )
+
+
+def trained_parameters(network: nn.Module, learned: Learned) -> list[tuple[str, nn.Parameter]]:
+    """All that the optimizer moves, by name; the network's come first."""
+    beside = [] if learned.uncertainty is None else learned.uncertainty.named_parameters()
+    return [*network.named_parameters(), *((f"uncertainty/{name}", p) for name, p in beside)]
+
+
+def make_optimizer(config: TrainConfig, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a config over these parameters."""
+    lr, decay = config.lr, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=lr, betas=config.adam_betas, weight_decay=decay, fused=True)
 
 
 def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[TrainStep]:
@@ -291,8 +270,8 @@ def _one_step(
         group["lr"] = lr
     loss, logsnr, culprits = _backward(task, state, caller, batches)
     state.scaler.unscale_(state.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or torch.inf))
-    skipped = world.any(not (math.isfinite(loss) and math.isfinite(norm)))
+    clipped = clip(config.clip, state.network, watch)
+    skipped = world.any(not (math.isfinite(loss) and math.isfinite(clipped.before)))
     if skipped:  # every process tells all others what it saw
         culprits = world.collect(culprits)
         logsnr = torch.tensor(world.collect(logsnr.tolist()), dtype=torch.float64)
@@ -303,7 +282,10 @@ def _one_step(
         raise _gave_up(state, logsnr, culprits)
     largest = largest_logit(state.network) if watch else None
     logit = None if largest is None else float(largest)
-    return TrainStep(state.step, state.images, loss, norm, lr, skipped, logit, logsnr, tuple(culprits))
+    return TrainStep(
+        state.step, state.images, loss, clipped.before, clipped.after, lr, skipped, logit, clipped.cosine,
+        clipped.largest, logsnr, tuple(culprits),
+    )  # fmt: skip
 
 
 def _backward(
@@ -319,13 +301,17 @@ def _backward(
         last = micro == config.accumulate - 1
         alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
         with alone:
-            losses, logsnr = _micro_losses(task, caller, draws, pixels, (state.step, _first_slice(task, micro)))
+            key = state.step, _first_slice(task, micro)
+            losses, logsnr = micro_losses(task, caller, draws, pixels, key, state.learned)
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         levels.append(logsnr)
         if not loss.isfinite():
             culprits += _culprits(task, draws, losses.detach(), logsnr)
+    if state.learned.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
+        for parameter in state.learned.uncertainty.parameters():
+            parameter.grad = None if parameter.grad is None else world.sum(parameter.grad) / world.size
     return float(world.sum(total)), torch.cat(levels), culprits
 
 
@@ -337,6 +323,7 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
         state.scaler.step(state.optimizer)
         for average in state.averages.values():
             average.update(state.images, task.config.batch)
+    state.learned.update(task.world)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
 
@@ -361,13 +348,15 @@ def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, fl
     )
 
 
-def _micro_losses(
-    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int]
+def micro_losses(
+    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int], learned: Learned | None = None
 ) -> tuple[Tensor, Tensor]:
     """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
     device, config = task.world.device, task.config
-    logsnr = task.objective.logsnr(draws.level)
-    x0, cond = _prepare(task, draws, pixels)
+    learned = learned or Learned()
+    u, factor = learned.draw(draws.level)
+    logsnr = task.objective.logsnr(u)
+    x0, cond = prepare(task, draws, pixels)
     untold = draws.noise_drop < config.noise_dropout
     if task.dropout:
         torch.manual_seed(int(random_stream(DROPOUT, task.seed, *key).integers(2**31)))
@@ -380,10 +369,10 @@ def _micro_losses(
         extra = config.perturb.gamma * draws.perturbation.to(noise)
     with mixed:
         error = task.objective.output_error(caller, x0, noise, logsnr, untold, cond, perturbation=extra)
-    return task.objective.weight(logsnr).to(error) * error, logsnr
+    return learned.loss(task.objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
 
 
-def _prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
+def prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
     """Clean images after flips and augmentation, and the condition after label dropout, on the device."""
     device, config, dataset = task.world.device, task.config, task.dataset
     x0 = to_unit(pixels)
@@ -399,101 +388,16 @@ def _prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
     return x0.to(device), Cond(labels=labels, augment=None if told is None else told.float().to(device))
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Training pairs as the network is given them: x (n, *) before c_in, made from x0 (n, *), told `level` (n,)."""
-
-    x0: Tensor
-    x: Tensor
-    level: Level
-
-
-class _Spy(nn.Module):
-    """A network that notes what it is asked and says 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        self.asked = (x, time)
-        return torch.zeros_like(x)
-
-
-@torch.no_grad()
-def training_pairs(task: Task, pairs: int) -> Pairs:
-    """At least `pairs` pairs (fewer by the share that is not told a level) from the first steps of training."""
-    spy, plan, found = _Spy(), task.plan(), []
-    for step in range(-(-pairs // task.config.batch)):
-        draws = plan.draw(step, range(task.config.batch // task.config.slice))
-        pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
-        _micro_losses(task, spy, draws, pixels, (step, 0))
-        assert spy.asked is not None
-        x, time = (part.cpu() for part in spy.asked)
-        known = ~time.isnan()
-        o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
-        c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
-        x0 = _prepare(task, draws, pixels)[0].cpu()
-        found.append((x0[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
-    x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
-    return Pairs(x0, x, task.objective.process.level(logsnr))
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutLoss:
-    """Mean loss and squared error of eps on held-out images, by bins of logsnr with equally many images."""
-
-    logsnr: list[float]
-    loss: list[float]
-    eps_error: list[float]
-    held_images: int
-
-
-@torch.no_grad()
-def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLoss | None:
-    """The loss of `network` on held-out images, levels and noise depending on the seed only; None without any."""
-    if not task.held:
-        return None
-    rng = random_stream(HOLDOUT, task.seed)
-    held = rng.permutation(task.held)[:HOLDOUT_IMAGES].tolist()  # shuffled: files often lie sorted by class
-    was_training = network.training
-    network.eval()
-    u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
-    logsnr = task.objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
-    noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
-    results = []
-    for run in chunks(range(len(held)), batch):
-        rows, device = torch.as_tensor(run), task.world.device
-        images = torch.tensor(held)[rows]
-        labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
-        x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
-        error = task.objective.output_error(
-            network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels)
-        ).cpu().double()  # fmt: skip
-        results.append(
-            torch.stack([w(logsnr[rows]) * error for w in (task.objective.weight, task.objective.eps_weight)])
-        )
-    network.train(was_training)
-    order = logsnr.argsort()
-    bins = torch.tensor_split(torch.cat(results, 1)[:, order], min(task.config.holdout_bins, len(held)), 1)
-    centres = torch.tensor_split(logsnr[order], len(bins))
-    return HeldOutLoss(
-        [float(c.mean()) for c in centres],
-        [float(b[0].mean()) for b in bins],
-        [float(b[1].mean()) for b in bins],
-        len(held),
-    )
-
-
 def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """All tensors of the training state, as a checkpoint takes them."""
     moments = {
         f"{name}/{key}": value
-        for name, parameter in state.network.named_parameters()
+        for name, parameter in trained_parameters(state.network, state.learned)
         for key, value in state.optimizer.state[parameter].items()
     }
     averages = {name: average.tensors for name, average in state.averages.items()}
-    return {"network": state.network.state_dict(), "optimizer": moments, **averages}
+    learned = {"learned": found} if (found := state.learned.tensors()) else {}
+    return {"network": state.network.state_dict(), "optimizer": moments, **averages, **learned}
 
 
 def state_numbers(state: TrainState) -> dict[str, Any]:
@@ -506,12 +410,13 @@ def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]
     state.network.load_state_dict(tensors["network"])
     for name, average in state.averages.items():
         average.load(tensors[name])
+    state.learned.load(tensors.get("learned", {}))
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors["optimizer"].items():
         parameter, _, entry = key.rpartition("/")
         moments.setdefault(parameter, {})[entry] = value
     packed = state.optimizer.state_dict()
-    for index, (name, weight) in enumerate(state.network.named_parameters()):
+    for index, (name, weight) in enumerate(trained_parameters(state.network, state.learned)):
         if name in moments:  # in the weight's own memory layout, which the fused optimizer takes for granted
             packed["state"][index] = {
                 key: torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value

@@ -59,9 +59,10 @@ def environment(folder: Path):
     return {**ENVIRONMENT, "SNRKIT_CACHE": str(folder / "cache")}
 
 
-def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=True):
-    """Run the tool to its end and return what it printed."""
+def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=True, plain=False):
+    """Run the tool to its end and return what it printed. `plain`: without --config and --runs."""
     line = command(folder, *arguments, config=config, processes=processes)
+    line = line[: len(line) - 4] if plain else line
     done = subprocess.run(line, capture_output=True, text=True, env=environment(folder), timeout=300, check=False)
     if check:
         assert done.returncode == 0, done.stderr

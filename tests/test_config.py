@@ -125,7 +125,7 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
         (["name=a/b"], "name"),
         (["metrics.ranges=900"], "metrics.ranges: 900 ranges need"),
         (["metrics={weights: x.pth}"], "weights have no effect"),
-        (["train.averages=[{half_life: 5}, {half_life: 5}]"], "same half_life"),
+        (["train.averages=[{half_life: 5}, {half_life: 5}]"], "same name"),
         (["process={sigma_max: 1, sigma_min: 2}"], "must be below"),
         (["data.sigma_data=0"], "data.*sigma_data"),
         (["train.adam_betas=[2, 3]"], "must lie in"),

@@ -18,7 +18,9 @@ def pair(tmp_path_factory):
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"p{processes}")
         network = {**SMALL["network"], "dropout": 0.0}
-        train = {**SMALL["train"], "images": 640, "accumulate": processes}  # two micro-batches in each of two processes
+        learned = {"importance": {"bins": 4}, "balance": {"bins": 4}, "uncertainty": {}}
+        train = {**SMALL["train"], **learned, "images": 640}
+        train["accumulate"] = processes  # two micro-batches in each of two processes
         write_config(folder, network=network, train=train)
         snrkit(folder, "train", "-q", processes=processes)
         folders.append(folder)
@@ -28,7 +30,7 @@ def pair(tmp_path_factory):
 def test_training_equals_one_process_to_float_tolerance(pair):
     """The same global batch in two halves of two micro-batches: equal but for the order of additions."""
     one, two = (list_checkpoints(folder / "runs" / "small" / "checkpoints")[-1] for folder in pair)
-    for file in ("network.safetensors", "ema-500.safetensors"):
+    for file in ("network.safetensors", "ema-500.safetensors", "learned.safetensors"):
         for name, tensor in load_file(one / file).items():
             torch.testing.assert_close(load_file(two / file)[name], tensor, rtol=1e-3, atol=2e-5)
     logs = [[json.loads(line) for line in (f / "runs/small/train.jsonl").read_text().splitlines()] for f in pair]

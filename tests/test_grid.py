@@ -5,12 +5,20 @@ import math
 import pytest
 import torch
 
+from snrkit.betas import TrainedBetas
 from snrkit.errors import SnrkitError
-from snrkit.grid import Karras, Trailing, UniformLogsnr, UniformTime
-from snrkit.process import Ddpm, Edm, TrainedBetas
+from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
+from snrkit.process import Ddpm, Edm
 from tests.exact import PROCESSES
 
-GRIDS = (Karras(steps=9), UniformTime(steps=9), UniformLogsnr(steps=9))
+GRIDS = (
+    Karras(steps=9),
+    UniformTime(steps=9),
+    UniformLogsnr(steps=9),
+    Polyexponential(steps=9, rho=1.5),
+    BetaSigma(steps=9),
+    KlOptimal(steps=9),
+)
 
 
 def test_karras_golden():
@@ -19,6 +27,55 @@ def test_karras_golden():
               0.1395, 0.0599, 0.0229, 0.0075, 0.002, 0]  # fmt: skip
     sigmas = torch.stack([level.sigma for level in Karras(steps=18).levels(Edm())])
     torch.testing.assert_close(sigmas, torch.tensor(golden, dtype=torch.float64), rtol=0, atol=6e-5)
+
+
+def sigmas(grid, process):
+    """sigma/alpha at every level but the clean one."""
+    return torch.exp(-torch.stack([level.logsnr for level in grid.levels(process)[:-1]]) / 2)
+
+
+def test_kl_optimal_golden():
+    """10 steps from 80 to 0.002, to the printed digits."""
+    golden = [80, 5.3312, 2.6701, 1.7018, 1.1772, 0.8316, 0.5736, 0.3626, 0.1767, 0.002]
+    torch.testing.assert_close(sigmas(KlOptimal(steps=10), Edm()), torch.tensor(golden).double(), rtol=0, atol=6e-5)
+
+
+def test_kl_optimal_is_best_for_unit_gaussians():
+    """With its levels Euler's gain on unit Gaussian data, the product of cosines of its steps, is largest."""
+
+    def gain(grid):  # an Euler step from a to b multiplies by (1 + a b)/(1 + a^2), the flow by root (1 + b^2)/(1 + a^2)
+        a = sigmas(grid, Edm())
+        return float(torch.cos(torch.atan(a[:-1]) - torch.atan(a[1:])).log().sum())
+
+    others = (Karras(steps=9), UniformLogsnr(steps=9), BetaSigma(steps=9), Polyexponential(steps=9, rho=2))
+    assert all(gain(KlOptimal(steps=9)) > gain(other) for other in others)
+
+
+def test_polyexponential_at_one_is_uniform_logsnr():
+    """rho 1 falls evenly, and a larger rho spends more steps at the clean end."""
+    for process in PROCESSES.values():
+        torch.testing.assert_close(
+            sigmas(Polyexponential(steps=7), process), sigmas(UniformLogsnr(steps=7), process), rtol=1e-12, atol=0
+        )
+    assert sigmas(Polyexponential(steps=7, rho=2), Edm())[3] < sigmas(Polyexponential(steps=7), Edm())[3]
+
+
+@pytest.mark.parametrize(
+    ("flag", "grid"),
+    [
+        ("use_karras_sigmas", Karras(steps=11)),
+        ("use_exponential_sigmas", UniformLogsnr(steps=11)),
+        ("use_beta_sigmas", BetaSigma(steps=11)),
+    ],
+)
+def test_sigma_grids_equal_diffusers(flag, grid):
+    """Sigmas of diffusers' EulerDiscreteScheduler between the ends of its table, to float32."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace", **{flag: True})
+    scheduler.set_timesteps(11)
+    theirs = scheduler.sigmas.double()[:-1]
+    between = Edm(sigma_min=float(theirs[-1]), sigma_max=float(theirs[0]))
+    torch.testing.assert_close(sigmas(grid, between), theirs, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

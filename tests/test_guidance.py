@@ -17,7 +17,7 @@ from snrkit.corrections import (
 from snrkit.data.toy import blind_prior
 from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
-from snrkit.objective import LogNormal
+from snrkit.levels import LogNormal
 from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start

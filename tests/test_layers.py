@@ -9,16 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 LAYERS = [
-    {"errors", "value", "files", "streams", "__init__", "wavelet"},
-    {"level"},
+    {"errors", "value", "files", "streams", "__init__", "wavelet", "frequency"},
+    {"level", "betas"},
     {"process"},
     {"prediction"},
-    {"grid", "data.augment"},
+    {"grid", "data.augment", "levels", "weighting"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
-    {"data", "ema", "checkpoints"},
+    {"data", "ema", "clipping", "checkpoints"},
     {"step"},
+    {"learned"},
     {"train"},
+    {"held_out"},
     {"solvers", "corrections"},
     {"sample"},
     {"sampler"},

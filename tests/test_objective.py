@@ -4,15 +4,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
+from snrkit.betas import TrainedBetas
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.level import level_of
+from snrkit.levels import LogNormal, UniformTime
 from snrkit.networks import Mlp, make_network
-from snrkit.objective import EdmWeighting, LogNormal, MinSnr, Simple, UniformTime, output_weight
+from snrkit.objective import Objective, output_weight
 from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
-from snrkit.process import Ddpm, TrainedBetas
-from snrkit.train import Objective
+from snrkit.process import Ddpm
+from snrkit.weighting import EdmWeighting, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 
 TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity()}
@@ -31,22 +32,6 @@ def weight(logsnr, process, target, precondition, weighting, s=0.5):
             sigma_data=s,
         )
     )
-
-
-@given(logsnr=st.floats(-9, 9))
-def test_min_snr_has_its_published_form_on_every_target(logsnr):
-    """min(snr, g) on x0, min(1, g/snr) on eps, min(snr, g)/(snr + 1) on v, .../(1 + sqrt(snr))^2 on flow."""
-    snr, g = torch.exp(tensor(logsnr)).item(), 5.0
-    published = {
-        "x0": min(snr, g),
-        "eps": min(1, g / snr),
-        "v": min(snr, g) / (snr + 1),
-        "flow": min(snr, g) / (1 + snr**0.5) ** 2,
-    }
-    for name, target in TARGETS.items():
-        process = PROCESSES["flow"] if name == "flow" else PROCESSES["vp"]
-        found = weight(logsnr, process, target, NoPrecondition(), MinSnr(gamma=g))
-        assert found == pytest.approx(published[name], rel=1e-9)
 
 
 @given(logsnr=st.floats(-9, 9), s=st.floats(0.2, 2))
@@ -104,45 +89,6 @@ def test_the_loss_on_f_is_the_weighted_error_of_eps(target, precondition):
     torch.testing.assert_close(
         loss, MinSnr(gamma=2.0).weight(level, level.logsnr, 0.5).float() * error, rtol=2e-4, atol=1e-6
     )
-
-
-SAMPLERS = [
-    (UniformTime(), "flow"),
-    (UniformTime(), "vp"),
-    (UniformTime(), "edm"),
-    (LogNormal(), "edm"),
-    (LogNormal(mean=-0.4, std=1.0), "flow"),
-]
-
-
-@pytest.mark.parametrize(("sampler", "name"), SAMPLERS, ids=str)
-def test_draws_follow_the_stated_density(sampler, name):
-    """Kolmogorov-Smirnov of inverse-CDF draws against the integral of the density, which is 1."""
-    process = PROCESSES[name]
-    u = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn = sampler.logsnr(u, process).numpy()
-    axis = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
-    density = sampler.density(axis, process)
-    cdf = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, axis)])
-    assert float(cdf[-1]) == pytest.approx(1, abs=2e-3)
-    import numpy as np
-
-    assert stats.kstest(drawn, lambda v: np.interp(v, axis.numpy(), cdf.numpy())).pvalue > 1e-3
-
-
-def test_uniform_time_on_a_table_has_unit_mass():
-    """The density of a table times the width of each entry sums to 1."""
-    process = PROCESSES["ddpm"]
-    table = process.table()
-    width = torch.cat([table[:1] - table[1:2], (table[:-2] - table[2:]) / 2, table[-2:-1] - table[-1:]])
-    assert float((UniformTime().density(table, process) * width).sum()) == pytest.approx(1, rel=1e-9)
-
-
-def test_lognormal_is_edms():
-    """ln sigma ~ N(-1.2, 1.2^2): logsnr ~ N(2.4, 2.4^2)."""
-    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    drawn = LogNormal().logsnr(u, PROCESSES["edm"])
-    assert (float(drawn.mean()), float(drawn.std())) == pytest.approx((2.4, 2.4), abs=2e-3)
 
 
 def test_table_draws_are_snapped_before_noise_is_added():

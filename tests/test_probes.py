@@ -13,9 +13,12 @@ from snrkit.corrections import Dcw, EpsilonScaling
 from snrkit.data.toy import Gaussian, Mixture
 from snrkit.denoiser import EdmPrecondition
 from snrkit.distributed import World
+from snrkit.frequency import haar, pixels, rings, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
-from snrkit.objective import EdmWeighting, LogNormal
+from snrkit.levels import LogNormal
+from snrkit.objective import Objective
 from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
@@ -27,15 +30,15 @@ from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
 from snrkit.shift.estimator import Estimator, calibrate, fit, make_estimator, read_estimator, respond
-from snrkit.shift.frequency import haar, pixels, rings, views
 from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
 from snrkit.shift.why import read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
-from snrkit.train import InputPerturbation, Objective, Task, TrainConfig, training_pairs
+from snrkit.train import InputPerturbation, Task, TrainConfig
 from snrkit.wavelet import low_part
+from snrkit.weighting import EdmWeighting
 from tests.exact import gaussian, tensor
 from tests.test_corrections import control
 from tests.test_shift import COUNT, SHAPE, VARIANCE, clean, reference

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.betas import LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas
 from snrkit.errors import SnrkitError
 from snrkit.level import level_of
-from snrkit.process import Ddpm, Edm, Flow, LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas, Vp
+from snrkit.process import Ddpm, Edm, Flow, Vp
 from tests.exact import tensor
 
 ZERO_SNR = (*np.linspace(1e-3, 0.5, 49), 1.0)

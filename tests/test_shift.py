@@ -14,6 +14,7 @@ from snrkit.corrections import EpsilonScaling, TimeShift
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.errors import ConfigError
+from snrkit.frequency import pixels, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import Instrument, check_memory, part_moments, renewed_noise
 from snrkit.jobs.opening import Model, open_experiment, open_network
@@ -25,7 +26,6 @@ from snrkit.sampler import Sampler
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
-from snrkit.shift.frequency import pixels, views
 from snrkit.shift.measure import Reference, compare, readable, size
 from snrkit.shift.nearest import Spectrum, leak, nearest_shift
 from snrkit.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun

@@ -11,18 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.clipping import GlobalNorm
 from snrkit.config import parse_experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
 from snrkit.errors import SnrkitError
+from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import broadcast
-from snrkit.objective import EdmWeighting, LogNormal, Simple, UniformTime
+from snrkit.levels import LogNormal, UniformTime
+from snrkit.objective import Objective
 from snrkit.prediction import X0, Eps
 from snrkit.process import Edm, Vp
 from snrkit.randomness import Plan
-from snrkit.train import Objective, TrainConfig, held_out_loss, make_state, train
+from snrkit.train import TrainConfig, make_optimizer, make_state, train
+from snrkit.weighting import EdmWeighting, Simple
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -168,6 +172,45 @@ def test_ema_has_its_half_life():
     assert HalfLife(half_life=1000, ramp=0.05).beta(10**9, 50) == pytest.approx(0.5**0.05)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "plain"),
+    [
+        ("adamw", lambda w: torch.optim.AdamW(w, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)),
+        ("adam", lambda w: torch.optim.Adam(w, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)),
+        ("sgd", lambda w: torch.optim.SGD(w, lr=0.01, momentum=0.9, weight_decay=0.1)),
+    ],
+)
+def test_optimizers_are_torchs(optimizer, plain):
+    """Three steps on one gradient give the weights of torch's own optimizer, unfused."""
+    networks = [torch.nn.Linear(3, 2) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    config = TrainConfig(images=1, lr=0.01, weight_decay=0.1, optimizer=optimizer)
+    optimizers = make_optimizer(config, list(networks[0].parameters())), plain(networks[1].parameters())
+    for network, made in zip(networks, optimizers, strict=True):
+        for step in range(3):
+            for parameter in network.parameters():
+                parameter.grad = torch.sin(torch.arange(parameter.numel()) + step).reshape(parameter.shape)
+            made.step()
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_setting_of_another_optimizer_is_refused():
+    """momentum with adam, betas with sgd."""
+    with pytest.raises(ValueError, match="momentum has no effect"):
+        TrainConfig(images=1, momentum=0.5)
+    with pytest.raises(ValueError, match="adam_betas has no effect"):
+        TrainConfig(images=1, optimizer="sgd", adam_betas=(0.5, 0.9))
+
+
+def test_a_number_is_the_global_norm_and_none_bounds_nothing():
+    """`clip: 0.1` as before; the step says the norm before and after, and the log the share of clipped steps."""
+    assert TrainConfig(images=1, clip=0.1).clip == GlobalNorm(norm=0.1)
+    assert TrainConfig(images=1, clip=None).clip is None
+    bounded = trained(images=640, clip=0.05)[1]
+    assert all(step.clipped_norm == pytest.approx(min(step.grad_norm, 0.05), rel=1e-4) for step in bounded)
+    assert all(step.clipped_norm == step.grad_norm for step in trained(images=640, clip=None)[1])
+
+
 def test_bfloat16_trains_with_float32_weights():
     """Under autocast the loss falls as in float32, and weights, averages and moments stay float32."""
     from dataclasses import replace
@@ -225,11 +268,27 @@ def final_files(run):
     return {file.name: load_file(file) for file in sorted(path.glob("*.safetensors"))}
 
 
-def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path):
+LEARNED = {"importance": {"bins": 8}, "balance": {"bins": 8}, "uncertainty": {}}
+OTHER_KNOBS = {  # beside the small experiment's own
+    "optimizer": "sgd", "lr": 0.01, "clip": {"kind": "agc", "ratio": 0.1}, "snapshot_every": 960,
+    "averages": [{"kind": "power", "width": 0.05}, {"kind": "ema_decay", "decay": 0.99}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("knobs", "averages"),
+    [
+        ({}, ["ema-500", "ema-1000"]),
+        (OTHER_KNOBS, ["power-0.05", "ema-decay-0.99"]),
+        (LEARNED, ["ema-500", "ema-1000", "learned"]),
+    ],
+    ids=["usual", "others", "learned"],
+)
+def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
     """SIGKILL at random moments, then the same command: weights, averages, moments and log equal bit for bit."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        write_config(tmp_path / name)
+        write_config(tmp_path / name, train={**SMALL["train"], **knobs})
     snrkit(tmp_path / "whole", "train", "-q")
     rng, folder, kills = random.Random(1), tmp_path / "killed", 0
     checkpoints = folder / "runs" / "small" / "checkpoints"
@@ -251,7 +310,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path):
     assert 0 < interrupted < 3840
     snrkit(folder, "train", "-q")
     whole, killed = (final_files(tmp_path / name / "runs" / "small") for name in ("whole", "killed"))
-    assert set(whole) == {"network.safetensors", "ema-500.safetensors", "ema-1000.safetensors", "optimizer.safetensors"}
+    assert set(whole) == {f"{part}.safetensors" for part in ("network", "optimizer", *averages)}
+    snapshots = [
+        {str(p.relative_to(tmp_path / name)): p.read_bytes() for p in (tmp_path / name).rglob("snapshots/*/*")}
+        for name in ("whole", "killed")
+    ]
+    assert snapshots[0] == snapshots[1]
+    assert len(snapshots[0]) == (4 * 4 if "snapshot_every" in knobs else 0)
     for file, tensors in whole.items():
         assert tensors.keys() == killed[file].keys()
         for key, tensor in tensors.items():

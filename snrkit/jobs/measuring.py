@@ -19,6 +19,8 @@ from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_bytes, write_json, write_text
+from snrkit.frequency import View, views
+from snrkit.held_out import training_pairs
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task, resumable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
@@ -34,7 +36,6 @@ from snrkit.shift.audit import Audit, audit
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.estimator import Reading, read_estimator, respond
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
-from snrkit.shift.frequency import View, views
 from snrkit.shift.horizon import Horizon, horizon_arm, read_horizon
 from snrkit.shift.measure import Reference, Shift, read, summarise
 from snrkit.shift.nearest import Spectrum
@@ -43,7 +44,6 @@ from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
-from snrkit.train import training_pairs
 
 AUDIT_BINS = 10
 LARGEST_COVARIANCE = 4096  # dimensions

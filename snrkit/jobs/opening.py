@@ -16,12 +16,13 @@ from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
-from snrkit.ema import longest
+from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.networks import make_network
+from snrkit.objective import Objective
 from snrkit.prediction import Denoiser
 from snrkit.run import Run
-from snrkit.train import Objective, Task
+from snrkit.train import Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -172,30 +173,34 @@ class Weights:
     """One set of weights of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
-    name: str  # ema-<half-life> or network
+    name: str  # of an average, or network
     images: int
 
 
 def load_weights(trained: Experiment, run: Run, images: int | None, average: str | None) -> Weights:
     """The weights of a run of `trained`: newest checkpoint and longest average unless told otherwise."""
-    name, path = weights_name(trained, average), checkpoint_path(run, images)
+    name = weights_name(trained, average)
+    path = checkpoint_path(run, images, name)
     checkpoint = load_checkpoint(path, only=name)
     return Weights(checkpoint.tensors[name], name, checkpoint.images)
 
 
 def weights_name(trained: Experiment, average: str | None) -> str:
-    """ema-<half-life> or network: the longest average unless told otherwise."""
-    chosen = longest(trained.train.averages)
+    """The name of an average, or network: the longest average unless told otherwise."""
+    chosen = longest(trained.train.averages, trained.train.batch)
     return average or (chosen.name if chosen else "network")
 
 
-def checkpoint_path(run: Run, images: int | None) -> Path:
-    """The newest checkpoint or that at `images`. RunError where there is none."""
-    path = newest_checkpoint(run.checkpoints) if images is None else run.checkpoints / f"{images:09d}"
+def checkpoint_path(run: Run, images: int | None, name: str = "network") -> Path:
+    """The newest checkpoint or that at `images`, of what `snrkit average` made where that made it. RunError if none."""
+    folder = run.averages(name) if made_afterwards(name) else run.checkpoints
+    path = newest_checkpoint(folder) if images is None else folder / f"{images:09d}"
+    if path is None and made_afterwards(name):
+        raise RunError(f"{run.path} has no weights called '{name}'; make them with snrkit average.")
     if path is None:
         raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
     if not path.is_dir():
-        known = ", ".join(str(int(p.name)) for p in list_checkpoints(run.checkpoints)) or "none"
+        known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder)) or "none"
         raise RunError(
             f"{run.path} has no checkpoint at {images} images; it has {known} (train.keep_last and train.keep_every "
             "decide how many are kept)."

@@ -9,11 +9,13 @@ from rich.table import Table
 
 from snrkit.comparison import comparison_rows
 from snrkit.config import Experiment
+from snrkit.jobs.sweeping import arm_table
 from snrkit.report import write_report
 from snrkit.run import Run, stored_experiment
 from snrkit.shift.config import Probe
 
 out = Console(soft_wrap=True)
+POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
 
 
 def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -41,6 +43,25 @@ def show_calibration(record: Mapping[str, Any]) -> None:
         f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
         f"central 90 % holds {record['coverage']:.1%} of them"
     )
+
+
+def show_sweep(record: Mapping[str, Any]) -> None:
+    """The table, and where it lies."""
+    if record["arms"]:
+        _print(*arm_table(record))
+    out.print(f"written to {record['written']}")
+
+
+def show_average(record: Mapping[str, Any]) -> None:
+    """What was made, of how much, and how to sample it."""
+    error = record.get("profile_error")
+    off = "" if error is None else f"; its profile is off by {error:.1%} (L2)"
+    out.print(f"{record['name']} at {record['images']} images, of {record['snapshots']} snapshots{off}")
+    if error is not None and error > POOR:
+        out.print(
+            "that is not the width asked for: keep snapshots more often (train.snapshot_every), or ask for another"
+        )
+    out.print(f"sample it with --set sample.average={record['name']}")
 
 
 def show_tuned(records: Mapping[str, Any]) -> None:

@@ -63,7 +63,8 @@ class RunSources:
                 f"autoguidance: {named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        weights, images = weights_name(other, named.average), int(checkpoint_path(run, named.checkpoint).name)
+        weights = weights_name(other, named.average)
+        images = int(checkpoint_path(run, named.checkpoint, weights).name)
         itself = run.path.resolve() == self.model.run.path.resolve()
         if itself and (weights, images) == (self.model.weights, self.model.images):
             raise ConfigError(

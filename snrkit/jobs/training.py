@@ -10,6 +10,7 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.config import Experiment
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError, Stopped
+from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import Opened, load_weights, open_experiment, open_network, open_task, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
@@ -28,13 +29,14 @@ from snrkit.train import (
     Task,
     TrainState,
     TrainStep,
-    held_out_loss,
     make_state,
     restore,
     state_numbers,
     state_tensors,
     train,
 )
+
+CHANGED = 1e-5  # relative change of the norm that counts as clipping
 
 
 @dataclass(slots=True)
@@ -45,7 +47,11 @@ class Tally:
     skipped: int = 0
     loss: float = 0.0
     grad_norm: float = 0.0
+    clipped_norm: float = 0.0
+    clipped: int = 0
     logit: float | None = None
+    cosine: float | None = None
+    largest: tuple[str, float] | None = None
     clock: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
@@ -56,7 +62,10 @@ class Tally:
         if not step.skipped:
             self.loss += step.loss
             self.grad_norm += step.grad_norm
-        self.logit = step.logit if step.logit is not None else self.logit
+            self.clipped_norm += step.clipped_norm
+            self.clipped += abs(step.clipped_norm - step.grad_norm) > CHANGED * step.grad_norm
+        if step.largest is not None:  # a step that was watched
+            self.logit, self.cosine, self.largest = step.logit, step.cosine, step.largest
 
     def numbers(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -67,8 +76,12 @@ class Tally:
         counted, now = self.steps - self.skipped, time.monotonic()
         record: dict[str, Any] = {
             "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted if counted else None,
-            "grad_norm": self.grad_norm / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
+            "grad_norm": self.grad_norm / counted if counted else None,
+            "clipped_norm": self.clipped_norm / counted if counted else None,
+            "clipped_share": self.clipped / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
         }  # fmt: skip
+        if self.largest is not None:
+            record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest[0], "its_share": self.largest[1]}
         if self.logit is not None:
             record["largest_logit"] = self.logit
         elapsed = now - self.clock
@@ -158,6 +171,8 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 _save(run, task, state, tally)
+            if config.snapshot_every and _crossed(step, config.batch, config.snapshot_every):
+                _snapshot(run, task, state)
             if stopping:
                 break
     if state.images < config.images:
@@ -194,6 +209,13 @@ def _append(run: Run, world: World, record: dict[str, Any]) -> None:
 def _log_held_out(run: Run, task: Task, state: TrainState, step: TrainStep) -> None:
     if task.world.leads and (loss := held_out_loss(task, state.network)) is not None:
         append_log(run, {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
+    task.world.barrier()
+
+
+def _snapshot(run: Run, task: Task, state: TrainState) -> None:
+    if task.world.leads:
+        tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
+        save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {}))
     task.world.barrier()
 
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from snrkit.frequency import View
 from snrkit.level import Level
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
-from snrkit.shift.frequency import View
 from snrkit.shift.nearest import Spectrum, leak, nearest_shift
 
 BLIND = 0.1  # nats

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snrkit.frequency import hartley
 from snrkit.level import Level
 from snrkit.process import Process
-from snrkit.shift.frequency import hartley
 
 REACH, POINTS = 3.0, 61  # nats either side, and levels tried
 

@@ -1,0 +1,221 @@
+"""Clipping: how gradients are bounded before the optimizer sees them, in place.
+
+A unit is one output of a layer: the slice of a weight at one index of its first dimension; a vector is one unit. Norms
+are Euclidean. Only `global_norm` and `normalize` keep the gradient's direction.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import BeforeValidator, Field, field_validator
+from torch import Tensor, nn
+
+from snrkit.errors import ConfigError
+from snrkit.value import Value
+
+Positive = Annotated[float, Field(gt=0)]
+Named = Sequence[tuple[str, nn.Parameter]]
+TINY = 1e-6  # as torch's clip_grad_norm_
+
+
+class Clip(Protocol):
+    """A rule that bounds gradients."""
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """Bound the gradients of these parameters, all of which have one, in place; `norm` () is that of them all."""
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Over all tensors, shape ()."""
+    return nn.utils.get_total_norm(gradients)
+
+
+def gradients(named: Named) -> list[Tensor]:
+    """Of every parameter."""
+    return [p.grad for _, p in named if p.grad is not None]
+
+
+class GlobalNorm(Value):
+    """g min(1, norm/|g|) over all parameters (Pascanu et al. 2013)."""
+
+    kind: Literal["global_norm"] = "global_norm"
+    norm: Positive = 1.0
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor for all."""
+        nn.utils.clip_grads_with_norm_([p for _, p in named], self.norm, norm)
+
+
+class LayerNorm(Value):
+    """The same for every tensor by itself."""
+
+    kind: Literal["per_layer"] = "per_layer"
+    norm: Positive = 1.0
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor a tensor."""
+        found = gradients(named)
+        norms = torch._foreach_norm(found)
+        torch._foreach_mul_(found, [(self.norm / (each + TINY)).clamp(max=1) for each in norms])
+
+
+class ByValue(Value):
+    """Every element between -limit and limit."""
+
+    kind: Literal["value"] = "value"
+    limit: Positive = 0.01
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """Clamp."""
+        nn.utils.clip_grad_value_([p for _, p in named], self.limit)
+
+
+class Groups(Value):
+    """A norm for each group of parameters, by a regular expression found in their names; the first that fits decides.
+
+    Parameters that fit none are left alone.
+    """
+
+    kind: Literal["groups"] = "groups"
+    norms: dict[str, Positive] = Field(min_length=1)
+
+    @field_validator("norms")
+    @classmethod
+    def _compiles(cls, norms: dict[str, float]) -> dict[str, float]:
+        for pattern in norms:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+        return norms
+
+    def split(self, named: Named) -> Mapping[str, list[nn.Parameter]]:
+        """The parameters of every group. ConfigError for a group that nothing falls into."""
+        parts: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in self.norms}
+        for name, parameter in named:
+            fits = next((pattern for pattern in self.norms if re.search(pattern, name)), None)
+            if fits is not None:
+                parts[fits].append(parameter)
+        for pattern, members in parts.items():
+            if not members:
+                known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in named))
+                raise ConfigError(
+                    f"train.clip.norms: no parameter falls to '{pattern}'; names of this network begin with {known}."
+                )
+        return parts
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor a group."""
+        for pattern, members in self.split(named).items():
+            nn.utils.clip_grad_norm_(members, self.norms[pattern])
+
+
+class UnitNorm(Value):
+    """The same as per_layer for every unit."""
+
+    kind: Literal["per_unit"] = "per_unit"
+    norm: Positive = 0.1
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor a unit."""
+        for gradient in gradients(named):
+            gradient.mul_((self.norm / (unit_norms(gradient) + TINY)).clamp(max=1))
+
+
+class Adaptive(Value):
+    """AGC (Brock et al. 2021, eq. 3): every unit's gradient at most `ratio` times its weights' norm.
+
+    That norm counts as 1e-3 at least, which keeps layers that begin at 0 alive. The network's last layer is left alone.
+    Their ratio is 0.01 at batches of 4096; smaller batches want a larger one.
+    """
+
+    kind: Literal["agc"] = "agc"
+    ratio: Positive = 0.01
+    floor: Positive = 1e-3
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor a unit."""
+        for parameter, gradient in _but_the_last(named):
+            bound = self.ratio * unit_norms(parameter.detach()).clamp(min=self.floor)
+            gradient.mul_((bound / unit_norms(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
+
+
+class AdaptiveLayer(Value):
+    """`agc` with the norms of whole tensors, in the manner of LARS: another algorithm."""
+
+    kind: Literal["agc_per_layer"] = "agc_per_layer"
+    ratio: Positive = 0.01
+    floor: Positive = 1e-3
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """One factor a tensor."""
+        for parameter, gradient in _but_the_last(named):
+            bound = self.ratio * torch.linalg.vector_norm(parameter.detach()).clamp(min=self.floor)
+            gradient.mul_((bound / torch.linalg.vector_norm(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
+
+
+class Normalize(Value):
+    """The gradient's direction at a fixed norm, whatever its size."""
+
+    kind: Literal["normalize"] = "normalize"
+    norm: Positive = 1.0
+
+    def apply(self, named: Named, norm: Tensor) -> None:
+        """g norm/|g|."""
+        torch._foreach_mul_(gradients(named), self.norm / norm.clamp(min=TINY))
+
+
+def unit_norms(tensor: Tensor) -> Tensor:
+    """The norm of every unit, shaped so that it broadcasts against `tensor`."""
+    norms: Tensor = torch.linalg.vector_norm(tensor if tensor.ndim < 2 else tensor.flatten(1), dim=-1)
+    return norms if tensor.ndim < 2 else norms.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _but_the_last(named: Named) -> list[tuple[nn.Parameter, Tensor]]:
+    """(parameter, gradient) of every layer but the last that the network defines."""
+    last = named[-1][0].rpartition(".")[0]
+    return [(p, p.grad) for name, p in named if name.rpartition(".")[0] != last and p.grad is not None]
+
+
+def _from_number(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"kind": "global_norm", "norm": value} if number else value
+
+
+AnyClip = Annotated[
+    GlobalNorm | LayerNorm | ByValue | Groups | UnitNorm | Adaptive | AdaptiveLayer | Normalize,
+    Field(discriminator="kind"),
+    BeforeValidator(_from_number),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """What clipping did to one step's gradient."""
+
+    before: float  # norm
+    after: float  # norm
+    cosine: float | None = None  # between the two, where it was watched
+    largest: tuple[str, float] | None = None  # the tensor with the largest share of the raw squared norm, and the share
+
+
+def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
+    """Bound the gradients of a network in place. `watch` keeps a copy to compare with."""
+    named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
+    found = gradients(named)
+    norm = total_norm(found)
+    raw = [g.clone() for g in found] if watch else []
+    if rule is not None:
+        rule.apply(named, norm)
+    after = norm if rule is None else total_norm(found)
+    if not watch:
+        return Clipped(float(norm), float(after))
+    products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
+    shares = torch.stack([each.square() for each in torch._foreach_norm(raw)]) / norm.square()
+    first = int(shares.argmax())
+    return Clipped(
+        float(norm), float(after), float(products.sum() / (norm * after)), (named[first][0], float(shares[first]))
+    )

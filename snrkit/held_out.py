@@ -1,0 +1,101 @@
+"""Looks at a training from outside: the loss on held-out images, and the pairs that the network is shown."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snrkit.data.dataset import chunks
+from snrkit.level import Level, broadcast
+from snrkit.prediction import Cond
+from snrkit.streams import HOLDOUT
+from snrkit.streams import stream as random_stream
+from snrkit.train import Task, micro_losses, prepare
+
+HOLDOUT_IMAGES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Training pairs as the network is given them: x (n, *) before c_in, made from x0 (n, *), told `level` (n,)."""
+
+    x0: Tensor
+    x: Tensor
+    level: Level
+
+
+class _Spy(nn.Module):
+    """A network that notes what it is asked and says 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        self.asked = (x, time)
+        return torch.zeros_like(x)
+
+
+@torch.no_grad()
+def training_pairs(task: Task, pairs: int) -> Pairs:
+    """At least `pairs` pairs (fewer by the share that is not told a level) from the first steps of training."""
+    spy, plan, found = _Spy(), task.plan(), []
+    for step in range(-(-pairs // task.config.batch)):
+        draws = plan.draw(step, range(task.config.batch // task.config.slice))
+        pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
+        micro_losses(task, spy, draws, pixels, (step, 0))
+        assert spy.asked is not None
+        x, time = (part.cpu() for part in spy.asked)
+        known = ~time.isnan()
+        o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
+        c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
+        x0 = prepare(task, draws, pixels)[0].cpu()
+        found.append((x0[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
+    x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
+    return Pairs(x0, x, task.objective.process.level(logsnr))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutLoss:
+    """Mean loss and squared error of eps on held-out images, by bins of logsnr with equally many images."""
+
+    logsnr: list[float]
+    loss: list[float]
+    eps_error: list[float]
+    held_images: int
+
+
+@torch.no_grad()
+def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLoss | None:
+    """The loss of `network` on held-out images, levels and noise depending on the seed only; None without any."""
+    if not task.held:
+        return None
+    rng = random_stream(HOLDOUT, task.seed)
+    held = rng.permutation(task.held)[:HOLDOUT_IMAGES].tolist()  # shuffled: files often lie sorted by class
+    was_training = network.training
+    network.eval()
+    u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
+    logsnr = task.objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
+    noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
+    results = []
+    for run in chunks(range(len(held)), batch):
+        rows, device = torch.as_tensor(run), task.world.device
+        images = torch.tensor(held)[rows]
+        labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
+        x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
+        error = task.objective.output_error(
+            network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels)
+        ).cpu().double()  # fmt: skip
+        results.append(
+            torch.stack([w(logsnr[rows]) * error for w in (task.objective.weight, task.objective.eps_weight)])
+        )
+    network.train(was_training)
+    order = logsnr.argsort()
+    bins = torch.tensor_split(torch.cat(results, 1)[:, order], min(task.config.holdout_bins, len(held)), 1)
+    centres = torch.tensor_split(logsnr[order], len(bins))
+    return HeldOutLoss(
+        [float(c.mean()) for c in centres],
+        [float(b[0].mean()) for b in bins],
+        [float(b[1].mean()) for b in bins],
+        len(held),
+    )

@@ -1,0 +1,323 @@
+"""`snrkit sweep`: one table over many trainings, each a list of --set values on one experiment, several seeds each.
+
+    base: digits.yaml            the experiment that all arms change
+    settings: [train.images=100000]
+    seeds: [0, 1, 2]             of training
+    arms:                        the first is what the others are compared with, seed by seed
+      edm: []
+      eps: [target.kind=eps, "precondition={kind: none}", weighting.kind=simple]
+
+Every training has a run directory of its own, runs/<sweep>-<arm>-<seed>; arms that differ only in sampling or scoring
+share one. Nothing is made twice: the same command goes on where it stopped, and several at once share the work.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+
+from snrkit import __version__
+from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.config import NAME, Experiment, load_experiment, read_mapping
+from snrkit.data.dataset import Dataset, chunks, memory_dataset, to_bytes, to_unit
+from snrkit.distributed import World
+from snrkit.errors import BusyError, ConfigError, SnrkitError
+from snrkit.files import disk_errors, read_json, write_json, write_text
+from snrkit.jobs.comparing import against
+from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.progress import console
+from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
+from snrkit.jobs.scoring import disjoint, open_reference, summarise
+from snrkit.jobs.training import run_training
+from snrkit.metrics.appearance import Appearance, appearance, looks
+from snrkit.metrics.extractors import check_features
+from snrkit.metrics.scores import extract, score
+from snrkit.report import Block, Heading, Paragraph, Row, Table, markdown, mean_of, spread
+from snrkit.run import Run, locked, read_log, trained_run
+from snrkit.sampler import parse_seeds, rehearse
+from snrkit.value import Value
+
+FORMAT = 1  # of stored rows
+DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
+READ = 1024
+
+
+class Sweep(Value):
+    """What to train: `arms` by name, each a list of path=value settings."""
+
+    base: Path
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    arms: dict[str, tuple[str, ...]] = Field(min_length=1)
+
+    @field_validator("arms")
+    @classmethod
+    def _plain_names(cls, arms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in arms:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"'{name}': a name is letters, digits, '.', '_' and '-'; it becomes a folder")
+        return arms
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    experiment: Experiment  # named after the first arm that trains alike
+
+
+def load_sweep(path: Path) -> Sweep:
+    """The sweep of a YAML file. ConfigError names every fault."""
+    content = read_mapping(path)
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{path}: {'.'.join(map(str, f['loc']))}: {f['msg'].removeprefix('Value error, ')}"
+                  for f in error.errors()]  # fmt: skip
+        raise ConfigError("\n".join(faults)) from None
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise ConfigError(f"{path}: seeds: one of them is given twice.")
+    return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
+    """All trials, seed by seed. ConfigError lists the faults of every arm."""
+    trials, faults = [], []
+    for seed in sweep.seeds:
+        first: list[tuple[Any, str]] = []  # what was trained before, and its arm
+        for arm, changes in sweep.arms.items():
+            try:
+                e = load_experiment(sweep.base, [*sweep.settings, *changes, *settings, f"seed={seed}"])
+            except ConfigError as error:
+                faults += [f"arm {arm}: {line}" for line in str(error).splitlines()]
+                continue
+            trained = e.training_part(), e.train.images
+            owner = next((owner for known, owner in first if known == trained), arm)
+            first.append((trained, owner))
+            trials.append(Trial(arm, seed, e.model_copy(update={"name": f"{name}-{owner}-{seed}"})))
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return trials
+
+
+def run_sweep(
+    path: Path, runs: Path, world: World, settings: Sequence[str] = (), arms: Sequence[str] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Train and score what is missing; returns the record of the table, which also lies in runs/<sweep>.json."""
+    if world.size > 1:
+        raise SnrkitError("sweep trains one run after the other in one process; start it without torchrun.")
+    sweep = load_sweep(path)
+    unknown = [arm for arm in arms if arm not in sweep.arms]
+    if unknown:
+        raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
+    trials = lay_out(sweep, path.stem, settings)
+    checked: set[str] = set()
+    for trial in trials:
+        _check(trial, world, checked)
+    wanted = [trial for trial in trials if not arms or trial.arm in arms]
+    busy = _work(wanted, runs, world, quiet)
+    busy = _work(busy, runs, world, quiet)  # another process may be done with them now
+    if busy:
+        names = ", ".join(f"{trial.arm} (seed {trial.seed})" for trial in busy)
+        console.print(f"other processes work on {names}; run the same command again for the whole table")
+    record = make_record(sweep, [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None])
+    out = runs / f"{path.stem}.json"
+    with disk_errors(f"writing {out}", "free space and run the same command again"):
+        write_json(out, record)
+        write_text(out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in _page(path.stem, record)))
+    return {**record, "written": str(out.with_suffix(".md"))}
+
+
+def _page(name: str, record: Mapping[str, Any]) -> list[Block]:
+    header, rows = arm_table(record)
+    told = [(arm, "; ".join(changes) or "-") for arm, changes in record["settings"].items()]
+    return [
+        Heading(f"Sweep {name}", 1),
+        Paragraph(f"Seeds of training {', '.join(map(str, record['seeds']))}; brackets: paired 95 % t-intervals over "
+                  "them. Power and brightness: of the images over the data's, 1 is alike."),
+        Table(header, rows), Heading("What each arm changes"), Table(("arm", "settings"), told),
+    ]  # fmt: skip
+
+
+def _check(trial: Trial, world: World, checked: set[str]) -> None:
+    """Refuse what could not be trained, sampled or scored, before anything is; each arm once."""
+    if trial.arm in checked:
+        return
+    checked.add(trial.arm)
+    choose(trial.experiment, ())
+    for name, sampler in trial.experiment.samplers.items():
+        try:
+            rehearse(sampler, trial.experiment.process, trial.experiment.target, (1, 2, 2))
+        except SnrkitError as error:
+            raise ConfigError(f"arm {trial.arm}: samplers.{name}: {error}") from None
+
+
+def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> list[Trial]:
+    """Make the rows that are missing; returns the trials that other processes are at."""
+    busy = []
+    for index, trial in enumerate(trials):
+        if not quiet:
+            console.print(f"{index + 1} of {len(trials)}: {trial.arm}, seed {trial.seed}")
+        try:
+            make_row(trial, runs, world, quiet)
+        except BusyError:
+            busy.append(trial)
+        except ConfigError as error:
+            raise ConfigError(f"arm {trial.arm}: {error}") from None
+    return busy
+
+
+def row_path(trial: Trial, runs: Path) -> Path:
+    """Where the row of a trial lies."""
+    return Run(runs / trial.experiment.name).path / "sweep" / f"{trial.arm}.json"
+
+
+def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
+    """The row that an earlier command made of exactly this trial."""
+    path = row_path(trial, runs)
+    row: dict[str, Any] | None = read_json(path) if path.exists() else None
+    return row if row is not None and row["facts"] == _facts(trial) else None
+
+
+def _facts(trial: Trial) -> dict[str, Any]:
+    e = trial.experiment
+    scored = e.model_dump(mode="json", include={"samplers", "sample", "metrics", "compute"})
+    return {"format": FORMAT, "training": e.training_part(), "images": e.train.images, **scored, "version": __version__}
+
+
+def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
+    """Train, unless that is done, and score every sampler."""
+    if stored_row(trial, runs) is not None:
+        return
+    e = trial.experiment
+    run = Run(runs / e.name)
+    path = newest_checkpoint(run.checkpoints)
+    if path is None or int(path.name) < e.train.images:
+        run_training(e, runs, world, quiet)
+    opened = open_experiment(e, world)
+    check_features(e.metrics, opened.labelled)
+    check_samplers(opened, list(e.samplers))
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    with locked(run):
+        row = {"facts": _facts(trial), "training": training_facts(run), "samplers": score_samplers(opened, run)}
+        with disk_errors(f"writing {row_path(trial, runs)}", "free space and run the same command again"):
+            write_json(row_path(trial, runs), row)
+
+
+def training_facts(run: Run) -> dict[str, Any]:
+    """What the log says of a whole training."""
+    log = read_log(run)
+    lines = [line for line in log if line["kind"] == "train"]
+    held = [line for line in log if line["kind"] == "held_out"]
+    norms = [line["grad_norm"] for line in lines if line["grad_norm"] is not None]
+    return {
+        "skipped": sum(line["skipped"] for line in lines),
+        "grad_norm": statistics.fmean(norms) if norms else None,
+        "clipped_share": statistics.fmean(line["clipped_share"] or 0.0 for line in lines) if lines else None,
+        "held_out": held[-1] if held else None,
+    }
+
+
+def score_samplers(opened: Opened, run: Run) -> dict[str, Any]:
+    """Scores and looks of every sampler's images, which are not kept."""
+    e, world = opened.experiment, opened.world
+    model, (extractor, reference) = open_model(opened, run), open_reference(opened)
+    seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
+    found = {}
+    for name, sampler in e.samplers.items():
+        batches = list(chunks(seeds, e.sample.batch))
+        images = torch.cat([to_bytes(b.x0.cpu()) for b in generate(opened, model, sampler, batches)])
+        samples = memory_dataset(name, images)
+        parts = disjoint(len(seeds), e.metrics.ranges)
+        each = [
+            asdict(score(extract(extractor, samples, part, e.metrics.batch, world), reference, e.metrics))
+            for part in parts
+        ]
+        found[name] = {
+            "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
+            "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
+            "made": manifest(opened, model, sampler), "nfe": rehearse(sampler, e.process, e.target, (1, 2, 2)),
+        }  # fmt: skip
+    return found
+
+
+def data_appearance(dataset: Dataset, indices: Sequence[int]) -> Appearance:
+    """Of the training split, or of as many of its images as suffice."""
+    step = max(1, len(indices) // DATA_IMAGES)
+    return appearance(map(dataset.x0, chunks(list(indices)[::step], READ)), dataset.shape)
+
+
+def make_record(sweep: Sweep, rows: Sequence[tuple[Trial, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The table as plain data: every arm and sampler over seeds, and beside the first arm on equal seeds."""
+    table: dict[str, dict[int, dict[str, Any]]] = {}
+    names: Mapping[str, str] = {}
+    for trial, row in rows:
+        for sampler, found in row["samplers"].items():
+            several = len(row["samplers"]) > 1
+            label = f"{trial.arm} {sampler}" if several else trial.arm
+            table.setdefault(label, {})[trial.seed] = {**found, "training": row["training"], "sampler": sampler}
+            names = found["names"]
+    first = next(iter(sweep.arms))
+    return {
+        "names": names, "seeds": list(sweep.seeds), "reference": first,
+        "arms": {label: _over_seeds(by_seed, table, first) for label, by_seed in table.items()},
+        "settings": {arm: list(changes) for arm, changes in sweep.arms.items()},
+    }  # fmt: skip
+
+
+def _over_seeds(by_seed: Mapping[int, Any], table: Mapping[str, Mapping[int, Any]], first: str) -> dict[str, Any]:
+    seeds = sorted(by_seed)
+    rows = [by_seed[seed] for seed in seeds]
+    beside = table.get(first) or table.get(f"{first} {rows[0]['sampler']}") or {}
+    shared = [seed for seed in seeds if seed in beside]
+    keys = [key for key in ("fd", "inception_score", "kid") if key in rows[0]["summary"]]
+    mean_of = partial(_means, rows)
+    return {
+        "seeds": seeds, "nfe": rows[0]["nfe"], "weights": rows[0]["made"]["weights"],
+        **{key: {"mean": statistics.fmean(v), "min": min(v), "max": max(v), "values": v}
+           for key in keys for v in [[row["summary"][key]["mean"] for row in rows]]},
+        "less_first": {
+            key: against([_plain(by_seed[s]) for s in shared], [_plain(beside[s]) for s in shared], key) for key in keys
+        } if shared and beside is not by_seed else None,
+        "power": mean_of("power"), "brightness": statistics.fmean(row["looks"]["brightness"] for row in rows),
+        "skipped": sum(row["training"]["skipped"] for row in rows),
+        "grad_norm": [row["training"]["grad_norm"] for row in rows],
+        "clipped_share": [row["training"]["clipped_share"] for row in rows],
+    }  # fmt: skip
+
+
+def _means(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [statistics.fmean(ring) for ring in zip(*(row["looks"][key] for row in rows), strict=True)]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value["mean"] for key, value in row["summary"].items()}
+
+
+def arm_table(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """(header, rows) as text: arm, seeds, scores, beside the first arm, looks."""
+    names = record["names"] or {"fd": "FD", "is": "IS", "kid": "KID"}
+    header: Row = ("arm", "seeds", f"{names['fd']} (min, max)", f"less {record['reference']}'s [95 %]", names["is"],
+                   names["kid"], "power by ring", "spread of brightness", "skipped steps")  # fmt: skip
+    rows: list[Row] = []
+    for label, arm in record["arms"].items():
+        less = arm["less_first"]
+        rows.append((
+            label, str(len(arm["seeds"])), spread(arm["fd"], 3), "-" if less is None else _interval(less["fd"]),
+            mean_of(arm.get("inception_score"), 2), mean_of(arm.get("kid"), 4),
+            " ".join(f"{ring:.2f}" for ring in arm["power"]), f"{arm['brightness']:.2f}", str(arm["skipped"]),
+        ))  # fmt: skip
+    return header, rows
+
+
+def _interval(found: Mapping[str, float | None]) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:+.3f}"
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

@@ -1,0 +1,171 @@
+"""Clipping: each rule's bound, its neutral value, and independent forms of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from snrkit.clipping import (
+    Adaptive,
+    AdaptiveLayer,
+    ByValue,
+    GlobalNorm,
+    Groups,
+    LayerNorm,
+    Normalize,
+    UnitNorm,
+    clip,
+    unit_norms,
+)
+from snrkit.errors import ConfigError
+from snrkit.networks import Dit, Mlp, UNet, make_network
+
+WIDE = 1e9  # a bound that nothing reaches
+NEUTRAL = [
+    GlobalNorm(norm=WIDE), LayerNorm(norm=WIDE), ByValue(limit=WIDE), Groups(norms={"": WIDE}), UnitNorm(norm=WIDE),
+    Adaptive(ratio=WIDE), AdaptiveLayer(ratio=WIDE), None,
+]  # fmt: skip
+
+
+def network_with_gradients(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 5))
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def grads(network):
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("rule", NEUTRAL, ids=lambda rule: getattr(rule, "kind", "none"))
+def test_a_bound_out_of_reach_changes_nothing(rule):
+    """Bit for bit, norm and cosine included."""
+    network = network_with_gradients()
+    before = grads(network)
+    found = clip(rule, network, watch=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, grads(network), strict=True))
+    assert found.after == found.before == pytest.approx(float(torch.cat([g.flatten() for g in before]).norm()))
+    assert found.cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_global_norm_is_torchs():
+    """The gradient and the norm of torch's clip_grad_norm_, bit for bit."""
+    ours, theirs = network_with_gradients(), network_with_gradients()
+    found = clip(GlobalNorm(norm=0.7), ours)
+    norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.7)
+    assert all(torch.equal(a, b) for a, b in zip(grads(ours), grads(theirs), strict=True))
+    assert found.before == float(norm)
+    assert found.after == pytest.approx(0.7, rel=1e-5)
+
+
+def test_normalize_keeps_the_direction_whatever_the_size():
+    """Gradients a million times larger or smaller leave the same step."""
+    steps = []
+    for scale in (1e-3, 1, 1e3):
+        network = network_with_gradients(scale)
+        found = clip(Normalize(norm=2.0), network, watch=True)
+        assert found.after == pytest.approx(2, rel=1e-5)
+        assert found.cosine == pytest.approx(1, abs=1e-6)
+        steps.append(torch.cat([g.flatten() for g in grads(network)]))
+    torch.testing.assert_close(steps[0], steps[2], rtol=1e-4, atol=1e-6)
+
+
+def test_per_layer_and_per_unit_bound_what_they_name():
+    """Each tensor's, each unit's norm is at most the bound; those below it are untouched."""
+    network = network_with_gradients()
+    before = grads(network)
+    clip(LayerNorm(norm=2.5), network)
+    for old, new in zip(before, grads(network), strict=True):
+        assert float(new.norm()) <= 2.5 * (1 + 1e-5)
+        if float(old.norm()) < 2.5:
+            assert torch.equal(old, new)
+    network = network_with_gradients()
+    clip(UnitNorm(norm=1.5), network)
+    for old, new in zip(before, grads(network), strict=True):
+        assert (unit_norms(new) <= 1.5 * (1 + 1e-5)).all()
+        small = (unit_norms(old) < 1.5).expand_as(old)
+        assert torch.equal(old[small], new[small])
+
+
+def test_by_value_clamps():
+    """Between -limit and limit; the cosine says that the direction moved."""
+    network = network_with_gradients()
+    before = grads(network)
+    found = clip(ByValue(limit=0.3), network, watch=True)
+    assert all(torch.equal(old.clamp(-0.3, 0.3), new) for old, new in zip(before, grads(network), strict=True))
+    flat = [torch.cat([g.flatten() for g in side]) for side in (before, grads(network))]
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)), rel=1e-5)
+    assert found.cosine < 0.97
+
+
+def published_agc(weight, gradient, ratio, floor):
+    """Brock et al. 2021, eq. 3, unit by unit."""
+    out = gradient.clone()
+    rows = [(slice(None),)] if weight.ndim < 2 else [(row,) for row in range(len(weight))]
+    for row in rows:
+        bound = ratio * max(float(weight[row].norm()), floor)
+        if float(gradient[row].norm()) > bound:
+            out[row] = gradient[row] * bound / float(gradient[row].norm())
+    return out
+
+
+def test_agc_is_the_published_rule_per_unit_and_spares_the_last_layer():
+    """Rows of linear layers, filters of convolutions, whole vectors; a zero weight counts as the floor."""
+    network = network_with_gradients()
+    network[0].weight.data[1] = 0
+    before = {name: p.grad.clone() for name, p in network.named_parameters()}
+    clip(Adaptive(ratio=0.2, floor=1e-3), network)
+    for name, parameter in network.named_parameters():
+        wanted = before[name] if name.startswith("3.") else published_agc(parameter.detach(), before[name], 0.2, 1e-3)
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-5, atol=1e-9)
+    assert float(network[0].weight.grad[1].norm()) == pytest.approx(0.2 * 1e-3, rel=1e-4)
+
+
+def test_agc_per_layer_is_another_algorithm():
+    """It takes one factor for a tensor, so that a unit with small weights keeps a gradient that agc cuts."""
+    networks = [network_with_gradients(), network_with_gradients()]
+    for network, rule in zip(networks, (Adaptive(ratio=0.2), AdaptiveLayer(ratio=0.2)), strict=True):
+        network[2].weight.data[1] *= 1e-3
+        clip(rule, network)
+    unit, layer = (float(network[2].weight.grad[1].norm()) for network in networks)
+    assert layer > 100 * unit
+    whole = networks[1][2].weight
+    assert float(whole.grad.norm()) == pytest.approx(0.2 * float(whole.detach().norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "last"),
+    [(UNet(channels=16, groups=4), "conv_out"), (Dit(dim=16, depth=1, heads=2), "final_layer"), (Mlp(dim=8), "last")],
+    ids=["unet", "dit", "mlp"],
+)
+def test_the_last_layer_that_agc_spares_is_the_output(value, last):
+    """In every network of ours the layer defined last is the one that gives the output."""
+    network = make_network(value, (1, 8, 8), 0)
+    assert [name for name, _ in network.named_parameters()][-1].startswith(last)
+
+
+def test_groups_bound_by_the_first_pattern_that_fits():
+    """Each group by its own norm; what fits none is left alone; a pattern that fits nothing is refused."""
+    network = network_with_gradients()
+    before = {name: p.grad.clone() for name, p in network.named_parameters()}
+    clip(Groups(norms={r"^2\.weight": 0.1, r"^[02]\.": 0.5}), network)
+    after = {name: p.grad for name, p in network.named_parameters()}
+    assert float(after["2.weight"].norm()) == pytest.approx(0.1, rel=1e-4)
+    rest = torch.cat([after[n].flatten() for n in ("0.weight", "0.bias", "2.bias")])
+    assert float(rest.norm()) == pytest.approx(0.5, rel=1e-4)
+    assert torch.equal(after["3.weight"], before["3.weight"])
+    with pytest.raises(ConfigError, match="no parameter falls to 'attention'"):
+        clip(Groups(norms={"attention": 1.0}), network)
+    with pytest.raises(ValueError, match="not a regular expression"):
+        Groups(norms={"(": 1.0})
+
+
+def test_the_largest_gradient_is_named():
+    """The tensor with the largest share of the squared norm, and the share."""
+    network = network_with_gradients()
+    network[2].weight.grad *= 50
+    found = clip(None, network, watch=True)
+    assert found.largest[0] == "2.weight"
+    assert found.largest[1] == pytest.approx(float(network[2].weight.grad.norm() ** 2) / found.before**2, rel=1e-4)

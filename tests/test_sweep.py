@@ -1,0 +1,154 @@
+"""`snrkit sweep`: what is trained, what is shared, what is compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.distributed import World
+from snrkit.errors import ConfigError
+from snrkit.jobs import sweeping
+from snrkit.jobs.sweeping import lay_out, load_sweep, run_sweep
+from snrkit.metrics.appearance import appearance, looks
+from snrkit.run import Run, locked
+from tests.small import SMALL, snrkit, write_config, written
+
+WORLD = World(0, 1, torch.device("cpu"))
+ARMS = {"plain": [], "raw": ["sample.average=network"], "cold": ["train.lr=1e-5"]}
+
+
+def write_sweep(folder: Path, **changes) -> Path:
+    train = {**SMALL["train"], "images": 640, "augment": None, "averages": [{"half_life": 500}]}
+    network = {**SMALL["network"], "augment": False, "dropout": 0.0}
+    write_config(folder, train=train, network=network, metrics={**SMALL["metrics"], "ranges": 1})
+    path = folder / "knobs.yaml"
+    content = {"base": "small.yaml", "settings": ["sample.seeds=0-31"], "seeds": [3, 5], "arms": ARMS, **changes}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """(folder, record) of a finished sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, run_sweep(write_sweep(folder), folder / "runs", WORLD, quiet=True)
+
+
+def test_arms_that_train_alike_share_a_run(swept):
+    """Weights are trained once per seed; a run directory each for those that differ."""
+    folder, record = swept
+    assert sorted(p.name for p in (folder / "runs").iterdir() if p.is_dir()) == [
+        "knobs-cold-3", "knobs-cold-5", "knobs-plain-3", "knobs-plain-5",
+    ]  # fmt: skip
+    assert record["arms"]["raw euler"]["weights"] == "network"
+    assert record["arms"]["plain euler"]["weights"] == "ema-500"
+    assert set(record["arms"]) == {f"{arm} {sampler}" for arm in ARMS for sampler in ("euler", "ancestral")}
+
+
+def test_rows_are_compared_with_the_first_arm_seed_by_seed(swept):
+    """The difference is that of the means, its interval Student's on two pairs; the first arm has none."""
+    record = swept[1]["arms"]
+    for sampler in ("euler", "ancestral"):
+        first, cold = record[f"plain {sampler}"], record[f"cold {sampler}"]
+        assert first["less_first"] is None
+        pairs = [a - b for a, b in zip(cold["fd"]["values"], first["fd"]["values"], strict=True)]
+        less = cold["less_first"]["fd"]
+        assert less["mean"] == pytest.approx(sum(pairs) / 2)
+        half = 12.706 * abs(pairs[0] - pairs[1]) / 2
+        assert (less["low"], less["high"]) == pytest.approx((sum(pairs) / 2 - half, sum(pairs) / 2 + half), rel=1e-3)
+
+
+def test_nothing_is_made_twice(swept, monkeypatch):
+    """The same command only reads; a changed setting of one arm makes that arm anew and no other."""
+    folder, record = swept
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    monkeypatch.setattr(sweeping, "run_training", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(sweeping, "score_samplers", lambda *_: pytest.fail("scored again"))
+    again = run_sweep(folder / "knobs.yaml", folder / "runs", WORLD, quiet=True)
+    assert again == record
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
+    with pytest.raises(BaseException, match="scored again"):
+        run_sweep(folder / "knobs.yaml", folder / "runs", WORLD, ["sample.seeds=0-15"], ["raw"], quiet=True)
+
+
+def test_an_interrupted_arm_goes_on(tmp_path):
+    """A run that stopped half-way is trained to its end, not from its beginning."""
+    path = write_sweep(tmp_path, arms={"plain": []}, seeds=[0])
+    trial = lay_out(load_sweep(path), "knobs", ["train.images=320"])[0]
+    sweeping.run_training(trial.experiment, tmp_path / "runs", WORLD, True)
+    run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    log = [json.loads(line) for line in (tmp_path / "runs/knobs-plain-0/train.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in log if line["kind"] == "train"] == [320, 640]
+    assert int(list_checkpoints(tmp_path / "runs/knobs-plain-0/checkpoints")[-1].name) == 640
+
+
+def test_several_at_once_share_the_work(tmp_path, capsys):
+    """A run that another process holds is left to it, said, and the rest is done."""
+    path = write_sweep(tmp_path, seeds=[0])
+    with locked(Run(tmp_path / "runs" / "knobs-cold-0")):
+        record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    assert "other processes work on cold (seed 0)" in " ".join(capsys.readouterr().err.split())
+    assert {label.split()[0] for label in record["arms"]} == {"plain", "raw"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": {"a": ["weighting.kind=nope"], "b": ["train.lr=-1"]}}, r"(?s)arm a.*unknown kind.*arm b.*greater"),
+        ({"arms": {}}, "arms"),
+        ({"arms": {"a/b": []}}, "becomes a folder"),
+        ({"seeds": [1, 1]}, "given twice"),
+        ({"speed": 3}, "speed"),
+        ({"base": "absent.yaml"}, "does not exist"),
+    ],
+)
+def test_faults_are_said_before_anything_is_trained(tmp_path, changes, words):
+    """All faults of all arms at once, and nothing is written."""
+    path = write_sweep(tmp_path, **changes)
+    before = written(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    assert written(tmp_path) == before
+
+
+def test_an_arm_that_is_not_there_is_named(swept):
+    """--arm with a wrong name."""
+    with pytest.raises(ConfigError, match="this sweep has plain, raw, cold"):
+        run_sweep(swept[0] / "knobs.yaml", swept[0] / "runs", WORLD, arms=["hot"], quiet=True)
+
+
+def test_the_command_prints_and_writes_the_table(swept):
+    """The page lists every arm and what it changes."""
+    folder, _ = swept
+    done = snrkit(folder, "sweep", str(folder / "knobs.yaml"), "--runs", str(folder / "runs"), "-q", plain=True)
+    assert "cold euler" in done.stdout
+    page = (folder / "runs" / "knobs.md").read_text()
+    assert "| raw | sample.average=network |" in page
+    assert page.count("| plain ") == 3
+
+
+def test_looks_of_the_data_are_one():
+    """Ratios of a set to itself; noise added shows in the high rings, equal brightness in the spread."""
+    draws = torch.Generator().manual_seed(0)
+    coarse = torch.nn.functional.interpolate(torch.randn(400, 1, 2, 2, generator=draws), size=8, mode="bilinear")
+    data = appearance([coarse[:100], coarse[100:]], (1, 8, 8))
+    same = looks(appearance([coarse], (1, 8, 8)), data)
+    assert same.power == pytest.approx([1] * 5, rel=1e-5)
+    assert same.brightness == pytest.approx(1)
+    noisy = looks(appearance([coarse + 0.3 * torch.randn(coarse.shape, generator=draws)], (1, 8, 8)), data)
+    assert noisy.power[-1] > 3 > 1.2 > noisy.power[1]
+    assert noisy.power[0] == pytest.approx(1, abs=0.05)
+    level = coarse - coarse.mean((1, 2, 3), keepdim=True)
+    assert looks(appearance([level], (1, 8, 8)), data).brightness < 1e-3
+
+
+def test_power_is_that_of_the_rings():
+    """White noise has its variance in every ring, a constant all its power in the first."""
+    noise = torch.randn(500, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = appearance([2 * noise], (3, 16, 16)).power
+    assert found == pytest.approx([4] * len(found), rel=0.1)
+    flat = appearance([torch.full((2, 1, 8, 8), 0.5)], (1, 8, 8)).power
+    assert flat == pytest.approx([0.25 * 64, 0, 0, 0, 0], abs=1e-9)
