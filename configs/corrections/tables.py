@@ -27,7 +27,7 @@ PAIRS = {  # which rows are subtracted, beside each row less its base
     "cifar10": [
         ("pixel-13", "es-13"), ("double-13", "pixel-13"), ("low-13", "pixel-13"), ("high-13", "pixel-13"),
         *((f"{solver}-13", "pixel-13") for solver in ("heun", "dpmpp_3m", "unipc", "ipndm")),
-        ("ipndm-7", "double-13"), ("heun-13", "double-13"), ("dpmpp_3m-13", "double-13"),
+        *((row, "double-13") for row in ("ipndm-7", "heun-13", "dpmpp_3m-13", "unipc-13", "ipndm-13")),
     ],
 }  # fmt: skip
 SOLVERS = ("euler", "dpmpp-2m", "heun", "ancestral", "churn")
