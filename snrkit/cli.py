@@ -233,6 +233,22 @@ def eval_fid(
 
 
 @app.command()
+def analyze(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Show in closed form how hard targets are, what weightings make of it, and all schedules side by side."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.jobs.analysing import run_analysis
+    from snrkit.jobs.showing import show_analysis
+
+    _show(run_analysis(experiment, runs, world), json, world, show_analysis)
+
+
+@app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
     settings: SetOption = None,

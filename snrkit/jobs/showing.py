@@ -45,6 +45,13 @@ def show_calibration(record: Mapping[str, Any]) -> None:
     )
 
 
+def show_analysis(record: Mapping[str, Any]) -> None:
+    """Where the page lies, and the prior term of every beta table."""
+    rows = [[name, f"{bits:.3g}"] for name, bits in record["prior_bits"].items()]
+    _print(("beta table", "prior term, bits per dimension"), rows)
+    out.print(f"{len(record['charts'])} charts, each with a CSV beside it: {record['page']}")
+
+
 def show_sweep(record: Mapping[str, Any]) -> None:
     """The table, and where it lies."""
     if record["arms"]:

@@ -1,0 +1,263 @@
+"""`snrkit analyze`: what an experiment asks of its network, in closed form, before and beside any training.
+
+Five groups of charts, each as CSV and PNG, and one page: how hard every target is (for the data's variance and for its
+spectrum), what weightings and preconditioning make of it, all schedules, grids and level samplers of the field beside
+the experiment's own, its effective weighting, and the prior term of the variational bound of every beta table.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snrkit.analysis.bound import NATS_A_BIT, prior_nats
+from snrkit.analysis.closed_form import (
+    Spectrum,
+    difficulty,
+    output_scale,
+    posterior_mean_share,
+    ring_difficulty,
+    weighted_scale,
+)
+from snrkit.betas import (
+    Betas,
+    GeometricBetas,
+    LaplaceAlphaBar,
+    LinearBetas,
+    ScaledLinearBetas,
+    SigmoidAlphaBar,
+    SigmoidBetas,
+    SquaredCosBetas,
+)
+from snrkit.charts import Chart, Scale, draw
+from snrkit.config import Experiment
+from snrkit.data.dataset import chunks
+from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.distributed import World
+from snrkit.errors import SnrkitError
+from snrkit.files import disk_errors, write_bytes, write_text
+from snrkit.frequency import rings
+from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
+from snrkit.jobs.opening import Opened, open_experiment
+from snrkit.level import Level, level_of
+from snrkit.levels import (
+    Cauchy,
+    CosineLevels,
+    Laplace,
+    LevelSampler,
+    LogitNormal,
+    LogNormal,
+    LogUniform,
+    Mode,
+    NormalTime,
+    UniformSigma,
+)
+from snrkit.levels import UniformTime as UniformTimeLevels
+from snrkit.objective import LOWEST_LOGSNR
+from snrkit.prediction import X0, Eps, FlowVelocity, Score, Target, V
+from snrkit.process import Ddpm, Process
+from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
+from snrkit.run import Run
+from snrkit.weighting import (
+    P2,
+    EdmWeighting,
+    LogSnr,
+    MaxSnr,
+    MinSnr,
+    Sigmoid,
+    Simple,
+    SnrClip,
+    SnrPower,
+    SoftMinSnr,
+    Weighting,
+)
+
+TARGETS: Mapping[str, Target] = {"eps": Eps(), "x0": X0(), "v": V(), "flow": FlowVelocity(), "score": Score()}
+WEIGHTINGS: Mapping[str, Weighting] = {
+    "simple": Simple(), "constant on x0": SnrPower(power=0), "min_snr 5": MinSnr(), "soft_min_snr 4": SoftMinSnr(),
+    "max_snr 1": MaxSnr(), "snr_clip": SnrClip(), "p2 0.5": P2(gamma=0.5), "p2 1": P2(), "log_snr": LogSnr(),
+    "edm": EdmWeighting(), "sigmoid -2": Sigmoid(bias=-2, importance=False),
+}  # fmt: skip
+TABLES: Mapping[str, Betas] = {
+    "linear": LinearBetas(), "scaled_linear": ScaledLinearBetas(), "squaredcos_cap_v2": SquaredCosBetas(),
+    "geometric": GeometricBetas(), "sigmoid_beta": SigmoidBetas(), "sigmoid": SigmoidAlphaBar(),
+    "laplace": LaplaceAlphaBar(),
+}  # fmt: skip
+SAMPLERS: Sequence[LevelSampler] = (
+    UniformTimeLevels(), LogNormal(), LogitNormal(), NormalTime(), Mode(), UniformSigma(), LogUniform(), Laplace(),
+    Cauchy(), CosineLevels(),
+)  # fmt: skip
+METRICS: Mapping[str, tuple[str, Scale]] = {
+    "correlation": ("correlation with x", "linear"), "bayes_error": ("Bayes error", "log"),
+    "gradient_scale": ("gradient scale", "log"), "information": ("information in x, nats per dimension", "linear"),
+    "predictability": ("predictability ratio", "log"), "slope": ("regression slope on x", "linear"),
+    "variance": ("variance", "log"), "preconditioning": ("1/gradient scale", "log"),
+}  # fmt: skip
+FLOOR = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits
+POINTS, LOWEST, HIGHEST = 241, -12.0, 12.0
+IMAGES = 10_000  # at most, that the spectrum is taken from
+STEPS = 1000
+
+
+def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, Any]:
+    """Write runs/<name>/analysis; returns what the command prints."""
+    if world.size > 1:
+        raise SnrkitError("analyze runs in one process; start it without torchrun.")
+    opened = open_experiment(experiment, world)
+    folder = Run(runs / experiment.name).path / "analysis"
+    spectrum = data_spectrum(opened)
+    groups = {
+        "How hard each target is, for Gaussian data of this variance": target_charts(opened.experiment, spectrum),
+        "What weightings and preconditioning make of it": weighting_charts(opened.experiment, spectrum),
+        "Schedules, grids and level samplers": schedule_charts(opened.experiment),
+    }
+    with disk_errors(f"writing {folder}", "free space and run the same command again"):
+        blocks = _write_charts(folder, opened.experiment, spectrum, groups)
+        title = f"{experiment.name}: analysis"
+        write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
+        write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
+    return {
+        "page": str(folder / "index.html"), "charts": [chart.name for charts in groups.values() for chart in charts],
+        "variance": spectrum.variance, "prior_bits": prior_bits(spectrum.variance),
+    }  # fmt: skip
+
+
+def data_spectrum(opened: Opened) -> Spectrum:
+    """Power by frequency ring of the training split, about the data's mean, not below the rounding of 8 bits."""
+    step = max(1, len(opened.split.train) // IMAGES)
+    view = rings(opened.dataset.shape) if min(opened.dataset.shape[1:]) > 1 else None
+    dimensions = math.prod(opened.dataset.shape)
+    total, squares, count = torch.zeros(dimensions).double(), torch.zeros(dimensions).double(), 0
+    for part in chunks(opened.split.train[::step], 1024):
+        x0 = opened.dataset.x0(part).double()
+        found = x0.flatten(1) if view is None else view.coordinates(x0)
+        total, squares, count = total + found.sum(0), squares + found.square().sum(0), count + len(found)
+    variances = squares / count - (total / count).square()
+    parts = torch.zeros(len(variances), dtype=torch.int64) if view is None else view.parts
+    shares = torch.bincount(parts).double()
+    return Spectrum((torch.zeros(len(shares)).double().index_add_(0, parts, variances) / shares).clamp(min=FLOOR),
+                    shares / len(parts))  # fmt: skip
+
+
+def _axis() -> Tensor:
+    return torch.linspace(LOWEST, HIGHEST, POINTS, dtype=torch.float64)
+
+
+def _levels(process: Process, logsnr: Tensor) -> Level:
+    return level_of(logsnr, process.scaling)
+
+
+def target_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
+    """The eight metrics of every target, and its error and information on the data's own spectrum, ring by ring."""
+    logsnr, variance = _axis(), spectrum.variance
+    level = _levels(e.process, logsnr)
+    found = {name: difficulty(level, target, variance) for name, target in TARGETS.items()}
+    charts = [
+        Chart(key, f"{label}, variance {variance:.3g}", label,
+              {name: (logsnr, getattr(each, key)) for name, each in found.items()}, scale=scale)
+        for key, (label, scale) in METRICS.items()
+    ]  # fmt: skip
+    ringed = {name: ring_difficulty(level, target, spectrum) for name, target in TARGETS.items()}
+    charts.append(Chart("explained-spectrum", "share of the target that x explains, on the data's spectrum", "R^2",
+                        {name: (logsnr, each.explained) for name, each in ringed.items()}))  # fmt: skip
+    charts.append(Chart("information-spectrum", "information on the data's spectrum", "nats per dimension",
+                        {name: (logsnr, each.information) for name, each in ringed.items()}))  # fmt: skip
+    ours = ring_difficulty(level, e.target, spectrum).by_ring
+    charts.append(Chart("explained-rings", f"share that x explains by ring, target {e.target.kind}", "R^2",
+                        {f"ring {k}, power {power:.3g}": (logsnr, ours[:, k])
+                         for k, power in enumerate(spectrum.power.tolist())}))  # fmt: skip
+    return charts
+
+
+def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
+    """Gradient scales before and after every weighting, under both preconditionings, and the experiment's product."""
+    logsnr, variance, s = _axis(), spectrum.variance, float(e.data.sigma_data)
+    level = _levels(e.process, logsnr)
+    one = torch.ones_like(logsnr)
+    after = {name: (logsnr, weighted_scale(level, one, w, s, variance)) for name, w in WEIGHTINGS.items()}
+    charts = [Chart("gradient-weighted", "after each weighting (the same for every target)",
+                    "root of weight times Bayes error", after, scale="log", limits=(1e-3, 1e3))]  # fmt: skip
+    for name, precondition in (("none", NoPrecondition()), ("edm", EdmPrecondition())):
+        charts.append(Chart(f"gradient-output-{name}", f"residual of the network's output, precondition {name}",
+                            "root of its Bayes error", {
+            target: (logsnr, output_scale(level, value, precondition, e.process, s, variance))
+            for target, value in TARGETS.items()
+        }, scale="log"))  # fmt: skip
+    lowest, highest = max(e.process.bounds[0], LOWEST_LOGSNR), e.process.bounds[1]
+    inside = torch.linspace(lowest, highest, POINTS, dtype=torch.float64)
+    density = e.levels.density(inside, e.process)
+    product = density * e.weighting.weight(_levels(e.process, inside), density, s)
+    charts.append(Chart("effective-weighting", f"{e.levels.kind} times {e.weighting.kind}, on eps", "p(logsnr) w",
+                        {"density": (inside, density / density.max()),
+                         "density times weight": (inside, product / product.max())}))  # fmt: skip
+    return charts
+
+
+def schedule_charts(e: Experiment) -> list[Chart]:
+    """logsnr of all beta tables and grids, densities of all level samplers, and what mu-tilde would leave to learn."""
+    index = torch.linspace(0, 1, STEPS, dtype=torch.float64)
+    tables = {name: Ddpm(betas=betas, steps=STEPS) for name, betas in TABLES.items()}
+    curves = {name: (index, process.table().clamp(min=-25)) for name, process in tables.items()}
+    charts = [Chart("tables", "beta tables", "logsnr, nats", curves, axis="index over its last")]
+    grids: dict[str, tuple[Tensor, Tensor]] = {}
+    for grid in (Karras(), UniformLogsnr(steps=18), UniformTime(steps=18), BetaSigma(steps=18), KlOptimal(steps=18)):
+        try:
+            levels = grid.levels(e.process)[:-1]
+        except SnrkitError:
+            continue  # this grid does not fit the process
+        logsnr = torch.stack([level.logsnr for level in levels]).clamp(-25, 25)
+        grids[grid.kind] = (torch.linspace(0, 1, len(logsnr), dtype=torch.float64), logsnr)
+    charts.append(Chart("grids", f"grids of 18 steps on {e.process.kind}", "logsnr, nats", grids,
+                        axis="step over the last"))  # fmt: skip
+    axis = _axis()
+    densities = {sampler.kind: (axis, sampler.density(axis, e.process)) for sampler in SAMPLERS}  # type: ignore[attr-defined]
+    densities["this experiment"] = (axis, e.levels.density(axis, e.process))
+    charts.append(Chart("densities", f"level samplers on {e.process.kind}", "density per nat", densities,
+                        limits=(0, 0.5)))  # fmt: skip
+    return [*charts, _posterior_chart(tables, float(e.data.sigma_data) ** 2)]
+
+
+def _posterior_chart(tables: Mapping[str, Ddpm], variance: float) -> Chart:
+    curves = {}
+    for name, process in tables.items():
+        table = process.table()
+        table = table[torch.isfinite(table)]
+        before, after = process.level(table[1:]), process.level(table[:-1])
+        _, unknown = posterior_mean_share(before, after, variance)
+        curves[name] = (table[1:].flip(0), unknown.flip(0))
+    return Chart("posterior-mean", "DDPM's posterior mean as a target: what x does not say of it",
+                 "share of its variance", curves, scale="log")  # fmt: skip
+
+
+def prior_bits(variance: float) -> dict[str, float]:
+    """The prior term of the bound of every beta table of 1000 steps, bits per dimension."""
+    found = {}
+    for name, betas in TABLES.items():
+        process = Ddpm(betas=betas, steps=STEPS)
+        found[name] = float(prior_nats(process.level(process.table()[-1]), "vp", variance)) / NATS_A_BIT
+    return found
+
+
+def _write_charts(
+    folder: Path, e: Experiment, spectrum: Spectrum, groups: Mapping[str, Sequence[Chart]]
+) -> list[Block]:  # fmt: skip
+    data = f"data of variance {spectrum.variance:.4g} and {len(spectrum.power)} frequency rings"
+    blocks: list[Block] = [
+        Heading(f"{e.name}: analysis", 1),
+        Paragraph(f"Process {e.process.kind}, target {e.target.kind}, preconditioning {e.precondition.kind}, levels "
+                  f"{e.levels.kind}, weighting {e.weighting.kind}; {data}. Closed forms for Gaussian data."),
+    ]  # fmt: skip
+    for title, charts in groups.items():
+        picture = folder / f"{charts[0].name}.png"
+        write_bytes(picture, draw(charts))
+        for chart in charts:
+            write_text(folder / f"{chart.name}.csv", chart.csv())
+        blocks += [Heading(title), Picture(picture, ", ".join(chart.title for chart in charts))]
+    rows = [(name, f"{bits:.3g}", f"{bits * math.prod((3, 32, 32)) * NATS_A_BIT:.3g}")
+            for name, bits in prior_bits(spectrum.variance).items()]  # fmt: skip
+    blocks += [Heading("The prior term of the variational bound"),
+               Table(("beta table", "bits per dimension", "nats for 3x32x32"), rows)]  # fmt: skip
+    return blocks

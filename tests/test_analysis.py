@@ -1,0 +1,252 @@
+"""Closed forms of targets and bounds, against Monte Carlo, published values and identities."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from snrkit.analysis.bound import denoising_nats, prior_nats, reconstruction_nats
+from snrkit.analysis.closed_form import (
+    Spectrum,
+    difficulty,
+    output_scale,
+    posterior_mean_share,
+    ring_difficulty,
+    weighted_scale,
+)
+from snrkit.betas import LinearBetas, SquaredCosBetas
+from snrkit.config import load_experiment
+from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.distributed import World
+from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis
+from snrkit.level import level_of
+from snrkit.objective import output_weight
+from snrkit.prediction import X0, Eps, Score, V
+from snrkit.process import Ddpm
+from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
+from tests.exact import PROCESSES, tensor
+from tests.small import SMALL, snrkit, write_config, written
+
+WORLD = World(0, 1, torch.device("cpu"))
+LOGSNR = torch.linspace(-8, 8, 33, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variance", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_metrics_are_those_of_drawn_pairs(target, variance):
+    """All eight, by least squares on two million pairs in every scaling."""
+    draws = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 2_000_000, dtype=torch.float64, generator=draws)
+    x0 = x0 * variance**0.5
+    for scaling, logsnr in (("vp", 0.0), ("ve", -1.5), ("flow", 2.0)):
+        level = level_of(tensor(logsnr), scaling)
+        a, b = target.direction(level)
+        x, y = level.alpha * x0 + level.sigma * eps, a * x0 + b * eps
+        slope = (x * y).mean() / x.square().mean()
+        error = (y - slope * x).square().mean()
+        found = difficulty(level, target, variance)
+        rho = (x * y).mean() / (x.square().mean() * y.square().mean()).sqrt()
+        expected = {
+            "slope": slope, "bayes_error": error, "gradient_scale": error.sqrt(), "correlation": rho,
+            "variance": y.square().mean(), "preconditioning": error.rsqrt(),
+            "predictability": (slope * x).square().mean() / error, "information": -(1 - rho**2).log() / 2,
+        }  # fmt: skip
+        for name, value in expected.items():
+            torch.testing.assert_close(getattr(found, name), value, rtol=0.02, atol=0.004, msg=name)
+
+
+def test_published_row_of_unit_data():
+    """At s = 1 in vp: eps snr/(1 + snr), x0 1/(1 + snr), v 1 with no information; the score as eps over sigma^2."""
+    level, snr = level_of(LOGSNR, "vp"), LOGSNR.exp()
+    eps, x0, v, score = (difficulty(level, target, 1.0) for target in (Eps(), X0(), V(), Score()))
+    torch.testing.assert_close(eps.bayes_error, snr / (1 + snr))
+    torch.testing.assert_close(x0.bayes_error, 1 / (1 + snr))
+    torch.testing.assert_close(v.bayes_error, torch.ones_like(snr))
+    torch.testing.assert_close(score.bayes_error, snr)
+    torch.testing.assert_close(x0.information, torch.log1p(snr) / 2)
+    torch.testing.assert_close(eps.information, torch.log1p(1 / snr) / 2)
+    torch.testing.assert_close(v.information, torch.zeros_like(snr), rtol=0, atol=1e-12)
+    torch.testing.assert_close(score.information, eps.information)
+    torch.testing.assert_close(score.correlation, -eps.correlation)
+    torch.testing.assert_close(x0.predictability, snr)
+    torch.testing.assert_close(score.variance, 1 + snr)
+
+
+def test_v_is_not_flat_for_other_data():
+    """At s = 1/2, snr 1: mean square error 0.4 and 0.223 nats."""
+    v = difficulty(level_of(tensor(0.0), "vp"), V(), 0.25)
+    assert (float(v.bayes_error), float(v.information)) == pytest.approx((0.4, 0.223), abs=5e-4)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_edm_output_has_unit_residual_and_unit_variance_for_every_target(process, target):
+    """Bayes error 1 of F, and Var F = 1, at any s that is the data's own."""
+    for s in (0.25, 0.5, 2.0):
+        level = level_of(LOGSNR, process.scaling)
+        scale = output_scale(level, target, EdmPrecondition(), process, s, s**2)
+        torch.testing.assert_close(scale, torch.ones_like(scale))
+        a, b = target.direction(level)
+        c = EdmPrecondition().coefficients(level, target, process.scaling, s)
+        wanted = ((a - c.c_skip * level.alpha) ** 2 * s**2 + (b - c.c_skip * level.sigma) ** 2) / c.c_out**2
+        torch.testing.assert_close(wanted, torch.ones_like(wanted), rtol=1e-9, atol=1e-9)
+        shown = c.c_in**2 * (level.alpha**2 * s**2 + level.sigma**2)
+        torch.testing.assert_close(shown, torch.ones_like(shown))
+    off = output_scale(level_of(LOGSNR, process.scaling), target, EdmPrecondition(), process, 0.5, 1.0)
+    assert float((off - 1).abs().max()) > 0.3
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+def test_weighted_scale_is_one_curve_for_all_targets(weighting):
+    """sqrt(weight_F) times the scale of F's residual, whatever the target and preconditioning."""
+    process = PROCESSES["vp"]
+    level, one, s, variance = level_of(LOGSNR, "vp"), torch.ones_like(LOGSNR), 0.5, 0.4
+    wanted = weighted_scale(level, one, weighting, s, variance)
+    for target in TARGETS.values():
+        for precondition in (NoPrecondition(), EdmPrecondition()):
+            weight = output_weight(
+                level, one, process=process, target=target, precondition=precondition, weighting=weighting, sigma_data=s
+            )
+            found = weight.sqrt() * output_scale(level, target, precondition, process, s, variance)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+
+
+def test_only_edm_weighting_flattens():
+    """P2 gives sqrt(snr)/(1 + snr), min-SNR sqrt(min(snr, 5)/(1 + snr)), max-SNR grows at low snr; EDM is 1."""
+    level, one, snr = level_of(LOGSNR, "vp"), torch.ones_like(LOGSNR), LOGSNR.exp()
+
+    def of(weighting):
+        return weighted_scale(level, one, weighting, 1.0, 1.0)
+
+    torch.testing.assert_close(of(EdmWeighting()), one)
+    torch.testing.assert_close(of(P2()), snr.sqrt() / (1 + snr))
+    torch.testing.assert_close(of(MinSnr()), (snr.clamp(max=5) / (1 + snr)).sqrt())
+    torch.testing.assert_close(of(Simple()), (snr / (1 + snr)).sqrt())
+    on_eps = of(MaxSnr())
+    torch.testing.assert_close(on_eps, (snr.clamp(min=1) / (1 + snr)).sqrt())
+
+
+def test_a_spectrum_of_one_ring_is_white_data():
+    """And two rings add: errors and information are means over dimensions."""
+    level = level_of(LOGSNR, "vp")
+    for target in TARGETS.values():
+        white = ring_difficulty(level, target, Spectrum(tensor([0.3]), tensor([1.0])))
+        flat = difficulty(level, target, 0.3)
+        torch.testing.assert_close(white.bayes_error, flat.bayes_error)
+        torch.testing.assert_close(white.information, flat.information)
+        torch.testing.assert_close(white.explained, flat.correlation**2, rtol=1e-9, atol=1e-12)
+        parts = [difficulty(level, target, v) for v in (0.1, 4.0)]
+        both = ring_difficulty(level, target, Spectrum(tensor([0.1, 4.0]), tensor([0.75, 0.25])))
+        for name in ("bayes_error", "variance", "information"):
+            wanted = 0.75 * getattr(parts[0], name) + 0.25 * getattr(parts[1], name)
+            torch.testing.assert_close(getattr(both, name), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_colour_makes_v_informative():
+    """White data of variance 1 leave v unpredictable at every level; a red spectrum of the same variance does not."""
+    level = level_of(LOGSNR, "vp")
+    red = ring_difficulty(level, V(), Spectrum(tensor([3.7, 0.1]), tensor([0.25, 0.75])))
+    assert float(red.information.max()) > 0.3
+    assert float(ring_difficulty(level, V(), Spectrum(tensor([1.0]), tensor([1.0]))).information.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("betas", "variance", "scale", "unknown"),
+    [(LinearBetas(), 1.0, (0.98, 1.0), 6.5e-5), (LinearBetas(), 0.25, (0.25, 0.98), None),
+     (SquaredCosBetas(), 1.0, None, 2.4e-3)],
+)  # fmt: skip
+def test_posterior_mean_is_nearly_the_state(betas, variance, scale, unknown):
+    """mu-tilde has a steady variance, and at most 6.5e-5 (linear) or 2.4e-3 (cosine) of it is unknown given x."""
+    process = Ddpm(betas=betas)
+    table = process.table()
+    total, share = posterior_mean_share(process.level(table[1:]), process.level(table[:-1]), variance)
+    if scale is not None:
+        assert float(total.min()) == pytest.approx(scale[0], abs=0.01)
+        assert float(total.max()) == pytest.approx(scale[1], abs=0.02)
+    if unknown is not None:
+        assert float(share.max()) == pytest.approx(unknown, rel=0.05)
+
+
+def test_posterior_mean_is_the_ddpm_formula():
+    """sqrt(abar_s) beta/(1 - abar_t) x0 + sqrt(alpha) (1 - abar_s)/(1 - abar_t) x, by its variance on unit data."""
+    process = Ddpm()
+    abar, betas = torch.sigmoid(process.table()), LinearBetas().betas(1000)
+    t = torch.tensor([1, 10, 500, 999])
+    p = abar[t - 1].sqrt() * betas[t] / (1 - abar[t])
+    q = (1 - betas[t]).sqrt() * (1 - abar[t - 1]) / (1 - abar[t])
+    total, share = posterior_mean_share(process.level(process.table()[t]), process.level(process.table()[t - 1]), 1.0)
+    torch.testing.assert_close(total, p**2 + q**2 + 2 * p * q * abar[t].sqrt(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(share, p**2 * (1 - abar[t]) / total, rtol=1e-9, atol=0)
+
+
+def test_prior_term_has_its_published_size():
+    """Nats per dimension at s^2 = 1/4: 5.05e-6 linear, 5.9e-4 scaled_linear, 3.0e-3 geometric."""
+    bits = prior_bits(0.25)
+    for name, nats in (("linear", 5.05e-6), ("scaled_linear", 5.9e-4), ("geometric", 3.0e-3)):
+        assert bits[name] * math.log(2) == pytest.approx(nats, rel=0.02)
+    assert bits["geometric"] * math.log(2) * 3072 == pytest.approx(9.2, abs=0.1)
+    assert bits["scaled_linear"] * math.log(2) * 3072 == pytest.approx(1.8, abs=0.05)
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
+def test_prior_term_is_a_divergence(scaling):
+    """Against drawn x0: the mean of KL(N(alpha x0, sigma^2) | where sampling starts)."""
+    level, variance = level_of(tensor(-1.0), scaling), 0.6
+    x0 = variance**0.5 * torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = 1.0 if scaling == "vp" else float(level.sigma)
+    kl = (level.sigma**2 + (level.alpha * x0) ** 2) / (2 * start**2) - 0.5 + torch.log(start / level.sigma)
+    torch.testing.assert_close(prior_nats(level, scaling, variance), kl.mean(), rtol=0.01, atol=1e-4)
+
+
+def test_denoising_term_is_the_entropy_of_gaussian_data():
+    """1/2 of the integral of snr mmse is the information gained: ln((1 + s^2 snr_1)/(1 + s^2 snr_0))/2."""
+    logsnr = torch.linspace(-10, 8, 4001, dtype=torch.float64)
+    for variance in (0.25, 2.0):
+        mse = variance / (1 + variance * logsnr.exp())
+        gained = (torch.log1p(variance * logsnr[-1].exp()) - torch.log1p(variance * logsnr[0].exp())) / 2
+        torch.testing.assert_close(denoising_nats(logsnr, mse), gained, rtol=1e-5, atol=0)
+
+
+def test_the_bound_of_an_exact_denoiser_is_the_entropy():
+    """The three terms of 8-bit Gaussian images add up to their entropy, wherever the clean end is cut."""
+    variance, draws = 0.05, torch.Generator().manual_seed(0)
+    x0 = variance**0.5 * torch.randn(4000, 1, 2, 2, dtype=torch.float64, generator=draws)
+    x0 = ((x0 + 1) / 2 * 255).round().clamp(0, 255) / 255 * 2 - 1
+    entropy = math.log(2 * math.pi * math.e * variance) / 2 - math.log(2 / 255)
+    for clean in (9.0, 10.5, 12.0):
+        logsnr = torch.linspace(-12, clean, 4001, dtype=torch.float64)
+        first, last = level_of(logsnr[0], "vp"), level_of(logsnr[-1], "vp")
+        x = last.alpha * x0 + last.sigma * torch.randn(x0.shape, dtype=torch.float64, generator=draws)
+        mse = x0.var() / (1 + x0.var() * logsnr.exp())
+        total = prior_nats(first, "vp", float(x0.var())) + denoising_nats(logsnr, mse)
+        total = total + reconstruction_nats(x, x0, last)
+        assert float(total) == pytest.approx(entropy, abs=0.06)
+
+
+def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
+    """Numbers in the CSVs are the closed forms; the page shows every picture; nothing else is touched."""
+    path = write_config(tmp_path, weighting={"kind": "min_snr"}, train={**SMALL["train"], "images": 64})
+    record = run_analysis(load_experiment(path), tmp_path / "runs", WORLD)
+    folder = tmp_path / "runs" / "small" / "analysis"
+    assert {p.stem for p in folder.glob("*.csv")} == set(record["charts"])
+    assert (folder / "index.html").read_text().count("<img") == len(list(folder.glob("*.png"))) == 3
+    rows = [
+        row for row in csv.DictReader((folder / "bayes_error.csv").read_text().splitlines()) if row["curve"] == "x0"
+    ]
+    assert len(rows) == 241
+    for row in rows[::40]:
+        level = level_of(tensor(float(row["logsnr"])), "ve")
+        assert float(row["Bayes error"]) == pytest.approx(
+            float(difficulty(level, X0(), record["variance"]).bayes_error), rel=1e-6
+        )
+    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+
+
+def test_analyze_prints_where_the_page_is(tmp_path):
+    """From the command line, before any training; --json gives the record."""
+    write_config(tmp_path)
+    done = snrkit(tmp_path, "analyze")
+    assert "index.html" in done.stdout
+    assert "scaled_linear" in done.stdout
+    assert written(tmp_path / "runs" / "small" / "analysis")
