@@ -310,10 +310,12 @@ def run(
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -> None:
     """Check experiment files and print all their faults."""
+    from snrkit.jobs.sweeping import check_file
+
     faults = []
     for file in files:
         try:
-            _load(file, None)
+            check_file(file)
             print(f"{file}: valid")
         except SnrkitError as error:
             faults.append(str(error))

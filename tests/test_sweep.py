@@ -11,13 +11,24 @@ from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.distributed import World
 from snrkit.errors import ConfigError
 from snrkit.jobs import sweeping
-from snrkit.jobs.sweeping import lay_out, load_sweep, run_sweep
+from snrkit.jobs.sweeping import check_file, lay_out, load_sweep, run_sweep
 from snrkit.metrics.appearance import appearance, looks
 from snrkit.run import Run, locked
 from tests.small import SMALL, snrkit, write_config, written
 
 WORLD = World(0, 1, torch.device("cpu"))
 ARMS = {"plain": [], "raw": ["sample.average=network"], "cold": ["train.lr=1e-5"]}
+
+
+SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_valid(path):
+    """Every arm with every seed is an experiment; `validate` knows sweeps from experiments."""
+    sweep = load_sweep(path)
+    assert len(lay_out(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
+    assert check_file(path) is None
 
 
 def write_sweep(folder: Path, **changes) -> Path:

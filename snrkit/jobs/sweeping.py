@@ -87,6 +87,14 @@ def load_sweep(path: Path) -> Sweep:
     return sweep.model_copy(update={"base": path.parent / sweep.base})
 
 
+def check_file(path: Path) -> None:
+    """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
+    if "arms" in read_mapping(path):
+        lay_out(load_sweep(path), path.stem)
+    else:
+        load_experiment(path)
+
+
 def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
     """All trials, seed by seed. ConfigError lists the faults of every arm."""
     trials, faults = [], []
