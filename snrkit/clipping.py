@@ -24,8 +24,11 @@ TINY = 1e-6  # as torch's clip_grad_norm_
 class Clip(Protocol):
     """A rule that bounds gradients."""
 
-    def apply(self, named: Named, norm: Tensor) -> None:
-        """Bound the gradients of these parameters, all of which have one, in place; `norm` () is that of them all."""
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+        """Bound the gradients of these parameters, all of which have one, in place.
+
+        `norm` () is that of them all, `output` the name of the module that gives the network's output.
+        """
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -44,7 +47,7 @@ class GlobalNorm(Value):
     kind: Literal["global_norm"] = "global_norm"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor for all."""
         nn.utils.clip_grads_with_norm_([p for _, p in named], self.norm, norm)
 
@@ -55,7 +58,7 @@ class LayerNorm(Value):
     kind: Literal["per_layer"] = "per_layer"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a tensor."""
         found = gradients(named)
         norms = torch._foreach_norm(found)
@@ -68,7 +71,7 @@ class ByValue(Value):
     kind: Literal["value"] = "value"
     limit: Positive = 0.01
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """Clamp."""
         nn.utils.clip_grad_value_([p for _, p in named], self.limit)
 
@@ -107,7 +110,7 @@ class Groups(Value):
                 )
         return parts
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a group."""
         for pattern, members in self.split(named).items():
             nn.utils.clip_grad_norm_(members, self.norms[pattern])
@@ -119,7 +122,7 @@ class UnitNorm(Value):
     kind: Literal["per_unit"] = "per_unit"
     norm: Positive = 0.1
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a unit."""
         for gradient in gradients(named):
             gradient.mul_((self.norm / (unit_norms(gradient) + TINY)).clamp(max=1))
@@ -136,9 +139,9 @@ class Adaptive(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a unit."""
-        for parameter, gradient in _but_the_last(named):
+        for parameter, gradient in _but_the_last(named, output):
             bound = self.ratio * unit_norms(parameter.detach()).clamp(min=self.floor)
             gradient.mul_((bound / unit_norms(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
 
@@ -150,9 +153,9 @@ class AdaptiveLayer(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a tensor."""
-        for parameter, gradient in _but_the_last(named):
+        for parameter, gradient in _but_the_last(named, output):
             bound = self.ratio * torch.linalg.vector_norm(parameter.detach()).clamp(min=self.floor)
             gradient.mul_((bound / torch.linalg.vector_norm(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
 
@@ -163,7 +166,7 @@ class Normalize(Value):
     kind: Literal["normalize"] = "normalize"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor) -> None:
+    def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """g norm/|g|."""
         torch._foreach_mul_(gradients(named), self.norm / norm.clamp(min=TINY))
 
@@ -174,10 +177,9 @@ def unit_norms(tensor: Tensor) -> Tensor:
     return norms if tensor.ndim < 2 else norms.reshape(-1, *(1,) * (tensor.ndim - 1))
 
 
-def _but_the_last(named: Named) -> list[tuple[nn.Parameter, Tensor]]:
-    """(parameter, gradient) of every layer but the last that the network defines."""
-    last = named[-1][0].rpartition(".")[0]
-    return [(p, p.grad) for name, p in named if name.rpartition(".")[0] != last and p.grad is not None]
+def _but_the_last(named: Named, output: str) -> list[tuple[nn.Parameter, Tensor]]:
+    """(parameter, gradient) of every layer but the one that gives the output."""
+    return [(p, p.grad) for name, p in named if not name.startswith(f"{output}.") and p.grad is not None]
 
 
 def _from_number(value: Any) -> Any:
@@ -203,19 +205,19 @@ class Clipped:
 
 
 def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
-    """Bound the gradients of a network in place. `watch` keeps a copy to compare with."""
+    """Bound the gradients of a network, whose `output` names its last layer, in place. `watch` compares with a copy."""
     named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
     found = gradients(named)
     norm = total_norm(found)
     raw = [g.clone() for g in found] if watch else []
     if rule is not None:
-        rule.apply(named, norm)
+        rule.apply(named, norm, str(network.output))
     after = norm if rule is None else total_norm(found)
+    before, left = torch.stack([norm, after]).tolist()  # one transfer
     if not watch:
-        return Clipped(float(norm), float(after))
+        return Clipped(before, left)
     products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
     shares = torch.stack([each.square() for each in torch._foreach_norm(raw)]) / norm.square()
     first = int(shares.argmax())
-    return Clipped(
-        float(norm), float(after), float(products.sum() / (norm * after)), (named[first][0], float(shares[first]))
-    )
+    cosine = float(products.sum() / (norm * after).clamp(min=TINY**2))
+    return Clipped(before, left, cosine, (named[first][0], float(shares[first])))

@@ -135,9 +135,13 @@ def _training_faults(e: Experiment) -> Iterable[str]:
 def _weighting_faults(e: Experiment) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
-    logsnr = e.process.snap(e.levels.logsnr(draws, e.process))
+    try:
+        logsnr = e.process.snap(e.levels.logsnr(draws, e.process))
+    except SnrkitError as error:
+        yield f"levels ({e.levels.kind}): {error}"
+        return
     level = e.process.level(logsnr.clamp(min=LOWEST_LOGSNR))
-    weight = e.weighting.weight(level, e.levels.density(logsnr, e.process), 1.0)
+    weight = e.weighting.weight(level, lambda: e.levels.density(logsnr, e.process), 1.0)
     wrong = ~(weight.isfinite() & (weight >= 0))
     if wrong.any():
         yield (

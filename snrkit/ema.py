@@ -118,14 +118,14 @@ AnyAveraging = Annotated[
 
 
 def gamma_of(width: float) -> float:
-    """The exponent of a power profile of relative standard deviation `width` (Karras et al. 2024, eq. 19)."""
+    """The exponent of a power profile of relative standard deviation `width` (Karras et al. 2024, eq. 126)."""
     inverse = width**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9 * abs(root)))
 
 
 def width_of(gamma: float) -> float:
-    """sqrt((gamma + 1)/((gamma + 2)^2 (gamma + 3)))."""
+    """sqrt((gamma + 1)/((gamma + 2)^2 (gamma + 3))) (Karras et al. 2024, eq. 123)."""
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
@@ -211,9 +211,9 @@ def combine(coefficients: Iterable[float], sets: Iterable[Mapping[str, Tensor]])
 
 
 def longest(values: Iterable[Averaging], batch: int) -> Averaging | None:
-    """The exponential average that looks back farthest, the default of every command that samples; else the first."""
+    """What commands sample by default: the exponential average that looks back farthest, else the widest."""
     known = list(values)
     exponential = [value for value in known if math.isfinite(value.span(batch))]
     if exponential:
         return max(exponential, key=lambda value: value.span(batch))
-    return known[0] if known else None
+    return max((value for value in known if isinstance(value, Power)), key=lambda value: value.width, default=None)

@@ -29,6 +29,7 @@ from snrkit.value import Value
 
 ENOUGH = 10  # observations of every bin, before which bins are not used
 TINY = 1e-12
+LIMIT = 10.0  # of the learned uncertainty, nats
 
 
 class Importance(Value):
@@ -36,7 +37,7 @@ class Importance(Value):
 
     bins: int = Field(100, ge=2)
     memory: float = Field(200, ge=1, description="observations of a bin after which half is forgotten")
-    uniform: float = Field(0.01, gt=0, le=1, description="share of plain draws mixed in")
+    uniform: float = Field(0.01, gt=0, lt=1, description="share of plain draws mixed in")
 
 
 class Balance(Value):
@@ -49,7 +50,10 @@ class Balance(Value):
 
 
 class Uncertainty(Value):
-    """EDM2's learned uncertainty: a linear layer on Fourier features of -logsnr/8, thrown away after training."""
+    """EDM2's learned uncertainty: a linear layer on Fourier features of -logsnr/8, thrown away after training.
+
+    At its optimum it undoes whatever the weighting says of levels, as far as e^-10 to e^10 reach.
+    """
 
     features: int = Field(128, ge=2)
     seed: int = Field(0, ge=0)
@@ -72,20 +76,23 @@ class Bins:
         """Whether every bin has been seen often enough."""
         return bool((self.count >= ENOUGH).all())
 
-    def observe(self, u: Tensor, loss: Tensor) -> None:
-        """Note the losses (B,) at u (B,); what is not finite is not noted."""
-        loss = loss.detach().double().cpu()
+    def observe(self, u: Tensor, loss: Tensor, share: Tensor) -> None:
+        """Note the losses (B,) at u (B,), each as `share` (B,) of an observation; what is not finite is not noted."""
+        loss = loss.detach().double()
         good = loss.isfinite()
-        rows = torch.stack([torch.ones_like(loss), loss, loss.square()])[:, good]
-        self._sums.index_add_(1, self.index(u[good]), rows)
+        weight, loss = share.to(loss) * good, loss.where(good, 0.0)
+        self._sums = self._sums.to(loss.device)  # where the losses are, so that nothing waits for them
+        rows = torch.stack([weight, weight * loss, weight * loss.square()])
+        self._sums.index_add_(1, self.index(u).to(loss.device), rows)
 
     def update(self, world: World) -> None:
         """Take in what all processes noted in a step: a plain mean at first, an exponential one later."""
-        seen, loss, square = world.sum(self._sums.to(world.device)).cpu()
+        seen, loss, square = world.sum(self._sums.to(world.device)).cpu().clone()
         hit = seen > 0
-        forget = torch.maximum(1 - 0.5 ** (seen / self.memory), seen / (self.count + seen).clamp(min=1))
+        once = torch.where(hit, seen, 1.0)
+        forget = torch.maximum(1 - 0.5 ** (seen / self.memory), seen / (self.count + once))
         for kept, new in ((self.mean, loss), (self.square, square)):
-            kept.add_(torch.where(hit, forget * (new / seen.clamp(min=1) - kept), 0.0))
+            kept.add_(torch.where(hit, forget * (new / once - kept), 0.0))
         self.count += seen
         self._sums.zero_()
 
@@ -142,7 +149,7 @@ class UncertaintyModule(nn.Module):
         noise = -logsnr.clamp(min=LOWEST_LOGSNR).float().to(self.frequencies.device) / 8
         angle = 2 * math.pi * (noise[:, None] * self.frequencies + self.phases)
         out: Tensor = self.linear(math.sqrt(2) * torch.cos(angle))[:, 0]
-        return out
+        return out.clamp(-LIMIT, LIMIT)
 
 
 @dataclass(slots=True)
@@ -163,14 +170,14 @@ class Learned:
             value, bins = self.balance
             plain = losses
             losses = losses * balance_factor(value, bins, u).to(losses)
-            bins.observe(u, plain)
+            bins.observe(u, plain, factor)
+        extra = torch.zeros_like(losses)
         if self.uncertainty is not None:
-            v = self.uncertainty(logsnr)
-            losses = losses * torch.exp(-v) + v
-        if self.importance is not None:
-            self.importance[1].observe(u, losses.abs())
-            losses = losses * factor.to(losses)
-        return losses
+            extra = self.uncertainty(logsnr)
+            losses = losses * torch.exp(-extra)
+        if self.importance is not None:  # what moves the network; draws inside a bin are plain
+            self.importance[1].observe(u, losses, torch.ones_like(losses))
+        return (losses + extra) * factor.to(losses)
 
     def update(self, world: World) -> None:
         """At the end of a step."""

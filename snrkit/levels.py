@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.errors import SnrkitError
 from snrkit.process import Process
 from snrkit.value import Value
 
@@ -79,23 +80,24 @@ class LogNormal(Value):
 class LogitNormal(Value):
     """logit(t) ~ N(mean, std^2) for flow's t = sigma/(alpha + sigma) (Esser et al. 2024).
 
-    logit(t) is ln(sigma/alpha): this is `lognormal` with the constants of another field.
+    logit(t) is ln(sigma/alpha): this is `lognormal` with the constants of another field, and t before the process's
+    logsnr_shift.
     """
 
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: Positive = 1.0
 
-    def _twin(self) -> LogNormal:
-        return LogNormal(mean=self.mean, std=self.std)
+    def _twin(self, process: Process) -> LogNormal:
+        return LogNormal(mean=self.mean - process.logsnr_shift / 2, std=self.std)
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """As lognormal."""
-        return self._twin().logsnr(u, process)
+        return self._twin(process).logsnr(u, process)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """As lognormal."""
-        return self._twin().density(logsnr, process)
+        return self._twin(process).density(logsnr, process)
 
 
 class NormalTime(Value):
@@ -200,11 +202,14 @@ class LogUniform(Value):
 
 
 Curve = Callable[[Tensor], Tensor]
+LEAST = 1e-3  # share of a distribution that must lie within bounds
 
 
 def truncated_draw(u: Tensor, process: Process, cdf: Curve, quantile: Curve) -> Tensor:
     """The quantile, from the process's upper bound (u = 0) down to its lower one (u = 1)."""
     low, high = (cdf(torch.tensor(end, dtype=torch.float64)) for end in process.bounds)
+    if high - low < LEAST:
+        raise SnrkitError(f"hardly any of these levels lie between the process's bounds, logsnr {process.bounds}")
     return quantile(high + u.to(torch.float64) * (low - high)).clamp(*process.bounds)
 
 

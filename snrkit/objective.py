@@ -16,14 +16,14 @@ from snrkit.level import Level, broadcast
 from snrkit.levels import LevelSampler
 from snrkit.prediction import Cond, Target
 from snrkit.process import Process
-from snrkit.weighting import Simple, Weighting
+from snrkit.weighting import Density, Simple, Weighting
 
 LOWEST_LOGSNR = -40.0
 
 
 def output_weight(
     level: Level,
-    density: Tensor,
+    density: Density,
     *,
     process: Process,
     target: Target,
@@ -88,7 +88,7 @@ class Objective:
     def _output_weight(self, logsnr: Tensor, weighting: Weighting) -> Tensor:
         return output_weight(
             self.process.level(logsnr),
-            self.levels.density(logsnr, self.process),
+            lambda: self.levels.density(logsnr, self.process),
             process=self.process,
             target=self.target,
             precondition=self.precondition,

@@ -12,7 +12,8 @@ network's own time. Every other module speaks logsnr; `time` exists only here, i
 `logsnr_shift` adds a constant to the logsnr of a schedule, and is what the field has three names for: the resolution
 shift 2 ln(d/D) of a schedule made for d pixels a side and used at D (Hoogeboom et al. 2023), the input scaling
 x = b alpha x0 + sigma eps, 2 ln b (Chen 2023), and the shift s of flow models, t' = s t/(1 + (s-1) t), -2 ln s (Esser
-et al. 2024). On `flow` it moves where training and grids look, and not the clock.
+et al. 2024). On `flow` it moves the bounds and what is uniform in t, and not the clock. Levels that are stated as such
+(a mean of ln sigma or of logsnr, the ends of a grid) stay where they are stated; logit_normal, which is about t, moves.
 
 The promise that the whole package rests on: time(logsnr(k)) == k, exactly for every index of a table (also where the
 last entry is -inf, zero terminal SNR) and to 1e-12 for continuous clocks.
@@ -40,6 +41,10 @@ class Process(Protocol):
     @property
     def bounds(self) -> tuple[float, float]:
         """The lowest and highest finite logsnr that grids span."""
+
+    @property
+    def logsnr_shift(self) -> float:
+        """What was added to its schedule."""
 
     def level(self, logsnr: Tensor) -> Level:
         """The level at `logsnr`."""
@@ -154,6 +159,7 @@ class Edm(Value):
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     scaling: ClassVar[Scaling] = "ve"
+    logsnr_shift: ClassVar[float] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> "Edm":
@@ -211,7 +217,9 @@ class Flow(Value):
     kind: Literal["flow"] = "flow"
     logsnr_min: float = -12.0
     logsnr_max: float = 12.0
-    logsnr_shift: float = Field(0.0, description="added to levels uniform in t, nats: -2 ln of the field's `shift`")
+    logsnr_shift: float = Field(
+        0.0, description="added to the bounds and to levels uniform in t, nats: -2 ln of `shift`"
+    )
     scaling: ClassVar[Scaling] = "flow"
 
     @model_validator(mode="after")
@@ -221,8 +229,8 @@ class Flow(Value):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """(logsnr_min, logsnr_max)."""
-        return self.logsnr_min, self.logsnr_max
+        """(logsnr_min, logsnr_max), shifted."""
+        return self.logsnr_min + self.logsnr_shift, self.logsnr_max + self.logsnr_shift
 
     def level(self, logsnr: Tensor) -> Level:
         """The level at `logsnr`; -inf (t = 1) and +inf (t = 0) are allowed."""
@@ -306,6 +314,7 @@ class Cosine(Value):
 
 
 NEWTON = 60  # at most; quadratic near the solution, halving the bracket elsewhere
+SETTLED = 1e-13  # a step of t after which nothing more is gained
 
 
 class InterpolatedCosine(Value):
@@ -340,7 +349,7 @@ class InterpolatedCosine(Value):
             left, right = torch.where(error > 0, time, left), torch.where(error > 0, right, time)
             newton = time - error / self.slope(time, low, high)
             moved = torch.where((newton > left) & (newton < right), newton, (left + right) / 2)
-            done, time = bool(((moved - time).abs() < 1e-15).all()), moved
+            done, time = bool(((moved - time).abs() < SETTLED).all()), moved
             if done:
                 break
         return time

@@ -38,7 +38,7 @@ class ResumeFrom(Value):
 
     run: Path
     checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(None, description="ema-<half-life> or network; default: the longest average")
+    average: str | None = Field(None, description="the name of an average, or network; default: the longest average")
 
 
 class InputPerturbation(Value):
@@ -321,8 +321,8 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
     else:
         state.nonfinite = 0
         state.scaler.step(state.optimizer)
-        for average in state.averages.values():
-            average.update(state.images, task.config.batch)
+    for average in state.averages.values():  # also of a skipped step, whose weights are those before it
+        average.update(state.images, task.config.batch)
     state.learned.update(task.world)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ also found under the name min-SNR, is another weighting.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -24,11 +25,13 @@ from torch import Tensor
 from snrkit.level import Level
 from snrkit.value import Value
 
+Density = Callable[[], Tensor]  # of the level sampler, (B,): asked only by what needs it
+
 
 class Weighting(Protocol):
     """How much each level counts."""
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """The factor (B,) of the squared error in eps space, given the level sampler's density there."""
 
 
@@ -37,7 +40,7 @@ class Simple(Value):
 
     kind: Literal["simple"] = "simple"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """1."""
         return torch.ones_like(level.logsnr)
 
@@ -48,7 +51,7 @@ class SnrPower(Value):
     kind: Literal["snr_power"] = "snr_power"
     power: float = 1.0
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """snr^(power - 1)."""
         return torch.exp((self.power - 1) * level.logsnr)
 
@@ -58,7 +61,7 @@ class SnrPlusOne(Value):
 
     kind: Literal["snr_plus_one"] = "snr_plus_one"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """1 + 1/snr."""
         return 1 + torch.exp(-level.logsnr)
 
@@ -68,7 +71,7 @@ class LogSnr(Value):
 
     kind: Literal["log_snr"] = "log_snr"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """ln(1 + snr)/snr, 1 at snr = 0."""
         snr = torch.exp(level.logsnr)
         return torch.where(snr < math.exp(-30), 1.0, torch.log1p(snr) / snr)
@@ -80,7 +83,7 @@ class MinSnr(Value):
     kind: Literal["min_snr"] = "min_snr"
     gamma: float = Field(5.0, gt=0)
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """min(1, gamma/snr)."""
         return torch.clamp(self.gamma * torch.exp(-level.logsnr), max=1)
 
@@ -91,7 +94,7 @@ class SoftMinSnr(Value):
     kind: Literal["soft_min_snr"] = "soft_min_snr"
     gamma: float = Field(4.0, gt=0)
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """gamma/(snr + gamma)."""
         return torch.sigmoid(math.log(self.gamma) - level.logsnr)
 
@@ -102,7 +105,7 @@ class MaxSnr(Value):
     kind: Literal["max_snr"] = "max_snr"
     tau: float = Field(1.0, gt=0)
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """max(1, tau/snr)."""
         return torch.clamp(self.tau * torch.exp(-level.logsnr), min=1)
 
@@ -120,7 +123,7 @@ class SnrClip(Value):
             raise ValueError(f"floor {self.floor} must be below ceiling {self.ceiling}")
         return self
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """clip(snr)/snr."""
         snr = torch.exp(level.logsnr)
         return snr.clamp(self.floor, self.ceiling) / snr
@@ -133,7 +136,7 @@ class P2(Value):
     k: float = Field(1.0, gt=0)
     gamma: float = Field(1.0, ge=0)
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """(k + snr)^-gamma."""
         return (self.k + torch.exp(level.logsnr)) ** -self.gamma
 
@@ -143,7 +146,7 @@ class EdmWeighting(Value):
 
     kind: Literal["edm"] = "edm"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """1 + exp(-logsnr)/sigma_data^2."""
         return 1 + torch.exp(-level.logsnr) / sigma_data**2
 
@@ -156,26 +159,26 @@ class Elbo(Value):
 
     kind: Literal["elbo"] = "elbo"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """1/density."""
-        return 1 / density
+        return 1 / density()
 
 
 class Sigmoid(Value):
     """sigmoid(bias - logsnr) (Kingma & Gao 2023; Hoogeboom et al. 2024), which is e^bias sigmoid(logsnr - bias) on x0.
 
-    `importance` divides by the level sampler's density, so that the weighting no longer depends on where levels are
+    `over_density` divides by the level sampler's density, so that the weighting no longer depends on where levels are
     drawn. Shift the bias with the schedule: lower for larger images.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
     bias: float = 0.0
-    importance: bool = True
+    over_density: bool = True
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
-        """sigmoid(bias - logsnr), over the density if `importance`."""
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
+        """sigmoid(bias - logsnr), over the density if that is asked for."""
         weight = torch.sigmoid(self.bias - level.logsnr)
-        return weight / density if self.importance else weight
+        return weight / density() if self.over_density else weight
 
 
 class SigmaSqrt(Value):
@@ -183,10 +186,20 @@ class SigmaSqrt(Value):
 
     kind: Literal["sigma_sqrt"] = "sigma_sqrt"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """1/t^2, times 1/(1 - t)^2 for eps."""
         half = level.logsnr / 2
         return 1 / (torch.sigmoid(-half) * torch.sigmoid(half)).square()
+
+
+class Velocity(Value):
+    """1 on flow's velocity, the plain loss of flow matching (Lipman et al. 2023), t = sigma/(alpha + sigma)."""
+
+    kind: Literal["velocity"] = "velocity"
+
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
+        """1/(1 - t)^2 on eps."""
+        return 1 / torch.sigmoid(level.logsnr / 2).square()
 
 
 class CosMap(Value):
@@ -194,7 +207,7 @@ class CosMap(Value):
 
     kind: Literal["cosmap"] = "cosmap"
 
-    def weight(self, level: Level, density: Tensor, sigma_data: float) -> Tensor:
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """2/(pi (t^2 + (1 - t)^2)), times 1/(1 - t)^2 for eps."""
         clean, noise = torch.sigmoid(level.logsnr / 2), torch.sigmoid(-level.logsnr / 2)
         return 2 / math.pi / (clean.square() + noise.square()) / clean.square()
@@ -213,6 +226,7 @@ AnyWeighting = Annotated[
     | EdmWeighting
     | Elbo
     | Sigmoid
+    | Velocity
     | SigmaSqrt
     | CosMap,
     Field(discriminator="kind"),

@@ -102,11 +102,17 @@ def test_weighted_scale_is_one_curve_for_all_targets(weighting):
     """sqrt(weight_F) times the scale of F's residual, whatever the target and preconditioning."""
     process = PROCESSES["vp"]
     level, one, s, variance = level_of(LOGSNR, "vp"), torch.ones_like(LOGSNR), 0.5, 0.4
-    wanted = weighted_scale(level, one, weighting, s, variance)
+    wanted = weighted_scale(level, lambda: one, weighting, s, variance)
     for target in TARGETS.values():
         for precondition in (NoPrecondition(), EdmPrecondition()):
             weight = output_weight(
-                level, one, process=process, target=target, precondition=precondition, weighting=weighting, sigma_data=s
+                level,
+                lambda: one,
+                process=process,
+                target=target,
+                precondition=precondition,
+                weighting=weighting,
+                sigma_data=s,
             )
             found = weight.sqrt() * output_scale(level, target, precondition, process, s, variance)
             torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
@@ -117,7 +123,7 @@ def test_only_edm_weighting_flattens():
     level, one, snr = level_of(LOGSNR, "vp"), torch.ones_like(LOGSNR), LOGSNR.exp()
 
     def of(weighting):
-        return weighted_scale(level, one, weighting, 1.0, 1.0)
+        return weighted_scale(level, lambda: one, weighting, 1.0, 1.0)
 
     torch.testing.assert_close(of(EdmWeighting()), one)
     torch.testing.assert_close(of(P2()), snr.sqrt() / (1 + snr))

@@ -18,6 +18,7 @@ from snrkit.clipping import (
 )
 from snrkit.errors import ConfigError
 from snrkit.networks import Dit, Mlp, UNet, make_network
+from snrkit.prediction import Cond
 
 WIDE = 1e9  # a bound that nothing reaches
 NEUTRAL = [
@@ -29,6 +30,7 @@ NEUTRAL = [
 def network_with_gradients(scale=1.0):
     generator = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 5))
+    network.output = "3"
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
         parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
@@ -136,14 +138,25 @@ def test_agc_per_layer_is_another_algorithm():
 
 
 @pytest.mark.parametrize(
-    ("value", "last"),
-    [(UNet(channels=16, groups=4), "conv_out"), (Dit(dim=16, depth=1, heads=2), "final_layer"), (Mlp(dim=8), "last")],
+    "value",
+    [UNet(channels=16, groups=4, classes=3), Dit(dim=16, depth=1, heads=2, classes=3), Mlp(dim=8, classes=3)],
     ids=["unet", "dit", "mlp"],
 )
-def test_the_last_layer_that_agc_spares_is_the_output(value, last):
-    """In every network of ours the layer defined last is the one that gives the output."""
+def test_agc_spares_exactly_what_gives_the_output(value):
+    """The one layer whose parameters, at 0, make the output 0; every other layer is clipped."""
     network = make_network(value, (1, 8, 8), 0)
-    assert [name for name, _ in network.named_parameters()][-1].startswith(last)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+        parameter.grad = torch.full_like(parameter, 1e3)
+    clip(Adaptive(ratio=1e-3), network)
+    spared = [name for name, p in network.named_parameters() if bool((p.grad == 1e3).all())]
+    assert spared == [f"{network.output}.weight", f"{network.output}.bias"]
+    labels = Cond(labels=torch.tensor([0, 1]))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in spared:
+                parameter.zero_()
+        assert float(network(torch.randn(2, 1, 8, 8), torch.zeros(2), labels).abs().max()) == 0
 
 
 def test_groups_bound_by_the_first_pattern_that_fits():

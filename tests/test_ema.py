@@ -83,7 +83,7 @@ def test_the_default_for_sampling_looks_back_farthest():
     short, long = Decay(decay=0.9), HalfLife(half_life=1000)
     assert longest([short, long, Power()], BATCH) is long
     assert longest([HalfLife(half_life=5), Decay(decay=0.9999)], BATCH) == Decay(decay=0.9999)
-    assert longest([Power(width=0.05), Power(width=0.1)], BATCH) == Power(width=0.05)
+    assert longest([Power(width=0.05), Power(width=0.1)], BATCH) == Power(width=0.1)
     assert longest([], BATCH) is None
 
 

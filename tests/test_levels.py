@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from snrkit.errors import SnrkitError
 from snrkit.levels import (
     Cauchy,
     CosineLevels,
@@ -124,6 +125,16 @@ def test_lognormal_is_edms_and_logit_normal_its_twin():
     z = (torch.logit(t) - 0.4) / 0.7
     torch.testing.assert_close(z, torch.special.ndtri(u), rtol=0, atol=1e-9)
     assert torch.equal(logsnr, LogNormal(mean=0.4, std=0.7).logsnr(u, PROCESSES["flow"]))
+    shifted = Flow(logsnr_shift=-2 * math.log(3))  # Esser et al. 2024 draw t, then shift it
+    moved = shifted.time(LogitNormal(mean=0.4, std=0.7).logsnr(u, shifted))
+    torch.testing.assert_close(moved, 3 * t / (1 + 2 * t), rtol=1e-9, atol=0)
+    assert shifted.bounds == pytest.approx((-12 - 2 * math.log(3), 12 - 2 * math.log(3)))
+
+
+def test_levels_outside_the_bounds_are_refused():
+    """A distribution that has hardly any mass between a process's bounds is said, not drawn at their edge."""
+    with pytest.raises(SnrkitError, match="hardly any"):
+        Laplace(mean=60).logsnr(UNIFORMS, PROCESSES["edm"])
 
 
 def test_mode_and_logit_normal_equal_diffusers():

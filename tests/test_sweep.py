@@ -9,7 +9,7 @@ import yaml
 
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.distributed import World
-from snrkit.errors import ConfigError
+from snrkit.errors import ConfigError, SnrkitError
 from snrkit.jobs import sweeping
 from snrkit.jobs.sweeping import check_file, lay_out, load_sweep, run_sweep
 from snrkit.metrics.appearance import appearance, looks
@@ -113,6 +113,9 @@ def test_several_at_once_share_the_work(tmp_path, capsys):
         ({"arms": {"a/b": []}}, "becomes a folder"),
         ({"seeds": [1, 1]}, "given twice"),
         ({"speed": 3}, "speed"),
+        ({"arms": {"a": ["seed=7"]}}, "arm a: seed=7: seeds and names are the sweep's own"),
+        ({"arms": {"a": ["train.clip={kind: groups, norms: {nothing: 1}}"]}}, "arm a.*no parameter falls to"),
+        ({"arms": {"a": ["data.labels=none", "metrics.features=classifier"]}}, "arm a"),
         ({"base": "absent.yaml"}, "does not exist"),
     ],
 )
@@ -123,6 +126,54 @@ def test_faults_are_said_before_anything_is_trained(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     assert written(tmp_path) == before
+
+
+def test_arms_that_compute_or_clip_otherwise_do_not_share(tmp_path):
+    """Precision, snapshots and the order of clipping groups decide weights or files; sampling does not."""
+    groups = "train.clip={{kind: groups, norms: {{{}}}}}"
+    arms = {
+        "a": [], "half": ["compute.precision=bf16"], "kept": ["train.snapshot_every=320"],
+        "g1": [groups.format("conv: 1, mid: 2")], "g2": [groups.format("mid: 2, conv: 1")], "b": ["shift.images=31"],
+    }  # fmt: skip
+    trials = lay_out(load_sweep(write_sweep(tmp_path, arms=arms, seeds=[0])), "s")
+    assert [t.experiment.name for t in trials] == ["s-a-0", "s-half-0", "s-kept-0", "s-g1-0", "s-g2-0", "s-a-0"]
+
+
+def test_an_arm_that_breaks_off_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
+    """Its sentence stands on the page; the same command does not try it again."""
+    path = write_sweep(tmp_path, arms={"plain": [], "wild": ["train.lr=1e30", "train.images=1280"]}, seeds=[0])
+    record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    assert "not finite in 10 steps" in record["failed"]["wild, seed 0"]
+    assert {label.split()[0] for label in record["arms"]} == {"plain"}
+    assert "Broken off" in (tmp_path / "runs" / "knobs.md").read_text()
+    monkeypatch.setattr(sweeping, "run_training", lambda *_: pytest.fail("trained again"))
+    assert run_sweep(path, tmp_path / "runs", WORLD, quiet=True) == record
+
+
+def test_rows_are_of_the_images_they_say(tmp_path):
+    """A run that was trained farther is not scored as a shorter one, unless it kept the checkpoint."""
+    path = write_sweep(tmp_path, arms={"plain": []}, seeds=[0])
+    run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    with pytest.raises(SnrkitError, match="no checkpoint at 256 images"):
+        run_sweep(path, tmp_path / "runs", WORLD, ["train.images=256"], quiet=True)
+    record = run_sweep(path, tmp_path / "runs", WORLD, ["train.images=320"], quiet=True)
+    assert record["everywhere"] == ["sample.seeds=0-31", "train.images=320"]
+    stored = [json.loads(p.read_text()) for p in (tmp_path / "runs/knobs-plain-0/sweep").glob("*.json")]
+    assert {row["samplers"]["euler"]["made"]["checkpoint_images"] for row in stored} == {320, 640}
+
+
+def test_averages_made_afterwards_are_made(tmp_path):
+    """sample.average: snapshots-0.5 or posthoc-0.1 of an arm needs no other command."""
+    kept = ["train.snapshot_every=320", "train.averages=[{kind: power, width: 0.05}, {kind: power, width: 0.1}]"]
+    arms = {
+        "kept": kept,
+        "mean": [*kept, "sample.average=snapshots-0.5"],
+        "wide": [*kept, "sample.average=posthoc-0.2"],
+    }
+    record = run_sweep(write_sweep(tmp_path, arms=arms, seeds=[0]), tmp_path / "runs", WORLD, quiet=True)
+    assert record["arms"]["mean euler"]["weights"] == "snapshots-0.5"
+    assert record["arms"]["wide euler"]["weights"] == "posthoc-0.2"
+    assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == ["knobs-kept-0"]
 
 
 def test_an_arm_that_is_not_there_is_named(swept):

@@ -279,10 +279,9 @@ OTHER_KNOBS = {  # beside the small experiment's own
     ("knobs", "averages"),
     [
         ({}, ["ema-500", "ema-1000"]),
-        (OTHER_KNOBS, ["power-0.05", "ema-decay-0.99"]),
-        (LEARNED, ["ema-500", "ema-1000", "learned"]),
+        (OTHER_KNOBS | LEARNED, ["power-0.05", "ema-decay-0.99", "learned"]),
     ],
-    ids=["usual", "others", "learned"],
+    ids=["usual", "every-other"],
 )
 def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
     """SIGKILL at random moments, then the same command: weights, averages, moments and log equal bit for bit."""

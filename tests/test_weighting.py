@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from snrkit.denoiser import NoPrecondition
 from snrkit.level import level_of
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Eps, FlowVelocity, V
+from snrkit.prediction import X0, Eps, FlowVelocity, Score, V
 from snrkit.weighting import (
     P2,
     CosMap,
@@ -26,6 +26,7 @@ from snrkit.weighting import (
     SnrPlusOne,
     SnrPower,
     SoftMinSnr,
+    Velocity,
 )
 from tests.exact import PROCESSES, tensor
 
@@ -44,7 +45,7 @@ CASES = {  # the factor of the loss of x0, as published or derived there, by snr
     "p2": (P2(k=1, gamma=0.5), lambda snr: snr / (1 + snr) ** 0.5),
     "edm": (EdmWeighting(), lambda snr: snr + 1 / S**2),
     "elbo": (Elbo(), lambda snr: snr / DENSITY),
-    "sigmoid": (Sigmoid(bias=-2, importance=False), lambda snr: math.exp(-2) / (1 + math.exp(-2) / snr)),
+    "sigmoid": (Sigmoid(bias=-2, over_density=False), lambda snr: math.exp(-2) / (1 + math.exp(-2) / snr)),
     "sigmoid over density": (Sigmoid(bias=1), lambda snr: math.exp(1) / (1 + math.exp(1) / snr) / DENSITY),
 }
 OF_X0 = {  # what a target's squared error is of x0's
@@ -52,15 +53,16 @@ OF_X0 = {  # what a target's squared error is of x0's
     "eps": (Eps(), "vp", lambda snr: snr),
     "v": (V(), "vp", lambda snr: snr + 1),
     "flow": (FlowVelocity(), "flow", lambda snr: (1 + snr**0.5) ** 2),
+    "score": (Score(), "vp", lambda snr: snr * (1 + snr)),
 }
 
 
 def weight(weighting, logsnr, target=None, scaling="vp"):
     """The factor of the loss of a target; of eps by default."""
-    level = level_of(tensor(logsnr), scaling)
+    level, process = level_of(tensor(logsnr), scaling), PROCESSES["flow" if scaling == "flow" else "vp"]
     return float(
         output_weight(
-            level, tensor(DENSITY), process=PROCESSES["flow" if scaling == "flow" else "vp"], target=target or Eps(),
+            level, lambda: tensor(DENSITY), process=process, target=target or Eps(),
             precondition=NoPrecondition(), weighting=weighting, sigma_data=S,
         )
     )  # fmt: skip
@@ -82,6 +84,7 @@ def test_flow_weightings_have_their_published_form_on_velocity(t):
     logsnr = 2 * math.log((1 - t) / t)
     assert weight(SigmaSqrt(), logsnr, FlowVelocity(), "flow") == pytest.approx(t**-2, rel=1e-9)
     published = 2 / (math.pi * (1 - 2 * t + 2 * t**2))
+    assert weight(Velocity(), logsnr, FlowVelocity(), "flow") == pytest.approx(1, rel=1e-9)
     assert weight(CosMap(), logsnr, FlowVelocity(), "flow") == pytest.approx(published, rel=1e-9)
 
 
@@ -90,7 +93,7 @@ def test_weights_that_fall_with_snr_are_safe_at_none(name):
     """At snr = 0 the factor on v is 0 and that on eps at most 1; nothing is 0/0 (Lin et al. 2024 meet min-SNR)."""
     weighting, _ = CASES[name]
     assert weight(weighting, -math.inf, V()) == pytest.approx(0, abs=1e-15)
-    assert weighting.weight(level_of(tensor(-40.0), "vp"), tensor(1.0), S) == pytest.approx(1, rel=1e-9)
+    assert weighting.weight(level_of(tensor(-40.0), "vp"), lambda: tensor(1.0), S) == pytest.approx(1, rel=1e-9)
 
 
 def test_neighbours_in_the_family():
@@ -99,7 +102,7 @@ def test_neighbours_in_the_family():
     level, one = level_of(logsnr, "vp"), torch.ones(19, dtype=torch.float64)
 
     def of(weighting):
-        return weighting.weight(level, one, S)
+        return weighting.weight(level, lambda: one, S)
 
     torch.testing.assert_close(of(SnrPower(power=1)), one)
     torch.testing.assert_close(of(MaxSnr(tau=2)) * of(MinSnr(gamma=2)), of(SnrPower(power=0)) * 2)
@@ -112,7 +115,7 @@ def test_neighbours_in_the_family():
 def test_sigmoid_has_two_forms():
     """sigmoid(b - logsnr) on eps is e^b sigmoid(logsnr - b) on x0."""
     logsnr, b = torch.linspace(-9, 9, 19, dtype=torch.float64), 1.3
-    ours = Sigmoid(bias=b, importance=False).weight(level_of(logsnr, "vp"), logsnr, S)
+    ours = Sigmoid(bias=b, over_density=False).weight(level_of(logsnr, "vp"), lambda: logsnr, S)
     torch.testing.assert_close(ours * logsnr.exp(), math.exp(b) * torch.sigmoid(logsnr - b))
 
 
@@ -137,14 +140,14 @@ def test_effective_weightings_of_the_field():
 
     def product(levels, process, weighting):
         level, density = PROCESSES[process].level(logsnr), levels.density(logsnr, PROCESSES[process])
-        return density * weighting.weight(level, density, S)
+        return density * weighting.weight(level, lambda: density, S)
 
     def alike(found, expected):
         ratio = found / expected
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-6, atol=0)
 
     alike(product(UniformTime(), "vp", Simple()), 1 / torch.cosh(logsnr / 2))
-    plain_v = SnrPower(power=0).weight(level_of(logsnr, "vp"), logsnr, S) * (1 + logsnr.exp())  # 1 on v
+    plain_v = SnrPower(power=0).weight(level_of(logsnr, "vp"), lambda: logsnr, S) * (1 + logsnr.exp())  # 1 on v
     alike(UniformTime().density(logsnr, PROCESSES["vp"]) * plain_v, torch.exp(-logsnr / 2))
     plain_flow = (1 + (logsnr / 2).exp()) ** 2 / logsnr.exp()  # 1 on flow's velocity
     alike(UniformTime().density(logsnr, PROCESSES["flow"]) * plain_flow, torch.exp(-logsnr / 2))

@@ -18,7 +18,7 @@ from snrkit.denoiser import Precondition
 from snrkit.level import Level
 from snrkit.prediction import Target
 from snrkit.process import Process
-from snrkit.weighting import Weighting
+from snrkit.weighting import Density, Weighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def ring_difficulty(level: Level, target: Target, spectrum: Spectrum) -> RingDif
 
 
 def weighted_scale(
-    level: Level, density: Tensor, weighting: Weighting, sigma_data: float, variance: float
+    level: Level, density: Density, weighting: Weighting, sigma_data: float, variance: float
 ) -> Tensor:  # fmt: skip
     """The root of weight times Bayes error, which is one for all targets: sqrt(w_eps alpha^2 s^2/d).
 

@@ -206,7 +206,7 @@ class Autoguidance(Guidance):
     kind: Literal["autoguidance"] = "autoguidance"
     run: Path | None = Field(None, description="run directory; default: this run")
     checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(None, description="ema-<half-life> or network; default: as the sampler's own")
+    average: str | None = Field(None, description="the name of an average, or network; default: as the sampler's own")
     unlabelled: bool = Field(False, description="ask the weaker model without the label, which it may not know")
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ TARGETS: Mapping[str, Target] = {"eps": Eps(), "x0": X0(), "v": V(), "flow": Flo
 WEIGHTINGS: Mapping[str, Weighting] = {
     "simple": Simple(), "constant on x0": SnrPower(power=0), "min_snr 5": MinSnr(), "soft_min_snr 4": SoftMinSnr(),
     "max_snr 1": MaxSnr(), "snr_clip": SnrClip(), "p2 0.5": P2(gamma=0.5), "p2 1": P2(), "log_snr": LogSnr(),
-    "edm": EdmWeighting(), "sigmoid -2": Sigmoid(bias=-2, importance=False),
+    "edm": EdmWeighting(), "sigmoid -2": Sigmoid(bias=-2, over_density=False),
 }  # fmt: skip
 TABLES: Mapping[str, Betas] = {
     "linear": LinearBetas(), "scaled_linear": ScaledLinearBetas(), "squaredcos_cap_v2": SquaredCosBetas(),
@@ -177,7 +177,7 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     logsnr, variance, s = _axis(), spectrum.variance, float(e.data.sigma_data)
     level = _levels(e.process, logsnr)
     one = torch.ones_like(logsnr)
-    after = {name: (logsnr, weighted_scale(level, one, w, s, variance)) for name, w in WEIGHTINGS.items()}
+    after = {name: (logsnr, weighted_scale(level, lambda: one, w, s, variance)) for name, w in WEIGHTINGS.items()}
     charts = [Chart("gradient-weighted", "after each weighting (the same for every target)",
                     "root of weight times Bayes error", after, scale="log", limits=(1e-3, 1e3))]  # fmt: skip
     for name, precondition in (("none", NoPrecondition()), ("edm", EdmPrecondition())):
@@ -189,7 +189,7 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     lowest, highest = max(e.process.bounds[0], LOWEST_LOGSNR), e.process.bounds[1]
     inside = torch.linspace(lowest, highest, POINTS, dtype=torch.float64)
     density = e.levels.density(inside, e.process)
-    product = density * e.weighting.weight(_levels(e.process, inside), density, s)
+    product = density * e.weighting.weight(_levels(e.process, inside), lambda: density, s)
     charts.append(Chart("effective-weighting", f"{e.levels.kind} times {e.weighting.kind}, on eps", "p(logsnr) w",
                         {"density": (inside, density / density.max()),
                          "density times weight": (inside, product / product.max())}))  # fmt: skip

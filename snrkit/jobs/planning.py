@@ -1,5 +1,7 @@
 """`--dry-run`: what an experiment would do and need, without writing anything."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,10 @@ def plan(experiment: Experiment, world: World) -> str:
         f"# training memory per process, estimated: {weights * copies:.1f} MiB for weights, gradients, two moments and "
         f"{len(e.train.averages)} average(s); {activations:.1f} MiB of activations in float32"
     )
+    for average in e.train.averages:
+        late = average.beta(e.train.images, e.train.batch)
+        half = math.log(0.5) / math.log(late) * e.train.batch
+        lines.append(f"# {average.name}: at the end half-life {half:,.0f} images, decay {late:.7g} a step")
     return "\n".join(lines)
 
 

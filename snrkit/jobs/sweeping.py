@@ -8,12 +8,15 @@
       eps: [target.kind=eps, "precondition={kind: none}", weighting.kind=simple]
 
 Every training has a run directory of its own, runs/<sweep>-<arm>-<seed>; arms that differ only in sampling or scoring
-share one. Nothing is made twice: the same command goes on where it stopped, and several at once share the work.
+share one. Nothing is made twice: the same command goes on where it stopped, and several at once share the work. An arm
+whose training breaks off is a row that says so. Averages that are made afterwards (sample.average: posthoc-0.1,
+snapshots-0.9) are made.
 """
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,16 @@ from pydantic import Field, ValidationError, field_validator
 
 from snrkit import __version__
 from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.clipping import Groups
 from snrkit.config import NAME, Experiment, load_experiment, read_mapping
-from snrkit.data.dataset import Dataset, chunks, memory_dataset, to_bytes, to_unit
+from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_bytes, to_unit
 from snrkit.distributed import World
-from snrkit.errors import BusyError, ConfigError, SnrkitError
+from snrkit.ema import made_afterwards
+from snrkit.errors import BusyError, ConfigError, DataError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
+from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.comparing import against
-from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.opening import Opened, open_experiment, open_model, open_network
 from snrkit.jobs.progress import console
 from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
 from snrkit.jobs.scoring import disjoint, open_reference, summarise
@@ -42,7 +48,8 @@ from snrkit.run import Run, locked, read_log, trained_run
 from snrkit.sampler import parse_seeds, rehearse
 from snrkit.value import Value
 
-FORMAT = 1  # of stored rows
+FORMAT = 2  # of stored rows
+AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training
 DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
 READ = 1024
 
@@ -99,20 +106,27 @@ def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial
     """All trials, seed by seed. ConfigError lists the faults of every arm."""
     trials, faults = [], []
     for seed in sweep.seeds:
-        first: list[tuple[Any, str]] = []  # what was trained before, and its arm
+        first: list[tuple[str, str]] = []  # what was trained before, and its arm
         for arm, changes in sweep.arms.items():
             try:
                 e = load_experiment(sweep.base, [*sweep.settings, *changes, *settings, f"seed={seed}"])
             except ConfigError as error:
                 faults += [f"arm {arm}: {line}" for line in str(error).splitlines()]
                 continue
-            trained = e.training_part(), e.train.images
+            faults += _own_words(arm, changes)
+            trained = json.dumps(e.model_dump(mode="json", exclude=AFTERWARDS))  # in order: rules are tried in order
             owner = next((owner for known, owner in first if known == trained), arm)
             first.append((trained, owner))
             trials.append(Trial(arm, seed, e.model_copy(update={"name": f"{name}-{owner}-{seed}"})))
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return trials
+
+
+def _own_words(arm: str, changes: Sequence[str]) -> list[str]:
+    """Faults of an arm that sets what the sweep itself sets."""
+    own = [change for change in changes if change.split("=")[0] in ("seed", "name")]
+    return [f"arm {arm}: {change}: seeds and names are the sweep's own; drop it" for change in own]
 
 
 def run_sweep(
@@ -126,17 +140,18 @@ def run_sweep(
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
     trials = lay_out(sweep, path.stem, settings)
-    checked: set[str] = set()
-    for trial in trials:
-        _check(trial, world, checked)
+    for trial in trials[: len(sweep.arms)]:  # of one seed
+        _check(trial, world)
     wanted = [trial for trial in trials if not arms or trial.arm in arms]
     busy = _work(wanted, runs, world, quiet)
     busy = _work(busy, runs, world, quiet)  # another process may be done with them now
     if busy:
         names = ", ".join(f"{trial.arm} (seed {trial.seed})" for trial in busy)
         console.print(f"other processes work on {names}; run the same command again for the whole table")
-    record = make_record(sweep, [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None])
-    out = runs / f"{path.stem}.json"
+    rows = [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None]
+    record = make_record(sweep, rows, [*sweep.settings, *settings])
+    name = path.stem if not settings else f"{path.stem}-{fingerprint(json.dumps(list(settings)))[:8]}"
+    out = runs / f"{name}.json"  # a quick look with other settings leaves the page of the file alone
     with disk_errors(f"writing {out}", "free space and run the same command again"):
         write_json(out, record)
         write_text(out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in _page(path.stem, record)))
@@ -146,25 +161,31 @@ def run_sweep(
 def _page(name: str, record: Mapping[str, Any]) -> list[Block]:
     header, rows = arm_table(record)
     told = [(arm, "; ".join(changes) or "-") for arm, changes in record["settings"].items()]
-    return [
+    blocks: list[Block] = [
         Heading(f"Sweep {name}", 1),
         Paragraph(f"Seeds of training {', '.join(map(str, record['seeds']))}; brackets: paired 95 % t-intervals over "
                   "them. Power and brightness: of the images over the data's, 1 is alike."),
-        Table(header, rows), Heading("What each arm changes"), Table(("arm", "settings"), told),
+        Table(header, rows),
+    ]  # fmt: skip
+    if record["failed"]:
+        blocks += [Heading("Broken off"), Table(("arm", "why"), list(record["failed"].items()))]
+    everywhere = "; ".join(record["everywhere"]) or "the base file as it is"
+    return [
+        *blocks, Heading("What each arm changes"), Paragraph(f"Everywhere: {everywhere}."),
+        Table(("arm", "settings"), told),
     ]  # fmt: skip
 
 
-def _check(trial: Trial, world: World, checked: set[str]) -> None:
-    """Refuse what could not be trained, sampled or scored, before anything is; each arm once."""
-    if trial.arm in checked:
-        return
-    checked.add(trial.arm)
-    choose(trial.experiment, ())
-    for name, sampler in trial.experiment.samplers.items():
-        try:
-            rehearse(sampler, trial.experiment.process, trial.experiment.target, (1, 2, 2))
-        except SnrkitError as error:
-            raise ConfigError(f"arm {trial.arm}: samplers.{name}: {error}") from None
+def _check(trial: Trial, world: World) -> None:
+    """Refuse what could not be trained or scored, before anything is: ConfigError with the arm's name."""
+    try:
+        choose(trial.experiment, ())
+        opened = open_experiment(trial.experiment, world)
+        check_features(opened.experiment.metrics, opened.labelled)
+        if isinstance(rule := trial.experiment.train.clip, Groups):
+            rule.split(list(open_network(opened).named_parameters()))
+    except SnrkitError as error:
+        raise ConfigError(f"arm {trial.arm}: {error}") from None
 
 
 def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> list[Trial]:
@@ -177,51 +198,73 @@ def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> lis
             make_row(trial, runs, world, quiet)
         except BusyError:
             busy.append(trial)
-        except ConfigError as error:
-            raise ConfigError(f"arm {trial.arm}: {error}") from None
+        except SnrkitError as error:
+            raise SnrkitError(f"arm {trial.arm}, seed {trial.seed}: {error}") from None
     return busy
 
 
 def row_path(trial: Trial, runs: Path) -> Path:
-    """Where the row of a trial lies."""
-    return Run(runs / trial.experiment.name).path / "sweep" / f"{trial.arm}.json"
+    """Where the row of a trial lies; other samplers, seeds or metrics of the arm lie beside it."""
+    key = fingerprint(json.dumps(_facts(trial)))[:12]
+    return Run(runs / trial.experiment.name).path / "sweep" / f"{trial.arm}-{key}.json"
 
 
 def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
     """The row that an earlier command made of exactly this trial."""
     path = row_path(trial, runs)
-    row: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return row if row is not None and row["facts"] == _facts(trial) else None
+    return read_json(path) if path.exists() else None
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
-    e = trial.experiment
-    scored = e.model_dump(mode="json", include={"samplers", "sample", "metrics", "compute"})
-    return {"format": FORMAT, "training": e.training_part(), "images": e.train.images, **scored, "version": __version__}
+    content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
+    return {"format": FORMAT, "version": __version__, **content}
 
 
 def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
-    """Train, unless that is done, and score every sampler."""
+    """Train, unless that is done, and score every sampler. What breaks off is a row with its reason."""
     if stored_row(trial, runs) is not None:
         return
-    e = trial.experiment
-    run = Run(runs / e.name)
-    path = newest_checkpoint(run.checkpoints)
-    if path is None or int(path.name) < e.train.images:
-        run_training(e, runs, world, quiet)
+    e, run = trial.experiment, Run(runs / trial.experiment.name)
+    end = -(-e.train.images // e.train.batch) * e.train.batch
+    newest = newest_checkpoint(run.checkpoints)
+    if newest is None or int(newest.name) < end:
+        try:
+            run_training(e, runs, world, quiet)
+        except (BusyError, ConfigError, DataError):
+            raise
+        except SnrkitError as error:
+            _keep(trial, runs, {"failed": str(error), "training": training_facts(run)})
+            return
     opened = open_experiment(e, world)
-    check_features(e.metrics, opened.labelled)
     check_samplers(opened, list(e.samplers))
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    _make_average(run, e.sample.average, end)
     with locked(run):
-        row = {"facts": _facts(trial), "training": training_facts(run), "samplers": score_samplers(opened, run)}
-        with disk_errors(f"writing {row_path(trial, runs)}", "free space and run the same command again"):
-            write_json(row_path(trial, runs), row)
+        found = score_samplers(opened, run, e.sample.checkpoint or end)
+        _keep(trial, runs, {"training": training_facts(run), "samplers": found})
+
+
+def _keep(trial: Trial, runs: Path, row: Mapping[str, Any]) -> None:
+    path = row_path(trial, runs)
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, {"facts": _facts(trial), **row})
+
+
+def _make_average(run: Run, name: str | None, end: int) -> None:
+    """Weights that are made after training, as of its end."""
+    if name is not None and made_afterwards(name) and not (run.averages(name) / f"{end:09d}").is_dir():
+        kind, _, number = name.partition("-")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ConfigError(f"sample.average: '{name}' is no {kind}-<number>.") from None
+        width, decay = (value, None) if kind == "posthoc" else (None, value)
+        run_averaging(run.path, width, decay, end)
 
 
 def training_facts(run: Run) -> dict[str, Any]:
     """What the log says of a whole training."""
-    log = read_log(run)
+    log = read_log(run) if run.log.exists() else []
     lines = [line for line in log if line["kind"] == "train"]
     held = [line for line in log if line["kind"] == "held_out"]
     norms = [line["grad_norm"] for line in lines if line["grad_norm"] is not None]
@@ -233,9 +276,12 @@ def training_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def score_samplers(opened: Opened, run: Run) -> dict[str, Any]:
-    """Scores and looks of every sampler's images, which are not kept."""
-    e, world = opened.experiment, opened.world
+def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
+    """Scores and looks of every sampler's images, which are not kept, with the weights as of `at` images."""
+    world = opened.world
+    sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
+    e = opened.experiment.model_copy(update={"sample": sample})
+    opened = replace(opened, experiment=e)
     model, (extractor, reference) = open_model(opened, run), open_reference(opened)
     seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
     found = {}
@@ -262,21 +308,24 @@ def data_appearance(dataset: Dataset, indices: Sequence[int]) -> Appearance:
     return appearance(map(dataset.x0, chunks(list(indices)[::step], READ)), dataset.shape)
 
 
-def make_record(sweep: Sweep, rows: Sequence[tuple[Trial, Mapping[str, Any]]]) -> dict[str, Any]:
+def make_record(
+    sweep: Sweep, rows: Sequence[tuple[Trial, Mapping[str, Any]]], everywhere: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
     """The table as plain data: every arm and sampler over seeds, and beside the first arm on equal seeds."""
     table: dict[str, dict[int, dict[str, Any]]] = {}
     names: Mapping[str, str] = {}
+    failed = {f"{trial.arm}, seed {trial.seed}": row["failed"] for trial, row in rows if "failed" in row}
     for trial, row in rows:
-        for sampler, found in row["samplers"].items():
+        for sampler, found in row.get("samplers", {}).items():
             several = len(row["samplers"]) > 1
             label = f"{trial.arm} {sampler}" if several else trial.arm
             table.setdefault(label, {})[trial.seed] = {**found, "training": row["training"], "sampler": sampler}
             names = found["names"]
     first = next(iter(sweep.arms))
     return {
-        "names": names, "seeds": list(sweep.seeds), "reference": first,
+        "names": names, "seeds": list(sweep.seeds), "reference": first, "failed": failed,
         "arms": {label: _over_seeds(by_seed, table, first) for label, by_seed in table.items()},
-        "settings": {arm: list(changes) for arm, changes in sweep.arms.items()},
+        "settings": {arm: list(changes) for arm, changes in sweep.arms.items()}, "everywhere": list(everywhere),
     }  # fmt: skip
 
 

@@ -36,8 +36,6 @@ from snrkit.train import (
     train,
 )
 
-CHANGED = 1e-5  # relative change of the norm that counts as clipping
-
 
 @dataclass(slots=True)
 class Tally:
@@ -63,7 +61,7 @@ class Tally:
             self.loss += step.loss
             self.grad_norm += step.grad_norm
             self.clipped_norm += step.clipped_norm
-            self.clipped += abs(step.clipped_norm - step.grad_norm) > CHANGED * step.grad_norm
+            self.clipped += step.clipped_norm != step.grad_norm
         if step.largest is not None:  # a step that was watched
             self.logit, self.cosine, self.largest = step.logit, step.cosine, step.largest
 
@@ -168,11 +166,12 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
                 tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
                 _log_held_out(run, task, state, step)
+            every = config.snapshot_every
+            if every and (_crossed(step, config.batch, every) or step.images >= config.images):
+                _snapshot(run, task, state)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 _save(run, task, state, tally)
-            if config.snapshot_every and _crossed(step, config.batch, config.snapshot_every):
-                _snapshot(run, task, state)
             if stopping:
                 break
     if state.images < config.images:

@@ -4,7 +4,7 @@ Options: normalised queries and keys (Henry et al. 2020; Dehghani et al. 2023) a
 et al. 2021) in place of fixed sine positions.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -191,6 +191,8 @@ class DitModule(nn.Module):
     pos_embed: Tensor
     rotation_cos: Tensor
     rotation_sin: Tensor
+
+    output: ClassVar[str] = "final_layer.linear"  # the layer that gives the output
 
     def __init__(self, value: Dit, shape: tuple[int, int, int]) -> None:
         super().__init__()

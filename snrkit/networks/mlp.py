@@ -1,7 +1,7 @@
 """A residual multilayer perceptron for toy data: the image is flattened."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,8 @@ class Mlp(Value):
 
 class MlpModule(nn.Module):
     """The network that an `Mlp` describes."""
+
+    output: ClassVar[str] = "last"  # the layer that gives the output
 
     def __init__(self, value: Mlp, shape: tuple[int, int, int]) -> None:
         super().__init__()

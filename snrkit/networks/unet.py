@@ -5,7 +5,7 @@ that a checkpoint of it is a renaming away. What diffusers has no place for (nul
 `extras`.
 """
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -166,6 +166,8 @@ class Middle(nn.Module):
 
 class UNetModule(nn.Module):
     """The network that a `UNet` describes."""
+
+    output: ClassVar[str] = "conv_out"  # the layer that gives the output
 
     def __init__(self, value: UNet, shape: tuple[int, int, int]) -> None:
         super().__init__()
