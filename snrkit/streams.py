@@ -6,7 +6,8 @@ NumPy's Philox on the CPU, as torch's CPU generator keeps only 32 bits of a seed
 import numpy as np
 
 # what a stream is for
-TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT, DATA, CLASSIFIER, SUBSET, ESTIMATOR, UNCERTAINTY = range(1, 12)
+TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT, DATA, CLASSIFIER, SUBSET, ESTIMATOR = range(1, 11)
+UNCERTAINTY, ANALYSIS = 11, 12
 
 
 def stream(*key: int) -> np.random.Generator:

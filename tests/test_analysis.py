@@ -15,14 +15,17 @@ from snrkit.analysis.closed_form import (
     ring_difficulty,
     weighted_scale,
 )
+from snrkit.analysis.empirical import gradients, information, level_of_share, rank_correlation, x0_errors
 from snrkit.betas import LinearBetas, SquaredCosBetas
 from snrkit.config import load_experiment
+from snrkit.data.toy import MixtureDenoiser
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis
+from snrkit.jobs.training import run_training
 from snrkit.level import level_of
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Eps, Score, V
+from snrkit.prediction import X0, Cond, Eps, Score, V
 from snrkit.process import Ddpm
 from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
@@ -256,3 +259,110 @@ def test_analyze_prints_where_the_page_is(tmp_path):
     assert "index.html" in done.stdout
     assert "scaled_linear" in done.stdout
     assert written(tmp_path / "runs" / "small" / "analysis")
+
+
+EVEN = torch.linspace(-12, 12, 481, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variance", [0.25, 1.0])
+def test_information_of_gaussian_data_is_its_closed_form(variance):
+    """I-MMSE of the exact mse: ln(1 + s^2 snr)/2 for x0, ln(1 + 1/(s^2 snr))/2 for eps, v as the table."""
+    level = level_of(EVEN, "vp")
+    found = information(EVEN, variance / (1 + variance * EVEN.exp()))
+    for target, got in ((X0(), found.x0), (Eps(), found.eps), (V(), found.v)):
+        wanted = difficulty(level, target, variance).information
+        torch.testing.assert_close(got, wanted, rtol=0, atol=2e-4)
+
+
+def test_information_on_v_is_an_arch_for_a_mixture():
+    """Even in logsnr, positive between, 0 at both ends, highest at SNR 1; x0's rises and eps's falls throughout."""
+    process = PROCESSES["vp"]
+    means = tensor([-1.0, 1.0])
+    draws = torch.Generator().manual_seed(0)
+    side = torch.randint(2, (200_000,), generator=draws)
+    noisy = torch.randn(200_000, dtype=torch.float64, generator=draws)
+    x0 = (means[side] + 0.2 * noisy)[:, None, None, None]
+    x0 = (x0 - x0.mean()) / x0.std()  # a density of unit variance that is not Gaussian
+    s = float(0.2 / (means[side] + 0.2 * noisy).std())
+    centres = means / (means[side] + 0.2 * noisy).std()
+    denoise = MixtureDenoiser(process, centres[:, None, None, None], tensor([s**2, s**2]), tensor([0.5, 0.5]))
+    axis = torch.linspace(-12, 12, 121, dtype=torch.float64)
+
+    def noise(like):
+        return torch.randn(like.shape, dtype=torch.float64, generator=draws)
+
+    found = information(axis, x0_errors(denoise, process, [(x0, Cond())], axis, noise).mean(1))
+    torch.testing.assert_close(found.v, found.v.flip(0), rtol=0, atol=1e-9)
+    assert found.v[60] > 0.2
+    assert int(found.v.argmax()) in range(55, 66)
+    assert abs(float(found.v[0])) < 0.01
+    assert (found.x0.diff() > 0).all()
+    assert (found.eps.diff() < 0.003).all()
+
+
+def test_excess_error_is_read_where_the_exact_denoiser_is_known(tmp_path):
+    """An untrained one under EDM's preconditioning is off by its Wiener gain less the exact one."""
+    data = {"kind": "gaussian", "shape": [1, 4, 4], "std": 0.5, "count": 4000, "sigma_data": 1.0}
+    network = {"kind": "mlp", "dim": 8, "depth": 1}
+    train = {"images": 64, "batch": 64, "lr": 1e-12, "averages": []}
+    e = load_experiment(write_config(tmp_path, data=data, network=network, train=train))
+    run_training(e, tmp_path / "runs", WORLD, quiet=True)
+    run_analysis(e, tmp_path / "runs", WORLD)
+    rows = (tmp_path / "runs/small/analysis/run-excess.csv").read_text().splitlines()
+    for row in [row for row in csv.DictReader(rows) if row["curve"] == "x0"][::6]:
+        sigma2 = math.exp(-float(row["logsnr"]))
+        gap = 1 / (1 + sigma2) - 0.25 / (0.25 + sigma2)  # gains at the s it was told and at the data's own
+        assert float(row["mean square"]) == pytest.approx(gap**2 * (0.25 + sigma2), rel=0.08)
+
+
+def test_rank_correlation_is_spearmans():
+    """1 for what rises together, -1 for what parts, scipy's for noise."""
+    from scipy import stats
+
+    one = torch.linspace(0, 1, 30, dtype=torch.float64)
+    assert rank_correlation(one, one.exp()) == pytest.approx(1)
+    assert rank_correlation(one, -one) == pytest.approx(-1)
+    assert math.isnan(rank_correlation(one, torch.ones(30) + 1e-12 * one))
+    other = torch.randn(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert rank_correlation(one, other) == pytest.approx(stats.spearmanr(one, other).statistic)
+
+
+def test_gradient_signal_to_noise_takes_the_means_own_noise_off():
+    """Gradients m + s z of 40 samples: |m|^2/(d s^2), also where m = 0; the norm is sqrt(|m|^2 + d s^2)."""
+    for mean, spread in ((0.3, 1.0), (0.0, 1.0)):
+        ratios, norms = [], []
+        for seed in range(200):
+            draws = torch.Generator().manual_seed(seed)
+            weight = torch.nn.Parameter(torch.zeros(20, dtype=torch.float64))
+            rows = mean + spread * torch.randn(40, 20, dtype=torch.float64, generator=draws)
+            found = gradients(lambda i, rows=rows, weight=weight: (rows[i] * weight).sum(), 40, [weight])
+            ratios.append(found.signal_to_noise)
+            norms.append(found.norm)
+        assert sum(ratios) / 200 == pytest.approx(mean**2 / spread**2, abs=0.005)
+        assert sum(norms) / 200 == pytest.approx(math.sqrt(20 * (mean**2 + spread**2)), rel=0.02)
+
+
+def test_levels_of_shares_of_information():
+    """A flat density has its median in the middle; one that sits at an end has it there."""
+    flat = torch.ones_like(EVEN)
+    assert level_of_share(EVEN, flat, 0.5) == pytest.approx(0, abs=0.1)
+    assert level_of_share(EVEN, (EVEN > 10).double(), 0.05) > 10
+
+
+def test_a_trained_run_is_read_beside_its_closed_forms(tmp_path):
+    """Its errors lie between the exact denoiser's and the data's variance, and the page has its figures."""
+    averages = [{"half_life": 500}]
+    train = {**SMALL["train"], "images": 12_800, "augment": None, "save_every": 12_800, "averages": averages}
+    network = {**SMALL["network"], "augment": False, "dropout": 0.0}
+    e = load_experiment(write_config(tmp_path, train=train, network=network))
+    run_training(e, tmp_path / "runs", WORLD, quiet=True)
+    record = run_analysis(e, tmp_path / "runs", WORLD)
+    folder = tmp_path / "runs" / "small" / "analysis"
+    rows = list(csv.DictReader((folder / "run-error.csv").read_text().splitlines()))
+    curve = {float(r["logsnr"]): float(r["mse"]) for r in rows if r["curve"] == "run, held-out"}
+    for logsnr in list(curve)[4:-4:8]:  # the label names the component, of which 0.1^2 is unknown
+        best = float(difficulty(e.process.level(tensor(logsnr)), X0(), 0.01).bayes_error)
+        assert 0.9 * best < curve[logsnr] < 1.3 * record["variance"] + best
+    assert record["facts"]["Weights"] == "ema-500 at 12800 images"
+    assert "Bound, bits per dimension" in record["facts"]
+    assert {"run-information", "run-gradients", "run-gsnr", "run-accuracy"} <= {p.stem for p in folder.glob("*.csv")}

@@ -1,8 +1,9 @@
 """`snrkit analyze`: what an experiment asks of its network, in closed form, before and beside any training.
 
-Five groups of charts, each as CSV and PNG, and one page: how hard every target is (for the data's variance and for its
+Groups of charts, each chart as CSV and PNG, and one page: how hard every target is (for the data's variance and for its
 spectrum), what weightings and preconditioning make of it, all schedules, grids and level samplers of the field beside
-the experiment's own, its effective weighting, and the prior term of the variational bound of every beta table.
+the experiment's own, its effective weighting, and the prior term of the variational bound of every beta table. With a
+trained run also what its weights say (dissecting.py).
 """
 
 import math
@@ -33,6 +34,7 @@ from snrkit.betas import (
     SquaredCosBetas,
 )
 from snrkit.charts import Chart, Scale, draw
+from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
@@ -41,7 +43,9 @@ from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_text
 from snrkit.frequency import rings
 from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
-from snrkit.jobs.opening import Opened, open_experiment
+from snrkit.jobs.dissecting import dissect
+from snrkit.jobs.measuring import check_held_out
+from snrkit.jobs.opening import Opened, open_experiment, open_model
 from snrkit.level import Level, level_of
 from snrkit.levels import (
     Cauchy,
@@ -60,7 +64,7 @@ from snrkit.objective import LOWEST_LOGSNR
 from snrkit.prediction import X0, Eps, FlowVelocity, Score, Target, V
 from snrkit.process import Ddpm, Process
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
-from snrkit.run import Run
+from snrkit.run import Run, trained_run
 from snrkit.weighting import (
     P2,
     EdmWeighting,
@@ -114,14 +118,23 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         "What weightings and preconditioning make of it": weighting_charts(opened.experiment, spectrum),
         "Schedules, grids and level samplers": schedule_charts(opened.experiment),
     }
+    facts: dict[str, str] = {}
+    run = Run(runs / experiment.name)
+    if newest_checkpoint(run.checkpoints) is not None:
+        run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+        check_held_out(opened)
+        model = open_model(opened, run)
+        found = dissect(opened, model, spectrum)
+        groups |= found.charts
+        facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
-        blocks = _write_charts(folder, opened.experiment, spectrum, groups)
+        blocks = _write_charts(folder, opened.experiment, spectrum, groups, facts)
         title = f"{experiment.name}: analysis"
         write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
         write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
     return {
         "page": str(folder / "index.html"), "charts": [chart.name for charts in groups.values() for chart in charts],
-        "variance": spectrum.variance, "prior_bits": prior_bits(spectrum.variance),
+        "variance": spectrum.variance, "facts": facts, "prior_bits": prior_bits(spectrum.variance),
     }  # fmt: skip
 
 
@@ -242,7 +255,7 @@ def prior_bits(variance: float) -> dict[str, float]:
 
 
 def _write_charts(
-    folder: Path, e: Experiment, spectrum: Spectrum, groups: Mapping[str, Sequence[Chart]]
+    folder: Path, e: Experiment, spectrum: Spectrum, groups: Mapping[str, Sequence[Chart]], facts: Mapping[str, str]
 ) -> list[Block]:  # fmt: skip
     data = f"data of variance {spectrum.variance:.4g} and {len(spectrum.power)} frequency rings"
     blocks: list[Block] = [
@@ -250,6 +263,8 @@ def _write_charts(
         Paragraph(f"Process {e.process.kind}, target {e.target.kind}, preconditioning {e.precondition.kind}, levels "
                   f"{e.levels.kind}, weighting {e.weighting.kind}; {data}. Closed forms for Gaussian data."),
     ]  # fmt: skip
+    if facts:
+        blocks += [Heading("The run in figures"), Table(("what", "value"), list(facts.items()))]
     for title, charts in groups.items():
         picture = folder / f"{charts[0].name}.png"
         write_bytes(picture, draw(charts))

@@ -49,6 +49,8 @@ def show_analysis(record: Mapping[str, Any]) -> None:
     """Where the page lies, and the prior term of every beta table."""
     rows = [[name, f"{bits:.3g}"] for name, bits in record["prior_bits"].items()]
     _print(("beta table", "prior term, bits per dimension"), rows)
+    if record["facts"]:
+        _print(("this run", ""), list(record["facts"].items()))
     out.print(f"{len(record['charts'])} charts, each with a CSV beside it: {record['page']}")
 
 
