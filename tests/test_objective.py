@@ -98,3 +98,33 @@ def test_table_draws_are_snapped_before_noise_is_added():
     drawn = objective.logsnr(torch.rand(100, dtype=torch.float64))
     assert torch.isin(drawn, process.table()).all()
     assert level_of(drawn, "vp").alpha.shape == (100,)
+
+
+def test_half_precision_keeps_what_posts_say_it_flushes():
+    """fp16 holds subnormals to 6.0e-8: gradients of 1e-5 survive, what is under 3.0e-8 and squares of 1.7e-4 do not."""
+    info = torch.finfo(torch.float16)
+    assert info.smallest_normal == pytest.approx(6.1e-5, rel=1e-2)
+    kept = torch.tensor([1e-5, 6.1e-8, 3.1e-8]).half()
+    assert (kept > 0).all()
+    assert float(kept[0]) == pytest.approx(1e-5, rel=3e-3)
+    assert (torch.tensor([2.9e-8, 1.6e-4**2]).half() == 0).all()
+
+
+def test_edm_weighting_leaves_v_alone_for_unit_data_only():
+    """Its factor on v is 1 at s = 1 and (snr + 4)/(snr + 1) at s = 1/2."""
+    process = PROCESSES["vp"]
+    for logsnr in (-4.0, 0.0, 3.0):
+        snr = torch.exp(tensor(logsnr)).item()
+        assert weight(logsnr, process, V(), NoPrecondition(), EdmWeighting(), s=1.0) == pytest.approx(1)
+        found = weight(logsnr, process, V(), NoPrecondition(), EdmWeighting(), s=0.5)
+        assert found == pytest.approx((snr + 4) / (snr + 1))
+
+
+def test_no_published_inverse_of_one_plus_variance_flattens():
+    """1/(sigma^2 + 1) as "EDM's weight" leaves sqrt(w) times the gradient scale from 1e-4 to 1 on eps (unit data)."""
+    logsnr = torch.tensor([-9.2, 9.2], dtype=torch.float64)  # SNR 1e-4 and 1e4
+    snr = logsnr.exp()
+    scale = (1 / (1 + 1 / snr) * snr / (1 + snr)).sqrt()
+    torch.testing.assert_close(scale, torch.tensor([1e-4, 1.0]).double(), rtol=0.02, atol=0)
+    flat = ((1 + 1 / snr) * snr / (1 + snr)).sqrt()
+    torch.testing.assert_close(flat, torch.ones(2).double())

@@ -194,6 +194,27 @@ def test_optimizers_are_torchs(optimizer, plain):
     torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("process", [{"kind": "vp"}, {"kind": "flow"}, {"kind": "edm"}], ids=lambda p: p["kind"])
+def test_under_edm_preconditioning_all_targets_are_one_training(process):
+    """With the unit loss on F, from a last layer of 0, five targets give one network up to the sign of its output."""
+    ends = {}
+    for kind in ("x0", "eps", "v", "flow", "score"):
+        plain = {**SMALL["network"], "dropout": 0.0, "augment": False}
+        train_part = {**SMALL["train"], "augment": None, "images": 1280, "clip": None}
+        content = {**SMALL, "process": process, "target": {"kind": kind}, "network": plain, "train": train_part}
+        found = open_experiment(parse_experiment(content, "small"), WORLD)
+        state = make_state(open_task(found), open_network(found))
+        list(train(open_task(found), state))
+        ends[kind] = {name: p.detach() for name, p in state.network.named_parameters()}
+    assert float(ends["x0"]["conv_out.weight"].abs().max()) > 1e-3
+    for kind, ours in ends.items():
+        side = torch.sign((ours["conv_out.weight"] * ends["x0"]["conv_out.weight"]).sum())
+        for name, weight in ends["x0"].items():
+            factor = side if name.startswith("conv_out") else 1.0
+            torch.testing.assert_close(factor * ours[name], weight, rtol=0, atol=2e-4, msg=f"{kind} {name}")
+        assert float(side) == (1.0 if kind in ("x0", "score") else -1.0)  # the sign of a sigma - b alpha
+
+
 def test_a_setting_of_another_optimizer_is_refused():
     """momentum with adam, betas with sgd."""
     with pytest.raises(ValueError, match="momentum has no effect"):
