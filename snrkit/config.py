@@ -24,8 +24,9 @@ from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork
 from snrkit.objective import LOWEST_LOGSNR
+from snrkit.perturb import MixFlow
 from snrkit.prediction import AnyTarget, Eps, Score
-from snrkit.process import AnyProcess, Ddpm
+from snrkit.process import AnyProcess, Ddpm, Flow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
 from snrkit.step import Abilities
@@ -127,6 +128,8 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         and float(e.process.table()[-1]) == -float("inf")
     ):
         yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
+    if isinstance(train.perturb, MixFlow) and not isinstance(e.process, Flow):
+        yield f"train.perturb: mixflow is about the straight line of flow matching, not {e.process.kind}"
     names = [value.name for value in train.averages]
     if len(set(names)) < len(names):
         yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
+from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch import Tensor
 
 from snrkit.errors import SnrkitError
@@ -124,6 +125,31 @@ class NormalTime(Value):
         time = process.fraction(logsnr)
         density: Tensor = normal_density((time - self.mean) / self.std) / self.std / (last - first)
         return density * process.draw_density(logsnr)
+
+
+class BetaTime(Value):
+    """1 - the process's own time (a fraction of its range, 1 the noisy end) follows Beta(alpha, beta).
+
+    MixFlow takes Beta(2, 1), which prefers the clean end.
+    """
+
+    kind: Literal["beta_time"] = "beta_time"
+    alpha: Positive = 2.0
+    beta: Positive = 1.0
+
+    def logsnr(self, u: Tensor, process: Process) -> Tensor:
+        """The process's draw at 1 - the quantile of 1 - u."""
+        clean = betaincinv(self.alpha, self.beta, 1 - u.to(torch.float64).numpy())
+        return process.draw(1 - torch.as_tensor(clean, dtype=torch.float64))
+
+    def density(self, logsnr: Tensor, process: Process) -> Tensor:
+        """The beta density at 1 - the process's fraction, times the process's own."""
+        clean = 1 - process.fraction(logsnr)
+        log = (self.alpha - 1) * clean.log() + (self.beta - 1) * (1 - clean).log()
+        whole = math.lgamma(self.alpha + self.beta) - math.lgamma(self.alpha) - math.lgamma(self.beta)
+        density: Tensor = torch.exp(log + whole)
+        inside = (clean > 0) & (clean < 1)
+        return torch.where(inside, density, 0.0) * process.draw_density(logsnr)
 
 
 BISECTIONS = 60
@@ -296,6 +322,7 @@ AnyLevelSampler = Annotated[
     | LogNormal
     | LogitNormal
     | NormalTime
+    | BetaTime
     | Mode
     | UniformSigma
     | LogUniform

@@ -56,25 +56,26 @@ class Objective:
 
     def output_error(
         self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
-        *, perturbation: Tensor | None = None,
+        *, beyond: Tensor | None = None, stands: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *).
+        """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *), told levels `logsnr` (B,).
 
-        `untold` (B,) marks images whose level the network is not told. `perturbation` (B, *) is noise added to eps in
-        what the network is shown, not in what it is to say.
+        `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is noise added to eps in what
+        the network is shown, not in what it is to say; `stands` (B,) where the state is, by default where it is told.
         """
-        level = self.process.level(logsnr)
+        told = self.process.level(logsnr)
+        level = told if stands is None else self.process.level(stands)
         a, b = self.target.direction(level)
-        c = self.precondition.coefficients(level, self.target, self.process.scaling, self.sigma_data)
+        c = self.precondition.coefficients(told, self.target, self.process.scaling, self.sigma_data)
         alpha, sigma = level.scales(x0)
-        shown = eps if perturbation is None else eps + perturbation
+        shown = eps if beyond is None else eps + beyond
         x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
         time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
         output: Tensor = network(x, time, cond)
         wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
         wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
-        if perturbation is not None:
-            wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * perturbation
+        if beyond is not None:
+            wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * beyond
         return (output.float() - wanted).square().flatten(1).mean(1)
 
     def weight(self, logsnr: Tensor) -> Tensor:

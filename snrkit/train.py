@@ -26,6 +26,7 @@ from snrkit.errors import SnrkitError
 from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import Objective
+from snrkit.perturb import AnyPerturbation, Shown
 from snrkit.prediction import Cond
 from snrkit.randomness import Draws, Plan
 from snrkit.streams import DROPOUT
@@ -39,17 +40,6 @@ class ResumeFrom(Value):
     run: Path
     checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
     average: str | None = Field(None, description="the name of an average, or network; default: the longest average")
-
-
-class InputPerturbation(Value):
-    """DDPM-IP (Ning et al. 2023): the network is shown alpha*x0 + sigma*(eps + gamma*xi), xi fresh; its target stays.
-
-    With the published target, eps, the best answer is the denoiser's for noise of sqrt(1 + gamma^2) the size, divided
-    by 1 + gamma^2. With target x0 it is that denoiser's x0 and nothing is divided; v and flow lie between. What the
-    target is decides, then, whether input perturbation holds epsilon scaling by 1 + gamma^2 in it.
-    """
-
-    gamma: float = Field(0.1, gt=0)
 
 
 PATIENCE = 10  # non-finite steps in a row before giving up
@@ -74,7 +64,7 @@ class TrainConfig(Value):
     label_dropout: float = Field(0.0, ge=0, lt=1)
     noise_dropout: float = Field(0.0, ge=0, lt=1)
     augment: EdmAugment | None = None
-    perturb: InputPerturbation | None = None
+    perturb: AnyPerturbation | None = None
     importance: Importance | None = Field(None, description="learn where to look; the objective stays")
     balance: Balance | None = Field(None, description="weigh levels by what is learned of their loss")
     uncertainty: Uncertainty | None = Field(None, description="EDM2's learned uncertainty of every level")
@@ -174,7 +164,12 @@ class Task:
         """The shape of the random draws."""
         config = self.config
         return Plan(
-            self.seed, config.batch, config.slice, len(self.train), self.dataset.shape, config.perturb is not None
+            self.seed,
+            config.batch,
+            config.slice,
+            len(self.train),
+            self.dataset.shape,
+            None if config.perturb is None else config.perturb.extras,
         )
 
 
@@ -364,11 +359,14 @@ def micro_losses(
     if task.channels_last:
         x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
     mixed = nullcontext() if task.autocast is None else torch.autocast(device.type, task.autocast)
-    extra = None
-    if config.perturb is not None and draws.perturbation is not None:
-        extra = config.perturb.gamma * draws.perturbation.to(noise)
+    shown = Shown(noise, None, logsnr)
+    if config.perturb is not None and draws.extra is not None:
+        chance = draws.chance.to(torch.float64)
+        shown = config.perturb.shown(noise, draws.extra.to(noise), chance, logsnr, task.objective.process)
     with mixed:
-        error = task.objective.output_error(caller, x0, noise, logsnr, untold, cond, perturbation=extra)
+        error = task.objective.output_error(
+            caller, x0, shown.eps, logsnr, untold, cond, beyond=shown.beyond, stands=shown.logsnr
+        )
     return learned.loss(task.objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"level", "betas"},
     {"process"},
     {"prediction"},
-    {"grid", "data.augment", "levels", "weighting"},
+    {"grid", "data.augment", "levels", "weighting", "perturb"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
     {"data", "ema", "clipping", "checkpoints"},

@@ -11,6 +11,7 @@ from scipy import stats
 
 from snrkit.errors import SnrkitError
 from snrkit.levels import (
+    BetaTime,
     Cauchy,
     CosineLevels,
     Laplace,
@@ -39,6 +40,8 @@ SAMPLERS = [
     LogitNormal(mean=0.3, std=0.8),
     NormalTime(),
     NormalTime(mean=0.9, std=0.4),
+    BetaTime(),
+    BetaTime(alpha=1.5, beta=1.8),
     Mode(),
     Mode(scale=-0.7),
     UniformSigma(),

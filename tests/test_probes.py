@@ -19,6 +19,7 @@ from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.levels import LogNormal
 from snrkit.objective import Objective
+from snrkit.perturb import InputPerturbation
 from snrkit.prediction import X0, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
@@ -36,7 +37,7 @@ from snrkit.shift.why import read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
-from snrkit.train import InputPerturbation, Task, TrainConfig
+from snrkit.train import Task, TrainConfig
 from snrkit.wavelet import low_part
 from snrkit.weighting import EdmWeighting
 from tests.exact import gaussian, tensor

@@ -22,8 +22,9 @@ from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import broadcast
 from snrkit.levels import LogNormal, UniformTime
 from snrkit.objective import Objective
-from snrkit.prediction import X0, Eps
-from snrkit.process import Edm, Vp
+from snrkit.perturb import Ciop, MixFlow
+from snrkit.prediction import X0, Eps, FlowVelocity
+from snrkit.process import Edm, Flow, Vp
 from snrkit.randomness import Plan
 from snrkit.train import TrainConfig, make_optimizer, make_state, train
 from snrkit.weighting import EdmWeighting, Simple
@@ -377,7 +378,7 @@ def test_input_perturbation_on_pure_noise_learns_one_over_one_plus_gamma_squared
     def loss(slope):
         network = lambda x, time, cond: slope * x  # noqa: E731
         return float(objective.output_error(
-            network, torch.zeros_like(eps), eps, logsnr, told, None, perturbation=gamma * extra
+            network, torch.zeros_like(eps), eps, logsnr, told, None, beyond=gamma * extra
         ).mean())  # fmt: skip
 
     low, middle, high = loss(0.0), loss(0.5), loss(1.0)  # a parabola in the slope
@@ -403,19 +404,20 @@ def test_input_perturbation_changes_what_is_shown_not_what_is_asked():
         return wanted
 
     told = torch.zeros(4, dtype=torch.bool)
-    error = objective.output_error(network, x0, eps, logsnr, told, None, perturbation=extra)
+    error = objective.output_error(network, x0, eps, logsnr, told, None, beyond=extra)
     assert float(error.max()) < 1e-9
     torch.testing.assert_close(seen[0], broadcast(c.c_in, x0) * shown)
 
 
 def test_perturbation_leaves_all_other_draws_as_they_were():
     """Positions, levels, drops and noise of a step are the same bits with it and without."""
-    plain, more = (Plan(3, 64, 16, 100, (1, 4, 4), perturb).draw(5, range(4)) for perturb in (False, True))
+    plain, *more = (Plan(3, 64, 16, 100, (1, 4, 4), extras).draw(5, range(4)) for extras in (None, 0, 1, 2))
     for name in ("positions", "level", "label_drop", "noise_drop", "flip", "augment", "noise"):
-        assert torch.equal(getattr(plain, name), getattr(more, name))
-    assert plain.perturbation is None
-    assert more.perturbation.shape == more.noise.shape
-    assert not torch.equal(more.perturbation, more.noise)
+        assert all(torch.equal(getattr(plain, name), getattr(one, name)) for one in more)
+    assert plain.extra is None
+    assert [one.extra.shape[1] for one in more] == [0, 1, 2]
+    assert torch.equal(more[1].extra[:, 0], more[2].extra[:, 0])
+    assert not torch.equal(more[2].extra[:, 0], more[2].extra[:, 1])
 
 
 def test_perturbed_training_differs_and_repeats():
@@ -423,3 +425,64 @@ def test_perturbed_training_differs_and_repeats():
     plain, one, two = trained()[0], trained(perturb={"gamma": 0.3})[0], trained(perturb={"gamma": 0.3})[0]
     assert torch.equal(weights(one), weights(two))
     assert not torch.allclose(weights(plain), weights(one))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_ciop_asks_for_noise_of_its_own(share):
+    """Where it strikes, shown and asked noise have variance 1 + gamma^2 and covariance 1; elsewhere they are one."""
+    count, draws = 200_000, torch.Generator().manual_seed(0)
+    eps, extra = torch.randn(count, 1, 1, 1, generator=draws), torch.randn(count, 2, 1, 1, 1, generator=draws)
+    chance, told = torch.rand(count, generator=draws, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    found = Ciop(gamma=0.5, share=share).shown(eps, extra, chance, told, Vp())
+    struck, shown = chance < share, (found.eps + found.beyond).flatten()
+    moments = torch.cov(torch.stack([shown[struck], found.eps.flatten()[struck]]))
+    torch.testing.assert_close(moments, torch.tensor([[1.25, 1.0], [1.0, 1.25]]), rtol=0, atol=0.02)
+    assert torch.equal(shown[~struck], eps.flatten()[~struck])
+    assert torch.equal(found.eps[~struck], eps[~struck])
+    assert torch.equal(found.logsnr, told)
+
+
+def test_mixflow_shows_the_noisier_side_and_asks_for_the_velocity():
+    """m is uniform on [(1 - reach) t, t]; the network sees the line at m, is told t, and eps - x0 satisfies it."""
+    flow, count, draws = Flow(), 50_000, torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, count, 1, 1, 2, generator=draws)
+    t = torch.rand(count, generator=draws, dtype=torch.float64) * 0.98 + 0.01  # 1 is the image
+    told = flow.logsnr(1 - t)
+    found = MixFlow(reach=0.8).shown(eps, eps[:, None][:, :0], torch.rand(count, generator=draws), told, flow)
+    m = 1 - flow.time(found.logsnr)
+    assert bool(((m <= t + 1e-9) & (m >= 0.2 * t - 1e-9)).all())
+    assert float((m / t).mean()) == pytest.approx(0.6, abs=0.005)
+    assert float((m / t).std()) == pytest.approx(0.8 / 12**0.5, abs=0.005)
+    seen = []
+
+    def network(x, time, cond):
+        seen.append((x, time))
+        return eps - x0
+
+    objective = Objective(flow, FlowVelocity(), NoPrecondition(), UniformTime(), Simple(), 0.5)
+    error = objective.output_error(
+        network, x0, eps, told, torch.zeros(count, dtype=torch.bool), None, stands=found.logsnr
+    )
+    assert float(error.max()) < 1e-9
+    line = m.float()[:, None, None, None]
+    torch.testing.assert_close(seen[0][0], line * x0 + (1 - line) * eps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[0][1].double(), 1 - t, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("perturb", [{"kind": "ciop"}, {"kind": "mixflow"}], ids=lambda p: p["kind"])
+def test_perturbed_trainings_run_and_differ(perturb):
+    """Each acts on the weights; mixflow is refused off the straight line."""
+    plain = {**SMALL["network"], "dropout": 0.0, "augment": False}
+
+    def end(**changes):
+        part = {**SMALL["train"], "augment": None, "images": 320, **changes}
+        content = {**SMALL, "process": {"kind": "flow"}, "target": {"kind": "flow"}, "network": plain, "train": part}
+        found = open_experiment(parse_experiment(content, "small"), WORLD)
+        state = make_state(open_task(found), open_network(found))
+        list(train(open_task(found), state))
+        return weights(state)
+
+    assert not torch.allclose(end(), end(perturb=perturb))
+    if perturb["kind"] == "mixflow":
+        with pytest.raises(SnrkitError, match="straight line of flow matching, not edm"):
+            opened(perturb=perturb)
