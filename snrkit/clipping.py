@@ -61,8 +61,8 @@ class LayerNorm(Value):
     def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a tensor."""
         found = gradients(named)
-        norms = torch._foreach_norm(found)
-        torch._foreach_mul_(found, [(self.norm / (each + TINY)).clamp(max=1) for each in norms])
+        norms = torch.stack(torch._foreach_norm(found))
+        torch._foreach_mul_(found, list((self.norm / (norms + TINY)).clamp(max=1).unbind()))
 
 
 class ByValue(Value):
@@ -124,8 +124,8 @@ class UnitNorm(Value):
 
     def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a unit."""
-        for gradient in gradients(named):
-            gradient.mul_((self.norm / (unit_norms(gradient) + TINY)).clamp(max=1))
+        found = gradients(named)
+        scale_units(found, (self.norm / (unit_norms(found) + TINY)).clamp(max=1))
 
 
 class Adaptive(Value):
@@ -141,9 +141,9 @@ class Adaptive(Value):
 
     def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a unit."""
-        for parameter, gradient in _but_the_last(named, output):
-            bound = self.ratio * unit_norms(parameter.detach()).clamp(min=self.floor)
-            gradient.mul_((bound / unit_norms(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
+        weights, found = _but_the_last(named, output)
+        bound = self.ratio * unit_norms(weights).clamp(min=self.floor)
+        scale_units(found, (bound / unit_norms(found).clamp(min=TINY * self.floor)).clamp(max=1))
 
 
 class AdaptiveLayer(Value):
@@ -155,9 +155,10 @@ class AdaptiveLayer(Value):
 
     def apply(self, named: Named, norm: Tensor, output: str) -> None:
         """One factor a tensor."""
-        for parameter, gradient in _but_the_last(named, output):
-            bound = self.ratio * torch.linalg.vector_norm(parameter.detach()).clamp(min=self.floor)
-            gradient.mul_((bound / torch.linalg.vector_norm(gradient).clamp(min=TINY * self.floor)).clamp(max=1))
+        weights, found = _but_the_last(named, output)
+        bound = self.ratio * torch.stack(torch._foreach_norm(weights)).clamp(min=self.floor)
+        norms = torch.stack(torch._foreach_norm(found)).clamp(min=TINY * self.floor)
+        torch._foreach_mul_(found, list((bound / norms).clamp(max=1).unbind()))
 
 
 class Normalize(Value):
@@ -171,15 +172,27 @@ class Normalize(Value):
         torch._foreach_mul_(gradients(named), self.norm / norm.clamp(min=TINY))
 
 
-def unit_norms(tensor: Tensor) -> Tensor:
-    """The norm of every unit, shaped so that it broadcasts against `tensor`."""
-    norms: Tensor = torch.linalg.vector_norm(tensor if tensor.ndim < 2 else tensor.flatten(1), dim=-1)
-    return norms if tensor.ndim < 2 else norms.reshape(-1, *(1,) * (tensor.ndim - 1))
+def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The norms of all units of all tensors, one after the other, (units,)."""
+    return torch.cat([torch.linalg.vector_norm(_by_unit(tensor), dim=1) for tensor in tensors])
 
 
-def _but_the_last(named: Named, output: str) -> list[tuple[nn.Parameter, Tensor]]:
-    """(parameter, gradient) of every layer but the one that gives the output."""
-    return [(p, p.grad) for name, p in named if not name.startswith(f"{output}.") and p.grad is not None]
+def scale_units(tensors: Sequence[Tensor], factors: Tensor) -> None:
+    """Multiply every unit by its factor, (units,) as `unit_norms` orders them, in place."""
+    sizes = [1 if tensor.ndim < 2 else len(tensor) for tensor in tensors]
+    for tensor, part in zip(tensors, torch.split(factors, sizes), strict=True):
+        tensor.mul_(part.reshape(-1, *(1,) * (tensor.ndim - 1)))  # as it lies: flattened it may be a copy
+
+
+def _by_unit(tensor: Tensor) -> Tensor:
+    """(units, elements)."""
+    return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
+
+
+def _but_the_last(named: Named, output: str) -> tuple[list[Tensor], list[Tensor]]:
+    """(weights, gradients) of every layer but the one that gives the output."""
+    kept = [p for name, p in named if not name.startswith(f"{output}.")]
+    return [p.detach() for p in kept], [p.grad for p in kept if p.grad is not None]
 
 
 def _from_number(value: Any) -> Any:
