@@ -214,3 +214,9 @@ def test_power_is_that_of_the_rings():
     assert found == pytest.approx([4] * len(found), rel=0.1)
     flat = appearance([torch.full((2, 1, 8, 8), 0.5)], (1, 8, 8)).power
     assert flat == pytest.approx([0.25 * 64, 0, 0, 0, 0], abs=1e-9)
+
+
+def test_looks_of_single_pixels_have_one_ring():
+    """Images of one pixel and three channels: power is the mean square, over all channels."""
+    x = torch.tensor([[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]).reshape(2, 3, 1, 1)
+    assert appearance([x], (3, 1, 1)).power == pytest.approx([3.0])

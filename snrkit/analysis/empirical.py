@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snrkit.analysis.bound import ROUNDING_VARIANCE
 from snrkit.errors import SnrkitError
 from snrkit.prediction import Cond, Denoiser
 from snrkit.process import Process
 
-ROUNDING = 12.18  # logsnr at which the noise is that of rounding to 8 bits
+ROUNDING = -math.log(ROUNDING_VARIANCE)  # 12.18, the logsnr at which the noise is that of rounding to 8 bits
 FLAT = 1e-9  # relative range of a curve that is no curve
 Batch = tuple[Tensor, Cond]
 

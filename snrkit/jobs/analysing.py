@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.analysis.bound import NATS_A_BIT, prior_nats
+from snrkit.analysis.bound import NATS_A_BIT, ROUNDING_VARIANCE, prior_nats
 from snrkit.analysis.closed_form import (
     Spectrum,
     difficulty,
@@ -36,15 +36,14 @@ from snrkit.betas import (
 from snrkit.charts import Chart, Scale, draw
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment
-from snrkit.data.dataset import chunks
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_text
-from snrkit.frequency import rings
+from snrkit.frequency import views
 from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import dissect
-from snrkit.jobs.measuring import check_held_out
+from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, open_experiment, open_model
 from snrkit.level import Level, level_of
 from snrkit.levels import (
@@ -100,9 +99,7 @@ METRICS: Mapping[str, tuple[str, Scale]] = {
     "predictability": ("predictability ratio", "log"), "slope": ("regression slope on x", "linear"),
     "variance": ("variance", "log"), "preconditioning": ("1/gradient scale", "log"),
 }  # fmt: skip
-FLOOR = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits
 POINTS, LOWEST, HIGHEST = 241, -12.0, 12.0
-IMAGES = 10_000  # at most, that the spectrum is taken from
 STEPS = 1000
 
 
@@ -140,19 +137,11 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
 
 def data_spectrum(opened: Opened) -> Spectrum:
     """Power by frequency ring of the training split, about the data's mean, not below the rounding of 8 bits."""
-    step = max(1, len(opened.split.train) // IMAGES)
-    view = rings(opened.dataset.shape) if min(opened.dataset.shape[1:]) > 1 else None
-    dimensions = math.prod(opened.dataset.shape)
-    total, squares, count = torch.zeros(dimensions).double(), torch.zeros(dimensions).double(), 0
-    for part in chunks(opened.split.train[::step], 1024):
-        x0 = opened.dataset.x0(part).double()
-        found = x0.flatten(1) if view is None else view.coordinates(x0)
-        total, squares, count = total + found.sum(0), squares + found.square().sum(0), count + len(found)
-    variances = squares / count - (total / count).square()
-    parts = torch.zeros(len(variances), dtype=torch.int64) if view is None else view.parts
-    shares = torch.bincount(parts).double()
-    return Spectrum((torch.zeros(len(shares)).double().index_add_(0, parts, variances) / shares).clamp(min=FLOOR),
-                    shares / len(parts))  # fmt: skip
+    view = views(opened.dataset.shape)[-1]
+    _, variances = part_moments(opened, None, view)
+    sizes = torch.bincount(view.parts).double()
+    power = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, view.parts, variances) / sizes
+    return Spectrum(power.clamp(min=ROUNDING_VARIANCE), sizes / len(view.parts))
 
 
 def _axis() -> Tensor:

@@ -155,7 +155,7 @@ def _gradient_charts(opened: Opened, model: Model, spectrum: Spectrum) -> tuple[
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
     level, s = level_of(logsnr, e.process.scaling), opened.sigma_data
     scale = output_scale(level, e.target, e.precondition, e.process, s, spectrum.variance)
-    weighted = e_weight(opened, logsnr) * norms
+    weighted = relative_weight(opened, logsnr) * norms
     return [
         Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
@@ -166,7 +166,7 @@ def _gradient_charts(opened: Opened, model: Model, spectrum: Spectrum) -> tuple[
     }  # fmt: skip
 
 
-def e_weight(opened: Opened, logsnr: Tensor) -> Tensor:
+def relative_weight(opened: Opened, logsnr: Tensor) -> Tensor:
     """The experiment's weight on F at levels (L,), over its largest."""
     weight = open_task(opened).objective.weight(logsnr)
     return weight / weight.max()

@@ -136,7 +136,7 @@ class Model:
     """A denoiser with the weights it was made from."""
 
     denoiser: Denoiser
-    weights: str  # ema-<half-life> or network
+    weights: str  # the name of an average, or network
     images: int  # seen by the checkpoint
     run: Run
 

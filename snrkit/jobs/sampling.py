@@ -78,6 +78,12 @@ def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[S
         yield Batch(seeds, x)
 
 
+def images_of(opened: Opened, model: Model, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
+    """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
+    batches = list(chunks(seeds, opened.experiment.sample.batch))
+    return torch.cat([to_bytes(batch.x0.cpu()) for batch in generate(opened, model, sampler, batches)])
+
+
 def sample_steps(denoise: Denoiser, ready: Ready, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:
     """The steps of one sampler from state `x`."""
     return sample(denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond)

@@ -104,10 +104,7 @@ def score_folder(
         raise RunError(f"{folder} was made by another definition of {name}; run snrkit sample --overwrite first.")
     images = load_images(folder, seeds)
     samples = memory_dataset(name, images)
-    each = [
-        asdict(score(extract(extractor, samples, part, e.metrics.batch, world), reference, e.metrics))
-        for part in disjoint(len(seeds), e.metrics.ranges)
-    ]
+    each = score_ranges(opened, samples, extractor, reference)
     near = _memorisation(opened, images) if opened.split.held and world.leads else None
     return {
         "sampler": name,
@@ -123,6 +120,17 @@ def score_folder(
         "memorisation": None if near is None else asdict(near),
         "made_with": provenance(world),
     }
+
+
+def score_ranges(
+    opened: Opened, samples: Dataset, extractor: Extractor, reference: FeatureSet
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The scores of images over metrics.ranges disjoint ranges."""
+    config, world = opened.experiment.metrics, opened.world
+    return [
+        asdict(score(extract(extractor, samples, part, config.batch, world), reference, config))
+        for part in disjoint(samples.count, config.ranges)
+    ]
 
 
 def _memorisation(opened: Opened, images: Tensor) -> Memorisation:

@@ -21,14 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field, ValidationError, field_validator
 
 from snrkit import __version__
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.clipping import Groups
 from snrkit.config import NAME, Experiment, load_experiment, read_mapping
-from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_bytes, to_unit
+from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.distributed import World
 from snrkit.ema import made_afterwards
 from snrkit.errors import BusyError, ConfigError, DataError, SnrkitError
@@ -37,12 +36,11 @@ from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.comparing import against
 from snrkit.jobs.opening import Opened, open_experiment, open_model, open_network
 from snrkit.jobs.progress import console
-from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
-from snrkit.jobs.scoring import disjoint, open_reference, summarise
+from snrkit.jobs.sampling import check_samplers, choose, images_of, manifest
+from snrkit.jobs.scoring import open_reference, score_ranges, summarise
 from snrkit.jobs.training import run_training
 from snrkit.metrics.appearance import Appearance, appearance, looks
 from snrkit.metrics.extractors import check_features
-from snrkit.metrics.scores import extract, score
 from snrkit.report import Block, Heading, Paragraph, Row, Table, markdown, mean_of, spread
 from snrkit.run import Run, locked, read_log, trained_run
 from snrkit.sampler import parse_seeds, rehearse
@@ -278,7 +276,6 @@ def training_facts(run: Run) -> dict[str, Any]:
 
 def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
     """Scores and looks of every sampler's images, which are not kept, with the weights as of `at` images."""
-    world = opened.world
     sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
@@ -286,14 +283,8 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
     seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
     found = {}
     for name, sampler in e.samplers.items():
-        batches = list(chunks(seeds, e.sample.batch))
-        images = torch.cat([to_bytes(b.x0.cpu()) for b in generate(opened, model, sampler, batches)])
-        samples = memory_dataset(name, images)
-        parts = disjoint(len(seeds), e.metrics.ranges)
-        each = [
-            asdict(score(extract(extractor, samples, part, e.metrics.batch, world), reference, e.metrics))
-            for part in parts
-        ]
+        images = images_of(opened, model, sampler, seeds)
+        each = score_ranges(opened, memory_dataset(name, images), extractor, reference)
         found[name] = {
             "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
             "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),

@@ -25,14 +25,14 @@ import torch
 from snrkit import __version__
 from snrkit.config import Experiment, apply_settings, dump_yaml
 from snrkit.corrections import Dcw
-from snrkit.data.dataset import chunks, fingerprint, memory_dataset, to_bytes
+from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.jobs.progress import console
-from snrkit.jobs.sampling import check_samplers, choose, generate, manifest
+from snrkit.jobs.sampling import check_samplers, choose, images_of, manifest
 from snrkit.jobs.scoring import open_reference
 from snrkit.metrics.extractors import Extractor
 from snrkit.metrics.scores import FeatureSet, extract
@@ -201,9 +201,7 @@ class Bench:
 
         def measure(sampler: Sampler) -> float:
             extractor, reference = self.tools.scorer
-            batches = list(chunks(self.tools.seeds, self.opened.experiment.sample.batch))
-            made = [to_bytes(b.x0.cpu()) for b in generate(self.opened, self.model, sampler, batches)]
-            images = memory_dataset("tuning", torch.cat(made))
+            images = memory_dataset("tuning", images_of(self.opened, self.model, sampler, self.tools.seeds))
             found = extract(extractor, images, range(images.count), self.opened.experiment.metrics.batch,
                             self.opened.world)  # fmt: skip
             return frechet(found.gaussian, reference.gaussian)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.frequency import View, rings
+from snrkit.frequency import views
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,7 @@ class Looks:
 
 def appearance(batches: Iterable[Tensor], shape: tuple[int, int, int]) -> Appearance:
     """Of images (n, C, H, W), in batches. NaN for the brightness of fewer than two."""
-    view = View(lambda x: x.flatten(1), torch.zeros(1, dtype=torch.int64), ("all",)) if min(shape[1:]) < 2 else None
-    frequencies = view or rings(shape)
+    frequencies = views(shape)[-1]
     squares = torch.zeros(len(frequencies.parts), dtype=torch.float64)
     means: list[Tensor] = []
     for x in batches:
