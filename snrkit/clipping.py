@@ -18,22 +18,28 @@ from snrkit.value import Value
 
 Positive = Annotated[float, Field(gt=0)]
 Named = Sequence[tuple[str, nn.Parameter]]
+Norms = tuple[Tensor, Tensor]  # of all gradients, before and after; both ()
 TINY = 1e-6  # as torch's clip_grad_norm_
 
 
 class Clip(Protocol):
     """A rule that bounds gradients."""
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
-        """Bound the gradients of these parameters, all of which have one, in place.
+    def apply(self, named: Named, output: str) -> Norms:
+        """Bound the gradients of these parameters, all of which have one, in place; their norm before and after.
 
-        `norm` () is that of them all, `output` the name of the module that gives the network's output.
+        `output` is the name of the module that gives the network's output.
         """
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Over all tensors, shape ()."""
-    return nn.utils.get_total_norm(gradients)
+def tensor_norms(tensors: list[Tensor]) -> Tensor:
+    """The norm of every tensor, (tensors,)."""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def scale_tensors(tensors: list[Tensor], factors: Tensor) -> None:
+    """Multiply every tensor by its factor, (tensors,), in place."""
+    torch._foreach_mul_(tensors, list(factors.unbind()))
 
 
 def gradients(named: Named) -> list[Tensor]:
@@ -47,9 +53,13 @@ class GlobalNorm(Value):
     kind: Literal["global_norm"] = "global_norm"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor for all."""
-        nn.utils.clip_grads_with_norm_([p for _, p in named], self.norm, norm)
+        found = gradients(named)
+        norm = tensor_norms(found).norm()
+        factor = (self.norm / (norm + TINY)).clamp(max=1)
+        torch._foreach_mul_(found, factor)
+        return norm, norm * factor
 
 
 class LayerNorm(Value):
@@ -58,11 +68,13 @@ class LayerNorm(Value):
     kind: Literal["per_layer"] = "per_layer"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor a tensor."""
         found = gradients(named)
-        norms = torch.stack(torch._foreach_norm(found))
-        torch._foreach_mul_(found, list((self.norm / (norms + TINY)).clamp(max=1).unbind()))
+        norms = tensor_norms(found)
+        factors = (self.norm / (norms + TINY)).clamp(max=1)
+        scale_tensors(found, factors)
+        return norms.norm(), (norms * factors).norm()
 
 
 class ByValue(Value):
@@ -71,9 +83,12 @@ class ByValue(Value):
     kind: Literal["value"] = "value"
     limit: Positive = 0.01
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """Clamp."""
+        found = gradients(named)
+        before = tensor_norms(found).norm()
         nn.utils.clip_grad_value_([p for _, p in named], self.limit)
+        return before, tensor_norms(found).norm()
 
 
 class Groups(Value):
@@ -110,10 +125,12 @@ class Groups(Value):
                 )
         return parts
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor a group."""
+        before = tensor_norms(gradients(named)).norm()
         for pattern, members in self.split(named).items():
             nn.utils.clip_grad_norm_(members, self.norms[pattern])
+        return before, tensor_norms(gradients(named)).norm()
 
 
 class UnitNorm(Value):
@@ -122,10 +139,13 @@ class UnitNorm(Value):
     kind: Literal["per_unit"] = "per_unit"
     norm: Positive = 0.1
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor a unit."""
         found = gradients(named)
-        scale_units(found, (self.norm / (unit_norms(found) + TINY)).clamp(max=1))
+        norms = unit_norms(found)
+        factors = (self.norm / (norms + TINY)).clamp(max=1)
+        scale_units(found, factors)
+        return norms.norm(), (norms * factors).norm()
 
 
 class Adaptive(Value):
@@ -139,11 +159,14 @@ class Adaptive(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor a unit."""
-        weights, found = _but_the_last(named, output)
+        weights, found, last = _apart(named, output)
+        norms = unit_norms(found)
         bound = self.ratio * unit_norms(weights).clamp(min=self.floor)
-        scale_units(found, (bound / unit_norms(found).clamp(min=TINY * self.floor)).clamp(max=1))
+        factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
+        scale_units(found, factors)
+        return _joined(norms, last), _joined(norms * factors, last)
 
 
 class AdaptiveLayer(Value):
@@ -153,12 +176,14 @@ class AdaptiveLayer(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """One factor a tensor."""
-        weights, found = _but_the_last(named, output)
-        bound = self.ratio * torch.stack(torch._foreach_norm(weights)).clamp(min=self.floor)
-        norms = torch.stack(torch._foreach_norm(found)).clamp(min=TINY * self.floor)
-        torch._foreach_mul_(found, list((bound / norms).clamp(max=1).unbind()))
+        weights, found, last = _apart(named, output)
+        norms = tensor_norms(found)
+        bound = self.ratio * tensor_norms(weights).clamp(min=self.floor)
+        factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
+        scale_tensors(found, factors)
+        return _joined(norms, last), _joined(norms * factors, last)
 
 
 class Normalize(Value):
@@ -167,9 +192,13 @@ class Normalize(Value):
     kind: Literal["normalize"] = "normalize"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, norm: Tensor, output: str) -> None:
+    def apply(self, named: Named, output: str) -> Norms:
         """g norm/|g|."""
-        torch._foreach_mul_(gradients(named), self.norm / norm.clamp(min=TINY))
+        found = gradients(named)
+        norm = tensor_norms(found).norm()
+        factor = self.norm / norm.clamp(min=TINY)
+        torch._foreach_mul_(found, factor)
+        return norm, norm * factor
 
 
 def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -189,10 +218,17 @@ def _by_unit(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
 
 
-def _but_the_last(named: Named, output: str) -> tuple[list[Tensor], list[Tensor]]:
-    """(weights, gradients) of every layer but the one that gives the output."""
-    kept = [p for name, p in named if not name.startswith(f"{output}.")]
-    return [p.detach() for p in kept], [p.grad for p in kept if p.grad is not None]
+def _apart(named: Named, output: str) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """(weights, gradients) of every layer but the one that gives the output, and the norms of that one's gradients."""
+    kept = [pair for pair in named if not pair[0].startswith(f"{output}.")]
+    last = [pair for pair in named if pair[0].startswith(f"{output}.")]
+    return [p.detach() for _, p in kept], gradients(kept), tensor_norms(gradients(last))
+
+
+def _joined(norms: Tensor, last: Tensor) -> Tensor:
+    """Over both, shape ()."""
+    both: Tensor = torch.cat([norms, last]).norm()
+    return both
 
 
 def _from_number(value: Any) -> Any:
@@ -221,16 +257,16 @@ def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
     """Bound the gradients of a network, whose `output` names its last layer, in place. `watch` compares with a copy."""
     named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
     found = gradients(named)
-    norm = total_norm(found)
     raw = [g.clone() for g in found] if watch else []
-    if rule is not None:
-        rule.apply(named, norm, str(network.output))
-    after = norm if rule is None else total_norm(found)
+    if rule is None:
+        norm = after = tensor_norms(found).norm()
+    else:
+        norm, after = rule.apply(named, str(network.output))
     before, left = torch.stack([norm, after]).tolist()  # one transfer
     if not watch:
         return Clipped(before, left)
     products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
-    shares = torch.stack([each.square() for each in torch._foreach_norm(raw)]) / norm.square()
+    shares = (tensor_norms(raw) / norm).square()
     first = int(shares.argmax())
     cosine = float(products.sum() / (norm * after).clamp(min=TINY**2))
     return Clipped(before, left, cosine, (named[first][0], float(shares[first])))

@@ -52,6 +52,23 @@ def test_a_bound_out_of_reach_changes_nothing(rule):
     assert found.cosine == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [GlobalNorm(norm=0.5), LayerNorm(norm=0.5), ByValue(limit=0.1), Groups(norms={"2": 0.5}), UnitNorm(norm=0.5),
+     Adaptive(ratio=0.1), AdaptiveLayer(ratio=0.1), Normalize(norm=3.0)],
+    ids=lambda rule: rule.kind,
+)  # fmt: skip
+def test_the_norms_told_are_those_of_the_gradients(rule):
+    """Rules derive the norm after from their factors; measured on the tensors it is the same."""
+    network = network_with_gradients()
+    before = float(torch.cat([g.flatten() for g in grads(network)]).norm())
+    found = clip(rule, network)
+    after = float(torch.cat([g.flatten() for g in grads(network)]).norm())
+    assert found.before == pytest.approx(before, rel=1e-5)
+    assert found.after == pytest.approx(after, rel=1e-5)
+    assert abs(after / before - 1) > 0.1
+
+
 def test_global_norm_is_torchs():
     """The gradient and the norm of torch's clip_grad_norm_, bit for bit."""
     ours, theirs = network_with_gradients(), network_with_gradients()
