@@ -141,11 +141,17 @@ class Ddpm(Value):
         return self.table()[(u * self.steps).long().clamp(0, self.steps - 1)]
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
-        """1/(steps * width) with width half the distance between the neighbours of the nearest index."""
+        """1/(steps * width) with width half the distance between the neighbours of the nearest index.
+
+        The first and the last entry reach as far out as in; 0 beyond.
+        """
+        logsnr = logsnr.to(device="cpu", dtype=torch.float64)
         table, index = self.table(), self.time(logsnr).round().long()
         before, after = table[(index - 1).clamp(min=0)], table[(index + 1).clamp(max=self.steps - 1)]
         edge = (index == 0) | (index == self.steps - 1)
-        return 1 / (self.steps * (before - after) / torch.where(edge, 1.0, 2.0))
+        density = 1 / (self.steps * (before - after) / torch.where(edge, 1.0, 2.0))
+        highest, lowest = table[0] + (table[0] - table[1]) / 2, table[-1] - (table[-2] - table[-1]) / 2
+        return torch.where((logsnr <= highest) & (logsnr >= lowest), density, 0.0)
 
     def fraction(self, logsnr: Tensor) -> Tensor:
         """(index + 1/2)/steps of the nearest index."""

@@ -10,6 +10,7 @@ from snrkit.analysis.bound import denoising_nats, prior_nats, reconstruction_nat
 from snrkit.analysis.closed_form import (
     Spectrum,
     difficulty,
+    output_predictability,
     output_scale,
     posterior_mean_share,
     ring_difficulty,
@@ -17,16 +18,16 @@ from snrkit.analysis.closed_form import (
 )
 from snrkit.analysis.empirical import gradients, information, level_of_share, rank_correlation, x0_errors
 from snrkit.betas import LinearBetas, SquaredCosBetas
-from snrkit.config import load_experiment
+from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
-from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis
+from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis, time_charts
 from snrkit.jobs.training import run_training
 from snrkit.level import level_of
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Cond, Eps, Score, V
-from snrkit.process import Ddpm
+from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
+from snrkit.process import Ddpm, Edm, Flow
 from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 from tests.small import SMALL, snrkit, write_config, written
@@ -239,7 +240,7 @@ def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
     record = run_analysis(load_experiment(path), tmp_path / "runs", WORLD)
     folder = tmp_path / "runs" / "small" / "analysis"
     assert {p.stem for p in folder.glob("*.csv")} == set(record["charts"])
-    assert (folder / "index.html").read_text().count("<img") == len(list(folder.glob("*.png"))) == 3
+    assert (folder / "index.html").read_text().count("<img") == len(list(folder.glob("*.png"))) == 4
     rows = [
         row for row in csv.DictReader((folder / "bayes_error.csv").read_text().splitlines()) if row["curve"] == "x0"
     ]
@@ -250,6 +251,17 @@ def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
             float(difficulty(level, X0(), record["variance"]).bayes_error), rel=1e-6
         )
     assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+
+
+def test_metrics_over_time_are_those_over_logsnr_at_the_levels_of_the_process():
+    """At a third of flow's time, t = 1/3, logsnr is 2 ln 2; of edm's, sigma is a third of the way."""
+    for process, logsnr in ((Flow(), 2 * math.log(2)), (Edm(sigma_min=0.002, sigma_max=3), 0.0)):
+        e = parse_experiment({**SMALL, "process": process.model_dump(mode="json")}, "here")
+        chart = next(c for c in time_charts(e, Spectrum(tensor([0.3]), tensor([1.0]))) if c.name == "variance-over-t")
+        t, variance = chart.curves["flow"]
+        assert float(t[80]) == pytest.approx(1 / 3, abs=1e-3)
+        wanted = difficulty(level_of(tensor(logsnr), process.scaling), FlowVelocity(), 0.3).variance
+        assert float(variance[80]) == pytest.approx(float(wanted), rel=5e-3)
 
 
 def test_analyze_prints_where_the_page_is(tmp_path):
@@ -340,6 +352,52 @@ def test_gradient_signal_to_noise_takes_the_means_own_noise_off():
             norms.append(found.norm)
         assert sum(ratios) / 200 == pytest.approx(mean**2 / spread**2, abs=0.005)
         assert sum(norms) / 200 == pytest.approx(math.sqrt(20 * (mean**2 + spread**2)), rel=0.02)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_gradient_signal_to_noise_given_the_state(target):
+    """With an output of 0: |E[F* | x]|^2 over tr Var(F* | x), by all images that x may come from; over x it is another.
+
+    The images are a finite set, whose posterior is exact.
+    """
+    process, draws = PROCESSES["vp"], torch.Generator().manual_seed(0)
+    points = torch.randn(12, 1, 2, 2, dtype=torch.float64, generator=draws)
+    network = torch.nn.Linear(4, 4, dtype=torch.float64)
+    torch.nn.init.zeros_(network.weight), torch.nn.init.zeros_(network.bias)
+    level = process.level(tensor(0.5))
+    a, b = target.direction(level)
+    given, marginal = [], []
+    for x0 in points[:4]:
+        x = level.alpha * x0 + level.sigma * torch.randn(1, 2, 2, dtype=torch.float64, generator=draws)
+        share = torch.softmax(-(x - level.alpha * points).square().flatten(1).sum(1) / (2 * level.sigma**2), 0)
+        wanted = (a * points + b * (x - level.alpha * points) / level.sigma).flatten(1)
+        rows = []
+        for y in wanted:
+            loss = (network(x.flatten()) - y).square().sum()
+            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
+        found, closed = (signal_to_noise(torch.stack(each), share) for each in (rows, list(wanted)))
+        assert found == pytest.approx(closed, rel=1e-9)
+        given.append(closed)
+        marginal.append((torch.stack(rows), share))
+    whole = signal_to_noise(torch.cat([rows for rows, _ in marginal]), torch.cat([s / 4 for _, s in marginal]))
+    assert abs(whole / (sum(given) / 4) - 1) > 0.3
+
+
+def signal_to_noise(rows, share):
+    """|mean|^2 over the trace of the covariance of rows (n, d) with probabilities (n,)."""
+    mean = share @ rows
+    return float(mean.square().sum() / (share @ (rows - mean).square().sum(1)))
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_the_closed_signal_to_noise_of_the_output(target):
+    """Without preconditioning the target's predictability ratio, with EDM's 0 at the data's own variance."""
+    level = level_of(LOGSNR, "vp")
+    process, plain = PROCESSES["vp"], difficulty(level, target, 0.3).predictability
+    found = output_predictability(level, target, NoPrecondition(), process, 0.5, 0.3)
+    torch.testing.assert_close(found, plain)
+    flat = output_predictability(level, target, EdmPrecondition(), process, math.sqrt(0.3), 0.3)
+    torch.testing.assert_close(flat, torch.zeros_like(flat), rtol=0, atol=1e-12)
 
 
 def test_levels_of_shares_of_information():

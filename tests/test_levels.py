@@ -67,6 +67,21 @@ def test_draws_follow_the_stated_density(sampler, process):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_draws_on_a_table_follow_the_stated_density(sampler):
+    """Between entries, where one entry's cell ends, their share is the density's integral: Kolmogorov-Smirnov there."""
+    process = PROCESSES["ddpm"]
+    table = process.table()
+    ends = (table[1:] + table[:-1]) / 2
+    drawn = process.snap(sampler.logsnr(UNIFORMS, process))
+    density = sampler.density(AXIS, process)
+    cdf = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(density, AXIS)])
+    assert float(cdf[-1]) == pytest.approx(1, abs=2e-3)
+    below = (drawn[:, None] < ends).double().mean(0).numpy()
+    gap = np.abs(below - np.interp(ends.numpy(), AXIS.numpy(), cdf.numpy())).max()
+    assert gap < stats.kstwo.isf(1e-3, len(drawn))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_small_uniforms_are_clean(sampler):
     """logsnr falls as u rises."""
     u = torch.linspace(1e-6, 1 - 1e-6, 501, dtype=torch.float64)

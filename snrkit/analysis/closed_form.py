@@ -110,6 +110,19 @@ def output_scale(
     return known.sqrt() / c.c_out.abs()
 
 
+def output_predictability(
+    level: Level, target: Target, precondition: Precondition, process: Process, sigma_data: float, variance: float
+) -> Tensor:  # fmt: skip
+    """Var E[F* | x] over Var(F* | x) of what the network is to put out: 0 with EDM's preconditioning at its own s.
+
+    It is the signal to noise of a loss's gradient given x while the network's output is near 0.
+    """
+    found = difficulty(level, target, variance)
+    c = precondition.coefficients(level, target, process.scaling, sigma_data)
+    d = level.alpha**2 * variance + level.sigma**2
+    return (found.slope - c.c_skip) ** 2 * d / found.bayes_error
+
+
 def posterior_mean_share(before: Level, after: Level, variance: float) -> tuple[Tensor, Tensor]:
     """(variance, share unknown given x) of DDPM's posterior mean of x at `after` given x at `before` and x0.
 

@@ -10,7 +10,7 @@ stop at the rounding (logsnr 12.2), and speak of the data with that noise.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from snrkit.analysis.bound import ROUNDING_VARIANCE
 from snrkit.errors import SnrkitError
+from snrkit.level import Level
 from snrkit.prediction import Cond, Denoiser
 from snrkit.process import Process
 
@@ -26,19 +27,29 @@ FLAT = 1e-9  # relative range of a curve that is no curve
 Batch = tuple[Tensor, Cond]
 
 
+def guesses(
+    denoise: Denoiser, level: Level, batches: Sequence[Batch], noise: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(x0, x, x0_hat) of every batch, its images noised to `level` ()."""
+    for x0, cond in batches:
+        x = noised(x0, level, noise)
+        yield x0, x, denoise(x, level, cond=cond).x0
+
+
+def noised(x0: Tensor, level: Level, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    """alpha x0 + sigma noise(x0)."""
+    alpha, sigma = level.scales(x0)
+    return alpha * x0 + sigma * noise(x0)
+
+
 def x0_errors(
     denoise: Denoiser, process: Process, batches: Sequence[Batch], logsnr: Tensor, noise: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """|x0_hat - x0|^2 per dimension (L, n) of images in batches at levels (L,)."""
     rows = []
     for value in logsnr:
-        level = process.level(value)
-        found = []
-        for x0, cond in batches:
-            alpha, sigma = level.scales(x0)
-            x = alpha * x0 + sigma * noise(x0)
-            found.append((denoise(x, level, cond=cond).x0 - x0).double().square().flatten(1).mean(1).cpu())
-        rows.append(torch.cat(found))
+        made = guesses(denoise, process.level(value), batches, noise)
+        rows.append(torch.cat([(guess - x0).double().square().flatten(1).mean(1).cpu() for x0, _, guess in made]))
     return torch.stack(rows)
 
 

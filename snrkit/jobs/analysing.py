@@ -33,7 +33,7 @@ from snrkit.betas import (
     SigmoidBetas,
     SquaredCosBetas,
 )
-from snrkit.charts import Chart, Scale, draw
+from snrkit.charts import AXIS, Chart, Scale, draw
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
@@ -112,6 +112,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     spectrum = data_spectrum(opened)
     groups = {
         "How hard each target is, for Gaussian data of this variance": target_charts(opened.experiment, spectrum),
+        "The same against t of the experiment's process": time_charts(opened.experiment, spectrum),
         "What weightings and preconditioning make of it": weighting_charts(opened.experiment, spectrum),
         "Schedules, grids and level samplers": schedule_charts(opened.experiment),
     }
@@ -156,12 +157,7 @@ def target_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     """The eight metrics of every target, and its error and information on the data's own spectrum, ring by ring."""
     logsnr, variance = _axis(), spectrum.variance
     level = _levels(e.process, logsnr)
-    found = {name: difficulty(level, target, variance) for name, target in TARGETS.items()}
-    charts = [
-        Chart(key, f"{label}, variance {variance:.3g}", label,
-              {name: (logsnr, getattr(each, key)) for name, each in found.items()}, scale=scale)
-        for key, (label, scale) in METRICS.items()
-    ]  # fmt: skip
+    charts = metric_charts(level, logsnr, variance)
     ringed = {name: ring_difficulty(level, target, spectrum) for name, target in TARGETS.items()}
     charts.append(Chart("explained-spectrum", "share of the target that x explains, on the data's spectrum", "R^2",
                         {name: (logsnr, each.explained) for name, each in ringed.items()}))  # fmt: skip
@@ -172,6 +168,23 @@ def target_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
                         {f"ring {k}, power {power:.3g}": (logsnr, ours[:, k])
                          for k, power in enumerate(spectrum.power.tolist())}))  # fmt: skip
     return charts
+
+
+def metric_charts(level: Level, x: Tensor, variance: float, axis: str = AXIS, suffix: str = "") -> list[Chart]:
+    """The eight metrics of every target at levels (L,), over `x` (L,)."""
+    found = {name: difficulty(level, target, variance) for name, target in TARGETS.items()}
+    return [
+        Chart(f"{key}{suffix}", f"{label}, variance {variance:.3g}", label,
+              {name: (x, getattr(each, key)) for name, each in found.items()}, axis, scale)
+        for key, (label, scale) in METRICS.items()
+    ]  # fmt: skip
+
+
+def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
+    """The eight metrics over the share of the process's own time: its table's index, sigma in edm, t in flow and vp."""
+    time = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS  # the ends of some have no level
+    level = _levels(e.process, e.process.sweep(time))
+    return metric_charts(level, time, spectrum.variance, f"share of {e.process.kind}'s time (image left)", "-over-t")
 
 
 def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:

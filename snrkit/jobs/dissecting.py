@@ -5,19 +5,22 @@ correlation of the two.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from snrkit.analysis.bound import NATS_A_BIT, denoising_nats, prior_nats, reconstruction_nats
-from snrkit.analysis.closed_form import Spectrum, output_scale, ring_difficulty
+from snrkit.analysis.closed_form import Spectrum, output_predictability, output_scale, ring_difficulty
 from snrkit.analysis.empirical import (
     Batch,
     Gradients,
     gradients,
+    guesses,
     information,
     level_of_share,
+    noised,
     rank_correlation,
     symmetric_levels,
     x0_errors,
@@ -27,6 +30,7 @@ from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.jobs.opening import Model, Opened, load_weights, open_network, open_task
 from snrkit.level import level_of
 from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.objective import Objective
 from snrkit.prediction import X0, Cond, Eps, V
 from snrkit.streams import ANALYSIS, stream
 
@@ -79,15 +83,15 @@ def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
 
 def held_out_batches(opened: Opened) -> list[Batch]:
     """Up to IMAGES held-out images with their labels, on the device."""
-    device, dataset = opened.world.device, opened.dataset
     rows = stream(ANALYSIS, 1).permutation(opened.split.held)[:IMAGES].tolist()
-    augment = opened.experiment.network.augment
-    found = []
-    for run in chunks(rows, BATCH):
-        labels = None if dataset.labels is None else dataset.labels[torch.as_tensor(run)].to(device)
-        extra = torch.zeros(len(run), 9, device=device) if augment else None
-        found.append((dataset.x0(run).to(device), Cond(labels=labels, augment=extra)))
-    return found
+    return [_batch(opened, run) for run in chunks(rows, BATCH)]
+
+
+def _batch(opened: Opened, rows: Sequence[int]) -> Batch:
+    device, dataset = opened.world.device, opened.dataset
+    labels = None if dataset.labels is None else dataset.labels[torch.as_tensor(rows)].to(device)
+    augment = torch.zeros(len(rows), 9, device=device) if opened.experiment.network.augment else None
+    return dataset.x0(rows).to(device), Cond(labels=labels, augment=augment)
 
 
 def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
@@ -110,11 +114,8 @@ def _excess_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Te
     exact, found = opened.dataset.exact(process), []
     for value in logsnr:
         level, total = process.level(value), 0.0
-        for x0, cond in batches:
-            alpha, sigma = level.scales(x0)
-            x = alpha * x0 + sigma * noise(x0)
-            gap = model.denoiser(x, level, cond=cond).x0 - exact(x.double(), level).x0
-            total += float(gap.double().square().flatten(1).mean(1).sum())
+        for _, x, guess in guesses(model.denoiser, level, batches, noise):
+            total += float((guess - exact(x.double(), level).x0).double().square().flatten(1).mean(1).sum())
         found.append(total / sum(len(x0) for x0, _ in batches))
     curve = torch.tensor(found, dtype=torch.float64)
     return Chart("run-excess", "excess error: x0_hat less the exact one", "mean square",
@@ -147,29 +148,28 @@ def _information_charts(
 
 def _gradient_charts(opened: Opened, model: Model, spectrum: Spectrum) -> tuple[list[Chart], dict[str, str]]:
     """Gradients of single images' unit losses on F, in the weights of the output layer."""
-    e = opened.experiment
+    e, objective = opened.experiment, open_task(opened).objective
     logsnr = symmetric_levels(e.process, GRADIENT_LEVELS)
-    network = loaded_network(opened, model)
-    found = [level_gradients(opened, network, float(value)) for value in logsnr]
+    network, images = loaded_network(opened, model), gradient_images(opened)
+    found = [level_gradients(objective, network, images, float(value)) for value in logsnr]
     norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
     level, s = level_of(logsnr, e.process.scaling), opened.sigma_data
     scale = output_scale(level, e.target, e.precondition, e.process, s, spectrum.variance)
-    weighted = relative_weight(opened, logsnr) * norms
+    untrained = output_predictability(level, e.target, e.precondition, e.process, s, spectrum.variance)
+    weight = objective.weight(logsnr)
+    weighted = weight / weight.max() * norms
+    ranks, agreement = rank_correlation(norms, scale), rank_correlation(ratios, untrained)
     return [
         Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
                "residual of F, Gaussian": (logsnr, scale)}, scale="log"),
-        Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance", {"run": (logsnr, ratios)}),
+        Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
+              {"run": (logsnr, ratios), "given x, network near 0, Gaussian": (logsnr, untrained)}, scale="log"),
     ], {
-        "Rank correlation of gradient norm with the closed residual": f"{rank_correlation(norms, scale):.3f}",
+        "Rank correlation of gradient norm with the closed residual": f"{ranks:.3f}",
+        "Rank correlation of gradient signal to noise with its closed form": f"{agreement:.3f}",
     }  # fmt: skip
-
-
-def relative_weight(opened: Opened, logsnr: Tensor) -> Tensor:
-    """The experiment's weight on F at levels (L,), over its largest."""
-    weight = open_task(opened).objective.weight(logsnr)
-    return weight / weight.max()
 
 
 def loaded_network(opened: Opened, model: Model) -> nn.Module:
@@ -179,23 +179,23 @@ def loaded_network(opened: Opened, model: Model) -> nn.Module:
     return network.to(opened.world.device).eval()
 
 
-def level_gradients(opened: Opened, network: nn.Module, logsnr: float) -> Gradients:
-    """Of unit losses on F at one level, on training images, in the weights of the output layer."""
-    e, device = opened.experiment, opened.world.device
-    layer = network.get_submodule(str(network.output))
-    rows = stream(ANALYSIS, 2).permutation(opened.split.train)[:GRADIENT_IMAGES].tolist()
-    x0 = opened.dataset.x0(rows).to(device)
-    eps, objective = Noise(3)(x0), open_task(opened).objective
-    labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.as_tensor(rows)].to(device)
+def gradient_images(opened: Opened) -> Batch:
+    """GRADIENT_IMAGES training images with their labels, on the device."""
+    return _batch(opened, stream(ANALYSIS, 2).permutation(opened.split.train)[:GRADIENT_IMAGES].tolist())
+
+
+def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
+    """Of unit losses on F at one level, of single images, in the weights of the output layer."""
+    x0, cond = images
+    layer, eps = network.get_submodule(str(network.output)), Noise(3)(x0)
     level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
 
     def loss(index: Tensor) -> Tensor:
         one = slice(int(index), int(index) + 1)
-        augment = torch.zeros(1, 9, device=device) if e.network.augment else None
-        cond = Cond(labels=None if labels is None else labels[one], augment=augment)
-        return objective.output_error(network, x0[one], eps[one], level, untold, cond).sum()
+        each = Cond(*(None if part is None else part[one] for part in (cond.labels, cond.augment)))
+        return objective.output_error(network, x0[one], eps[one], level, untold, each).sum()
 
-    return gradients(loss, len(rows), list(layer.parameters()))
+    return gradients(loss, len(x0), list(layer.parameters()))
 
 
 def _accuracy_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart | None:
@@ -204,29 +204,18 @@ def _accuracy_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: 
         return None
     config = opened.experiment.metrics.model_copy(update={"features": "classifier"})
     extractor = make_extractor(config, opened.labelled, opened.split, opened.world.device)
-    noise, shares = Noise(4), []
-    for value in logsnr:
-        shares.append(_accuracy(opened, model, batches, float(value), extractor, noise))
-    plain = sum(_right(extractor, x0, cond) for x0, cond in batches) / sum(len(x0) for x0, _ in batches)
+    noise, images = Noise(4), sum(len(x0) for x0, _ in batches)
+    blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
+    shares = []
+    with torch.no_grad():
+        for value in logsnr:
+            made = guesses(model.denoiser, opened.experiment.process.level(value), blind, noise)
+            right = sum(_right(extractor, guess, cond) for (*_, guess), (_, cond) in zip(made, batches, strict=True))
+            shares.append(right / images)
+    plain = sum(_right(extractor, x0, cond) for x0, cond in batches) / images
     curve = torch.tensor(shares, dtype=torch.float64)
     curves = {"x0_hat, label not told": (logsnr, curve), "held-out images": (logsnr, torch.full_like(curve, plain))}
     return Chart("run-accuracy", "a classifier reads x0_hat", "share read right", curves)
-
-
-@torch.no_grad()
-def _accuracy(
-    opened: Opened, model: Model, batches: list[Batch], logsnr: float, extractor: Extractor, noise: Noise
-) -> float:  # fmt: skip
-    process, right, total = opened.experiment.process, 0, 0
-    level = process.level(torch.tensor(logsnr, dtype=torch.float64))
-    for x0, cond in batches:
-        assert cond.labels is not None
-        alpha, sigma = level.scales(x0)
-        blind = Cond(labels=torch.full_like(cond.labels, -1), augment=cond.augment)
-        guess = model.denoiser(alpha * x0 + sigma * noise(x0), level, cond=blind).x0
-        right += _right(extractor, guess, cond)
-        total += len(x0)
-    return right / total
 
 
 def _right(extractor: Extractor, x0: Tensor, cond: Cond) -> int:
@@ -249,8 +238,7 @@ def _bound_facts(
                 "as the images are not of 8 bits"}  # fmt: skip
     noise, parts = Noise(5), []
     for x0, _ in batches:
-        alpha, sigma = last.scales(x0)
-        parts.append(reconstruction_nats((alpha * x0 + sigma * noise(x0)).cpu(), x0.cpu(), last))
+        parts.append(reconstruction_nats(noised(x0, last, noise).cpu(), x0.cpu(), last))
     rest = float(torch.stack(parts).mean()) / NATS_A_BIT
     return {
         "Bound, bits per dimension": f"prior {prior:.3g} + denoising {denoising:.3f} + reconstruction {rest:.3f} = "
