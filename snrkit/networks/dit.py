@@ -47,6 +47,15 @@ class Dit(Value):
         return DitModule(self, shape)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., head) -> the same, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class Attention(nn.Module):
     """Multi-head attention over patches. While `watch` is on, `largest` holds the largest logit of the last pass."""
 
@@ -55,8 +64,8 @@ class Attention(nn.Module):
         head = value.dim // value.heads
         self.heads = value.heads
         self.qkv = nn.Linear(value.dim, 3 * value.dim)
-        self.q_norm = nn.RMSNorm(head, eps=1e-6) if value.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head, eps=1e-6) if value.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(head, eps=1e-6) if value.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head, eps=1e-6) if value.qk_norm else nn.Identity()
         self.proj = nn.Linear(value.dim, value.dim)
         self.watch = False
         self.largest: Tensor | None = None
