@@ -52,8 +52,8 @@ Beyond the networks, a training step under bfloat16 autocast keeps
 
 {step}
 
-The gradients of parameters are float32 too, which usual tables have in bfloat16. In sampling the state, guidance, corrections and wavelets are float64 where the device
-has it; metric sums are float64.
+The gradients of parameters are float32 too, which usual tables have in bfloat16. In sampling the state, guidance,
+corrections and wavelets are float64 where the device has it; metric sums are float64.
 
 ## Why the islands
 
