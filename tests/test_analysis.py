@@ -424,3 +424,6 @@ def test_a_trained_run_is_read_beside_its_closed_forms(tmp_path):
     assert record["facts"]["Weights"] == "ema-500 at 12800 images"
     assert "Bound, bits per dimension" in record["facts"]
     assert {"run-information", "run-gradients", "run-gsnr", "run-accuracy"} <= {p.stem for p in folder.glob("*.csv")}
+    apart = [float(line.rsplit(",", 1)[1]) for line in (folder / "run-features.csv").read_text().splitlines()[1:]]
+    assert apart[-1] < 0.01  # nothing is hidden
+    assert 0.4 < apart[0] < 1  # the mean image: nearer than another image, which is at 1, not nearer than the mean

@@ -75,9 +75,7 @@ def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
     if opened.dataset.exact is not None and opened.dataset.labels is None:
         excess = _excess_chart(opened, model, batches, logsnr)
         charts["What the run says of the data"].append(excess)
-    seen = _accuracy_chart(opened, model, batches, logsnr)
-    if seen is not None:
-        charts["What the run says of the data"].append(seen)
+    charts["What the run says of the data"] += _reading_charts(opened, model, batches, logsnr)
     return Dissection(charts, {**facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
 
 
@@ -198,31 +196,41 @@ def level_gradients(objective: Objective, network: nn.Module, images: Batch, log
     return gradients(loss, len(x0), list(layer.parameters()))
 
 
-def _accuracy_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart | None:
-    """How often a classifier reads the right label off x0_hat, asked without the label; None without labels."""
+def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> list[Chart]:
+    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's."""
     if opened.labelled.labels is None or opened.dataset.labels is None:
-        return None
+        return []
     config = opened.experiment.metrics.model_copy(update={"features": "classifier"})
     extractor = make_extractor(config, opened.labelled, opened.split, opened.world.device)
-    noise, images = Noise(4), sum(len(x0) for x0, _ in batches)
+    labels = torch.cat([cond.labels.cpu() for _, cond in batches if cond.labels is not None])
     blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
-    shares = []
+    own, plain = _read(extractor, [x0 for x0, _ in batches])
+    apart = 2 * own.var(0).sum()  # between two images at random
+    noise, right, distance = Noise(4), [], []
     with torch.no_grad():
         for value in logsnr:
             made = guesses(model.denoiser, opened.experiment.process.level(value), blind, noise)
-            right = sum(_right(extractor, guess, cond) for (*_, guess), (_, cond) in zip(made, batches, strict=True))
-            shares.append(right / images)
-    plain = sum(_right(extractor, x0, cond) for x0, cond in batches) / images
-    curve = torch.tensor(shares, dtype=torch.float64)
-    curves = {"x0_hat, label not told": (logsnr, curve), "held-out images": (logsnr, torch.full_like(curve, plain))}
-    return Chart("run-accuracy", "a classifier reads x0_hat", "share read right", curves)
+            features, read = _read(extractor, [guess for *_, guess in made])
+            right.append((read == labels).double().mean())
+            distance.append((features - own).square().sum(1).mean() / apart)
+    share, told = torch.stack(right), torch.full((len(logsnr),), float((plain == labels).double().mean()))
+    curves = {"x0_hat, label not told": (logsnr, share), "held-out images": (logsnr, told)}
+    return [
+        Chart("run-accuracy", "a classifier reads x0_hat", "share read right", curves),
+        Chart("run-features", "how far x0_hat is from x0 in the classifier's features", "share of that of two images",
+              {"x0_hat, label not told": (logsnr, torch.stack(distance))}),
+    ]  # fmt: skip
 
 
-def _right(extractor: Extractor, x0: Tensor, cond: Cond) -> int:
-    _, logits = extractor.run(to_bytes(x0.cpu()))
-    assert logits is not None
-    assert cond.labels is not None
-    return int((logits.argmax(1) == cond.labels.cpu()).sum())
+def _read(extractor: Extractor, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(features (n, d) float64, the label read (n,)) of batches of images."""
+    features, read = [], []
+    for x0 in images:
+        found, logits = extractor.run(to_bytes(x0.cpu()))
+        assert logits is not None
+        features.append(found.double())
+        read.append(logits.argmax(1))
+    return torch.cat(features), torch.cat(read)
 
 
 def _bound_facts(
