@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.analysis.bound import NATS_A_BIT, denoising_nats, prior_nats, reconstruction_nats
-from snrkit.analysis.closed_form import Spectrum, output_predictability, output_scale, ring_difficulty
+from snrkit.analysis.closed_form import Spectrum, difficulty, output_predictability, output_scale, ring_difficulty
 from snrkit.analysis.empirical import (
     Batch,
     Gradients,
@@ -67,7 +67,7 @@ def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
         errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(opened.experiment.seed))
     mse = errors.mean(1)
     told, facts = _information_charts(opened, spectrum, logsnr, mse)
-    gradient, more = _gradient_charts(opened, model, spectrum)
+    gradient, more = _gradient_charts(opened, model, spectrum, batches)
     charts = {
         "What the run says of the data": [_error_chart(spectrum, logsnr, errors), *told],
         "Its gradients": gradient,
@@ -144,7 +144,9 @@ def _information_charts(
     }  # fmt: skip
 
 
-def _gradient_charts(opened: Opened, model: Model, spectrum: Spectrum) -> tuple[list[Chart], dict[str, str]]:
+def _gradient_charts(
+    opened: Opened, model: Model, spectrum: Spectrum, batches: list[Batch]
+) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
     """Gradients of single images' unit losses on F, in the weights of the output layer."""
     e, objective = opened.experiment, open_task(opened).objective
     logsnr = symmetric_levels(e.process, GRADIENT_LEVELS)
@@ -157,15 +159,19 @@ def _gradient_charts(opened: Opened, model: Model, spectrum: Spectrum) -> tuple[
     untrained = output_predictability(level, e.target, e.precondition, e.process, s, spectrum.variance)
     weight = objective.weight(logsnr)
     weighted = weight / weight.max() * norms
-    ranks, agreement = rank_correlation(norms, scale), rank_correlation(ratios, untrained)
+    with torch.no_grad():
+        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(e.seed)).mean(1)
+    own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
+    ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
     return [
         Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
-               "residual of F, Gaussian": (logsnr, scale)}, scale="log"),
+               "residual of F, Gaussian": (logsnr, scale), "residual of F, this run's": (logsnr, own)}, scale="log"),
         Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
               {"run": (logsnr, ratios), "given x, network near 0, Gaussian": (logsnr, untrained)}, scale="log"),
     ], {
-        "Rank correlation of gradient norm with the closed residual": f"{ranks:.3f}",
+        "Rank correlation of gradient norm with the residual, Gaussian": f"{ranks[0]:.3f}",
+        "Rank correlation of gradient norm with the residual, this run's": f"{ranks[1]:.3f}",
         "Rank correlation of gradient signal to noise with its closed form": f"{agreement:.3f}",
     }  # fmt: skip
 
