@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo corrections-study test check bench format clean
+.PHONY: demo corrections-study training-study test check bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -21,6 +21,9 @@ demo: .venv/installed
 
 corrections-study: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/corrections/study.sh
+
+training-study: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/sweeps/study.sh
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -1,0 +1,11 @@
+# The study of docs/training-knobs.md, resumable: hours on two cores. Run it as `make training-study`, in several shells at
+# once to share the work. Its tables are then in docs/training-tables.md.
+set -e
+here=configs/sweeps
+for sweep in training-knobs levels beta-tables averages x0-weightings clipping vp-levels flow-levels rates targets; do
+  snrkit sweep $here/$sweep.yaml
+done
+for run in runs/targets-*-?; do   # the excess error of each
+  snrkit analyze --config "$run/config.yaml"
+done
+python $here/tables.py runs > docs/training-tables.md

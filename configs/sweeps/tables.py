@@ -1,0 +1,194 @@
+"""The tables of docs/training-tables.md, from the runs of `make training-study`: python tables.py runs > the page."""
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from snrkit.analysis.closed_form import difficulty
+from snrkit.analysis.empirical import rank_correlation
+from snrkit.jobs.comparing import against
+from snrkit.jobs.sweeping import arm_table, lay_out, load_sweep, make_record, stored_row
+from snrkit.level import level_of
+from snrkit.prediction import X0, Eps, Target, V
+
+HERE = Path(__file__).parent
+SWEEPS = {
+    "training-knobs": "Targets, weightings, averages and clipping: 100,000 images",
+    "levels": "Levels and what learns beside the network: EDM, 40,000 images",
+    "flow-levels": "Levels under flow matching: 40,000 images",
+    "vp-levels": "Levels, P2 and the score with target eps: vp, 40,000 images",
+    "x0-weightings": "Weightings on x0 at three learning rates: vp, 40,000 images",
+    "rates": "Learning rates without clipping: vp, 40,000 images",
+    "beta-tables": "Beta tables: target v, 40,000 images",
+    "clipping": "Clippings at thirty times the learning rate: EDM, 40,000 images",
+    "averages": "Averages under a constant learning rate: 40,000 images",
+}
+PAIRS = {  # which arms are subtracted, beside each less the first
+    "training-knobs": [
+        ("raw", "ema-1000"),
+        *((f"{target}-{kind}", f"{target}-unit") for target in ("x0", "eps", "v") for kind in ("p2", "min-snr", "edm")),
+        ("v-unit", "eps-unit"), ("v-unit", "x0-unit"), ("x0-min-snr", "v-unit"), ("eps-p2", "eps-min-snr"),
+        ("hot-global", "hot"),
+    ],
+    "levels": [("loguniform-importance", "loguniform"), ("loguniform", "uniform-sigma")],
+    "vp-levels": [("score-edm", "eps-edm"), ("eps-edm", "uniform"), ("score", "uniform")],
+    "x0-weightings": [
+        *((f"{kind}-{times}", kind) for kind in ("simple", "min-snr", "max-snr", "snr-clip") for times in (3, 10)),
+        *((kind, f"simple-{times}") for times in (3, 10)
+          for kind in (f"min-snr-{times}", f"max-snr-{times}", f"snr-clip-{times}")),
+    ],
+    "rates": [(f"{target}-{times}", target) for target in ("eps", "x0", "v") for times in (3, 10)],
+    "beta-tables": [(f"{table}-zero-snr", f"{table} trailing") for table in ("linear", "scaled", "geometric")],
+    "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],
+    "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
+}  # fmt: skip
+SAME = {"scaled trailing": "scaled-linear trailing"}
+TARGETS: dict[str, Target] = {"eps": Eps(), "x0": X0(), "v": V()}
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def arms(name: str, runs: Path) -> Iterator[str]:
+    """One sweep: every arm, pairs of arms, what the trainings went through, what broke off."""
+    sweep = load_sweep(HERE / f"{name}.yaml")
+    rows = [(trial, row) for trial in lay_out(sweep, name) if (row := stored_row(trial, runs)) is not None]
+    if not rows:
+        return
+    record = make_record(sweep, rows, sweep.settings)
+    head, cells = arm_table(record)
+    yield f"## {SWEEPS[name]}"
+    yield f"`configs/sweeps/{name}.yaml`, {len(rows)} of {len(sweep.arms) * len(sweep.seeds)} trainings."
+    yield table(head, iter(cells))
+    yield pairs(record, PAIRS.get(name, []))
+    yield table(["arm", "mean gradient norm, seed by seed", "share of clipped steps"], steps(record))
+    if record["failed"]:
+        yield table(["broken off", "why"], iter(record["failed"].items()))
+
+
+def pairs(record: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> str:
+    """FD of one arm less another's, seed by seed on equal seeds."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for one, other in wanted:
+            a, b = (record["arms"].get(SAME.get(each, each)) for each in (one, other))
+            if a is None or b is None:
+                continue
+            shared = [seed for seed in a["seeds"] if seed in b["seeds"]]
+            fd = [[{"fd": each["fd"]["values"][each["seeds"].index(s)]} for s in shared] for each in (a, b)]
+            found = against(*fd, "fd")
+            bracket = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+            yield f"{one} less {other}", str(len(shared)), f"{found['mean']:+.3f}{bracket}"
+
+    made = list(rows())
+    return table(["arms", "seeds", f"{record['names']['fd']} [95 %]"], iter(made)) if made else ""
+
+
+def steps(record: dict[str, Any]) -> Iterator[Sequence[str]]:
+    """Norms and clipped steps of every arm."""
+    for name, arm in record["arms"].items():
+        norms = ", ".join("-" if norm is None else f"{norm:.3g}" for norm in arm["grad_norm"])
+        yield name, norms, ", ".join("-" if share is None else f"{share:.2f}" for share in arm["clipped_share"])
+
+
+def curve(path: Path, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logsnr, y) of one curve of a chart's CSV."""
+    rows = [row for row in list(csv.reader(path.read_text().splitlines()))[1:] if row[0] == name]
+    x, y = (torch.tensor([float(row[k]) for row in rows], dtype=torch.float64) for k in (1, 2))
+    return x, y
+
+
+def per_unit(target: str, logsnr: torch.Tensor) -> torch.Tensor:
+    """What the squared error of x0 is multiplied with to be that of the target, vp."""
+    a, b = TARGETS[target].direction(level := level_of(logsnr, "vp"))
+    return ((a * level.sigma - b * level.alpha) / level.sigma) ** 2
+
+
+def excess(runs: Path) -> Iterator[str]:
+    """The excess error of every target over the exact denoiser, level by level, and what it goes along with."""
+    folders = {arm: sorted(runs.glob(f"targets-{arm}-?/analysis")) for arm in ("eps", "x0", "v", "edm")}
+    if not all(folders.values()):
+        return
+    found = {arm: [curve(path / "run-excess.csv", "x0") for path in paths] for arm, paths in folders.items()}
+    logsnr = found["eps"][0][0]
+    yield "## Which levels each target learns: excess error on the toy mixture"
+    yield ("|x0_hat less the exact one|^2 per dimension, mean over the seeds (least, most), after 1,000,000 images with "
+           "a weight of 1 on the target itself; `edm` under its own preconditioning and weighting.")  # fmt: skip
+
+    def rows() -> Iterator[Sequence[str]]:
+        for k in range(0, len(logsnr), 2):
+            yield f"{float(logsnr[k]):.1f}", *(spread([float(y[k]) for _, y in each]) for each in found.values())
+
+    yield table(["logsnr", *found], rows())
+    yield "In each target's own units:"
+
+    def own() -> Iterator[Sequence[str]]:
+        for k in range(0, len(logsnr), 2):
+            scale = {target: float(per_unit(target, logsnr)[k]) for target in TARGETS}
+            yield f"{float(logsnr[k]):.1f}", *(spread([scale[t] * float(y[k]) for _, y in found[t]]) for t in TARGETS)
+
+    yield table(["logsnr", *TARGETS], own())
+    yield "Spearman's rank correlation, over levels, of the excess error in the target's own units with closed forms:"
+    variance = float(sum(share_of_variance(folders["eps"][0])))
+    yield table(["target", "information", "|correlation|", "gradient scale"], ranks(found, logsnr, variance))
+    yield "And of what single images' gradients in the output layer do, from each run's page:"
+    yield table(["arm", "seeds", *FACTS], facts(folders))
+
+
+FACTS = (
+    "Rank correlation of gradient norm with the residual, Gaussian",
+    "Rank correlation of gradient norm with the residual, this run's",
+    "Rank correlation of gradient signal to noise with its closed form",
+)
+
+
+def facts(folders: dict[str, list[Path]]) -> Iterator[Sequence[str]]:
+    """What the pages say under the names of FACTS, seed by seed."""
+    for arm, paths in folders.items():
+        pages = [path.joinpath("index.md").read_text().splitlines() for path in paths]
+        cells = [[line.split("|")[2].strip() for page in pages for line in page if line.startswith(f"| {fact} |")]
+                 for fact in FACTS]  # fmt: skip
+        yield arm, str(len(paths)), *(", ".join(each) or "-" for each in cells)
+
+
+def share_of_variance(folder: Path) -> Iterator[float]:
+    """The data's variance, as the page's first paragraph has it."""
+    text = (folder / "index.md").read_text()
+    yield float(text.split("data of variance ")[1].split()[0])
+
+
+def ranks(
+    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]], logsnr: torch.Tensor, variance: float
+) -> Iterator[Sequence[str]]:  # fmt: skip
+    """Of each target's excess error, seed by seed."""
+    for name, target in TARGETS.items():
+        closed = difficulty(level_of(logsnr, "vp"), target, variance)
+        own = [per_unit(name, logsnr) * y for _, y in found[name]]
+        curves = (closed.information, closed.correlation.abs(), closed.gradient_scale)
+        yield name, *(", ".join(f"{rank_correlation(each, y):+.2f}" for y in own) for each in curves)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean (least, most)."""
+    return f"{fmean(values):.2e} ({min(values):.1e}, {max(values):.1e})"
+
+
+def page(runs: Path) -> Iterator[str]:
+    """All tables."""
+    yield "# Training knobs: the tables"
+    yield ("Written by `configs/sweeps/tables.py` from the runs of `make training-study`; what they mean is in "
+           "[training-knobs.md](training-knobs.md). Brackets: paired 95 % t-intervals over the seeds.")  # fmt: skip
+    for made in [*map(partial(arms, runs=runs), SWEEPS), excess(runs)]:
+        yield from made
+
+
+if __name__ == "__main__":
+    print("\n\n".join(part for part in page(Path(sys.argv[1])) if part))
