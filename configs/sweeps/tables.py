@@ -120,8 +120,8 @@ def excess(runs: Path) -> Iterator[str]:
     found = {arm: [curve(path / "run-excess.csv", "x0") for path in paths] for arm, paths in folders.items()}
     logsnr = found["eps"][0][0]
     yield "## Which levels each target learns: excess error on the toy mixture"
-    yield ("|x0_hat less the exact one|^2 per dimension, mean over the seeds (least, most), after 1,000,000 images with "
-           "a weight of 1 on the target itself; `edm` under its own preconditioning and weighting.")  # fmt: skip
+    yield ("|x0_hat less the exact one|^2 per dimension, mean over the seeds (least, most), after 1,000,000 images "
+           "with a weight of 1 on the target itself; `edm` under its own preconditioning and weighting.")  # fmt: skip
 
     def rows() -> Iterator[Sequence[str]]:
         for k in range(0, len(logsnr), 2):
