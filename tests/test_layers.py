@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 LAYERS = [
     {"errors", "value", "files", "streams", "__init__", "wavelet", "frequency"},
-    {"level", "betas"},
+    {"level", "betas", "spectrum"},
     {"process"},
     {"prediction"},
     {"grid", "data.augment", "levels", "weighting", "perturb"},

@@ -14,7 +14,6 @@ from snrkit.level import Level, Scaling, broadcast
 
 NATS_A_BIT = math.log(2)
 VALUES = 256
-ROUNDING_VARIANCE = (2 / (VALUES - 1)) ** 2 / 12  # of pixel values in [-1, 1]
 
 
 def prior_nats(level: Level, scaling: Scaling, variance: float) -> Tensor:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snrkit.analysis.bound import ROUNDING_VARIANCE
 from snrkit.errors import SnrkitError
-from snrkit.level import Level
+from snrkit.level import ROUNDING_VARIANCE, Level
 from snrkit.prediction import Cond, Denoiser
 from snrkit.process import Process
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.analysis.bound import NATS_A_BIT, ROUNDING_VARIANCE, prior_nats
+from snrkit.analysis.bound import NATS_A_BIT, prior_nats
 from snrkit.analysis.closed_form import (
     Spectrum,
     difficulty,
@@ -45,7 +45,7 @@ from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, open_experiment, open_model
-from snrkit.level import Level, level_of
+from snrkit.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.levels import (
     Cauchy,
     CosineLevels,

@@ -1,0 +1,151 @@
+"""Power spectra and the schedules made of them: golden numbers, identities under scaling, enlarging and turning."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snrkit.errors import SnrkitError
+from snrkit.level import ROUNDING_VARIANCE
+from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
+
+T = torch.tensor([0, 0.1, 0.25, 0.5, 0.75, 0.9, 1], dtype=torch.float64)
+FALLING = 64 * torch.cat([torch.ones(1), torch.arange(1, 33)]).double()[None] ** -2  # 64 k^-2 in rings 1 ... 32
+BARE = {"dc": "exclude", "logsnr_max": None}
+KINDS = ("spectral_freq", "spectral_power", "spectral_mixed")
+
+
+def pictures(count=6, side=16, channels=3, slope=1.0, seed=0):
+    """Smooth random images (count, channels, side, side), with a mean of their own."""
+    draws = torch.Generator().manual_seed(seed)
+    noise = torch.fft.fft2(torch.randn(count, channels, side, side, generator=draws))
+    frequency = torch.fft.fftfreq(side, 1 / side)
+    radius = torch.hypot(frequency[:, None], frequency[None, :]).clamp(min=0.5)
+    return torch.fft.ifft2(noise * radius**-slope).real
+
+
+def test_rings_have_the_golden_counts():
+    """Of 64x64: 1, 8, 12, 16, 32, 28 frequencies; all 33 rings hold 3291 of 4096."""
+    counts = ring_members(64).sum((0, 1))
+    assert counts[:6].tolist() == [1, 8, 12, 16, 32, 28]
+    assert len(counts) == 33
+    assert float(counts.sum()) == 3291
+
+
+def test_spectra_of_known_images():
+    """An impulse has 1/N^2 in every ring; a constant c^2 N^2 at 0; a cosine half its power over its ring."""
+    side = 32
+    impulse = torch.zeros(1, 1, side, side)
+    impulse[..., 5, 7] = 1
+    torch.testing.assert_close(power_spectra(impulse), torch.full((1, 17), side**-2, dtype=torch.float64))
+    flat = power_spectra(torch.full((1, 3, side, side), 0.5))
+    assert float(flat[0, 0]) == pytest.approx(256)
+    assert flat[0, 1:].tolist() == [ROUNDING_VARIANCE] * 16
+    wave = torch.cos(2 * torch.pi * 3 * torch.arange(side) / side)[:, None].expand(1, 1, side, side)
+    found = power_spectra(wave)
+    assert float(found[0, 3]) == pytest.approx(32)
+    assert float(torch.cat([found[0, :3], found[0, 4:]]).max()) < 1e-5
+
+
+def test_white_noise_has_power_one_in_every_ring():
+    """Within four standard errors of 200 draws."""
+    noise = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = power_spectra(noise).mean(0)
+    error = 4 * (2 / (200 * 3 * ring_members(32).sum((0, 1)))).sqrt()
+    assert ((found - 1).abs() < error).all()
+
+
+def test_rings_beyond_the_last_are_left_out():
+    """The spectrum of all frequencies is that of the rings and the corners: Parseval."""
+    x0 = pictures(count=2, side=8, channels=1).double()
+    members, power = ring_members(8), torch.fft.fft2(x0, norm="ortho").abs().square().mean(1)
+    corners = power[:, members.sum(2) == 0].sum(1)
+    found = (power_spectra(x0) * members.sum((0, 1))).sum(1)
+    torch.testing.assert_close(found + corners, x0.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("spectral_freq", (7.3778, 6.2529, 4.5205, 1.4478, -2.1234, -5.0210, -8.7641)),
+        ("spectral_power", (7.3778, 3.4284, 0.5570, -2.8847, -5.7246, -7.5151, -8.7641)),
+        ("spectral_mixed", (7.3778, 4.8407, 2.5387, -0.7184, -3.9240, -6.2681, -8.7641)),
+    ],
+)
+def test_golden_schedules(kind, wanted):
+    """P_k = 64/k^2 with kappa 100 and 0.01, the mean left out."""
+    found = SpectralSchedule(kind=kind, **BARE).logsnr(FALLING, T)
+    torch.testing.assert_close(found[0], torch.tensor(wanted).double(), rtol=0, atol=1e-4)
+
+
+def test_frequency_sweep_of_a_power_law_in_closed_form():
+    """ln kappa(t) - ln 64 + 2 ln(32 - 31 t), wherever t falls between rings."""
+    t = torch.linspace(0, 1, 32, dtype=torch.float64)  # where f is whole, so that nothing is interpolated
+    found = SpectralSchedule(kind="spectral_freq", **BARE).logsnr(FALLING, t)[0]
+    kappa = (1 - t) * math.log(100) + t * math.log(0.01)
+    torch.testing.assert_close(found, kappa - math.log(64) + 2 * (32 - 31 * t).log())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 10**6), slope=st.floats(0, 3), side=st.sampled_from([4, 8, 9, 16]))
+def test_schedules_fall_strictly_between_their_bounds(kind, seed, slope, side):
+    """Whatever the image, a constant one included, with the mean in the bounds or not."""
+    x0 = torch.cat([pictures(3, side, slope=slope, seed=seed), torch.full((1, 3, side, side), 0.3)])
+    power = power_spectra(x0)
+    for dc in ("include", "exclude"):
+        schedule = SpectralSchedule(kind=kind, dc=dc)
+        table, (low, high) = schedule.table(power), schedule.ends(power)
+        assert (table.diff(dim=1) < 0).all()
+        torch.testing.assert_close(table[:, 0], high)
+        torch.testing.assert_close(table[:, -1], low)
+        assert float(table.max()) <= 13.3 + 1e-9
+
+
+def test_the_ends_are_where_the_strongest_ring_is_buried_and_the_finest_resolved():
+    """SNR kappa_min of the strongest of all rings, the mean's among them, and kappa_max of the last."""
+    power = power_spectra(pictures())
+    low, high = SpectralSchedule(logsnr_max=None).ends(power)
+    torch.testing.assert_close(low.exp() * power.max(1).values, torch.full_like(low, 0.01))
+    torch.testing.assert_close(high.exp() * power[:, -1], torch.full_like(high, 100))
+    without = SpectralSchedule(**BARE).ends(power)[0]
+    torch.testing.assert_close(without.exp() * power[:, 1:].max(1).values, torch.full_like(low, 0.01))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scaling_shifts_the_whole_schedule(kind):
+    """Of an image times s, logsnr is lower by 2 ln s at every t."""
+    schedule, x0 = SpectralSchedule(kind=kind, logsnr_max=None), pictures()
+    moved = schedule.table(power_spectra(3 * x0)) - schedule.table(power_spectra(x0))
+    torch.testing.assert_close(moved, torch.full_like(moved, -2 * math.log(3)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mirrored_images_have_the_same_schedule(kind):
+    """Whichever way they are mirrored or transposed."""
+    schedule, x0 = SpectralSchedule(kind=kind), pictures()
+    for other in (x0.flip(3), x0.flip(2), x0.transpose(2, 3)):
+        torch.testing.assert_close(schedule.table(power_spectra(other)), schedule.table(power_spectra(x0)))
+
+
+def test_enlarging_moves_the_noisy_end_by_two_ln_two():
+    """Band-limited: power at a frequency in cycles per image grows with the number of pixels."""
+    x0 = pictures(side=16)
+    spectrum = torch.fft.fft2(x0)
+    wide = torch.zeros(*x0.shape[:2], 32, 32, dtype=spectrum.dtype)
+    keep = torch.tensor([*range(8), *range(-7, 0)])
+    wide[:, :, keep[:, None] % 32, keep[None] % 32] = spectrum[:, :, keep[:, None] % 16, keep[None] % 16] * 4
+    schedule = SpectralSchedule(logsnr_max=None)
+    for dc in ("include", "exclude"):
+        schedule = SpectralSchedule(dc=dc, logsnr_max=None)
+        small, large = (schedule.ends(power_spectra(each))[0] for each in (x0, torch.fft.ifft2(wide).real))
+        torch.testing.assert_close(large - small, torch.full_like(small, -2 * math.log(2)), rtol=0, atol=1e-4)
+
+
+def test_images_that_are_not_square_are_refused():
+    """With their size and what to do."""
+    with pytest.raises(SnrkitError, match="images of 16x8 have no spectrum by rings"):
+        power_spectra(torch.zeros(1, 3, 16, 8))
+    with pytest.raises(ValueError, match="kappa_min 2 must be below kappa_max 1"):
+        SpectralSchedule(kappa_min=2, kappa_max=1)
