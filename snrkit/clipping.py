@@ -4,6 +4,7 @@ A unit is one output of a layer: the slice of a weight at one index of its first
 are Euclidean. Only `global_norm` and `normalize` keep the gradient's direction.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ from snrkit.value import Value
 
 Positive = Annotated[float, Field(gt=0)]
 Named = Sequence[tuple[str, nn.Parameter]]
-Norms = tuple[Tensor, Tensor]  # of all gradients, before and after; both ()
+Bounded = tuple[Tensor, Tensor, Tensor]  # norm of all gradients before and after, whether any was cut; all ()
 TINY = 1e-6  # as torch's clip_grad_norm_
 
 
 class Clip(Protocol):
     """A rule that bounds gradients."""
 
-    def apply(self, named: Named, output: str) -> Norms:
-        """Bound the gradients of these parameters, all of which have one, in place; their norm before and after.
+    def apply(self, named: Named, output: str) -> Bounded:
+        """Bound the gradients of these parameters, all of which have one, in place; their norm before and after, and
+        whether any was cut.
 
         `output` is the name of the module that gives the network's output.
         """
@@ -53,13 +55,13 @@ class GlobalNorm(Value):
     kind: Literal["global_norm"] = "global_norm"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor for all."""
         found = gradients(named)
         norm = tensor_norms(found).norm()
         factor = (self.norm / (norm + TINY)).clamp(max=1)
         torch._foreach_mul_(found, factor)
-        return norm, norm * factor
+        return norm, norm * factor, factor < 1
 
 
 class LayerNorm(Value):
@@ -68,13 +70,13 @@ class LayerNorm(Value):
     kind: Literal["per_layer"] = "per_layer"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor a tensor."""
         found = gradients(named)
         norms = tensor_norms(found)
         factors = (self.norm / (norms + TINY)).clamp(max=1)
         scale_tensors(found, factors)
-        return norms.norm(), (norms * factors).norm()
+        return norms.norm(), (norms * factors).norm(), (factors < 1).any()
 
 
 class ByValue(Value):
@@ -83,12 +85,13 @@ class ByValue(Value):
     kind: Literal["value"] = "value"
     limit: Positive = 0.01
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """Clamp."""
         found = gradients(named)
         before = tensor_norms(found).norm()
+        largest = torch.stack(torch._foreach_norm(found, math.inf)).max()
         nn.utils.clip_grad_value_([p for _, p in named], self.limit)
-        return before, tensor_norms(found).norm()
+        return before, tensor_norms(found).norm(), largest > self.limit
 
 
 class Groups(Value):
@@ -125,12 +128,12 @@ class Groups(Value):
                 )
         return parts
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor a group."""
-        before = tensor_norms(gradients(named)).norm()
-        for pattern, members in self.split(named).items():
-            nn.utils.clip_grad_norm_(members, self.norms[pattern])
-        return before, tensor_norms(gradients(named)).norm()
+        before, parts = tensor_norms(gradients(named)).norm(), self.split(named)
+        norms = [nn.utils.clip_grad_norm_(members, self.norms[pattern]) for pattern, members in parts.items()]
+        cut = torch.stack([norm > self.norms[pattern] for norm, pattern in zip(norms, parts, strict=True)]).any()
+        return before, tensor_norms(gradients(named)).norm(), cut
 
 
 class UnitNorm(Value):
@@ -139,13 +142,13 @@ class UnitNorm(Value):
     kind: Literal["per_unit"] = "per_unit"
     norm: Positive = 0.1
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor a unit."""
         found = gradients(named)
         norms = unit_norms(found)
         factors = (self.norm / (norms + TINY)).clamp(max=1)
         scale_units(found, factors)
-        return norms.norm(), (norms * factors).norm()
+        return norms.norm(), (norms * factors).norm(), (factors < 1).any()
 
 
 class Adaptive(Value):
@@ -159,14 +162,14 @@ class Adaptive(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor a unit."""
         weights, found, last = _apart(named, output)
         norms = unit_norms(found)
         bound = self.ratio * unit_norms(weights).clamp(min=self.floor)
         factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
         scale_units(found, factors)
-        return _joined(norms, last), _joined(norms * factors, last)
+        return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
 
 
 class AdaptiveLayer(Value):
@@ -176,14 +179,14 @@ class AdaptiveLayer(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """One factor a tensor."""
         weights, found, last = _apart(named, output)
         norms = tensor_norms(found)
         bound = self.ratio * tensor_norms(weights).clamp(min=self.floor)
         factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
         scale_tensors(found, factors)
-        return _joined(norms, last), _joined(norms * factors, last)
+        return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
 
 
 class Normalize(Value):
@@ -192,13 +195,13 @@ class Normalize(Value):
     kind: Literal["normalize"] = "normalize"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Norms:
+    def apply(self, named: Named, output: str) -> Bounded:
         """g norm/|g|."""
         found = gradients(named)
         norm = tensor_norms(found).norm()
         factor = self.norm / norm.clamp(min=TINY)
         torch._foreach_mul_(found, factor)
-        return norm, norm * factor
+        return norm, norm * factor, factor != 1
 
 
 def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -221,8 +224,9 @@ def _by_unit(tensor: Tensor) -> Tensor:
 def _apart(named: Named, output: str) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """(weights, gradients) of every layer but the one that gives the output, and the norms of that one's gradients."""
     kept = [pair for pair in named if not pair[0].startswith(f"{output}.")]
-    last = [pair for pair in named if pair[0].startswith(f"{output}.")]
-    return [p.detach() for _, p in kept], gradients(kept), tensor_norms(gradients(last))
+    last = gradients([pair for pair in named if pair[0].startswith(f"{output}.")])
+    found = gradients(kept)
+    return [p.detach() for _, p in kept], found, tensor_norms(last) if last else found[0].new_zeros(1)
 
 
 def _joined(norms: Tensor, last: Tensor) -> Tensor:
@@ -249,6 +253,7 @@ class Clipped:
 
     before: float  # norm
     after: float  # norm
+    cut: bool  # whether anything was: the whole gradient, a layer, a unit, an element, as the rule has it
     cosine: float | None = None  # between the two, where it was watched
     largest: tuple[str, float] | None = None  # the tensor with the largest share of the raw squared norm, and the share
 
@@ -260,13 +265,14 @@ def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
     raw = [g.clone() for g in found] if watch else []
     if rule is None:
         norm = after = tensor_norms(found).norm()
+        cut = torch.zeros_like(norm)
     else:
-        norm, after = rule.apply(named, str(network.output))
-    before, left = torch.stack([norm, after]).tolist()  # one transfer
+        norm, after, cut = rule.apply(named, str(network.output))
+    before, left, acted = torch.stack([norm, after, cut.to(norm)]).tolist()  # one transfer
     if not watch:
-        return Clipped(before, left)
+        return Clipped(before, left, acted > 0)
     products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
     shares = (tensor_norms(raw) / norm).square()
     first = int(shares.argmax())
     cosine = float(products.sum() / (norm * after).clamp(min=TINY**2))
-    return Clipped(before, left, cosine, (named[first][0], float(shares[first])))
+    return Clipped(before, left, acted > 0, cosine, (named[first][0], float(shares[first])))

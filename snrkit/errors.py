@@ -7,6 +7,10 @@ class SnrkitError(Exception):
     """A mistake that the user can mend. Its text is the whole message; the command line prints no traceback."""
 
 
+class DivergedError(SnrkitError):
+    """Training met too many losses or gradients in a row that were not finite."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is no error
     """Not an error: the user asked to stop, all is saved, and the text says how to go on. Exit code 130."""
 

@@ -3,7 +3,7 @@
 All three act on the loss of one image at u, the level sampler's own uniform, in this order:
 
     balance      multiplied by 1/EMA of the loss, or of its variance, in bins of u: changes the objective
-    uncertainty  loss exp(-v) + v with v learned from the level (Karras et al. 2024, eq. 14): changes the objective, so
+    uncertainty  loss exp(-v) + v with v learned from the level (Karras et al. 2024, eq. 21): changes the objective, so
                  that every level counts alike at the optimum
     importance   u drawn in proportion to the EMA of the loss, and the loss divided by that density (Kingma & Gao
                  2023): the objective stays, its variance falls

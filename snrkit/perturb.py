@@ -40,9 +40,10 @@ class Perturbation(Protocol):
 class InputPerturbation(Value):
     """DDPM-IP (Ning et al. 2023): the network is shown alpha*x0 + sigma*(eps + gamma*xi), xi fresh; its target stays.
 
-    With the published target, eps, the best answer is the denoiser's for noise of sqrt(1 + gamma^2) the size, divided
-    by 1 + gamma^2. With target x0 it is that denoiser's x0 and nothing is divided; v and flow lie between. What the
-    target is decides, then, whether input perturbation holds epsilon scaling by 1 + gamma^2 in it.
+    With the published target, eps, the best answer is that of the denoiser for noise of sqrt(1 + gamma^2) the size:
+    its eps, of unit variance at that level, over sqrt(1 + gamma^2); as noise read at the told sigma, over 1 + gamma^2.
+    With target x0 it is that denoiser's x0 and nothing is divided; v and flow lie between. What the target is decides,
+    then, whether input perturbation holds epsilon scaling by 1 + gamma^2 in it.
     """
 
     kind: Literal["ddpm_ip"] = "ddpm_ip"

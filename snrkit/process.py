@@ -216,8 +216,8 @@ class Edm(Value):
 class Flow(Value):
     """The straight line x = (1 - t) x0 + t eps (Lipman et al. 2023; Liu et al. 2023). Time is t = sigma.
 
-    Trained on all of (0, 1); `logsnr_min` and `logsnr_max` bound only grids that are laid out in sigma/alpha or in
-    logsnr, which is infinite at both ends of t.
+    Trained on all of (0, 1); `logsnr_min` and `logsnr_max` bound only grids and level samplers that are laid out in
+    sigma/alpha or in logsnr, which is infinite at both ends of t.
     """
 
     kind: Literal["flow"] = "flow"

@@ -22,7 +22,7 @@ from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.distributed import World
 from snrkit.ema import AnyAveraging, Average, HalfLife
-from snrkit.errors import SnrkitError
+from snrkit.errors import DivergedError
 from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import Objective
@@ -119,6 +119,7 @@ class TrainStep:
     loss: float  # of the global batch
     grad_norm: float  # before clipping
     clipped_norm: float  # after it
+    clipped: bool
     lr: float
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched
@@ -278,8 +279,8 @@ def _one_step(
     largest = largest_logit(state.network) if watch else None
     logit = None if largest is None else float(largest)
     return TrainStep(
-        state.step, state.images, loss, clipped.before, clipped.after, lr, skipped, logit, clipped.cosine,
-        clipped.largest, logsnr, tuple(culprits),
+        state.step, state.images, loss, clipped.before, clipped.after, clipped.cut, lr, skipped, logit,
+        clipped.cosine, clipped.largest, logsnr, tuple(culprits),
     )  # fmt: skip
 
 
@@ -333,10 +334,10 @@ def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> Culpr
     return [(task.train[int(draws.positions[i])], float(logsnr[i])) for i in bad]
 
 
-def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, float]]) -> SnrkitError:
+def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, float]]) -> DivergedError:
     low, high = float(logsnr.min()), float(logsnr.max())
     images = f"; images {', '.join(str(index) for index, _ in culprits[:8])}" if culprits else ""
-    return SnrkitError(
+    return DivergedError(
         f"training stopped: loss or gradient was not finite in {PATIENCE} steps in a row, the last at step "
         f"{state.step} ({state.images} images, logsnr {low:.2f} to {high:.2f}{images}); the last checkpoint is intact: "
         "lower train.lr, set train.clip, or use precision fp32"

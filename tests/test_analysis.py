@@ -10,15 +10,16 @@ from snrkit.analysis.bound import denoising_nats, prior_nats, reconstruction_nat
 from snrkit.analysis.closed_form import (
     Spectrum,
     difficulty,
-    output_predictability,
     output_scale,
+    output_signal_to_noise,
     posterior_mean_share,
     ring_difficulty,
     weighted_scale,
 )
-from snrkit.analysis.empirical import gradients, information, level_of_share, rank_correlation, x0_errors
+from snrkit.analysis.empirical import gradients, has_density, information, level_of_share, rank_correlation, x0_errors
 from snrkit.betas import LinearBetas, SquaredCosBetas
 from snrkit.config import load_experiment, parse_experiment
+from snrkit.data.dataset import split
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
@@ -26,8 +27,8 @@ from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis,
 from snrkit.jobs.training import run_training
 from snrkit.level import level_of
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
-from snrkit.process import Ddpm, Edm, Flow
+from snrkit.prediction import X0, Cond, Eps, Score, V
+from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 from tests.small import SMALL, snrkit, write_config, written
@@ -201,12 +202,12 @@ def test_prior_term_has_its_published_size():
 
 @pytest.mark.parametrize("scaling", ["vp", "ve", "flow"])
 def test_prior_term_is_a_divergence(scaling):
-    """Against drawn x0: the mean of KL(N(alpha x0, sigma^2) | where sampling starts)."""
-    level, variance = level_of(tensor(-1.0), scaling), 0.6
-    x0 = variance**0.5 * torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    """Against drawn x0 with a mean: the average of KL(N(alpha x0, sigma^2) | where sampling starts)."""
+    level = level_of(tensor(-1.0), scaling)
+    x0 = 0.5 + 0.6**0.5 * torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     start = 1.0 if scaling == "vp" else float(level.sigma)
     kl = (level.sigma**2 + (level.alpha * x0) ** 2) / (2 * start**2) - 0.5 + torch.log(start / level.sigma)
-    torch.testing.assert_close(prior_nats(level, scaling, variance), kl.mean(), rtol=0.01, atol=1e-4)
+    torch.testing.assert_close(prior_nats(level, scaling, 0.6 + 0.5**2), kl.mean(), rtol=0.01, atol=1e-4)
 
 
 def test_denoising_term_is_the_entropy_of_gaussian_data():
@@ -245,6 +246,9 @@ def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
         row for row in csv.DictReader((folder / "bayes_error.csv").read_text().splitlines()) if row["curve"] == "x0"
     ]
     assert len(rows) == 241
+    pixels = load_experiment(path).data.open().x0(range(400))[list(split(400, 0.1).train)].double()
+    assert record["variance"] == pytest.approx(float(pixels.var(0, unbiased=False).mean()), rel=1e-4)
+    assert record["second_moment"] == pytest.approx(float(pixels.square().mean()), rel=1e-4)
     for row in rows[::40]:
         level = level_of(tensor(float(row["logsnr"])), "ve")
         assert float(row["Bayes error"]) == pytest.approx(
@@ -255,13 +259,14 @@ def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
 
 def test_metrics_over_time_are_those_over_logsnr_at_the_levels_of_the_process():
     """At a third of flow's time, t = 1/3, logsnr is 2 ln 2; of edm's, sigma is a third of the way."""
-    for process, logsnr in ((Flow(), 2 * math.log(2)), (Edm(sigma_min=0.002, sigma_max=3), 0.0)):
-        e = parse_experiment({**SMALL, "process": process.model_dump(mode="json")}, "here")
-        chart = next(c for c in time_charts(e, Spectrum(tensor([0.3]), tensor([1.0]))) if c.name == "variance-over-t")
-        t, variance = chart.curves["flow"]
+    for process, logsnr in ((Flow(), 2 * math.log(2)), (Edm(sigma_min=0.002, sigma_max=3), 0.0), (Vp(), math.log(3))):
+        e = parse_experiment({**SMALL, "process": process.model_dump(mode="json"), "samplers": {}}, "here")
+        charts = {c.name: c for c in time_charts(e, Spectrum(tensor([0.3]), tensor([1.0])))}
+        t, error = charts["bayes_error-over-t"].curves["x0"]
         assert float(t[80]) == pytest.approx(1 / 3, abs=1e-3)
-        wanted = difficulty(level_of(tensor(logsnr), process.scaling), FlowVelocity(), 0.3).variance
-        assert float(variance[80]) == pytest.approx(float(wanted), rel=5e-3)
+        wanted = difficulty(level_of(tensor(logsnr), process.scaling), X0(), 0.3).bayes_error
+        assert float(error[80]) == pytest.approx(float(wanted), rel=0.01)
+        assert float(error[0]) < 0.02 < 0.2 < float(error[-1])
 
 
 def test_analyze_prints_where_the_page_is(tmp_path):
@@ -284,6 +289,8 @@ def test_information_of_gaussian_data_is_its_closed_form(variance):
     for target, got in ((X0(), found.x0), (Eps(), found.eps), (V(), found.v)):
         wanted = difficulty(level, target, variance).information
         torch.testing.assert_close(got, wanted, rtol=0, atol=2e-4)
+    assert has_density(found)
+    assert not has_density(information(EVEN, variance / (1 + variance * EVEN.exp()) * (EVEN < 6)))  # read off at last
 
 
 def test_information_on_v_is_an_arch_for_a_mixture():
@@ -336,7 +343,9 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(one, -one) == pytest.approx(-1)
     assert math.isnan(rank_correlation(one, torch.ones(30) + 1e-12 * one))
     other = torch.randn(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert rank_correlation(one, other) == pytest.approx(stats.spearmanr(one, other).statistic)
+    for each in (other, other.clamp(min=0), (one > 0.9).double()):  # with ties too
+        assert rank_correlation(one, each) == pytest.approx(stats.spearmanr(one, each).statistic)
+    assert math.isnan(rank_correlation(one, torch.where(other > 1, math.nan, other)))
 
 
 def test_gradient_signal_to_noise_takes_the_means_own_noise_off():
@@ -354,56 +363,69 @@ def test_gradient_signal_to_noise_takes_the_means_own_noise_off():
         assert sum(norms) / 200 == pytest.approx(math.sqrt(20 * (mean**2 + spread**2)), rel=0.02)
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_gradient_signal_to_noise_given_the_state(target):
-    """With an output of 0: |E[F* | x]|^2 over tr Var(F* | x), by all images that x may come from; over x it is another.
+@pytest.mark.parametrize("precondition", [NoPrecondition(), EdmPrecondition()], ids=["none", "edm"])
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda target: target.kind)
+def test_gradient_signal_to_noise_given_the_state(target, precondition):
+    """Of a layer that says 0, over draws of x0 given x, averaged over x: the closed form, for data with a mean.
 
-    The images are a finite set, whose posterior is exact.
+    The data are Gaussian of variance 0.3 round a mean image, told to be of variance 0.8; the posterior is exact.
     """
-    process, draws = PROCESSES["vp"], torch.Generator().manual_seed(0)
-    points = torch.randn(12, 1, 2, 2, dtype=torch.float64, generator=draws)
-    network = torch.nn.Linear(4, 4, dtype=torch.float64)
-    torch.nn.init.zeros_(network.weight), torch.nn.init.zeros_(network.bias)
+    process, draws, variance, size = PROCESSES["vp"], torch.Generator().manual_seed(0), 0.3, 48
     level = process.level(tensor(0.5))
     a, b = target.direction(level)
-    given, marginal = [], []
-    for x0 in points[:4]:
-        x = level.alpha * x0 + level.sigma * torch.randn(1, 2, 2, dtype=torch.float64, generator=draws)
-        share = torch.softmax(-(x - level.alpha * points).square().flatten(1).sum(1) / (2 * level.sigma**2), 0)
-        wanted = (a * points + b * (x - level.alpha * points) / level.sigma).flatten(1)
-        rows = []
-        for y in wanted:
-            loss = (network(x.flatten()) - y).square().sum()
-            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
-        found, closed = (signal_to_noise(torch.stack(each), share) for each in (rows, list(wanted)))
-        assert found == pytest.approx(closed, rel=1e-9)
-        given.append(closed)
-        marginal.append((torch.stack(rows), share))
-    whole = signal_to_noise(torch.cat([rows for rows, _ in marginal]), torch.cat([s / 4 for _, s in marginal]))
-    assert abs(whole / (sum(given) / 4) - 1) > 0.3
+    c = precondition.coefficients(level, target, process.scaling, math.sqrt(0.8))
+    mean, d = torch.linspace(-1, 1, size, dtype=torch.float64), level.alpha**2 * variance + level.sigma**2
+    layer, found = torch.nn.Linear(1, size, dtype=torch.float64, bias=False), []
+    torch.nn.init.zeros_(layer.weight)
 
+    def normal(*shape):
+        return torch.randn(shape, dtype=torch.float64, generator=draws)
 
-def signal_to_noise(rows, share):
-    """|mean|^2 over the trace of the covariance of rows (n, d) with probabilities (n,)."""
-    mean = share @ rows
-    return float(mean.square().sum() / (share @ (rows - mean).square().sum(1)))
+    for _ in range(24):
+        x = level.alpha * mean + d.sqrt() * normal(size)
+        best = mean + level.alpha * variance / d * (x - level.alpha * mean)
+        x0 = best + (variance * level.sigma**2 / d).sqrt() * normal(300, size)
+        wanted = (a * x0 + b * (x - level.alpha * x0) / level.sigma - c.c_skip * x) / c.c_out
+
+        def loss(index, wanted=wanted):
+            return (layer(torch.ones(1, dtype=torch.float64)) - wanted[index]).square().sum()
+
+        found.append(gradients(loss, 300, [layer.weight]).signal_to_noise)
+    closed = output_signal_to_noise(
+        level, target, precondition, process, math.sqrt(0.8), variance, float(mean.square().mean())
+    )
+    assert sum(found) / 24 == pytest.approx(float(closed), rel=0.08, abs=2e-3)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_the_closed_signal_to_noise_of_the_output(target):
+def test_the_closed_signal_to_noise_of_centred_data(target):
     """Without preconditioning the target's predictability ratio, with EDM's 0 at the data's own variance."""
     level = level_of(LOGSNR, "vp")
     process, plain = PROCESSES["vp"], difficulty(level, target, 0.3).predictability
-    found = output_predictability(level, target, NoPrecondition(), process, 0.5, 0.3)
+    found = output_signal_to_noise(level, target, NoPrecondition(), process, 0.5, 0.3)
     torch.testing.assert_close(found, plain)
-    flat = output_predictability(level, target, EdmPrecondition(), process, math.sqrt(0.3), 0.3)
+    flat = output_signal_to_noise(level, target, EdmPrecondition(), process, math.sqrt(0.3), 0.3)
     torch.testing.assert_close(flat, torch.zeros_like(flat), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda target: target.kind)
+def test_a_weighting_multiplies_the_gradient_not_its_root(target):
+    """At the optimum of unit data it goes with w sqrt(Bayes error): EDM's is flat for v, not for x0 and eps."""
+    process, level, snr = PROCESSES["vp"], level_of(LOGSNR, "vp"), LOGSNR.exp()
+    weight = output_weight(
+        level, lambda: torch.ones_like(LOGSNR), process=process, target=target, precondition=NoPrecondition(),
+        weighting=EdmWeighting(), sigma_data=1.0,
+    )  # fmt: skip
+    found = weight * output_scale(level, target, NoPrecondition(), process, 1.0, 1.0)
+    wanted = {"x0": (1 + snr).sqrt(), "eps": (1 + 1 / snr).sqrt(), "v": torch.ones_like(snr)}[target.kind]
+    torch.testing.assert_close(found, wanted)
 
 
 def test_levels_of_shares_of_information():
     """A flat density has its median in the middle; one that sits at an end has it there."""
     flat = torch.ones_like(EVEN)
-    assert level_of_share(EVEN, flat, 0.5) == pytest.approx(0, abs=0.1)
+    for share in (0.05, 0.31, 0.5, 0.95):  # also between levels
+        assert level_of_share(EVEN, flat, share) == pytest.approx(float(EVEN[0] + share * (EVEN[-1] - EVEN[0])))
     assert level_of_share(EVEN, (EVEN > 10).double(), 0.05) > 10
 
 

@@ -49,6 +49,7 @@ def test_a_bound_out_of_reach_changes_nothing(rule):
     found = clip(rule, network, watch=True)
     assert all(torch.equal(a, b) for a, b in zip(before, grads(network), strict=True))
     assert found.after == found.before == pytest.approx(float(torch.cat([g.flatten() for g in before]).norm()))
+    assert not found.cut
     assert found.cosine == pytest.approx(1, abs=1e-6)
 
 
@@ -67,6 +68,20 @@ def test_the_norms_told_are_those_of_the_gradients(rule):
     assert found.before == pytest.approx(before, rel=1e-5)
     assert found.after == pytest.approx(after, rel=1e-5)
     assert abs(after / before - 1) > 0.1
+    assert found.cut
+
+
+def test_a_cut_that_the_norm_does_not_show_is_told():
+    """One small layer at 0 whose gradient agc cuts to its floor, beside large ones that it leaves."""
+    for rule in (Adaptive(ratio=0.2), AdaptiveLayer(ratio=0.2)):
+        network = network_with_gradients(1e-4)
+        network[0].bias.data.zero_()
+        network[0].bias.grad.mul_(10).clamp_(min=1e-4)
+        network[3].weight.grad.mul_(1e9)
+        found = clip(rule, network)
+        assert found.after == found.before
+        assert found.cut
+        assert not clip(rule, network).cut  # what lies within the bounds is not
 
 
 def test_global_norm_is_torchs():
@@ -167,6 +182,10 @@ def test_agc_per_layer_is_another_algorithm():
     assert layer > 100 * unit
     whole = networks[1][2].weight
     assert float(whole.grad.norm()) == pytest.approx(0.2 * float(whole.detach().norm()), rel=1e-4)
+    network = network_with_gradients()
+    network[0].weight.data.zero_()
+    clip(AdaptiveLayer(ratio=0.2, floor=1e-3), network)
+    assert float(network[0].weight.grad.norm()) == pytest.approx(0.2 * 1e-3, rel=1e-4)  # what is at 0 still moves
 
 
 @pytest.mark.parametrize(
@@ -174,13 +193,14 @@ def test_agc_per_layer_is_another_algorithm():
     [UNet(channels=16, groups=4, classes=3), Dit(dim=16, depth=1, heads=2, classes=3), Mlp(dim=8, classes=3)],
     ids=["unet", "dit", "mlp"],
 )
-def test_agc_spares_exactly_what_gives_the_output(value):
+@pytest.mark.parametrize("kind", [Adaptive, AdaptiveLayer])
+def test_agc_spares_exactly_what_gives_the_output(kind, value):
     """The one layer whose parameters, at 0, make the output 0; every other layer is clipped."""
     network = make_network(value, (1, 8, 8), 0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
         parameter.grad = torch.full_like(parameter, 1e3)
-    clip(Adaptive(ratio=1e-3), network)
+    clip(kind(ratio=1e-3), network)
     spared = [name for name, p in network.named_parameters() if bool((p.grad == 1e3).all())]
     assert spared == [f"{network.output}.weight", f"{network.output}.bias"]
     labels = Cond(labels=torch.tensor([0, 1]))
@@ -211,6 +231,8 @@ def test_the_largest_gradient_is_named():
     """The tensor with the largest share of the squared norm, and the share."""
     network = network_with_gradients()
     network[2].weight.grad *= 50
-    found = clip(None, network, watch=True)
-    assert found.largest[0] == "2.weight"
-    assert found.largest[1] == pytest.approx(float(network[2].weight.grad.norm() ** 2) / found.before**2, rel=1e-4)
+    raw = float(network[2].weight.grad.norm())
+    for rule in (None, LayerNorm(norm=0.1)):  # also where clipping leaves all tensors alike
+        found = clip(rule, network, watch=True)
+        assert found.largest[0] == "2.weight"
+        assert found.largest[1] == pytest.approx(raw**2 / found.before**2, rel=1e-4)

@@ -8,9 +8,12 @@ import torch
 import yaml
 
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.data.dataset import to_unit
 from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError
+from snrkit.errors import ConfigError, RunError, SnrkitError
 from snrkit.jobs import sweeping
+from snrkit.jobs.opening import open_experiment, open_model
+from snrkit.jobs.sampling import images_of
 from snrkit.jobs.sweeping import check_file, lay_out, load_sweep, run_sweep
 from snrkit.metrics.appearance import appearance, looks
 from snrkit.run import Run, locked
@@ -174,6 +177,70 @@ def test_averages_made_afterwards_are_made(tmp_path):
     assert record["arms"]["mean euler"]["weights"] == "snapshots-0.5"
     assert record["arms"]["wide euler"]["weights"] == "posthoc-0.2"
     assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == ["knobs-kept-0"]
+
+
+def test_what_the_log_says_of_a_training(tmp_path):
+    """Means over steps that were not skipped, whatever the lines' lengths, until the images that are asked for."""
+    lines = [
+        {"kind": "train", "step": 10, "images": 100, "skipped": 0, "grad_norm": 1.0, "clipped_share": 0.5},
+        {"kind": "train", "step": 30, "images": 300, "skipped": 20, "grad_norm": None, "clipped_share": None},
+        {"kind": "held_out", "step": 30, "images": 300, "loss": [0.1]},
+        {"kind": "train", "step": 60, "images": 600, "skipped": 0, "grad_norm": 3.0, "clipped_share": 0.1},
+        {"kind": "train", "step": 70, "images": 700, "skipped": 0, "grad_norm": 9.0, "clipped_share": 1.0},
+    ]
+    run = Run(tmp_path)
+    run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = sweeping.training_facts(run, 600)
+    assert facts == {
+        "skipped": 20, "grad_norm": pytest.approx((10 * 1 + 30 * 3) / 40),
+        "clipped_share": pytest.approx((10 * 0.5 + 30 * 0.1) / 40), "held_out": lines[2],
+    }  # fmt: skip
+
+
+def test_rows_hold_what_the_log_and_the_images_say(swept):
+    """The table's power is that of the images that the arm makes, its norms those of its log."""
+    folder, record = swept
+    trial = lay_out(load_sweep(folder / "knobs.yaml"), "knobs")[0]
+    opened = open_experiment(trial.experiment, WORLD)
+    run = Run(folder / "runs" / "knobs-plain-3")
+    images = images_of(opened, open_model(opened, run), trial.experiment.samplers["euler"], range(32))
+    data = appearance([opened.dataset.x0(opened.split.train)], opened.dataset.shape)
+    wanted = looks(appearance([to_unit(images)], opened.dataset.shape), data)
+    row = sweeping.stored_row(trial, folder / "runs")
+    assert row["samplers"]["euler"]["looks"]["power"] == pytest.approx(wanted.power, rel=1e-4)
+    norms = [json.loads(line)["grad_norm"] for line in run.log.read_text().splitlines() if '"train"' in line]
+    assert record["arms"]["plain euler"]["grad_norm"][0] == pytest.approx(sum(norms) / len(norms))
+    assert record["arms"]["plain euler"]["skipped"] == 0
+
+
+def test_what_can_be_put_right_is_no_result(tmp_path, monkeypatch):
+    """A damaged checkpoint or a full disk ends the command; the next one tries again."""
+    path = write_sweep(tmp_path, arms={"plain": []}, seeds=[0])
+    real = sweeping.run_training
+
+    def broken(*_):
+        raise RunError("the checkpoint is damaged; delete it to go on")
+
+    monkeypatch.setattr(sweeping, "run_training", broken)
+    with pytest.raises(SnrkitError, match="arm plain, seed 0: the checkpoint is damaged"):
+        run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    monkeypatch.setattr(sweeping, "run_training", real)
+    assert set(run_sweep(path, tmp_path / "runs", WORLD, quiet=True)["arms"]) == {"plain euler", "plain ancestral"}
+
+
+def test_what_another_process_finishes_in_between_is_in_the_table(tmp_path, monkeypatch):
+    """Arms that are held at first are tried once more at the end."""
+    path = write_sweep(tmp_path, arms={"cold": ["train.lr=1e-5"], "plain": []}, seeds=[0])
+    held, real = locked(Run(tmp_path / "runs" / "knobs-cold-0")), sweeping.make_row
+    held.__enter__()
+
+    def releasing(trial, *rest):
+        real(trial, *rest)  # raises while the arm is held
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr(sweeping, "make_row", releasing)
+    record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    assert {label.split()[0] for label in record["arms"]} == {"cold", "plain"}
 
 
 def test_an_arm_that_is_not_there_is_named(swept):

@@ -1,6 +1,6 @@
 """The variational bound by its three terms, in nats per dimension (Ho et al. 2020; Kingma et al. 2021).
 
-prior           KL(q(x_T | x0) | p(x_T)): in closed form from the data's variance
+prior           KL(q(x_T | x0) | p(x_T)): in closed form from the data's second moment
 denoising       1/2 of the integral of snr * mse over logsnr, mse that of x0 per dimension
 reconstruction  -ln p(x0 | x) at the cleanest level, over the 256 values of every pixel
 """
@@ -16,14 +16,14 @@ NATS_A_BIT = math.log(2)
 VALUES = 256
 
 
-def prior_nats(level: Level, scaling: Scaling, variance: float) -> Tensor:
+def prior_nats(level: Level, scaling: Scaling, second_moment: float) -> Tensor:
     """KL of the last level's state from where sampling starts: N(0, 1) in vp, N(0, sigma^2) elsewhere.
 
-    In vp (abar s^2 - abar - ln(1 - abar))/2 for data of variance s^2; elsewhere snr s^2/2.
+    In vp (abar m - abar - ln(1 - abar))/2 with m = E x0^2, variance and mean together; elsewhere snr m/2.
     """
     if scaling == "vp":
-        return (level.alpha**2 * (variance - 1) - torch.log1p(-(level.alpha**2))) / 2
-    return torch.exp(level.logsnr) * variance / 2
+        return (level.alpha**2 * (second_moment - 1) - torch.log1p(-(level.alpha**2))) / 2
+    return torch.exp(level.logsnr) * second_moment / 2
 
 
 def denoising_nats(logsnr: Tensor, mse: Tensor) -> Tensor:

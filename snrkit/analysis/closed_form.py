@@ -57,15 +57,24 @@ def moments(level: Level, target: Target, variance: float | Tensor) -> tuple[Ten
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Power P_k of the frequency rings of a data set, and the share of all dimensions in each; both (K,) float64."""
+    """Power P_k of the frequency rings of a data set round its mean image, and the share of all dimensions in each.
+
+    Both (K,) float64. `mean_square` is that of the mean image, per dimension.
+    """
 
     power: Tensor
     share: Tensor
+    mean_square: float = 0.0
 
     @property
     def variance(self) -> float:
         """Mean over dimensions."""
         return float((self.power * self.share).sum())
+
+    @property
+    def second_moment(self) -> float:
+        """E x0^2, mean over dimensions."""
+        return self.variance + self.mean_square
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +101,9 @@ def ring_difficulty(level: Level, target: Target, spectrum: Spectrum) -> RingDif
 def weighted_scale(
     level: Level, density: Density, weighting: Weighting, sigma_data: float, variance: float
 ) -> Tensor:  # fmt: skip
-    """The root of weight times Bayes error, which is one for all targets: sqrt(w_eps alpha^2 s^2/d).
+    """The root of the weighted loss at the optimum, which is one for all targets: sqrt(w_eps alpha^2 s^2/d).
 
+    It is no gradient: that of w |F - F*|^2 goes with w and the root of the Bayes error, and is each target's own.
     A weighting on eps is w_eps alpha^2/(alpha b - sigma a)^2 on y, and Var(y | x) has the inverse of that factor.
     """
     d = level.alpha**2 * variance + level.sigma**2
@@ -110,25 +120,30 @@ def output_scale(
     return known.sqrt() / c.c_out.abs()
 
 
-def output_predictability(
-    level: Level, target: Target, precondition: Precondition, process: Process, sigma_data: float, variance: float
+def output_signal_to_noise(
+    level: Level, target: Target, precondition: Precondition, process: Process, sigma_data: float, variance: float,
+    mean_square: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Var E[F* | x] over Var(F* | x) of what the network is to put out: 0 with EDM's preconditioning at its own s.
+    """|E[F* | x]|^2 over tr Var(F* | x), averaged over x, of what the network is to put out.
 
-    It is the signal to noise of a loss's gradient given x while the network's output is near 0.
+    Of data of this variance round a mean image whose mean square is `mean_square`. It is the signal to noise of a
+    loss's gradient given x while the network's output is near 0. For centred data without preconditioning it is the
+    predictability, with EDM's at its own s 0.
     """
+    a, _ = target.direction(level)
     found = difficulty(level, target, variance)
     c = precondition.coefficients(level, target, process.scaling, sigma_data)
     d = level.alpha**2 * variance + level.sigma**2
-    return (found.slope - c.c_skip) ** 2 * d / found.bayes_error
+    mean = (a - c.c_skip * level.alpha) ** 2 * mean_square
+    return ((found.slope - c.c_skip) ** 2 * d + mean) / found.bayes_error
 
 
 def posterior_mean_share(before: Level, after: Level, variance: float) -> tuple[Tensor, Tensor]:
     """(variance, share unknown given x) of DDPM's posterior mean of x at `after` given x at `before` and x0.
 
-    mu-tilde = p x0 + q x with p = alpha'(1 - r), q = r alpha'... of neighbouring levels in vp, r the ratio of noise to
-    signal that the step keeps; what is unknown given x is p^2 Var(x0 | x). Not offered as a target: nearly all of it is
-    x itself.
+    mu-tilde = p x0 + q x with p = alpha' (1 - r) and q = r alpha'/alpha, r = SNR(t)/SNR(t - 1), in vp; what is unknown
+    given x is p^2 Var(x0 | x). Not offered as a target: but for the last steps of tables that end in pure noise, nearly
+    all of it is x itself.
     """
     keep = torch.exp(before.logsnr - after.logsnr)  # SNR(t)/SNR(t - 1)
     p = after.alpha * (1 - keep)

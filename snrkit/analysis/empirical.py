@@ -4,15 +4,18 @@
     eps          I(eps; x)(l) = I(x0; x)(l) - l/2 - h
     v, in vp     I(v; x)(l) = I(x0; x)(l) + I(x0; x)(-l) + ln(alpha sigma) - h
 
-in nats per dimension, with h = h(x0) - ln(2 pi e)/2 fixed by I(eps; x) -> 0 at the clean end. A denoiser's mse is at
-least the Bayes error, so that its information is an upper bound on x0's. All three need a density: on 8-bit data curves
-stop at the rounding (logsnr 12.2), and speak of the data with that noise.
+in nats per dimension, with h = h(x0) - ln(2 pi e)/2 fixed by I(eps; x) = 0 at the cleanest level read, which leaves
+what eps and v still carry there. A denoiser's mse is at least the Bayes error, so that its information is an upper
+bound on x0's; of eps's and v's, where an excess at the clean end enters with the other sign, it is none. Those two need
+a density: snr * mse -> 1 at the clean end. Curves stop at the rounding to 8 bits (logsnr 12.2), and speak of the data
+with that noise.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from snrkit.prediction import Cond, Denoiser
 from snrkit.process import Process
 
 ROUNDING = -math.log(ROUNDING_VARIANCE)  # 12.18, the logsnr at which the noise is that of rounding to 8 bits
+RESOLVED = 0.05
 FLAT = 1e-9  # relative range of a curve that is no curve
 Batch = tuple[Tensor, Cond]
 
@@ -75,12 +79,19 @@ def information(logsnr: Tensor, mse: Tensor) -> Information:
     return Information(x0, eps, x0 + x0.flip(0) + both - h, density)
 
 
+def has_density(found: Information) -> bool:
+    """Whether the data look like a density at the cleanest level, where snr * mse is then 1, to five percent."""
+    return abs(float(found.density[-1]) * 2 - 1) < RESOLVED
+
+
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's: 1 where both rise together. NaN where one is constant but for rounding."""
-    if any(float(part.max() - part.min()) <= FLAT * float(part.abs().max()) for part in (one, other)):
+    """Spearman's, with mean ranks for ties: 1 where both rise together. NaN where one is constant but for rounding."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+    parts = (one, other)
+    if any(not bool(p.isfinite().all()) or float(p.max() - p.min()) <= FLAT * float(p.abs().max()) for p in parts):
         return math.nan
-    ranks = torch.stack([part.argsort().argsort().double() for part in (one, other)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    return float(torch.corrcoef(torch.stack([torch.from_numpy(rankdata(p.numpy())) for p in parts]))[0, 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,6 @@ def symmetric_levels(process: Process, count: int, reach: float = ROUNDING) -> T
 
 def level_of_share(logsnr: Tensor, density: Tensor, share: float) -> float:
     """The logsnr below which `share` of the information lies; density (L,) per nat at even levels (L,)."""
-    steps = torch.cat([torch.zeros(1, dtype=torch.float64), ((density[1:] + density[:-1]) / 2).cumsum(0)])
-    place = int(torch.searchsorted(steps, share * steps[-1]).clamp(max=len(logsnr) - 1))
-    return float(logsnr[place])
+    pieces = (density[1:] + density[:-1]) / 2 * logsnr.diff()
+    steps = torch.cat([torch.zeros(1, dtype=torch.float64), pieces.cumsum(0)])
+    return float(np.interp(share * float(steps[-1]), steps.numpy(), logsnr.numpy()))

@@ -8,6 +8,7 @@ trained run also what its weights say (dissecting.py).
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ from snrkit.levels import (
     UniformSigma,
 )
 from snrkit.levels import UniformTime as UniformTimeLevels
-from snrkit.objective import LOWEST_LOGSNR
+from snrkit.objective import LOWEST_LOGSNR, output_weight
 from snrkit.prediction import X0, Eps, FlowVelocity, Score, Target, V
 from snrkit.process import Ddpm, Process
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
@@ -114,7 +115,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         "How hard each target is, for Gaussian data of this variance": target_charts(opened.experiment, spectrum),
         "The same against t of the experiment's process": time_charts(opened.experiment, spectrum),
         "What weightings and preconditioning make of it": weighting_charts(opened.experiment, spectrum),
-        "Schedules, grids and level samplers": schedule_charts(opened.experiment),
+        "Schedules, grids and level samplers": schedule_charts(opened.experiment, spectrum),
     }
     facts: dict[str, str] = {}
     run = Run(runs / experiment.name)
@@ -132,17 +133,18 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
     return {
         "page": str(folder / "index.html"), "charts": [chart.name for charts in groups.values() for chart in charts],
-        "variance": spectrum.variance, "facts": facts, "prior_bits": prior_bits(spectrum.variance),
+        "variance": spectrum.variance, "second_moment": spectrum.second_moment, "facts": facts,
+        "prior_bits": prior_bits(spectrum.second_moment),
     }  # fmt: skip
 
 
 def data_spectrum(opened: Opened) -> Spectrum:
     """Power by frequency ring of the training split, about the data's mean, not below the rounding of 8 bits."""
     view = views(opened.dataset.shape)[-1]
-    _, variances = part_moments(opened, None, view)
+    means, variances = part_moments(opened, None, view)
     sizes = torch.bincount(view.parts).double()
     power = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, view.parts, variances) / sizes
-    return Spectrum(power.clamp(min=ROUNDING_VARIANCE), sizes / len(view.parts))
+    return Spectrum(power.clamp(min=ROUNDING_VARIANCE), sizes / len(view.parts), float(means.square().mean()))
 
 
 def _axis() -> Tensor:
@@ -188,19 +190,30 @@ def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
 
 
 def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
-    """Gradient scales before and after every weighting, under both preconditionings, and the experiment's product."""
+    """Losses and gradients at the optimum before and after every weighting, and the experiment's own product.
+
+    The root of the weighted loss is one curve for all targets; a gradient goes with the weight itself, and is shown for
+    the experiment's target, without preconditioning and with EDM's.
+    """
     logsnr, variance, s = _axis(), spectrum.variance, float(e.data.sigma_data)
     level = _levels(e.process, logsnr)
     one = torch.ones_like(logsnr)
     after = {name: (logsnr, weighted_scale(level, lambda: one, w, s, variance)) for name, w in WEIGHTINGS.items()}
-    charts = [Chart("gradient-weighted", "after each weighting (the same for every target)",
+    charts = [Chart("loss-weighted", "loss at the optimum, after each weighting (the same for every target)",
                     "root of weight times Bayes error", after, scale="log", limits=(1e-3, 1e3))]  # fmt: skip
     for name, precondition in (("none", NoPrecondition()), ("edm", EdmPrecondition())):
+        scales = {target: output_scale(level, value, precondition, e.process, s, variance)
+                  for target, value in TARGETS.items()}  # fmt: skip
         charts.append(Chart(f"gradient-output-{name}", f"residual of the network's output, precondition {name}",
-                            "root of its Bayes error", {
-            target: (logsnr, output_scale(level, value, precondition, e.process, s, variance))
-            for target, value in TARGETS.items()
-        }, scale="log"))  # fmt: skip
+                            "root of its Bayes error", {target: (logsnr, scale) for target, scale in scales.items()},
+                            scale="log"))  # fmt: skip
+        own = output_scale(level, e.target, precondition, e.process, s, variance)
+        part = partial(output_weight, level, lambda: one, process=e.process, target=e.target,
+                       precondition=precondition, sigma_data=s)  # fmt: skip
+        charts.append(Chart(f"gradient-after-{name}", f"gradient, target {e.target.kind}, precondition {name}",
+                            "weight times root of the Bayes error",
+                            {kind: (logsnr, part(weighting=w) * own) for kind, w in WEIGHTINGS.items()},
+                            scale="log", limits=(1e-3, 1e3)))  # fmt: skip
     lowest, highest = max(e.process.bounds[0], LOWEST_LOGSNR), e.process.bounds[1]
     inside = torch.linspace(lowest, highest, POINTS, dtype=torch.float64)
     density = e.levels.density(inside, e.process)
@@ -211,7 +224,7 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     return charts
 
 
-def schedule_charts(e: Experiment) -> list[Chart]:
+def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     """logsnr of all beta tables and grids, densities of all level samplers, and what mu-tilde would leave to learn."""
     index = torch.linspace(0, 1, STEPS, dtype=torch.float64)
     tables = {name: Ddpm(betas=betas, steps=STEPS) for name, betas in TABLES.items()}
@@ -232,7 +245,7 @@ def schedule_charts(e: Experiment) -> list[Chart]:
     densities["this experiment"] = (axis, e.levels.density(axis, e.process))
     charts.append(Chart("densities", f"level samplers on {e.process.kind}", "density per nat", densities,
                         limits=(0, 0.5)))  # fmt: skip
-    return [*charts, _posterior_chart(tables, float(e.data.sigma_data) ** 2)]
+    return [*charts, _posterior_chart(tables, spectrum.variance)]
 
 
 def _posterior_chart(tables: Mapping[str, Ddpm], variance: float) -> Chart:
@@ -243,16 +256,16 @@ def _posterior_chart(tables: Mapping[str, Ddpm], variance: float) -> Chart:
         before, after = process.level(table[1:]), process.level(table[:-1])
         _, unknown = posterior_mean_share(before, after, variance)
         curves[name] = (table[1:].flip(0), unknown.flip(0))
-    return Chart("posterior-mean", "DDPM's posterior mean as a target: what x does not say of it",
+    return Chart("posterior-mean", f"DDPM's posterior mean: what x does not say of it, variance {variance:.3g}",
                  "share of its variance", curves, scale="log")  # fmt: skip
 
 
-def prior_bits(variance: float) -> dict[str, float]:
+def prior_bits(second_moment: float) -> dict[str, float]:
     """The prior term of the bound of every beta table of 1000 steps, bits per dimension."""
     found = {}
     for name, betas in TABLES.items():
         process = Ddpm(betas=betas, steps=STEPS)
-        found[name] = float(prior_nats(process.level(process.table()[-1]), "vp", variance)) / NATS_A_BIT
+        found[name] = float(prior_nats(process.level(process.table()[-1]), "vp", second_moment)) / NATS_A_BIT
     return found
 
 
@@ -274,7 +287,7 @@ def _write_charts(
             write_text(folder / f"{chart.name}.csv", chart.csv())
         blocks += [Heading(title), Picture(picture, ", ".join(chart.title for chart in charts))]
     rows = [(name, f"{bits:.3g}", f"{bits * math.prod((3, 32, 32)) * NATS_A_BIT:.3g}")
-            for name, bits in prior_bits(spectrum.variance).items()]  # fmt: skip
+            for name, bits in prior_bits(spectrum.second_moment).items()]  # fmt: skip
     blocks += [Heading("The prior term of the variational bound"),
                Table(("beta table", "bits per dimension", "nats for 3x32x32"), rows)]  # fmt: skip
     return blocks

@@ -1,7 +1,7 @@
 """The part of `snrkit analyze` that needs a trained run: errors, information, gradients and the bound, level by level.
 
-On held-out images. Each curve lies beside its closed form for Gaussian data of the data set's spectrum, with the rank
-correlation of the two.
+On held-out images. Each curve lies beside its closed form for Gaussian data of the data set's spectrum (gradients: of
+its variance), with the rank correlation of the two. Where the network takes a label it is told it.
 """
 
 import math
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.analysis.bound import NATS_A_BIT, denoising_nats, prior_nats, reconstruction_nats
-from snrkit.analysis.closed_form import Spectrum, difficulty, output_predictability, output_scale, ring_difficulty
+from snrkit.analysis.closed_form import Spectrum, difficulty, output_scale, output_signal_to_noise, ring_difficulty
 from snrkit.analysis.empirical import (
     Batch,
     Gradients,
     gradients,
     guesses,
+    has_density,
     information,
     level_of_share,
     noised,
@@ -66,17 +67,19 @@ def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
     with torch.no_grad():
         errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(opened.experiment.seed))
     mse = errors.mean(1)
-    told, facts = _information_charts(opened, spectrum, logsnr, mse)
+    known, facts = _information_charts(spectrum, logsnr, mse)
+    labelled = opened.dataset.labels is not None
     gradient, more = _gradient_charts(opened, model, spectrum, batches)
     charts = {
-        "What the run says of the data": [_error_chart(spectrum, logsnr, errors), *told],
+        "What the run says of the data": [_error_chart(spectrum, logsnr, errors), *known],
         "Its gradients": gradient,
     }
     if opened.dataset.exact is not None and opened.dataset.labels is None:
         excess = _excess_chart(opened, model, batches, logsnr)
         charts["What the run says of the data"].append(excess)
     charts["What the run says of the data"] += _reading_charts(opened, model, batches, logsnr)
-    return Dissection(charts, {**facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
+    told = {"Told beside the level": "the label: errors, information and bound are given it"} if labelled else {}
+    return Dissection(charts, {**told, **facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
 
 
 def held_out_batches(opened: Opened) -> list[Batch]:
@@ -121,26 +124,33 @@ def _excess_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Te
 
 
 def _information_charts(
-    opened: Opened, spectrum: Spectrum, logsnr: Tensor, mse: Tensor
+    spectrum: Spectrum, logsnr: Tensor, mse: Tensor
 ) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
     found, level = information(logsnr, mse), level_of(logsnr, "vp")
+    dense = has_density(found)
     closed = {
         name: ring_difficulty(level, target, spectrum).information
         for name, target in (("x0", X0()), ("eps", Eps()), ("v", V()))
+        if name == "x0" or dense
     }
     curves = {name: (logsnr, getattr(found, name)) for name in closed}
     curves |= {f"{name}, Gaussian": (logsnr, value) for name, value in closed.items()}
     gaussian = ring_difficulty(level, X0(), spectrum).bayes_error
     per_nat = {"run": (logsnr, found.density), "Gaussian": (logsnr, torch.exp(logsnr) * gaussian / 2)}
     places = ", ".join(f"{share:.0%} below {level_of_share(logsnr, found.density, share):.1f}" for share in SHARES)
-    ranks = rank_correlation(mse, gaussian)
+    ranks, apart = rank_correlation(mse, gaussian), float((mse / gaussian).log().abs().mean())
+    middle = f"{float(found.v[len(logsnr) // 2]):.4f}" if dense else (
+        f"none: at logsnr {float(logsnr[-1]):.1f} the run's images are no density (snr times mse is "
+        f"{2 * float(found.density[-1]):.3g} there, of a density 1)"
+    )  # fmt: skip
     return [
         Chart("run-information", "information in x, by I-MMSE", "nats per dimension", curves),
         Chart("run-density", "information on x0 gained per nat of logsnr", "nats per nat and dimension", per_nat),
     ], {
         "Information on x0, by logsnr": places,
         "Rank correlation of mse with its closed form": f"{ranks:.3f}",
-        "Information on v at logsnr 0, nats per dimension": f"{float(found.v[len(logsnr) // 2]):.4f}",
+        "Mean |ln| of mse over its closed form": f"{apart:.3f}",
+        "Information on v at logsnr 0, nats per dimension": middle,
     }  # fmt: skip
 
 
@@ -156,7 +166,9 @@ def _gradient_charts(
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
     level, s = level_of(logsnr, e.process.scaling), opened.sigma_data
     scale = output_scale(level, e.target, e.precondition, e.process, s, spectrum.variance)
-    untrained = output_predictability(level, e.target, e.precondition, e.process, s, spectrum.variance)
+    untrained = output_signal_to_noise(
+        level, e.target, e.precondition, e.process, s, spectrum.variance, spectrum.mean_square
+    )
     weight = objective.weight(logsnr)
     weighted = weight / weight.max() * norms
     with torch.no_grad():
@@ -168,11 +180,11 @@ def _gradient_charts(
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
                "residual of F, Gaussian": (logsnr, scale), "residual of F, this run's": (logsnr, own)}, scale="log"),
         Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
-              {"run": (logsnr, ratios), "given x, network near 0, Gaussian": (logsnr, untrained)}, scale="log"),
+              {"run": (logsnr, ratios), "of an untrained network, given x": (logsnr, untrained)}, scale="log"),
     ], {
         "Rank correlation of gradient norm with the residual, Gaussian": f"{ranks[0]:.3f}",
         "Rank correlation of gradient norm with the residual, this run's": f"{ranks[1]:.3f}",
-        "Rank correlation of gradient signal to noise with its closed form": f"{agreement:.3f}",
+        "Rank correlation of gradient signal to noise with an untrained network's": f"{agreement:.3f}",
     }  # fmt: skip
 
 
@@ -245,9 +257,9 @@ def _bound_facts(
     """The three terms in bits per dimension, between the ends of the curve."""
     process = opened.experiment.process
     first, last = (process.level(logsnr[k]) for k in (0, -1))
-    prior = float(prior_nats(first, process.scaling, spectrum.variance)) / NATS_A_BIT
+    prior = float(prior_nats(first, process.scaling, spectrum.second_moment)) / NATS_A_BIT
     denoising = float(denoising_nats(logsnr, mse)) / NATS_A_BIT
-    if not all(torch.equal(to_unit(to_bytes(x0)), x0) for x0, _ in batches):
+    if not all(torch.equal(to_unit(to_bytes(x0.cpu())), x0.cpu()) for x0, _ in batches):
         return {"Bound, bits per dimension": f"prior {prior:.3g} + denoising {denoising:.3f}; no reconstruction term, "
                 "as the images are not of 8 bits"}  # fmt: skip
     noise, parts = Noise(5), []

@@ -30,7 +30,7 @@ from snrkit.config import NAME, Experiment, load_experiment, read_mapping
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.distributed import World
 from snrkit.ema import made_afterwards
-from snrkit.errors import BusyError, ConfigError, DataError, SnrkitError
+from snrkit.errors import BusyError, ConfigError, DivergedError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.comparing import against
@@ -228,18 +228,17 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
     if newest is None or int(newest.name) < end:
         try:
             run_training(e, runs, world, quiet)
-        except (BusyError, ConfigError, DataError):
-            raise
-        except SnrkitError as error:
-            _keep(trial, runs, {"failed": str(error), "training": training_facts(run)})
+        except DivergedError as error:  # what can be put right, and tried again, is no result
+            _keep(trial, runs, {"failed": str(error), "training": training_facts(run, end)})
             return
     opened = open_experiment(e, world)
     check_samplers(opened, list(e.samplers))
     trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     _make_average(run, e.sample.average, end)
     with locked(run):
-        found = score_samplers(opened, run, e.sample.checkpoint or end)
-        _keep(trial, runs, {"training": training_facts(run), "samplers": found})
+        if stored_row(trial, runs) is None:  # another process may have made it in between
+            found = score_samplers(opened, run, e.sample.checkpoint or end)
+            _keep(trial, runs, {"training": training_facts(run, end), "samplers": found})
 
 
 def _keep(trial: Trial, runs: Path, row: Mapping[str, Any]) -> None:
@@ -260,18 +259,24 @@ def _make_average(run: Run, name: str | None, end: int) -> None:
         run_averaging(run.path, width, decay, end)
 
 
-def training_facts(run: Run) -> dict[str, Any]:
-    """What the log says of a whole training."""
-    log = read_log(run) if run.log.exists() else []
+def training_facts(run: Run, until: int) -> dict[str, Any]:
+    """What the log says of a training until `until` images: means over the steps that were not skipped."""
+    log = [line for line in (read_log(run) if run.log.exists() else []) if line["images"] <= until]
     lines = [line for line in log if line["kind"] == "train"]
     held = [line for line in log if line["kind"] == "held_out"]
-    norms = [line["grad_norm"] for line in lines if line["grad_norm"] is not None]
+    steps = [line["step"] for line in lines]
+    made = [here - before - line["skipped"]
+            for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]  # fmt: skip
+    counted = sum(made)
+
+    def mean(key: str) -> float | None:
+        total = sum(count * line[key] for count, line in zip(made, lines, strict=True) if count)
+        return total / counted if counted else None
+
     return {
-        "skipped": sum(line["skipped"] for line in lines),
-        "grad_norm": statistics.fmean(norms) if norms else None,
-        "clipped_share": statistics.fmean(line["clipped_share"] or 0.0 for line in lines) if lines else None,
-        "held_out": held[-1] if held else None,
-    }
+        "skipped": sum(line["skipped"] for line in lines), "grad_norm": mean("grad_norm"),
+        "clipped_share": mean("clipped_share"), "held_out": held[-1] if held else None,
+    }  # fmt: skip
 
 
 def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
@@ -326,7 +331,7 @@ def _over_seeds(by_seed: Mapping[int, Any], table: Mapping[str, Mapping[int, Any
     beside = table.get(first) or table.get(f"{first} {rows[0]['sampler']}") or {}
     shared = [seed for seed in seeds if seed in beside]
     keys = [key for key in ("fd", "inception_score", "kid") if key in rows[0]["summary"]]
-    mean_of = partial(_means, rows)
+    looks_of = partial(_means, rows)
     return {
         "seeds": seeds, "nfe": rows[0]["nfe"], "weights": rows[0]["made"]["weights"],
         **{key: {"mean": statistics.fmean(v), "min": min(v), "max": max(v), "values": v}
@@ -334,7 +339,7 @@ def _over_seeds(by_seed: Mapping[int, Any], table: Mapping[str, Mapping[int, Any
         "less_first": {
             key: against([_plain(by_seed[s]) for s in shared], [_plain(beside[s]) for s in shared], key) for key in keys
         } if shared and beside is not by_seed else None,
-        "power": mean_of("power"), "brightness": statistics.fmean(row["looks"]["brightness"] for row in rows),
+        "power": looks_of("power"), "brightness": statistics.fmean(row["looks"]["brightness"] for row in rows),
         "skipped": sum(row["training"]["skipped"] for row in rows),
         "grad_norm": [row["training"]["grad_norm"] for row in rows],
         "clipped_share": [row["training"]["clipped_share"] for row in rows],

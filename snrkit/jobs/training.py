@@ -61,7 +61,7 @@ class Tally:
             self.loss += step.loss
             self.grad_norm += step.grad_norm
             self.clipped_norm += step.clipped_norm
-            self.clipped += step.clipped_norm != step.grad_norm
+            self.clipped += step.clipped
         if step.largest is not None:  # a step that was watched
             self.logit, self.cosine, self.largest = step.logit, step.cosine, step.largest
 
