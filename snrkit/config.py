@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
-from snrkit.ema import made_afterwards
+from snrkit.ema import afterwards_faults, made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
@@ -169,7 +169,9 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
     known = {value.name for value in e.train.averages} | {"network"}
     chosen = e.sample.average
-    if chosen is not None and chosen not in known and not made_afterwards(chosen):
+    if chosen is not None and made_afterwards(chosen):
+        yield from (f"sample.average: {fault}" for fault in afterwards_faults(chosen))
+    elif chosen is not None and chosen not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
     if e.sample.labels is not None and e.sample.labels >= e.network.classes:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"

@@ -10,7 +10,7 @@ Any width can be had afterwards from snapshots of one or more power averages, by
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -20,6 +20,8 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from snrkit.value import Value
+
+WIDEST = 0.28  # of a power average made afterwards; a flat one over the whole run has 0.289
 
 
 class Averaging(Protocol):
@@ -197,6 +199,27 @@ class Average:
 def made_afterwards(name: str) -> bool:
     """Whether these weights are made by `snrkit average`, not kept in training."""
     return name.startswith(("posthoc-", "snapshots-"))
+
+
+def afterwards(name: str) -> tuple[str, float]:
+    """(posthoc or snapshots, its number) of the name of such weights. ValueError for another name."""
+    kind, _, number = name.partition("-")
+    return kind, float(number)
+
+
+def afterwards_faults(name: str) -> Iterator[str]:
+    """What is wrong with the name of weights that `snrkit average` makes."""
+    try:
+        kind, number = afterwards(name)
+    except ValueError:
+        yield f"'{name}' is no posthoc-<width> or snapshots-<decay>, such as posthoc-0.12"
+        return
+    if kind == "posthoc" and not 0 < number < WIDEST:
+        yield f"'{name}': a width lies between 0 and {WIDEST}"
+    if kind == "snapshots" and not 0 < number <= 1:
+        yield f"'{name}': a decay lies in (0, 1]; 1 weighs all snapshots alike"
+    if not name.endswith(f"-{number:g}"):
+        yield f"'{name}' is written {kind}-{number:g}"
 
 
 def combine(coefficients: Iterable[float], sets: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

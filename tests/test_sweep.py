@@ -120,6 +120,12 @@ def test_several_at_once_share_the_work(tmp_path, capsys):
         ({"arms": {"a": ["train.clip={kind: groups, norms: {nothing: 1}}"]}}, "arm a.*no parameter falls to"),
         ({"arms": {"a": ["data.labels=none", "metrics.features=classifier"]}}, "arm a"),
         ({"base": "absent.yaml"}, "does not exist"),
+        ({"arms": {"a": ["sample.average=snapshots-0.9"]}}, "arm a: .*made of snapshots; set train.snapshot_every"),
+        ({"arms": {"a": ["sample.average=posthoc-0.1", "train.snapshot_every=320"]}}, "made of power averages"),
+        ({"arms": {"a": ["sample.average=snapshots-x"]}}, "'snapshots-x' is no posthoc-<width> or snapshots-<decay>"),
+        ({"arms": {"a": ["sample.average=snapshots-1.5"]}}, "a decay lies in"),
+        ({"arms": {"a": ["sample.average=posthoc-0.30"]}}, "a width lies between"),
+        ({"arms": {"a": ["sample.average=posthoc-0.10"]}}, "'posthoc-0.10' is written posthoc-0.1"),
     ],
 )
 def test_faults_are_said_before_anything_is_trained(tmp_path, changes, words):

@@ -8,4 +8,5 @@ done
 for run in runs/targets-*-?; do   # the excess error of each
   snrkit analyze --config "$run/config.yaml"
 done
-python $here/tables.py runs > docs/training-tables.md
+python $here/tables.py runs > runs/training-tables.md   # stops where another shell is still at work
+mv runs/training-tables.md docs/training-tables.md

@@ -1,6 +1,7 @@
 """The tables of docs/training-tables.md, from the runs of `make training-study`: python tables.py runs > the page."""
 
 import csv
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -48,6 +49,7 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],
     "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
 }  # fmt: skip
+TOY_IMAGES = 1_000_192  # where 1,000,000 images in batches of 256 end
 SAME = {"scaled trailing": "scaled-linear trailing"}
 TARGETS: dict[str, Target] = {"eps": Eps(), "x0": X0(), "v": V()}
 
@@ -66,7 +68,9 @@ def arms(name: str, runs: Path) -> Iterator[str]:
     record = make_record(sweep, rows, sweep.settings)
     head, cells = arm_table(record)
     yield f"## {SWEEPS[name]}"
-    yield f"`configs/sweeps/{name}.yaml`, {len(rows)} of {len(sweep.arms) * len(sweep.seeds)} trainings."
+    yield f"`configs/sweeps/{name}.yaml`, {len(rows)} of {len(sweep.arms) * len(sweep.seeds)} rows."
+    wrong = {arm.split()[0] for pair in PAIRS.get(name, []) for arm in pair} - set(sweep.arms) - {"scaled"}
+    assert not wrong, wrong
     yield table(head, iter(cells))
     yield pairs(record, PAIRS.get(name, []))
     yield table(["arm", "mean gradient norm, seed by seed", "share of clipped steps"], steps(record))
@@ -80,7 +84,7 @@ def pairs(record: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> str:
     def rows() -> Iterator[Sequence[str]]:
         for one, other in wanted:
             a, b = (record["arms"].get(SAME.get(each, each)) for each in (one, other))
-            if a is None or b is None:
+            if a is None or b is None:  # not made yet
                 continue
             shared = [seed for seed in a["seeds"] if seed in b["seeds"]]
             fd = [[{"fd": each["fd"]["values"][each["seeds"].index(s)]} for s in shared] for each in (a, b)]
@@ -117,6 +121,7 @@ def excess(runs: Path) -> Iterator[str]:
     folders = {arm: sorted(runs.glob(f"targets-{arm}-?/analysis")) for arm in ("eps", "x0", "v", "edm")}
     if not all(folders.values()):
         return
+    analyses = {arm: [read(path, TOY_IMAGES) for path in paths] for arm, paths in folders.items()}
     found = {arm: [curve(path / "run-excess.csv", "x0") for path in paths] for arm, paths in folders.items()}
     logsnr = found["eps"][0][0]
     yield "## Which levels each target learns: excess error on the toy mixture"
@@ -137,32 +142,32 @@ def excess(runs: Path) -> Iterator[str]:
 
     yield table(["logsnr", *TARGETS], own())
     yield "Spearman's rank correlation, over levels, of the excess error in the target's own units with closed forms:"
-    variance = float(sum(share_of_variance(folders["eps"][0])))
+    variance = analyses["eps"][0]["variance"]
     yield table(["target", "information", "|correlation|", "gradient scale"], ranks(found, logsnr, variance))
-    yield "And of what single images' gradients in the output layer do, from each run's page:"
-    yield table(["arm", "seeds", *FACTS], facts(folders))
+    yield "And, over levels too, of single images' gradients in the output layer, from each run's analysis:"
+    yield table(["arm", *FACTS.values()], facts(analyses))
 
 
-FACTS = (
-    "Rank correlation of gradient norm with the residual, Gaussian",
-    "Rank correlation of gradient norm with the residual, this run's",
-    "Rank correlation of gradient signal to noise with its closed form",
-)
+FACTS = {  # of an analysis, and what the table calls them
+    "Rank correlation of gradient norm with the residual, Gaussian": "gradient norm with the Gaussian residual",
+    "Rank correlation of gradient norm with the residual, this run's": "with the run's own residual",
+    "Rank correlation of gradient signal to noise with an untrained network's": "signal to noise with that untrained",
+}
 
 
-def facts(folders: dict[str, list[Path]]) -> Iterator[Sequence[str]]:
-    """What the pages say under the names of FACTS, seed by seed."""
-    for arm, paths in folders.items():
-        pages = [path.joinpath("index.md").read_text().splitlines() for path in paths]
-        cells = [[line.split("|")[2].strip() for page in pages for line in page if line.startswith(f"| {fact} |")]
-                 for fact in FACTS]  # fmt: skip
-        yield arm, str(len(paths)), *(", ".join(each) or "-" for each in cells)
+def read(folder: Path, images: int) -> dict[str, Any]:
+    """The analysis of a training of `images`; SystemExit where it is absent or of an earlier state."""
+    path = folder / "index.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"facts": {}}
+    if not record["facts"].get("Weights", "").endswith(f" at {images} images"):
+        sys.exit(f"{path} is not of the end of the training; run snrkit analyze --config {folder.parent}/config.yaml")
+    return record
 
 
-def share_of_variance(folder: Path) -> Iterator[float]:
-    """The data's variance, as the page's first paragraph has it."""
-    text = (folder / "index.md").read_text()
-    yield float(text.split("data of variance ")[1].split()[0])
+def facts(analyses: dict[str, list[dict[str, Any]]]) -> Iterator[Sequence[str]]:
+    """What the analyses have under the names of FACTS, seed by seed."""
+    for arm, found in analyses.items():
+        yield arm, *(", ".join(each["facts"][fact] for each in found) for fact in FACTS)
 
 
 def ranks(
@@ -185,7 +190,9 @@ def page(runs: Path) -> Iterator[str]:
     """All tables."""
     yield "# Training knobs: the tables"
     yield ("Written by `configs/sweeps/tables.py` from the runs of `make training-study`; what they mean is in "
-           "[training-knobs.md](training-knobs.md). Brackets: paired 95 % t-intervals over the seeds.")  # fmt: skip
+           "[training-knobs.md](training-knobs.md). Brackets: paired 95 % t-intervals over the seeds, which "
+           "leave out the noise of the 2,000 images, the same seeds in every arm; of a hundred arms several clear 0 by "
+           "chance.")  # fmt: skip
     for made in [*map(partial(arms, runs=runs), SWEEPS), excess(runs)]:
         yield from made
 

@@ -40,7 +40,7 @@ from snrkit.config import Experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.distributed import World
 from snrkit.errors import SnrkitError
-from snrkit.files import disk_errors, write_bytes, write_text
+from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.frequency import views
 from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import dissect
@@ -126,16 +126,17 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         found = dissect(opened, model, spectrum)
         groups |= found.charts
         facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
+    record = {
+        "charts": [chart.name for charts in groups.values() for chart in charts], "variance": spectrum.variance,
+        "second_moment": spectrum.second_moment, "facts": facts, "prior_bits": prior_bits(spectrum.second_moment),
+    }  # fmt: skip
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write_charts(folder, opened.experiment, spectrum, groups, facts)
         title = f"{experiment.name}: analysis"
+        write_json(folder / "index.json", record)
         write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
         write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
-    return {
-        "page": str(folder / "index.html"), "charts": [chart.name for charts in groups.values() for chart in charts],
-        "variance": spectrum.variance, "second_moment": spectrum.second_moment, "facts": facts,
-        "prior_bits": prior_bits(spectrum.second_moment),
-    }  # fmt: skip
+    return {"page": str(folder / "index.html"), **record}
 
 
 def data_spectrum(opened: Opened) -> Spectrum:

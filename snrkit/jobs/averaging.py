@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from snrkit.ema import Power, Snapshot, combine, distance, geometric, posthoc
+from snrkit.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
 from snrkit.errors import RunError, SnrkitError
 from snrkit.run import Run, locked, stored_experiment
-
-WIDEST = 0.28  # a flat average over the whole run has 0.289
 
 
 def run_averaging(path: Path, width: float | None, decay: float | None, at: int | None) -> dict[str, Any]:
@@ -63,6 +61,11 @@ def _posthoc(run: Run, kept: Sequence[Power], folders: Sequence[Path], width: fl
 
 
 def _geometric(run: Run, folders: Sequence[Path], decay: float) -> dict[str, Any]:
+    if len(folders) < 2:
+        raise RunError(
+            f"{run.path} has one set of weights, {folders[0].name}, and its average is itself; keep more with "
+            "train.snapshot_every or train.keep_every."
+        )
     if not 0 < decay <= 1:
         raise SnrkitError(f"--decay {decay:g} must lie in (0, 1]; 1 weighs all snapshots alike.")
     coefficients = geometric(len(folders), decay)

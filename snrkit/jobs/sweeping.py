@@ -29,7 +29,7 @@ from snrkit.clipping import Groups
 from snrkit.config import NAME, Experiment, load_experiment, read_mapping
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.distributed import World
-from snrkit.ema import made_afterwards
+from snrkit.ema import Power, afterwards, made_afterwards
 from snrkit.errors import BusyError, ConfigError, DivergedError, SnrkitError
 from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.averaging import run_averaging
@@ -180,10 +180,22 @@ def _check(trial: Trial, world: World) -> None:
         choose(trial.experiment, ())
         opened = open_experiment(trial.experiment, world)
         check_features(opened.experiment.metrics, opened.labelled)
+        _check_average(trial.experiment)
         if isinstance(rule := trial.experiment.train.clip, Groups):
             rule.split(list(open_network(opened).named_parameters()))
     except SnrkitError as error:
         raise ConfigError(f"arm {trial.arm}: {error}") from None
+
+
+def _check_average(e: Experiment) -> None:
+    """ConfigError where training keeps nothing that the average to be sampled could be made of."""
+    name, train = e.sample.average, e.train
+    if name is None or not made_afterwards(name):
+        return
+    if train.snapshot_every is None:
+        raise ConfigError(f"sample.average: {name} is made of snapshots; set train.snapshot_every.")
+    if afterwards(name)[0] == "posthoc" and not any(isinstance(a, Power) for a in train.averages):
+        raise ConfigError(f"sample.average: {name} is made of power averages; add {{kind: power}} to train.averages.")
 
 
 def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> list[Trial]:
@@ -250,11 +262,7 @@ def _keep(trial: Trial, runs: Path, row: Mapping[str, Any]) -> None:
 def _make_average(run: Run, name: str | None, end: int) -> None:
     """Weights that are made after training, as of its end."""
     if name is not None and made_afterwards(name) and not (run.averages(name) / f"{end:09d}").is_dir():
-        kind, _, number = name.partition("-")
-        try:
-            value = float(number)
-        except ValueError:
-            raise ConfigError(f"sample.average: '{name}' is no {kind}-<number>.") from None
+        kind, value = afterwards(name)
         width, decay = (value, None) if kind == "posthoc" else (None, value)
         run_averaging(run.path, width, decay, end)
 
