@@ -29,6 +29,9 @@ SamplerOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--sampler", help="Only this sampler; may be repeated."),
 ]
+PeakOption = Annotated[
+    bool, typer.Option("--peak", help="With --dry-run: also train three steps in memory and say what they took.")
+]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -80,6 +83,7 @@ def train(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     dry_run: DryOption = False,
+    peak: PeakOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train the experiment's network, or go on where the last run stopped."""
@@ -87,8 +91,8 @@ def train(
     from snrkit.jobs.planning import plan
     from snrkit.jobs.training import run_training
 
-    if dry_run:
-        print(plan(experiment, world))
+    if dry_run or peak:
+        print(plan(experiment, world, peak))
         return
     run_training(experiment, runs, world, quiet)
 

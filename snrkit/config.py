@@ -22,7 +22,7 @@ from snrkit.ema import afterwards_faults, made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.levels import AnyLevelSampler
 from snrkit.metrics.config import MetricsConfig
-from snrkit.networks import AnyNetwork
+from snrkit.networks import AnyNetwork, Mlp
 from snrkit.objective import LOWEST_LOGSNR
 from snrkit.perturb import MixFlow
 from snrkit.prediction import AnyTarget, Eps, Score
@@ -48,6 +48,7 @@ class ComputeConfig(Value):
     compile: bool = False
     deterministic: bool = False
     tf32: bool = Field(False, description="allow TF32 in float32 products on CUDA")
+    checkpointing: bool = Field(False, description="recompute each block in the backward pass: less memory, more time")
 
 
 class Experiment(Value):
@@ -120,6 +121,8 @@ def _training_faults(e: Experiment) -> Iterable[str]:
     if (train.augment is None) == e.network.augment:
         yield "train.augment: needs network.augment: true, and the other way round"
     yield from _weighting_faults(e)
+    if e.compute.checkpointing and isinstance(e.network, Mlp):
+        yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
     if e.network.scalars:
         yield "network.scalars: no level sampler of this version provides scalars; drop them"
     if (
@@ -348,16 +351,27 @@ def _describe(fault: dict[str, Any], where: str) -> Iterable[str]:
         yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
     elif kind == "union_tag_invalid":
         yield f"{at}unknown kind '{context['tag']}'. Known kinds: {context['expected_tags'].replace(chr(39), '')}"
-    elif kind == "union_tag_not_found":
-        yield f"{at}it needs a kind, such as {{kind: ...}}"
     elif kind == "missing":
         yield f"{at}missing key '{fault['loc'][-1]}'"
     elif kind == "value_error":
         for line in str(context["error"]).split(CUT):
             yield f"{at}{line}"
+    elif kind in ("model_attributes_type", "model_type", "dict_type", "union_tag_not_found"):
+        kinds = _options(_annotation(fault["loc"]))
+        inner, rest = ("kind: ...", f" Known kinds: {', '.join(kinds)}") if kinds else ("key: value", "")
+        yield f"{at}it needs a mapping, such as {{{inner}}}, not {fault['input']!r}.{rest}"
     else:
         message = fault["msg"][0].lower() + fault["msg"][1:]
         yield f"{at}{message}, not {fault['input']!r}"
+
+
+def _annotation(loc: Sequence[str | int]) -> Any:
+    """The type that stands at a path."""
+    current: Any = Experiment
+    for part in loc:
+        options = _options(current)
+        current = options[str(part)] if part in options else _inside(current, part)
+    return current
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class Ddpm(Value):
     steps: int = Field(1000, ge=2)
     scaling: Literal["vp", "ve"] = "vp"
     rescale_betas_zero_snr: bool = Field(False, description="move the table so that its last level is pure noise")
-    logsnr_shift: float = Field(0.0, description="added to every entry of the table, nats")
+    logsnr_shift: float = Field(0.0, ge=-30, le=30, description="added to every entry of the table, nats")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ddpm":
@@ -393,7 +393,7 @@ class Vp(Value):
     schedule: AnySchedule = Cosine()
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
-    logsnr_shift: float = Field(0.0, description="added at every t, nats; the ends move too")
+    logsnr_shift: float = Field(0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
     scaling: ClassVar[Scaling] = "vp"
 
     @model_validator(mode="after")

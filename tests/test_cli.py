@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,31 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert resolved["data"]["sigma_data"] == pytest.approx(0.5, abs=0.2)
     for words in ("# parameters: ", "# euler: 4 evaluations per image", "MiB of activations"):
         assert words in printed
+
+
+def test_the_memory_of_any_size_can_be_asked_about(tmp_path):
+    """Without taking it: 4 W and W for every average; what does not fit is said, and refused before training."""
+    network = {**SMALL["network"], "channels": 60_000, "groups": 4}
+    write_config(tmp_path, network=network)
+    printed = snrkit(tmp_path, "train", "--dry-run").stdout
+    count = int(printed.split("# parameters: ")[1].split()[0].replace(",", ""))
+    assert f"{4 * count * 6 / 2**30:.1f} GiB for weights, gradients, two moments and 2 average(s)" in printed
+    assert "# DOES NOT FIT into the " in printed
+    before = written(tmp_path)
+    refused = snrkit(tmp_path, "train", check=False)
+    assert refused.returncode == 1
+    assert "make the network smaller" in " ".join(refused.stderr.split())
+    assert written(tmp_path) == before
+
+
+def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
+    """With what an average too short to keep anything is told of; no file is written."""
+    write_config(tmp_path, train={**SMALL["train"], "averages": [{"half_life": 0.001}]})
+    before = written(tmp_path)
+    printed = snrkit(tmp_path, "train", "--dry-run", "--peak").stdout
+    assert written(tmp_path) == before
+    assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most", printed)
+    assert "nothing is left of the step before, which was 64 images ago; average longer" in printed
 
 
 def test_validate_and_schema(tmp_path):

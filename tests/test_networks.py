@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from snrkit.networks import Dit, Mlp, UNet, largest_logit, make_network, watch_attention
+from snrkit.networks import Dit, Mlp, UNet, largest_logit, make_network, set_checkpointing, watch_attention
 from snrkit.networks.dit import rotary_angles, rotate
 from snrkit.networks.embed import sinusoid
 from snrkit.prediction import Cond
@@ -72,6 +72,31 @@ def test_gradients_are_finite_where_time_is_not_told(value):
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_checkpointing_keeps_less_and_gives_the_same_bits(name):
+    """Output and gradients, with dropout on; fewer bytes wait for the backward pass."""
+    extra = {"dropout": 0.3} if name == "unet" else {}
+    found, kept = [], []
+    for on in (False, True):
+        network = stirred(SMALL[name].model_copy(update=extra)).train()
+        set_checkpointing(network, on)
+        bytes_kept = []
+
+        def pack(tensor, bytes_kept=bytes_kept):
+            bytes_kept.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(7)
+        x = torch.randn(4, 1, 8, 8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = network(x, torch.linspace(0, 1, 4), Cond(labels=torch.tensor([0, 1, 2, -1])))
+        out.square().sum().backward()
+        found.append([out, *(p.grad for p in network.parameters())])
+        kept.append(sum(bytes_kept))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.6 * kept[0]
 
 
 @pytest.mark.parametrize("value", [SMALL["unet"], SMALL["dit"], SMALL["mlp"]], ids=["unet", "dit", "mlp"])

@@ -112,10 +112,13 @@ def test_several_at_once_share_the_work(tmp_path, capsys):
     ("changes", "words"),
     [
         ({"arms": {"a": ["weighting.kind=nope"], "b": ["train.lr=-1"]}}, r"(?s)arm a.*unknown kind.*arm b.*greater"),
-        ({"arms": {}}, "arms"),
+        ({"arms": {}}, "arms: it needs a mapping from names to lists"),
+        ({"arms": {"a": "train.lr=1"}}, "arms.a: it needs a mapping from names to lists of path=value"),
+        ({"seeds": "0-2"}, r"seeds: it needs a list such as \[0, 1, 2\], not '0-2'"),
+        ({"settings": {"a": 1}}, "settings: it needs a list of path=value"),
         ({"arms": {"a/b": []}}, "becomes a folder"),
         ({"seeds": [1, 1]}, "given twice"),
-        ({"speed": 3}, "speed"),
+        ({"speed": 3}, "speed: unknown key. Known keys: base, settings, seeds, arms"),
         ({"arms": {"a": ["seed=7"]}}, "arm a: seed=7: seeds and names are the sweep's own"),
         ({"arms": {"a": ["train.clip={kind: groups, norms: {nothing: 1}}"]}}, "arm a.*no parameter falls to"),
         ({"arms": {"a": ["data.labels=none", "metrics.features=classifier"]}}, "arm a"),
@@ -155,6 +158,8 @@ def test_an_arm_that_breaks_off_is_a_row_and_the_rest_goes_on(tmp_path, monkeypa
     assert "not finite in 10 steps" in record["failed"]["wild, seed 0"]
     assert {label.split()[0] for label in record["arms"]} == {"plain"}
     assert "Broken off" in (tmp_path / "runs" / "knobs.md").read_text()
+    told = snrkit(tmp_path, "sweep", str(path), "--runs", str(tmp_path / "runs"), "-q", plain=True).stdout
+    assert "broken off: wild, seed 0: training stopped" in " ".join(told.split())
     monkeypatch.setattr(sweeping, "run_training", lambda *_: pytest.fail("trained again"))
     assert run_sweep(path, tmp_path / "runs", WORLD, quiet=True) == record
 
@@ -260,6 +265,7 @@ def test_the_command_prints_and_writes_the_table(swept):
     folder, _ = swept
     done = snrkit(folder, "sweep", str(folder / "knobs.yaml"), "--runs", str(folder / "runs"), "-q", plain=True)
     assert "cold euler" in done.stdout
+    assert "broken off" not in done.stdout
     page = (folder / "runs" / "knobs.md").read_text()
     assert "| raw | sample.average=network |" in page
     assert page.count("| plain ") == 3

@@ -18,7 +18,7 @@ from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.networks import make_network
+from snrkit.networks import make_network, set_checkpointing
 from snrkit.objective import Objective
 from snrkit.prediction import Denoiser
 from snrkit.run import Run
@@ -109,9 +109,11 @@ def open_network(opened: Opened, trained: Experiment | None = None) -> nn.Module
     """The network (of another experiment, where one is given), freshly initialised from its experiment's seed."""
     e = trained or opened.experiment
     try:
-        return make_network(e.network, opened.dataset.shape, e.seed)
+        network = make_network(e.network, opened.dataset.shape, e.seed)
     except ValueError as error:
         raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+    set_checkpointing(network, e.compute.checkpointing)
+    return network
 
 
 def open_task(opened: Opened) -> Task:

@@ -58,6 +58,8 @@ def show_sweep(record: Mapping[str, Any]) -> None:
     """The table, and where it lies."""
     if record["arms"]:
         _print(*arm_table(record))
+    for name, why in record["failed"].items():
+        out.print(f"broken off: {name}: {why}")
     out.print(f"written to {record['written']}")
 
 
@@ -70,7 +72,8 @@ def show_average(record: Mapping[str, Any]) -> None:
         out.print(
             "that is not the width asked for: keep snapshots more often (train.snapshot_every), or ask for another"
         )
-    out.print(f"sample it with --set sample.average={record['name']}")
+    at = record["images"]
+    out.print(f"sample it with --set sample.average={record['name']} (--set sample.checkpoint={at}, if not the newest)")
 
 
 def show_tuned(records: Mapping[str, Any]) -> None:

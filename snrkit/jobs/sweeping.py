@@ -84,17 +84,30 @@ def load_sweep(path: Path) -> Sweep:
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, f['loc']))}: {f['msg'].removeprefix('Value error, ')}"
-                  for f in error.errors()]  # fmt: skip
+        faults = [f"{path}: {'.'.join(map(str, f['loc']))}: {_wording(dict(f))}" for f in error.errors()]
         raise ConfigError("\n".join(faults)) from None
     if len(set(sweep.seeds)) < len(sweep.seeds):
         raise ConfigError(f"{path}: seeds: one of them is given twice.")
     return sweep.model_copy(update={"base": path.parent / sweep.base})
 
 
+def _wording(fault: Mapping[str, Any]) -> str:
+    """A fault of a sweep's file in its users' words."""
+    place = str(fault["loc"][0]) if fault["loc"] else ""
+    shapes = {
+        "seeds": "a list such as [0, 1, 2]", "settings": "a list of path=value",
+        "arms": "a mapping from names to lists of path=value, such as {edm: [], p2: [weighting.kind=p2]}",
+    }  # fmt: skip
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
+    if fault["type"] == "value_error" or place not in shapes:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"it needs {shapes[place]}, not {fault['input']!r}"
+
+
 def check_file(path: Path) -> None:
     """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
-    if "arms" in read_mapping(path):
+    if {"arms", "arm", "seeds"} & set(read_mapping(path)):  # what no experiment has
         lay_out(load_sweep(path), path.stem)
     else:
         load_experiment(path)
@@ -166,7 +179,11 @@ def _page(name: str, record: Mapping[str, Any]) -> list[Block]:
         Table(header, rows),
     ]  # fmt: skip
     if record["failed"]:
-        blocks += [Heading("Broken off"), Table(("arm", "why"), list(record["failed"].items()))]
+        blocks += [
+            Heading("Broken off"),
+            Paragraph("Not tried again; to do so delete the arm's folder of rows, runs/<sweep>-<arm>-<seed>/sweep."),
+            Table(("arm", "why"), list(record["failed"].items())),
+        ]
     everywhere = "; ".join(record["everywhere"]) or "the base file as it is"
     return [
         *blocks, Heading("What each arm changes"), Paragraph(f"Everywhere: {everywhere}."),

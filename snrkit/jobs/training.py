@@ -12,6 +12,7 @@ from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError, Stopped
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import Opened, load_weights, open_experiment, open_network, open_task, stoppable
+from snrkit.jobs.planning import check_memory
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
     Run,
@@ -89,6 +90,7 @@ class Tally:
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
     opened = open_experiment(experiment, world)
+    check_memory(opened)
     task, network = open_task(opened), open_network(opened)
     run = Run(runs / experiment.name)
     check_fits(run, opened.experiment)

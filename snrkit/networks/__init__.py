@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from snrkit.networks.blocks import Blockwise
 from snrkit.networks.dit import Attention, Dit
 from snrkit.networks.mlp import Mlp
 from snrkit.networks.unet import UNet
@@ -22,6 +23,13 @@ def make_network(value: UNet | Dit | Mlp, shape: tuple[int, int, int], seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return value.make(shape)
+
+
+def set_checkpointing(network: nn.Module, on: bool) -> None:
+    """Have the network's blocks keep their inputs alone and compute the rest again in the backward pass, or not."""
+    for module in network.modules():
+        if isinstance(module, Blockwise):
+            module.checkpointing = on
 
 
 def watch_attention(network: nn.Module, on: bool) -> None:
@@ -37,4 +45,4 @@ def largest_logit(network: nn.Module) -> Tensor | None:
     return torch.stack(seen).max() if seen else None
 
 
-__all__ = ["AnyNetwork", "Dit", "Mlp", "UNet", "largest_logit", "make_network", "watch_attention"]
+__all__ = ["AnyNetwork", "Dit", "Mlp", "UNet", "largest_logit", "make_network", "set_checkpointing", "watch_attention"]

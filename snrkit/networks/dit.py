@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.networks.blocks import Blockwise
 from snrkit.networks.embed import Extras, label_rows, sinusoid
 from snrkit.prediction import Cond
 from snrkit.value import Value
@@ -194,7 +195,7 @@ class FinalLayer(nn.Module):
         return out
 
 
-class DitModule(nn.Module):
+class DitModule(Blockwise):
     """The network that a `Dit` describes."""
 
     pos_embed: Tensor
@@ -241,7 +242,7 @@ class DitModule(nn.Module):
         if rotation is None:
             tokens = tokens + self.pos_embed.to(tokens.dtype)
         for block in self.blocks:
-            tokens = block(tokens, c, rotation)
+            tokens = self.through(block, tokens, c, rotation)
         return self._unpatch(self.final_layer(tokens, c)).float()
 
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:

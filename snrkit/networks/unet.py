@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.networks.blocks import Blockwise
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 from snrkit.prediction import Cond
 from snrkit.value import Value
@@ -164,7 +165,7 @@ class Middle(nn.Module):
         return out
 
 
-class UNetModule(nn.Module):
+class UNetModule(Blockwise):
     """The network that a `UNet` describes."""
 
     output: ClassVar[str] = "conv_out"  # the layer that gives the output
@@ -203,16 +204,16 @@ class UNetModule(nn.Module):
         for depth in self.down_blocks:
             assert isinstance(depth, Depth)
             for index in range(len(depth.resnets)):
-                x = depth.block(index, x, emb)
+                x = self.through(depth.block, index, x, emb)
                 skips.append(x)
             if depth.downsamplers is not None:
                 x = depth.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block(x, emb)
+        x = self.through(self.mid_block, x, emb)
         for depth in self.up_blocks:
             assert isinstance(depth, Depth)
             for index in range(len(depth.resnets)):
-                x = depth.block(index, torch.cat([x, skips.pop()], dim=1), emb)
+                x = self.through(depth.block, index, torch.cat([x, skips.pop()], dim=1), emb)
             if depth.upsamplers is not None:
                 x = depth.upsamplers[0](x)
         out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
