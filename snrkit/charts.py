@@ -49,11 +49,13 @@ def draw(charts: Sequence[Chart]) -> bytes:
         place.set_axis_off()
     for place, chart in zip(places, charts, strict=False):
         for index, (name, (x, y)) in enumerate(chart.curves.items()):
-            place.plot(x, y, STYLES[index // COLOURS % len(STYLES)], color=f"C{index % COLOURS}", label=name)
+            wide = 3.2 - 2.2 * index / max(1, len(chart.curves) - 1)  # what lies beneath shows on both sides
+            style, colour = STYLES[index // COLOURS % len(STYLES)], f"C{index % COLOURS}"
+            place.plot(x, y, style, color=colour, label=name, linewidth=wide)
         place.set(xlabel=chart.axis, ylabel=chart.label, title=chart.title, yscale=chart.scale)
         if chart.limits is not None:
             place.set_ylim(*chart.limits)
-        place.legend(fontsize=7)
+        place.legend(fontsize=7, framealpha=0.5)
         place.grid(alpha=0.3)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)

@@ -19,6 +19,7 @@ from snrkit.train import make_state, train
 from tests.small import SMALL
 
 PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
+VERSION = ".".join(torch.__version__.split(".")[:2])
 FORMATS = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 NETWORKS = {
     "unet": UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, attention=(4,), head_channels=8, classes=3),
@@ -31,19 +32,21 @@ MOVES = {  # these compute nothing
 }  # fmt: skip
 TEXT = """# Precision
 
-Both tables are made by `python -m tests.precision_page`, and a test compares them with what the networks do.
+The tables are made by `python -m tests.precision_page`, here with torch {torch}; under the same torch a test compares
+them with what the networks do.
 
 ## Formats
 
 {formats}
 
-A gradient of 1e-5 survives in fp16, where posts say that whatever is under 6.1e-5 vanishes: below the smallest normal
+A gradient of 1e-5 survives in fp16: below the smallest normal
 number precision falls, bit by bit, down to the smallest subnormal, and what is under half of that ({vanish:.1e}) rounds
 to 0. So does the square of a residual under {residual:.1e}. FP8 (the last two rows) is not offered.
 
 ## What runs in which
 
-Every operator of the three networks under bfloat16 autocast on the CPU. "In an island" is where snrkit switches
+Every operator of the three networks that computes something and takes part in the gradient, under bfloat16 autocast on
+the CPU. "In an island" is where snrkit switches
 autocast off: the embedding of time and label and all normalisation. The gradient is that of the operator's output.
 
 {operators}
@@ -52,13 +55,12 @@ Beyond the networks, a training step under bfloat16 autocast keeps
 
 {step}
 
-The gradients of parameters are float32 too, which usual tables have in bfloat16. In sampling the state, guidance,
-corrections and wavelets are float64 where the device has it; metric sums are float64.
+The gradients of parameters are float32 too.
 
 ## Why the islands
 
-Usual tables say that autocast runs normalisation, softmax and sums in float32. That is CUDA's list. On the CPU, an
-input of bfloat16 gives
+On CUDA, by torch's documentation, autocast runs normalisation, softmax and sums in float32. On the CPU, an input of
+bfloat16 gives
 
 {torch_does}
 
@@ -184,7 +186,7 @@ def page() -> str:
     return TEXT.format(
         formats=table(("format", "bits", "largest", "smallest normal", "smallest subnormal", "epsilon"), formats()),
         operators=table(("operator", "inputs", "output", "gradient", "in an island", "networks"), operators()),
-        vanish=vanish, residual=vanish**0.5, step=step_dtypes(), torch_does=torch_does(),
+        torch=VERSION, vanish=vanish, residual=vanish**0.5, step=step_dtypes(), torch_does=torch_does(),
     )  # fmt: skip
 
 

@@ -42,12 +42,13 @@ from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.frequency import views
-from snrkit.grid import BetaSigma, Karras, KlOptimal, UniformLogsnr, UniformTime
-from snrkit.jobs.dissecting import dissect
+from snrkit.grid import AnyGrid, BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
+from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, open_experiment, open_model
 from snrkit.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.levels import (
+    BetaTime,
     Cauchy,
     CosineLevels,
     Laplace,
@@ -91,8 +92,12 @@ TABLES: Mapping[str, Betas] = {
     "laplace": LaplaceAlphaBar(),
 }  # fmt: skip
 SAMPLERS: Sequence[LevelSampler] = (
-    UniformTimeLevels(), LogNormal(), LogitNormal(), NormalTime(), Mode(), UniformSigma(), LogUniform(), Laplace(),
-    Cauchy(), CosineLevels(),
+    UniformTimeLevels(), LogNormal(), LogitNormal(), NormalTime(), BetaTime(), Mode(), UniformSigma(), LogUniform(),
+    Laplace(), Cauchy(), CosineLevels(),
+)  # fmt: skip
+GRIDS: Sequence[AnyGrid] = (
+    Karras(), UniformLogsnr(steps=18), Trailing(steps=18), Polyexponential(steps=18, rho=2), UniformTime(steps=18),
+    BetaSigma(steps=18), KlOptimal(steps=18),
 )  # fmt: skip
 METRICS: Mapping[str, tuple[str, Scale]] = {
     "correlation": ("correlation with x", "linear"), "bayes_error": ("Bayes error", "log"),
@@ -100,6 +105,25 @@ METRICS: Mapping[str, tuple[str, Scale]] = {
     "predictability": ("predictability ratio", "log"), "slope": ("regression slope on x", "linear"),
     "variance": ("variance", "log"), "preconditioning": ("1/gradient scale", "log"),
 }  # fmt: skip
+HARD = "How hard each target is, for Gaussian data of this variance"
+TIMED = "The same against t of the experiment's process"
+WEIGHTED = "What weightings and preconditioning make of it"
+SCHEDULED = "Schedules, grids and level samplers"
+LEGENDS: Mapping[str, str] = {  # by heading: what the pictures below it say
+    HARD: "y is the target, x the noisy image. Correlation: of y with x. Bayes error: Var(y | x), the smallest loss. "
+    "Gradient scale: its root, what noise is left in a gradient at the optimum. Predictability ratio: Var E[y | x] "
+    "over Var(y | x). Targets of one curve (eps and score in information) cover each other.",
+    TIMED: "As a training that draws its levels evenly in time sees it: a table's index, edm's sigma, t of flow, vp.",
+    WEIGHTED: "A weighting w multiplies a loss and its gradient. The root of the weighted loss is one curve for all "
+    "targets; the gradient is w times the root of the Bayes error of what the network puts out, and each target's own. "
+    "Under EDM's preconditioning the targets cover each other. Density and effective weighting: over their largest.",
+    SCHEDULED: "A level sampler with a mass above the axis is cut there. Those of equal density cover each other.",
+    MEASURED: "Held-out images at 33 levels. Information by I-MMSE. Excess error: over the exact denoiser, where the "
+    "data have one. A classifier reads x0_hat, made without the label.",
+    GRADED: "Unit losses on the network's own output F, of single images, in the output layer. Signal to noise: |mean "
+    "gradient|^2 over the trace of its covariance, over images, noise and x; the other curve is that of a network "
+    "whose output is 0, given x, and no prediction of the first.",
+}
 POINTS, LOWEST, HIGHEST = 241, -12.0, 12.0
 STEPS = 1000
 
@@ -112,10 +136,10 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     folder = Run(runs / experiment.name).path / "analysis"
     spectrum = data_spectrum(opened)
     groups = {
-        "How hard each target is, for Gaussian data of this variance": target_charts(opened.experiment, spectrum),
-        "The same against t of the experiment's process": time_charts(opened.experiment, spectrum),
-        "What weightings and preconditioning make of it": weighting_charts(opened.experiment, spectrum),
-        "Schedules, grids and level samplers": schedule_charts(opened.experiment, spectrum),
+        HARD: target_charts(opened.experiment, spectrum),
+        TIMED: time_charts(opened.experiment, spectrum),
+        WEIGHTED: weighting_charts(opened.experiment, spectrum),
+        SCHEDULED: schedule_charts(opened.experiment, spectrum),
     }
     facts: dict[str, str] = {}
     run = Run(runs / experiment.name)
@@ -201,7 +225,7 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     one = torch.ones_like(logsnr)
     after = {name: (logsnr, weighted_scale(level, lambda: one, w, s, variance)) for name, w in WEIGHTINGS.items()}
     charts = [Chart("loss-weighted", "loss at the optimum, after each weighting (the same for every target)",
-                    "root of weight times Bayes error", after, scale="log", limits=(1e-3, 1e3))]  # fmt: skip
+                    "root of weight times Bayes error", after, scale="log", limits=(1e-3, 1e1))]  # fmt: skip
     for name, precondition in (("none", NoPrecondition()), ("edm", EdmPrecondition())):
         scales = {target: output_scale(level, value, precondition, e.process, s, variance)
                   for target, value in TARGETS.items()}  # fmt: skip
@@ -219,8 +243,8 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     inside = torch.linspace(lowest, highest, POINTS, dtype=torch.float64)
     density = e.levels.density(inside, e.process)
     product = density * e.weighting.weight(_levels(e.process, inside), lambda: density, s)
-    charts.append(Chart("effective-weighting", f"{e.levels.kind} times {e.weighting.kind}, on eps", "p(logsnr) w",
-                        {"density": (inside, density / density.max()),
+    charts.append(Chart("effective-weighting", f"{e.levels.kind} times {e.weighting.kind}, on eps",
+                        "over its largest", {"density": (inside, density / density.max()),
                          "density times weight": (inside, product / product.max())}))  # fmt: skip
     return charts
 
@@ -230,9 +254,20 @@ def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     index = torch.linspace(0, 1, STEPS, dtype=torch.float64)
     tables = {name: Ddpm(betas=betas, steps=STEPS) for name, betas in TABLES.items()}
     curves = {name: (index, process.table().clamp(min=-25)) for name, process in tables.items()}
+    if isinstance(e.process, Ddpm):
+        own = e.process.table().clamp(min=-25)
+        curves["this experiment"] = (torch.linspace(0, 1, len(own), dtype=torch.float64), own)
     charts = [Chart("tables", "beta tables", "logsnr, nats", curves, axis="index over its last")]
     grids: dict[str, tuple[Tensor, Tensor]] = {}
-    for grid in (Karras(), UniformLogsnr(steps=18), UniformTime(steps=18), BetaSigma(steps=18), KlOptimal(steps=18)):
+    for grid in (
+        Karras(),
+        UniformLogsnr(steps=18),
+        Trailing(steps=18),
+        Polyexponential(steps=18, rho=2),
+        UniformTime(steps=18),
+        BetaSigma(steps=18),
+        KlOptimal(steps=18),
+    ):
         try:
             levels = grid.levels(e.process)[:-1]
         except SnrkitError:
@@ -244,8 +279,8 @@ def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     axis = _axis()
     densities = {sampler.kind: (axis, sampler.density(axis, e.process)) for sampler in SAMPLERS}  # type: ignore[attr-defined]
     densities["this experiment"] = (axis, e.levels.density(axis, e.process))
-    charts.append(Chart("densities", f"level samplers on {e.process.kind}", "density per nat", densities,
-                        limits=(0, 0.5)))  # fmt: skip
+    charts.append(Chart("densities", f"level samplers on {e.process.kind}", "density per nat, shown to 0.5",
+                        densities, limits=(0, 0.5)))  # fmt: skip
     return [*charts, _posterior_chart(tables, spectrum.variance)]
 
 
@@ -286,7 +321,7 @@ def _write_charts(
         write_bytes(picture, draw(charts))
         for chart in charts:
             write_text(folder / f"{chart.name}.csv", chart.csv())
-        blocks += [Heading(title), Picture(picture, ", ".join(chart.title for chart in charts))]
+        blocks += [Heading(title), Paragraph(LEGENDS[title]), Picture(picture, "; ".join(c.title for c in charts))]
     rows = [(name, f"{bits:.3g}", f"{bits * math.prod((3, 32, 32)) * NATS_A_BIT:.3g}")
             for name, bits in prior_bits(spectrum.second_moment).items()]  # fmt: skip
     blocks += [Heading("The prior term of the variational bound"),

@@ -38,6 +38,7 @@ from snrkit.streams import ANALYSIS, stream
 LEVELS, IMAGES, BATCH = 33, 512, 128
 GRADIENT_LEVELS, GRADIENT_IMAGES = 13, 48
 SHARES = (0.05, 0.5, 0.95)
+MEASURED, GRADED = "What the run says of the data", "Its gradients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,13 @@ def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
     labelled = opened.dataset.labels is not None
     gradient, more = _gradient_charts(opened, model, spectrum, batches)
     charts = {
-        "What the run says of the data": [_error_chart(spectrum, logsnr, errors), *known],
-        "Its gradients": gradient,
+        MEASURED: [_error_chart(spectrum, logsnr, errors), *known],
+        GRADED: gradient,
     }
     if opened.dataset.exact is not None and opened.dataset.labels is None:
         excess = _excess_chart(opened, model, batches, logsnr)
-        charts["What the run says of the data"].append(excess)
-    charts["What the run says of the data"] += _reading_charts(opened, model, batches, logsnr)
+        charts[MEASURED].append(excess)
+    charts[MEASURED] += _reading_charts(opened, model, batches, logsnr)
     told = {"Told beside the level": "the label: errors, information and bound are given it"} if labelled else {}
     return Dissection(charts, {**told, **facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
 
@@ -101,8 +102,8 @@ def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
     half = 1.96 * errors.std(1) / math.sqrt(errors.shape[1])
     mse = errors.mean(1)
     curves = {
-        "run, held-out": (logsnr, mse), "less 1.96 standard errors": (logsnr, (mse - half).clamp(min=1e-12)),
-        "and more": (logsnr, mse + half), "Gaussian data of this spectrum": (logsnr, gaussian),
+        "run, held-out": (logsnr, mse), "run, lower 95 %": (logsnr, (mse - half).clamp(min=1e-12)),
+        "run, upper 95 %": (logsnr, mse + half), "Gaussian data of this spectrum": (logsnr, gaussian),
     }  # fmt: skip
     return Chart("run-error", "mean square error of x0, per dimension", "mse", curves, scale="log")
 
