@@ -128,6 +128,7 @@ def test_a_popular_form_of_zero_terminal_snr_removes_the_noise_instead():
         wrong = torch.cumprod(1 - betas.betas(1000) * (1 - abar[0]) / (1 - abar[-1]), 0)[-1]
         assert float(wrong) == pytest.approx(end, abs=5e-5)
         assert float(wrong / (1 - wrong)) == pytest.approx(snr, rel=5e-3)
+        assert float((1 - abar[0]) / (1 - abar[-1])) == pytest.approx(1e-4 if snr == 994 else 8.5e-4, rel=0.01)
 
 
 def test_scaled_linear_does_not_start_gently():

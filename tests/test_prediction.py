@@ -41,10 +41,39 @@ def test_v_in_vp_is_the_published_one():
 
 
 def test_v_in_edm_space_has_its_root():
-    """In ve, v is (eps - sigma*x0)/sqrt(1 + sigma^2): without the root it would be off by 1.414 at sigma 1."""
-    level = level_of(tensor(0.0), "ve")
-    a, b = V().direction(level)
-    torch.testing.assert_close(torch.stack([a, b]), tensor([-1.0, 1.0]) / 2**0.5)
+    """In ve, v is (eps - sigma*x0)/sqrt(1 + sigma^2): off by 1.118, 1.414 and 80 at sigma .5, 1, 80 without."""
+    for sigma, off in ((0.5, 1.118), (1.0, 1.414), (80.0, 80.0)):
+        level = level_of(-2 * tensor(sigma).log(), "ve")
+        a, b = V().direction(level)
+        assert float(1 / b) == pytest.approx(off, abs=7e-3)
+        assert float(-sigma / a) == pytest.approx(off, abs=7e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 80.0])
+def test_a_v_network_is_read_in_edm_space(sigma):
+    """x0 = x/(1 + sigma^2) - sigma v/sqrt(1 + sigma^2), eps = sigma x/(1 + sigma^2) + v/sqrt(1 + sigma^2)."""
+    level = level_of(-2 * tensor(sigma).log(), "ve")
+    x, v = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    found, d = solve(x, v, level, V()), 1 + sigma**2
+    torch.testing.assert_close(found.x0, x / d - sigma * v / d**0.5, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.eps, sigma * x / d + v / d**0.5, rtol=1e-9, atol=1e-9)
+
+
+def test_ddpms_mean_in_terms_of_v():
+    """mu = sqrt(alpha_t) x - (1 - alpha_t) sqrt(abar_{t-1})/sqrt(1 - abar_t) v, of the posterior mean by x0."""
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    x0, eps = torch.randn(2, 1, 1, 2, 2, dtype=torch.float64)
+    for t in (1, 10, 500, 999):
+        here, before = abar[t], abar[t - 1]
+        alpha = here / before
+        x = here.sqrt() * x0 + (1 - here).sqrt() * eps
+        v = here.sqrt() * eps - (1 - here).sqrt() * x0
+        mean = (before.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - before) * x) / (1 - here)
+        level = level_of((here / (1 - here)).log(), "vp")
+        a, b = V().direction(level)
+        torch.testing.assert_close(a * x0 + b * eps, v, rtol=1e-9, atol=1e-9)
+        ours = alpha.sqrt() * x - (1 - alpha) * before.sqrt() / (1 - here).sqrt() * v
+        torch.testing.assert_close(ours, mean, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 80.0])

@@ -155,3 +155,17 @@ def test_effective_weightings_of_the_field():
     alike(product(LogNormal(), "edm", EdmWeighting()), normal * (torch.exp(-logsnr) + 0.25))
     alike(product(UniformTime(), "vp", MinSnr()), (5 * torch.exp(-logsnr)).clamp(max=1) / torch.cosh(logsnr / 2))
     alike(product(UniformTime(), "vp", Elbo()), torch.ones_like(logsnr))
+    for gamma in (0.5, 1.0):
+        expected = 1 / torch.cosh(logsnr / 2) / (1 + logsnr.exp()) ** gamma
+        alike(product(UniformTime(), "vp", P2(gamma=gamma)), expected)
+
+
+def test_published_defaults():
+    """Min-SNR 5, soft min-SNR 4 = 1/0.5^2, truncated SNR 1, P2 k 1 and gamma 1, SD3's mode 1.29, AGC 0.01 and 1e-3."""
+    from snrkit.clipping import Adaptive
+    from snrkit.levels import LogNormal, Mode
+
+    assert (MinSnr().gamma, SoftMinSnr().gamma, MaxSnr().tau) == (5, 4, 1)
+    assert (P2().k, P2().gamma, Mode().scale) == (1, 1, 1.29)
+    assert (Adaptive().ratio, Adaptive().floor) == (0.01, 1e-3)
+    assert (LogNormal().mean, LogNormal().std) == (-1.2, 1.2)
