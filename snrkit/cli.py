@@ -240,6 +240,9 @@ def eval_fid(
 def analyze(
     config: ConfigOption,
     settings: SetOption = None,
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="Instead: the data's power spectrum, and schedules made of it.")
+    ] = False,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -247,8 +250,12 @@ def analyze(
     """Show in closed form how hard targets are, what weightings make of it, and all schedules side by side."""
     experiment, world = _begin(config, settings, device)
     from snrkit.jobs.analysing import run_analysis
-    from snrkit.jobs.showing import show_analysis
+    from snrkit.jobs.showing import show_analysis, show_spectrum
+    from snrkit.jobs.spectral import run_spectrum
 
+    if spectrum:
+        _show(run_spectrum(experiment, runs, world), json, world, show_spectrum)
+        return
     _show(run_analysis(experiment, runs, world), json, world, show_analysis)
 
 

@@ -1,5 +1,6 @@
 """Power spectra and the schedules made of them: golden numbers, identities under scaling, enlarging and turning."""
 
+import json
 import math
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snrkit.errors import SnrkitError
+from snrkit.config import load_experiment
+from snrkit.data.dataset import memory_dataset, split
+from snrkit.data.spectra import measure_spectra, slope
+from snrkit.errors import DataError, SnrkitError
 from snrkit.level import ROUNDING_VARIANCE
 from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
+from tests.small import snrkit, write_config
 
 T = torch.tensor([0, 0.1, 0.25, 0.5, 0.75, 0.9, 1], dtype=torch.float64)
 FALLING = 64 * torch.cat([torch.ones(1), torch.arange(1, 33)]).double()[None] ** -2  # 64 k^-2 in rings 1 ... 32
@@ -149,3 +154,64 @@ def test_images_that_are_not_square_are_refused():
         power_spectra(torch.zeros(1, 3, 16, 8))
     with pytest.raises(ValueError, match="kappa_min 2 must be below kappa_max 1"):
         SpectralSchedule(kappa_min=2, kappa_max=1)
+
+
+CPU = torch.device("cpu")
+
+
+def measured(x0, labels=None, holdout=0.0):
+    return measure_spectra(memory_dataset("made", x0, labels), split(len(x0), holdout), CPU)
+
+
+def test_slopes_are_those_of_power_laws():
+    """a of 64 k^-a; of images whose amplitudes fall as k^-a near 2 a, less as rings of few frequencies have low logs."""
+    rings = torch.arange(1, 17).double()
+    for a in (0.0, 1.3, 2.5):
+        assert slope(torch.cat([torch.ones(1), 64 * rings**-a])) == pytest.approx(a, abs=1e-9)
+    assert slope(measured(pictures(200, 32, slope=1.0)).mean) == pytest.approx(2, abs=0.15)
+
+
+def test_scopes_are_means_of_logarithms_over_training_images():
+    """Each image's own; its class's; the data set's, in which held-out images have no part."""
+    x0 = pictures(60)
+    labels = torch.arange(60) % 3
+    found = measured(x0, labels, holdout=0.3)
+    parts, power = split(60, 0.3), power_spectra(x0)
+    trained = torch.tensor(parts.train)
+    torch.testing.assert_close(found.scoped("instance"), power)
+    torch.testing.assert_close(found.scoped("dataset")[7], power[trained].log().mean(0).exp())
+    chosen = trained[labels[trained] == 1]
+    torch.testing.assert_close(found.scoped("class")[4], power[chosen].log().mean(0).exp())
+    assert torch.equal(found.scoped("class")[4], found.scoped("class")[7])
+
+
+def test_classes_without_training_images_and_images_without_labels():
+    """The first have the mean of all; the second are refused with what to do. One image alone is its own mean."""
+    x0 = pictures(5)
+    found = measured(x0, torch.tensor([0, 0, 0, 0, 2]))
+    torch.testing.assert_close(found.class_means[1], found.mean)
+    with pytest.raises(DataError, match="no labels, which scope class needs; use scope dataset or instance"):
+        measured(x0).scoped("class")
+    alone = measured(x0[:1])
+    torch.testing.assert_close(alone.scoped("dataset"), alone.scoped("instance"))
+    with pytest.raises(SnrkitError, match="images of 16x8 have no spectrum"):
+        measured(x0[..., :8])
+
+
+def test_the_command_writes_what_it_measures(tmp_path):
+    """Slope, bounds and curves of the training images; nothing but the analysis is written."""
+    path = write_config(tmp_path)
+    done = snrkit(tmp_path, "analyze", "--spectrum")
+    folder = tmp_path / "runs" / "small" / "analysis" / "spectrum"
+    assert str(folder / "index.html") in done.stdout.replace("\n", "")
+    record = json.loads((folder / "index.json").read_text())
+    dataset = load_experiment(path).data.open()
+    found = measure_spectra(dataset, split(dataset.count, 0.1), CPU)
+    assert record["slope"] == pytest.approx(slope(found.mean))
+    assert record["ends"]["include"]["of_the_mean"] == pytest.approx(
+        [float(end) for end in SpectralSchedule().ends(found.mean[None])]
+    )
+    charts = {p.stem for p in folder.glob("*.csv")}
+    assert charts == {"power", "power-by-class", "schedules", "bounds"}
+    refused = snrkit(tmp_path, "analyze", "--spectrum", "--set", "data.shape=[1,8,4]", check=False)
+    assert "images of 8x4 have no spectrum by rings" in " ".join(refused.stderr.split())

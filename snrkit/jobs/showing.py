@@ -9,6 +9,7 @@ from rich.table import Table
 
 from snrkit.comparison import comparison_rows
 from snrkit.config import Experiment
+from snrkit.jobs.spectral import spectrum_rows
 from snrkit.jobs.sweeping import arm_table
 from snrkit.report import write_report
 from snrkit.run import Run, stored_experiment
@@ -52,6 +53,12 @@ def show_analysis(record: Mapping[str, Any]) -> None:
     if record["facts"]:
         _print(("this run", ""), list(record["facts"].items()))
     out.print(f"{len(record['charts'])} charts, each with a CSV beside it: {record['page']}")
+
+
+def show_spectrum(record: Mapping[str, Any]) -> None:
+    """Slopes and bounds, and where the page lies."""
+    _print(("spectrum", "median (99 % of the images)"), spectrum_rows(dict(record)))
+    out.print(f"written to {record['page']}")
 
 
 def show_sweep(record: Mapping[str, Any]) -> None:
