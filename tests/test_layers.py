@@ -13,7 +13,7 @@ LAYERS = [
     {"level", "betas", "spectrum"},
     {"process"},
     {"prediction"},
-    {"grid", "data.augment", "levels", "weighting", "perturb"},
+    {"grid", "data.augment", "levels", "tabulated", "weighting", "perturb"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
     {"data", "ema", "clipping", "checkpoints"},

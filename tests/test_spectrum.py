@@ -164,7 +164,7 @@ def measured(x0, labels=None, holdout=0.0):
 
 
 def test_slopes_are_those_of_power_laws():
-    """a of 64 k^-a; of images whose amplitudes fall as k^-a near 2 a, less as rings of few frequencies have low logs."""
+    """a of 64 k^-a; of images whose amplitudes fall as k^-a near 2 a, less as logs of few are low."""
     rings = torch.arange(1, 17).double()
     for a in (0.0, 1.3, 2.5):
         assert slope(torch.cat([torch.ones(1), 64 * rings**-a])) == pytest.approx(a, abs=1e-9)
