@@ -43,6 +43,13 @@ class Cond:
     scalars: Tensor | None = None  # (B, S) float32, in the order of the config's `scalars`
     augment: Tensor | None = None  # (B, 9) float32, parameters of the augmentation; zeros when sampling
 
+    def at(self, rows: slice | Tensor) -> "Cond":
+        """The same of some images."""
+        labels, scalars, augment = (
+            None if part is None else part[rows] for part in (self.labels, self.scalars, self.augment)
+        )
+        return Cond(labels, scalars, augment)
+
 
 class Same:
     """The type of SAME, the default of `told`: the network is told the level where the state is."""

@@ -222,3 +222,12 @@ def test_eps_and_score_are_refused_at_pure_noise():
                 check_readable(level, target)
         else:
             check_readable(level, target)
+
+
+def test_a_condition_of_some_images_is_theirs():
+    """Every part by its own name; what is not told stays untold."""
+    whole = Cond(labels=torch.arange(4), augment=torch.arange(36.0).reshape(4, 9))
+    part = whole.at(slice(1, 3))
+    assert part.labels.tolist() == [1, 2]
+    assert torch.equal(part.augment, whole.augment[1:3])
+    assert part.scalars is None

@@ -24,7 +24,8 @@ SWEEPS = {
     "levels": "Levels and what learns beside the network: EDM, 40,000 images",
     "flow-levels": "Levels under flow matching: 40,000 images",
     "vp-levels": "Levels, P2 and the score with target eps: vp, 40,000 images",
-    "x0-weightings": "Weightings on x0 at three learning rates: vp, 40,000 images",
+    "x0-weightings": "Weightings on x0: vp, 40,000 images",
+    "x0-rates": "Weightings on x0 at three and ten times the learning rate: vp, 40,000 images",
     "rates": "Learning rates without clipping: vp, 40,000 images",
     "beta-tables": "Beta tables: target v, 40,000 images",
     "clipping": "Clippings at thirty times the learning rate: EDM, 40,000 images",
@@ -39,11 +40,8 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     ],
     "levels": [("loguniform-importance", "loguniform"), ("loguniform", "uniform-sigma")],
     "vp-levels": [("score-edm", "eps-edm"), ("eps-edm", "uniform"), ("score", "uniform")],
-    "x0-weightings": [
-        *((f"{kind}-{times}", kind) for kind in ("simple", "min-snr", "max-snr", "snr-clip") for times in (3, 10)),
-        *((kind, f"simple-{times}") for times in (3, 10)
-          for kind in (f"min-snr-{times}", f"max-snr-{times}", f"snr-clip-{times}")),
-    ],
+    "x0-weightings": [("min-snr", "constant"), ("soft-min-snr", "min-snr"), ("snr-half", "constant")],
+    "x0-rates": [(f"{kind}-10", "simple-10") for kind in ("min-snr", "max-snr", "snr-clip")],
     "rates": [(f"{target}-{times}", target) for target in ("eps", "x0", "v") for times in (3, 10)],
     "beta-tables": [(f"{table}-zero-snr", f"{table} trailing") for table in ("linear", "scaled", "geometric")],
     "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],

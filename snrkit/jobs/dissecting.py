@@ -209,8 +209,7 @@ def level_gradients(objective: Objective, network: nn.Module, images: Batch, log
 
     def loss(index: Tensor) -> Tensor:
         one = slice(int(index), int(index) + 1)
-        each = Cond(*(None if part is None else part[one] for part in (cond.labels, cond.augment)))
-        return objective.output_error(network, x0[one], eps[one], level, untold, each).sum()
+        return objective.output_error(network, x0[one], eps[one], level, untold, cond.at(one)).sum()
 
     return gradients(loss, len(x0), list(layer.parameters()))
 
