@@ -49,6 +49,15 @@ class Photos(Source):
         return memory_dataset("photos", torch.from_numpy(crops).permute(0, 3, 1, 2), torch.from_numpy(labels).long())
 
 
+def whole(name: str, size: int) -> torch.Tensor:
+    """The central square of a photograph, resized: uint8 (3, size, size)."""
+    picture = _picture(name)
+    side = min(picture.size)
+    left, top = ((length - side) // 2 for length in picture.size)
+    small = picture.resize((size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
+
+
 def _picture(name: str) -> Image.Image:
     try:
         import skimage

@@ -1,0 +1,117 @@
+"""Grids between spectral bounds and others, on Gaussians with the spectra of photographs, exact denoiser, DDIM.
+
+python configs/spectral/gaussian.py > docs/spectral-gaussian.md      (seconds)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from snrkit.analysis.gaussian_rings import euler_gain, spectral_distance
+from snrkit.data.dataset import to_unit
+from snrkit.data.photos import PHOTOGRAPHS, whole
+from snrkit.grid import Karras, UniformLogsnr
+from snrkit.level import Level, level_of
+from snrkit.process import Vp
+from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
+
+PICTURES = PHOTOGRAPHS[:8]  # without the textures
+SIDES, STEPS = (64, 256), (8, 16, 32)
+PROCESS = Vp(logsnr_min=-30, logsnr_max=30)
+TEXT = """# Spectral grids on Gaussians with the spectra of photographs
+
+Written by `configs/spectral/gaussian.py`. Eight photographs of scikit-image, each taken as a Gaussian of its own power
+spectrum; the denoiser is exact, the sampler DDIM from N(0, 1), and the last evaluation gives x0. Cells are relative
+W2^2 and KL per frequency in nats, medians over the photographs, both without the mean brightness; columns are sides in
+pixels and evaluations. Spectral grids are a reconstruction after Esteves & Makadia 2026 (kappa 0.01 to 100, `dc:
+exclude` but for the last row).
+
+{table}
+
+W2^2 over that of spectral_mixed, least and most over the columns: cosine {cosine}, Karras between fixed bounds {fixed},
+uniform logsnr between the image's own bounds {uniform}, Karras between them {karras}. Most of the gain is the bounds.
+"""
+
+
+def cosine(steps: int, shift: float) -> Tensor:
+    """logsnr of the cosine schedule at even t, cut at +-15 before the shift."""
+    t = torch.linspace(1, 0, steps, dtype=torch.float64)
+    return (-2 * torch.tan(math.pi / 2 * t).log()).clamp(-15, 15) + shift
+
+
+def rules(power: Tensor, side: int) -> dict[str, Callable[[int], Tensor]]:
+    """logsnr (steps,), rising, of every grid for the image of spectrum `power` (K + 1,)."""
+    counts = ring_members(side).sum((0, 1))
+    scale = float(((counts * power).sum() / counts.sum()).sqrt())
+    low, high = (float(end) for end in SpectralSchedule(dc="exclude", logsnr_max=None).ends(power[None]))
+
+    def own(grid: Karras | UniformLogsnr) -> Tensor:
+        return torch.stack([level.logsnr for level in grid.levels(PROCESS)[:-1]])
+
+    def spectral(kind: str, dc: str) -> Callable[[int], Tensor]:
+        schedule = SpectralSchedule.model_validate({"kind": kind, "dc": dc, "logsnr_max": None})
+        return lambda n: schedule.logsnr(power[None], torch.linspace(1, 0, n, dtype=torch.float64))[0]
+
+    bounds = {"sigma_min": math.exp(-high / 2), "sigma_max": math.exp(-low / 2)}
+    return {
+        "cosine, logsnr -15 to 15": lambda n: cosine(n, 0),
+        "cosine shifted to 32x32": lambda n: cosine(n, 2 * math.log(32 / side)),
+        "Karras, sigma over the image's own 0.004 to 160": lambda n: own(
+            Karras(steps=n, sigma_min=0.004 * scale, sigma_max=160 * scale)
+        ),
+        "uniform logsnr, own bounds": lambda n: own(UniformLogsnr(steps=n, logsnr_min=low, logsnr_max=high)),
+        "Karras, own bounds": lambda n: own(Karras(steps=n, **bounds)),
+        "spectral_freq": spectral("spectral_freq", "exclude"),
+        "spectral_power": spectral("spectral_power", "exclude"),
+        "spectral_mixed": spectral("spectral_mixed", "exclude"),
+        "spectral_mixed, dc: include": spectral("spectral_mixed", "include"),
+    }
+
+
+def walked(logsnr: Tensor) -> list[Level]:
+    """Levels in vp, the clean one last."""
+    return [*(level_of(value, "vp") for value in logsnr), level_of(torch.tensor(math.inf), "vp")]
+
+
+def measured() -> dict[str, list[tuple[float, float]]]:
+    """(W2^2, KL) of every grid, by side and steps, medians over the photographs."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for side in SIDES:
+        powers = [power_spectra(to_unit(whole(name, side))[None])[0] for name in PICTURES]
+        counts = ring_members(side).sum((0, 1))[1:]
+        for steps in STEPS:
+            cells: dict[str, list[Tensor]] = {}
+            for power in powers:
+                for name, rule in rules(power, side).items():
+                    made = euler_gain(walked(rule(steps)), power[1:]).square()
+                    cells.setdefault(name, []).append(torch.stack(spectral_distance(made, power[1:], counts)))
+            for name, each in cells.items():
+                apart, kl = torch.stack(each).median(0).values.tolist()
+                found.setdefault(name, []).append((apart, kl))
+    return found
+
+
+def page(found: dict[str, list[tuple[float, float]]]) -> str:
+    """The table, and its reading."""
+    head: Sequence[str] = ["grid", *(f"{side}, {steps}" for side in SIDES for steps in STEPS)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[name, *(f"{apart:.4f} / {kl:.4f}" for apart, kl in cells)] for name, cells in found.items()]
+    mixed = [cell[0] for cell in found["spectral_mixed"]]
+
+    def times(name: str) -> str:
+        ratios = [cell[0] / base for cell, base in zip(found[name], mixed, strict=True)]
+        return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+    return TEXT.format(
+        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        cosine=times("cosine, logsnr -15 to 15"),
+        fixed=times("Karras, sigma over the image's own 0.004 to 160"),
+        uniform=times("uniform logsnr, own bounds"),
+        karras=times("Karras, own bounds"),
+    )
+
+
+if __name__ == "__main__":
+    print(page(measured()), end="")
