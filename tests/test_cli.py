@@ -494,12 +494,15 @@ def test_a_model_that_guides_itself_is_found_by_its_path(copied, name):
 
 
 def test_an_interrupted_search_goes_on(copied):
-    """SIGINT while tuning: one sentence, exit code 130, and no evaluation is made twice afterwards."""
+    """SIGINT while tuning: one sentence, exit code 130, and no evaluation is made twice afterwards.
+
+    Enough images that the search lasts for seconds, however late the signal comes.
+    """
     correction = {"kind": "dcw", "pixel": 0.01}
     path = copied / "small.yaml"
     content = yaml.safe_load(path.read_text())
     content["samplers"] = {"dcw": {**content["samplers"]["euler"], "corrections": [correction]}}
-    path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1031"}}))
+    path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1255"}}))
     line, kept = command(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
     process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
     while not kept.exists() or len(kept.read_text().splitlines()) < 2:
