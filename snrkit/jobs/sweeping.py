@@ -386,9 +386,10 @@ def arm_table(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
                    names["kid"], "power by ring", "spread of brightness", "skipped steps")  # fmt: skip
     rows: list[Row] = []
     for label, arm in record["arms"].items():
-        less = arm["less_first"]
+        less, several = arm["less_first"], len(arm["seeds"]) > 1
         rows.append((
-            label, str(len(arm["seeds"])), spread(arm["fd"], 3), "-" if less is None else _interval(less["fd"]),
+            label, str(len(arm["seeds"])), spread(arm["fd"], 3) if several else mean_of(arm["fd"], 3),
+            "-" if less is None else _interval(less["fd"]),
             mean_of(arm.get("inception_score"), 2), mean_of(arm.get("kid"), 4),
             " ".join(f"{ring:.2f}" for ring in arm["power"]), f"{arm['brightness']:.2f}", str(arm["skipped"]),
         ))  # fmt: skip

@@ -37,6 +37,8 @@ from snrkit.train import (
     train,
 )
 
+NAMED = 3  # images of a skipped step that are printed; the log has all
+
 
 @dataclass(slots=True)
 class Tally:
@@ -183,7 +185,8 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
 
 def _log_skipped(run: Run, step: TrainStep) -> None:
     low, high = float(step.logsnr.min()), float(step.logsnr.max())
-    named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:8])
+    named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:NAMED])
+    named += f" and {len(step.culprits) - NAMED} more" if len(step.culprits) > NAMED else ""
     where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
     console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
     record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
