@@ -692,3 +692,20 @@ def test_a_constant_prediction_has_no_spread_to_rescale():
     flat = Wrapped(process, lambda s, lv, told, cond: Prediction(torch.zeros_like(s), s))
     found = correction.wrap(flat, place_at(level))(torch.randn(2, 1, 4, 4, dtype=torch.float64), level)
     assert torch.equal(found.x0, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+@pytest.mark.parametrize("correction", ACTIVE.values(), ids=ACTIVE)
+def test_a_grid_per_image_equals_a_shared_one_through_every_correction(process, correction):
+    """Levels of shape (B,) give the same bits as levels of shape ()."""
+    ready = make_ready(
+        Sampler(grid=Karras(steps=6), solver=Euler(), corrections=(correction,)), process, Around(process)
+    )
+    wide = tuple(process.level(level.logsnr.expand(3).clone()) for level in ready.levels)
+    ends, cond = [], Cond(labels=torch.zeros(3, dtype=torch.int64))
+    for levels in (ready.levels, wide):
+        x = start(process, torch.linspace(-2, 2, 12).reshape(3, 1, 2, 2), ready.levels[0])
+        for step in sample(knowing(process), ready.solver, levels, x, corrections=ready.corrections, cond=cond):
+            x = step.x_next
+        ends.append(x)
+    assert torch.equal(*ends)
