@@ -6,7 +6,7 @@ are Euclidean. Only `global_norm` and `normalize` keep the gradient's direction.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -72,11 +72,7 @@ class LayerNorm(Value):
 
     def apply(self, named: Named, output: str) -> Bounded:
         """One factor a tensor."""
-        found = gradients(named)
-        norms = tensor_norms(found)
-        factors = (self.norm / (norms + TINY)).clamp(max=1)
-        scale_tensors(found, factors)
-        return norms.norm(), (norms * factors).norm(), (factors < 1).any()
+        return _each_below(gradients(named), self.norm, TENSORS)
 
 
 class ByValue(Value):
@@ -144,11 +140,7 @@ class UnitNorm(Value):
 
     def apply(self, named: Named, output: str) -> Bounded:
         """One factor a unit."""
-        found = gradients(named)
-        norms = unit_norms(found)
-        factors = (self.norm / (norms + TINY)).clamp(max=1)
-        scale_units(found, factors)
-        return norms.norm(), (norms * factors).norm(), (factors < 1).any()
+        return _each_below(gradients(named), self.norm, UNITS)
 
 
 class Adaptive(Value):
@@ -164,12 +156,7 @@ class Adaptive(Value):
 
     def apply(self, named: Named, output: str) -> Bounded:
         """One factor a unit."""
-        weights, found, last = _apart(named, output)
-        norms = unit_norms(found)
-        bound = self.ratio * unit_norms(weights).clamp(min=self.floor)
-        factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
-        scale_units(found, factors)
-        return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
+        return _below_weights(named, output, self.ratio, self.floor, UNITS)
 
 
 class AdaptiveLayer(Value):
@@ -181,12 +168,7 @@ class AdaptiveLayer(Value):
 
     def apply(self, named: Named, output: str) -> Bounded:
         """One factor a tensor."""
-        weights, found, last = _apart(named, output)
-        norms = tensor_norms(found)
-        bound = self.ratio * tensor_norms(weights).clamp(min=self.floor)
-        factors = (bound / norms.clamp(min=TINY * self.floor)).clamp(max=1)
-        scale_tensors(found, factors)
-        return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
+        return _below_weights(named, output, self.ratio, self.floor, TENSORS)
 
 
 class Normalize(Value):
@@ -219,6 +201,35 @@ def scale_units(tensors: Sequence[Tensor], factors: Tensor) -> None:
 def _by_unit(tensor: Tensor) -> Tensor:
     """(units, elements)."""
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Tensors in parts: the norm of every part, and a factor for each, in place."""
+
+    norms: Callable[[list[Tensor]], Tensor]
+    scale: Callable[[list[Tensor], Tensor], None]
+
+
+TENSORS, UNITS = Division(tensor_norms, scale_tensors), Division(unit_norms, scale_units)
+
+
+def _each_below(found: list[Tensor], limit: float, by: Division) -> Bounded:
+    """No part's norm above the limit."""
+    norms = by.norms(found)
+    factors = (limit / (norms + TINY)).clamp(max=1)
+    by.scale(found, factors)
+    return norms.norm(), (norms * factors).norm(), (factors < 1).any()
+
+
+def _below_weights(named: Named, output: str, ratio: float, floor: float, by: Division) -> Bounded:
+    """No part's norm above `ratio` times its weights', which count as `floor` at least; the output layer's stay."""
+    weights, found, last = _apart(named, output)
+    norms = by.norms(found)
+    bound = ratio * by.norms(weights).clamp(min=floor)
+    factors = (bound / norms.clamp(min=TINY * floor)).clamp(max=1)
+    by.scale(found, factors)
+    return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
 
 
 def _apart(named: Named, output: str) -> tuple[list[Tensor], list[Tensor], Tensor]:

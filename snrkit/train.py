@@ -119,7 +119,7 @@ class TrainStep:
     loss: float  # of the global batch
     grad_norm: float  # before clipping
     clipped_norm: float  # after it
-    clipped: bool
+    clipped: bool  # whether anything was cut
     lr: float
     skipped: bool
     logit: float | None  # largest attention logit, where it was watched

@@ -15,6 +15,7 @@ from snrkit.distributed import World
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.networks import Dit, Mlp, UNet, make_network
 from snrkit.prediction import Cond
+from snrkit.report import Table, markdown
 from snrkit.train import make_state, train
 from tests.small import SMALL
 
@@ -174,19 +175,15 @@ def torch_does() -> str:
     return "\n".join(f"* {dtype} from {', '.join(names)}" for dtype, names in found.items())
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
-
-
 def page() -> str:
     """The whole page."""
     half = torch.finfo(torch.float16)
     vanish = half.smallest_normal * half.eps / 2
+    kinds = Table(("format", "bits", "largest", "smallest normal", "smallest subnormal", "epsilon"), formats())
+    ran = Table(("operator", "inputs", "output", "gradient", "in an island", "networks"), operators())
     return TEXT.format(
-        formats=table(("format", "bits", "largest", "smallest normal", "smallest subnormal", "epsilon"), formats()),
-        operators=table(("operator", "inputs", "output", "gradient", "in an island", "networks"), operators()),
-        torch=VERSION, vanish=vanish, residual=vanish**0.5, step=step_dtypes(), torch_does=torch_does(),
+        formats=markdown(kinds, PAGE.parent), operators=markdown(ran, PAGE.parent), torch=VERSION, vanish=vanish,
+        residual=vanish**0.5, step=step_dtypes(), torch_does=torch_does(),
     )  # fmt: skip
 
 

@@ -179,6 +179,14 @@ def test_posterior_mean_is_nearly_the_state(betas, variance, scale, unknown):
         assert float(share.max()) == pytest.approx(unknown, rel=0.05)
 
 
+def test_posterior_mean_of_a_table_that_ends_in_noise_fades():
+    """On cosine its variance is below 0.9 for 19 steps, and 0.001 at the last."""
+    table = Ddpm(betas=SquaredCosBetas()).table()
+    total, _ = posterior_mean_share(level_of(table[1:], "vp"), level_of(table[:-1], "vp"), 1.0)
+    assert int((total < 0.9).sum()) == 19
+    assert float(total[-1]) == pytest.approx(0.001, rel=0.05)
+
+
 def test_posterior_mean_is_the_ddpm_formula():
     """sqrt(abar_s) beta/(1 - abar_t) x0 + sqrt(alpha) (1 - abar_s)/(1 - abar_t) x, by its variance on unit data."""
     process = Ddpm()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.jobs.comparing import against
+from snrkit.report import Table, markdown
 
 FAMILIES = {
     "corrections-edm": "EDM",
@@ -38,8 +39,7 @@ BANDS = ("ll", "lh", "hl", "hh")
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(Table(tuple(head), list(map(tuple, rows))), Path())
 
 
 def interval(found: dict[str, Any] | None, key: str = "value") -> str:

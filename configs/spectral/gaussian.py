@@ -5,6 +5,7 @@ python configs/spectral/gaussian.py > docs/spectral-gaussian.md      (seconds)
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from snrkit.data.photos import PHOTOGRAPHS, whole
 from snrkit.grid import Karras, UniformLogsnr
 from snrkit.level import Level, level_of
 from snrkit.process import Vp
+from snrkit.report import Table, markdown
 from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
 
 PICTURES = PHOTOGRAPHS[:8]  # without the textures
@@ -36,9 +38,8 @@ uniform logsnr between the image's own bounds {uniform}, Karras between them {ka
 
 
 def cosine(steps: int, shift: float) -> Tensor:
-    """logsnr of the cosine schedule at even t, cut at +-15 before the shift."""
-    t = torch.linspace(1, 0, steps, dtype=torch.float64)
-    return (-2 * torch.tan(math.pi / 2 * t).log()).clamp(-15, 15) + shift
+    """logsnr of the cosine schedule, between -15 and 15 before the shift, at even t."""
+    return Vp(logsnr_shift=shift).sweep(torch.linspace(1, 0, steps, dtype=torch.float64))
 
 
 def rules(power: Tensor, side: int) -> dict[str, Callable[[int], Tensor]]:
@@ -96,8 +97,7 @@ def measured() -> dict[str, list[tuple[float, float]]]:
 def page(found: dict[str, list[tuple[float, float]]]) -> str:
     """The table, and its reading."""
     head: Sequence[str] = ["grid", *(f"{side}, {steps}" for side in SIDES for steps in STEPS)]
-    lines = [head, ["---"] * len(head)]
-    lines += [[name, *(f"{apart:.4f} / {kl:.4f}" for apart, kl in cells)] for name, cells in found.items()]
+    lines = [[name, *(f"{apart:.4f} / {kl:.4f}" for apart, kl in cells)] for name, cells in found.items()]
     mixed = [cell[0] for cell in found["spectral_mixed"]]
 
     def times(name: str) -> str:
@@ -105,7 +105,7 @@ def page(found: dict[str, list[tuple[float, float]]]) -> str:
         return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
     return TEXT.format(
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        table=markdown(Table(head, lines), Path()),
         cosine=times("cosine, logsnr -15 to 15"),
         fixed=times("Karras, sigma over the image's own 0.004 to 160"),
         uniform=times("uniform logsnr, own bounds"),

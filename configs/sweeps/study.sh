@@ -5,7 +5,7 @@ here=configs/sweeps
 for sweep in training-knobs levels beta-tables averages x0-weightings clipping vp-levels flow-levels rates x0-rates targets; do
   snrkit sweep $here/$sweep.yaml
 done
-for run in runs/targets-*-?; do   # the excess error of each
+for run in runs/targets-*-? runs/training-knobs-edm-edm-?; do   # excess errors, what a classifier reads
   snrkit analyze --config "$run/config.yaml"
 done
 python $here/tables.py runs > runs/training-tables.md   # stops where another shell is still at work

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from snrkit.analysis.closed_form import difficulty
@@ -17,6 +19,7 @@ from snrkit.jobs.comparing import against
 from snrkit.jobs.sweeping import arm_table, lay_out, load_sweep, make_record, stored_row
 from snrkit.level import level_of
 from snrkit.prediction import X0, Eps, Target, V
+from snrkit.report import Table, markdown
 
 HERE = Path(__file__).parent
 SWEEPS = {
@@ -48,13 +51,14 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
 }  # fmt: skip
 TOY_IMAGES = 1_000_192  # where 1,000,000 images in batches of 256 end
+DIGITS_IMAGES, SIGMAS = 100_096, (30, 10, 3, 1, 0.3, 0.1)
 SAME = {"scaled trailing": "scaled-linear trailing"}
 TARGETS: dict[str, Target] = {"eps": Eps(), "x0": X0(), "v": V()}
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     """Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+    return markdown(Table(tuple(head), list(map(tuple, rows))), Path())
 
 
 def arms(name: str, runs: Path) -> Iterator[str]:
@@ -184,6 +188,35 @@ def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2e} ({min(values):.1e}, {max(values):.1e})"
 
 
+def readings(runs: Path) -> Iterator[str]:
+    """What a classifier sees of x0_hat in EDM's own runs, made without the label, seed by seed."""
+    folders = sorted(runs.glob("training-knobs-edm-edm-?/analysis"))
+    if not folders:
+        return
+    yield "## What a classifier sees of x0_hat: EDM, 100,000 images"
+    yield "Digits read right at sigma, and sigma where half are; distance in features at logsnr, and where it halves."
+
+    def rows() -> Iterator[Sequence[str]]:
+        for folder in folders:
+            read(folder, DIGITS_IMAGES)
+            (x, right), (_, apart) = (
+                curve(folder / f"run-{name}.csv", "x0_hat, label not told") for name in ("accuracy", "features")
+            )
+            sigma = math.exp(-crossing(x, right, 0.5) / 2)
+            cells = [f"{np.interp(-2 * math.log(s), x, right):.3f}" for s in SIGMAS]
+            cells += [f"{sigma:.2f}", *(f"{np.interp(at, x, apart):.3f}" for at in (float(x[0]), 0, 2, 4))]
+            yield folder.parent.name[-1], *cells, f"{crossing(x, -apart, -float(apart[0]) / 2):.2f}"
+
+    head = [f"right at {s:g}" for s in SIGMAS] + ["half at sigma"]
+    yield table(["seed", *head, "apart, noisy end", "at 0", "at 2", "at 4", "halves at logsnr"], rows())
+
+
+def crossing(x: torch.Tensor, y: torch.Tensor, at: float) -> float:
+    """Where y, at rising x, first exceeds `at`, linear between points."""
+    k = int((y > at).int().argmax())
+    return float(np.interp(at, y[k - 1 : k + 1], x[k - 1 : k + 1]))
+
+
 def page(runs: Path) -> Iterator[str]:
     """All tables."""
     yield "# Training knobs: the tables"
@@ -191,7 +224,7 @@ def page(runs: Path) -> Iterator[str]:
            "[training-knobs.md](training-knobs.md). Brackets: paired 95 % t-intervals over the seeds, which "
            "leave out the noise of the 2,000 images, the same seeds in every arm; of a hundred arms several clear 0 by "
            "chance.")  # fmt: skip
-    for made in [*map(partial(arms, runs=runs), SWEEPS), excess(runs)]:
+    for made in [*map(partial(arms, runs=runs), SWEEPS), excess(runs), readings(runs)]:
         yield from made
 
 

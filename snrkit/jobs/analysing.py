@@ -259,15 +259,7 @@ def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
         curves["this experiment"] = (torch.linspace(0, 1, len(own), dtype=torch.float64), own)
     charts = [Chart("tables", "beta tables", "logsnr, nats", curves, axis="index over its last")]
     grids: dict[str, tuple[Tensor, Tensor]] = {}
-    for grid in (
-        Karras(),
-        UniformLogsnr(steps=18),
-        Trailing(steps=18),
-        Polyexponential(steps=18, rho=2),
-        UniformTime(steps=18),
-        BetaSigma(steps=18),
-        KlOptimal(steps=18),
-    ):
+    for grid in GRIDS:
         try:
             levels = grid.levels(e.process)[:-1]
         except SnrkitError:

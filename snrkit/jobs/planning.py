@@ -126,9 +126,8 @@ def activation_bytes(opened: Opened, network: nn.Module) -> int:
 def measured_peak(opened: Opened) -> int:
     """Bytes more than before that a few steps of training take at most, network and optimizer included."""
     device = opened.world.device
-    before = _most(device)
-    state = make_state(open_task(opened), open_network(opened))
-    for step in train(open_task(opened), state):
+    before, task = _most(device), open_task(opened)
+    for step in train(task, make_state(task, open_network(opened))):
         if step.step == MEASURED_STEPS:
             break
     return _most(device) - before

@@ -3,7 +3,6 @@
 Writes runs/<name>/analysis/spectrum: curves as CSV and PNG, and a page with slopes and bounds.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.jobs.opening import open_experiment
+from snrkit.process import Vp
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run
 from snrkit.spectrum import POINTS, SpectralSchedule
@@ -83,7 +83,7 @@ def spectrum_charts(spectra: Spectra) -> list[Chart]:
                             axis="cycles per image", scale="log"))  # fmt: skip
     t = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     schedules: dict[str, tuple[Tensor, Tensor]] = {each.kind: (t, each.table(mean[None])[0]) for each in KINDS}
-    schedules["cosine"] = (t, (-2 * torch.tan(math.pi * t / 2).log()).clamp(-15, 15))
+    schedules["cosine"] = (t, Vp().sweep(t))
     charts.append(Chart("schedules", "schedules of the mean spectrum (a reconstruction), and cosine", "logsnr, nats",
                         schedules, axis="t"))  # fmt: skip
     ordered = [end.sort().values for end in SpectralSchedule().ends(single)]
