@@ -20,7 +20,7 @@ from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.ema import afterwards_faults, made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
-from snrkit.levels import AnyLevelSampler
+from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Mlp
 from snrkit.objective import LOWEST_LOGSNR
@@ -29,13 +29,16 @@ from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm, Flow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
+from snrkit.spectral_levels import SCALARS, SpectralLevels
 from snrkit.step import Abilities
+from snrkit.tabulated import Tabulated
 from snrkit.train import TrainConfig
 from snrkit.value import Value
-from snrkit.weighting import AnyWeighting
+from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at
+ANY_SPECTRUM = torch.tensor([[13.0, -17.0]], dtype=torch.float64)  # the widest schedule of any 8-bit images
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 CUT = "\n"  # between the faults that one validator found
 
@@ -60,7 +63,7 @@ class Experiment(Value):
     process: AnyProcess
     target: AnyTarget
     precondition: AnyPrecondition
-    levels: AnyLevelSampler
+    levels: AnyLevels
     weighting: AnyWeighting
     network: AnyNetwork
     train: TrainConfig
@@ -123,8 +126,7 @@ def _training_faults(e: Experiment) -> Iterable[str]:
     yield from _weighting_faults(e)
     if e.compute.checkpointing and isinstance(e.network, Mlp):
         yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
-    if e.network.scalars:
-        yield "network.scalars: no level sampler of this version provides scalars; drop them"
+    yield from _spectral_faults(e)
     if (
         isinstance(e.target, Eps | Score)
         and isinstance(e.process, Ddpm)
@@ -138,16 +140,30 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
 
+def _spectral_faults(e: Experiment) -> Iterable[str]:
+    """What spectral levels ask of the rest, and what asks for them."""
+    spectral, scalars = isinstance(e.levels, SpectralLevels), e.network.scalars
+    if scalars and scalars != SCALARS:
+        yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
+    elif scalars and not spectral:
+        yield "network.scalars: only levels of kind spectral provide them; drop them"
+    if spectral and e.train.augment is not None:
+        yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
+    if isinstance(e.weighting, Sigmoid) and isinstance(e.weighting.bias, SpectralBias) and not spectral:
+        yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
+
+
 def _weighting_faults(e: Experiment) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
+    sampler: LevelSampler = e.levels if not isinstance(e.levels, SpectralLevels) else Tabulated(ANY_SPECTRUM)
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
-        logsnr = e.process.snap(e.levels.logsnr(draws, e.process))
+        logsnr = e.process.snap(sampler.logsnr(draws, e.process))
     except SnrkitError as error:
         yield f"levels ({e.levels.kind}): {error}"
         return
     level = e.process.level(logsnr.clamp(min=LOWEST_LOGSNR))
-    weight = e.weighting.weight(level, lambda: e.levels.density(logsnr, e.process), 1.0)
+    weight = e.weighting.weight(level, lambda: sampler.density(logsnr, e.process), 1.0)
     wrong = ~(weight.isfinite() & (weight >= 0))
     if wrong.any():
         yield (

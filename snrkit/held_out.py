@@ -75,7 +75,9 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
     was_training = network.training
     network.eval()
     u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
-    logsnr = task.objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
+    objective = task.objective_of(torch.tensor(held))
+    logsnr = objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
+    weights = torch.stack([objective.weight(logsnr), objective.eps_weight(logsnr)])
     noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
     results = []
     for run in chunks(range(len(held)), batch):
@@ -83,12 +85,9 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
         images = torch.tensor(held)[rows]
         labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
         x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
-        error = task.objective.output_error(
-            network, x0, noise[rows].to(device), logsnr[rows], told, Cond(labels=labels)
-        ).cpu().double()  # fmt: skip
-        results.append(
-            torch.stack([w(logsnr[rows]) * error for w in (task.objective.weight, task.objective.eps_weight)])
-        )
+        cond = Cond(labels, task.ends_of(images, torch.ones(len(rows))))
+        error = objective.output_error(network, x0, noise[rows].to(device), logsnr[rows], told, cond).cpu().double()
+        results.append(weights[:, rows] * error)
     network.train(was_training)
     order = logsnr.argsort()
     bins = torch.tensor_split(torch.cat(results, 1)[:, order], min(task.config.holdout_bins, len(held)), 1)

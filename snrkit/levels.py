@@ -19,6 +19,7 @@ from torch import Tensor
 
 from snrkit.errors import SnrkitError
 from snrkit.process import Process
+from snrkit.spectral_levels import SpectralLevels
 from snrkit.value import Value
 
 Positive = Annotated[float, Field(gt=0)]
@@ -317,8 +318,9 @@ class CosineLevels(Value):
         return truncated_density(logsnr, process, self._cdf, density)
 
 
-AnyLevelSampler = Annotated[
-    UniformTime
+AnyLevels = Annotated[
+    SpectralLevels
+    | UniformTime
     | LogNormal
     | LogitNormal
     | NormalTime

@@ -8,7 +8,7 @@ dropout, whose masks are drawn per process.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,11 @@ from snrkit.objective import Objective
 from snrkit.perturb import AnyPerturbation, Shown
 from snrkit.prediction import Cond
 from snrkit.randomness import Draws, Plan
+from snrkit.spectral_levels import Tables
 from snrkit.streams import DROPOUT
 from snrkit.streams import stream as random_stream
 from snrkit.value import Value
+from snrkit.weighting import Sigmoid
 
 
 class ResumeFrom(Value):
@@ -160,6 +162,28 @@ class Task:
     channels_last: bool = False
     compile: bool = False
     dropout: bool = False
+    tables: Tables | None = None  # of spectral levels
+    tells_ends: bool = False  # whether the network is told the ends of spectral schedules
+
+    def objective_of(self, images: Tensor) -> Objective:
+        """The objective for these images (B,) of the data set."""
+        objective, tables = self.objective, self.tables
+        if tables is None:
+            return objective
+        weighting = objective.weighting
+        if isinstance(weighting, Sigmoid):
+            weighting = weighting.follow(tables.offset(images))
+        return replace(objective, levels=tables.levels(images), weighting=weighting)
+
+    def ends_of(self, images: Tensor, u: Tensor) -> Tensor | None:
+        """What the network is told of the schedules of these images (B,), on the device; u (B,) as in Tables.told."""
+        if self.tables is None or not self.tells_ends:
+            return None
+        return self.tables.told(images, u).to(self.world.device)
+
+    def images(self, draws: Draws) -> Tensor:
+        """The images (n,) of the data set that were drawn."""
+        return torch.tensor([self.train[p] for p in draws.positions.tolist()])
 
     def plan(self) -> Plan:
         """The shape of the random draws."""
@@ -350,8 +374,9 @@ def micro_losses(
     """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
     device, config = task.world.device, task.config
     learned = learned or Learned()
+    objective = task.objective_of(task.images(draws))
     u, factor = learned.draw(draws.level)
-    logsnr = task.objective.logsnr(u)
+    logsnr = objective.logsnr(u)
     x0, cond = prepare(task, draws, pixels)
     untold = draws.noise_drop < config.noise_dropout
     if task.dropout:
@@ -363,12 +388,12 @@ def micro_losses(
     shown = Shown(noise, None, logsnr)
     if config.perturb is not None and draws.extra is not None:
         chance = draws.chance.to(torch.float64)
-        shown = config.perturb.shown(noise, draws.extra.to(noise), chance, logsnr, task.objective.process)
+        shown = config.perturb.shown(noise, draws.extra.to(noise), chance, logsnr, objective.process)
     with mixed:
-        error = task.objective.output_error(
+        error = objective.output_error(
             caller, x0, shown.eps, logsnr, untold, cond, beyond=shown.beyond, stands=shown.logsnr
         )
-    return learned.loss(task.objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
+    return learned.loss(objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
 
 
 def prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
@@ -380,11 +405,11 @@ def prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
     told = None
     if config.augment is not None:
         x0, told = config.augment.apply(x0, draws.augment)
-    labels = None
+    labels, images = None, task.images(draws)
     if dataset.labels is not None:
-        chosen = dataset.labels[torch.tensor([task.train[p] for p in draws.positions.tolist()])]
-        labels = chosen.masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
-    return x0.to(device), Cond(labels=labels, augment=None if told is None else told.float().to(device))
+        labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
+    ends = task.ends_of(images, draws.mean_ends)
+    return x0.to(device), Cond(labels, ends, None if told is None else told.float().to(device))
 
 
 def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:

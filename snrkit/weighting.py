@@ -16,6 +16,7 @@ also found under the name min-SNR, is another weighting.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -164,21 +165,47 @@ class Elbo(Value):
         return 1 / density()
 
 
+class SpectralBias(Value):
+    """A bias that follows the spectrum: `at` for the mean spectrum, higher by what an image's mean logsnr is higher."""
+
+    kind: Literal["spectral"] = "spectral"
+    at: float = 0.0
+
+
 class Sigmoid(Value):
     """sigmoid(bias - logsnr) (Kingma & Gao 2023; Hoogeboom et al. 2024), which is e^bias sigmoid(logsnr - bias) on x0.
 
     `over_density` divides by the level sampler's density, so that the weighting no longer depends on where levels are
-    drawn. Shift the bias with the schedule: lower for larger images.
+    drawn. Shift the bias with the schedule: lower for larger images. Under spectral levels a bias of kind spectral
+    follows each image's own schedule.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
-    bias: float = 0.0
+    bias: float | SpectralBias = 0.0
     over_density: bool = True
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """sigmoid(bias - logsnr), over the density if that is asked for."""
-        weight = torch.sigmoid(self.bias - level.logsnr)
+        bias = self.bias.at if isinstance(self.bias, SpectralBias) else self.bias
+        weight = torch.sigmoid(bias - level.logsnr)
         return weight / density() if self.over_density else weight
+
+    def follow(self, offset: Tensor) -> "Weighting":
+        """The weighting of images (B,) whose schedules lie `offset` (B,) nats above the mean spectrum's."""
+        return ShiftedSigmoid(self, offset) if isinstance(self.bias, SpectralBias) else self
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftedSigmoid:
+    """A sigmoid weighting with a bias of every image's own."""
+
+    value: Sigmoid
+    offset: Tensor  # (B,)
+
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
+        """As that of the value at logsnr - offset; the density is where the image is."""
+        shifted = replace(level, logsnr=level.logsnr - self.offset)
+        return self.value.weight(shifted, density, sigma_data)
 
 
 class SigmaSqrt(Value):

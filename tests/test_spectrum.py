@@ -179,6 +179,12 @@ def test_slopes_are_those_of_power_laws():
     assert slope(measured(pictures(200, 32, slope=1.0)).mean) == pytest.approx(2, abs=0.15)
 
 
+def own(spectra, scope):
+    """The spectrum of every image in a scope."""
+    rows, of_image = spectra.scoped(scope)
+    return rows[of_image]
+
+
 def test_scopes_are_means_of_logarithms_over_training_images():
     """Each image's own; its class's; the data set's, in which held-out images have no part."""
     x0 = pictures(60)
@@ -186,11 +192,11 @@ def test_scopes_are_means_of_logarithms_over_training_images():
     found = measured(x0, labels, holdout=0.3)
     parts, power = split(60, 0.3), power_spectra(x0)
     trained = torch.tensor(parts.train)
-    torch.testing.assert_close(found.scoped("instance"), power)
-    torch.testing.assert_close(found.scoped("dataset")[7], power[trained].log().mean(0).exp())
+    torch.testing.assert_close(own(found, "instance"), power)
+    torch.testing.assert_close(own(found, "dataset")[7], power[trained].log().mean(0).exp())
     chosen = trained[labels[trained] == 1]
-    torch.testing.assert_close(found.scoped("class")[4], power[chosen].log().mean(0).exp())
-    assert torch.equal(found.scoped("class")[4], found.scoped("class")[7])
+    torch.testing.assert_close(own(found, "class")[4], power[chosen].log().mean(0).exp())
+    assert torch.equal(own(found, "class")[4], own(found, "class")[7])
 
 
 def test_classes_without_training_images_and_images_without_labels():
@@ -201,7 +207,7 @@ def test_classes_without_training_images_and_images_without_labels():
     with pytest.raises(DataError, match="no labels, which scope class needs; use scope dataset or instance"):
         measured(x0).scoped("class")
     alone = measured(x0[:1])
-    torch.testing.assert_close(alone.scoped("dataset"), alone.scoped("instance"))
+    torch.testing.assert_close(own(alone, "dataset"), own(alone, "instance"))
     with pytest.raises(SnrkitError, match="images of 16x8 have no spectrum"):
         measured(x0[..., :8])
 

@@ -40,15 +40,18 @@ class Spectra:
             rows.append(chosen.mean(0).exp() if len(chosen) else self.mean)
         return torch.stack(rows)
 
-    def scoped(self, scope: Scope) -> Tensor:
-        """(n, K + 1): every image's own, its class's or the data set's. DataError for classes without labels."""
+    def scoped(self, scope: Scope) -> tuple[Tensor, Tensor]:
+        """(spectra (r, K + 1), the row of every image (n,)): its own, its class's or the data set's.
+
+        DataError for classes without labels.
+        """
         if scope == "instance":
-            return self.power
+            return self.power, torch.arange(len(self.power))
         if scope == "dataset":
-            return self.mean.expand_as(self.power)
+            return self.mean[None], torch.zeros(len(self.power), dtype=torch.int64)
         means = self.class_means
         assert self.labels is not None
-        return means[self.labels]
+        return means, self.labels
 
 
 def measure_spectra(dataset: Dataset, split: Split, device: torch.device) -> Spectra:

@@ -45,7 +45,7 @@ from snrkit.frequency import views
 from snrkit.grid import AnyGrid, BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
-from snrkit.jobs.opening import Opened, open_experiment, open_model
+from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model
 from snrkit.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.levels import (
     BetaTime,
@@ -134,12 +134,12 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     opened = open_experiment(experiment, world)
     folder = Run(runs / experiment.name).path / "analysis"
-    spectrum = data_spectrum(opened)
+    spectrum, sampler = data_spectrum(opened), level_sampler(opened)
     groups = {
         HARD: target_charts(opened.experiment, spectrum),
         TIMED: time_charts(opened.experiment, spectrum),
-        WEIGHTED: weighting_charts(opened.experiment, spectrum),
-        SCHEDULED: schedule_charts(opened.experiment, spectrum),
+        WEIGHTED: weighting_charts(opened.experiment, sampler, spectrum),
+        SCHEDULED: schedule_charts(opened.experiment, sampler, spectrum),
     }
     facts: dict[str, str] = {}
     run = Run(runs / experiment.name)
@@ -214,7 +214,7 @@ def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     return metric_charts(level, time, spectrum.variance, f"share of {e.process.kind}'s time (image left)", "-over-t")
 
 
-def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
+def weighting_charts(e: Experiment, sampler: LevelSampler, spectrum: Spectrum) -> list[Chart]:
     """Losses and gradients at the optimum before and after every weighting, and the experiment's own product.
 
     The root of the weighted loss is one curve for all targets; a gradient goes with the weight itself, and is shown for
@@ -241,15 +241,16 @@ def weighting_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
                             scale="log", limits=(1e-3, 1e3)))  # fmt: skip
     lowest, highest = max(e.process.bounds[0], LOWEST_LOGSNR), e.process.bounds[1]
     inside = torch.linspace(lowest, highest, POINTS, dtype=torch.float64)
-    density = e.levels.density(inside, e.process)
+    density = sampler.density(inside, e.process)
     product = density * e.weighting.weight(_levels(e.process, inside), lambda: density, s)
+    product = product.where(density > 0, 0.0)
     charts.append(Chart("effective-weighting", f"{e.levels.kind} times {e.weighting.kind}, on eps",
                         "over its largest", {"density": (inside, density / density.max()),
                          "density times weight": (inside, product / product.max())}))  # fmt: skip
     return charts
 
 
-def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
+def schedule_charts(e: Experiment, sampler: LevelSampler, spectrum: Spectrum) -> list[Chart]:
     """logsnr of all beta tables and grids, densities of all level samplers, and what mu-tilde would leave to learn."""
     index = torch.linspace(0, 1, STEPS, dtype=torch.float64)
     tables = {name: Ddpm(betas=betas, steps=STEPS) for name, betas in TABLES.items()}
@@ -269,8 +270,8 @@ def schedule_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     charts.append(Chart("grids", f"grids of 18 steps on {e.process.kind}", "logsnr, nats", grids,
                         axis="step over the last"))  # fmt: skip
     axis = _axis()
-    densities = {sampler.kind: (axis, sampler.density(axis, e.process)) for sampler in SAMPLERS}  # type: ignore[attr-defined]
-    densities["this experiment"] = (axis, e.levels.density(axis, e.process))
+    densities = {each.kind: (axis, each.density(axis, e.process)) for each in SAMPLERS}  # type: ignore[attr-defined]
+    densities["this experiment"] = (axis, sampler.density(axis, e.process))
     charts.append(Chart("densities", f"level samplers on {e.process.kind}", "density per nat, shown to 0.5",
                         densities, limits=(0, 0.5)))  # fmt: skip
     return [*charts, _posterior_chart(tables, spectrum.variance)]

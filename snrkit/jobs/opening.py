@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
+from snrkit.data.spectra import Spectra, measure_spectra
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.levels import LevelSampler
 from snrkit.networks import make_network, set_checkpointing
 from snrkit.objective import Objective
 from snrkit.prediction import Denoiser
 from snrkit.run import Run
+from snrkit.spectral_levels import SpectralLevels, Tables
+from snrkit.spectrum import check_square
+from snrkit.tabulated import Tabulated
 from snrkit.train import Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,6 +43,7 @@ class Opened:
     split: Split
     moments: Moments | None  # where something needs them
     world: World
+    spectra: Callable[[], Spectra]  # of all images, measured when first asked for
 
     @property
     def sigma_data(self) -> float:
@@ -82,7 +89,10 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
             f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
         )
     seen = dataset if classes else replace(dataset, labels=None, classes=0)
-    return Opened(experiment, seen, dataset, parts, measured, world)
+    if isinstance(experiment.levels, SpectralLevels):
+        check_square(dataset.shape)
+    spectra = cache(partial(measure_spectra, dataset, parts, world.device))
+    return Opened(experiment, seen, dataset, parts, measured, world, spectra)
 
 
 def resolve_precision(compute: ComputeConfig, device: torch.device) -> ComputeConfig:
@@ -119,7 +129,10 @@ def open_network(opened: Opened, trained: Experiment | None = None) -> nn.Module
 def open_task(opened: Opened) -> Task:
     """The surroundings of training."""
     e, compute = opened.experiment, opened.experiment.compute
-    objective = Objective(e.process, e.target, e.precondition, e.levels, e.weighting, opened.sigma_data)
+    tables = spectral_tables(opened)
+    objective = Objective(
+        e.process, e.target, e.precondition, level_sampler(opened, tables), e.weighting, opened.sigma_data
+    )
     if (e.train.batch // e.train.slice) % (opened.world.size * e.train.accumulate):
         raise ConfigError(
             f"train.batch: {e.train.batch // e.train.slice} slices of {e.train.slice} images do not divide over "
@@ -129,8 +142,23 @@ def open_task(opened: Opened) -> Task:
         e.train, objective, opened.dataset, opened.split.train, opened.split.held, e.seed, opened.world,
         flip=e.data.flip, workers=e.data.workers, autocast=AUTOCAST[compute.precision],
         channels_last=compute.channels_last, compile=compute.compile,
-        dropout=getattr(e.network, "dropout", 0.0) > 0,
+        dropout=getattr(e.network, "dropout", 0.0) > 0, tables=tables, tells_ends=bool(e.network.scalars),
     )  # fmt: skip
+
+
+def spectral_tables(opened: Opened) -> Tables | None:
+    """The schedules of all images, where levels are spectral."""
+    levels = opened.experiment.levels
+    return levels.tables(opened.spectra()) if isinstance(levels, SpectralLevels) else None
+
+
+def level_sampler(opened: Opened, tables: Tables | None = None) -> LevelSampler:
+    """Where training looks: with spectral levels, the schedule of the mean spectrum."""
+    levels = opened.experiment.levels
+    if not isinstance(levels, SpectralLevels):
+        return levels
+    tables = tables or levels.tables(opened.spectra())
+    return Tabulated(tables.mean)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,8 @@ def activation_bytes(opened: Opened, network: nn.Module) -> int:
     x = torch.zeros(batch, *opened.dataset.shape)
     labels = torch.zeros(batch, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(x, torch.zeros(batch), Cond(labels=labels)).square().mean()
+        cond = Cond(labels, torch.zeros(batch, len(opened.experiment.network.scalars)))
+        network(x, torch.zeros(batch), cond).square().mean()
     return sum(storage.nbytes() for storage in kept.values()) // batch
 
 
