@@ -105,6 +105,12 @@ def sample(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete images made otherwise and begin anew.")
     ] = False,
+    spectrum_scale: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--spectrum-scale", min=0.01, max=100, help="More (above 1) or less texture: spectral grids only."
+        ),
+    ] = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     dry_run: DryOption = False,
@@ -113,12 +119,15 @@ def sample(
     """Make images with the experiment's samplers; goes on with the seeds that are missing."""
     experiment, world = _begin(config, settings, device)
     from snrkit.jobs.planning import plan
-    from snrkit.jobs.sampling import run_sampling
+    from snrkit.jobs.sampling import run_sampling, with_texture
 
     if dry_run:
         print(plan(experiment, world))
         return
-    run_sampling(experiment, runs, world, sampler or (), overwrite, quiet)
+    names: Sequence[str] = sampler or ()
+    if spectrum_scale is not None:
+        experiment, names = with_texture(experiment, names, spectrum_scale)
+    run_sampling(experiment, runs, world, names, overwrite, quiet)
 
 
 @app.command("measure-shift")

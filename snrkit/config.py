@@ -29,6 +29,7 @@ from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm, Flow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
+from snrkit.spectral_grid import SpectralGrid
 from snrkit.spectral_levels import SCALARS, SpectralLevels
 from snrkit.step import Abilities
 from snrkit.tabulated import Tabulated
@@ -197,8 +198,12 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
-    """A grid that starts short of a table's pure noise (Lin et al. 2024)."""
-    if isinstance(process, Ddpm) and float(process.table()[-1]) == -math.inf:
+    """A grid that starts short of a table's pure noise (Lin et al. 2024); a spectral one does so on purpose."""
+    if (
+        not isinstance(sampler.grid, SpectralGrid)
+        and isinstance(process, Ddpm)
+        and float(process.table()[-1]) == -math.inf
+    ):
         try:
             start = float(sampler.grid.levels(process)[0].logsnr)
         except SnrkitError:

@@ -16,11 +16,12 @@ from torch import Tensor
 from snrkit.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
+from snrkit.spectral_grid import SpectralGrid
 from snrkit.value import Value
 
 
 class Grid(Protocol):
-    """A rule that places the levels of a sampler."""
+    """A rule that places the levels of a sampler; one that needs spectra for that is in spectral_grid.py."""
 
     @property
     def steps(self) -> int:
@@ -189,6 +190,6 @@ class KlOptimal(Value):
 
 
 AnyGrid = Annotated[
-    Karras | UniformTime | Trailing | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal,
+    Karras | UniformTime | Trailing | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal | SpectralGrid,
     Field(discriminator="kind"),
 ]

@@ -38,6 +38,12 @@ class Level:
         """sigma/alpha, the noise level of EDM, broadcast against `x`; inf at alpha = 0."""
         return broadcast(self.sigma / self.alpha, x)
 
+    def at(self, rows: int | slice | Tensor) -> "Level":
+        """The same of some images."""
+        if self.logsnr.ndim == 0:
+            return self
+        return Level(self.logsnr[rows], self.alpha[rows], self.sigma[rows])
+
     def is_clean(self) -> bool:
         """Whether every image of this level is free of noise."""
         return bool((self.sigma == 0).all())

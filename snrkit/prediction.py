@@ -50,6 +50,13 @@ class Cond:
         )
         return Cond(labels, scalars, augment)
 
+    def to(self, device: torch.device) -> "Cond":
+        """The same on a device."""
+        labels, scalars, augment = (
+            None if part is None else part.to(device) for part in (self.labels, self.scalars, self.augment)
+        )
+        return Cond(labels, scalars, augment)
+
 
 class Same:
     """The type of SAME, the default of `told`: the network is told the level where the state is."""

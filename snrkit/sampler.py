@@ -1,7 +1,7 @@
 """One sampler of an experiment, what sampling needs beside it, and what it costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snrkit.corrections import AnyCorrection, Autoguidance
 from snrkit.corrections.guidance import Guidance
+from snrkit.data.spectrum_model import SpectrumModel
 from snrkit.denoiser import check_readable
 from snrkit.grid import AnyGrid
 from snrkit.level import Level
@@ -18,6 +19,7 @@ from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
+from snrkit.spectral_grid import Spectral, SpectralGrid
 from snrkit.step import (
     Abilities,
     Correction,
@@ -124,23 +126,60 @@ def parse_seeds(text: str) -> list[int]:
 class Ready:
     """A sampler with its grid laid out and all that it names opened."""
 
-    levels: tuple[Level, ...]
+    levels: tuple[Level, ...]  # shape (); where the grid differs from image to image (1,), of the mean spectrum
     solver: Solver
     corrections: tuple[Correction, ...]
+    spectral: Spectral | None = None  # where the grid or the network needs it
+    grid: SpectralGrid | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether the levels differ from image to image."""
+        return self.grid is not None and self.spectral is not None and self.spectral.scope(self.grid) != "dataset"
+
+    @property
+    def typical(self) -> tuple[Level, ...]:
+        """The levels, of shape ()."""
+        return tuple(level.at(0) for level in self.levels)
+
+    def of_images(
+        self, process: Process, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
+    ) -> tuple["Ready", Tensor | None]:
+        """(The sampler of the images of `seeds`, what the network is told of their spectra), as in Spectral.power."""
+        if self.spectral is None:
+            return self, None
+        power = self.spectral.power(self.grid, seeds, labels, own)
+        levels = self.spectral.place(self.grid, power, process) if self.varies and self.grid else self.levels
+        return replace(self, levels=levels), self.spectral.ends(power)
 
 
 def make_ready(sampler: Sampler, process: Process, sources: Sources) -> Ready:
     """Lay out the grid and open what the solver and the corrections name."""
-    levels = sampler.grid.levels(process)
+    grid = sampler.grid if isinstance(sampler.grid, SpectralGrid) else None
+    spectral = sources.spectral(grid is not None)
+    levels = _levels(sampler, process, spectral)
     solver = sampler.solver.open(sources, levels) if isinstance(sampler.solver, Opens) else sampler.solver
     corrections = [c.open(sources, levels) if isinstance(c, Opens) else c for c in sampler.corrections]
-    return Ready(levels, solver, tuple(corrections))
+    return Ready(levels, solver, tuple(corrections), spectral, grid)
+
+
+def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tuple[Level, ...]:
+    grid = sampler.grid
+    if not isinstance(grid, SpectralGrid):
+        return grid.levels(process)
+    assert spectral is not None
+    mean = spectral.power(grid.model_copy(update={"scope": "dataset"}), [0], None)
+    levels = spectral.place(grid, mean, process)
+    return tuple(level.at(0) for level in levels) if spectral.scope(grid) == "dataset" else levels
 
 
 def lacking(sampler: Sampler, model: Abilities) -> list[tuple[int, str]]:
     """(index of the correction, why) for corrections that cannot act on this model."""
     answers = [(i, c.lacks(model)) for i, c in enumerate(sampler.corrections) if isinstance(c, Demanding)]
     return [(i, why) for i, why in answers if why is not None]
+
+
+DUMMY_RINGS = 17
 
 
 @dataclass(slots=True)
@@ -168,6 +207,15 @@ class Dummy:
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
         """0."""
         return torch.zeros_like(x)
+
+    def spectral(self, asked: bool) -> Spectral | None:
+        """One spectrum that falls as that of photographs."""
+        phi = -2 * torch.arange(1, DUMMY_RINGS + 1, dtype=torch.float64).log()
+        none = phi[None][:0]
+        model = SpectrumModel(
+            phi, none, phi.new_zeros(1, 0), phi.new_zeros(1, 0, 0), phi.new_ones(1, 1), phi, phi, none
+        )
+        return Spectral(model) if asked else None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """1 and 1."""

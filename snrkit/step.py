@@ -7,9 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from snrkit.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.prediction import Denoiser, Prediction
 from snrkit.process import Process
+from snrkit.spectral_grid import Spectral
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Place:
     def nominal(self) -> Level:
         """The grid's level of this step: `here` unless a correction of level moved it."""
         return self.grid[self.index]
+
+    @property
+    def t(self) -> float:
+        """From 1 at the grid's first level evenly to 0 at its last before the clean one."""
+        return 1 - self.index / max(1, len(self.grid) - 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +158,16 @@ class Sources(Protocol):
         """The run's estimator of levels (snrkit fit-estimator)."""
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
-        """Statistics of the sampler's own model on training images."""
+        """Statistics of the sampler's own model on training images, at levels of shape ()."""
+
+    def spectral(self, asked: bool) -> Spectral | None:
+        """What is known of power spectra; None where neither the sampler asks for it nor the network is told of it."""
+
+
+def check_one_grid(levels: Sequence[Level]) -> None:
+    """Refuse statistics of forward samples for a grid that differs from image to image: SnrkitError."""
+    if levels[0].logsnr.ndim:
+        raise SnrkitError("needs one grid for all images; give the grid scope: dataset")
 
 
 @runtime_checkable

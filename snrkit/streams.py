@@ -7,7 +7,7 @@ import numpy as np
 
 # what a stream is for
 TRAIN, IMAGE, HOLDOUT, BOOTSTRAP, FORWARD, DROPOUT, DATA, CLASSIFIER, SUBSET, ESTIMATOR = range(1, 11)
-UNCERTAINTY, ANALYSIS = 11, 12
+UNCERTAINTY, ANALYSIS, SPECTRUM = 11, 12, 13
 
 
 def stream(*key: int) -> np.random.Generator:

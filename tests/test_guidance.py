@@ -16,7 +16,7 @@ from snrkit.corrections import (
 )
 from snrkit.data.toy import blind_prior
 from snrkit.errors import SnrkitError
-from snrkit.grid import Karras, UniformTime
+from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.levels import LogNormal
 from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
 from snrkit.process import Ddpm, Edm, Flow
@@ -186,6 +186,34 @@ def test_outside_the_interval_nothing_is_asked(make):
     for level in levels[:-1]:
         wrapped = guidance.wrap(labelled(process), place_at(level))
         assert isinstance(wrapped, Wrapped) != (low <= float(level.logsnr) <= high)
+
+
+@pytest.mark.parametrize("make", [ClassifierFreeGuidance, NoiseAwareness])
+def test_an_interval_in_t_counts_steps(make):
+    """t falls evenly from 1 to 0 over the nine steps; on an even grid in logsnr the interval is one of logsnr too."""
+    process, low, high = Edm(), 0.2, 0.7
+    sampler = Sampler(
+        grid=UniformLogsnr(steps=9), solver=Euler(), corrections=(make(weight=1.0, t_min=low, t_max=high),)
+    )
+    inside = sum(low <= 1 - k / 8 <= high for k in range(9))
+    assert inside == 4
+    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 9 + inside
+    ends = [float(level.logsnr) for level in UniformLogsnr(steps=9).levels(process)[:-1]]
+    bounds = [ends[0] + (ends[-1] - ends[0]) * (1 - t) for t in (high, low)]
+    guidances = make(weight=1.0, t_min=low, t_max=high), make(weight=1.0, logsnr_min=bounds[0], logsnr_max=bounds[1])
+    x = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    denoise = labelled(process) if make is ClassifierFreeGuidance else blind(process)
+    cond = Cond(labels=torch.tensor([0, 1]))
+    found = []
+    for guidance in guidances:
+        levels = UniformLogsnr(steps=9).levels(process)
+        state = x
+        for step in sample(denoise, Euler(), levels, state, corrections=[guidance], cond=cond):
+            state = step.x_next
+        found.append(state)
+    assert torch.equal(found[0], found[1])
+    with pytest.raises(ValueError, match=r"t_min 0\.9 must not be above t_max 0\.1"):
+        make(weight=1.0, t_min=0.9, t_max=0.1)
 
 
 def test_an_interval_is_each_images_own():

@@ -20,7 +20,7 @@ from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.levels import LogNormal
 from snrkit.objective import Objective
 from snrkit.perturb import InputPerturbation
-from snrkit.prediction import X0, Eps, Prediction, Wrapped
+from snrkit.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready
@@ -58,7 +58,7 @@ def walked(ready, x, denoise):
 
 def forward(denoise, levels, seed=1):
     return forward_arm(
-        denoise, levels, clean(COUNT, seed), torch.arange(COUNT), None, key=(9, seed), batch=300, device=CPU
+        denoise, levels, clean(COUNT, seed), torch.arange(COUNT), Cond(), key=(9, seed), batch=300, device=CPU
     )
 
 
@@ -106,7 +106,7 @@ def test_the_window_of_gaussian_data_is_its_closed_form(process):
     """M[s, t] and E[s, t] of the exact linear denoiser, its slope, and the shift that a known noisier state reads."""
     denoise, logsnr = gaussian(process, 0.0, VARIANCE, SHAPE), torch.linspace(-4, 1, 7, dtype=torch.float64)
     levels = [process.level(v) for v in logsnr]
-    arm = window_arm(denoise, levels, clean(COUNT, 4), torch.arange(COUNT), None, key=(9, 4), batch=300, device=CPU)
+    arm = window_arm(denoise, levels, clean(COUNT, 4), torch.arange(COUNT), Cond(), key=(9, 4), batch=300, device=CPU)
     total = lambda level: float(level.alpha**2 * VARIANCE + level.sigma**2)  # noqa: E731
     for s, told in enumerate(levels):
         eps_gain = float(told.sigma) / total(told)
@@ -147,7 +147,9 @@ def test_no_shift_is_reported_where_the_slope_is_none():
     """Unit-variance Gaussian data in vp: the norm says nothing of the level, so no shift is made of a gap."""
     process = Ddpm()
     denoise, levels = gaussian(process, 0.0, 1.0, SHAPE), [process.level(tensor(v)) for v in (-2.0, 0.0, 2.0)]
-    arm = window_arm(denoise, levels, 2 * clean(COUNT, 4), torch.arange(COUNT), None, key=(9, 4), batch=300, device=CPU)
+    arm = window_arm(
+        denoise, levels, 2 * clean(COUNT, 4), torch.arange(COUNT), Cond(), key=(9, 4), batch=300, device=CPU
+    )
     gap = torch.full((3, 201), 0.1, dtype=torch.float64)
     found = read_window(arm, levels, gap, gap, BOOT)
     assert any(math.isnan(v) for v in found.equivalent_shift.value)
@@ -163,7 +165,7 @@ def test_the_short_horizon_of_an_exact_denoiser_and_fine_steps_is_null(process, 
         ready = ready_of(grid, solver, process)
         levels = ready.levels[:-1]
         arm = forward(denoise, levels)
-        walked = horizon_arm(denoise, ready, arm, None, steps, range(COUNT), batch=300, device=CPU)
+        walked = horizon_arm(denoise, ready, arm, Cond(), steps, range(COUNT), batch=300, device=CPU)
         found = read_horizon(walked, arm, ready, steps, reference(process), BOOT)
         assert len(found.logsnr) == len(levels) - steps
         if fine:
@@ -321,7 +323,7 @@ def test_the_estimator_is_calibrated_and_reads_a_known_shift():
     denoise = gaussian(process, 0.0, 0.25, (1, 8, 8))
     x0 = data.x0(range(400)).double()
     at = lambda shift, noise: forward_arm(  # noqa: E731
-        denoise, [process.level(lv.logsnr + shift) for lv in levels], x0, torch.arange(400), None,
+        denoise, [process.level(lv.logsnr + shift) for lv in levels], x0, torch.arange(400), Cond(),
         key=(9, noise), batch=400, device=CPU,
     )  # fmt: skip
     response = respond(estimator, process, levels, x0, (9, 8))

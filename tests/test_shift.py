@@ -18,7 +18,7 @@ from snrkit.frequency import pixels, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import Instrument, check_memory, part_moments, renewed_noise
 from snrkit.jobs.opening import Model, open_experiment, open_network
-from snrkit.prediction import Prediction, Wrapped
+from snrkit.prediction import Cond, Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
 from snrkit.run import Run
 from snrkit.sample import sample, start
@@ -81,7 +81,7 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
 
     reverse, visited = reverse_arm(denoise, [trajectory], range(len(levels) - 1)), levels[:-1]
     arms = [
-        forward_arm(denoise, visited, clean(COUNT, seed), torch.arange(COUNT), None, key=(9, seed), batch=200,
+        forward_arm(denoise, visited, clean(COUNT, seed), torch.arange(COUNT), Cond(), key=(9, seed), batch=200,
                     device=torch.device("cpu"))
         for seed in (1, 2)
     ]  # fmt: skip
@@ -217,7 +217,7 @@ def test_repeated_images_widen_the_interval():
     for images in (20, 600):
         rows = torch.arange(600) % images
         made = [
-            forward_arm(denoise, levels, clean(images, 3)[rows], rows, None, key=(9, k), batch=600,
+            forward_arm(denoise, levels, clean(images, 3)[rows], rows, Cond(), key=(9, k), batch=600,
                         device=torch.device("cpu"))
             for k in range(3)
         ]  # fmt: skip

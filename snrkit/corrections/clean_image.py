@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place, Range, Sources
+from snrkit.step import Place, Range, Sources, check_one_grid
 from snrkit.value import Value
 
 
@@ -70,6 +70,7 @@ class X0Rescale(Value):
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":
         """The correction with the spreads at the levels of a grid, measured on training images."""
+        check_one_grid(levels)
         noisy = [level for level in levels if not level.is_clean()]
         logsnr = torch.stack([level.logsnr for level in noisy])
         return OpenedX0Rescale(self.share, logsnr, sources.forward(noisy).x0_variance if self.share else logsnr)

@@ -95,11 +95,17 @@ def guide(denoise: Denoiser, term: Term) -> Denoiser:
 
 
 class Guidance(Value):
-    """What all guidances share: a weight, and the logsnr between which steps are guided, by the level they begin at."""
+    """What all guidances share: a weight, and where steps are guided, by the level they begin at.
+
+    Between two logsnr, or between two t, which falls evenly from 1 to 0 over the steps of a grid: under a spectral grid
+    a logsnr means something else for every image, and t the frequency that is reached.
+    """
 
     weight: float = 0.0
     logsnr_min: float | None = Field(None, description="no guidance in steps that begin at noisier levels, nats")
     logsnr_max: float | None = Field(None, description="no guidance in steps that begin at cleaner levels, nats")
+    t_min: float = Field(0.0, ge=0, le=1, description="no guidance in steps that begin nearer the clean end")
+    t_max: float = Field(1.0, ge=0, le=1, description="no guidance in steps that begin nearer the noisy end")
     tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
     side_by_side: ClassVar[bool] = True  # acts on the same p as its neighbours in a list
 
@@ -107,11 +113,15 @@ class Guidance(Value):
     def _ordered(self) -> "Guidance":
         if self.logsnr_min is not None and self.logsnr_max is not None and self.logsnr_min > self.logsnr_max:
             raise ValueError(f"logsnr_min {self.logsnr_min} must not be above logsnr_max {self.logsnr_max}")
+        if self.t_min > self.t_max:
+            raise ValueError(f"t_min {self.t_min} must not be above t_max {self.t_max}")
         return self
 
 
 def weight_at(guidance: Guidance, place: Place) -> Tensor | None:
     """The weight in this step, shaped as the level; None where no image of the batch is guided."""
+    if not guidance.t_min <= place.t <= guidance.t_max:
+        return None
     logsnr = place.here.logsnr
     inside = torch.ones_like(logsnr, dtype=torch.bool)
     if guidance.logsnr_min is not None:

@@ -29,6 +29,7 @@ class SpectrumModel:
     weights: Tensor  # (classes + 1, M); the last row is of all images, for no label
     low: Tensor  # (D,)
     high: Tensor  # (D,)
+    class_means: Tensor  # (classes, D) of phi; none without labels
 
     def draw(self, u: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
         """P (B, D) of uniforms u (B,), normals z (B, C) and labels (B,), -1 or None for none."""
@@ -41,7 +42,7 @@ class SpectrumModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a run keeps of it."""
-        return asdict(self)
+        return {name: tensor.clone().contiguous() for name, tensor in asdict(self).items()}
 
 
 def load_spectrum_model(tensors: Mapping[str, Tensor]) -> SpectrumModel:
@@ -59,7 +60,8 @@ def fit_spectrum_model(spectra: Spectra) -> SpectrumModel:
     centres, factors, shares = _mixture(placed)
     low, high = (torch.quantile(phi, share, dim=0) for share in RANGE)
     own = None if spectra.labels is None else spectra.labels[spectra.train]
-    return SpectrumModel(mean, axes, centres, factors, _weights(shares, own, spectra.classes), low, high)
+    means = spectra.class_means.log() if own is not None else mean[None][:0]
+    return SpectrumModel(mean, axes, centres, factors, _weights(shares, own, spectra.classes), low, high, means)
 
 
 def _mixture(placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

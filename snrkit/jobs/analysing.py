@@ -42,7 +42,7 @@ from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.frequency import views
-from snrkit.grid import AnyGrid, BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
+from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model
@@ -95,7 +95,7 @@ SAMPLERS: Sequence[LevelSampler] = (
     UniformTimeLevels(), LogNormal(), LogitNormal(), NormalTime(), BetaTime(), Mode(), UniformSigma(), LogUniform(),
     Laplace(), Cauchy(), CosineLevels(),
 )  # fmt: skip
-GRIDS: Sequence[AnyGrid] = (
+GRIDS: Sequence[Karras | UniformLogsnr | Trailing | Polyexponential | UniformTime | BetaSigma | KlOptimal] = (
     Karras(), UniformLogsnr(steps=18), Trailing(steps=18), Polyexponential(steps=18, rho=2), UniformTime(steps=18),
     BetaSigma(steps=18), KlOptimal(steps=18),
 )  # fmt: skip

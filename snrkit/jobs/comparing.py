@@ -120,10 +120,10 @@ def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str
     ready = {name: open_sampler(opened, model, row.sampler) for name, row in rows.items()}
     for _ in range(config.rounds + 1):
         for name, row in rows.items():
-            x, cond, noise = starting_point(opened, row.sampler, ready[name].levels, seeds)
+            own, x, cond, noise = starting_point(opened, row.sampler, ready[name], seeds)
             before = time.perf_counter()
             with torch.no_grad():
-                for step in sample_steps(model.denoiser, ready[name], x, noise, cond):
+                for step in sample_steps(model.denoiser, own, x, noise, cond):
                     x = step.x_next
             float(x.sum())  # waits for the device
             taken[name].append((time.perf_counter() - before) / len(seeds))

@@ -28,11 +28,11 @@ from snrkit.analysis.empirical import (
 )
 from snrkit.charts import Chart
 from snrkit.data.dataset import chunks, to_bytes, to_unit
-from snrkit.jobs.opening import Model, Opened, load_weights, open_network, open_task
+from snrkit.jobs.opening import Model, Opened, condition_of, load_weights, open_network, open_task
 from snrkit.level import level_of
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.objective import Objective
-from snrkit.prediction import X0, Cond, Eps, V
+from snrkit.prediction import X0, Eps, V
 from snrkit.streams import ANALYSIS, stream
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
@@ -90,10 +90,8 @@ def held_out_batches(opened: Opened) -> list[Batch]:
 
 
 def _batch(opened: Opened, rows: Sequence[int]) -> Batch:
-    device, dataset = opened.world.device, opened.dataset
-    labels = None if dataset.labels is None else dataset.labels[torch.as_tensor(rows)].to(device)
-    augment = torch.zeros(len(rows), 9, device=device) if opened.experiment.network.augment else None
-    return dataset.x0(rows).to(device), Cond(labels=labels, augment=augment)
+    device = opened.world.device
+    return opened.dataset.x0(rows).to(device), condition_of(opened, torch.as_tensor(rows)).to(device)
 
 
 def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:

@@ -26,7 +26,7 @@ from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
 from snrkit.level import Level
-from snrkit.prediction import Denoiser
+from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import locked, trained_run, write_config
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
@@ -110,8 +110,8 @@ def check_memory(opened: Opened, samplers: Iterable[Sampler], memory: int | None
     `memory`: bytes; default: all that this machine has.
     """
     e, dims = opened.experiment, math.prod(opened.dataset.shape)
-    grids = {_key(sampler.grid.levels(e.process)[:-1]) for sampler in samplers}
-    kept = 2 * sum(len(grid) for grid in grids) + 4 * max(len(grid) for grid in grids)
+    grids = {sampler.grid for sampler in samplers}
+    kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
     needed = STATE_BYTES * e.shift.images * dims * kept
     if "amplification" in e.shift.probes and dims <= LARGEST_COVARIANCE:
         needed += 2 * IMAGE_BYTES * len(opened.split.train) * dims * len(opened.ways)
@@ -142,8 +142,8 @@ class Instrument:
     opened: Opened
     model: Model
     seeds: Sequence[int]
-    _arms: dict[tuple[float, ...], tuple[Arm, Arm]] = field(default_factory=dict)
-    _windows: dict[tuple[float, ...], WindowArm] = field(default_factory=dict)
+    _arms: dict[tuple[object, ...], tuple[Arm, Arm]] = field(default_factory=dict)
+    _windows: dict[tuple[object, ...], WindowArm] = field(default_factory=dict)
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -204,15 +204,15 @@ class Instrument:
         """All that the config asks for, of one sampler."""
         config = self.opened.experiment.shift
         ready = open_sampler(self.opened, self.model, sampler)
-        levels = ready.levels[:-1]
+        levels = ready.typical[:-1]
         reverse = self.walk(sampler, ready)
-        forward, train = self.forward(levels)
+        forward, train = self.forward(ready)
         found = read(reverse, forward, train, levels, self.reference, self.bootstrap)
         asked = set(config.probes)
         return Measurement(
             summarise(found, (reverse, forward), levels, self.bootstrap),
             found.sizes(),
-            self.window(levels, reverse, forward, train) if "window" in asked else None,
+            self.window(ready, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
             self.audited if "audit" in asked else None,
@@ -226,8 +226,8 @@ class Instrument:
 
         def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
             def steps(denoise: Denoiser) -> Iterable[Step]:
-                x, cond, noise = starting_point(self.opened, sampler, ready.levels, batch)
-                return sample_steps(denoise, ready, x, noise, cond)
+                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch)
+                return sample_steps(denoise, own, x, noise, cond)
 
             return steps
 
@@ -237,30 +237,40 @@ class Instrument:
                 self.model.denoiser, (trajectory(batch) for batch in chunks(self.seeds, e.shift.batch)), places
             )
 
-    def forward(self, levels: Sequence[Level]) -> tuple[Arm, Arm]:
-        """The forward arms of held-out and of training images at these levels."""
-        key = _key(levels)
+    def placed(self, ready: Ready, rows: Tensor) -> tuple[Ready, Cond]:
+        """The sampler as it would be for images of the data set (n,), and what the network is told of them.
+
+        They have the labels of the trajectories; where the grid follows spectra it follows theirs.
+        """
+        labels = None if self.labels is None else self.labels[: len(rows)]
+        spectra = self.opened.spectra().power[rows] if ready.varies else None
+        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, spectra)
+        return own, Cond(labels, ends)
+
+    def forward(self, ready: Ready) -> tuple[Arm, Arm]:
+        """The forward arms of held-out and of training images at the levels of a sampler."""
+        key = _key(ready)
         if key not in self._arms:
             o, e = self.opened, self.opened.experiment
             train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
-            held, seen = (
-                forward_arm(
-                    self.model.denoiser, levels, o.shown(rows.tolist()), rows, self.labels,
+            arms = []
+            for number, rows in enumerate((self.held_rows, train)):
+                own, cond = self.placed(ready, rows)
+                arms.append(forward_arm(
+                    self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
                     key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
-                )
-                for number, rows in enumerate((self.held_rows, train))
-            )  # fmt: skip
-            self._arms[key] = held, seen
+                ))  # fmt: skip
+            self._arms[key] = arms[0], arms[1]
         return self._arms[key]
 
-    def window(self, levels: Sequence[Level], reverse: Arm, forward: Arm, train: Arm) -> Window:
+    def window(self, ready: Ready, reverse: Arm, forward: Arm, train: Arm) -> Window:
         """What wrong levels do, and the shift that the sampler's norm gap is equivalent to."""
-        key, o, e = _key(levels), self.opened, self.opened.experiment
+        key, o, e, levels = _key(ready), self.opened, self.opened.experiment, ready.typical[:-1]
         if key not in self._windows:
             rows = self.held_rows[: e.shift.window_images]
-            labels = None if self.labels is None else self.labels[: len(rows)]
+            own, cond = self.placed(ready, rows)
             self._windows[key] = window_arm(
-                self.model.denoiser, levels, o.shown(rows.tolist()), rows, labels,
+                self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
                 key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
@@ -273,8 +283,9 @@ class Instrument:
         e, steps = self.opened.experiment, self.opened.experiment.shift.horizon_steps
         count = min(e.shift.horizon_images, len(self.seeds))
         forward = forward.first(count)
+        own, cond = self.placed(ready, self.held_rows[:count])
         arm = horizon_arm(
-            self.model.denoiser, ready, forward, self.labels, steps, self.seeds,
+            self.model.denoiser, own, forward, cond, steps, self.seeds,
             batch=e.shift.batch, device=self.opened.world.device,
         )  # fmt: skip
         return read_horizon(arm, forward, ready, steps, self.reference, self.bootstrap)
@@ -282,11 +293,11 @@ class Instrument:
     def amplification(self, sampler: Sampler, ready: Ready) -> Amplification:
         """How much of a small error is left in the image; without autocast, as bf16 would round the error away."""
         o, seeds = self.opened, self.seeds[: self.opened.experiment.shift.amplification_images]
-        levels, precise = ready.levels[:-1], without_autocast(self.model.denoiser)
+        levels, precise = ready.typical[:-1], without_autocast(self.model.denoiser)
 
         def walk(error: Tensor, nudges: Sequence[Nudge]) -> Iterable[Step]:
-            x, cond, noise = starting_point(o, sampler, ready.levels, seeds)
-            nudged = Ready(ready.levels, ready.solver, (*ready.corrections, *nudges))
+            own, x, cond, noise = starting_point(o, sampler, ready, seeds)
+            nudged = replace(own, corrections=(*own.corrections, *nudges))
             return sample_steps(precise, nudged, x + error, noise, cond)
 
         spectrum, share = self.reference.spectrum.variance, renewed_noise(sampler.solver)
@@ -306,10 +317,15 @@ class Instrument:
     def why(self, sampler: Sampler, ready: Ready, reverse: Arm, forward: Arm) -> Why:
         """The network's share of the shift and the solver's."""
         e = self.opened.experiment
+        if ready.varies:
+            raise SnrkitError(
+                "shift.probes: why cuts the steps of one grid for all images; give the sampler's grid scope: dataset, "
+                "or leave the probe out."
+            )
         substeps = max(e.shift.why_substeps, -(-REFERENCE_STEPS // (len(ready.levels) - 1)))
         ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)
-        return read_why(reverse, arm, forward, ready.levels[:-1], self.reference, self.bootstrap, ideal, substeps)
+        return read_why(reverse, arm, forward, ready.typical[:-1], self.reference, self.bootstrap, ideal, substeps)
 
 
 def renewed_noise(solver: AnySolver) -> float | None:
@@ -327,8 +343,9 @@ def without_autocast(denoise: Denoiser) -> Denoiser:
     return replace(denoise, autocast=None) if isinstance(denoise, NetworkDenoiser) else denoise
 
 
-def _key(levels: Sequence[Level]) -> tuple[float, ...]:
-    return tuple(float(level.logsnr) for level in levels)
+def _key(ready: Ready) -> tuple[object, ...]:
+    """What the forward arms of a sampler depend on."""
+    return (ready.grid if ready.varies else None, *(float(level.logsnr) for level in ready.typical[:-1]))
 
 
 def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:

@@ -10,22 +10,27 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.spectra import Spectra, measure_spectra
+from snrkit.data.spectrum_model import SpectrumModel, fit_spectrum_model, load_spectrum_model
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.files import disk_errors, write_bytes
 from snrkit.levels import LevelSampler
 from snrkit.networks import make_network, set_checkpointing
+from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
-from snrkit.prediction import Denoiser
+from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run
-from snrkit.spectral_levels import SpectralLevels, Tables
+from snrkit.spectral_levels import SpectralLevels, Tables, told_ends
 from snrkit.spectrum import check_square
 from snrkit.tabulated import Tabulated
 from snrkit.train import Task
@@ -159,6 +164,32 @@ def level_sampler(opened: Opened, tables: Tables | None = None) -> LevelSampler:
         return levels
     tables = tables or levels.tables(opened.spectra())
     return Tabulated(tables.mean)
+
+
+def condition_of(opened: Opened, rows: Tensor) -> Cond:
+    """What the network is told of images of the data set (n,): labels, the ends of their schedules; on the CPU."""
+    e, dataset = opened.experiment, opened.dataset
+    labels = None if dataset.labels is None else dataset.labels[rows]
+    augment = torch.zeros(len(rows), AUGMENT_PARAMETERS) if e.network.augment else None
+    ends = None
+    if e.network.scalars and isinstance(e.levels, SpectralLevels):
+        power, of_image = opened.spectra().scoped(e.levels.scope)
+        ends = told_ends(*e.levels.schedule.ends(power[of_image[rows]]))
+    return Cond(labels, ends, augment)
+
+
+def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:
+    """The run's model of spectra, fitted to the images it is trained on and written when first asked for."""
+    if run.spectra.exists():
+        try:
+            return load_spectrum_model(load(run.spectra.read_bytes()))
+        except (OSError, SafetensorError, TypeError):
+            raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
+    model = fit_spectrum_model(opened.spectra())
+    if opened.world.leads:
+        with disk_errors(f"writing {run.spectra}", "free space and run the same command again"):
+            write_bytes(run.spectra, save(model.tensors()))
+    return model
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sources import RunSources, open_sampler
-from snrkit.level import Level
+from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
+from snrkit.spectral_grid import SpectralGrid
 from snrkit.step import Noise, Step
 
 SHOWN = 100  # images of the picture grid
@@ -54,26 +55,27 @@ def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
 
 
 def starting_point(
-    opened: Opened, sampler: Sampler, levels: tuple[Level, ...], seeds: Sequence[int]
-) -> tuple[Tensor, Cond, ImageStreams]:
-    """(first state, condition, noise streams) of the images of `seeds`, on the device."""
+    opened: Opened, sampler: Sampler, ready: Ready, seeds: Sequence[int]
+) -> tuple[Ready, Tensor, Cond, ImageStreams]:
+    """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device."""
     streams = ImageStreams(seeds, opened.world.device)
     labels = chosen_labels(opened, streams)
     variance = None
     if sampler.start == "exact":
         assert opened.moments is not None
         variance = opened.moments.variance
-    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), levels[0], variance)
-    augment = torch.zeros(len(seeds), 9, device=opened.world.device) if opened.experiment.network.augment else None
-    return x, Cond(labels=labels, augment=augment), streams
+    own, ends = ready.of_images(opened.experiment.process, seeds, labels)
+    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), own.levels[0], variance)
+    augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
+    return own, x, Cond(labels, ends, augment).to(opened.world.device), streams
 
 
 def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
     """The images of each batch of seeds."""
     ready = open_sampler(opened, model, sampler)
     for seeds in batches:
-        x, cond, noise = starting_point(opened, sampler, ready.levels, seeds)
-        for step in sample_steps(model.denoiser, ready, x, noise, cond):
+        own, x, cond, noise = starting_point(opened, sampler, ready, seeds)
+        for step in sample_steps(model.denoiser, own, x, noise, cond):
             x = step.x_next
         yield Batch(seeds, x)
 
@@ -136,6 +138,21 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
         if name not in known:
             raise ConfigError(f"unknown sampler '{name}'. Known: {', '.join(known)}")
     return list(names) or known
+
+
+def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> tuple[Experiment, list[str]]:
+    """(The experiment with `<name>-scale-<scale>` beside every chosen sampler with a spectral grid, these names)."""
+    made: dict[str, Sampler] = {}
+    for name in choose(experiment, names):
+        sampler = experiment.samplers[name]
+        if isinstance(sampler.grid, SpectralGrid):
+            grid = sampler.grid.model_copy(update={"scale": scale})
+            made[f"{name}-scale-{scale:g}"] = sampler.model_copy(update={"grid": grid})
+        elif names:
+            raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
+    if not made:
+        raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
+    return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
 
 
 def check_samplers(opened: Opened, names: Sequence[str]) -> None:

@@ -15,14 +15,16 @@ from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
 from snrkit.errors import ConfigError, RunError
 from snrkit.files import read_json
-from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_weights, weights_name
+from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
 from snrkit.level import Level
-from snrkit.prediction import Denoiser
+from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run, stored_experiment
 from snrkit.sampler import Ready, Sampler, make_ready
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
+from snrkit.spectral_grid import Spectral
+from snrkit.spectral_levels import SpectralLevels
 from snrkit.step import ForwardStatistics, LevelPosterior
 from snrkit.streams import FORWARD, SUBSET, stream
 
@@ -63,6 +65,11 @@ class RunSources:
                 f"autoguidance: {named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
+        if other.network.scalars != e.network.scalars:
+            raise ConfigError(
+                f"autoguidance: {named.run} has network.scalars {list(other.network.scalars)} and {e.name} "
+                f"{list(e.network.scalars)}; name a run that is told the same."
+            )
         weights = weights_name(other, named.average)
         images = int(checkpoint_path(run, named.checkpoint, weights).name)
         itself = run.path.resolve() == self.model.run.path.resolve()
@@ -77,13 +84,23 @@ class RunSources:
         """The estimator that snrkit fit-estimator made."""
         return open_estimator(self.opened, self.model.run)
 
+    def spectral(self, asked: bool) -> Spectral | None:
+        """The run's model of spectra, with what the network is told of them."""
+        e = self.opened.experiment
+        levels = e.levels if isinstance(e.levels, SpectralLevels) else None
+        if not asked and not e.network.scalars:
+            return None
+        return Spectral(open_spectrum_model(self.opened, self.model.run), levels, bool(e.network.scalars))
+
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
-        """Statistics on up to FORWARD_IMAGES training images, with their own labels."""
+        """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
         opened = self.opened
         rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
+        spectral = self.spectral(False)
+        ends = None if spectral is None else spectral.ends(spectral.power(None, rows.tolist(), None))
         arm = forward_arm(
-            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), labels,
+            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
             key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))

@@ -11,7 +11,15 @@ from snrkit.config import Experiment
 from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError, Stopped
 from snrkit.held_out import held_out_loss
-from snrkit.jobs.opening import Opened, load_weights, open_experiment, open_network, open_task, stoppable
+from snrkit.jobs.opening import (
+    Opened,
+    load_weights,
+    open_experiment,
+    open_network,
+    open_spectrum_model,
+    open_task,
+    stoppable,
+)
 from snrkit.jobs.planning import check_memory
 from snrkit.jobs.progress import bar, console
 from snrkit.run import (
@@ -26,6 +34,7 @@ from snrkit.run import (
     write_config,
     write_environment,
 )
+from snrkit.spectral_levels import SpectralLevels
 from snrkit.train import (
     Task,
     TrainState,
@@ -109,6 +118,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
             write_environment(run, facts)
+            if isinstance(opened.experiment.levels, SpectralLevels):
+                open_spectrum_model(opened, run)
             rewind_log(run, state.images if state.step else -1)
         _loop(run, task, state, tally, quiet)
     return run

@@ -133,13 +133,12 @@ def noised(x0: Tensor, level: Level, key: Sequence[int]) -> Tensor:
 
 
 def answers(
-    denoise: Denoiser, x: Tensor, level: Level, labels: Tensor | None, *, batch: int, device: torch.device
+    denoise: Denoiser, x: Tensor, level: Level, cond: Cond, *, batch: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Prediction]]:
     """(indices, states, answer) of states x (n, *), told and read at `level`, in parts of `batch` on the device."""
     for part in torch.split(torch.arange(len(x)), batch):
-        cond = Cond(labels=None if labels is None else labels[part].to(device))
         state = x[part].to(device)
-        yield part, state, denoise(state, level, cond=cond)
+        yield part, state, denoise(state, level.at(part), cond=cond.at(part).to(device))
 
 
 @torch.no_grad()
@@ -148,16 +147,16 @@ def forward_arm(
     levels: Sequence[Level],
     x0: Tensor,
     groups: Tensor,
-    labels: Tensor | None,
+    cond: Cond,
     *,
     key: Sequence[int],
     batch: int,
     device: torch.device,
 ) -> Arm:
-    """The arm of clean images x0 (n, *) noised to every level, with noise drawn from (key, level's index)."""
+    """The arm of clean images x0 (n, *) noised to every level, () or (n,), with noise from (key, level's index)."""
     rows = [Rows() for _ in levels]
     for index, level in enumerate(levels):
         x = noised(x0, level, (*key, index))
-        for _, state, prediction in answers(denoise, x, level, labels, batch=batch, device=device):
+        for _, state, prediction in answers(denoise, x, level, cond, batch=batch, device=device):
             rows[index].add(state, prediction)
     return make_arm(rows, groups)

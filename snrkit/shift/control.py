@@ -25,6 +25,7 @@ from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.process import Process
 from snrkit.sample import sample
 from snrkit.sampler import Ready
+from snrkit.spectral_grid import Spectral
 from snrkit.step import ForwardStatistics, LevelPosterior
 from snrkit.wavelet import Bands, idwt2
 
@@ -65,6 +66,12 @@ class ModeDenoiser:
     def estimator(self) -> LevelPosterior:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
+
+    def spectral(self, asked: bool) -> Spectral | None:
+        """Gaussian data have no images, each with a spectrum: SnrkitError."""
+        if asked:
+            raise SnrkitError("a spectral grid has no Gaussian control; tune it by fd or gap")
+        return None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """E|eps_hat|^2 and Var[x0_hat] of these data in closed form."""

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
@@ -34,7 +33,7 @@ class Horizon:
 
 @torch.no_grad()
 def horizon_arm(
-    denoise: Denoiser, ready: Ready, forward: Arm, labels: Tensor | None, steps: int, seeds: Sequence[int],
+    denoise: Denoiser, ready: Ready, forward: Arm, cond: Cond, steps: int, seeds: Sequence[int],
     *, batch: int, device: torch.device,
 ) -> Arm:  # fmt: skip
     """The arm of levels `steps`, ..., L - 1: forward states walked `steps` steps; `seeds` give fresh noise."""
@@ -42,15 +41,15 @@ def horizon_arm(
     rows = [Rows() for _ in levels[steps:]]
     for first in range(len(levels) - steps):
         for part in torch.split(torch.arange(len(forward.groups)), batch):
-            cond = Cond(labels=None if labels is None else labels[part].to(device))
+            known, grid = cond.at(part).to(device), [level.at(part) for level in ready.levels]
             x = forward.states[first, part].double().to(device)
             noise = ImageStreams([seeds[i] for i in part.tolist()], device)
             for step in sample(
-                denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond,
+                denoise, ready.solver, grid, x, corrections=ready.corrections, noise=noise, cond=known,
                 steps=range(first, first + steps),
             ):  # fmt: skip
                 x = step.x_next
-            rows[first].add(x, denoise(x, levels[first + steps], cond=cond))
+            rows[first].add(x, denoise(x, levels[first + steps].at(part), cond=known))
     return make_arm(rows, forward.groups)
 
 
@@ -58,7 +57,7 @@ def read_horizon(
     arm: Arm, forward: Arm, ready: Ready, steps: int, reference: Reference, bootstrap: Bootstrap
 ) -> Horizon:
     """The readings; images are resampled together in both arms."""
-    levels, weights = ready.levels[steps:-1], bootstrap.weights(forward.groups, 1)
+    levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, 1)
     gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
     mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
     whole = mine / known

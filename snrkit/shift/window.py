@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from snrkit.level import Level
-from snrkit.prediction import Denoiser
+from snrkit.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 
@@ -58,7 +58,7 @@ def window_arm(
     levels: Sequence[Level],
     x0: Tensor,
     groups: Tensor,
-    labels: Tensor | None,
+    cond: Cond,
     *,
     key: Sequence[int],
     batch: int,
@@ -71,14 +71,14 @@ def window_arm(
     for t, here in enumerate(levels):
         x = noised(x0, here, key)
         for s, told in enumerate(levels):
-            for part, _, p in answers(denoise, x, told, labels, batch=batch, device=device):
+            for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
                 squares[s, t, part] = mean_square(p.eps)
                 errors[s, t, part] = mean_square(p.x0.cpu() - x0[part].double())
     beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64)
     for s, told in enumerate(levels):
-        for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite()) else ()):
+        for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite().all()) else ()):
             x = noised(x0, denoise.process.level(told.logsnr + offset), key)
-            for part, _, p in answers(denoise, x, told, labels, batch=batch, device=device):
+            for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
                 beside[s, k, part] = mean_square(p.eps)
     return WindowArm(squares, errors, beside, groups)
 

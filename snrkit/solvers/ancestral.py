@@ -26,7 +26,7 @@ from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
-from snrkit.step import Call, Memory, Noise, Place, Sources
+from snrkit.step import Call, Memory, Noise, Place, Sources, check_one_grid
 from snrkit.value import Value
 
 
@@ -88,6 +88,7 @@ class AnalyticDpm(Value):
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "AnalyticSteps":
         """The solver with its variances for one grid."""
+        check_one_grid(levels)
         levels = [level for level in levels if not level.is_clean()]
         if bool((levels[0].alpha == 0).any()):
             raise SnrkitError(

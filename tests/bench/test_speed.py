@@ -60,7 +60,7 @@ def test_sampling_loop_over_bare_network_calls(benchmark, opened):
     sampler = e.samplers["heun-35"]
     ready = make_ready(sampler, e.process, Dummy(e.process))
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
-    x, cond, noise = starting_point(opened, sampler, ready.levels, range(250))
+    ready, x, cond, noise = starting_point(opened, sampler, ready, range(250))
     small, time_input = x.float(), torch.rand(250)
 
     def ours():
@@ -85,7 +85,7 @@ def test_a_corrected_sampler_over_the_bare_one(benchmark, opened):
         make_ready(bare.model_copy(update={"corrections": corrections}), e.process, Dummy(e.process))
         for corrections in ((Dcw(low=0.01, high=0.01),), ())
     ]
-    x, cond, noise = starting_point(opened, bare, readies[0].levels, range(250))
+    _, x, cond, noise = starting_point(opened, bare, readies[0], range(250))
 
     def walk(ready):
         for _ in sample_steps(denoiser, ready, x, noise, cond):

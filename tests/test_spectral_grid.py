@@ -1,0 +1,183 @@
+"""Grids of every image's own: where they stand, how they are drawn, and that one image does not see another's."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from snrkit.config import load_experiment
+from snrkit.data.dataset import memory_dataset, split
+from snrkit.data.spectra import measure_spectra
+from snrkit.data.spectrum_model import fit_spectrum_model
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.grid import Karras
+from snrkit.process import Ddpm, Edm, Flow, Vp
+from snrkit.sampler import Dummy, Sampler, make_ready
+from snrkit.solvers import AnalyticDpm, Euler
+from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured
+from snrkit.spectral_levels import SpectralLevels, told_ends
+from snrkit.spectrum import SpectralSchedule
+from tests.small import SMALL, snrkit, write_config
+from tests.test_spectral_levels import SPECTRAL
+from tests.test_spectrum import pictures
+
+LABELS = torch.arange(200) % 4
+SCHEDULE = SpectralSchedule()
+
+
+def model(labels=LABELS):
+    x0 = pictures(200) * (1 + torch.arange(200) % 3)[:, None, None, None]
+    dataset = memory_dataset("pictures", x0, labels, 4 if labels is not None else 0)
+    return fit_spectrum_model(measure_spectra(dataset, split(200, 0.2), torch.device("cpu")))
+
+
+def spectral(**levels):
+    return Spectral(model(), SpectralLevels(**levels), tells=True)
+
+
+@pytest.mark.parametrize("process", [Vp(), Edm(), Flow()], ids=lambda p: p.kind)
+def test_levels_stand_at_even_t_of_the_schedule(process):
+    """From t = 1 to t = 0 in n levels, then clean: the strongest ring buried, the finest resolved."""
+    known, grid = spectral(), SpectralGrid(steps=9)
+    power = known.power(grid, range(5), None)
+    levels = known.place(grid, power, process)
+    assert len(levels) == 10
+    assert levels[-1].is_clean()
+    found = torch.stack([level.logsnr for level in levels[:-1]], 1)
+    torch.testing.assert_close(found, SCHEDULE.logsnr(power, torch.linspace(1, 0, 9)), rtol=0, atol=1e-9)
+    noisy, clean = SCHEDULE.ends(power)
+    torch.testing.assert_close(found[:, 0], noisy)
+    torch.testing.assert_close(found[:, -1], clean)
+
+
+def test_a_spectrum_belongs_to_its_seed():
+    """In any batch the same; another seed another; labels choose among the classes' weights."""
+    known, grid = spectral(), SpectralGrid()
+    whole = known.power(grid, range(20), None)
+    torch.testing.assert_close(known.power(grid, [7, 3], None), whole[[7, 3]], rtol=1e-12, atol=0)
+    assert len(whole[:, 1].unique()) > 10
+    classes = known.power(SpectralGrid(scope="class"), range(3), torch.tensor([2, 0, -1]))
+    torch.testing.assert_close(classes[:2], model().class_means[[2, 0]].exp())
+    means = known.power(SpectralGrid(scope="dataset"), range(3), None)
+    torch.testing.assert_close(means, model().mean.exp().expand(3, -1))
+
+
+def test_the_network_is_told_the_ends_of_the_training_schedule():
+    """Whatever the grid's own schedule is; without a spectral grid the mean's; nothing if it was never told."""
+    known = Spectral(model(), SpectralLevels.model_validate({"kind": "spectral", "schedule": {"kappa_max": 30}}), True)
+    grid = SpectralGrid(schedule=SpectralSchedule(kappa_max=1000, kappa_min=1e-4))
+    power = known.power(grid, range(4), None)
+    torch.testing.assert_close(known.ends(power), told_ends(*SpectralSchedule(kappa_max=30).ends(power)))
+    plain = known.ends(known.power(None, range(4), None))
+    torch.testing.assert_close(plain, told_ends(*SpectralSchedule(kappa_max=30).ends(model().mean.exp().expand(4, -1))))
+    assert Spectral(model(), None).ends(power) is None
+
+
+def test_a_grid_of_one_spectrum_is_one_for_all():
+    """Scope dataset: levels of shape (), also for what opens at its levels; else it is refused with what to do."""
+    process = Vp()
+    shared = make_ready(
+        Sampler(grid=SpectralGrid(scope="dataset", steps=6), solver=AnalyticDpm()), process, Dummy(process)
+    )
+    assert not shared.varies
+    assert all(level.logsnr.ndim == 0 for level in shared.levels)
+    with pytest.raises(SnrkitError, match="needs one grid for all images; give the grid scope: dataset"):
+        make_ready(Sampler(grid=SpectralGrid(scope="instance"), solver=AnalyticDpm()), process, Dummy(process))
+    assert make_ready(Sampler(grid=Karras(), solver=Euler()), process, Dummy(process)).spectral is None
+
+
+def test_texture_is_scaled_where_rings_are_fine():
+    """1 up to the geometric middle, `scale` at the finest; neutral at 1; more texture lowers the clean end."""
+    factors = textured(33, 4.0)
+    assert factors[:6].tolist() == pytest.approx([1.0] * 6, abs=0.1)
+    assert float(factors[-1]) == pytest.approx(4)
+    assert bool((factors.diff() >= 0).all())
+    assert torch.equal(textured(33, 1.0), torch.ones(33, dtype=torch.float64))
+    known = spectral()
+    rough, plain = (known.power(SpectralGrid(scale=scale), range(6), None) for scale in (4.0, 1.0))
+    assert bool((SCHEDULE.ends(rough)[1] < SCHEDULE.ends(plain)[1]).all())
+    torch.testing.assert_close(SCHEDULE.ends(rough)[0], SCHEDULE.ends(plain)[0])
+
+
+def test_an_ordinary_model_is_not_asked_beyond_what_it_was_trained_at():
+    """Ends are drawn in to the process's bounds, evenly; what lies inside stays as it is, to the bit."""
+    rows = torch.tensor([[-20.0, 0.0, 20.0], [-3.0, 1.0, 4.0]], dtype=torch.float64)
+    found = drawn_in(rows, -10, 10)
+    assert found.tolist() == [[-10, 0, 10], [-3, 1, 4]]
+    with pytest.raises(SnrkitError, match=r"beyond the process's, logsnr 30\.00 to 40\.00"):
+        drawn_in(rows, 30, 40)
+    process = Ddpm()
+    known, grid = Spectral(model(), None), SpectralGrid(steps=12, scope="instance")
+    levels = known.place(grid, 1e4 * known.power(grid, range(8), None), process)
+    table = process.table()
+    assert all(bool(torch.isin(level.logsnr, table).all()) for level in levels[:-1])
+    assert float(levels[0].logsnr.min()) == float(table[-1])
+    with pytest.raises(SnrkitError, match="a spectral grid of 900 steps repeats levels after snapping"):
+        known.place(SpectralGrid(steps=900), known.power(grid, range(2), None), process)
+
+
+CONFIG = {
+    **SPECTRAL,
+    "samplers": {
+        "own": {"grid": {"kind": "spectral", "steps": 5}, "solver": {"kind": "heun"}},
+        "shared": {"grid": {"kind": "spectral", "steps": 5, "scope": "dataset"}, "solver": {"kind": "euler"}},
+        "plain": {"grid": {"kind": "uniform_time", "steps": 5}, "solver": {"kind": "euler"}},
+    },
+    "shift": {**SMALL["shift"], "probes": ["window", "horizon", "amplification"], "horizon_steps": 2},
+}
+
+
+def test_the_whole_path(tmp_path):
+    """Train, sample, score, measure and analyze; the run keeps its model of spectra, which a seed draws from."""
+    write_config(tmp_path, **CONFIG)
+    snrkit(tmp_path, "train", "-q")
+    run = tmp_path / "runs" / "small"
+    assert (run / "spectra.safetensors").exists()
+    snrkit(tmp_path, "sample", "-q")
+    first = {p.relative_to(run): p.read_bytes() for p in sorted((run / "samples").rglob("0000*/*.png"))}
+    assert len(first) == 3 * 64
+    for name in ("own", "shared", "plain"):
+        snrkit(tmp_path, "eval-fid", "--sampler", name)
+    snrkit(tmp_path, "measure-shift", "-q")
+    for name in ("own", "shared", "plain"):
+        record = json.loads((run / "shift" / f"{name}.json").read_text())
+        assert len(record["logsnr"]) == 5
+        assert record["logsnr"] == sorted(record["logsnr"])
+        assert all(math.isfinite(v) for v in record["norm_gap"]["value"])
+        assert all(record[probe] is not None for probe in ("window", "horizon", "amplification"))
+    snrkit(tmp_path, "sample", "-q", "--sampler", "own", "--spectrum-scale", "4")
+    assert len(list((run / "samples" / "own-scale-4").rglob("0000*/*.png"))) == 64
+    refused = snrkit(tmp_path, "sample", "-q", "--sampler", "plain", "--spectrum-scale", "4", check=False)
+    assert "--spectrum-scale: samplers.plain has a grid uniform_time; it needs spectral." in refused.stderr
+    snrkit(tmp_path, "analyze")
+    assert (run / "analysis" / "run-error.csv").exists()
+    (run / "spectra.safetensors").write_bytes(b"broken")
+    broken = snrkit(tmp_path, "sample", "-q", "--overwrite", check=False)
+    assert broken.returncode != 0
+    assert "spectra.safetensors is damaged; delete it and run the same command again." in broken.stderr
+    (run / "spectra.safetensors").unlink()
+    snrkit(tmp_path, "sample", "-q", "--overwrite")
+    again = {p.relative_to(run): p.read_bytes() for p in sorted((run / "samples").rglob("0000*/*.png"))}
+    assert {path: again[path] for path in first} == first
+
+
+def test_probes_that_need_one_grid_say_so(tmp_path):
+    """why under a grid that differs from image to image."""
+    write_config(
+        tmp_path,
+        **CONFIG,
+    )
+    snrkit(tmp_path, "train", "-q")
+    failed = snrkit(tmp_path, "measure-shift", "--sampler", "own", "--set", "shift.probes=[why]", check=False)
+    assert failed.returncode != 0
+    assert "shift.probes: why cuts the steps of one grid for all images" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_the_config_knows_the_grid(tmp_path):
+    """Unknown scopes and steps are named; the grid stands beside others."""
+    write_config(tmp_path, **CONFIG)
+    assert load_experiment(tmp_path / "small.yaml").samplers["own"].grid == SpectralGrid(steps=5)
+    with pytest.raises(ConfigError, match=r"samplers\.own\.grid"):
+        load_experiment(tmp_path / "small.yaml", ["samplers.own.grid.scope=image"])
