@@ -11,7 +11,6 @@ from torch import Tensor
 
 from snrkit.corrections import AnyCorrection, Autoguidance
 from snrkit.corrections.guidance import Guidance
-from snrkit.data.spectrum_model import SpectrumModel
 from snrkit.denoiser import check_readable
 from snrkit.grid import AnyGrid
 from snrkit.level import Level
@@ -20,6 +19,7 @@ from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.spectral_grid import Spectral, SpectralGrid
+from snrkit.spectrum_model import SpectrumModel
 from snrkit.step import (
     Abilities,
     Correction,

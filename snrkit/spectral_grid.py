@@ -19,13 +19,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.data.spectra import Scope
-from snrkit.data.spectrum_model import SpectrumModel
 from snrkit.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
+from snrkit.spectra import Scope
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
+from snrkit.spectrum_model import SpectrumModel
 from snrkit.streams import SPECTRUM, stream
 from snrkit.value import Value
 

@@ -14,12 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.data.spectra import READ, Scope, Spectra
+from snrkit.spectra import Scope, Spectra
 from snrkit.spectrum import SpectralSchedule
 from snrkit.tabulated import Tabulated
 from snrkit.value import Value
 
 SCALARS = ("logsnr_noisy", "logsnr_clean")
+TABULATED = 2048  # spectra at a time
 UNIT = 4.0  # nats; what a network reads is in these
 
 
@@ -39,7 +40,7 @@ class SpectralLevels(Value):
     def tables(self, spectra: Spectra) -> "Tables":
         """The schedules of all images. DataError for scope class without labels."""
         power, of_image = spectra.scoped(self.scope)
-        rows = torch.cat([self.schedule.table(part).float() for part in torch.split(power, READ)])
+        rows = torch.cat([self.schedule.table(part).float() for part in torch.split(power, TABULATED)])
         return Tables(rows, of_image, self.schedule.table(spectra.mean[None]), self.mean_ends)
 
 

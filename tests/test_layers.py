@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 LAYERS = [
     {"errors", "value", "files", "streams", "__init__", "wavelet", "frequency"},
-    {"level", "betas", "spectrum"},
+    {"level", "betas", "spectrum", "spectra", "spectrum_model"},
     {"process"},
     {"prediction"},
-    {"grid", "data.augment", "levels", "tabulated", "weighting", "perturb"},
+    {"grid", "data.augment", "levels", "tabulated", "spectral_levels", "spectral_grid", "weighting", "perturb"},
     {"denoiser", "distributed"},
     {"objective", "randomness", "networks"},
     {"data", "ema", "clipping", "checkpoints"},

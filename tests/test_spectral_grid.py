@@ -9,7 +9,6 @@ import torch
 from snrkit.config import load_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
-from snrkit.data.spectrum_model import fit_spectrum_model
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.grid import Karras
 from snrkit.process import Ddpm, Edm, Flow, Vp
@@ -18,6 +17,7 @@ from snrkit.solvers import AnalyticDpm, Euler
 from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
+from snrkit.spectrum_model import fit_spectrum_model
 from tests.small import SMALL, snrkit, write_config
 from tests.test_spectral_levels import SPECTRAL
 from tests.test_spectrum import pictures

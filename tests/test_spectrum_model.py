@@ -2,8 +2,8 @@
 
 import torch
 
-from snrkit.data.spectra import Spectra
-from snrkit.data.spectrum_model import RANGE, fit_spectrum_model, load_spectrum_model
+from snrkit.spectra import Spectra
+from snrkit.spectrum_model import RANGE, fit_spectrum_model, load_spectrum_model
 
 RINGS = 9
 

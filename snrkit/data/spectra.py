@@ -1,57 +1,12 @@
-"""The power spectra of a data set, image by image, and their means: over everything, over classes."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""The power spectra of a data set, measured."""
 
 import torch
-from torch import Tensor
 
 from snrkit.data.dataset import Dataset, Split, chunks
-from snrkit.errors import DataError
-from snrkit.spectrum import check_square, interpolate, power_spectra
+from snrkit.spectra import Spectra
+from snrkit.spectrum import check_square, power_spectra
 
-Scope = Literal["instance", "class", "dataset"]
 READ = 2048
-RESAMPLED = 64  # points, even in ln k, that a slope is fitted to: else the many high rings decide
-
-
-@dataclass(frozen=True, slots=True)
-class Spectra:
-    """Spectra P (n, K + 1) float64 of all images of a data set. Means are of ln P, over images that are trained on."""
-
-    power: Tensor
-    train: Tensor  # (m,) rows
-    labels: Tensor | None  # (n,)
-    classes: int
-
-    @property
-    def mean(self) -> Tensor:
-        """(K + 1,)."""
-        return self.power[self.train].log().mean(0).exp()
-
-    @property
-    def class_means(self) -> Tensor:
-        """(classes, K + 1); a class that no image is trained on has the mean of all. DataError without labels."""
-        if self.labels is None:
-            raise DataError("these images have no labels, which scope class needs; use scope dataset or instance.")
-        own, logs, rows = self.labels[self.train], self.power[self.train].log(), []
-        for label in range(self.classes):
-            chosen = logs[own == label]
-            rows.append(chosen.mean(0).exp() if len(chosen) else self.mean)
-        return torch.stack(rows)
-
-    def scoped(self, scope: Scope) -> tuple[Tensor, Tensor]:
-        """(spectra (r, K + 1), the row of every image (n,)): its own, its class's or the data set's.
-
-        DataError for classes without labels.
-        """
-        if scope == "instance":
-            return self.power, torch.arange(len(self.power))
-        if scope == "dataset":
-            return self.mean[None], torch.zeros(len(self.power), dtype=torch.int64)
-        means = self.class_means
-        assert self.labels is not None
-        return means, self.labels
 
 
 def measure_spectra(dataset: Dataset, split: Split, device: torch.device) -> Spectra:
@@ -59,12 +14,3 @@ def measure_spectra(dataset: Dataset, split: Split, device: torch.device) -> Spe
     check_square(dataset.shape)
     parts = [power_spectra(dataset.x0(list(run)).to(device)).cpu() for run in chunks(range(dataset.count), READ)]
     return Spectra(torch.cat(parts), torch.tensor(split.train), dataset.labels, dataset.classes)
-
-
-def slope(power: Tensor) -> float:
-    """a of the power law A k^-a nearest to a spectrum P (K + 1,) in ln P, over ln k evenly from ring 1 to K."""
-    rings = torch.arange(1, len(power), dtype=torch.float64).log()
-    x = torch.linspace(0, float(rings[-1]), RESAMPLED, dtype=torch.float64)
-    y = interpolate(x[None], rings[None], power[1:].log()[None])[0]
-    x = x - x.mean()
-    return -float((x * y).sum() / x.square().sum())

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
-from snrkit.data.spectra import Spectra, measure_spectra
-from snrkit.data.spectrum_model import SpectrumModel, fit_spectrum_model, load_spectrum_model
+from snrkit.data.spectra import measure_spectra
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
@@ -30,8 +29,10 @@ from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
 from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run
+from snrkit.spectra import Spectra
 from snrkit.spectral_levels import SpectralLevels, Tables, told_ends
 from snrkit.spectrum import check_square
+from snrkit.spectrum_model import SpectrumModel, fit_spectrum_model, load_spectrum_model
 from snrkit.tabulated import Tabulated
 from snrkit.train import Task
 

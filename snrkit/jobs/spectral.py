@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snrkit.charts import Chart, draw
 from snrkit.config import Experiment
-from snrkit.data.spectra import Spectra, measure_spectra, slope
+from snrkit.data.spectra import measure_spectra
 from snrkit.distributed import World
 from snrkit.errors import SnrkitError
 from snrkit.files import disk_errors, write_bytes, write_json, write_text
@@ -20,6 +20,7 @@ from snrkit.jobs.opening import open_experiment
 from snrkit.process import Vp
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run
+from snrkit.spectra import Spectra, slope
 from snrkit.spectrum import POINTS, SpectralSchedule
 
 SHOWN_CLASSES = 12
