@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ from snrkit.networks import UNet, make_network
 from snrkit.prediction import Cond, Prediction
 from snrkit.process import Edm
 from snrkit.sampler import Dummy, Sampler, make_ready
-from snrkit.solvers import Euler
+from snrkit.solvers import Dpmpp2m, Euler
+from snrkit.spectral_grid import Spectral, SpectralGrid
+from snrkit.spectrum import power_spectra
+from snrkit.spectrum_model import fit_spectrum_model
 from snrkit.step import Call, Place, Step
 from snrkit.train import make_state, train
 from snrkit.wavelet import Bands, dwt2, idwt2
@@ -156,6 +160,62 @@ def test_a_knob_over_plain_adamw_and_ema(benchmark, opened, knob):
         task = open_task(e)
         steps.append(train(task, make_state(task, open_network(e))))
     ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 120, 1.02)
+
+
+def spectral(opened, **changes):
+    """The digits' experiment with levels of every image's own, which the network is told the ends of."""
+    content = opened.experiment.model_dump(mode="json")
+    content |= {"process": {"kind": "vp"}, "target": {"kind": "v"}, "levels": {"kind": "spectral"}, "samplers": {},
+                "weighting": {"kind": "sigmoid", "bias": {"kind": "spectral", "at": -1.0}}}  # fmt: skip
+    content["train"] |= {**PLAIN, "images": 10**9}
+    content["network"]["scalars"] = ["logsnr_noisy", "logsnr_clean"]
+    content |= changes
+    if changes:
+        content["network"]["scalars"] = []
+    return open_experiment(parse_experiment(content, "bench"), WORLD)
+
+
+def test_spectral_levels_over_the_process_s_own(benchmark, opened):
+    """Single training steps at levels of every image's own, told and weighed so, against uniform t: at most 2 %."""
+    steps = []
+    for changes in ({}, {"levels": {"kind": "uniform_time"}, "weighting": {"kind": "sigmoid", "bias": -1.0}}):
+        e = spectral(opened, **changes)
+        task = open_task(e)
+        steps.append(train(task, make_state(task, open_network(e))))
+    ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 120, 1.02)
+
+
+def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
+    """Sixteen steps of dpmpp_2m at batch 250, spectra drawn and grids laid out included: at most 2 %."""
+    found = spectral(opened)
+    e, network = found.experiment, open_network(found).eval().requires_grad_(False)
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, found.sigma_data)
+    known = Spectral(fit_spectrum_model(found.spectra()), e.levels, True)
+    runs = []
+    for scope in ("instance", "dataset"):
+        sampler = Sampler(grid=SpectralGrid(steps=16, scope=scope), solver=Dpmpp2m())
+        dummy = Dummy(e.process)
+        dummy_ready = make_ready(sampler, e.process, dummy)
+        runs.append((sampler, replace(dummy_ready, spectral=known)))
+
+    def walk(sampler, ready):
+        own, x, cond, noise = starting_point(found, sampler, ready, range(250))
+        for step in sample_steps(denoiser, own, x, noise, cond):
+            x = step.x_next
+
+    ratio(benchmark, lambda: walk(*runs[0]), lambda: walk(*runs[1]), rounds=15, bound=1.02)
+
+
+def test_spectra_over_their_transforms(benchmark):
+    """Power by ring of 2,000 images of 3x32x32 against their Fourier transforms alone: at most three times as long."""
+    torch.set_num_threads(2)
+    x0 = torch.randn(2000, 3, 32, 32)
+    begin = time.perf_counter()
+    for _ in range(25):
+        power_spectra(x0)
+    print(f"\n50,000 images of 3x32x32: {time.perf_counter() - begin:.1f} s")
+    ratio(benchmark, lambda: power_spectra(x0), lambda: torch.fft.fft2(x0, norm="ortho"), rounds=15, bound=3)
+    torch.set_num_threads(1)
 
 
 BARE = """
