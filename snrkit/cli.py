@@ -121,12 +121,12 @@ def sample(
     from snrkit.jobs.planning import plan
     from snrkit.jobs.sampling import run_sampling, with_texture
 
-    if dry_run:
-        print(plan(experiment, world))
-        return
     names: Sequence[str] = sampler or ()
     if spectrum_scale is not None:
         experiment, names = with_texture(experiment, names, spectrum_scale)
+    if dry_run:
+        print(plan(experiment, world))
+        return
     run_sampling(experiment, runs, world, names, overwrite, quiet)
 
 

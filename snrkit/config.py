@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import torch
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from torch import Tensor
 
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.ema import afterwards_faults, made_afterwards
 from snrkit.errors import ConfigError, SnrkitError
+from snrkit.level import ROUNDING_VARIANCE
 from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Mlp
@@ -39,7 +41,9 @@ from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at
-ANY_SPECTRUM = torch.tensor([[13.0, -17.0]], dtype=torch.float64)  # the widest schedule of any 8-bit images
+WIDEST = torch.tensor(
+    [[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64
+)  # no 8-bit 1024x1024 has a wider one
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 CUT = "\n"  # between the faults that one validator found
 
@@ -92,6 +96,11 @@ class Experiment(Value):
             raise ValueError(CUT.join(faults))
         return self
 
+    @property
+    def spectral(self) -> SpectralLevels | None:
+        """The levels, where they follow spectra."""
+        return self.levels if isinstance(self.levels, SpectralLevels) else None
+
     def abilities(self) -> Abilities:
         """What the trained model can be asked."""
         labels = self.network.classes > 0
@@ -143,20 +152,32 @@ def _training_faults(e: Experiment) -> Iterable[str]:
 
 def _spectral_faults(e: Experiment) -> Iterable[str]:
     """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = isinstance(e.levels, SpectralLevels), e.network.scalars
+    spectral, scalars = e.spectral is not None, e.network.scalars
     if scalars and scalars != SCALARS:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
     elif scalars and not spectral:
         yield "network.scalars: only levels of kind spectral provide them; drop them"
     if spectral and e.train.augment is not None:
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
+    if e.spectral is not None and e.spectral.scope == "class" and not e.network.classes:
+        yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
+    for name, sampler in e.samplers.items():
+        grid = sampler.grid
+        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
+            yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
     if isinstance(e.weighting, Sigmoid) and isinstance(e.weighting.bias, SpectralBias) and not spectral:
         yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
 
 
+def _widest(levels: SpectralLevels) -> Tensor:
+    """A schedule as wide as any 8-bit image's (1, 2)."""
+    noisy, clean = levels.schedule.ends(WIDEST)
+    return torch.stack([clean, noisy], 1)
+
+
 def _weighting_faults(e: Experiment) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
-    sampler: LevelSampler = e.levels if not isinstance(e.levels, SpectralLevels) else Tabulated(ANY_SPECTRUM)
+    sampler: LevelSampler = e.levels if not isinstance(e.levels, SpectralLevels) else Tabulated(_widest(e.levels))
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
         logsnr = e.process.snap(sampler.logsnr(draws, e.process))
@@ -180,7 +201,7 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         for index, why in lacking(sampler, e.abilities()):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            rehearse(sampler, e.process, e.target, (1, 2, 2))
+            rehearse(sampler, e.process, e.target, (1, 2, 2), e.spectral)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)

@@ -19,6 +19,7 @@ from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.spectral_grid import Spectral, SpectralGrid
+from snrkit.spectral_levels import SpectralLevels
 from snrkit.spectrum_model import SpectrumModel
 from snrkit.step import (
     Abilities,
@@ -148,9 +149,10 @@ class Ready:
         """(The sampler of the images of `seeds`, what the network is told of their spectra), as in Spectral.power."""
         if self.spectral is None:
             return self, None
-        power = self.spectral.power(self.grid, seeds, labels, own)
-        levels = self.spectral.place(self.grid, power, process) if self.varies and self.grid else self.levels
-        return replace(self, levels=levels), self.spectral.ends(power)
+        ends = self.spectral.told(self.grid, seeds, labels, own)
+        if self.grid is None or not self.varies:
+            return self, ends
+        return replace(self, levels=self.spectral.place(self.grid, process, seeds, labels, own)), ends
 
 
 def make_ready(sampler: Sampler, process: Process, sources: Sources) -> Ready:
@@ -168,8 +170,7 @@ def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tu
     if not isinstance(grid, SpectralGrid):
         return grid.levels(process)
     assert spectral is not None
-    mean = spectral.power(grid.model_copy(update={"scope": "dataset"}), [0], None)
-    levels = spectral.place(grid, mean, process)
+    levels = spectral.place(grid.model_copy(update={"scope": "dataset"}), process, [0], None)
     return tuple(level.at(0) for level in levels) if spectral.scope(grid) == "dataset" else levels
 
 
@@ -187,6 +188,7 @@ class Dummy:
     """A model that says x0 = 0, counts how often it is asked, and stands in for everything a sampler may name."""
 
     process: Process
+    trained: SpectralLevels | None = None
     asked: int = 0
 
     def __call__(
@@ -213,9 +215,9 @@ class Dummy:
         phi = -2 * torch.arange(1, DUMMY_RINGS + 1, dtype=torch.float64).log()
         none = phi[None][:0]
         model = SpectrumModel(
-            phi, none, phi.new_zeros(1, 0), phi.new_zeros(1, 0, 0), phi.new_ones(1, 1), phi, phi, none
+            phi, none, phi.new_zeros(1, 0), phi.new_zeros(1, 0, 0), phi.new_ones(1, 1), phi, phi, phi[None]
         )
-        return Spectral(model) if asked else None
+        return Spectral(model, self.trained) if asked else None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """1 and 1."""
@@ -223,13 +225,16 @@ class Dummy:
         return ForwardStatistics(ones, ones)
 
 
-def rehearse(sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int]) -> int:
+def rehearse(
+    sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int],
+    trained: SpectralLevels | None = None,
+) -> int:  # fmt: skip
     """The number of network calls per image, counted by running the sampler once on a dummy that says x0 = 0.
 
     Raises SnrkitError for whatever cannot work: repeated levels, a target that says nothing where the grid starts, a
-    correction that is undefined there or on images of this shape (C, H, W).
+    correction that is undefined there or on images of this shape (C, H, W). `trained`: the training's spectral levels.
     """
-    dummy = Dummy(process)
+    dummy = Dummy(process, trained)
     ready = make_ready(sampler, process, dummy)
     check_readable(ready.levels[0], target)
     x = start(process, torch.zeros(1, *shape), ready.levels[0])

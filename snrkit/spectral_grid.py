@@ -4,8 +4,8 @@ A grid of n steps stands at t = 1, (n-2)/(n-1), ..., 0 of a spectral schedule (s
 differ from image to image with `scope: instance` and `class`, and are one for all with `dataset`. Each image's spectrum
 is drawn from the run's model of them, by a stream of the image's own seed.
 
-A model that was not trained at spectral levels may be sampled on such a grid too; then its ends are drawn in to the
-process's bounds, within which alone it was trained.
+A model that was not trained at spectral levels may be sampled on such a grid too. Ends are drawn in to what training
+has seen: the process's bounds, or those of the training's schedules.
 
 A reconstruction after Esteves & Makadia 2026.
 """
@@ -37,7 +37,12 @@ class SpectralGrid(Value):
     steps: int = Field(20, ge=1)
     schedule: SpectralSchedule | None = Field(None, description="default: that of the training levels, if spectral")
     scope: Scope | None = Field(None, description="whose spectrum; default: that of the training levels, or dataset")
-    scale: float = Field(1.0, gt=0, description="factor on the power of the finest rings: above 1 more texture")
+    scale: float = Field(
+        1.0, gt=0, description="factor on the power of the finest rings: above 1 asks for more texture"
+    )
+
+
+COARSER: tuple[Scope, ...] = ("instance", "class", "dataset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +53,26 @@ class Spectral:
     levels: SpectralLevels | None = None  # of the training
     tells: bool = False  # whether the network is told the ends
 
-    def scope(self, grid: SpectralGrid) -> Scope:
-        """The grid's own, the training's, or dataset."""
+    @property
+    def schedule(self) -> SpectralSchedule:
+        """The training's, or the default one."""
+        return self.levels.schedule if self.levels else SpectralSchedule()
+
+    def scope(self, grid: SpectralGrid | None) -> Scope:
+        """The grid's own, the training's, or dataset, as is every grid that follows no spectrum."""
+        if grid is None:
+            return "dataset"
         return grid.scope or (self.levels.scope if self.levels else "dataset")
 
-    def power(
-        self, grid: SpectralGrid | None, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
-    ) -> Tensor:
-        """Spectra (n, K + 1) of the images of `seeds` with `labels` (n,); without a grid the mean of all.
+    def power(self, scope: Scope, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor:
+        """Spectra (n, K + 1) of the images of `seeds` with `labels` (n,), -1 or None for none.
 
         `own` (n, K + 1) are those of images that exist; others are drawn.
         """
-        found = self.model.mean.exp()[None].expand(len(seeds), -1)
-        if grid is None:
-            return found
-        scope = self.scope(grid)
-        if scope == "class" and labels is not None:
-            found = self.model.class_means[labels.cpu()].exp()
-        elif scope == "instance":
-            found = self._drawn(seeds, labels) if own is None else own
-        return found * textured(found.shape[1], grid.scale)
+        if scope == "instance":
+            return self._drawn(seeds, labels) if own is None else own
+        rows = torch.full((len(seeds),), -1) if labels is None or scope == "dataset" else labels.cpu()
+        return torch.cat([self.model.class_means, self.model.mean[None]])[rows].exp()
 
     def _drawn(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         streams = [stream(SPECTRUM, seed) for seed in seeds]
@@ -75,31 +80,49 @@ class Spectral:
         z = torch.stack([torch.from_numpy(rng.standard_normal(len(self.model.axes))) for rng in streams])
         return self.model.draw(u, z, labels)
 
-    def ends(self, power: Tensor) -> Tensor | None:
-        """What the network is told of images with spectra `power` (n, K + 1): (n, 2), or None."""
-        if not self.tells:
-            return None
-        schedule = self.levels.schedule if self.levels else SpectralSchedule()
-        return told_ends(*schedule.ends(power))
+    def told(
+        self, grid: SpectralGrid | None, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
+    ) -> Tensor | None:
+        """What the network is told (n, 2) of the images' schedules, or None; arguments as in `power`.
 
-    def place(self, grid: SpectralGrid, power: Tensor, process: Process) -> tuple[Level, ...]:
-        """`steps` + 1 snapped levels of shape (B,) of spectra (B, K + 1), rising, the last clean.
-
-        SnrkitError where levels repeat, or where spectra lie beyond all that the process was trained at.
+        By the training's schedule, of the spectrum that the grid follows, but no finer than training was told.
         """
-        schedule = grid.schedule or (self.levels.schedule if self.levels else SpectralSchedule())
+        if not self.tells or self.levels is None:
+            return None
+        scope = max(self.scope(grid), self.levels.scope, key=COARSER.index)
+        power = self.power(scope, seeds, labels, own)
+        return told_ends(*self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale)))
+
+    def place(
+        self, grid: SpectralGrid, process: Process, seeds: Sequence[int], labels: Tensor | None,
+        own: Tensor | None = None,
+    ) -> tuple[Level, ...]:  # fmt: skip
+        """`steps` + 1 snapped levels of shape (n,), rising, the last clean; images as in `power`.
+
+        Entries of a table that would repeat move to the next free ones. SnrkitError where the table has too few, or
+        where spectra lie beyond all that was trained.
+        """
+        power = self.power(self.scope(grid), seeds, labels, own)
         t = torch.linspace(1, 0, grid.steps, dtype=torch.float64)
-        logsnr = schedule.logsnr(power, t)
-        if self.levels is None or isinstance(process, Ddpm):
-            logsnr = drawn_in(logsnr, *process.bounds)
-        logsnr = process.snap(logsnr)
-        if not bool((logsnr[:, 1:] > logsnr[:, :-1]).all()):
-            raise SnrkitError(
-                f"a spectral grid of {grid.steps} steps repeats levels after snapping to the process's table; take "
-                "fewer"
-            )
+        logsnr = (grid.schedule or self.schedule).logsnr(power * textured(power.shape[1], grid.scale), t)
+        logsnr = drawn_in(logsnr, *self.trained(process))
+        logsnr = unrepeated(logsnr, process) if isinstance(process, Ddpm) else logsnr
         clean = torch.full((len(power),), math.inf, dtype=torch.float64)
         return tuple(process.level(value) for value in (*logsnr.unbind(1), clean))
+
+    def trained(self, process: Process) -> tuple[float, float]:
+        """The lowest and highest logsnr that training has seen: the process's bounds, or those of its schedules."""
+        if self.levels is None:
+            return process.bounds
+        model = self.model
+        seen = {
+            "instance": torch.stack([model.low, model.high]),
+            "class": model.class_means,
+            "dataset": model.mean[None],
+        }
+        noisy, clean = self.levels.schedule.ends(seen[self.levels.scope].exp())
+        low, high = float(noisy.min()), float(clean.max())
+        return (max(low, process.bounds[0]), min(high, process.bounds[1])) if isinstance(process, Ddpm) else (low, high)
 
 
 def textured(rings: int, scale: float) -> Tensor:
@@ -113,7 +136,23 @@ def drawn_in(logsnr: Tensor, low: float, high: float) -> Tensor:
     first, last = logsnr[:, :1], logsnr[:, -1:]
     new_first, new_last = first.clamp(min=low), last.clamp(max=high)
     if logsnr.shape[1] > 1 and bool((new_first >= new_last).any()):
-        raise SnrkitError(f"these spectra ask for levels beyond the process's, logsnr {low:.2f} to {high:.2f}")
+        raise SnrkitError(
+            f"grid spectral: these spectra ask for levels beyond those of the training, logsnr {low:.2f} to "
+            f"{high:.2f}; use another grid"
+        )
+    if logsnr.shape[1] == 1:
+        return logsnr.clamp(low, high)
     inside = (first >= low) & (last <= high)
-    stretch = (new_last - new_first) / (last - first).clamp(min=torch.finfo(torch.float64).tiny)
+    stretch = (new_last - new_first) / (last - first)
     return torch.where(inside, logsnr, (new_first + (logsnr - first) * stretch).clamp(low, high))
+
+
+def unrepeated(logsnr: Tensor, process: Ddpm) -> Tensor:
+    """Rising rows (B, n) on the process's table, each entry at most once; SnrkitError where n entries are too many."""
+    count = logsnr.shape[1]
+    if count > process.steps:
+        raise SnrkitError(f"a grid of {count} steps does not fit a table of {process.steps} levels")
+    place = torch.arange(count)
+    index = process.time(logsnr).round().long()  # falling along a row
+    index = (index + place).cummin(1).values - place
+    return process.logsnr(torch.maximum(index, count - 1 - place))

@@ -10,8 +10,9 @@ f(t) at SNR kappa(t):
     logsnr(t) = ln kappa(t) - ln Q(f(t)),        f(0) = K,  f(1) = 1
 
     spectral_freq    f falls evenly: equal time for every frequency
-    spectral_power   f falls so that equal times pass equal power
+    spectral_power   f falls so that equal times pass equal power (of rings 1 ... K; the mean brightness is no ring)
     spectral_mixed   the mean of the two logsnr
+    spectral_even    logsnr falls evenly between the same ends, for comparison
 
 Its ends are bounds: at t = 1 the strongest ring is buried (SNR kappa_min), at t = 0 the finest is resolved (kappa_max).
 
@@ -61,7 +62,7 @@ def power_spectra(x0: Tensor) -> Tensor:
 class SpectralSchedule(Value):
     """How logsnr falls over t for an image of known power spectrum."""
 
-    kind: Literal["spectral_freq", "spectral_power", "spectral_mixed"] = "spectral_mixed"
+    kind: Literal["spectral_freq", "spectral_power", "spectral_mixed", "spectral_even"] = "spectral_mixed"
     kappa_min: float = Field(0.01, gt=0, description="SNR of the strongest ring at the noisy end")
     kappa_max: float = Field(100.0, gt=0, description="SNR of the finest ring at the clean end")
     dc: Literal["include", "exclude"] = Field("include", description="whether the mean brightness is to be buried too")
@@ -75,7 +76,7 @@ class SpectralSchedule(Value):
 
     def envelope(self, power: Tensor) -> Tensor:
         """Q (B, K) of spectra P (B, K + 1): the largest power at or beyond each ring, as the bounds take it."""
-        envelope = power[:, 1:].flip(1).cummax(1).values.flip(1)
+        envelope = _envelope(power)
         if self.dc == "include":
             envelope = torch.cat([torch.maximum(envelope[:, :1], power[:, :1]), envelope[:, 1:]], 1)
         if self.logsnr_max is None:
@@ -92,13 +93,22 @@ class SpectralSchedule(Value):
         envelope, t = self.envelope(power), t.to(power)
         kappa = (1 - t) * math.log(self.kappa_max) + t * math.log(self.kappa_min)
         by_frequency = kappa - _log_power(envelope, _by_frequency(envelope, t))
-        by_power = kappa - _log_power(envelope, _by_power(envelope, t))
-        chosen = {"spectral_freq": by_frequency, "spectral_power": by_power}
-        return chosen.get(self.kind, (by_frequency + by_power) / 2)
+        by_power = kappa - _log_power(envelope, _by_power(_envelope(power), t))
+        noisy, clean = (end[:, None] for end in self.ends(power))
+        chosen = {
+            "spectral_freq": by_frequency, "spectral_power": by_power, "spectral_even": clean + t * (noisy - clean),
+            "spectral_mixed": (by_frequency + by_power) / 2,
+        }  # fmt: skip
+        return chosen[self.kind]
 
     def table(self, power: Tensor) -> Tensor:
         """(B, POINTS) at even times from 0 to 1."""
         return self.logsnr(power, torch.linspace(0, 1, POINTS, dtype=torch.float64))
+
+
+def _envelope(power: Tensor) -> Tensor:
+    """max_{j >= k} P_j (B, K) of spectra P (B, K + 1), k = 1 ... K."""
+    return power[:, 1:].flip(1).cummax(1).values.flip(1)
 
 
 def _by_frequency(envelope: Tensor, t: Tensor) -> Tensor:

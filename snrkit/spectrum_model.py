@@ -56,6 +56,7 @@ def fit_spectrum_model(spectra: Spectra) -> SpectrumModel:
     mean = phi.mean(0)
     count = min(COMPONENTS, phi.shape[1], len(phi) - 1)
     axes = torch.linalg.svd(phi - mean, full_matrices=False).Vh[:count] if count else phi[:0]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # the same way round everywhere
     placed = (phi - mean) @ axes.T
     centres, factors, shares = _mixture(placed)
     low, high = (torch.quantile(phi, share, dim=0) for share in RANGE)

@@ -31,7 +31,8 @@ class Place:
     @property
     def t(self) -> float:
         """From 1 at the grid's first level evenly to 0 at its last before the clean one."""
-        return 1 - self.index / max(1, len(self.grid) - 2)
+        last = len(self.grid) - 2
+        return (last - self.index) / last if last else 1.0
 
 
 @dataclass(frozen=True, slots=True)

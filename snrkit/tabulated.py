@@ -39,7 +39,9 @@ class Tabulated:
         first, last = (rows.gather(1, index[:, None])[:, 0] for index in (right - 1, right))
         mean = (rows[:, 0] - rows[:, -1]) / (points - 1)
         fall = torch.minimum(first - last, STEEPEST * mean)
-        inside = (logsnr <= rows[:, 0]) & (logsnr >= rows[:, -1])
+        clean, noisy = rows[:, 0], rows[:, -1]  # a process's table may snap a draw to just beyond them
+        clean, noisy = torch.maximum(clean, process.snap(clean)), torch.minimum(noisy, process.snap(noisy))
+        inside = (logsnr <= clean) & (logsnr >= noisy)
         return torch.where(inside, 1 / (fall * (points - 1)), 0.0)
 
     def _rows(self, like: Tensor) -> Tensor:

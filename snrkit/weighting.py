@@ -166,7 +166,10 @@ class Elbo(Value):
 
 
 class SpectralBias(Value):
-    """A bias that follows the spectrum: `at` for the mean spectrum, higher by what an image's mean logsnr is higher."""
+    """A bias that follows the spectrum: `at` for the mean spectrum, higher by what an image's mean logsnr is higher.
+
+    A rule of ours.
+    """
 
     kind: Literal["spectral"] = "spectral"
     at: float = 0.0

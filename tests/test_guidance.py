@@ -190,23 +190,21 @@ def test_outside_the_interval_nothing_is_asked(make):
 
 @pytest.mark.parametrize("make", [ClassifierFreeGuidance, NoiseAwareness])
 def test_an_interval_in_t_counts_steps(make):
-    """t falls evenly from 1 to 0 over the nine steps; on an even grid in logsnr the interval is one of logsnr too."""
-    process, low, high = Edm(), 0.2, 0.7
+    """t falls evenly from 1 to 0 over eleven steps; on an even grid in logsnr the interval is one of logsnr too."""
+    process, low, high = Edm(), 0.1, 0.7
     sampler = Sampler(
-        grid=UniformLogsnr(steps=9), solver=Euler(), corrections=(make(weight=1.0, t_min=low, t_max=high),)
+        grid=UniformLogsnr(steps=11), solver=Euler(), corrections=(make(weight=1.0, t_min=low, t_max=high),)
     )
-    inside = sum(low <= 1 - k / 8 <= high for k in range(9))
-    assert inside == 4
-    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 9 + inside
-    ends = [float(level.logsnr) for level in UniformLogsnr(steps=9).levels(process)[:-1]]
-    bounds = [ends[0] + (ends[-1] - ends[0]) * (1 - t) for t in (high, low)]
+    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 11 + 7  # t = .7, .6, ..., .1
+    ends = [float(level.logsnr) for level in UniformLogsnr(steps=11).levels(process)[:-1]]
+    bounds = [ends[0] + (ends[-1] - ends[0]) * (1 - t) + nudge for t, nudge in ((high, -1e-9), (low, 1e-9))]
     guidances = make(weight=1.0, t_min=low, t_max=high), make(weight=1.0, logsnr_min=bounds[0], logsnr_max=bounds[1])
     x = torch.randn(2, 1, 2, 2, dtype=torch.float64)
     denoise = labelled(process) if make is ClassifierFreeGuidance else blind(process)
     cond = Cond(labels=torch.tensor([0, 1]))
     found = []
     for guidance in guidances:
-        levels = UniformLogsnr(steps=9).levels(process)
+        levels = UniformLogsnr(steps=11).levels(process)
         state = x
         for step in sample(denoise, Euler(), levels, state, corrections=[guidance], cond=cond):
             state = step.x_next

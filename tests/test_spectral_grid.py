@@ -14,7 +14,7 @@ from snrkit.grid import Karras
 from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.solvers import AnalyticDpm, Euler
-from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured
+from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
 from snrkit.spectrum_model import fit_spectrum_model
@@ -40,8 +40,8 @@ def spectral(**levels):
 def test_levels_stand_at_even_t_of_the_schedule(process):
     """From t = 1 to t = 0 in n levels, then clean: the strongest ring buried, the finest resolved."""
     known, grid = spectral(), SpectralGrid(steps=9)
-    power = known.power(grid, range(5), None)
-    levels = known.place(grid, power, process)
+    power = known.power("instance", range(5), None)
+    levels = known.place(grid, process, range(5), None)
     assert len(levels) == 10
     assert levels[-1].is_clean()
     found = torch.stack([level.logsnr for level in levels[:-1]], 1)
@@ -53,25 +53,38 @@ def test_levels_stand_at_even_t_of_the_schedule(process):
 
 def test_a_spectrum_belongs_to_its_seed():
     """In any batch the same; another seed another; labels choose among the classes' weights."""
-    known, grid = spectral(), SpectralGrid()
-    whole = known.power(grid, range(20), None)
-    torch.testing.assert_close(known.power(grid, [7, 3], None), whole[[7, 3]], rtol=1e-12, atol=0)
+    known = spectral()
+    whole = known.power("instance", range(20), None)
+    torch.testing.assert_close(known.power("instance", [7, 3], None), whole[[7, 3]], rtol=1e-12, atol=0)
     assert len(whole[:, 1].unique()) > 10
-    classes = known.power(SpectralGrid(scope="class"), range(3), torch.tensor([2, 0, -1]))
+    classes = known.power("class", range(3), torch.tensor([2, 0, -1]))
     torch.testing.assert_close(classes[:2], model().class_means[[2, 0]].exp())
-    means = known.power(SpectralGrid(scope="dataset"), range(3), None)
-    torch.testing.assert_close(means, model().mean.exp().expand(3, -1))
+    torch.testing.assert_close(classes[2], model().mean.exp())
+    for scope in ("class", "dataset"):
+        torch.testing.assert_close(known.power(scope, range(3), None), model().mean.exp().expand(3, -1))
 
 
 def test_the_network_is_told_the_ends_of_the_training_schedule():
     """Whatever the grid's own schedule is; without a spectral grid the mean's; nothing if it was never told."""
     known = Spectral(model(), SpectralLevels.model_validate({"kind": "spectral", "schedule": {"kappa_max": 30}}), True)
     grid = SpectralGrid(schedule=SpectralSchedule(kappa_max=1000, kappa_min=1e-4))
-    power = known.power(grid, range(4), None)
-    torch.testing.assert_close(known.ends(power), told_ends(*SpectralSchedule(kappa_max=30).ends(power)))
-    plain = known.ends(known.power(None, range(4), None))
-    torch.testing.assert_close(plain, told_ends(*SpectralSchedule(kappa_max=30).ends(model().mean.exp().expand(4, -1))))
-    assert Spectral(model(), None).ends(power) is None
+    power, own = known.power("instance", range(4), None), SpectralSchedule(kappa_max=30)
+    torch.testing.assert_close(known.told(grid, range(4), None), told_ends(*own.ends(power)))
+    mean = told_ends(*own.ends(model().mean.exp().expand(4, -1)))
+    torch.testing.assert_close(known.told(None, range(4), None), mean)
+    assert Spectral(model(), None).told(grid, range(4), None) is None
+
+
+def test_the_network_is_told_no_finer_than_it_was_trained():
+    """Of a training with one spectrum for all, every grid tells that one's ends; of classes, the class's at most."""
+    labels = torch.tensor([1, 3, 0])
+    scopes = ("instance", "class", "dataset")
+    for k, trained in enumerate(scopes):
+        known = Spectral(model(), SpectralLevels(scope=trained), True)
+        for j, scope in enumerate(scopes):
+            power = known.power(scopes[max(j, k)], range(3), labels)
+            found = known.told(SpectralGrid(scope=scope), range(3), labels)
+            torch.testing.assert_close(found, told_ends(*SCHEDULE.ends(power)))
 
 
 def test_a_grid_of_one_spectrum_is_one_for_all():
@@ -95,26 +108,57 @@ def test_texture_is_scaled_where_rings_are_fine():
     assert bool((factors.diff() >= 0).all())
     assert torch.equal(textured(33, 1.0), torch.ones(33, dtype=torch.float64))
     known = spectral()
-    rough, plain = (known.power(SpectralGrid(scale=scale), range(6), None) for scale in (4.0, 1.0))
-    assert bool((SCHEDULE.ends(rough)[1] < SCHEDULE.ends(plain)[1]).all())
-    torch.testing.assert_close(SCHEDULE.ends(rough)[0], SCHEDULE.ends(plain)[0])
+    rough, plain = (known.told(SpectralGrid(scale=scale), range(6), None) for scale in (4.0, 1.0))
+    torch.testing.assert_close(plain[:, 1] - rough[:, 1], torch.full((6,), math.log(4) / 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rough[:, 0], plain[:, 0])
 
 
-def test_an_ordinary_model_is_not_asked_beyond_what_it_was_trained_at():
-    """Ends are drawn in to the process's bounds, evenly; what lies inside stays as it is, to the bit."""
+def test_no_model_is_asked_beyond_what_it_was_trained_at():
+    """Ends are drawn in to the process's bounds or the training's, evenly; what lies inside stays, to the bit."""
     rows = torch.tensor([[-20.0, 0.0, 20.0], [-3.0, 1.0, 4.0]], dtype=torch.float64)
-    found = drawn_in(rows, -10, 10)
-    assert found.tolist() == [[-10, 0, 10], [-3, 1, 4]]
-    with pytest.raises(SnrkitError, match=r"beyond the process's, logsnr 30\.00 to 40\.00"):
+    assert drawn_in(rows, -10, 10).tolist() == [[-10, 0, 10], [-3, 1, 4]]
+    assert drawn_in(rows[:, :1], -10, 10).tolist() == [[-10], [-3]]
+    with pytest.raises(SnrkitError, match=r"beyond those of the training, logsnr 30\.00 to 40\.00; use another grid"):
         drawn_in(rows, 30, 40)
-    process = Ddpm()
-    known, grid = Spectral(model(), None), SpectralGrid(steps=12, scope="instance")
-    levels = known.place(grid, 1e4 * known.power(grid, range(8), None), process)
+    wide = SpectralGrid(
+        steps=7, schedule=SpectralSchedule(kappa_min=1e-6, kappa_max=1e6, logsnr_max=None), scope="instance"
+    )
+    for process, levels in ((Vp(logsnr_min=-4, logsnr_max=6), None), (Vp(), SpectralLevels(scope="dataset"))):
+        known = Spectral(model(), levels)
+        found = known.place(wide, process, range(9), None)
+        low, high = process.bounds if levels is None else (float(e) for e in SCHEDULE.ends(model().mean.exp()[None]))
+        torch.testing.assert_close(found[0].logsnr, torch.full((9,), low, dtype=torch.float64))
+        torch.testing.assert_close(found[-2].logsnr, torch.full((9,), high, dtype=torch.float64))
+
+
+def test_on_a_table_no_entry_is_visited_twice():
+    """Rising entries for every seed and any number of steps up to its size; where none repeat, the nearest."""
+    process, known = Ddpm(), Spectral(model(), None)
     table = process.table()
-    assert all(bool(torch.isin(level.logsnr, table).all()) for level in levels[:-1])
-    assert float(levels[0].logsnr.min()) == float(table[-1])
-    with pytest.raises(SnrkitError, match="a spectral grid of 900 steps repeats levels after snapping"):
-        known.place(SpectralGrid(steps=900), known.power(grid, range(2), None), process)
+    for steps in (12, 60, 400, 1000):
+        levels = known.place(SpectralGrid(steps=steps, scope="instance"), process, range(16), None)
+        found = torch.stack([level.logsnr for level in levels[:-1]], 1)
+        assert bool((found.diff(dim=1) > 0).all())
+        assert bool(torch.isin(found, table).all())
+    plain = torch.tensor([[-5.0, 0.0, 3.0]], dtype=torch.float64)
+    assert torch.equal(unrepeated(plain, process), process.snap(plain))
+    with pytest.raises(SnrkitError, match="a grid of 1001 steps does not fit a table of 1000 levels"):
+        known.place(SpectralGrid(steps=1001), process, range(2), None)
+
+
+def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
+    """A grid that inherits the training's scope differs from image to image; classes need a network of them."""
+    samplers = {"own": {"grid": {"kind": "spectral", "steps": 5}, "solver": {"kind": "analytic_dpm"}}}
+    write_config(tmp_path, **{**SPECTRAL, "samplers": samplers})
+    with pytest.raises(
+        ConfigError, match=r"samplers\.own: needs one grid for all images; give the grid scope: dataset"
+    ):
+        load_experiment(tmp_path / "small.yaml")
+    bare = ["network.classes=0", "train.label_dropout=0", "samplers.own.solver={kind: euler}"]
+    with pytest.raises(ConfigError, match=r"levels\.scope: class needs a network with classes"):
+        load_experiment(tmp_path / "small.yaml", [*bare, "levels.scope=class"])
+    with pytest.raises(ConfigError, match=r"samplers\.own\.grid\.scope: class needs a network with classes"):
+        load_experiment(tmp_path / "small.yaml", [*bare, "samplers.own.grid.scope=class"])
 
 
 CONFIG = {
@@ -150,7 +194,9 @@ def test_the_whole_path(tmp_path):
     refused = snrkit(tmp_path, "sample", "-q", "--sampler", "plain", "--spectrum-scale", "4", check=False)
     assert "--spectrum-scale: samplers.plain has a grid uniform_time; it needs spectral." in refused.stderr
     snrkit(tmp_path, "analyze")
-    assert (run / "analysis" / "run-error.csv").exists()
+    gradients = (run / "analysis" / "run-gradients.csv").read_text()
+    assert "nan" not in gradients
+    assert "inf" not in gradients
     (run / "spectra.safetensors").write_bytes(b"broken")
     broken = snrkit(tmp_path, "sample", "-q", "--overwrite", check=False)
     assert broken.returncode != 0
@@ -172,6 +218,9 @@ def test_probes_that_need_one_grid_say_so(tmp_path):
     assert failed.returncode != 0
     assert "shift.probes: why cuts the steps of one grid for all images" in failed.stderr
     assert "Traceback" not in failed.stderr
+    snrkit(tmp_path, "measure-shift", "-q", "--sampler", "shared", "--set", "shift.probes=[why]")
+    record = json.loads((tmp_path / "runs" / "small" / "shift" / "shared.json").read_text())
+    assert all(math.isfinite(v) for v in record["why"]["norm_gap"]["network"]["value"])
 
 
 def test_the_config_knows_the_grid(tmp_path):

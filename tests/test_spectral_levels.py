@@ -152,6 +152,18 @@ def test_a_micro_batch_is_the_objective_of_its_images():
 SMALL_HOLDOUT = parse_experiment({**SMALL, **SPECTRAL}, "small").data.holdout
 
 
+def test_levels_on_a_table_are_weighed_where_they_are_snapped_to():
+    """An entry just beyond an image's own ends is inside: no weight over a density of 0."""
+    task, _ = opened(process={"kind": "ddpm", "steps": 60}, levels={"kind": "spectral", "mean_ends": 0.0})
+    for step in range(30):
+        draws = task.plan().draw(step, range(4))
+        images = torch.tensor([task.train[p] for p in draws.positions.tolist()])
+        objective = task.objective_of(images)
+        logsnr = objective.logsnr(draws.level)
+        assert bool(objective.weight(logsnr).isfinite().all())
+        assert bool((objective.weight(logsnr) > 0).all())
+
+
 def test_one_spectrum_for_all_is_an_ordinary_level_sampler():
     """Scope dataset, told nothing: losses are those of the mean's table under an unconditioned network."""
     changes = {"levels": {"kind": "spectral", "scope": "dataset"},

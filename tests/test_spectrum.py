@@ -257,14 +257,37 @@ def test_distances_of_spectra():
 
 
 def test_spectral_grids_beat_cosine_on_gaussian_photographs():
-    """The published shape: mixed has the least W2 at 64 pixels and 16 evaluations, frequency-focused the least KL, and
-    uniform logsnr between the same bounds is close to mixed."""
+    """64 pixels, 16 evaluations: mixed has the least W2, frequency-focused the least KL of what is each image's own;
+    uniform logsnr between the same bounds is close to mixed, and mixed on the mean spectrum closer."""
     spec = importlib.util.spec_from_file_location("gaussian", ROOT / "configs" / "spectral" / "gaussian.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.SIDES, module.STEPS = (64,), (16,)
     found = {name: cells[0] for name, cells in module.measured().items()}
+    shared = found.pop("spectral_mixed, mean spectrum")
+    assert shared[0] < 1.1 * found["spectral_mixed"][0]
     assert min(found, key=lambda name: found[name][0]) == "spectral_mixed"
     assert min(found, key=lambda name: found[name][1]) == "spectral_freq"
     assert found["cosine, logsnr -15 to 15"][0] > 1.5 * found["spectral_mixed"][0]
     assert found["uniform logsnr, own bounds"][0] < 1.5 * found["spectral_mixed"][0]
+
+
+def test_even_runs_straight_between_the_same_ends():
+    """logsnr falls evenly; the ends are those of every other kind."""
+    power = power_spectra(pictures(5))
+    table = SpectralSchedule(kind="spectral_even").table(power)
+    torch.testing.assert_close(table.diff(dim=1), table.diff(dim=1)[:, :1].expand(-1, 256), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(table[:, [0, -1]], SpectralSchedule().table(power)[:, [0, -1]])
+
+
+def test_mean_brightness_is_buried_but_is_no_power_to_pass():
+    """With dc included the noisy end falls by ln P_0/Q_1; the frequencies that are visited when stay, and no step of a
+    picture with thirty times the power in its mean is steeper than without, but those at the noisy end."""
+    power = FALLING.clone()
+    power[:, 0] = 30 * power[:, 1]
+    kind = "spectral_power"
+    without = SpectralSchedule(kind=kind, **BARE).table(power)[0]
+    included = SpectralSchedule(kind=kind, dc="include", logsnr_max=None).table(power)[0]
+    assert float(without[-1] - included[-1]) == pytest.approx(math.log(30))
+    early = without > math.log(0.1) - math.log(float(power[0, 2]))  # before f comes to ring 2
+    torch.testing.assert_close(included[:100][early[:100]], without[:100][early[:100]])

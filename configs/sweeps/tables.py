@@ -43,7 +43,10 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     ],
     "levels": [("loguniform-importance", "loguniform"), ("loguniform", "uniform-sigma")],
     "vp-levels": [("score-edm", "eps-edm"), ("eps-edm", "uniform"), ("score", "uniform")],
-    "x0-weightings": [("min-snr", "constant"), ("soft-min-snr", "min-snr"), ("snr-half", "constant")],
+    "x0-weightings": [
+        ("log-snr", "min-snr"), ("snr-clip", "min-snr"), ("soft-min-snr", "min-snr"), ("min-snr", "constant"),
+        ("snr-half", "constant"),
+    ],
     "x0-rates": [(f"{kind}-10", "simple-10") for kind in ("min-snr", "max-snr", "snr-clip")],
     "rates": [(f"{target}-{times}", target) for target in ("eps", "x0", "v") for times in (3, 10)],
     "beta-tables": [(f"{table}-zero-snr", f"{table} trailing") for table in ("linear", "scaled", "geometric")],

@@ -97,8 +97,8 @@ def guide(denoise: Denoiser, term: Term) -> Denoiser:
 class Guidance(Value):
     """What all guidances share: a weight, and where steps are guided, by the level they begin at.
 
-    Between two logsnr, or between two t, which falls evenly from 1 to 0 over the steps of a grid: under a spectral grid
-    a logsnr means something else for every image, and t the frequency that is reached.
+    Between two logsnr, or between two t, which falls evenly from 1 to 0 over the steps of a grid: under a spectral
+    grid, where a logsnr means something else for every image, it is that of the schedule.
     """
 
     weight: float = 0.0

@@ -169,6 +169,7 @@ def _gradient_charts(
         level, e.target, e.precondition, e.process, s, spectrum.variance, spectrum.mean_square
     )
     weight = objective.weight(logsnr)
+    weight = weight.where(weight.isfinite(), 0.0)  # over a density of 0, where training does not look
     weighted = weight / weight.max() * norms
     with torch.no_grad():
         mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(e.seed)).mean(1)

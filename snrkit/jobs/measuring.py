@@ -42,6 +42,7 @@ from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
+from snrkit.spectrum import power_spectra
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
 
@@ -221,12 +222,16 @@ class Instrument:
         )
 
     def walk(self, sampler: Sampler, ready: Ready, visited: Sequence[int] | None = None) -> Arm:
-        """The reverse arm of a sampler, at all its levels or at those `visited`."""
-        e = self.opened.experiment
+        """The reverse arm of a sampler, at all its levels or at those `visited`.
+
+        Where the grid differs from image to image, trajectories follow the spectra of the forward arm's images.
+        """
+        e, number = self.opened.experiment, {seed: k for k, seed in enumerate(self.seeds)}
 
         def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
             def steps(denoise: Denoiser) -> Iterable[Step]:
-                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch)
+                rows = self.held_rows[[number[seed] for seed in batch]]
+                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.spectra(ready, rows))
                 return sample_steps(denoise, own, x, noise, cond)
 
             return steps
@@ -243,9 +248,12 @@ class Instrument:
         They have the labels of the trajectories; where the grid follows spectra it follows theirs.
         """
         labels = None if self.labels is None else self.labels[: len(rows)]
-        spectra = self.opened.spectra().power[rows] if ready.varies else None
-        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, spectra)
+        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
         return own, Cond(labels, ends)
+
+    def spectra(self, ready: Ready, rows: Tensor) -> Tensor | None:
+        """Of images of the data set (n,), where the grid differs from image to image."""
+        return power_spectra(self.opened.shown(rows.tolist())) if ready.varies else None
 
     def forward(self, ready: Ready) -> tuple[Arm, Arm]:
         """The forward arms of held-out and of training images at the levels of a sampler."""
@@ -345,7 +353,7 @@ def without_autocast(denoise: Denoiser) -> Denoiser:
 
 def _key(ready: Ready) -> tuple[object, ...]:
     """What the forward arms of a sampler depend on."""
-    return (ready.grid if ready.varies else None, *(float(level.logsnr) for level in ready.typical[:-1]))
+    return (ready.grid if ready.spectral else None, *(float(level.logsnr) for level in ready.typical[:-1]))
 
 
 def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:
@@ -401,7 +409,7 @@ def _write(
     opened: Opened, model: Model, name: str, sampler: Sampler, measurement: Measurement, seeds: Sequence[int]
 ) -> dict[str, Any]:
     e, shift, run = opened.experiment, measurement.shift, model.run
-    nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape)
+    nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
     probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "sizes")}
     facts = {
         "sampler": name, "definition": sampler.model_dump(mode="json"), "nfe": nfe, "weights": model.weights,

@@ -30,6 +30,7 @@ from snrkit.objective import Objective
 from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run
 from snrkit.spectra import Spectra
+from snrkit.spectral_grid import SpectralGrid
 from snrkit.spectral_levels import SpectralLevels, Tables, told_ends
 from snrkit.spectrum import check_square
 from snrkit.spectrum_model import SpectrumModel, fit_spectrum_model, load_spectrum_model
@@ -95,7 +96,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
             f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
         )
     seen = dataset if classes else replace(dataset, labels=None, classes=0)
-    if isinstance(experiment.levels, SpectralLevels):
+    if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
         check_square(dataset.shape)
     spectra = cache(partial(measure_spectra, dataset, parts, world.device))
     return Opened(experiment, seen, dataset, parts, measured, world, spectra)
@@ -154,8 +155,8 @@ def open_task(opened: Opened) -> Task:
 
 def spectral_tables(opened: Opened) -> Tables | None:
     """The schedules of all images, where levels are spectral."""
-    levels = opened.experiment.levels
-    return levels.tables(opened.spectra()) if isinstance(levels, SpectralLevels) else None
+    levels = opened.experiment.spectral
+    return None if levels is None else levels.tables(opened.spectra())
 
 
 def level_sampler(opened: Opened, tables: Tables | None = None) -> LevelSampler:
@@ -173,24 +174,24 @@ def condition_of(opened: Opened, rows: Tensor) -> Cond:
     labels = None if dataset.labels is None else dataset.labels[rows]
     augment = torch.zeros(len(rows), AUGMENT_PARAMETERS) if e.network.augment else None
     ends = None
-    if e.network.scalars and isinstance(e.levels, SpectralLevels):
-        power, of_image = opened.spectra().scoped(e.levels.scope)
-        ends = told_ends(*e.levels.schedule.ends(power[of_image[rows]]))
+    if e.network.scalars and e.spectral is not None:
+        power, of_image = opened.spectra().scoped(e.spectral.scope)
+        ends = told_ends(*e.spectral.schedule.ends(power[of_image[rows]]))
     return Cond(labels, ends, augment)
 
 
 def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:
     """The run's model of spectra, fitted to the images it is trained on and written when first asked for."""
-    if run.spectra.exists():
-        try:
-            return load_spectrum_model(load(run.spectra.read_bytes()))
-        except (OSError, SafetensorError, TypeError):
-            raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
-    model = fit_spectrum_model(opened.spectra())
-    if opened.world.leads:
+    world = opened.world
+    if not run.spectra.exists() and world.leads:
+        model = fit_spectrum_model(opened.spectra())
         with disk_errors(f"writing {run.spectra}", "free space and run the same command again"):
             write_bytes(run.spectra, save(model.tensors()))
-    return model
+    world.barrier()
+    try:
+        return load_spectrum_model(load(run.spectra.read_bytes()))
+    except (OSError, SafetensorError, TypeError):
+        raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
              f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
     lines.append(f"# parameters: {found.parameters:,}")
     for name, sampler in e.samplers.items():
-        lines.append(f"# {name}: {rehearse(sampler, e.process, e.target, opened.dataset.shape)} evaluations per image")
+        calls = rehearse(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+        lines.append(f"# {name}: {calls} evaluations per image")
     lines.append(
         f"# training memory per process, estimated in float32: {_size(found.weights)} for weights, gradients, two "
         f"moments and {len(e.train.averages)} average(s); {_size(found.activations)} of activations"

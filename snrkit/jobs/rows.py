@@ -55,7 +55,9 @@ class Layout:
 def lay_out(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
     process, target = experiment.process, experiment.target
-    given = {name: (s, rehearse(s, process, target, SHAPE)) for name, s in experiment.samplers.items()}
+    given = {
+        name: (s, rehearse(s, process, target, SHAPE, experiment.spectral)) for name, s in experiment.samplers.items()
+    }
     named = experiment.compare.bases
     _check_named(named, given)
     layout, bases = Layout(process, target, dict(given)), dict(named)

@@ -55,19 +55,22 @@ def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
 
 
 def starting_point(
-    opened: Opened, sampler: Sampler, ready: Ready, seeds: Sequence[int]
+    opened: Opened, sampler: Sampler, ready: Ready, seeds: Sequence[int], own: Tensor | None = None
 ) -> tuple[Ready, Tensor, Cond, ImageStreams]:
-    """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device."""
+    """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
+
+    `own` (n, K + 1): spectra that their grids are to follow, instead of drawn ones.
+    """
     streams = ImageStreams(seeds, opened.world.device)
     labels = chosen_labels(opened, streams)
     variance = None
     if sampler.start == "exact":
         assert opened.moments is not None
         variance = opened.moments.variance
-    own, ends = ready.of_images(opened.experiment.process, seeds, labels)
-    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), own.levels[0], variance)
+    ready, ends = ready.of_images(opened.experiment.process, seeds, labels, own)
+    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
     augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
-    return own, x, Cond(labels, ends, augment).to(opened.world.device), streams
+    return ready, x, Cond(labels, ends, augment).to(opened.world.device), streams
 
 
 def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
@@ -160,7 +163,7 @@ def check_samplers(opened: Opened, names: Sequence[str]) -> None:
     e = opened.experiment
     for name in names:
         try:
-            rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape)
+            rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
 

@@ -109,7 +109,7 @@ def score_folder(
     return {
         "sampler": name,
         "definition": made["sampler"],
-        "nfe": rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape),
+        "nfe": rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral),
         "checkpoint_images": made["checkpoint_images"],
         "weights": made["weights"],
         "seeds": e.sample.seeds,

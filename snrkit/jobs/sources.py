@@ -23,8 +23,7 @@ from snrkit.sampler import Ready, Sampler, make_ready
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
-from snrkit.spectral_grid import Spectral
-from snrkit.spectral_levels import SpectralLevels
+from snrkit.spectral_grid import Spectral, SpectralGrid
 from snrkit.step import ForwardStatistics, LevelPosterior
 from snrkit.streams import FORWARD, SUBSET, stream
 
@@ -47,6 +46,9 @@ class RunSources:
             if isinstance(correction, NoiseAwarenessClassifier):
                 path = self.model.run.estimator / "network.safetensors"
                 found.append([fingerprint(path.read_bytes()) if path.exists() else "absent"])
+        if isinstance(sampler.grid, SpectralGrid) or self.opened.experiment.network.scalars:
+            open_spectrum_model(self.opened, self.model.run)
+            found.append([fingerprint(self.model.run.spectra.read_bytes())])
         return found
 
     def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
@@ -65,10 +67,13 @@ class RunSources:
                 f"autoguidance: {named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        if other.network.scalars != e.network.scalars:
+        if (other.network.scalars, other.network.scalars and other.levels) != (
+            e.network.scalars,
+            e.network.scalars and e.levels,
+        ):
             raise ConfigError(
-                f"autoguidance: {named.run} has network.scalars {list(other.network.scalars)} and {e.name} "
-                f"{list(e.network.scalars)}; name a run that is told the same."
+                f"autoguidance: {named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
+                "name a run that is told the same."
             )
         weights = weights_name(other, named.average)
         images = int(checkpoint_path(run, named.checkpoint, weights).name)
@@ -87,10 +92,9 @@ class RunSources:
     def spectral(self, asked: bool) -> Spectral | None:
         """The run's model of spectra, with what the network is told of them."""
         e = self.opened.experiment
-        levels = e.levels if isinstance(e.levels, SpectralLevels) else None
         if not asked and not e.network.scalars:
             return None
-        return Spectral(open_spectrum_model(self.opened, self.model.run), levels, bool(e.network.scalars))
+        return Spectral(open_spectrum_model(self.opened, self.model.run), e.spectral, bool(e.network.scalars))
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
@@ -98,7 +102,7 @@ class RunSources:
         rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
         spectral = self.spectral(False)
-        ends = None if spectral is None else spectral.ends(spectral.power(None, rows.tolist(), None))
+        ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
         arm = forward_arm(
             self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
             key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,

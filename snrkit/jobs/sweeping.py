@@ -318,7 +318,8 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
         found[name] = {
             "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
             "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
-            "made": manifest(opened, model, sampler), "nfe": rehearse(sampler, e.process, e.target, (1, 2, 2)),
+            "made": manifest(opened, model, sampler),
+            "nfe": rehearse(sampler, e.process, e.target, (1, 2, 2), e.spectral),
         }  # fmt: skip
     return found
 

@@ -34,7 +34,6 @@ from snrkit.run import (
     write_config,
     write_environment,
 )
-from snrkit.spectral_levels import SpectralLevels
 from snrkit.train import (
     Task,
     TrainState,
@@ -118,9 +117,9 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
             write_environment(run, facts)
-            if isinstance(opened.experiment.levels, SpectralLevels):
-                open_spectrum_model(opened, run)
             rewind_log(run, state.images if state.step else -1)
+        if opened.experiment.spectral is not None:
+            open_spectrum_model(opened, run)
         _loop(run, task, state, tally, quiet)
     return run
 

@@ -388,7 +388,8 @@ def works(bench: Bench, values: Values) -> bool:
     """Whether a sampler with these coefficients can run at all; a window, say, may be too wide for the grid."""
     e = bench.opened.experiment
     try:
-        rehearse(with_values(bench.sampler, bench.chosen, values), e.process, e.target, bench.opened.dataset.shape)
+        tried = with_values(bench.sampler, bench.chosen, values)
+        rehearse(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
     except SnrkitError:
         return False
     return True

@@ -13,6 +13,11 @@ each with a known null:
                      nominal one (nearest.py); its null is the forward arm's, and it is read only where that is near 0
     x0 norm          root mean square of x0_hat, reverse and forward, and of the true x0 of the held-out images
 
+Where a grid follows each image's own spectrum, image j of every arm stands at levels made for the j-th held-out image
+(the train arm at its own), and the nominal level of a step is that of the mean spectrum. Forward states then have a
+variance ratio other than 1 and read another level than the nominal one: what counts is the difference to the null, and
+the nearest level is hardly ever read.
+
 Differences of logsnr are negative where a state is noisier than told. Intervals are percentile bootstrap over images;
 forward samples of one image with several noises are resampled together. A sampler without bias reads the nulls.
 """

@@ -7,7 +7,7 @@ solver's and its corrections'.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def refined(ready: Ready, process: Process, substeps: int) -> tuple[Ready, list[
             snapped = torch.unique(process.snap(between))
             inside = (snapped > here.logsnr) & (snapped < there.logsnr)
             levels += [process.level(value) for value in snapped[inside]]
-    return Ready((*levels, ready.levels[-1]), Heun(), ()), visited
+    return replace(ready, levels=(*levels, ready.levels[-1]), solver=Heun(), corrections=()), visited
 
 
 def read_why(
