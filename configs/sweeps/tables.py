@@ -32,6 +32,7 @@ SWEEPS = {
     "rates": "Learning rates without clipping: vp, 40,000 images",
     "beta-tables": "Beta tables: target v, 40,000 images",
     "clipping": "Clippings at thirty times the learning rate: EDM, 40,000 images",
+    "clipping-10": "Clippings at ten times the learning rate: EDM, 40,000 images",
     "averages": "Averages under a constant learning rate: 40,000 images",
 }
 PAIRS = {  # which arms are subtracted, beside each less the first
@@ -52,6 +53,7 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     "beta-tables": [(f"{table}-zero-snr", f"{table} trailing") for table in ("linear", "scaled", "geometric")],
     "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],
     "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
+    "clipping-10": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("per-layer", "global")],
 }  # fmt: skip
 TOY_IMAGES = 1_000_192  # where 1,000,000 images in batches of 256 end
 DIGITS_IMAGES, SIGMAS = 100_096, (30, 10, 3, 1, 0.3, 0.1)
