@@ -2,28 +2,49 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from snrkit.config import load_experiment
+from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
+from snrkit.denoiser import EdmPrecondition, NetworkDenoiser
+from snrkit.distributed import World
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.grid import Karras
+from snrkit.jobs.opening import open_network
+from snrkit.networks import UNet, make_network
+from snrkit.prediction import Cond, V
 from snrkit.process import Ddpm, Edm, Flow, Vp
+from snrkit.randomness import ImageStreams
+from snrkit.run import Run
+from snrkit.sample import sample
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.solvers import AnalyticDpm, Euler
 from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
-from snrkit.spectral_levels import SpectralLevels, told_ends
+from snrkit.spectral_levels import SCALARS, SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
 from snrkit.spectrum_model import fit_spectrum_model
 from tests.small import SMALL, snrkit, write_config
+from tests.test_solvers import ALL
 from tests.test_spectral_levels import SPECTRAL
 from tests.test_spectrum import pictures
 
 LABELS = torch.arange(200) % 4
-SCHEDULE = SpectralSchedule()
+SCHEDULE, SHAPE = SpectralSchedule(), (3, 16, 16)
+
+
+CONFIG = {
+    **SPECTRAL,
+    "samplers": {
+        "own": {"grid": {"kind": "spectral", "steps": 5}, "solver": {"kind": "heun"}},
+        "shared": {"grid": {"kind": "spectral", "steps": 5, "scope": "dataset"}, "solver": {"kind": "euler"}},
+        "plain": {"grid": {"kind": "uniform_time", "steps": 5}, "solver": {"kind": "euler"}},
+    },
+    "shift": {**SMALL["shift"], "probes": ["window", "horizon", "amplification"], "horizon_steps": 2},
+}
 
 
 def model(labels=LABELS):
@@ -161,15 +182,67 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
         load_experiment(tmp_path / "small.yaml", [*bare, "samplers.own.grid.scope=class"])
 
 
-CONFIG = {
-    **SPECTRAL,
-    "samplers": {
-        "own": {"grid": {"kind": "spectral", "steps": 5}, "solver": {"kind": "heun"}},
-        "shared": {"grid": {"kind": "spectral", "steps": 5, "scope": "dataset"}, "solver": {"kind": "euler"}},
-        "plain": {"grid": {"kind": "uniform_time", "steps": 5}, "solver": {"kind": "euler"}},
-    },
-    "shift": {**SMALL["shift"], "probes": ["window", "horizon", "amplification"], "horizon_steps": 2},
-}
+def drawn_network():
+    """A network with weights that matter, told ends."""
+    small = UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, classes=4, scalars=SCALARS)
+    network = make_network(small, SHAPE, 0)
+    draws = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=draws)
+    return NetworkDenoiser(network.eval().requires_grad_(False), Vp(), V(), EdmPrecondition(), 0.5)
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+def test_a_network_on_a_grid_per_image(solver):
+    """With the same levels and ends for all, the bits of a shared grid; with their own, to 1e-5 each image alone."""
+    denoise, process, known, grid = drawn_network(), Vp(), spectral(), SpectralGrid(steps=5)
+    seeds, labels = (3, 8, 1), torch.tensor([0, 2, -1])
+    x = torch.randn(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def walk(levels, state, cond, which):
+        for step in sample(denoise, solver, levels, state, noise=ImageStreams(which), cond=cond):
+            state = step.x_next
+        return state
+
+    shared = [level.at(0) for level in known.place(grid, process, [3], None)]
+    told = Cond(labels, known.told(grid, [3], None).expand(3, -1).clone())
+    wide = [process.level(level.logsnr.expand(3).clone()) for level in shared]
+    assert torch.equal(walk(shared, x, told, seeds), walk(wide, x, told, seeds))
+    own, cond = known.place(grid, process, seeds, labels), Cond(labels, known.told(grid, seeds, labels))
+    together = walk(own, x, cond, seeds)
+    for k in range(3):
+        part = slice(k, k + 1)
+        alone = walk([level.at(part) for level in own], x[part], cond.at(part), seeds[part])
+        torch.testing.assert_close(together[part], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_path):
+    """Image by image: the reverse and the forward arm agree in levels, ends and labels, as their comparison needs."""
+    seen = {}
+
+    class Noted(Spectral):
+        def place(self, grid, process, seeds, labels, own=None):
+            found = super().place(grid, process, seeds, labels, own)
+            if own is not None:
+                seen.setdefault(len(seen), (found[0].logsnr, labels))
+            return found
+
+    from snrkit.jobs.measuring import Instrument
+    from snrkit.jobs.opening import Model, open_experiment
+
+    opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
+    known = Noted(fit_spectrum_model(opened.spectra()), opened.experiment.levels, True)
+    sampler = opened.experiment.samplers["own"]
+    ready = replace(make_ready(sampler, Vp(), Dummy(Vp(), opened.experiment.levels)), spectral=known)
+    network = open_network(opened).eval().requires_grad_(False)
+    denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.sigma_data)
+    instrument = Instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
+    instrument.walk(sampler, ready)
+    reverse = torch.cat([level for level, _ in seen.values()])
+    seen.clear()
+    instrument.placed(ready, instrument.held_rows)
+    torch.testing.assert_close(reverse, seen[0][0])
+    assert len(reverse.unique()) > 10
 
 
 def test_the_whole_path(tmp_path):
