@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.jobs.sampling import load_images
 from tests.small import SMALL, snrkit, write_config
+from tests.test_spectral_levels import SPECTRAL
+
+OWN = {"grid": {"kind": "spectral", "steps": 3}, "solver": {"kind": "euler"}}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,28 @@ def test_images_of_other_batches_agree_to_a_ten_thousandth(pair):
         ]
         assert torch.equal(made[0], made[1])
         torch.testing.assert_close(made[0], made[2], rtol=0, atol=1e-4)
+
+
+def test_levels_of_every_image_s_own_in_two_processes(tmp_path):
+    """Weights to float tolerance, one model of spectra, images bit for bit."""
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path / f"p{processes}"
+        folder.mkdir()
+        write_config(folder, **{**SMALL, **SPECTRAL, "samplers": {"own": OWN}})
+        snrkit(folder, "train", "-q", "--set", "train.images=320", processes=processes)
+        folders.append(folder / "runs" / "small")
+    assert (folders[0] / "spectra.safetensors").read_bytes() == (folders[1] / "spectra.safetensors").read_bytes()
+    one, two = (load_file(list_checkpoints(run / "checkpoints")[-1] / "network.safetensors") for run in folders)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5)
+    images = []
+    for processes in (1, 2):
+        own = f"samplers.p{processes}={{grid: {{kind: spectral, steps: 3}}, solver: {{kind: euler}}}}"
+        settings = ["--sampler", f"p{processes}", "--set", "train.images=320", "--set", own]
+        snrkit(tmp_path / "p1", "sample", "-q", *settings, processes=processes)
+        images.append(load_images(folders[0] / "samples" / f"p{processes}", range(64)))
+    assert torch.equal(images[0], images[1])
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):

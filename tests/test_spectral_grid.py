@@ -280,6 +280,24 @@ def test_the_whole_path(tmp_path):
     assert {path: again[path] for path in first} == first
 
 
+def test_an_ordinary_model_takes_the_grid(tmp_path):
+    """Spectra are measured when the first images are made; each scope makes other images."""
+    samplers = {
+        scope: {"grid": {"kind": "spectral", "steps": 4, "scope": scope}, "solver": {"kind": "euler"}}
+        for scope in ("instance", "class", "dataset")
+    }
+    write_config(tmp_path, train={**SMALL["train"], "images": 320}, samplers=samplers)
+    snrkit(tmp_path, "train", "-q")
+    run = tmp_path / "runs" / "small"
+    assert not (run / "spectra.safetensors").exists()
+    snrkit(tmp_path, "sample", "-q")
+    made = [(run / "samples" / scope / "000000" / "000007.png").read_bytes() for scope in samplers]
+    assert len(set(made)) == 3
+    model = (run / "spectra.safetensors").read_bytes()
+    snrkit(tmp_path, "measure-shift", "-q", "--sampler", "class")
+    assert (run / "spectra.safetensors").read_bytes() == model
+
+
 def test_probes_that_need_one_grid_say_so(tmp_path):
     """why under a grid that differs from image to image."""
     write_config(
