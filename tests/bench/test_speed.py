@@ -159,7 +159,7 @@ def test_a_knob_over_plain_adamw_and_ema(benchmark, opened, knob):
         e = open_experiment(parse_experiment(content, "bench"), WORLD)
         task = open_task(e)
         steps.append(train(task, make_state(task, open_network(e))))
-    ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 120, 1.02)
+    ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 240, 1.02)
 
 
 def spectral(opened, **changes):
@@ -182,7 +182,7 @@ def test_spectral_levels_over_the_process_s_own(benchmark, opened):
         e = spectral(opened, **changes)
         task = open_task(e)
         steps.append(train(task, make_state(task, open_network(e))))
-    ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 120, 1.02)
+    ratio(benchmark, lambda: next(steps[0]), lambda: next(steps[1]), 240, 1.02)
 
 
 def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
