@@ -4,7 +4,6 @@ A unit is one output of a layer: the slice of a weight at one index of its first
 are Euclidean. Only `global_norm` and `normalize` keep the gradient's direction.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +84,9 @@ class ByValue(Value):
         """Clamp."""
         found = gradients(named)
         before = tensor_norms(found).norm()
-        largest = torch.stack(torch._foreach_norm(found, math.inf)).max()
+        ends = torch.stack([end for gradient in found for end in gradient.aminmax()])
         nn.utils.clip_grad_value_([p for _, p in named], self.limit)
-        return before, tensor_norms(found).norm(), largest > self.limit
+        return before, tensor_norms(found).norm(), ends.abs().max() > self.limit
 
 
 class Groups(Value):

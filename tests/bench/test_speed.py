@@ -36,8 +36,9 @@ def ratio(benchmark, ours, baseline, rounds, bound):
     ours()
     baseline()
     times = [[], []]
-    for _ in range(rounds):
-        for kept, run in zip(times, (ours, baseline), strict=True):
+    for count in range(rounds):
+        pair = list(zip(times, (ours, baseline), strict=True))
+        for kept, run in pair if count % 2 else reversed(pair):  # each goes first as often, against drift
             begin = time.perf_counter()
             run()
             kept.append(time.perf_counter() - begin)
