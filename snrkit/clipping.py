@@ -85,7 +85,8 @@ class ByValue(Value):
         found = gradients(named)
         before = tensor_norms(found).norm()
         ends = torch.stack([end for gradient in found for end in gradient.aminmax()])
-        nn.utils.clip_grad_value_([p for _, p in named], self.limit)
+        torch._foreach_clamp_min_(found, -self.limit)
+        torch._foreach_clamp_max_(found, self.limit)
         return before, tensor_norms(found).norm(), ends.abs().max() > self.limit
 
 
@@ -186,20 +187,25 @@ class Normalize(Value):
 
 
 def unit_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The norms of all units of all tensors, one after the other, (units,)."""
-    return torch.cat([torch.linalg.vector_norm(_by_unit(tensor), dim=1) for tensor in tensors])
+    """The norms of all units, (units,): first those of the vectors, then those of every other tensor in turn."""
+    vectors, others = _parted(tensors)
+    each = [norm[None] for norm in (torch._foreach_norm(vectors) if vectors else ())]
+    return torch.cat([*each, *(torch.linalg.vector_norm(other, dim=tuple(range(1, other.ndim))) for other in others)])
 
 
 def scale_units(tensors: Sequence[Tensor], factors: Tensor) -> None:
     """Multiply every unit by its factor, (units,) as `unit_norms` orders them, in place."""
-    sizes = [1 if tensor.ndim < 2 else len(tensor) for tensor in tensors]
-    for tensor, part in zip(tensors, torch.split(factors, sizes), strict=True):
-        tensor.mul_(part.reshape(-1, *(1,) * (tensor.ndim - 1)))  # as it lies: flattened it may be a copy
+    vectors, others = _parted(tensors)
+    parts = torch.split(factors, [1] * len(vectors) + [len(other) for other in others])
+    shaped = [
+        part.view(-1, *(1,) * (other.ndim - 1)) for part, other in zip(parts[len(vectors) :], others, strict=True)
+    ]
+    torch._foreach_mul_(vectors + others, [*parts[: len(vectors)], *shaped])
 
 
-def _by_unit(tensor: Tensor) -> Tensor:
-    """(units, elements)."""
-    return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
+def _parted(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that are one unit, and those of several."""
+    return [t for t in tensors if t.ndim < 2], [t for t in tensors if t.ndim > 1]
 
 
 @dataclass(frozen=True, slots=True)
