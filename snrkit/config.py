@@ -41,9 +41,8 @@ from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at
-WIDEST = torch.tensor(
-    [[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64
-)  # no 8-bit 1024x1024 has a wider one
+# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
+WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 CUT = "\n"  # between the faults that one validator found
 

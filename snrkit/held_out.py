@@ -42,14 +42,15 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
     spy, plan, found = _Spy(), task.plan(), []
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
-        pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
+        images = task.images(draws)
+        pixels = task.dataset.pixels(images.tolist())
         micro_losses(task, spy, draws, pixels, (step, 0))
         assert spy.asked is not None
         x, time = (part.cpu() for part in spy.asked)
         known = ~time.isnan()
         o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
         c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
-        x0 = prepare(task, draws, pixels)[0].cpu()
+        x0 = prepare(task, draws, images, pixels)[0].cpu()
         found.append((x0[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
     x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
     return Pairs(x0, x, task.objective.process.level(logsnr))

@@ -45,16 +45,15 @@ class Cond:
 
     def at(self, rows: slice | Tensor) -> "Cond":
         """The same of some images."""
-        labels, scalars, augment = (
-            None if part is None else part[rows] for part in (self.labels, self.scalars, self.augment)
-        )
-        return Cond(labels, scalars, augment)
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "Cond":
         """The same on a device."""
-        labels, scalars, augment = (
-            None if part is None else part.to(device) for part in (self.labels, self.scalars, self.augment)
-        )
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
+        parts = (self.labels, self.scalars, self.augment)
+        labels, scalars, augment = (None if part is None else change(part) for part in parts)
         return Cond(labels, scalars, augment)
 
 

@@ -374,10 +374,11 @@ def micro_losses(
     """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
     device, config = task.world.device, task.config
     learned = learned or Learned()
-    objective = task.objective_of(task.images(draws))
+    images = task.images(draws)
+    objective = task.objective_of(images)
     u, factor = learned.draw(draws.level)
     logsnr = objective.logsnr(u)
-    x0, cond = prepare(task, draws, pixels)
+    x0, cond = prepare(task, draws, images, pixels)
     untold = draws.noise_drop < config.noise_dropout
     if task.dropout:
         torch.manual_seed(int(random_stream(DROPOUT, task.seed, *key).integers(2**31)))
@@ -396,8 +397,8 @@ def micro_losses(
     return learned.loss(objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
 
 
-def prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
-    """Clean images after flips and augmentation, and the condition after label dropout, on the device."""
+def prepare(task: Task, draws: Draws, images: Tensor, pixels: Tensor) -> tuple[Tensor, Cond]:
+    """Clean `images` (n,) of the data set after flips and augmentation, and what the network is told, on the device."""
     device, config, dataset = task.world.device, task.config, task.dataset
     x0 = to_unit(pixels)
     if task.flip:
@@ -405,7 +406,7 @@ def prepare(task: Task, draws: Draws, pixels: Tensor) -> tuple[Tensor, Cond]:
     told = None
     if config.augment is not None:
         x0, told = config.augment.apply(x0, draws.augment)
-    labels, images = None, task.images(draws)
+    labels = None
     if dataset.labels is not None:
         labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
     ends = task.ends_of(images, draws.mean_ends)

@@ -34,7 +34,7 @@ exclude` but for the last row).
 
 W2^2 over that of spectral_mixed, least and most over the columns: cosine {cosine}, Karras between fixed bounds {fixed},
 uniform logsnr between the image's own bounds {uniform}, Karras between them {karras}. Most of the gain is the bounds.
-With the mean spectrum of the photographs in place of each one's own it is {mean} (KL {mean_kl}): here, too, an image's
+With the mean spectrum of the photographs in place of each one's own it is {mean} (KL {mean_kl}): an image's
 own spectrum is not shown to matter.
 """
 

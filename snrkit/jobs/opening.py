@@ -137,9 +137,7 @@ def open_task(opened: Opened) -> Task:
     """The surroundings of training."""
     e, compute = opened.experiment, opened.experiment.compute
     tables = spectral_tables(opened)
-    objective = Objective(
-        e.process, e.target, e.precondition, level_sampler(opened, tables), e.weighting, opened.sigma_data
-    )
+    objective = Objective(e.process, e.target, e.precondition, level_sampler(opened), e.weighting, opened.sigma_data)
     if (e.train.batch // e.train.slice) % (opened.world.size * e.train.accumulate):
         raise ConfigError(
             f"train.batch: {e.train.batch // e.train.slice} slices of {e.train.slice} images do not divide over "
@@ -159,13 +157,12 @@ def spectral_tables(opened: Opened) -> Tables | None:
     return None if levels is None else levels.tables(opened.spectra())
 
 
-def level_sampler(opened: Opened, tables: Tables | None = None) -> LevelSampler:
+def level_sampler(opened: Opened) -> LevelSampler:
     """Where training looks: with spectral levels, the schedule of the mean spectrum."""
     levels = opened.experiment.levels
     if not isinstance(levels, SpectralLevels):
         return levels
-    tables = tables or levels.tables(opened.spectra())
-    return Tabulated(tables.mean)
+    return Tabulated(levels.schedule.table(opened.spectra().mean[None]))
 
 
 def condition_of(opened: Opened, rows: Tensor) -> Cond:

@@ -14,6 +14,7 @@ from snrkit.errors import ConfigError, SnrkitError
 from snrkit.prediction import Target
 from snrkit.process import Process
 from snrkit.sampler import Sampler, rehearse
+from snrkit.spectral_levels import SpectralLevels
 
 SHAPE = (1, 2, 2)
 MOST_STEPS = 2000
@@ -35,6 +36,7 @@ class Layout:
     process: Process
     target: Target
     found: dict[str, tuple[Sampler, int]]
+    trained: SpectralLevels | None
 
     def row(self, plain: Sampler, *costs: int) -> str | None:
         """The row of `plain` at the first of these costs that it can have, added where it is missing; else None."""
@@ -42,7 +44,7 @@ class Layout:
             for name, (sampler, nfe) in self.found.items():
                 if nfe == cost and _same_but_steps(sampler, plain):
                     return name
-            fitted = with_nfe(plain, cost, self.process, self.target)
+            fitted = with_nfe(plain, cost, self.process, self.target, self.trained)
             if fitted is not None:
                 name = f"{fitted.solver.kind}-{cost}"
                 while name in self.found:
@@ -60,7 +62,7 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
     }
     named = experiment.compare.bases
     _check_named(named, given)
-    layout, bases = Layout(process, target, dict(given)), dict(named)
+    layout, bases = Layout(process, target, dict(given), experiment.spectral), dict(named)
     for name, (sampler, nfe) in given.items():
         plain = sampler.model_copy(update={"corrections": ()})
         if sampler.corrections and name not in bases:
@@ -94,14 +96,16 @@ def _same_but_steps(candidate: Sampler, plain: Sampler) -> bool:
     return not candidate.corrections and same and candidate.start == plain.start
 
 
-def with_nfe(sampler: Sampler, nfe: int, process: Process, target: Target) -> Sampler | None:
+def with_nfe(
+    sampler: Sampler, nfe: int, process: Process, target: Target, trained: SpectralLevels | None = None
+) -> Sampler | None:
     """The sampler with the number of steps that costs exactly `nfe` evaluations; None if no number does."""
     low, high = 1, min(nfe, MOST_STEPS)
     while low <= high:
         steps = (low + high) // 2
         tried = sampler.model_copy(update={"grid": sampler.grid.model_copy(update={"steps": steps})})
         try:
-            cost = rehearse(tried, process, target, SHAPE)
+            cost = rehearse(tried, process, target, SHAPE, trained)
         except SnrkitError:  # more steps than the table has
             cost = nfe + 1
         if cost == nfe:
