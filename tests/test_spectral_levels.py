@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import level_of
 from snrkit.process import Vp
+from snrkit.spectral_grid import Spectral, SpectralGrid
 from snrkit.spectral_levels import SpectralLevels, told_ends
+from snrkit.spectrum_model import fit_spectrum_model
 from snrkit.tabulated import Tabulated
 from snrkit.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
 from snrkit.weighting import Sigmoid, SpectralBias
@@ -234,3 +237,39 @@ def test_images_without_rings_or_labels_are_refused():
         opened(**changes)
     with pytest.raises(DataError, match="no labels, which scope class needs"):
         SpectralLevels(scope="class").tables(measured(labels=None))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+CLASSES = np.arange(40) % 2
+DEGENERATE = {
+    "one colour for one class": (np.where(CLASSES[:, None, None, None], NOISE, 200).astype(np.uint8), CLASSES),
+    "one colour for each class": (np.repeat(CLASSES * 255, 64).reshape(40, 8, 8, 1).astype(np.uint8), CLASSES),
+    "one colour": (np.full((40, 8, 8, 1), 99, np.uint8), np.zeros(40, np.int64)),
+    "one image": (NOISE[:1], np.zeros(1, np.int64)),
+}
+
+
+@pytest.mark.parametrize("scope", ["instance", "class", "dataset"])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_images_without_texture_or_company_are_trained_on_and_drawn(case, scope, tmp_path):
+    """Their schedules fall, from no cleaner than the cap; a step of training and a grid are finite."""
+    np.savez(tmp_path / "set.npz", *DEGENERATE[case])
+    task, network = opened(
+        data={"kind": "npz", "path": str(tmp_path / "set.npz"), "sigma_data": 0.5},
+        levels={"kind": "spectral", "scope": scope},
+        network={**SPECTRAL["network"], "classes": int(DEGENERATE[case][1].max()) + 1},
+    )
+    assert task.tables is not None
+    assert bool((task.tables.rows.diff(dim=1) < 0).all())
+    assert float(task.tables.rows.max()) <= 13.3 + 1e-4
+    before = weights(state := make_state(task, network))
+    assert math.isfinite(next(train(task, state)).loss)
+    after = weights(state)
+    assert bool(after.isfinite().all())
+    assert not torch.equal(before, after)
+    spectra = measure_spectra(task.dataset, split(task.dataset.count, 0.0), WORLD.device)
+    known = Spectral(fit_spectrum_model(spectra), SpectralLevels(scope=scope), tells=True)
+    labels = torch.tensor([0, -1, 0])
+    rows = torch.stack([level.logsnr for level in known.place(SpectralGrid(steps=5), PROCESS, range(3), labels)[:-1]])
+    assert bool((rows.diff(dim=0) > 0).all())
+    assert bool(rows.isfinite().all())
