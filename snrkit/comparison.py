@@ -33,7 +33,7 @@ def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
 def _what(row: Mapping[str, Any]) -> str:
     sampler = Sampler.model_validate(row["definition"])
     corrections = "".join(f", {short(c)}" for c in sampler.corrections)
-    return f"{short(sampler.solver)}, {sampler.grid.kind} {sampler.grid.steps}{corrections}"
+    return f"{short(sampler.solver)}, {short(sampler.grid, first='steps')}{corrections}"
 
 
 def _against(row: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
         summary = {} if record is None or record["names"] != names else record["summary"]
         source = record or shift
         rows.append((
-            name, short(sampler.solver), f"{sampler.grid.kind} {sampler.grid.steps}",
+            name, short(sampler.solver), short(sampler.grid, first="steps"),
             ", ".join(short(c) for c in sampler.corrections) or "none",
             "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
             *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
@@ -158,17 +158,17 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
 DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
 
 
-def short(value: Value) -> str:
-    """Kind and settings other than the defaults, numbers to four digits."""
-    content = value.model_dump(exclude_defaults=True, exclude={"kind"})
+def short(value: Value, first: str = "kind") -> str:
+    """Kind, the field `first`, and settings other than the defaults, numbers to four digits."""
+    content, whole = value.model_dump(exclude_defaults=True, exclude={"kind", first}), value.model_dump()
     rest = ", ".join(f"{key} {_plain(entry)}" for key, entry in content.items())
-    kind = value.model_dump()["kind"]
-    return f"{kind} ({rest})" if rest else str(kind)
+    head = " ".join(str(whole[key]) for key in dict.fromkeys(("kind", first)))
+    return f"{head} ({rest})" if rest else head
 
 
 def _plain(entry: Any) -> str:
     if isinstance(entry, Mapping):
-        return " ".join(_plain(v) for v in entry.values())
+        return " ".join(_plain(v) if key == "kind" else f"{key} {_plain(v)}" for key, v in entry.items())
     return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
 
 

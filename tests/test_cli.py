@@ -496,7 +496,8 @@ def test_a_model_that_guides_itself_is_found_by_its_path(copied, name):
 def test_an_interrupted_search_goes_on(copied):
     """SIGINT while tuning: one sentence, exit code 130, and no evaluation is made twice afterwards.
 
-    Enough images that the search lasts for seconds, however late the signal comes.
+    Enough images that the search lasts for seconds, however late the signal comes. What a shell starts in the
+    background ignores SIGINT, and so do its children, unless told otherwise.
     """
     correction = {"kind": "dcw", "pixel": 0.01}
     path = copied / "small.yaml"
@@ -504,15 +505,17 @@ def test_an_interrupted_search_goes_on(copied):
     content["samplers"] = {"dcw": {**content["samplers"]["euler"], "corrections": [correction]}}
     path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1127"}}))
     line, kept = command(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while not kept.exists() or len(kept.read_text().splitlines()) < 2:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, "every evaluation so far is kept" in errors) == (130, True)
-    before = kept.read_text().splitlines()
+    found = kept.read_text().splitlines()
     subprocess.run(line, env=environment(copied), check=True, capture_output=True)
     after = kept.read_text().splitlines()
-    assert after[: len(before)] == before
+    assert after[: len(found)] == found
     assert len({json.loads(record)["key"] for record in after}) == len(after)

@@ -280,6 +280,26 @@ def test_the_whole_path(tmp_path):
     assert {path: again[path] for path in first} == first
 
 
+def test_tuning_and_comparing_at_levels_of_every_image(tmp_path):
+    """Rows keep the grid's own settings, bare rows follow the training's spectra; the report tells grids apart."""
+    grid = {"kind": "spectral", "steps": 4, "scale": 2.0}
+    dcw = {"grid": grid, "solver": {"kind": "euler"}, "corrections": [{"kind": "dcw", "low": 0.01, "high": 0.01}]}
+    write_config(tmp_path, **{**CONFIG, "samplers": {"dcw": dcw}, "tune": {"seeds": "1000-1063", "trials": 2},
+                              "compare": {"solvers": [{"kind": "heun"}], "rounds": 1, "timed_images": 4}})  # fmt: skip
+    snrkit(tmp_path, "train", "-q")
+    tuned = json.loads(snrkit(tmp_path, "tune", "-q", "--json").stdout)
+    assert set(tuned) == {"dcw"}
+    record = json.loads(snrkit(tmp_path, "compare", "-q", "--json").stdout)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert [row["nfe"] for row in rows.values()] == [3, 4, 4]
+    assert {row["definition"]["grid"]["scale"] for row in rows.values()} == {2.0}
+    assert all(math.isfinite(row["summary"]["fd"]["mean"]) for row in rows.values())
+    assert "spectral 4 (scale 2)" in (tmp_path / "runs" / "small" / "compare.md").read_text()
+    snrkit(tmp_path, "sample", "-q")
+    snrkit(tmp_path, "report")
+    assert "spectral 4 (scale 2)" in (tmp_path / "runs" / "small" / "report.html").read_text()
+
+
 def test_an_ordinary_model_takes_the_grid(tmp_path):
     """Spectra are measured when the first images are made; each scope makes other images."""
     samplers = {
