@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo corrections-study training-study test check bench format clean
+.PHONY: demo corrections-study training-study spectral-study test check bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -24,6 +24,9 @@ corrections-study: .venv/installed
 
 training-study: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/sweeps/study.sh
+
+spectral-study: .venv/installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/spectral/study.sh
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -31,7 +31,7 @@ from snrkit.prediction import AnyTarget, Eps, Score
 from snrkit.process import AnyProcess, Ddpm, Flow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral_grid import SpectralGrid
+from snrkit.spectral_grid import UNTOLD, SpectralGrid
 from snrkit.spectral_levels import SCALARS, SpectralLevels
 from snrkit.step import Abilities
 from snrkit.tabulated import Tabulated
@@ -154,8 +154,11 @@ def _spectral_faults(e: Experiment) -> Iterable[str]:
     spectral, scalars = e.spectral is not None, e.network.scalars
     if scalars and scalars != SCALARS:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
-    elif scalars and not spectral:
-        yield "network.scalars: only levels of kind spectral provide them; drop them"
+    elif scalars and (e.spectral is None or e.spectral.scope != "instance"):
+        yield (
+            "network.scalars: only levels of kind spectral and scope instance provide them (the ends of a class would "
+            "tell the label, also where guidance drops it); drop them"
+        )
     if spectral and e.train.augment is not None:
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
     if e.spectral is not None and e.spectral.scope == "class" and not e.network.classes:
@@ -164,6 +167,8 @@ def _spectral_faults(e: Experiment) -> Iterable[str]:
         grid = sampler.grid
         if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
             yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
+        if isinstance(grid, SpectralGrid) and grid.scale != 1 and not scalars:
+            yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
     if isinstance(e.weighting, Sigmoid) and isinstance(e.weighting.bias, SpectralBias) and not spectral:
         yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
 

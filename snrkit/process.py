@@ -8,6 +8,7 @@ network's own time. Every other module speaks logsnr; `time` exists only here, i
     edm    ve        ln(sigma)/4 = -logsnr/8       Karras et al. 2022, table 1
     flow   flow      sigma in [0, 1]               Lipman et al. 2023, Liu et al. 2023
     vp     vp        t in [0, 1], a schedule       Nichol & Dhariwal 2021; Kingma et al. 2021; Hoogeboom et al. 2023
+                     or -logsnr/8, as edm          Kingma et al. 2021, whose networks read logsnr
 
 `logsnr_shift` adds a constant to the logsnr of a schedule, and is what the field has three names for: the resolution
 shift 2 ln(d/D) of a schedule made for d pixels a side and used at D (Hoogeboom et al. 2023), the input scaling
@@ -387,10 +388,15 @@ AnySchedule = Annotated[Cosine | InterpolatedCosine | LinearLogsnr, Field(discri
 
 
 class Vp(Value):
-    """A continuous clock t in [0, 1] on a schedule between logsnr_max and logsnr_min, which then shifts."""
+    """A schedule over t in [0, 1] between logsnr_max and logsnr_min, which then shifts.
+
+    The network reads t, which hardly changes over the levels where the schedule is steep, or -logsnr/8 (`clock:
+    logsnr`), which tells all levels alike.
+    """
 
     kind: Literal["vp"] = "vp"
     schedule: AnySchedule = Cosine()
+    clock: Literal["t", "logsnr"] = Field("t", description="what the network reads of the level")
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     logsnr_shift: float = Field(0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
@@ -415,13 +421,12 @@ class Vp(Value):
         return level_of(logsnr, "vp")
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """t, 0 at the clean end and 1 at the noisy one."""
-        plain = logsnr.to(torch.float64) - self.logsnr_shift
-        return self.schedule.time(plain, self.logsnr_min, self.logsnr_max)
+        """t, 0 at the clean end and 1 at the noisy one; or -logsnr/8."""
+        return self.fraction(logsnr) if self.clock == "t" else -logsnr.to(torch.float64) / 8
 
     def logsnr(self, time: Tensor) -> Tensor:
-        """The schedule, shifted."""
-        return self.schedule.logsnr(time.to(torch.float64), self.logsnr_min, self.logsnr_max) + self.logsnr_shift
+        """The schedule, shifted; or -8 times the time."""
+        return self.sweep(time) if self.clock == "t" else -8 * time.to(torch.float64)
 
     def snap(self, logsnr: Tensor) -> Tensor:
         """The identity."""
@@ -429,22 +434,23 @@ class Vp(Value):
 
     def sweep(self, u: Tensor) -> Tensor:
         """Uniform in t."""
-        return self.logsnr(u)
+        return self.schedule.logsnr(u.to(torch.float64), self.logsnr_min, self.logsnr_max) + self.logsnr_shift
 
     def draw(self, u: Tensor) -> Tensor:
         """Uniform in t."""
-        return self.logsnr(u)
+        return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
         """1 over the steepness of the schedule, 0 outside the bounds."""
         low, high = self.bounds
-        time = self.time(logsnr.clamp(low, high))
+        time = self.fraction(logsnr.clamp(low, high))
         density = -1 / self.schedule.slope(time, self.logsnr_min, self.logsnr_max)
         return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
 
     def fraction(self, logsnr: Tensor) -> Tensor:
         """t."""
-        return self.time(logsnr)
+        plain = logsnr.to(torch.float64) - self.logsnr_shift
+        return self.schedule.time(plain, self.logsnr_min, self.logsnr_max)
 
 
 def _check_order(low: float, high: float) -> None:

@@ -155,6 +155,18 @@ class Ready:
         return replace(self, levels=self.spectral.place(self.grid, process, seeds, labels, own)), ends
 
 
+def first_variance(sampler: Sampler, data: float | None) -> float | None:
+    """What `start` is to take for the variance of the data; None for the published start.
+
+    `data` is theirs, which `start: exact` adds. A spectral grid begins where only an image's strongest ring is buried,
+    which may be far from pure noise: there the state begins at sigma*n in every scaling, as without this excess the
+    finer rings hold no more.
+    """
+    if sampler.start == "exact":
+        return data
+    return 0.0 if isinstance(sampler.grid, SpectralGrid) else None
+
+
 def make_ready(sampler: Sampler, process: Process, sources: Sources) -> Ready:
     """Lay out the grid and open what the solver and the corrections name."""
     grid = sampler.grid if isinstance(sampler.grid, SpectralGrid) else None

@@ -29,6 +29,8 @@ from snrkit.spectrum_model import SpectrumModel
 from snrkit.streams import SPECTRUM, stream
 from snrkit.value import Value
 
+UNTOLD = "the network is told no ends of schedules (network.scalars), so that no texture can be asked of it"
+
 
 class SpectralGrid(Value):
     """Even steps in the t of a schedule made of a power spectrum."""
@@ -42,7 +44,11 @@ class SpectralGrid(Value):
     )
 
 
-COARSER: tuple[Scope, ...] = ("instance", "class", "dataset")
+def scope_of(grid: SpectralGrid | None, levels: SpectralLevels | None) -> Scope:
+    """Whose spectrum a grid follows: its own scope, the training's, or dataset, as do grids that follow no spectrum."""
+    if grid is None:
+        return "dataset"
+    return grid.scope or (levels.scope if levels else "dataset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +65,8 @@ class Spectral:
         return self.levels.schedule if self.levels else SpectralSchedule()
 
     def scope(self, grid: SpectralGrid | None) -> Scope:
-        """The grid's own, the training's, or dataset, as is every grid that follows no spectrum."""
-        if grid is None:
-            return "dataset"
-        return grid.scope or (self.levels.scope if self.levels else "dataset")
+        """As scope_of, with the training's levels."""
+        return scope_of(grid, self.levels)
 
     def power(self, scope: Scope, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor:
         """Spectra (n, K + 1) of the images of `seeds` with `labels` (n,), -1 or None for none.
@@ -85,13 +89,14 @@ class Spectral:
     ) -> Tensor | None:
         """What the network is told (n, 2) of the images' schedules, or None; arguments as in `power`.
 
-        By the training's schedule, of the spectrum that the grid follows, but no finer than training was told.
+        By the training's schedule, of the spectrum that the grid follows; never beyond what training told.
         """
         if not self.tells or self.levels is None:
             return None
-        scope = max(self.scope(grid), self.levels.scope, key=COARSER.index)
-        power = self.power(scope, seeds, labels, own)
-        return told_ends(*self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale)))
+        power = self.power(self.scope(grid), seeds, labels, own)
+        ends = self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale))
+        seen = self.schedule.ends(torch.stack([self.model.high, self.model.low]).exp())
+        return told_ends(*(end.clamp(*either) for end, either in zip(ends, seen, strict=True)))
 
     def place(
         self, grid: SpectralGrid, process: Process, seeds: Sequence[int], labels: Tensor | None,

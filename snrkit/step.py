@@ -28,6 +28,11 @@ class Place:
         """The grid's level of this step: `here` unless a correction of level moved it."""
         return self.grid[self.index]
 
+    def at(self, rows: Tensor) -> "Place":
+        """That of some images, of a grid that differs from image to image."""
+        grid = tuple(level.at(rows) for level in self.grid)
+        return Place(self.index, grid, self.here.at(rows), self.there.at(rows))
+
     @property
     def t(self) -> float:
         """From 1 at the grid's first level evenly to 0 at its last before the clean one."""

@@ -31,7 +31,7 @@ from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.level import level_of
 from snrkit.prediction import X0, Cond, Prediction, Wrapped, from_x0
-from snrkit.process import Ddpm, Edm, Flow
+from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import Euler, Heun, Unipc
@@ -589,6 +589,28 @@ def test_a_cutoff_in_nats_spares_the_clean_end(step, moves):
     place = Place(step, levels, levels[step], levels[step + 1])
     far = torch.full((1, 1, 2, 2), 50.0) * torch.tensor([1.0, -1.0]).repeat(2).reshape(1, 1, 2, 2)
     assert (shift.move(far, place, process) is not place) == moves
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("process", [Vp(), Ddpm()], ids=lambda p: p.kind)
+def test_a_cutoff_spares_each_image_by_itself(process, variant):
+    """On grids that differ from image to image: a batch is its images, some beyond the cut-off and some before it."""
+    logsnr = process.snap(torch.tensor([[-3.0, -1.0, 1.0, 3.0], [0.0, 2.0, 4.0, 6.0]], dtype=torch.float64)).mT
+    unit, window, cutoff = ("index", 20, float(process.time(logsnr[1, 1]))) if process.kind == "ddpm" else (
+        "nats", 0.5, 1.5)  # fmt: skip
+    shift = TimeShift(variant=variant, unit=unit, window=window, cutoff=cutoff)
+    levels = tuple(process.level(row) for row in logsnr)
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    for index in (1, 2):
+        place = Place(index, levels, levels[index], levels[index + 1])
+        both = shift.move(x, place, process)
+        for k in range(2):
+            alone = shift.move(x[k : k + 1], place.at(torch.tensor([k])), process)
+            for one, other in ((alone.here, both.here), (alone.there, both.there)):
+                torch.testing.assert_close(one.logsnr, other.logsnr[k : k + 1], rtol=0, atol=1e-12)
+        moved = (both.here.logsnr - place.here.logsnr).abs() + (both.there.logsnr - place.there.logsnr).abs()
+        assert moved[1] == 0
+        assert moved[0] > 0 or index == 2
 
 
 def test_the_released_shift_needs_no_room_at_the_clean_end():

@@ -23,7 +23,7 @@ TABLES = {
     "zero-snr": Ddpm(betas=TrainedBetas(values=ZERO_SNR), steps=50),
     "ve": Ddpm(scaling="ve"),
 }
-CONTINUOUS = {"edm": Edm(), "flow": Flow(), "vp": Vp()}
+CONTINUOUS = {"edm": Edm(), "flow": Flow(), "vp": Vp(), "vp by logsnr": Vp(clock="logsnr", logsnr_shift=1.5)}
 
 
 @pytest.mark.parametrize("process", TABLES.values(), ids=TABLES)
@@ -135,3 +135,13 @@ def test_zero_terminal_snr_twice_is_refused():
     values = (*[0.1] * 9, 1.0)
     with pytest.raises(ValueError, match="has no effect"):
         Ddpm(betas=TrainedBetas(values=values), steps=10, rescale_betas_zero_snr=True)
+
+
+def test_what_a_network_reads_changes_nothing_else():
+    """With a clock in logsnr the time is EDM's at the same SNR; levels uniform in t, and their density, stay."""
+    own, plain = (Vp(clock=clock, logsnr_shift=-1.0) for clock in ("logsnr", "t"))
+    logsnr, u = tensor([-14.0, -3.0, 0.0, 9.0]), torch.linspace(0, 1, 65, dtype=torch.float64)
+    torch.testing.assert_close(own.time(logsnr), Edm().time(logsnr), rtol=0, atol=1e-12)
+    for same in (lambda p: p.sweep(u), lambda p: p.draw(u), lambda p: p.fraction(logsnr), lambda p: p.bounds,
+                 lambda p: p.draw_density(logsnr)):  # fmt: skip
+        torch.testing.assert_close(same(own), same(plain), rtol=0, atol=0)

@@ -20,13 +20,14 @@ from snrkit.prediction import Cond, V
 from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run
-from snrkit.sample import sample
-from snrkit.sampler import Dummy, Sampler, make_ready
+from snrkit.sample import sample, start
+from snrkit.sampler import Dummy, Sampler, first_variance, make_ready
 from snrkit.solvers import AnalyticDpm, Euler
 from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
 from snrkit.spectral_levels import SCALARS, SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
 from snrkit.spectrum_model import fit_spectrum_model
+from tests.exact import gaussian
 from tests.small import SMALL, snrkit, write_config
 from tests.test_solvers import ALL
 from tests.test_spectral_levels import SPECTRAL
@@ -96,16 +97,31 @@ def test_the_network_is_told_the_ends_of_the_training_schedule():
     assert Spectral(model(), None).told(grid, range(4), None) is None
 
 
-def test_the_network_is_told_no_finer_than_it_was_trained():
-    """Of a training with one spectrum for all, every grid tells that one's ends; of classes, the class's at most."""
-    labels = torch.tensor([1, 3, 0])
-    scopes = ("instance", "class", "dataset")
-    for k, trained in enumerate(scopes):
-        known = Spectral(model(), SpectralLevels(scope=trained), True)
-        for j, scope in enumerate(scopes):
-            power = known.power(scopes[max(j, k)], range(3), labels)
-            found = known.told(SpectralGrid(scope=scope), range(3), labels)
-            torch.testing.assert_close(found, told_ends(*SCHEDULE.ends(power)))
+def test_the_network_is_told_nothing_that_training_did_not_tell():
+    """However much texture is asked for: ends between those of the model's range."""
+    known = spectral()
+    seen = told_ends(*SCHEDULE.ends(torch.stack([known.model.high, known.model.low]).exp()))
+    for scale in (1e-3, 0.5, 1.0, 40.0):
+        told = known.told(SpectralGrid(scope="instance", scale=scale), range(40), None)
+        assert bool(((told >= seen[0]) & (told <= seen[1])).all())
+
+
+@pytest.mark.parametrize("scope", ["instance", "class", "dataset"])
+def test_euler_is_one_path_in_every_scaling(scope):
+    """From one noise on one spectral grid, as states begin at sigma*n in all of them, also where that is not n."""
+    found = []
+    for process in (Vp(), Edm(), Flow()):
+        sampler = Sampler(grid=SpectralGrid(steps=6, scope=scope), solver=Euler())
+        levels = spectral().place(sampler.grid, process, range(5), LABELS[:5])
+        noise = torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        x = start(process, noise, levels[0], first_variance(sampler, 0.5))
+        for step in sample(gaussian(process), sampler.solver, levels, x):
+            x = step.x_next
+        found.append(x)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-9)
+    assert first_variance(sampler.model_copy(update={"start": "exact"}), 0.5) == 0.5
+    assert first_variance(Sampler(grid=Karras(), solver=Euler()), 0.5) is None
 
 
 def test_a_grid_of_one_spectrum_is_one_for_all():
@@ -130,7 +146,8 @@ def test_texture_is_scaled_where_rings_are_fine():
     assert torch.equal(textured(33, 1.0), torch.ones(33, dtype=torch.float64))
     known = spectral()
     rough, plain = (known.told(SpectralGrid(scale=scale), range(6), None) for scale in (4.0, 1.0))
-    torch.testing.assert_close(plain[:, 1] - rough[:, 1], torch.full((6,), math.log(4) / 4), rtol=0, atol=1e-5)
+    least = told_ends(*SCHEDULE.ends(known.model.high.exp()[None]))[0, 1]
+    torch.testing.assert_close(rough[:, 1], (plain[:, 1] - math.log(4) / 4).clamp(min=least), rtol=0, atol=1e-5)
     torch.testing.assert_close(rough[:, 0], plain[:, 0])
 
 

@@ -25,6 +25,7 @@ from snrkit.weighting import Sigmoid, SpectralBias
 from tests.small import SMALL
 from tests.test_spectrum import pictures
 
+EULER = {"solver": {"kind": "euler"}}
 WORLD = World(0, 1, torch.device("cpu"))
 PROCESS = Vp()
 LABELS = torch.arange(40) % 4
@@ -215,8 +216,16 @@ def test_what_the_ends_say_reaches_the_network():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"levels": {"kind": "lognormal"}}, "network.scalars: only levels of kind spectral"),
+        ({"levels": {"kind": "lognormal"}}, "network.scalars: only levels of kind spectral and scope"),
         ({"levels": {"kind": "lognormal"}}, "weighting.bias: kind spectral follows levels of kind spectral"),
+        ({"levels": {"kind": "spectral", "scope": "class"}}, "only levels of kind spectral and scope instance provide"),
+        (
+            {
+                "samplers": {"own": {**EULER, "grid": {"kind": "spectral", "scale": 2}}},
+                "network": {**SPECTRAL["network"], "scalars": []},
+            },
+            "samplers.own.grid.scale: the network is told no ends",
+        ),
         ({"network": {**SPECTRAL["network"], "scalars": ["a"]}}, "network.scalars: unknown; they are"),
         ({"train": SMALL["train"], "network": {**SPECTRAL["network"], "augment": True}}, "train.augment: changes"),
         ({"levels": {"kind": "spectral", "scope": "image"}}, "scope: input should be 'instance', 'class' or 'dataset'"),
@@ -257,7 +266,11 @@ def test_images_without_texture_or_company_are_trained_on_and_drawn(case, scope,
     task, network = opened(
         data={"kind": "npz", "path": str(tmp_path / "set.npz"), "sigma_data": 0.5},
         levels={"kind": "spectral", "scope": scope},
-        network={**SPECTRAL["network"], "classes": int(DEGENERATE[case][1].max()) + 1},
+        network={
+            **SPECTRAL["network"],
+            "classes": int(DEGENERATE[case][1].max()) + 1,
+            "scalars": SPECTRAL["network"]["scalars"] if scope == "instance" else [],
+        },
     )
     assert task.tables is not None
     assert bool((task.tables.rows.diff(dim=1) < 0).all())

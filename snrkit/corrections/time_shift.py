@@ -12,6 +12,7 @@ The paper matches var(x) with sigma^2, as if the data had no variance of their o
 it. Neither acts at the first level of a grid, at or beyond the cut-off at the clean end, or on the clean level itself.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -64,10 +65,21 @@ class TimeShift(Value):
             raise SnrkitError("time_shift counts in table indices, and this process has no table; set unit: nats")
         if self.window == 0 or place.index == 0:
             return place
+        spared = self._spared(place.here if self.variant == "paper" else place.there, process)
+        if bool(spared.all()):
+            return place
+        if not bool(spared.any()):
+            return self._moved(x, place, process)
+        rows = ~spared
+        some = self._moved(x[rows.to(x.device)], place.at(rows), process)
+        here, there = (level.logsnr.expand(len(x)).clone() for level in (place.here, place.there))
+        here[rows], there[rows] = some.here.logsnr, some.there.logsnr
+        return replace(place, here=process.level(here), there=process.level(there))
+
+    def _moved(self, x: Tensor, place: Place, process: Process) -> Place:
+        """The place of images none of which is at or beyond the cut-off."""
         if self.variant == "released":
             return self._aim_noisier(place, process)
-        if self._spared(place.here, process):
-            return place
         candidates = self._window(place.here, process)
         before = place.grid[place.index - 1]
         known = before.logsnr if place.index == 1 else self._window(before, process)[..., -1]
@@ -84,7 +96,7 @@ class TimeShift(Value):
         return candidates.expand(len(x), -1).gather(1, best)[:, 0]
 
     def _aim_noisier(self, place: Place, process: Process) -> Place:
-        if place.there.is_clean() or self._spared(place.there, process):
+        if place.there.is_clean():
             return place
         aim = self._noisy_edge(place.there, process)
         if bool((aim <= place.here.logsnr).any()):
@@ -117,12 +129,13 @@ class TimeShift(Value):
         half = int(self.window) // 2
         return self._looked_up(process.time(centre).round() + torch.arange(half, -half - 1, -1), process)
 
-    def _spared(self, level: Level, process: Process) -> bool:
+    def _spared(self, level: Level, process: Process) -> Tensor:
+        """Which levels are at or beyond the cut-off, shaped as the level."""
         if self.cutoff is None:
-            return False
+            return torch.zeros_like(level.logsnr, dtype=torch.bool)
         if self.unit == "nats":
-            return bool((level.logsnr >= self.cutoff).all())
-        return bool((process.time(level.logsnr) <= self.cutoff).all())
+            return level.logsnr >= self.cutoff
+        return process.time(level.logsnr) <= self.cutoff
 
     def _too_wide(self, place: Place) -> SnrkitError:
         unit = "indices" if self.unit == "index" else "nats"

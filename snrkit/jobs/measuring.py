@@ -42,6 +42,7 @@ from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
+from snrkit.spectral_grid import SpectralGrid, scope_of
 from snrkit.spectrum import power_spectra
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
@@ -77,6 +78,7 @@ def run_measuring(
     opened = open_experiment(experiment, world)
     check_held_out(opened)
     check_samplers(opened, chosen)
+    check_one_grid_for_why(opened.experiment, chosen)
     check_memory(opened, [opened.experiment.samplers[name] for name in chosen])
     records: dict[str, Any] = {}
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
@@ -91,6 +93,17 @@ def run_measuring(
                 progress.update(index + 1, name)
                 records[name] = _write(opened, model, name, sampler, measurement, instrument.seeds)
     return records
+
+
+def check_one_grid_for_why(e: Experiment, names: Sequence[str]) -> None:
+    """Refuse the probe `why` for grids that differ from image to image: ConfigError."""
+    for name in names if "why" in e.shift.probes else ():
+        grid = e.samplers[name].grid
+        if isinstance(grid, SpectralGrid) and scope_of(grid, e.spectral) != "dataset":
+            raise ConfigError(
+                f"shift.probes: why cuts the steps of one grid for all images; give samplers.{name}.grid scope: "
+                "dataset, or leave the probe out."
+            )
 
 
 def check_held_out(opened: Opened) -> None:
@@ -325,11 +338,6 @@ class Instrument:
     def why(self, sampler: Sampler, ready: Ready, reverse: Arm, forward: Arm) -> Why:
         """The network's share of the shift and the solver's."""
         e = self.opened.experiment
-        if ready.varies:
-            raise SnrkitError(
-                "shift.probes: why cuts the steps of one grid for all images; give the sampler's grid scope: dataset, "
-                "or leave the probe out."
-            )
         substeps = max(e.shift.why_substeps, -(-REFERENCE_STEPS // (len(ready.levels) - 1)))
         ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)

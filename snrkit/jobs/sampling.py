@@ -27,8 +27,8 @@ from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
-from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
-from snrkit.spectral_grid import SpectralGrid
+from snrkit.sampler import Ready, Sampler, first_variance, parse_seeds, rehearse
+from snrkit.spectral_grid import UNTOLD, SpectralGrid
 from snrkit.step import Noise, Step
 
 SHOWN = 100  # images of the picture grid
@@ -63,10 +63,7 @@ def starting_point(
     """
     streams = ImageStreams(seeds, opened.world.device)
     labels = chosen_labels(opened, streams)
-    variance = None
-    if sampler.start == "exact":
-        assert opened.moments is not None
-        variance = opened.moments.variance
+    variance = first_variance(sampler, opened.moments.variance if opened.moments else None)
     ready, ends = ready.of_images(opened.experiment.process, seeds, labels, own)
     x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
     augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
@@ -145,6 +142,8 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
 
 def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> tuple[Experiment, list[str]]:
     """(The experiment with `<name>-scale-<scale>` beside every chosen sampler with a spectral grid, these names)."""
+    if not experiment.network.scalars:
+        raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     made: dict[str, Sampler] = {}
     for name in choose(experiment, names):
         sampler = experiment.samplers[name]

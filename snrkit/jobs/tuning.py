@@ -39,7 +39,7 @@ from snrkit.metrics.scores import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sample import start
-from snrkit.sampler import Sampler, make_ready, parse_seeds, rehearse
+from snrkit.sampler import Sampler, first_variance, make_ready, parse_seeds, rehearse
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 from snrkit.step import Range
 
@@ -299,8 +299,8 @@ def predict(bench: Bench) -> Values:
     if apart not in bench.tools.controls:
         bench.tools.controls[apart] = _control(bench, apart)
     control = bench.tools.controls[apart]
-    moments = bench.opened.moments if bench.sampler.start == "exact" else None
-    variance = None if moments is None else moments.variance
+    moments = bench.opened.moments
+    variance = first_variance(bench.sampler, moments.variance if moments else None)
 
     def ratio(place: int, value: float) -> float:
         tried = tuple(value if i == place else v for i, v in enumerate(values))

@@ -1,0 +1,10 @@
+# The study of docs/spectral-study.md, resumable: hours on two cores. Run it as `make spectral-study`, in several shells
+# at once to share the work. Its tables are then in docs/spectral-tables.md.
+set -e
+python configs/spectral/gaussian.py > runs/spectral-gaussian.md
+mv runs/spectral-gaussian.md docs/spectral-gaussian.md
+for sweep in spectral-bias spectral-digits spectral-constants spectral-photos-16 spectral-photos-32 spectral-photos-64; do
+  snrkit sweep configs/sweeps/$sweep.yaml
+done
+python configs/spectral/tables.py runs > runs/spectral-tables.md
+mv runs/spectral-tables.md docs/spectral-tables.md

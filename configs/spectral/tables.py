@@ -1,0 +1,147 @@
+"""The tables of docs/spectral-tables.md, from the runs of `make spectral-study`: python tables.py runs > the page."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from snrkit.jobs.comparing import against
+from snrkit.jobs.sweeping import lay_out, load_sweep, stored_row
+from snrkit.report import Table, markdown
+
+SWEEPS = Path(__file__).parent.parent / "sweeps"
+OF_DIGITS = (
+    ("spectral", "cosine"), ("spectral", "cosine-shifted"), ("spectral", "edm"), ("spectral", "edm-own-weight"),
+    ("spectral", "bounds-even"), ("spectral", "bounds-cosine"), ("spectral", "dataset"), ("spectral", "class"),
+    ("class", "dataset"), ("spectral", "untold"), ("spectral", "without-mean-brightness"), ("spectral", "direct"),
+    ("spectral", "frequency"), ("spectral", "power"), ("dataset", "cosine"), ("dataset", "bounds-even"),
+    ("bounds-cosine", "cosine"), ("cosine-on-spectral", "cosine"), ("cosine-on-spectral", "dataset"),
+    ("bounds-cosine-on-spectral", "bounds-cosine"), ("bounds-cosine-on-spectral", "dataset"),
+    ("dataset-on-bounds-cosine", "dataset"), ("spectral", "cosine-interpolated"), ("wide", "spectral"),
+    ("wide", "cosine"),
+)  # fmt: skip
+PAIRS = {"spectral-bias": (), "spectral-digits": OF_DIGITS}  # of each sweep, which arm less which
+TITLES = {
+    "spectral-bias": "The bias of the sigmoid weighting",
+    "spectral-digits": "Digits, 8x8",
+}
+BUDGETS = {"25k": 25_088, "50k": 50_048, "75k": 75_008, "": 100_096}  # suffix of an arm, and what it has seen
+LOOKED_AT = "euler-16"
+Record = Mapping[str, Any]
+BySeed = dict[int, Record]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return markdown(Table(tuple(head), list(map(tuple, rows))), Path())
+
+
+def read(name: str, runs: Path) -> dict[str, dict[str, BySeed]]:
+    """arm -> sampler -> seed -> what was found, of the rows that are made. `x-long` is x with more steps."""
+    found: dict[str, dict[str, BySeed]] = {}
+    rows = [(trial, stored_row(trial, runs)) for trial in lay_out(load_sweep(SWEEPS / f"{name}.yaml"), name)]
+    missing = sum(row is None for _, row in rows)
+    if missing:
+        print(f"{name}: {missing} of {len(rows)} rows are not made yet", file=sys.stderr)
+    for trial, row in rows:
+        arm = found.setdefault(trial.arm.removesuffix("-long"), {})
+        for sampler, record in (row or {}).get("samplers", {}).items():
+            arm.setdefault(sampler, {})[trial.seed] = record
+    return {arm: samplers for arm, samplers in found.items() if samplers}
+
+
+def fd(by_seed: BySeed) -> dict[int, float]:
+    """The distance of every seed."""
+    return {seed: record["summary"]["fd"]["mean"] for seed, record in by_seed.items()}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean (least, most), or the one value."""
+    return f"{fmean(values):.3f}" + (f" ({min(values):.3f}, {max(values):.3f})" if len(values) > 1 else "")
+
+
+def less(one: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """Mean difference over equal seeds with its paired 95 % t-interval."""
+    seeds = sorted(one.keys() & other.keys())
+    if not seeds:
+        return "-"
+    found = against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd")
+    bracket = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.3f}{bracket}"
+
+
+def section(name: str, runs: Path) -> Iterator[str]:
+    """One sweep: distances by arm and sampler, arms less arms, what the images look like, and over the training."""
+    found = read(name, runs)
+    whole = {arm: samplers for arm, samplers in found.items() if not arm.endswith(tuple(filter(None, BUDGETS)))}
+    if not whole:
+        return
+    samplers = list(dict.fromkeys(sampler for arm in whole.values() for sampler in arm))
+    records = [record for arm in whole.values() for by_seed in arm.values() for record in by_seed.values()]
+    seeds = sorted({seed for arm in whole.values() for by_seed in arm.values() for seed in by_seed})
+    yield f"## {TITLES[name]}"
+    yield (f"`configs/sweeps/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0]['names']['fd']}, "
+           "mean (least, most) over the seeds:")  # fmt: skip
+    yield table(["arm", *samplers], [[arm, *(cell(of.get(s)) for s in samplers)] for arm, of in whole.items()])
+    pairs = [pair for pair in PAIRS[name] if set(pair) <= whole.keys()]
+    if pairs:
+        yield "Differences, seed by seed:"
+        yield table(["arms", *samplers], [[f"{a} less {b}", *(less(fd(whole[a].get(s, {})), fd(whole[b].get(s, {})))
+                                           for s in samplers)] for a, b in pairs])  # fmt: skip
+    yield f"Power by ring and spread of mean brightness, images over data, {LOOKED_AT}:"
+    yield table(["arm", "power", "brightness"], [[arm, *looks(of[LOOKED_AT])] for arm, of in whole.items()])
+    yield from budgets(found)
+
+
+def cell(by_seed: BySeed | None) -> str:
+    """The distances of one arm and sampler."""
+    return spread(list(fd(by_seed).values())) if by_seed else "-"
+
+
+def looks(by_seed: BySeed) -> tuple[str, str]:
+    """(power of every ring, spread of brightness), means over the seeds."""
+    rings = zip(*(record["looks"]["power"] for record in by_seed.values()), strict=True)
+    power = " ".join(f"{fmean(ring):.2f}" for ring in rings)
+    return power, f"{fmean(record['looks']['brightness'] for record in by_seed.values()):.2f}"
+
+
+def budgets(found: Mapping[str, Mapping[str, BySeed]]) -> Iterator[str]:
+    """Distances against images seen, and the mean difference over that curve."""
+    curves: dict[str, list[dict[int, float]]] = {}
+    for arm in found:
+        base = arm.removesuffix("-25k")
+        if base != arm:
+            (sampler,) = found[arm]
+            curves[base] = [fd(found[f"{base}-{k}" if k else base][sampler]) for k in BUDGETS]
+    if not curves:
+        return
+    yield f"Against images seen, one training with checkpoints, {sampler}:"
+    head = [f"{images:,}" for images in BUDGETS.values()]
+    yield table(["arm", *head], [[arm, *(spread(list(v.values())) for v in c)] for arm, c in curves.items()])
+    area = {arm: {seed: mean_over_images([v[seed] for v in c]) for seed in c[0]} for arm, c in curves.items()}
+    first = next(iter(curves))
+    rows = [[f"{first} less {arm}", less(area[first], area[arm])] for arm in curves if arm != first]
+    yield table(["area between the curves over its width", "FD [95 %]"], rows)
+
+
+def mean_over_images(values: Sequence[float]) -> float:
+    """The mean of a curve over the images seen, linear between its points."""
+    images = list(BUDGETS.values())
+    parts = [(b - a) * (u + v) / 2 for a, b, u, v in zip(images, images[1:], values, values[1:], strict=False)]
+    return sum(parts) / (images[-1] - images[0])
+
+
+def page(runs: Path) -> Iterator[str]:
+    """All tables."""
+    yield "# Spectral schedules: the tables"
+    yield ("Written by `configs/spectral/tables.py` from the runs of `make spectral-study`; what they mean is in "
+           "[spectral-study.md](spectral-study.md). Brackets: paired 95 % t-intervals over training seeds, which leave "
+           "out the noise of the images, the same seeds in every arm; of so many differences several clear 0 by "
+           "chance. No score here is an FID.")  # fmt: skip
+    for name in TITLES:
+        yield from section(name, runs)
+
+
+if __name__ == "__main__":
+    print("\n\n".join(page(Path(sys.argv[1]))))
