@@ -235,13 +235,19 @@ def test_a_network_on_a_grid_per_image(solver):
 
 def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_path):
     """Image by image: the reverse and the forward arm agree in levels, ends and labels, as their comparison needs."""
-    seen = {}
+    levels, ends, classes = [], [], []
 
     class Noted(Spectral):
         def place(self, grid, process, seeds, labels, own=None):
             found = super().place(grid, process, seeds, labels, own)
             if own is not None:
-                seen.setdefault(len(seen), (found[0].logsnr, labels))
+                levels.append(torch.stack([level.logsnr for level in found], 1))
+                classes.append(labels)
+            return found
+
+        def told(self, grid, seeds, labels, own=None):
+            found = super().told(grid, seeds, labels, own)
+            ends.append(found)
             return found
 
     from snrkit.jobs.measuring import Instrument
@@ -255,11 +261,14 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
     denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.sigma_data)
     instrument = Instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
     instrument.walk(sampler, ready)
-    reverse = torch.cat([level for level, _ in seen.values()])
-    seen.clear()
-    instrument.placed(ready, instrument.held_rows)
-    torch.testing.assert_close(reverse, seen[0][0])
-    assert len(reverse.unique()) > 10
+    reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
+    for parts in (levels, ends, classes):
+        parts.clear()
+    _, cond = instrument.placed(ready, instrument.held_rows)
+    for ours, theirs in zip(reverse, (levels[0], cond.scalars, cond.labels), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert len(reverse[0][:, 0].unique()) > 10
+    assert len(reverse[2].unique()) > 1
 
 
 def test_the_whole_path(tmp_path):
@@ -268,7 +277,9 @@ def test_the_whole_path(tmp_path):
     snrkit(tmp_path, "train", "-q")
     run = tmp_path / "runs" / "small"
     assert (run / "spectra.safetensors").exists()
-    snrkit(tmp_path, "sample", "-q")
+    told = snrkit(tmp_path, "sample", "-q").stderr
+    assert told.count("its grid visits logsnr") == 1
+    assert "plain: its grid visits logsnr -15.0 to 15.0, where training saw" in " ".join(told.split())
     first = {p.relative_to(run): p.read_bytes() for p in sorted((run / "samples").rglob("0000*/*.png"))}
     assert len(first) == 3 * 64
     snrkit(tmp_path, "eval-fid")

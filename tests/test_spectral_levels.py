@@ -80,7 +80,7 @@ def test_ends_are_told_and_sometimes_those_of_the_mean():
 
 
 def test_importance_is_the_integral_between_the_ends_of_the_image():
-    """Over the density, the mean over t of the weight is its integral over logsnr, however the schedule runs."""
+    """Over the density, the mean over t of the weight is its integral over logsnr where no step exceeds the cap."""
     spectra, t = measured(), (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     totals = {}
     for kind in ("spectral_freq", "spectral_mixed"):

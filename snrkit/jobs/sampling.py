@@ -20,8 +20,8 @@ from snrkit.distributed import World
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
-from snrkit.jobs.progress import bar
-from snrkit.jobs.sources import RunSources, open_sampler
+from snrkit.jobs.progress import bar, console
+from snrkit.jobs.sources import RunSources, beyond_training, open_sampler
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
@@ -175,6 +175,8 @@ def make_images(
     record = manifest(opened, model, sampler)
     if world.leads:
         _claim(folder, record, overwrite)
+        if warning := beyond_training(opened, model, sampler):
+            console.print(f"{name}: {warning}")
     world.barrier()
     seeds = parse_seeds(e.sample.seeds)
     missing = [seed for seed in seeds if not is_made(folder, seed)]

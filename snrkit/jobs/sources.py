@@ -115,6 +115,22 @@ def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> Ready:
     return make_ready(sampler, opened.experiment.process, RunSources(opened, model))
 
 
+def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:
+    """What to say of a grid with levels that no schedule of the training's images has; None where there is none."""
+    e, grid = opened.experiment, sampler.grid
+    if e.spectral is None or isinstance(grid, SpectralGrid):
+        return None
+    known = Spectral(open_spectrum_model(opened, model.run), e.spectral)
+    levels, (low, high) = grid.levels(e.process), known.trained(e.process)
+    first, last = float(levels[0].logsnr), float(levels[-2].logsnr)
+    if low - 0.01 <= first and last <= high + 0.01:
+        return None
+    return (
+        f"its grid visits logsnr {first:.1f} to {last:.1f}, where training saw {low:.1f} to {high:.1f}; a grid of kind "
+        "spectral, or karras between a sigma_min and a sigma_max, stays within."
+    )
+
+
 def open_estimator(opened: Opened, run: Run) -> Estimator:
     """The estimator that snrkit fit-estimator made of this run. RunError when absent, damaged or of another config."""
     path, e = run.estimator, opened.experiment
