@@ -25,7 +25,7 @@ PROCESS = Vp(logsnr_min=-30, logsnr_max=30)
 TEXT = """# Spectral grids on Gaussians with the spectra of photographs
 
 Written by `configs/spectral/gaussian.py`. Eight photographs of scikit-image, each taken as a Gaussian of its own power
-spectrum; the denoiser is exact, the sampler DDIM from N(0, 1), and the last evaluation gives x0. Cells are relative
+spectrum; the denoiser is exact, the sampler DDIM from sigma*n, and the last evaluation gives x0. Cells are relative
 W2^2 and KL per frequency in nats, medians over the photographs, both without the mean brightness; columns are sides in
 pixels and evaluations. Spectral grids are a reconstruction after Esteves & Makadia 2026 (kappa 0.01 to 100, `dc:
 exclude` but for the last row).
@@ -36,6 +36,10 @@ W2^2 over that of spectral_mixed, least and most over the columns: cosine {cosin
 uniform logsnr between the image's own bounds {uniform}, Karras between them {karras}. Most of the gain is the bounds.
 With the mean spectrum of the photographs in place of each one's own it is {mean} (KL {mean_kl}): an image's
 own spectrum is not shown to matter.
+
+What `dc: include` is for is not in the table: the variance of the mean brightness over the data's, spectral_mixed at
+32 evaluations, median (least) of the photographs:
+{brightness}.
 """
 
 
@@ -89,12 +93,31 @@ def measured() -> dict[str, list[tuple[float, float]]]:
             cells: dict[str, list[Tensor]] = {}
             for power in powers:
                 for name, rule in rules(power, mean, side).items():
-                    made = euler_gain(walked(rule(steps)), power[1:]).square()
+                    made = variances(walked(rule(steps)), power)[1:]
                     cells.setdefault(name, []).append(torch.stack(spectral_distance(made, power[1:], counts)))
             for name, each in cells.items():
                 apart, kl = torch.stack(each).quantile(0.5, dim=0).tolist()
                 found.setdefault(name, []).append((apart, kl))
     return found
+
+
+def variances(levels: list[Level], power: Tensor) -> Tensor:
+    """What is made of every ring (K + 1,)."""
+    return (euler_gain(levels, power) * levels[0].sigma).square()
+
+
+def brightness() -> str:
+    """How much of the mean brightness' variance is made, by side and by what the bounds know of it."""
+    t, found = torch.linspace(1, 0, 32, dtype=torch.float64), []
+    for side in SIDES:
+        powers = torch.stack([power_spectra(to_unit(whole(name, side))[None])[0] for name in PICTURES])
+        each = []
+        for dc in ("exclude", "include"):
+            logsnr = SpectralSchedule.model_validate({"dc": dc, "logsnr_max": None}).logsnr(powers, t)
+            shares = [variances(walked(row), power)[0] / power[0] for row, power in zip(logsnr, powers, strict=True)]
+            each.append(f"{dc} {float(torch.stack(shares).quantile(0.5)):.2f} ({float(min(shares)):.2f})")
+        found.append(f"{side} pixels {', '.join(each)}")
+    return "; ".join(found)
 
 
 def page(found: dict[str, list[tuple[float, float]]]) -> str:
@@ -115,6 +138,7 @@ def page(found: dict[str, list[tuple[float, float]]]) -> str:
         fixed=times("Karras, sigma over the image's own 0.004 to 160"),
         uniform=times("uniform logsnr, own bounds"),
         karras=times("Karras, own bounds"),
+        brightness=brightness(),
     )
 
 
