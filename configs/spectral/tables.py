@@ -1,7 +1,8 @@
 """The tables of docs/spectral-tables.md, from the runs of `make spectral-study`: python tables.py runs > the page."""
 
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,10 +22,18 @@ OF_DIGITS = (
     ("dataset-on-bounds-cosine", "dataset"), ("spectral", "cosine-interpolated"), ("wide", "spectral"),
     ("wide", "cosine"),
 )  # fmt: skip
-PAIRS = {"spectral-bias": (), "spectral-digits": OF_DIGITS}  # of each sweep, which arm less which
+OF_PHOTOS = (
+    ("spectral", "dataset"), ("spectral", "untold"), ("spectral", "cosine"), ("spectral", "cosine-shifted"),
+    ("spectral", "cosine-interpolated"), ("spectral", "edm"), ("dataset", "cosine"),
+)  # fmt: skip
+PAIRS = {"spectral-digits": OF_DIGITS, **{f"spectral-photos-{side}": OF_PHOTOS for side in (16, 32, 64)}}
 TITLES = {
     "spectral-bias": "The bias of the sigmoid weighting",
     "spectral-digits": "Digits, 8x8",
+    "spectral-constants": "Constants at three sizes of photographs",
+    "spectral-photos-16": "Photographs, 16x16",
+    "spectral-photos-32": "Photographs, 32x32",
+    "spectral-photos-64": "Photographs, 64x64",
 }
 BUDGETS = {"25k": 25_088, "50k": 50_048, "75k": 75_008, "": 100_096}  # suffix of an arm, and what it has seen
 LOOKED_AT = "euler-16"
@@ -83,20 +92,31 @@ def section(name: str, runs: Path) -> Iterator[str]:
     yield f"## {TITLES[name]}"
     yield (f"`configs/sweeps/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0]['names']['fd']}, "
            "mean (least, most) over the seeds:")  # fmt: skip
-    yield table(["arm", *samplers], [[arm, *(cell(of.get(s)) for s in samplers)] for arm, of in whole.items()])
-    pairs = [pair for pair in PAIRS[name] if set(pair) <= whole.keys()]
+    yield table(["arm", *samplers], [[arm, *(cell(of.get(s), fd) for s in samplers)] for arm, of in whole.items()])
+    pairs = [pair for pair in PAIRS.get(name, ()) if set(pair) <= whole.keys()]
     if pairs:
         yield "Differences, seed by seed:"
         yield table(["arms", *samplers], [[f"{a} less {b}", *(less(fd(whole[a].get(s, {})), fd(whole[b].get(s, {})))
                                            for s in samplers)] for a, b in pairs])  # fmt: skip
-    yield f"Power by ring and spread of mean brightness, images over data, {LOOKED_AT}:"
-    yield table(["arm", "power", "brightness"], [[arm, *looks(of[LOOKED_AT])] for arm, of in whole.items()])
+    yield "Root mean square over the rings of ln power, images over data; mean (least, most):"
+    yield table(["arm", *samplers], [[arm, *(cell(of.get(s), off) for s in samplers)] for arm, of in whole.items()])
+    shown = LOOKED_AT if LOOKED_AT in samplers else samplers[-1]
+    yield f"Power by ring and spread of mean brightness, images over data, {shown}:"
+    yield table(["arm", "power", "brightness"], [[arm, *looks(of[shown])] for arm, of in whole.items() if shown in of])
     yield from budgets(found)
 
 
-def cell(by_seed: BySeed | None) -> str:
-    """The distances of one arm and sampler."""
-    return spread(list(fd(by_seed).values())) if by_seed else "-"
+def off(by_seed: BySeed) -> dict[int, float]:
+    """How far the power by ring is off, of every seed."""
+    found = {}
+    for seed, record in by_seed.items():
+        found[seed] = math.sqrt(fmean(math.log(ring) ** 2 for ring in record["looks"]["power"]))
+    return found
+
+
+def cell(by_seed: BySeed | None, measure: Callable[[BySeed], dict[int, float]]) -> str:
+    """One arm and sampler."""
+    return spread(list(measure(by_seed).values())) if by_seed else "-"
 
 
 def looks(by_seed: BySeed) -> tuple[str, str]:
