@@ -6,5 +6,8 @@ mv runs/spectral-gaussian.md docs/spectral-gaussian.md
 for sweep in spectral-bias spectral-digits spectral-constants spectral-photos-16 spectral-photos-32 spectral-photos-64; do
   snrkit sweep configs/sweeps/$sweep.yaml
 done
+if [ -e data/cifar10-train.zip ]; then   # see configs/spectral/cifar10.yaml
+  snrkit sweep configs/sweeps/spectral-cifar10.yaml
+fi
 python configs/spectral/tables.py runs > runs/spectral-tables.md
 mv runs/spectral-tables.md docs/spectral-tables.md

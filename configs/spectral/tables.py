@@ -26,10 +26,15 @@ OF_PHOTOS = (
     ("spectral", "dataset"), ("spectral", "untold"), ("spectral", "cosine"), ("spectral", "cosine-shifted"),
     ("spectral", "cosine-interpolated"), ("spectral", "edm"), ("dataset", "cosine"),
 )  # fmt: skip
-PAIRS = {"spectral-digits": OF_DIGITS, **{f"spectral-photos-{side}": OF_PHOTOS for side in (16, 32, 64)}}
+PAIRS = {
+    "spectral-digits": OF_DIGITS,
+    "spectral-cifar10": OF_PHOTOS,
+    **{f"spectral-photos-{side}": OF_PHOTOS for side in (16, 32, 64)},
+}
 TITLES = {
     "spectral-bias": "The bias of the sigmoid weighting",
     "spectral-digits": "Digits, 8x8",
+    "spectral-cifar10": "CIFAR-10, 32x32",
     "spectral-constants": "Constants at three sizes of photographs",
     "spectral-photos-16": "Photographs, 16x16",
     "spectral-photos-32": "Photographs, 32x32",
