@@ -1,0 +1,389 @@
+"""The networks of EDM's published checkpoints, for running them: SongUNet (DDPM++ and NCSN++, after Song et al. 2021)
+and DhariwalUNet (ADM, after Dhariwal & Nichol 2021), as Karras et al. 2022 define them in their appendix F.
+
+Names of modules and parameters are those of the published files, so that their tensors load as they are. Everything is
+float32. Where ours differ from the original is in what they are told: labels are numbers, -1 for none.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from snrkit.prediction import Cond
+from snrkit.value import Value
+
+LARGEST_PERIOD = 10_000
+
+
+class Features(nn.Module):
+    """cos and sin of the time at fixed frequencies: falling from 1 to 1/10000, or random ones that a file holds."""
+
+    freqs: Tensor
+
+    def __init__(self, dim: int, *, last: bool = False, random: bool = False) -> None:
+        super().__init__()
+        half = dim // 2
+        if random:  # in units of full turns
+            self.register_buffer("freqs", torch.randn(half) * 16)
+        else:
+            place = torch.arange(half, dtype=torch.float32) / (half - last)
+            self.register_buffer("freqs", (1 / LARGEST_PERIOD) ** place, persistent=False)
+        self.turn = 2 * math.pi if random else 1.0
+
+    def forward(self, time: Tensor) -> Tensor:
+        """(B,) -> (B, dim)."""
+        angle = torch.outer(time, self.freqs * self.turn)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Conv(nn.Module):
+    """A convolution of a square kernel; `resample` first doubles (up) or halves (down) the sides through a filter.
+
+    Kernel 0: the resampling alone. `after`: halve after the convolution, in the order that fuses both.
+    """
+
+    resample_filter: Tensor | None
+
+    def __init__(
+        self, dim_in: int, dim_out: int, kernel: int, resample: Literal["up", "down"] | None = None,
+        taps: Sequence[float] = (1, 1), after: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.resample, self.after, self.pad = resample, after, kernel // 2
+        self.weight = nn.Parameter(torch.empty(dim_out, dim_in, kernel, kernel)) if kernel else None
+        self.bias = nn.Parameter(torch.zeros(dim_out)) if kernel else None
+        if self.weight is not None:
+            nn.init.xavier_uniform_(self.weight)
+        row = torch.tensor(taps, dtype=torch.float32)
+        filters = torch.outer(row, row)[None, None] / row.sum() ** 2
+        self.register_buffer("resample_filter", filters if resample else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim_in, H, W) -> (B, dim_out, H', W')."""
+        if self.resample_filter is None:
+            return functional.conv2d(x, self.weight, self.bias, padding=self.pad) if self.weight is not None else x
+        edge = (self.resample_filter.shape[-1] - 1) // 2
+        if self.after and self.weight is not None:
+            x = functional.conv2d(x, self.weight, padding=self.pad + edge)
+            x = self._filtered(x, 0)
+            return x if self.bias is None else x + self.bias[:, None, None]
+        x = self._filtered(x, edge)
+        return x if self.weight is None else functional.conv2d(x, self.weight, self.bias, padding=self.pad)
+
+    def _filtered(self, x: Tensor, edge: int) -> Tensor:
+        assert self.resample_filter is not None
+        dim = x.shape[1]
+        each = self.resample_filter.expand(dim, 1, -1, -1)
+        if self.resample == "up":
+            return functional.conv_transpose2d(x, 4 * each, groups=dim, stride=2, padding=edge)
+        return functional.conv2d(x, each, groups=dim, stride=2, padding=edge)
+
+
+def norm(dim: int, eps: float) -> nn.GroupNorm:
+    """Groups of at least four channels, 32 of them at most."""
+    return nn.GroupNorm(min(32, dim // 4), dim, eps=eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What all blocks of a network share."""
+
+    dim_emb: int
+    scale: float  # of every sum with a shortcut
+    eps: float
+    adaptive: bool  # the embedding scales and shifts; else it is added before the second norm
+    project: bool  # shortcuts that resample have a convolution of their own
+    dropout: float
+    taps: tuple[float, ...] = (1, 1)
+    head_channels: int | None = None  # None: one head
+
+
+class Block(nn.Module):
+    """A residual block with the embedding, and attention behind it."""
+
+    def __init__(
+        self, dim_in: int, dim_out: int, style: Style, attention: bool = False,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.dim_in, self.dim_out, self.style = dim_in, dim_out, style
+        self.heads = 0 if not attention else dim_out // style.head_channels if style.head_channels else 1
+        self.norm0 = norm(dim_in, style.eps)
+        self.conv0 = Conv(dim_in, dim_out, 3, resample, style.taps)
+        self.affine = nn.Linear(style.dim_emb, dim_out * (2 if style.adaptive else 1))
+        self.norm1 = norm(dim_out, style.eps)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv1 = Conv(dim_out, dim_out, 3)
+        changes = dim_in != dim_out
+        kernel = 1 if changes or style.project else 0
+        self.skip = Conv(dim_in, dim_out, kernel, resample, style.taps) if changes or resample else None
+        if self.heads:
+            self.norm2 = norm(dim_out, style.eps)
+            self.qkv = Conv(dim_out, 3 * dim_out, 1)
+            self.proj = Conv(dim_out, dim_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, dim_in, H, W), embedding (B, dim_emb) -> (B, dim_out, H', W')."""
+        h = self.conv0(functional.silu(self.norm0(x)))
+        told = self.affine(emb)[:, :, None, None]
+        if self.style.adaptive:
+            gain, shift = told.chunk(2, dim=1)
+            h = functional.silu(self.norm1(h) * (gain + 1) + shift)
+        else:
+            h = functional.silu(self.norm1(h + told))
+        h = self.conv1(self.dropout(h))
+        out: Tensor = (h + (x if self.skip is None else self.skip(x))) * self.style.scale
+        return self._attended(out) if self.heads else out
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """Channels of one head lie together, and within them query, key and value alternate."""
+        batch, dim, height, width = x.shape
+        mixed = self.qkv(self.norm2(x)).reshape(batch, self.heads, dim // self.heads, 3, height * width)
+        q, k, v = (part.transpose(2, 3) for part in mixed.unbind(3))
+        out = functional.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        joined: Tensor = (x + self.proj(out)) * self.style.scale
+        return joined
+
+
+class SongUNet(Value):
+    """DDPM++ as it is by default; NCSN++ with embedding fourier, encoder residual, time_features 2 and four taps."""
+
+    kind: Literal["song_unet"] = "song_unet"
+    channels: int = Field(128, ge=4)
+    multipliers: tuple[int, ...] = Field((2, 2, 2), min_length=1)
+    blocks: int = Field(4, ge=1)
+    attention: tuple[int, ...] = Field((16,), description="resolutions with attention")
+    embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "skip", "residual"] = "standard"
+    decoder: Literal["standard", "skip"] = "standard"
+    time_features: int = Field(1, ge=1, description="features of the time over `channels`")
+    taps: tuple[float, ...] = Field((1, 1), min_length=2)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
+
+    def make(self, shape: tuple[int, int, int]) -> nn.Module:
+        """The network for images of `shape` (C, N, N)."""
+        return SongModule(self, shape)
+
+
+class DhariwalUNet(Value):
+    """ADM, by default at its size for 64 pixels."""
+
+    kind: Literal["dhariwal_unet"] = "dhariwal_unet"
+    channels: int = Field(192, ge=4)
+    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), min_length=1)
+    blocks: int = Field(3, ge=1)
+    attention: tuple[int, ...] = Field((32, 16, 8), description="resolutions with attention")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
+
+    def make(self, shape: tuple[int, int, int]) -> nn.Module:
+        """The network for images of `shape` (C, N, N)."""
+        return DhariwalModule(self, shape)
+
+
+class Told(nn.Module):
+    """What both networks do with time, label and augmentation before their blocks."""
+
+    map_label: nn.Linear | None
+    map_augment: nn.Linear | None
+
+    def one_hot(self, cond: Cond | None, batch: int) -> Tensor:
+        """Labels (B, classes); zeros for -1 and for none."""
+        assert self.map_label is not None
+        weight = self.map_label.weight
+        hot = weight.new_zeros(batch, self.map_label.in_features)
+        if cond is None or cond.labels is None:
+            return hot
+        rows = cond.labels.to(weight.device)
+        return hot.scatter(1, rows.clamp(min=0)[:, None], (rows >= 0).to(weight)[:, None])
+
+    def augmented(self, emb: Tensor, cond: Cond | None) -> Tensor:
+        """The embedding with the augmentation's parameters."""
+        if self.map_augment is None or cond is None or cond.augment is None:
+            return emb
+        told: Tensor = emb + self.map_augment(cond.augment)
+        return told
+
+
+def _outputs(layers: nn.ModuleDict) -> list[int]:
+    """Channels of what the encoder hands on."""
+    found: list[Any] = [layer for name, layer in layers.items() if "aux" not in name]
+    return [layer.dim_out if isinstance(layer, Block) else len(layer.weight) for layer in found]
+
+
+class SongModule(Told):
+    """SongUNet's module."""
+
+    def __init__(self, value: SongUNet, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        image, side, dim_emb = shape[0], shape[1], 4 * value.channels
+        features = value.channels * value.time_features
+        self.value, self.output = value, f"dec.{side}x{side}_aux_conv"
+        self.map_noise = Features(features, last=True, random=value.embedding == "fourier")
+        self.map_label = nn.Linear(value.classes, features) if value.classes else None
+        self.map_augment = nn.Linear(value.augment, features, bias=False) if value.augment else None
+        self.map_layer0 = nn.Linear(features, dim_emb)
+        self.map_layer1 = nn.Linear(dim_emb, dim_emb)
+        style = Style(dim_emb, math.sqrt(0.5), 1e-6, False, True, value.dropout, value.taps)
+        self.enc = self._encoder(image, side, style)
+        self.dec = self._decoder(image, side, style)
+
+    def _encoder(self, image: int, side: int, style: Style) -> nn.ModuleDict:
+        value, layers = self.value, nn.ModuleDict()
+        dim, aux = value.channels, image
+        for depth, multiplier in enumerate(value.multipliers):
+            size = side >> depth
+            at = f"{size}x{size}"
+            if depth == 0:
+                layers[f"{at}_conv"] = Conv(image, dim, 3)
+            else:
+                layers[f"{at}_down"] = Block(dim, dim, style, resample="down")
+                if value.encoder == "skip":
+                    layers[f"{at}_aux_down"] = Conv(aux, aux, 0, "down", value.taps)
+                    layers[f"{at}_aux_skip"] = Conv(aux, dim, 1)
+                elif value.encoder == "residual":
+                    layers[f"{at}_aux_residual"] = Conv(aux, dim, 3, "down", value.taps, after=True)
+                    aux = dim
+            for index in range(value.blocks):
+                wide = value.channels * multiplier
+                layers[f"{at}_block{index}"] = Block(dim, wide, style, size in value.attention)
+                dim = wide
+        return layers
+
+    def _decoder(self, image: int, side: int, style: Style) -> nn.ModuleDict:
+        value, layers, skips = self.value, nn.ModuleDict(), _outputs(self.enc)
+        dim, last = skips[-1], len(value.multipliers) - 1
+        for depth in range(last, -1, -1):
+            size = side >> depth
+            at = f"{size}x{size}"
+            if depth == last:
+                layers[f"{at}_in0"] = Block(dim, dim, style, attention=True)
+                layers[f"{at}_in1"] = Block(dim, dim, style)
+            else:
+                layers[f"{at}_up"] = Block(dim, dim, style, resample="up")
+            for index in range(value.blocks + 1):
+                wide = value.channels * value.multipliers[depth]
+                attention = index == value.blocks and size in value.attention
+                layers[f"{at}_block{index}"] = Block(dim + skips.pop(), wide, style, attention)
+                dim = wide
+            if value.decoder == "skip" or depth == 0:
+                if value.decoder == "skip" and depth < last:
+                    layers[f"{at}_aux_up"] = Conv(image, image, 0, "up", value.taps)
+                layers[f"{at}_aux_norm"] = norm(dim, 1e-6)
+                layers[f"{at}_aux_conv"] = Conv(dim, image, 3)
+        return layers
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, C, N, N), time (B,) -> the same."""
+        emb = self.map_noise(time).unflatten(1, (2, -1)).flip(1).flatten(1)  # sin before cos
+        if self.map_label is not None:
+            emb = emb + self.map_label(self.one_hot(cond, len(x)) * math.sqrt(self.map_label.in_features))
+        emb = functional.silu(self.map_layer0(self.augmented(emb, cond)))
+        emb = functional.silu(self.map_layer1(emb))
+        return self._up(*self._down(x, emb), emb)
+
+    def _down(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips: list[Tensor] = []
+        aux = x
+        for name, layer in self.enc.items():
+            if "aux_down" in name:
+                aux = layer(aux)
+            elif "aux_skip" in name:
+                x = skips[-1] = x + layer(aux)
+            elif "aux_residual" in name:
+                x = skips[-1] = aux = (x + layer(aux)) * math.sqrt(0.5)
+            else:
+                x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+                skips.append(x)
+        return x, skips
+
+    def _up(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        aux: Tensor | None = None
+        normed = x
+        for name, layer in self.dec.items():
+            if "aux_up" in name:
+                aux = layer(aux)
+            elif "aux_norm" in name:
+                normed = layer(x)
+            elif "aux_conv" in name:
+                made = layer(functional.silu(normed))
+                aux = made if aux is None else made + aux
+            else:
+                x = layer(x if x.shape[1] == layer.dim_in else torch.cat([x, skips.pop()], dim=1), emb)
+        assert aux is not None
+        return aux
+
+
+class DhariwalModule(Told):
+    """DhariwalUNet's module."""
+
+    output = "out_conv"
+
+    def __init__(self, value: DhariwalUNet, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        image, side, dim_emb = shape[0], shape[1], 4 * value.channels
+        self.value = value
+        self.map_noise = Features(value.channels)
+        self.map_augment = nn.Linear(value.augment, value.channels, bias=False) if value.augment else None
+        self.map_layer0 = nn.Linear(value.channels, dim_emb)
+        self.map_layer1 = nn.Linear(dim_emb, dim_emb)
+        self.map_label = nn.Linear(value.classes, dim_emb, bias=False) if value.classes else None
+        style = Style(dim_emb, 1.0, 1e-5, True, False, value.dropout, head_channels=64)
+        self.enc, self.dec, dim = nn.ModuleDict(), nn.ModuleDict(), value.channels
+        for depth, multiplier in enumerate(value.multipliers):
+            size = side >> depth
+            at = f"{size}x{size}"
+            if depth == 0:
+                dim = value.channels * multiplier
+                self.enc[f"{at}_conv"] = Conv(image, dim, 3)
+            else:
+                self.enc[f"{at}_down"] = Block(dim, dim, style, resample="down")
+            for index in range(value.blocks):
+                wide = value.channels * multiplier
+                self.enc[f"{at}_block{index}"] = Block(dim, wide, style, size in value.attention)
+                dim = wide
+        dim = self._decode(side, style)
+        self.out_norm = norm(dim, 1e-5)
+        self.out_conv = Conv(dim, image, 3)
+
+    def _decode(self, side: int, style: Style) -> int:
+        value, skips = self.value, _outputs(self.enc)
+        dim, last = skips[-1], len(value.multipliers) - 1
+        for depth in range(last, -1, -1):
+            size = side >> depth
+            at = f"{size}x{size}"
+            if depth == last:
+                self.dec[f"{at}_in0"] = Block(dim, dim, style, attention=True)
+                self.dec[f"{at}_in1"] = Block(dim, dim, style)
+            else:
+                self.dec[f"{at}_up"] = Block(dim, dim, style, resample="up")
+            for index in range(value.blocks + 1):
+                wide = value.channels * value.multipliers[depth]
+                self.dec[f"{at}_block{index}"] = Block(dim + skips.pop(), wide, style, size in value.attention)
+                dim = wide
+        return dim
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, C, N, N), time (B,) -> the same."""
+        emb = self.augmented(self.map_noise(time), cond)
+        emb = self.map_layer1(functional.silu(self.map_layer0(emb)))
+        if self.map_label is not None:
+            emb = emb + self.map_label(self.one_hot(cond, len(x)))
+        emb = functional.silu(emb)
+        skips = []
+        for layer in self.enc.values():
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            skips.append(x)
+        for layer in self.dec.values():
+            x = layer(x if x.shape[1] == layer.dim_in else torch.cat([x, skips.pop()], dim=1), emb)
+        out: Tensor = self.out_conv(functional.silu(self.out_norm(x)))
+        return out
