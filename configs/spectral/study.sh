@@ -3,8 +3,8 @@
 set -e
 python configs/spectral/gaussian.py > runs/spectral-gaussian.md
 mv runs/spectral-gaussian.md docs/spectral-gaussian.md
-for sweep in spectral-bias spectral-digits spectral-constants spectral-photos-16 spectral-photos-32 spectral-photos-64; do
-  snrkit sweep configs/sweeps/$sweep.yaml
+for sweep in bias digits constants photos-16 photos-32 photos-64; do
+  snrkit sweep configs/sweeps/spectral-$sweep.yaml
 done
 if [ -e data/cifar10-train.zip ]; then   # see configs/spectral/cifar10.yaml
   snrkit sweep configs/sweeps/spectral-cifar10.yaml
