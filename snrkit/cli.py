@@ -108,7 +108,11 @@ def sample(
     spectrum_scale: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
-            "--spectrum-scale", min=0.01, max=100, help="More (above 1) or less texture: spectral grids only."
+            "--spectrum-scale",
+            min=0.01,
+            max=100,
+            help="More (above 1) or less texture, in samples/<sampler>-scale-<N>: spectral grids only, in place of "
+            "their own scale.",
         ),
     ] = None,
     runs: RunsOption = RUNS,

@@ -156,8 +156,8 @@ def _spectral_faults(e: Experiment) -> Iterable[str]:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
     elif scalars and (e.spectral is None or e.spectral.scope != "instance"):
         yield (
-            "network.scalars: only levels of kind spectral and scope instance provide them (the ends of a class would "
-            "tell the label, also where guidance drops it); drop them"
+            "network.scalars: only levels of kind spectral and scope instance provide them (those of a class would "
+            "tell the label, also where guidance drops it, and the data set's are one for all); drop them"
         )
     if spectral and e.train.augment is not None:
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"

@@ -88,7 +88,9 @@ GUIDE = (
     "variance of the states over its nominal value alpha^2 Var[x0] + sigma^2; ln of it, averaged over levels; its "
     "null is that of held-out images. Both are means over the levels of the sampler's own grid: compare them between "
     "samplers of one grid, otherwise each with its null. Brackets hold bootstrap intervals. A shift whose interval "
-    "overlaps its null's is not shown to exist.",
+    "overlaps its null's is not shown to exist. Spectral grids differ from image to image: axes and tables then name "
+    "the levels of the mean spectrum's grid, readings are means over images at levels of their own, held-out images at "
+    "the same, and only differences to the null count.",
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
     "near 0 when samples lie farther from every image than real ones do.",
@@ -199,7 +201,7 @@ def _facts(run: Run, experiment: Experiment) -> str:
     e, origin = experiment, experiment.train.resume_from
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
-        f"precondition {e.precondition.kind}, levels {e.levels.kind}, weighting {e.weighting.kind}, "
+        f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "
         f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images"
         f"{'' if origin is None else f', from the weights of {origin.run}'}."
     )

@@ -29,6 +29,7 @@ from snrkit.spectrum_model import SpectrumModel
 from snrkit.streams import SPECTRUM, stream
 from snrkit.value import Value
 
+SLACK = 0.01  # nats
 UNTOLD = "the network is told no ends of schedules (network.scalars), so that no texture can be asked of it"
 
 
@@ -95,8 +96,26 @@ class Spectral:
             return None
         power = self.power(self.scope(grid), seeds, labels, own)
         ends = self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale))
-        seen = self.schedule.ends(torch.stack([self.model.high, self.model.low]).exp())
-        return told_ends(*(end.clamp(*either) for end, either in zip(ends, seen, strict=True)))
+        return told_ends(*(end.clamp(*either) for end, either in zip(ends, self.told_between(), strict=True)))
+
+    def told_between(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest (2,) that training told of the noisy end, and of the clean end."""
+        return self.schedule.ends(torch.stack([self.model.high, self.model.low]).exp())
+
+    def cut(self, grid: SpectralGrid, process: Process) -> str | None:
+        """What a grid asks for that training has not seen, for the mean spectrum; None where there is nothing."""
+        power = (self.model.mean.exp() * textured(len(self.model.mean), grid.scale))[None]
+        noisy, clean = (float(end) for end in (grid.schedule or self.schedule).ends(power))
+        low, high = self.trained(process)
+        least, most = self.told_between()[1].tolist()
+        if self.tells and grid.scale != 1 and not least <= float(self.schedule.ends(power)[1]) <= most:
+            return f"scale {grid.scale:g} asks for a texture that no image of the training has, and is limited."
+        if noisy < low - SLACK or clean > high + SLACK:
+            return (
+                f"its schedule asks for logsnr {noisy:.1f} to {clean:.1f} and is drawn in to {low:.1f} to {high:.1f}, "
+                "what training saw."
+            )
+        return None
 
     def place(
         self, grid: SpectralGrid, process: Process, seeds: Sequence[int], labels: Tensor | None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import memory_dataset, split
@@ -167,6 +168,8 @@ def test_no_model_is_asked_beyond_what_it_was_trained_at():
         low, high = process.bounds if levels is None else (float(e) for e in SCHEDULE.ends(model().mean.exp()[None]))
         torch.testing.assert_close(found[0].logsnr, torch.full((9,), low, dtype=torch.float64))
         torch.testing.assert_close(found[-2].logsnr, torch.full((9,), high, dtype=torch.float64))
+        assert "and is drawn in to" in str(known.cut(wide, process))
+        assert known.cut(SpectralGrid(steps=7, schedule=SpectralSchedule(kappa_min=0.05, kappa_max=20)), Vp()) is None
 
 
 def test_on_a_table_no_entry_is_visited_twice():
@@ -292,16 +295,23 @@ def test_the_whole_path(tmp_path):
         assert all(record[probe] is not None for probe in ("window", "horizon", "amplification"))
     snrkit(tmp_path, "sample", "-q", "--sampler", "own", "--spectrum-scale", "4")
     assert len(list((run / "samples" / "own-scale-4").rglob("0000*/*.png"))) == 64
+    much = snrkit(tmp_path, "sample", "-q", "--sampler", "own", "--spectrum-scale", "100").stderr
+    assert "own-scale-100: scale 100 asks for a texture that no image of the training has" in " ".join(much.split())
     refused = snrkit(tmp_path, "sample", "-q", "--sampler", "plain", "--spectrum-scale", "4", check=False)
     assert "--spectrum-scale: samplers.plain has a grid uniform_time; it needs spectral." in refused.stderr
     snrkit(tmp_path, "analyze")
     gradients = (run / "analysis" / "run-gradients.csv").read_text()
     assert "nan" not in gradients
     assert "inf" not in gradients
+    kept = load((run / "spectra.safetensors").read_bytes())
     (run / "spectra.safetensors").write_bytes(b"broken")
     broken = snrkit(tmp_path, "sample", "-q", "--overwrite", check=False)
     assert broken.returncode != 0
     assert "spectra.safetensors is damaged; delete it and run the same command again." in broken.stderr
+    fewer = {name: part[:-1] if name == "class_means" else part for name, part in kept.items()}
+    (run / "spectra.safetensors").write_bytes(save(fewer))
+    other = snrkit(tmp_path, "sample", "-q", "--overwrite", check=False)
+    assert "spectra.safetensors is of other images; delete it and run the same command again." in other.stderr
     (run / "spectra.safetensors").unlink()
     snrkit(tmp_path, "sample", "-q", "--overwrite")
     again = {p.relative_to(run): p.read_bytes() for p in sorted((run / "samples").rglob("0000*/*.png"))}

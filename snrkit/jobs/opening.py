@@ -186,9 +186,13 @@ def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:
             write_bytes(run.spectra, save(model.tensors()))
     world.barrier()
     try:
-        return load_spectrum_model(load(run.spectra.read_bytes()))
+        found = load_spectrum_model(load(run.spectra.read_bytes()))
     except (OSError, SafetensorError, TypeError):
         raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
+    shape = (opened.dataset.shape[1] // 2 + 1, opened.dataset.classes if opened.dataset.labels is not None else 0)
+    if (len(found.mean), len(found.class_means)) != shape:
+        raise RunError(f"{run.spectra} is of other images; delete it and run the same command again.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,8 +142,6 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
 
 def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> tuple[Experiment, list[str]]:
     """(The experiment with `<name>-scale-<scale>` beside every chosen sampler with a spectral grid, these names)."""
-    if not experiment.network.scalars:
-        raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     made: dict[str, Sampler] = {}
     for name in choose(experiment, names):
         sampler = experiment.samplers[name]
@@ -154,6 +152,8 @@ def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> 
             raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
     if not made:
         raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
+    if not experiment.network.scalars:
+        raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
 
 

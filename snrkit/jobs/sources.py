@@ -23,7 +23,7 @@ from snrkit.sampler import Ready, Sampler, make_ready
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
-from snrkit.spectral_grid import Spectral, SpectralGrid
+from snrkit.spectral_grid import SLACK, Spectral, SpectralGrid
 from snrkit.step import ForwardStatistics, LevelPosterior
 from snrkit.streams import FORWARD, SUBSET, stream
 
@@ -116,14 +116,16 @@ def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> Ready:
 
 
 def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:
-    """What to say of a grid with levels that no schedule of the training's images has; None where there is none."""
+    """What to say of a grid that asks for levels or texture which training has not seen; None where it does not."""
     e, grid = opened.experiment, sampler.grid
-    if e.spectral is None or isinstance(grid, SpectralGrid):
+    if e.spectral is None and not isinstance(grid, SpectralGrid):
         return None
-    known = Spectral(open_spectrum_model(opened, model.run), e.spectral)
+    known = Spectral(open_spectrum_model(opened, model.run), e.spectral, bool(e.network.scalars))
+    if isinstance(grid, SpectralGrid):
+        return known.cut(grid, e.process)
     levels, (low, high) = grid.levels(e.process), known.trained(e.process)
     first, last = float(levels[0].logsnr), float(levels[-2].logsnr)
-    if low - 0.01 <= first and last <= high + 0.01:
+    if low - SLACK <= first and last <= high + SLACK:
         return None
     return (
         f"its grid visits logsnr {first:.1f} to {last:.1f}, where training saw {low:.1f} to {high:.1f}; a grid of kind "

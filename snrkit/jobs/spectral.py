@@ -24,9 +24,7 @@ from snrkit.spectra import Spectra, slope
 from snrkit.spectrum import POINTS, SpectralSchedule
 
 SHOWN_CLASSES = 12
-KINDS: tuple[SpectralSchedule, ...] = (
-    SpectralSchedule(kind="spectral_freq"), SpectralSchedule(kind="spectral_power"), SpectralSchedule(),
-)  # fmt: skip
+KINDS = ("spectral_freq", "spectral_power", "spectral_mixed", "spectral_even")
 QUANTILES = (0.005, 0.5, 0.995)
 
 
@@ -37,7 +35,8 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     opened = open_experiment(experiment, world)
     spectra = measure_spectra(opened.labelled, opened.split, world.device)
     folder = Run(runs / experiment.name).path / "analysis" / "spectrum"
-    charts, record = spectrum_charts(spectra), facts(spectra)
+    schedule = SpectralSchedule() if experiment.spectral is None else experiment.spectral.schedule
+    charts, record = spectrum_charts(spectra, schedule), facts(spectra, schedule)
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write(folder, experiment, charts, record)
         write_json(folder / "index.json", record)
@@ -46,12 +45,12 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     return {"page": str(folder / "index.html"), **record}
 
 
-def facts(spectra: Spectra) -> dict[str, Any]:
+def facts(spectra: Spectra, schedule: SpectralSchedule) -> dict[str, Any]:
     """Slopes, and the ends of the schedules of single images, of their mean, with the mean brightness and without."""
     single = spectra.power[spectra.train]
     ends = {}
     for dc in ("include", "exclude"):
-        schedule = SpectralSchedule(dc=dc)
+        schedule = schedule.model_copy(update={"dc": dc})
         low, high = schedule.ends(single)
         mean = [float(end) for end in schedule.ends(spectra.mean[None])]
         ends[dc] = {"noisy": _quantiles(low), "clean": _quantiles(high), "of_the_mean": mean}
@@ -59,6 +58,7 @@ def facts(spectra: Spectra) -> dict[str, Any]:
         "images": len(single), "rings": single.shape[1], "slope": slope(spectra.mean),
         "slope_of_images": _quantiles(torch.tensor([slope(p) for p in single[:1000]], dtype=torch.float64)),
         "mean_brightness_over_ring_1": float((single[:, 0] / single[:, 1]).median()), "ends": ends,
+        "kappa": [schedule.kappa_min, schedule.kappa_max],
     }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _quantiles(values: Tensor) -> list[float]:
     return [float(v) for v in torch.quantile(values.double(), torch.tensor(QUANTILES, dtype=torch.float64))]
 
 
-def spectrum_charts(spectra: Spectra) -> list[Chart]:
+def spectrum_charts(spectra: Spectra, schedule: SpectralSchedule) -> list[Chart]:
     """Power by ring, over all images and by class; schedules of the mean spectrum; bounds of single images."""
     single, mean = spectra.power[spectra.train], spectra.mean
     rings = torch.arange(1, len(mean), dtype=torch.float64)
@@ -83,11 +83,12 @@ def spectrum_charts(spectra: Spectra) -> list[Chart]:
                             {f"class {k}": (rings, row) for k, row in enumerate(by_class)},
                             axis="cycles per image", scale="log"))  # fmt: skip
     t = torch.linspace(0, 1, POINTS, dtype=torch.float64)
-    schedules: dict[str, tuple[Tensor, Tensor]] = {each.kind: (t, each.table(mean[None])[0]) for each in KINDS}
+    kinds = [schedule.model_copy(update={"kind": kind}) for kind in KINDS]
+    schedules: dict[str, tuple[Tensor, Tensor]] = {each.kind: (t, each.table(mean[None])[0]) for each in kinds}
     schedules["cosine"] = (t, Vp().sweep(t))
     charts.append(Chart("schedules", "schedules of the mean spectrum (a reconstruction), and cosine", "logsnr, nats",
                         schedules, axis="t"))  # fmt: skip
-    ordered = [end.sort().values for end in SpectralSchedule().ends(single)]
+    ordered = [end.sort().values for end in schedule.ends(single)]
     place = torch.linspace(0, 1, len(single), dtype=torch.float64)
     charts.append(Chart("bounds", "ends of single images' schedules, each sorted", "logsnr, nats", {
         "noisy end": (place, ordered[0]), "clean end": (place, ordered[1]),
@@ -104,8 +105,8 @@ def _write(folder: Path, e: Experiment, charts: Sequence[Chart], record: dict[st
         Heading(f"{e.name}: power spectrum", 1),
         Paragraph(f"{record['images']} training images, {record['rings']} rings; P is the mean square of the "
                   "orthonormal Fourier coefficients at that distance from 0, of unit white noise 1. Schedules are a "
-                  "reconstruction after Esteves & Makadia 2026, whose constants are not known to us: kappa 0.01 to "
-                  "100."),
+                  "reconstruction after Esteves & Makadia 2026, whose constants are not known to us; kappa "
+                  f"{record['kappa'][0]:g} to {record['kappa'][1]:g}."),
         Picture(picture, "; ".join(chart.title for chart in charts)),
         Table(("what", "value"), spectrum_rows(record)),
     ]  # fmt: skip
@@ -122,6 +123,7 @@ def spectrum_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("slopes of single images", middle(record["slope_of_images"])),
         ("power of the mean brightness over ring 1's, median", f"{record['mean_brightness_over_ring_1']:.1f}"),
     ]
+    rows.append(("kappa of the ends below", " to ".join(f"{kappa:g}" for kappa in record["kappa"])))
     for dc, ends in record["ends"].items():
         what = "with the mean brightness" if dc == "include" else "without it"
         rows.append((f"noisy end, logsnr, {what}", middle(ends["noisy"])))
