@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.jobs.sampling import load_images
+from snrkit.config import load_experiment
+from snrkit.distributed import World
+from snrkit.jobs.sampling import load_images, run_sampling
+from snrkit.jobs.training import run_training
 from tests.small import SMALL, snrkit, write_config
 from tests.test_spectral_levels import SPECTRAL
 
@@ -74,9 +77,7 @@ def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
 
 def test_images_of_other_batches_agree_to_a_ten_thousandth(pair):
     """The float images of one seed in batches of 16 and of 24: 1e-4 in [-1, 1], bit for bit in equal batches."""
-    from snrkit.config import load_experiment
     from snrkit.data.dataset import chunks
-    from snrkit.distributed import World
     from snrkit.jobs.opening import open_experiment, open_model
     from snrkit.jobs.sampling import generate
     from snrkit.run import Run
@@ -112,6 +113,37 @@ def test_levels_of_every_image_s_own_in_two_processes(tmp_path):
         snrkit(tmp_path / "p1", "sample", "-q", *settings, processes=processes)
         images.append(load_images(folders[0] / "samples" / f"p{processes}", range(64)))
     assert torch.equal(images[0], images[1])
+
+
+class Meeting(World):
+    """A process that writes down which collectives it enters, instead of waiting for the others."""
+
+    __slots__ = ("met",)
+
+    def __init__(self, rank):
+        super().__init__(rank, 1, torch.device("cpu"))
+        object.__setattr__(self, "met", [])
+
+    def barrier(self):
+        self.met.append("barrier")
+
+    def any(self, flag):
+        self.met.append("any")
+        return flag
+
+
+def test_the_leader_and_the_others_meet_in_the_same_collectives(tmp_path):
+    """Through training and sampling with every reason to look into a file: one that waits alone waits for ever."""
+    samplers = {"own": OWN, "beyond": {"grid": {"kind": "karras", "steps": 2}, "solver": {"kind": "euler"}}}
+    path = write_config(tmp_path, **{**SMALL, **SPECTRAL, "samplers": samplers})
+    met = []
+    for rank in (0, 0, 1):  # the first makes the files that the others find
+        world = Meeting(rank)
+        for job in (run_training, run_sampling):
+            job(load_experiment(path), tmp_path / "runs", world, quiet=True)
+        met.append(world.met)
+    assert met[1] == met[2]
+    assert met[1].count("barrier") > 8
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):

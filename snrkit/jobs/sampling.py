@@ -172,10 +172,10 @@ def make_images(
 ) -> None:
     """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
     world, e = opened.world, opened.experiment
-    record = manifest(opened, model, sampler)
+    record, warning = manifest(opened, model, sampler), beyond_training(opened, model, sampler)
     if world.leads:
         _claim(folder, record, overwrite)
-        if warning := beyond_training(opened, model, sampler):
+        if warning:
             console.print(f"{name}: {warning}")
     world.barrier()
     seeds = parse_seeds(e.sample.seeds)
