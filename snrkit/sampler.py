@@ -136,7 +136,7 @@ class Ready:
     @property
     def varies(self) -> bool:
         """Whether the levels differ from image to image."""
-        return self.grid is not None and self.spectral is not None and self.spectral.scope(self.grid) != "dataset"
+        return self.spectral is not None and self.spectral.scope(self.grid) != "dataset"
 
     @property
     def typical(self) -> tuple[Level, ...]:
@@ -158,11 +158,12 @@ class Ready:
 def first_variance(sampler: Sampler, data: float | None) -> float | None:
     """What `start` is to take for the variance of the data; None for the published start.
 
-    `data` is theirs, which `start: exact` adds. A spectral grid begins where only an image's strongest ring is buried,
-    which may be far from pure noise: there the state begins at sigma*n in every scaling, as without this excess the
-    finer rings hold no more.
+    `data` is theirs, which `start: exact` adds. A spectral grid begins at the level where an image's strongest ring is
+    buried, which may be far from pure noise. There the finer rings hold sigma^2 and hardly more, not the 1 of a vp
+    state that begins at n: the state begins at sigma*n in every scaling.
     """
     if sampler.start == "exact":
+        assert data is not None
         return data
     return 0.0 if isinstance(sampler.grid, SpectralGrid) else None
 

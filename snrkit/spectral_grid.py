@@ -45,9 +45,9 @@ class SpectralGrid(Value):
     )
 
 
-def scope_of(grid: SpectralGrid | None, levels: SpectralLevels | None) -> Scope:
+def scope_of(grid: object, levels: SpectralLevels | None) -> Scope:
     """Whose spectrum a grid follows: its own scope, the training's, or dataset, as do grids that follow no spectrum."""
-    if grid is None:
+    if not isinstance(grid, SpectralGrid):
         return "dataset"
     return grid.scope or (levels.scope if levels else "dataset")
 
@@ -96,9 +96,9 @@ class Spectral:
             return None
         power = self.power(self.scope(grid), seeds, labels, own)
         ends = self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale))
-        return told_ends(*(end.clamp(*either) for end, either in zip(ends, self.told_between(), strict=True)))
+        return told_ends(*(end.clamp(*either) for end, either in zip(ends, self._told_between(), strict=True)))
 
-    def told_between(self) -> tuple[Tensor, Tensor]:
+    def _told_between(self) -> tuple[Tensor, Tensor]:
         """The least and the largest (2,) that training told of the noisy end, and of the clean end."""
         return self.schedule.ends(torch.stack([self.model.high, self.model.low]).exp())
 
@@ -107,7 +107,7 @@ class Spectral:
         power = (self.model.mean.exp() * textured(len(self.model.mean), grid.scale))[None]
         noisy, clean = (float(end) for end in (grid.schedule or self.schedule).ends(power))
         low, high = self.trained(process)
-        least, most = self.told_between()[1].tolist()
+        least, most = self._told_between()[1].tolist()
         if self.tells and grid.scale != 1 and not least <= float(self.schedule.ends(power)[1]) <= most:
             return f"scale {grid.scale:g} asks for a texture that no image of the training has, and is limited."
         if noisy < low - SLACK or clean > high + SLACK:

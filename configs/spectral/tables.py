@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from snrkit.jobs.comparing import against
-from snrkit.jobs.sweeping import lay_out, load_sweep, stored_row
+from snrkit.jobs.sweeping import interval, lay_out, load_sweep, stored_row
 from snrkit.report import Table, markdown
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
@@ -80,9 +80,7 @@ def less(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
         return "-"
-    found = against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd")
-    bracket = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-    return f"{found['mean']:+.3f}{bracket}"
+    return interval(against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd"))
 
 
 def section(name: str, runs: Path) -> Iterator[str]:

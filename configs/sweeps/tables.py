@@ -16,7 +16,7 @@ import torch
 from snrkit.analysis.closed_form import difficulty
 from snrkit.analysis.empirical import rank_correlation
 from snrkit.jobs.comparing import against
-from snrkit.jobs.sweeping import arm_table, lay_out, load_sweep, make_record, stored_row
+from snrkit.jobs.sweeping import arm_table, interval, lay_out, load_sweep, make_record, stored_row
 from snrkit.level import level_of
 from snrkit.prediction import X0, Eps, Target, V
 from snrkit.report import Table, markdown
@@ -95,9 +95,7 @@ def pairs(record: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> str:
                 continue
             shared = [seed for seed in a["seeds"] if seed in b["seeds"]]
             fd = [[{"fd": each["fd"]["values"][each["seeds"].index(s)]} for s in shared] for each in (a, b)]
-            found = against(*fd, "fd")
-            bracket = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
-            yield f"{one} less {other}", str(len(shared)), f"{found['mean']:+.3f}{bracket}"
+            yield f"{one} less {other}", str(len(shared)), interval(against(*fd, "fd"))
 
     made = list(rows())
     return table(["arms", "seeds", f"{record['names']['fd']} [95 %]"], iter(made)) if made else ""

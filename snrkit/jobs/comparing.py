@@ -32,7 +32,7 @@ from snrkit.jobs.sources import open_sampler
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import parse_seeds
 from snrkit.shift.bootstrap import bounds
-from snrkit.spectral_grid import SpectralGrid, scope_of
+from snrkit.spectral_grid import scope_of
 
 FORMAT = 3  # of what is kept of a row
 SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
@@ -148,8 +148,8 @@ def make_record(
         if row.base is not None:
             entry["overhead"] = times[name] / times[row.base] - 1
             grids = (row.sampler.grid, rows[row.base].sampler.grid)
-            scopes = [scope_of(g if isinstance(g, SpectralGrid) else None, opened.experiment.spectral) for g in grids]
-            entry |= beside(found[name], found[row.base], scopes, confidence)
+            scopes = {scope_of(grid, opened.experiment.spectral) for grid in grids}
+            entry |= beside(found[name], found[row.base], len(scopes) == 1, confidence)
         table.append(entry)
     first = next(iter(found.values()))["score"]
     warnings = sorted({w for row in found.values() for part in row["score"]["ranges"] for w in part["warnings"]})
@@ -161,15 +161,15 @@ def make_record(
     }  # fmt: skip
 
 
-def beside(row: Mapping[str, Any], base: Mapping[str, Any], scopes: Sequence[str], confidence: float) -> dict[str, Any]:
-    """How a row's scores and its shift differ from those of its base; of both, whose spectra their grids follow."""
+def beside(row: Mapping[str, Any], base: Mapping[str, Any], one_scope: bool, confidence: float) -> dict[str, Any]:
+    """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow equal spectra."""
     scores = [part["score"] for part in (row, base)]
     difference = {
         key: against(scores[0]["ranges"], scores[1]["ranges"], key)
         for key in SCORED
         if all(key in score["summary"] for score in scores)
     }
-    alike = scopes[0] == scopes[1] and row["shift"]["logsnr"] == base["shift"]["logsnr"]
+    alike = one_scope and row["shift"]["logsnr"] == base["shift"]["logsnr"]
     sizes, others = row["sizes"], base["sizes"]
     shift = {key: size_change(sizes[key], others[key], confidence) if alike else None for key in sizes}
     return {"difference": difference, "verdict": verdict(difference["fd"]), "shift_change": shift}

@@ -42,7 +42,7 @@ from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
-from snrkit.spectral_grid import SpectralGrid, scope_of
+from snrkit.spectral_grid import scope_of
 from snrkit.spectrum import power_spectra
 from snrkit.step import Step
 from snrkit.streams import FORWARD, SUBSET, stream
@@ -98,8 +98,7 @@ def run_measuring(
 def check_one_grid_for_why(e: Experiment, names: Sequence[str]) -> None:
     """Refuse the probe `why` for grids that differ from image to image: ConfigError."""
     for name in names if "why" in e.shift.probes else ():
-        grid = e.samplers[name].grid
-        if isinstance(grid, SpectralGrid) and scope_of(grid, e.spectral) != "dataset":
+        if scope_of(e.samplers[name].grid, e.spectral) != "dataset":
             raise ConfigError(
                 f"shift.probes: why cuts the steps of one grid for all images; give samplers.{name}.grid scope: "
                 "dataset, or leave the probe out."

@@ -50,9 +50,9 @@ def facts(spectra: Spectra, schedule: SpectralSchedule) -> dict[str, Any]:
     single = spectra.power[spectra.train]
     ends = {}
     for dc in ("include", "exclude"):
-        schedule = schedule.model_copy(update={"dc": dc})
-        low, high = schedule.ends(single)
-        mean = [float(end) for end in schedule.ends(spectra.mean[None])]
+        under = schedule.model_copy(update={"dc": dc})
+        low, high = under.ends(single)
+        mean = [float(end) for end in under.ends(spectra.mean[None])]
         ends[dc] = {"noisy": _quantiles(low), "clean": _quantiles(high), "of_the_mean": mean}
     return {
         "images": len(single), "rings": single.shape[1], "slope": slope(spectra.mean),

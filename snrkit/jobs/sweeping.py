@@ -390,14 +390,15 @@ def arm_table(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
         less, several = arm["less_first"], len(arm["seeds"]) > 1
         rows.append((
             label, str(len(arm["seeds"])), spread(arm["fd"], 3) if several else mean_of(arm["fd"], 3),
-            "-" if less is None else _interval(less["fd"]),
+            "-" if less is None else interval(less["fd"]),
             mean_of(arm.get("inception_score"), 2), mean_of(arm.get("kid"), 4),
             " ".join(f"{ring:.2f}" for ring in arm["power"]), f"{arm['brightness']:.2f}", str(arm["skipped"]),
         ))  # fmt: skip
     return header, rows
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
+def interval(found: Mapping[str, float | None]) -> str:
+    """A difference of `against`: mean [low, high]."""
     if found["low"] is None:
         return f"{found['mean']:+.3f}"
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"

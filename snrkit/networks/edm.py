@@ -190,9 +190,10 @@ class DhariwalUNet(Value):
         return DhariwalModule(self, shape)
 
 
-class Told(nn.Module):
-    """What both networks do with time, label and augmentation before their blocks."""
+class EdmModule(nn.Module):
+    """What both networks share: labels and augmentation, and blocks in levels, halving and doubling the sides."""
 
+    enc: nn.ModuleDict
     map_label: nn.Linear | None
     map_augment: nn.Linear | None
 
@@ -213,6 +214,51 @@ class Told(nn.Module):
         told: Tensor = emb + self.map_augment(cond.augment)
         return told
 
+    def encoder(self, value: "SongUNet | DhariwalUNet", shape: tuple[int, int, int], style: Style) -> nn.ModuleDict:
+        """Blocks from the full size down."""
+        layers, dim = nn.ModuleDict(), value.channels * (value.multipliers[0] if style.adaptive else 1)
+        for depth, multiplier in enumerate(value.multipliers):
+            size = shape[1] >> depth
+            at = f"{size}x{size}"
+            if depth == 0:
+                layers[f"{at}_conv"] = Conv(shape[0], dim, 3)
+            else:
+                layers[f"{at}_down"] = Block(dim, dim, style, resample="down")
+                layers.update(self.beside_down(at, depth, dim))
+            for index in range(value.blocks):
+                wide = value.channels * multiplier
+                layers[f"{at}_block{index}"] = Block(dim, wide, style, size in value.attention)
+                dim = wide
+        return layers
+
+    def decoder(self, value: "SongUNet | DhariwalUNet", shape: tuple[int, int, int], style: Style) -> nn.ModuleDict:
+        """Blocks from the smallest size up, over what the encoder hands on."""
+        layers, skips = nn.ModuleDict(), _outputs(self.enc)
+        dim, last = skips[-1], len(value.multipliers) - 1
+        for depth in range(last, -1, -1):
+            size = shape[1] >> depth
+            at = f"{size}x{size}"
+            if depth == last:
+                layers[f"{at}_in0"] = Block(dim, dim, style, attention=True)
+                layers[f"{at}_in1"] = Block(dim, dim, style)
+            else:
+                layers[f"{at}_up"] = Block(dim, dim, style, resample="up")
+            for index in range(value.blocks + 1):
+                wide = value.channels * value.multipliers[depth]
+                attention = size in value.attention and (style.adaptive or index == value.blocks)
+                layers[f"{at}_block{index}"] = Block(dim + skips.pop(), wide, style, attention)
+                dim = wide
+            layers.update(self.beside_up(at, depth, dim))
+        return layers
+
+    def beside_down(self, at: str, depth: int, dim: int) -> dict[str, nn.Module]:
+        """Layers beside the blocks of a level of the encoder."""
+        return {}
+
+    def beside_up(self, at: str, depth: int, dim: int) -> dict[str, nn.Module]:
+        """Layers beside the blocks of a level of the decoder."""
+        return {}
+
 
 def _outputs(layers: nn.ModuleDict) -> list[int]:
     """Channels of what the encoder hands on."""
@@ -220,7 +266,13 @@ def _outputs(layers: nn.ModuleDict) -> list[int]:
     return [layer.dim_out if isinstance(layer, Block) else len(layer.weight) for layer in found]
 
 
-class SongModule(Told):
+def _up(block: nn.Module, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+    """A block of the decoder, with what the encoder hands on where it expects it."""
+    made: Tensor = block(x if x.shape[1] == block.dim_in else torch.cat([x, skips.pop()], dim=1), emb)
+    return made
+
+
+class SongModule(EdmModule):
     """SongUNet's module."""
 
     def __init__(self, value: SongUNet, shape: tuple[int, int, int]) -> None:
@@ -234,53 +286,29 @@ class SongModule(Told):
         self.map_layer0 = nn.Linear(features, dim_emb)
         self.map_layer1 = nn.Linear(dim_emb, dim_emb)
         style = Style(dim_emb, math.sqrt(0.5), 1e-6, False, True, value.dropout, value.taps)
-        self.enc = self._encoder(image, side, style)
-        self.dec = self._decoder(image, side, style)
+        self.image = image
+        self.enc = self.encoder(value, shape, style)
+        self.dec = self.decoder(value, shape, style)
 
-    def _encoder(self, image: int, side: int, style: Style) -> nn.ModuleDict:
-        value, layers = self.value, nn.ModuleDict()
-        dim, aux = value.channels, image
-        for depth, multiplier in enumerate(value.multipliers):
-            size = side >> depth
-            at = f"{size}x{size}"
-            if depth == 0:
-                layers[f"{at}_conv"] = Conv(image, dim, 3)
-            else:
-                layers[f"{at}_down"] = Block(dim, dim, style, resample="down")
-                if value.encoder == "skip":
-                    layers[f"{at}_aux_down"] = Conv(aux, aux, 0, "down", value.taps)
-                    layers[f"{at}_aux_skip"] = Conv(aux, dim, 1)
-                elif value.encoder == "residual":
-                    layers[f"{at}_aux_residual"] = Conv(aux, dim, 3, "down", value.taps, after=True)
-                    aux = dim
-            for index in range(value.blocks):
-                wide = value.channels * multiplier
-                layers[f"{at}_block{index}"] = Block(dim, wide, style, size in value.attention)
-                dim = wide
-        return layers
+    def beside_down(self, at: str, depth: int, dim: int) -> dict[str, nn.Module]:
+        """The image itself, halved too."""
+        taps, image, aux = self.value.taps, self.image, f"{at}_aux"
+        if self.value.encoder == "skip":
+            return {f"{aux}_down": Conv(image, image, 0, "down", taps), f"{aux}_skip": Conv(image, dim, 1)}
+        if self.value.encoder == "residual":
+            before = image if depth == 1 else self.value.channels * self.value.multipliers[depth - 2]
+            return {f"{aux}_residual": Conv(before, dim, 3, "down", taps, after=True)}
+        return {}
 
-    def _decoder(self, image: int, side: int, style: Style) -> nn.ModuleDict:
-        value, layers, skips = self.value, nn.ModuleDict(), _outputs(self.enc)
-        dim, last = skips[-1], len(value.multipliers) - 1
-        for depth in range(last, -1, -1):
-            size = side >> depth
-            at = f"{size}x{size}"
-            if depth == last:
-                layers[f"{at}_in0"] = Block(dim, dim, style, attention=True)
-                layers[f"{at}_in1"] = Block(dim, dim, style)
-            else:
-                layers[f"{at}_up"] = Block(dim, dim, style, resample="up")
-            for index in range(value.blocks + 1):
-                wide = value.channels * value.multipliers[depth]
-                attention = index == value.blocks and size in value.attention
-                layers[f"{at}_block{index}"] = Block(dim + skips.pop(), wide, style, attention)
-                dim = wide
-            if value.decoder == "skip" or depth == 0:
-                if value.decoder == "skip" and depth < last:
-                    layers[f"{at}_aux_up"] = Conv(image, image, 0, "up", value.taps)
-                layers[f"{at}_aux_norm"] = norm(dim, 1e-6)
-                layers[f"{at}_aux_conv"] = Conv(dim, image, 3)
-        return layers
+    def beside_up(self, at: str, depth: int, dim: int) -> dict[str, nn.Module]:
+        """To an image; with decoder skip at every size, added up."""
+        skip, image = self.value.decoder == "skip", self.image
+        made: dict[str, nn.Module] = {}
+        if skip and depth < len(self.value.multipliers) - 1:
+            made[f"{at}_aux_up"] = Conv(image, image, 0, "up", self.value.taps)
+        if skip or depth == 0:
+            made |= {f"{at}_aux_norm": norm(dim, 1e-6), f"{at}_aux_conv": Conv(dim, image, 3)}
+        return made
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """(B, C, N, N), time (B,) -> the same."""
@@ -318,19 +346,19 @@ class SongModule(Told):
                 made = layer(functional.silu(normed))
                 aux = made if aux is None else made + aux
             else:
-                x = layer(x if x.shape[1] == layer.dim_in else torch.cat([x, skips.pop()], dim=1), emb)
+                x = _up(layer, x, skips, emb)
         assert aux is not None
         return aux
 
 
-class DhariwalModule(Told):
+class DhariwalModule(EdmModule):
     """DhariwalUNet's module."""
 
     output = "out_conv"
 
     def __init__(self, value: DhariwalUNet, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        image, side, dim_emb = shape[0], shape[1], 4 * value.channels
+        image, dim_emb = shape[0], 4 * value.channels
         self.value = value
         self.map_noise = Features(value.channels)
         self.map_augment = nn.Linear(value.augment, value.channels, bias=False) if value.augment else None
@@ -338,39 +366,11 @@ class DhariwalModule(Told):
         self.map_layer1 = nn.Linear(dim_emb, dim_emb)
         self.map_label = nn.Linear(value.classes, dim_emb, bias=False) if value.classes else None
         style = Style(dim_emb, 1.0, 1e-5, True, False, value.dropout, head_channels=64)
-        self.enc, self.dec, dim = nn.ModuleDict(), nn.ModuleDict(), value.channels
-        for depth, multiplier in enumerate(value.multipliers):
-            size = side >> depth
-            at = f"{size}x{size}"
-            if depth == 0:
-                dim = value.channels * multiplier
-                self.enc[f"{at}_conv"] = Conv(image, dim, 3)
-            else:
-                self.enc[f"{at}_down"] = Block(dim, dim, style, resample="down")
-            for index in range(value.blocks):
-                wide = value.channels * multiplier
-                self.enc[f"{at}_block{index}"] = Block(dim, wide, style, size in value.attention)
-                dim = wide
-        dim = self._decode(side, style)
-        self.out_norm = norm(dim, 1e-5)
-        self.out_conv = Conv(dim, image, 3)
-
-    def _decode(self, side: int, style: Style) -> int:
-        value, skips = self.value, _outputs(self.enc)
-        dim, last = skips[-1], len(value.multipliers) - 1
-        for depth in range(last, -1, -1):
-            size = side >> depth
-            at = f"{size}x{size}"
-            if depth == last:
-                self.dec[f"{at}_in0"] = Block(dim, dim, style, attention=True)
-                self.dec[f"{at}_in1"] = Block(dim, dim, style)
-            else:
-                self.dec[f"{at}_up"] = Block(dim, dim, style, resample="up")
-            for index in range(value.blocks + 1):
-                wide = value.channels * value.multipliers[depth]
-                self.dec[f"{at}_block{index}"] = Block(dim + skips.pop(), wide, style, size in value.attention)
-                dim = wide
-        return dim
+        self.enc = self.encoder(value, shape, style)
+        self.dec = self.decoder(value, shape, style)
+        wide = value.channels * value.multipliers[0]
+        self.out_norm = norm(wide, 1e-5)
+        self.out_conv = Conv(wide, image, 3)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """(B, C, N, N), time (B,) -> the same."""
@@ -384,6 +384,6 @@ class DhariwalModule(Told):
             x = layer(x, emb) if isinstance(layer, Block) else layer(x)
             skips.append(x)
         for layer in self.dec.values():
-            x = layer(x if x.shape[1] == layer.dim_in else torch.cat([x, skips.pop()], dim=1), emb)
+            x = _up(layer, x, skips, emb)
         out: Tensor = self.out_conv(functional.silu(self.out_norm(x)))
         return out
