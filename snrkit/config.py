@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
 
+from snrkit.checkpoints.foreign import DERIVED, sections
+from snrkit.checkpoints.models import AnyModel
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.ema import afterwards_faults, made_afterwards
@@ -24,7 +26,7 @@ from snrkit.errors import ConfigError, SnrkitError
 from snrkit.level import ROUNDING_VARIANCE
 from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
-from snrkit.networks import AnyNetwork, Mlp
+from snrkit.networks import AnyNetwork, Foreign, Mlp
 from snrkit.objective import LOWEST_LOGSNR
 from snrkit.perturb import MixFlow
 from snrkit.prediction import AnyTarget, Eps, Score
@@ -59,11 +61,15 @@ class ComputeConfig(Value):
 
 
 class Experiment(Value):
-    """One model and the samplers to compare on it."""
+    """One model and the samplers to compare on it.
+
+    `model` is one from elsewhere, and brings all that follows up to `train`.
+    """
 
     name: str
     seed: int = Field(0, ge=0)
     data: AnySource
+    model: AnyModel | None = None
     process: AnyProcess
     target: AnyTarget
     precondition: AnyPrecondition
@@ -103,15 +109,17 @@ class Experiment(Value):
     def abilities(self) -> Abilities:
         """What the trained model can be asked."""
         labels = self.network.classes > 0
+        if isinstance(self.network, Foreign):
+            return Abilities(labels, self.network.null_label, False)
         return Abilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
-        kept = {"seed", "data", "process", "target", "precondition", "levels", "weighting", "network", "train"}
+        kept = {"seed", "data"} | (set(DERIVED) if self.model is None else {"model"})
         part = self.model_dump(mode="json", include=kept)
-        for free in FREE:
+        for free in FREE if self.model is None else ():
             part["train"].pop(free)
-        if self.train.decay in (
+        if self.model is None and self.train.decay in (
             "constant",
             "rsqrt",
         ):  # the length does not shape what came before: a run may be extended
@@ -122,6 +130,16 @@ class Experiment(Value):
 
 
 def _training_faults(e: Experiment) -> Iterable[str]:
+    if (
+        isinstance(e.target, Eps | Score)
+        and isinstance(e.process, Ddpm)
+        and float(e.process.table()[-1]) == -float("inf")
+    ):
+        yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
+    if e.model is not None:
+        return
+    if isinstance(e.network, Foreign):
+        yield "network: foreign is what `model` brings; name another kind"
     train = e.train
     if train.batch % (train.slice * train.accumulate):
         unit = train.slice * train.accumulate
@@ -136,12 +154,6 @@ def _training_faults(e: Experiment) -> Iterable[str]:
     if e.compute.checkpointing and isinstance(e.network, Mlp):
         yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
     yield from _spectral_faults(e)
-    if (
-        isinstance(e.target, Eps | Score)
-        and isinstance(e.process, Ddpm)
-        and float(e.process.table()[-1]) == -float("inf")
-    ):
-        yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
     if isinstance(train.perturb, MixFlow) and not isinstance(e.process, Flow):
         yield f"train.perturb: mixflow is about the straight line of flow matching, not {e.process.kind}"
     names = [value.name for value in train.averages]
@@ -331,12 +343,34 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experimen
 
 def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
     """The experiment of a mapping."""
+    content = _with_model(content, where)
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
         faults = [line for fault in error.errors() for line in _describe(dict(fault), where)]
         faults += _faults_of_the_rest(content, error, where)
         raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+
+
+def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The mapping with all that its `model` brings. ConfigError where that cannot be read, or is given too."""
+    if content.get("model") is None:
+        return content
+    if given := [key for key in DERIVED if key in content]:
+        raise ConfigError(f"{where}: {given[0]}: has no effect, as `model` brings its own; drop {', '.join(given)}")
+    try:
+        described = TypeAdapter(AnyModel).validate_python(content["model"]).describe()
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("model", *fault["loc"])} for fault in error.errors()]
+        raise ConfigError("\n".join(line for fault in faults for line in _describe(fault, where))) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    data = dict(content.get("data") or {})
+    if described.sigma_data is not None:
+        if data.setdefault("sigma_data", described.sigma_data) not in ("auto", described.sigma_data):
+            raise ConfigError(f"{where}: data.sigma_data: the model was trained with {described.sigma_data:g}; drop it")
+        data["sigma_data"] = described.sigma_data
+    return {**content, **sections(described), "data": data}
 
 
 def _faults_of_the_rest(content: Mapping[str, Any], error: ValidationError, where: str) -> list[str]:
@@ -384,7 +418,8 @@ def parse_metrics(settings: Sequence[str]) -> MetricsConfig:
 
 def dump_yaml(experiment: Experiment) -> str:
     """The resolved experiment, every default written out."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
+    brought = set() if experiment.model is None else set(DERIVED)
+    return yaml.safe_dump(experiment.model_dump(mode="json", exclude=brought), sort_keys=False, width=120)
 
 
 def _describe(fault: dict[str, Any], where: str) -> Iterable[str]:

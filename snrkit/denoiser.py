@@ -66,7 +66,18 @@ class EdmPrecondition(Value):
         return Coefficients(d.rsqrt(), c_skip, c_out)
 
 
-AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition, Field(discriminator="kind")]
+class RawPrecondition(Value):
+    """y = F of the state as it is, in every scaling, as networks of EDM's `ve` configuration have it."""
+
+    kind: Literal["raw"] = "raw"
+
+    def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
+        """(1, 0, 1)."""
+        one = torch.ones_like(level.sigma)
+        return Coefficients(one, torch.zeros_like(one), one)
+
+
+AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition | RawPrecondition, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,14 @@ def _fractions(steps: int, first: float, last: float) -> Tensor:
     return torch.linspace(first, last, steps, dtype=torch.float64)
 
 
+def _table_size(kind: str, steps: int, process: Process) -> int:
+    if not isinstance(process, Ddpm):
+        raise SnrkitError(f"grid {kind} needs a process with a table (ddpm); use uniform_time")
+    if steps > process.steps:
+        raise SnrkitError(f"a grid of {steps} steps does not fit a table of {process.steps} levels")
+    return process.steps
+
+
 class Karras(Value):
     """sigma/alpha follows the rho-power grid between the process's bounds (Karras et al. 2022, eq. 5)."""
 
@@ -108,14 +116,34 @@ class Trailing(Value):
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
-        if not isinstance(process, Ddpm):
-            raise SnrkitError("grid trailing needs a process with a table (ddpm); use uniform_time")
-        if self.steps > process.steps:
-            raise SnrkitError(f"a grid of {self.steps} steps does not fit a table of {process.steps} levels")
-        total = process.steps
+        total = _table_size(self.kind, self.steps, process)
 
         def place(steps: int) -> Tensor:
             index = torch.round(total - torch.arange(steps, dtype=torch.float64) * total / steps) - 1
+            return process.logsnr(index)
+
+        return finish(process, place, self.steps)
+
+
+class Leading(Value):
+    """Table indices i * floor(T/n) + offset, as published DDPM and DDIM samplers space them.
+
+    They start short of the table's last index, by up to T/n (Lin et al. 2024). diffusers' DPM-Solver and UniPC take
+    floor(T/(n+1)) under the same name, from the second index on.
+    """
+
+    kind: Literal["leading"] = "leading"
+    steps: int = Field(20, ge=1)
+    offset: int = Field(0, ge=0)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
+        total = _table_size(self.kind, self.steps, process)
+
+        def place(steps: int) -> Tensor:
+            index = torch.arange(steps, dtype=torch.float64).flip(0) * (total // steps) + self.offset
+            if float(index[0]) > total - 1:
+                raise SnrkitError(f"grid leading: offset {self.offset} leaves a table of {total} levels")
             return process.logsnr(index)
 
         return finish(process, place, self.steps)
@@ -190,6 +218,6 @@ class KlOptimal(Value):
 
 
 AnyGrid = Annotated[
-    Karras | UniformTime | Trailing | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal | SpectralGrid,
+    Karras | UniformTime | Trailing | Leading | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal | SpectralGrid,
     Field(discriminator="kind"),
 ]

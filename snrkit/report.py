@@ -14,6 +14,7 @@ from typing import Any
 
 from snrkit.config import Experiment
 from snrkit.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.networks import Foreign
 from snrkit.run import Run, read_all, read_log
 from snrkit.value import Value
 
@@ -168,9 +169,14 @@ def short(value: Value, first: str = "kind") -> str:
     return f"{head} ({rest})" if rest else head
 
 
+LISTED = 20  # entries at most
+
+
 def _plain(entry: Any) -> str:
     if isinstance(entry, Mapping):
         return " ".join(_plain(v) if key == "kind" else f"{key} {_plain(v)}" for key, v in entry.items())
+    if isinstance(entry, list | tuple) and len(entry) > LISTED:
+        return f"of {len(entry)} numbers"
     return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
 
 
@@ -199,6 +205,14 @@ def _facts(run: Run, experiment: Experiment) -> str:
     environment = run.path / "environment.json"
     found = read_json(environment) if environment.exists() else {}
     e, origin = experiment, experiment.train.resume_from
+    if e.model is not None:
+        notes = "".join(f" Note: {note}." for note in e.network.notes) if isinstance(e.network, Foreign) else ""
+        return (
+            f"Data {e.data.kind}; a model from elsewhere, {e.model.kind} at {e.model.path}: "
+            f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}.{notes} "
+            "Which images it was trained on is not known here; nulls and the memorisation check take the held-out ones "
+            "for new."
+        )
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "

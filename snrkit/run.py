@@ -127,11 +127,14 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
-    """The run directory of a resolved experiment that was trained. RunError when absent or of another experiment."""
+    """The run directory of a resolved experiment that was trained, or of a model from elsewhere, which may be empty.
+
+    RunError when absent or of another experiment.
+    """
     run = Run(runs / experiment.name)
     check_fits(run, experiment)
     check_data(run, fingerprint)
-    if newest_checkpoint(run.checkpoints) is None:
+    if experiment.model is None and newest_checkpoint(run.checkpoints) is None:
         raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
     return run
 

@@ -45,7 +45,7 @@ from snrkit.frequency import views
 from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
-from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model
+from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
 from snrkit.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.levels import (
     BetaTime,
@@ -132,6 +132,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     """Write runs/<name>/analysis; returns what the command prints."""
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
+    refuse_foreign(experiment)
     opened = open_experiment(experiment, world)
     folder = Run(runs / experiment.name).path / "analysis"
     spectrum, sampler = data_spectrum(opened), level_sampler(opened)

@@ -15,7 +15,10 @@ from snrkit.metrics.extractors import check_features
 
 
 def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> None:
-    """Train, sample, measure, score and report; each part goes on where it stopped. What cannot work is said first."""
+    """Train (but for a model from elsewhere), sample, measure, score and report; what cannot work is said first.
+
+    Each part goes on where it stopped.
+    """
     if world.size > 1:
         raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
     choose(experiment, ())
@@ -23,7 +26,8 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     check_held_out(opened)
     check_samplers(opened, list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.labelled)
-    run_training(experiment, runs, world, quiet)
+    if experiment.model is None:
+        run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)
     run_measuring(experiment, runs, world, quiet=quiet)
     run_scoring(experiment, runs, world, quiet=quiet)

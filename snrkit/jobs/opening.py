@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from snrkit.checkpoints.foreign import weights_of
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
@@ -24,7 +25,7 @@ from snrkit.ema import longest, made_afterwards
 from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.files import disk_errors, write_bytes
 from snrkit.levels import LevelSampler
-from snrkit.networks import make_network, set_checkpointing
+from snrkit.networks import Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
 from snrkit.prediction import Cond, Denoiser
@@ -90,7 +91,16 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
             raise SnrkitError(f"{dataset.name}: all images are one constant; give data.sigma_data as a number.")
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
-    classes = experiment.network.classes
+    network, classes = experiment.network, experiment.network.classes
+    if isinstance(network, Foreign) and network.shape != dataset.shape:
+        raise ConfigError(
+            f"data: images are {_shape(dataset.shape)}, and the model's {_shape(network.shape)}; fit them."
+        )
+    if isinstance(network, Foreign) and classes not in (0, dataset.classes):
+        raise ConfigError(
+            f"data: the model has {classes} labels, but {dataset.name} has {dataset.classes}; use images with the "
+            "model's labels, or name its last label by model.null_label where that means none."
+        )
     if classes and classes != dataset.classes:
         raise ConfigError(
             f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
@@ -100,6 +110,10 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         check_square(dataset.shape)
     spectra = cache(partial(measure_spectra, dataset, parts, world.device))
     return Opened(experiment, seen, dataset, parts, measured, world, spectra)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def resolve_precision(compute: ComputeConfig, device: torch.device) -> ComputeConfig:
@@ -134,7 +148,8 @@ def open_network(opened: Opened, trained: Experiment | None = None) -> nn.Module
 
 
 def open_task(opened: Opened) -> Task:
-    """The surroundings of training."""
+    """The surroundings of training. ConfigError for a model from elsewhere."""
+    refuse_foreign(opened.experiment)
     e, compute = opened.experiment, opened.experiment.compute
     tables = spectral_tables(opened)
     objective = Objective(e.process, e.target, e.precondition, level_sampler(opened), e.weighting, opened.sigma_data)
@@ -149,6 +164,12 @@ def open_task(opened: Opened) -> Task:
         channels_last=compute.channels_last, compile=compute.compile,
         dropout=getattr(e.network, "dropout", 0.0) > 0, tables=tables, tells_ends=bool(e.network.scalars),
     )  # fmt: skip
+
+
+def refuse_foreign(experiment: Experiment) -> None:
+    """ConfigError where the model is one from elsewhere, of whose training nothing is known."""
+    if experiment.model is not None:
+        raise ConfigError("model: one from elsewhere is taken as it is; this needs an experiment that trains its own.")
 
 
 def spectral_tables(opened: Opened) -> Tables | None:
@@ -215,13 +236,8 @@ def open_weights(
     opened: Opened, trained: Experiment, run: Run, images: int | None = None, average: str | None = None
 ) -> Model:
     """The denoiser of any run of `trained`, on images as those of `opened`."""
-    e, found = opened.experiment, load_weights(trained, run, images, average)
-    network = open_network(opened, trained)
-    try:
-        network.load_state_dict(dict(found.tensors))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason}).") from None
+    e = opened.experiment
+    network, name, seen = _trained_network(opened, trained, run, images, average)
     memory = torch.channels_last if e.compute.channels_last else torch.preserve_format
     network = network.to(device=opened.world.device).to(memory_format=memory).eval().requires_grad_(False)
     caller = torch.compile(network) if e.compute.compile else network
@@ -229,7 +245,22 @@ def open_weights(
         caller, trained.process, trained.target, trained.precondition, float(trained.data.sigma_data),
         autocast=AUTOCAST[e.compute.precision],
     )  # fmt: skip
-    return Model(denoiser, found.name, found.images, run)
+    return Model(denoiser, name, seen, run)
+
+
+def _trained_network(
+    opened: Opened, trained: Experiment, run: Run, images: int | None, average: str | None
+) -> tuple[nn.Module, str, int]:
+    """(the network with its weights, their name, the images they have seen; 0 where that is not known)."""
+    if trained.model is not None:
+        return trained.model.load(), weights_of(trained.model), 0
+    network, found = open_network(opened, trained), load_weights(trained, run, images, average)
+    try:
+        network.load_state_dict(dict(found.tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason}).") from None
+    return network, found.name, found.images
 
 
 @dataclass(frozen=True, slots=True)

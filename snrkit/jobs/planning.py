@@ -14,7 +14,9 @@ from snrkit.distributed import World
 from snrkit.ema import AnyAveraging
 from snrkit.errors import ConfigError
 from snrkit.jobs.opening import Opened, open_experiment, open_network, open_task
+from snrkit.networks import Foreign
 from snrkit.prediction import Cond
+from snrkit.report import short
 from snrkit.sampler import rehearse
 from snrkit.train import make_state, train
 
@@ -40,23 +42,38 @@ class Budget:
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     """The resolved config, parameters, evaluations of each sampler, memory estimated and, with `peak`, measured."""
     opened = open_experiment(experiment, world)
-    e, found = opened.experiment, budget(opened)
+    e = opened.experiment
     lines = [dump_yaml(e).rstrip(), "", f"# data: {opened.dataset.count} images {opened.dataset.shape}, "
              f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
-    lines.append(f"# parameters: {found.parameters:,}")
     for name, sampler in e.samplers.items():
         calls = rehearse(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
         lines.append(f"# {name}: {calls} evaluations per image")
+    return "\n".join([*lines, *(_of_model(e) if e.model is not None else _of_training(opened, peak))])
+
+
+def _of_model(e: Experiment) -> list[str]:
+    """What is known of a model from elsewhere."""
+    network = e.network
+    assert isinstance(network, Foreign)
+    target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
+    labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
+    return [f"# model: {target}, {labels}", *(f"# {note}" for note in network.notes)]
+
+
+def _of_training(opened: Opened, peak: bool) -> list[str]:
+    """Parameters, memory and averages."""
+    e, found = opened.experiment, budget(opened)
+    lines = [f"# parameters: {found.parameters:,}"]
     lines.append(
         f"# training memory per process, estimated in float32: {_size(found.weights)} for weights, gradients, two "
         f"moments and {len(e.train.averages)} average(s); {_size(found.activations)} of activations"
         + (" (mixed precision: about half)" if e.compute.precision != "fp32" else "")
     )
     if not found.fits:
-        lines.append(f"# DOES NOT FIT into the {_size(found.there)} of {world.device}: {REMEDY}")
+        lines.append(f"# DOES NOT FIT into the {_size(found.there)} of {opened.world.device}: {REMEDY}")
     elif peak:
         lines.append(f"# measured over {MEASURED_STEPS} steps: {_size(measured_peak(opened))} at most")
-    return "\n".join([*lines, *(f"# {_average(average, e)}" for average in e.train.averages)])
+    return [*lines, *(f"# {_average(average, e)}" for average in e.train.averages)]
 
 
 REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller batch or network"

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from snrkit.checkpoints.foreign import weights_of
 from snrkit.config import Experiment
 from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
@@ -75,6 +76,8 @@ class RunSources:
                 f"autoguidance: {named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
             )
+        if other.model is not None:
+            return weights_of(other.model), 0
         weights = weights_name(other, named.average)
         images = int(checkpoint_path(run, named.checkpoint, weights).name)
         itself = run.path.resolve() == self.model.run.path.resolve()

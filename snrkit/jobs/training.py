@@ -18,6 +18,7 @@ from snrkit.jobs.opening import (
     open_network,
     open_spectrum_model,
     open_task,
+    refuse_foreign,
     stoppable,
 )
 from snrkit.jobs.planning import check_memory
@@ -99,6 +100,7 @@ class Tally:
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
+    refuse_foreign(experiment)
     opened = open_experiment(experiment, world)
     check_memory(opened)
     task, network = open_task(opened), open_network(opened)

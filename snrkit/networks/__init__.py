@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.dit import Attention, Dit
+from snrkit.networks.foreign import Foreign
 from snrkit.networks.mlp import Mlp
 from snrkit.networks.unet import UNet
 
-AnyNetwork = Annotated[UNet | Dit | Mlp, Field(discriminator="kind")]
+AnyNetwork = Annotated[UNet | Dit | Mlp | Foreign, Field(discriminator="kind")]
 
 
-def make_network(value: UNet | Dit | Mlp, shape: tuple[int, int, int], seed: int) -> nn.Module:
+def make_network(value: UNet | Dit | Mlp | Foreign, shape: tuple[int, int, int], seed: int) -> nn.Module:
     """The network for images of `shape` (C, H, W), initialised from `seed` and from nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -45,4 +46,14 @@ def largest_logit(network: nn.Module) -> Tensor | None:
     return torch.stack(seen).max() if seen else None
 
 
-__all__ = ["AnyNetwork", "Dit", "Mlp", "UNet", "largest_logit", "make_network", "set_checkpointing", "watch_attention"]
+__all__ = [
+    "AnyNetwork",
+    "Dit",
+    "Foreign",
+    "Mlp",
+    "UNet",
+    "largest_logit",
+    "make_network",
+    "set_checkpointing",
+    "watch_attention",
+]

@@ -1,0 +1,207 @@
+"""Folders that diffusers saves: a pipeline, or a model beside its scheduler. Needs the extra `diffusers`.
+
+The scheduler's configuration says how the network was trained: its table of levels (the scheduler's own
+`alphas_cumprod`), what it predicts, and in which scaling its states are. The model's says shape and labels. Weights are
+read as safetensors, or by torch's reader that runs no code; nothing is downloaded.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from snrkit.betas import TrainedBetas
+from snrkit.checkpoints.foreign import Described
+from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
+from snrkit.errors import ConfigError
+from snrkit.networks.foreign import Foreign
+from snrkit.prediction import X0, AnyTarget, Cond, Eps, FlowVelocity, V
+from snrkit.process import AnyProcess, Ddpm, Edm, Flow
+from snrkit.value import Value
+
+TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
+PLAIN = NoPrecondition()
+PARTS = ("unet", "transformer")
+LARGEST_JSON = 2**20  # bytes
+
+
+class DiffusersModel(Value):
+    """A folder of diffusers, with a UNet2DModel or a DiTTransformer2DModel."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    path: Path
+    scheduler: Path | None = Field(None, description="folder of its scheduler_config.json; default: beside the model")
+    null_label: int | None = Field(None, ge=0, description="the label that means none, where guidance drops it")
+
+    def describe(self) -> Described:
+        """Read the configurations of model and scheduler."""
+        name, config = _class_of(self._folder() / "config.json", self.path)
+        clock = _clock(_package(), self._scheduler())
+        network = _network(name, config, self.null_label)
+        learned = config.get("out_channels") == 2 * network.shape[0]
+        notes = clock.notes + (("half of its output is a learned variance, which is left out",) if learned else ())
+        network = network.model_copy(update={"notes": notes})
+        return Described(clock.process, clock.target, clock.precondition, network, clock.sigma_data)
+
+    def load(self) -> nn.Module:
+        """The network with its weights."""
+        package, folder = _package(), self._folder()
+        name, config = _class_of(folder / "config.json", self.path)
+        clock, network = _clock(package, self._scheduler()), _network(name, config, self.null_label)
+        try:
+            lean = package.utils.is_accelerate_available()
+            inner = getattr(package, name).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=lean)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"model.path: {folder} has no weights that {name} can read ({reason}).") from None
+        null = network.classes if self.null_label is None else self.null_label
+        return Adapted(inner.float(), network, null, clock)
+
+    def _folder(self) -> Path:
+        """Where the model's own config.json is."""
+        if not self.path.is_dir():
+            raise ConfigError(f"model.path: {self.path} is no folder; diffusers saves folders with a config.json.")
+        return next((self.path / part for part in PARTS if (self.path / part).is_dir()), self.path)
+
+    def _scheduler(self) -> Path:
+        places = [self.path / "scheduler", self._folder(), self.path.parent / "scheduler"]
+        for place in places if self.scheduler is None else [self.scheduler]:
+            if (place / "scheduler_config.json").is_file():
+                return place / "scheduler_config.json"
+        raise ConfigError(
+            f"model.scheduler: no scheduler_config.json in {self.scheduler or places[0]}; name the folder that has it, "
+            "as it says which noise the network was trained at."
+        )
+
+
+def _package() -> ModuleType:
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("model: kind diffusers needs a package; pip install 'snrkit[diffusers]'.") from None
+    return diffusers
+
+
+def _class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
+    """(the class that a configuration names, the configuration)."""
+    if not path.is_file():
+        raise ConfigError(f"model.path: {asked} has no {path.name}, as folders of diffusers have.")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ConfigError(f"model.path: {path} is too large for a configuration.")
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError):
+        raise ConfigError(f"model.path: {path} is not valid JSON.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+        raise ConfigError(f"model.path: {path} names no class (_class_name), as folders of diffusers do.")
+    return content["_class_name"], content
+
+
+def _network(name: str, config: Mapping[str, Any], null_label: int | None) -> Foreign:
+    """Shape and labels of a model."""
+    try:
+        channels, size = int(config["in_channels"]), config["sample_size"]
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = (channels, int(height), int(width))
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError("model.path: config.json has no in_channels or sample_size to know the images by.") from None
+    if name == "DiTTransformer2DModel":
+        return Foreign(shape=shape, classes=int(config.get("num_embeds_ada_norm") or 1000), null_label=True)
+    if name == "UNet2DModel":
+        labels = int(config.get("num_class_embeds") or 0)
+        if null_label is not None and null_label != labels - 1:
+            raise ConfigError(f"model.null_label: the model has {labels} labels, and only its last can mean none.")
+        return Foreign(shape=shape, classes=labels - (null_label is not None), null_label=null_label is not None)
+    raise ConfigError(f"model.path: a {name} cannot be read; UNet2DModel and DiTTransformer2DModel can.")
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a scheduler says of how its network was trained."""
+
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition = PLAIN
+    factor: float = 1.0  # from snrkit's time to the network's
+    sign: float = 1.0  # of its output
+    sigma_data: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _clock(package: ModuleType, path: Path) -> Clock:
+    name, config = _class_of(path, path)
+    maker, base = getattr(package, name, None), package.SchedulerMixin
+    if not isinstance(maker, type) or not issubclass(maker, base):
+        raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")
+    try:
+        made: Any = maker.from_config(config)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({error}).") from None
+    predicted = made.config.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or predicted == "flow_prediction":
+        return _flow(made)
+    if name.startswith("EDM"):
+        return _edm(made, predicted)
+    if not hasattr(made, "alphas_cumprod"):
+        raise ConfigError(f"model.scheduler: how a network under {name} was trained is not known here.")
+    if predicted not in TARGETS:
+        raise ConfigError(f"model.scheduler: prediction_type {predicted} is not known; {', '.join(TARGETS)} are.")
+    return Clock(_table(made), TARGETS[predicted], notes=_limits(made))
+
+
+def _table(scheduler: Any) -> Ddpm:
+    """Its own alphas_cumprod; in ve scaling where it keeps states so."""
+    abar = scheduler.alphas_cumprod.double()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    scaling: Literal["vp", "ve"] = "vp" if float(scheduler.init_noise_sigma) == 1 else "ve"
+    return Ddpm(betas=TrainedBetas(values=tuple((1 - abar / before).tolist())), steps=len(abar), scaling=scaling)
+
+
+def _limits(scheduler: Any) -> tuple[str, ...]:
+    config = scheduler.config
+    if config.get("thresholding"):
+        share = config["dynamic_thresholding_ratio"]
+        return (f"its pipeline limits x0: add the correction {{kind: dynamic_threshold, percentile: {share}}}",)
+    if config.get("clip_sample"):
+        return (f"its pipeline limits x0: add the correction {{kind: clip_x0, limit: {config['clip_sample_range']}}}",)
+    return ()
+
+
+def _flow(scheduler: Any) -> Clock:
+    """The network reads t times the number of training steps. A shift moves what pipelines visit, not the clock."""
+    config = scheduler.config
+    shift = float(config.get("shift", config.get("flow_shift", 1.0)))
+    notes = () if shift == 1 else (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
+    process = Flow(logsnr_shift=-2 * float(torch.tensor(shift, dtype=torch.float64).log()))
+    return Clock(process, FlowVelocity(), factor=float(config.num_train_timesteps), notes=notes)
+
+
+def _edm(scheduler: Any, predicted: str) -> Clock:
+    config = scheduler.config
+    process = Edm(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+    sign = -1.0 if predicted == "v_prediction" else 1.0
+    return Clock(process, X0(), EdmPrecondition(), sign=sign, sigma_data=float(config.sigma_data))
+
+
+class Adapted(nn.Module):
+    """A model of diffusers under snrkit's call."""
+
+    def __init__(self, inner: nn.Module, network: Foreign, null: int, clock: Clock) -> None:
+        super().__init__()
+        self.inner, self.labelled, self.null = inner, network.classes > 0, null
+        self.channels, self.factor, self.sign = network.shape[0], clock.factor, clock.sign
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, C, H, W), time (B,) -> the same."""
+        told: dict[str, Tensor] = {}
+        if self.labelled:
+            none = torch.full((len(x),), -1) if cond is None or cond.labels is None else cond.labels
+            told["class_labels"] = torch.where(none < 0, self.null, none).to(x.device)
+        out: Tensor = self.inner(x, time * self.factor, **told, return_dict=False)[0]
+        return self.sign * out[:, : self.channels]

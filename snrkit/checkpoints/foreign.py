@@ -1,0 +1,79 @@
+"""Models from elsewhere, each a Value with a `kind` and a `path`, made into the parts of an experiment.
+
+`describe()` reads the configuration alone: process, target, preconditioning, shape and labels. `load()` reads the
+weights, as a module with snrkit's own call. Nothing that is read is executed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from snrkit.denoiser import AnyPrecondition
+from snrkit.networks.foreign import Foreign
+from snrkit.prediction import AnyTarget
+from snrkit.process import AnyProcess
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What is known of a model before its weights are read."""
+
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition
+    network: Foreign
+    sigma_data: float | None = None  # that its preconditioning was made with
+
+
+class ForeignModel(Protocol):
+    """A model from elsewhere."""
+
+    @property
+    def kind(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def path(self) -> Path:
+        """Its file or folder."""
+
+    def describe(self) -> Described:
+        """What the model is, from its configuration. ConfigError where it cannot be used."""
+
+    def load(self) -> nn.Module:
+        """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
+
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
+PROBED = 2**16  # bytes at the beginning, in the middle and at the end of a file
+
+
+def weights_of(model: "ForeignModel") -> str:
+    """A short name that changes with the files of a model: of their sizes and of three parts of each."""
+    digest, path = hashlib.blake2b(digest_size=6), model.path
+    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            for start in (0, size // 2, size - PROBED):
+                opened.seek(max(0, start))
+                digest.update(opened.read(PROBED))
+    return f"{model.kind}-{digest.hexdigest()}"
+
+
+DERIVED = ("process", "target", "precondition", "levels", "weighting", "network", "train")
+
+
+def sections(described: Described) -> Mapping[str, Any]:
+    """The parts of an experiment that a model brings; those about training say nothing and are never read."""
+    parts = {name: getattr(described, name) for name in ("process", "target", "precondition", "network")}
+    return {
+        **{name: value.model_dump() for name, value in parts.items()},
+        "levels": {"kind": "uniform_time"},
+        "weighting": {"kind": "simple"},
+        "train": {"images": 1, "batch": 1, "slice": 1, "averages": []},
+    }

@@ -1,0 +1,25 @@
+"""What an experiment knows of a network that it does not build, as read from where the network comes from."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from snrkit.errors import ConfigError
+from snrkit.value import Value
+
+
+class Foreign(Value):
+    """The shape and the labels of a network from elsewhere."""
+
+    kind: Literal["foreign"] = "foreign"
+    shape: tuple[int, int, int] = Field(description="(C, H, W) of its states")
+    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    null_label: bool = Field(False, description="whether it can be asked without a label, as guidance does")
+    notes: tuple[str, ...] = Field((), description="what a user should know of the model")
+    scalars: tuple[str, ...] = ()
+    augment: Literal[False] = False
+
+    def make(self, shape: tuple[int, int, int]) -> nn.Module:
+        """ConfigError: such a network is loaded, not made."""
+        raise ConfigError("network: foreign is what `model` brings; it cannot be made anew. Name another kind.")
