@@ -7,6 +7,7 @@ alpha-bar; `geometric` is what is also called an exponential beta, while diffuse
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -158,6 +159,30 @@ class TrainedBetas(Value):
         return torch.tensor(self.values, dtype=torch.float64)
 
 
+class TrainedSigmas(Value):
+    """Any table, listed as sigma/alpha from the cleanest level on; levels snap to the nearest sigma (EDM's iDDPM)."""
+
+    kind: Literal["trained_sigmas"] = "trained_sigmas"
+    values: tuple[float, ...] = Field(min_length=2)
+
+    @field_validator("values")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values[0] > 0 or not all(a < b for a, b in pairwise(values)):
+            raise ValueError("sigmas must rise from above 0")
+        return values
+
+    def betas(self, steps: int) -> Tensor:
+        """The betas of the listed sigmas, float64 (steps,)."""
+        sigma = torch.tensor(self.values, dtype=torch.float64)
+        return -torch.expm1(torch.diff(-torch.log1p(sigma**2), prepend=sigma.new_zeros(1)))
+
+    def nearest(self, logsnr: Tensor) -> Tensor:
+        """The index of the listed sigma next to that of `logsnr`, any shape."""
+        sigma = torch.tensor(self.values, dtype=torch.float64)
+        return torch.searchsorted((sigma[1:] + sigma[:-1]) / 2, torch.exp(-logsnr.to("cpu", torch.float64) / 2))
+
+
 Betas = Annotated[
     LinearBetas
     | ScaledLinearBetas
@@ -166,7 +191,8 @@ Betas = Annotated[
     | SigmoidBetas
     | SigmoidAlphaBar
     | LaplaceAlphaBar
-    | TrainedBetas,
+    | TrainedBetas
+    | TrainedSigmas,
     Field(discriminator="kind"),
 ]
 

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.betas import Betas, LinearBetas, TrainedBetas, logsnr_table
+from snrkit.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
 from snrkit.level import Level, Scaling, level_of
 from snrkit.value import Value
 
@@ -88,8 +88,8 @@ class Ddpm(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ddpm":
-        if isinstance(self.betas, TrainedBetas) and len(self.betas.values) != self.steps:
-            raise ValueError(f"trained_betas lists {len(self.betas.values)} values, but steps is {self.steps}")
+        if isinstance(self.betas, TrainedBetas | TrainedSigmas) and len(self.betas.values) != self.steps:
+            raise ValueError(f"{self.betas.kind} lists {len(self.betas.values)} values, but steps is {self.steps}")
         if self.rescale_betas_zero_snr and not torch.isfinite(logsnr_table(self.betas, self.steps)).all():
             raise ValueError("rescale_betas_zero_snr has no effect, as the table ends at pure noise already")
         if self.scaling == "ve" and not torch.isfinite(self.table()).all():
@@ -130,7 +130,9 @@ class Ddpm(Value):
         return torch.where(part == 0, table[below], table[below] + part * (table[above] - table[below]))
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The nearest entry of the table."""
+        """The nearest entry of the table, in logsnr unless it is one of sigmas."""
+        if isinstance(self.betas, TrainedSigmas):
+            return self.table()[self.betas.nearest(logsnr - self.logsnr_shift)]
         return self.table()[self.time(logsnr).round().long()]
 
     def sweep(self, u: Tensor) -> Tensor:

@@ -5,5 +5,6 @@ from typing import Annotated
 from pydantic import Field
 
 from snrkit.checkpoints.diffusers import DiffusersModel
+from snrkit.checkpoints.edm import EdmModel
 
-AnyModel = Annotated[DiffusersModel, Field()]
+AnyModel = Annotated[DiffusersModel | EdmModel, Field(discriminator="kind")]

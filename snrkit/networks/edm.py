@@ -155,9 +155,9 @@ class SongUNet(Value):
     """DDPM++ as it is by default; NCSN++ with embedding fourier, encoder residual, time_features 2 and four taps."""
 
     kind: Literal["song_unet"] = "song_unet"
-    channels: int = Field(128, ge=4)
-    multipliers: tuple[int, ...] = Field((2, 2, 2), min_length=1)
-    blocks: int = Field(4, ge=1)
+    channels: int = Field(128, ge=4, le=2**14)
+    multipliers: tuple[int, ...] = Field((2, 2, 2), min_length=1, max_length=12)
+    blocks: int = Field(4, ge=1, le=100)
     attention: tuple[int, ...] = Field((16,), description="resolutions with attention")
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "skip", "residual"] = "standard"
@@ -168,26 +168,26 @@ class SongUNet(Value):
     classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
     augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
 
-    def make(self, shape: tuple[int, int, int]) -> nn.Module:
-        """The network for images of `shape` (C, N, N)."""
-        return SongModule(self, shape)
+    def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
+        """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""
+        return SongModule(self, shape, outputs or shape[0])
 
 
 class DhariwalUNet(Value):
     """ADM, by default at its size for 64 pixels."""
 
     kind: Literal["dhariwal_unet"] = "dhariwal_unet"
-    channels: int = Field(192, ge=4)
-    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), min_length=1)
-    blocks: int = Field(3, ge=1)
+    channels: int = Field(192, ge=4, le=2**14)
+    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
+    blocks: int = Field(3, ge=1, le=100)
     attention: tuple[int, ...] = Field((32, 16, 8), description="resolutions with attention")
     dropout: float = Field(0.1, ge=0, lt=1)
     classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
     augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
 
-    def make(self, shape: tuple[int, int, int]) -> nn.Module:
-        """The network for images of `shape` (C, N, N)."""
-        return DhariwalModule(self, shape)
+    def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
+        """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""
+        return DhariwalModule(self, shape, outputs or shape[0])
 
 
 class EdmModule(nn.Module):
@@ -275,7 +275,7 @@ def _up(block: nn.Module, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor
 class SongModule(EdmModule):
     """SongUNet's module."""
 
-    def __init__(self, value: SongUNet, shape: tuple[int, int, int]) -> None:
+    def __init__(self, value: SongUNet, shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
         image, side, dim_emb = shape[0], shape[1], 4 * value.channels
         features = value.channels * value.time_features
@@ -286,7 +286,7 @@ class SongModule(EdmModule):
         self.map_layer0 = nn.Linear(features, dim_emb)
         self.map_layer1 = nn.Linear(dim_emb, dim_emb)
         style = Style(dim_emb, math.sqrt(0.5), 1e-6, False, True, value.dropout, value.taps)
-        self.image = image
+        self.image, self.outputs = image, outputs
         self.enc = self.encoder(value, shape, style)
         self.dec = self.decoder(value, shape, style)
 
@@ -301,8 +301,8 @@ class SongModule(EdmModule):
         return {}
 
     def beside_up(self, at: str, depth: int, dim: int) -> dict[str, nn.Module]:
-        """To an image; with decoder skip at every size, added up."""
-        skip, image = self.value.decoder == "skip", self.image
+        """To the output; with decoder skip at every size, added up."""
+        skip, image = self.value.decoder == "skip", self.outputs
         made: dict[str, nn.Module] = {}
         if skip and depth < len(self.value.multipliers) - 1:
             made[f"{at}_aux_up"] = Conv(image, image, 0, "up", self.value.taps)
@@ -356,9 +356,9 @@ class DhariwalModule(EdmModule):
 
     output = "out_conv"
 
-    def __init__(self, value: DhariwalUNet, shape: tuple[int, int, int]) -> None:
+    def __init__(self, value: DhariwalUNet, shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
-        image, dim_emb = shape[0], 4 * value.channels
+        dim_emb = 4 * value.channels
         self.value = value
         self.map_noise = Features(value.channels)
         self.map_augment = nn.Linear(value.augment, value.channels, bias=False) if value.augment else None
@@ -370,7 +370,7 @@ class DhariwalModule(EdmModule):
         self.dec = self.decoder(value, shape, style)
         wide = value.channels * value.multipliers[0]
         self.out_norm = norm(wide, 1e-5)
-        self.out_conv = Conv(wide, image, 3)
+        self.out_conv = Conv(wide, outputs, 3)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """(B, C, N, N), time (B,) -> the same."""

@@ -1,0 +1,271 @@
+"""EDM's published files, read without running the code that they carry (Karras et al. 2022).
+
+A file holds a network within its preconditioning, both with the arguments that they were made with. The weights go into
+our own network of the same layout (networks/edm.py), and the preconditioning into process, target and preconditioning:
+
+    class in the file   scaling   target   preconditioning   the network's clock
+    EDMPrecond          ve        x0       edm, sigma_data   ln(sigma)/4
+    VPPrecond           ve        eps      none              999 t(sigma), t of the linear-beta SDE
+    VEPrecond           ve        -eps     raw               ln(sigma/2)
+    iDDPMPrecond        ve        eps      none              index in its own table of sigmas, to which levels snap
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from snrkit.betas import TrainedSigmas
+from snrkit.checkpoints.foreign import Described
+from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
+from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.networks.edm import DhariwalUNet, SongUNet
+from snrkit.networks.foreign import Foreign
+from snrkit.prediction import X0, AnyTarget, Cond, Eps
+from snrkit.process import AnyProcess, Ddpm, Edm
+from snrkit.value import Value
+
+LARGEST, DEEPEST = 20_000, 32  # modules of a network, and within each other
+
+
+class EdmModel(Value):
+    """A `.pkl` of EDM."""
+
+    kind: Literal["edm"] = "edm"
+    path: Path
+    entry: str = "ema"
+
+    def describe(self) -> Described:
+        """Read all but the weights, which stay in the file."""
+        outer, reading = self._open()
+        image, side, classes = (_integer(outer.state, key) for key in ("img_channels", "img_resolution", "label_dim"))
+        dropped = outer.inner.arguments.get("label_dropout", 0)
+        network = Foreign(shape=(image, side, side), classes=classes, null_label=bool(classes and dropped))
+        return Described(reading.process, reading.target, reading.precondition, network, reading.sigma_data)
+
+    def load(self) -> nn.Module:
+        """Our network with the file's weights."""
+        outer, reading = self._open()
+        inner, side = outer.inner, _integer(outer.state, "img_resolution")
+        image = _integer(outer.state, "img_channels")
+        shape, outputs, value = (image, side, side), reading.doubled * image, _network(inner, self.path)
+        try:
+            weights = dict(_weights(inner.state))
+            with torch.device("meta"):  # no memory before the file is seen to fill it
+                expected = value.make(shape, outputs).state_dict()
+            if different := _different(weights, expected):
+                raise SnrkitError(different)
+            network = value.make(shape, outputs)
+            network.load_state_dict(weights)
+        except (RuntimeError, SnrkitError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"model.path: {self.path} holds other weights than its arguments say ({reason})."
+            ) from None
+        return Clocked(network, reading.clock, image, reading.sign)
+
+    def _open(self) -> tuple["Persistent", "Reading"]:
+        try:
+            content = read_pickle(self.path)
+        except SnrkitError as error:
+            raise ConfigError(f"model.path: {error}") from None
+        if not isinstance(content, dict) or self.entry not in content:
+            entries = (
+                ", ".join(str(key)[:40] for key in content) if isinstance(content, dict) else type(content).__name__
+            )
+            raise ConfigError(f"model.entry: {self.path} has no '{self.entry}'; it holds {entries[:200]}.")
+        outer = _persistent(content[self.entry], self.path)
+        return outer, _reading(outer, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Persistent:
+    """An object of one of the file's own classes."""
+
+    name: str
+    state: Mapping[str, Any]
+    path: Path
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What it was made with."""
+        found = self.state.get("_init_kwargs")
+        if not isinstance(found, dict):
+            raise ConfigError(f"model.path: {self.path} does not say what its {self.name} was made with.")
+        return found
+
+    @property
+    def inner(self) -> "Persistent":
+        """The network inside a preconditioning."""
+        return _persistent(_mapping(self.state, "_modules").get("model"), self.path)
+
+
+def _persistent(value: Any, path: Path) -> Persistent:
+    if isinstance(value, Record) and value.name == PERSISTENT and len(value.args) == 1:
+        meta = value.args[0]
+        if isinstance(meta, dict) and isinstance(meta.get("class_name"), str) and isinstance(meta.get("state"), dict):
+            return Persistent(meta["class_name"], meta["state"], path)
+    raise ConfigError(f"model.path: {path} holds no network in EDM's layout where one is expected.")
+
+
+def _mapping(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = state.get(key)
+    if not isinstance(found, dict):
+        raise ConfigError(f"model.path: the file's network has no {key}.")
+    return found
+
+
+def _integer(state: Mapping[str, Any], key: str) -> int:
+    found = state.get(key)
+    if not isinstance(found, int) or not 0 <= found <= 2**16:
+        raise ConfigError(f"model.path: the file's network has no usable {key}, but {str(found)[:40]}.")
+    return found
+
+
+def _real(state: Mapping[str, Any], key: str) -> float:
+    found = state.get(key)
+    if not isinstance(found, int | float):
+        raise ConfigError(f"model.path: the file's network has no usable {key}, but {str(found)[:40]}.")
+    return float(found)
+
+
+Clock = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file's network is used."""
+
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition
+    clock: Clock = lambda time: time  # from snrkit's time to the network's
+    sign: float = 1.0
+    sigma_data: float | None = None
+    doubled: int = 1  # its output's channels over the image's: 2 with a learned variance
+
+
+def _reading(outer: Persistent, path: Path) -> Reading:
+    state = outer.state
+    if outer.name == "EDMPrecond":
+        return Reading(_bounded(state), X0(), EdmPrecondition(), sigma_data=_real(state, "sigma_data"))
+    if outer.name == "VPPrecond":
+        steepness, least, steps = (_real(state, key) for key in ("beta_d", "beta_min", "M"))
+        return Reading(_bounded(state), Eps(), NoPrecondition(), vp_clock(steepness, least, steps))
+    if outer.name == "VEPrecond":
+        return Reading(_bounded(state), Eps(), RawPrecondition(), lambda time: 4 * time - math.log(2), sign=-1.0)
+    if outer.name == "iDDPMPrecond":
+        table = _mapping(state, "_buffers").get("u")
+        if not isinstance(table, Tensor) or table.ndim != 1 or not 3 <= len(table) <= 2**16:
+            raise ConfigError(f"model.path: {path} has no table of sigmas.")
+        sigmas = table[:-1].double().flip(0)  # the file's runs from the noisiest to 0
+        try:
+            process = Ddpm(betas=TrainedSigmas(values=tuple(sigmas.tolist())), steps=len(sigmas), scaling="ve")
+        except ValidationError:
+            raise ConfigError(f"model.path: the table of sigmas in {path} does not rise.") from None
+        return Reading(process, Eps(), NoPrecondition(), doubled=2)
+    raise ConfigError(
+        f"model.path: {path} holds a {outer.name[:40]}, which is not known; EDMPrecond, VPPrecond, VEPrecond and "
+        "iDDPMPrecond are."
+    )
+
+
+def _bounded(state: Mapping[str, Any]) -> Edm:
+    """Sigmas that the file's network says it takes, and the published 0.002 to 80 where it takes all."""
+    low, high = _real(state, "sigma_min"), _real(state, "sigma_max")
+    if not 0 <= low < high:
+        raise ConfigError(f"model.path: the file's network takes no sigma, being bounded by {low:g} and {high:g}.")
+    return Edm(sigma_min=low or 0.002, sigma_max=high if math.isfinite(high) else 80.0)
+
+
+def vp_clock(steepness: float, least: float, steps: float) -> Clock:
+    """(M - 1) t with sigma(t)^2 + 1 = exp(beta_d t^2/2 + beta_min t) (Karras et al. 2022, table 1)."""
+
+    def clock(time: Tensor) -> Tensor:
+        log = nn.functional.softplus(8 * time.double(), threshold=40)  # ln(1 + sigma^2)
+        t = ((least**2 + 2 * steepness * log).sqrt() - least) / steepness
+        return ((steps - 1) * t).float()
+
+    return clock
+
+
+SONG = {
+    "model_channels": "channels", "channel_mult": "multipliers", "num_blocks": "blocks",
+    "attn_resolutions": "attention", "dropout": "dropout", "label_dim": "classes", "augment_dim": "augment",
+    "embedding_type": "embedding", "encoder_type": "encoder", "decoder_type": "decoder",
+    "channel_mult_noise": "time_features", "resample_filter": "taps",
+}  # fmt: skip
+ADM = {key: SONG[key] for key in list(SONG)[:7]}
+UNREAD = {"img_resolution", "img_channels", "in_channels", "out_channels", "label_dropout", "channel_mult_emb"}
+
+
+def _network(inner: Persistent, path: Path) -> SongUNet | DhariwalUNet:
+    """The network by the file's arguments, each of which is known."""
+    names = {"SongUNet": SONG, "DhariwalUNet": ADM}.get(inner.name)
+    if names is None:
+        raise ConfigError(f"model.path: {path} holds a {inner.name[:40]}; SongUNet and DhariwalUNet can be read.")
+    if unknown := inner.arguments.keys() - names.keys() - UNREAD:
+        raise ConfigError(f"model.path: {path} has a {inner.name} with an unknown {min(map(str, unknown))[:40]}.")
+    given = {names[key]: value for key, value in inner.arguments.items() if key in names}
+    if inner.name == "SongUNet":
+        given.setdefault("multipliers", (1, 2, 2, 2))  # as the original's own default
+    try:
+        return SongUNet(**given) if inner.name == "SongUNet" else DhariwalUNet(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"model.path: {path} has a {inner.name} of impossible {first['loc'][0]}.") from None
+
+
+def _different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Where names or shapes differ."""
+    if names := found.keys() ^ expected.keys():
+        return f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}"
+    wrong = [name for name in expected if found[name].shape != expected[name].shape]
+    return f"{wrong[0]} is {tuple(found[wrong[0]].shape)} and not {tuple(expected[wrong[0]].shape)}" if wrong else None
+
+
+def _weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a module of the file, with those inside it, by name."""
+    waiting, seen = [("", 0, state)], 0
+    while waiting:
+        prefix, depth, current = waiting.pop()
+        seen += 1
+        if depth > DEEPEST or seen > LARGEST:
+            raise SnrkitError("it has more modules than any network, or they lie within themselves")
+        skipped = current.get("_non_persistent_buffers_set")
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _mapping(current, kind).items():
+                if isinstance(value, Tensor) and not (isinstance(skipped, list) and name in skipped):
+                    yield f"{prefix}{name}", value
+        for name, value in _mapping(current, "_modules").items():
+            if (inner := _state_of(value)) is not None:
+                waiting.append((f"{prefix}{name}.", depth + 1, inner))
+
+
+def _state_of(value: Any) -> Mapping[str, Any] | None:
+    """The state of a module of the file, its own class or torch's; None for what is no module."""
+    if not isinstance(value, Record):
+        return None
+    found = value.state if value.name.startswith(LAYERS) else None
+    if value.name == PERSISTENT and len(value.args) == 1 and isinstance(value.args[0], dict):
+        found = value.args[0].get("state")
+    return found if isinstance(found, dict) else None
+
+
+class Clocked(nn.Module):
+    """A network under snrkit's time."""
+
+    def __init__(self, inner: nn.Module, clock: Clock, channels: int, sign: float) -> None:
+        super().__init__()
+        self.inner, self.clock, self.channels, self.sign = inner, clock, channels, sign
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, C, N, N), time (B,) -> the same."""
+        out: Tensor = self.inner(x, self.clock(time), cond)
+        return self.sign * out[:, : self.channels]

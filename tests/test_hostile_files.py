@@ -1,0 +1,240 @@
+"""Files that want to be run, to fill the memory or to last: one sentence each, nothing run, little time and memory."""
+
+import io
+import json
+import os
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.edm_files import Persistent, preconditioned, write
+from tests.test_edm_files import small
+
+REACHED = "REACHED"  # a file that appears where something of a file was run
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, what, *args):
+        self.what, self.args = what, args
+
+    def __reduce__(self):
+        return self.what, self.args
+
+
+def benign():
+    """The content of an ordinary file."""
+    return preconditioned("VEPrecond", small()[1], (3, 16, 16), 0, sigma_min=0.02, sigma_max=100)
+
+
+def content(extra=None, **changes):
+    """The bytes of an ordinary file with something more in it, or with other arguments of its network."""
+    inner = small(**changes)[1]
+    outer = preconditioned("VEPrecond", inner, (3, 16, 16), 0, sigma_min=0.02, sigma_max=100)
+    return pickle.dumps({"ema": outer, **({} if extra is None else {"more": extra})}, protocol=4)
+
+
+def program(*parts):
+    """A pickle by its instructions."""
+    return b"\x80\x04" + b"".join(parts) + b"."
+
+
+def text(value):
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def named(module, name):
+    return text(module) + text(name) + b"\x93"
+
+
+def stored(payload):
+    """A storage of these bytes."""
+    return named("torch.storage", "_load_from_bytes") + b"B" + struct.pack("<I", len(payload)) + payload + b"\x85R"
+
+
+def numbers(count=4, written=None):
+    """A float storage as torch's older format has it, that says to hold `count` numbers and holds `written`."""
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(count if written is None else written).untyped_storage(), buffer,
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    typed = io.BytesIO()
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.zeros(written if written is not None else count).untyped_storage(), dtype=torch.float32,
+        _internal=True,
+    )  # fmt: skip
+    torch.save(storage, typed, _use_new_zipfile_serialization=False)
+    raw = typed.getvalue()
+    assert buffer.getvalue()
+    if written is None:
+        return raw
+    old, new = b"K" + bytes([written]), b"J" + struct.pack("<i", count)
+    assert raw.count(old) >= 1
+    return raw.replace(old, new)
+
+
+def tensor(size, stride, offset=0, payload=None):
+    """A program that rebuilds a tensor of a storage."""
+    pieces = [named("torch._utils", "_rebuild_tensor_v2"), b"(", stored(numbers() if payload is None else payload)]
+    whole = [pickle.dumps(part, protocol=2)[2:-1] for part in (offset, size, stride, False)]
+    return b"".join([*pieces, *whole, b"}tR"])
+
+
+def entry(body):
+    """A file whose `ema` is made by a program."""
+    return program(b"}", text("ema"), body, b"s")
+
+
+def looped():
+    """A module that lies within itself, twice."""
+    state = {"_parameters": {}, "_buffers": {}, "_modules": {}}
+    loop = Persistent("Loop", state)
+    state["_modules"].update(a=loop, b=loop)
+    return loop
+
+
+def bomb():
+    """A zip of 1 GiB of zeros."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("data.pkl", "w") as opened:
+        for _ in range(64):
+            opened.write(bytes(2**24))
+    return buffer.getvalue()
+
+
+def objects():
+    """A NumPy archive with an array of objects, which only pickle reads."""
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.array([Call(os.system, f"touch {REACHED}")], dtype=object))
+    return buffer.getvalue()
+
+
+def cyclic():
+    """An ordinary file whose network lies within itself."""
+    made = benign()
+    made.state["_modules"]["model"].state["_modules"]["enc"] = looped()
+    return pickle.dumps({"ema": made}, protocol=4)
+
+
+TOUCH = f"touch {REACHED}"
+FILES = {
+    "system": lambda: content(Call(os.system, TOUCH)),
+    "eval": lambda: content(Call(eval, f"open({REACHED!r}, 'w')")),
+    "exec": lambda: content(Call(exec, f"open({REACHED!r}, 'w')")),
+    "nested": lambda: content(Call(getattr, Call(__import__, "os"), "system")),
+    "popen": lambda: entry(named("subprocess", "Popen") + b"(" + text(TOUCH) + b"t\x81"),
+    "dotted": lambda: entry(named("torch.nn.modules.module", "warnings.sys.exit") + b")R"),
+    "old-global": lambda: entry(b"cos\nsystem\n" + text(TOUCH) + b"\x85R"),
+    "build": lambda: entry(named("collections", "OrderedDict") + b")R" + named("os", "environ") + b"b"),
+    "inst": lambda: entry(b"(" + text(TOUCH) + b"ios\nsystem\n"),
+    "extension": lambda: entry(b"\x82\x01"),
+    "persistent-id": lambda: entry(text("a") + b"Q"),
+    "four-gigabytes": lambda: entry(b"\x8e" + struct.pack("<Q", 2**32)),
+    "long-text": lambda: entry(b"\x8d" + struct.pack("<Q", 2**40)),
+    "long-integer": lambda: entry(b"\x8b" + struct.pack("<i", 2**31 - 1)),
+    "truncated": lambda: content()[:-20_000],
+    "zip-bomb": bomb,
+    "objects": objects,
+    "text": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 225876230\n",
+    "empty": lambda: b"",
+    "many-mappings": lambda: entry(b"}" * 3_000_000),
+    "deep": lambda: entry(b")" + b"\x85" * 3_000_000),
+    "growing-integers": lambda: entry((b"\x8a\xff" + b"\x7f" * 255) * 100_000),
+    "wide-tensor": lambda: entry(tensor((10**6, 10**6), (0, 0))),
+    "tensor-beyond": lambda: entry(tensor((4,), (1,), offset=2)),
+    "negative-offset": lambda: entry(tensor((2,), (1,), offset=-2)),
+    "overflowing-stride": lambda: entry(tensor((2,), (2**62,))),
+    "lying-storage": lambda: entry(tensor((4,), (1,), payload=numbers(2**30, 4))),
+    "storage-in-storage": lambda: entry(stored(program(stored(program(stored(b"")))))),
+    "stored-program": lambda: entry(stored(program(named("os", "system")))),
+    "hashed-tuples": lambda: entry(b"})\x94" + b"".join(b"h%ch%c\x86\x94" % (k, k) for k in range(60)) + b"Ns"),
+    "long-inner": lambda: entry(stored(program(b"N0" * 3_000_000))),
+    "within-itself": cyclic,
+    "huge-network": lambda: content(model_channels=16_000, num_blocks=100),
+    "endless-network": lambda: content(num_blocks=10**9),
+}
+
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from snrkit.checkpoints.edm import EdmModel
+from snrkit.errors import ConfigError
+
+def read(path):
+    model = EdmModel(path=path)
+    model.describe()
+    return model.load()
+
+read(Path("benign.pkl"))
+for path in sorted(Path("hostile").iterdir()):
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    try:
+        read(path)
+        said = "READ"
+    except ConfigError as error:
+        said = str(error)
+    taken = time.perf_counter() - begun
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps([path.stem, said, taken, grown / 1024]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """(what was said of each file, seconds, MiB of peak memory more than before; whether anything was run)."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "hostile").mkdir()
+    write(folder / "benign.pkl", benign())
+    for name, make in FILES.items():
+        (folder / "hostile" / f"{name}.pkl").write_bytes(make())
+    package = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {name: rest for name, *rest in lines}, (folder / REACHED).exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hostile_file_ends_in_one_sentence(found, name):
+    """Naming the file, within 5 s, with at most 200 MiB more than the peak before."""
+    said, seconds, grown = found[0][name]
+    assert f"{name}.pkl" in said
+    assert "\n" not in said
+    assert len(said) < 400
+    assert seconds < 5
+    assert grown < 200
+
+
+def test_nothing_of_them_was_run(found):
+    """No file says that it was."""
+    assert not found[1]
+
+
+def test_what_is_named_is_said(found):
+    """Unknown names, by their name."""
+    for name, said in (("system", "posix.system"), ("eval", "builtins.eval"), ("popen", "subprocess.Popen"),
+                       ("nested", "builtins.getattr"), ("old-global", "os.system")):  # fmt: skip
+        assert f"names {said}, which" in found[0][name][0]
+
+
+def test_the_programs_are_pickles():
+    """What is made by hand is what pickle itself would go through: the tests are of reading, not of bad spelling."""
+    for name in ("popen", "old-global", "wide-tensor", "tensor-beyond", "stored-program", "build", "hashed-tuples"):
+        assert sum(1 for _ in pickletools.genops(FILES[name]())) > 3
