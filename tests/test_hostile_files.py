@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from snrkit.networks.dit import Dit
 from tests.edm_files import Persistent, preconditioned, write
 from tests.test_edm_files import small
 
@@ -155,25 +156,78 @@ FILES = {
     "lying-storage": lambda: entry(tensor((4,), (1,), payload=numbers(2**30, 4))),
     "storage-in-storage": lambda: entry(stored(program(stored(program(stored(b"")))))),
     "stored-program": lambda: entry(stored(program(named("os", "system")))),
-    "hashed-tuples": lambda: entry(b"})\x94" + b"".join(b"h%ch%c\x86\x94" % (k, k) for k in range(60)) + b"Ns"),
+    "hashed-tuples": lambda: entry(b")\x94" + b"".join(b"h%ch%c\x86\x94" % (k, k) for k in range(60)) + b"}h<Ns"),
     "long-inner": lambda: entry(stored(program(b"N0" * 3_000_000))),
     "within-itself": cyclic,
     "huge-network": lambda: content(model_channels=16_000, num_blocks=100),
     "endless-network": lambda: content(num_blocks=10**9),
 }
 
+
+def weights():
+    """The weights of a small DiT."""
+    made = Dit(patch=2, dim=16, depth=1, heads=2, classes=3).make((4, 8, 8), 8)
+    state = {name: value for name, value in made.state_dict().items() if name != "extras.null_time"}
+    return {**state, "pos_embed": made.pos_embed}
+
+
+def saved(content, zipped=True):
+    """A file of torch."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def archive(change, compression=zipfile.ZIP_STORED):
+    """A zipped file of weights, with `change(name, content)` for each entry, None to leave it out."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(weights()))) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for entry in old.infolist():
+            made = change(entry.filename, old.read(entry))
+            if made is not None:
+                new.writestr(made[0], made[1])
+    return buffer.getvalue()
+
+
+def older(count):
+    """An older file whose storages say to hold `count` numbers."""
+    raw = saved({"x_embedder.proj.weight": torch.zeros(77)}, zipped=False)
+    assert raw.count(b"KM") >= 1
+    return raw.replace(b"KM", b"\x8a\x08" + struct.pack("<q", count))
+
+
+TORCH = {
+    "pt-system": lambda: saved({**weights(), "more": Call(os.system, TOUCH)}),
+    "pt-old-system": lambda: saved({**weights(), "more": Call(os.system, TOUCH)}, zipped=False),
+    "pt-module": lambda: saved(torch.nn.Sequential(torch.nn.Linear(2, 2))),
+    "pt-compressed": lambda: archive(lambda name, content: (name, content), zipfile.ZIP_DEFLATED),
+    "pt-bomb": bomb,
+    "pt-without-objects": lambda: archive(lambda name, content: None if name.endswith(".pkl") else (name, content)),
+    "pt-without-numbers": lambda: archive(lambda name, content: None if "/data/" in name else (name, content)),
+    "pt-short-numbers": lambda: archive(lambda name, content: (name, content[:3] if "/data/" in name else content)),
+    "pt-outside": lambda: archive(lambda name, content: (f"../../{REACHED}/{name}", content)),
+    "pt-other-order": lambda: archive(lambda name, c: (name, b"big" if name.endswith("byteorder") else c)),
+    "pt-truncated": lambda: saved(weights())[:-5_000],
+    "pt-old-truncated": lambda: saved(weights(), zipped=False)[:-5_000],
+    "pt-old-huge": lambda: older(2**60),
+    "pt-old-negative": lambda: older(-5),
+    "pt-text": lambda: b"<!DOCTYPE html><title>Sign in</title>",
+}
+
 READ = """
 import json, resource, sys, time
 from pathlib import Path
 from snrkit.checkpoints.edm import EdmModel
+from snrkit.checkpoints.transformers import DitModel
 from snrkit.errors import ConfigError
 
 def read(path):
-    model = EdmModel(path=path)
+    model = EdmModel(path=path) if path.suffix == ".pkl" else DitModel(path=path, heads=2)
     model.describe()
     return model.load()
 
 read(Path("benign.pkl"))
+read(Path("benign.pt"))
 for path in sorted(Path("hostile").iterdir()):
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     try:
@@ -193,8 +247,10 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "hostile").mkdir()
     write(folder / "benign.pkl", benign())
-    for name, make in FILES.items():
-        (folder / "hostile" / f"{name}.pkl").write_bytes(make())
+    (folder / "benign.pt").write_bytes(saved(weights()))
+    for files, suffix in ((FILES, "pkl"), (TORCH, "pt")):
+        for name, make in files.items():
+            (folder / "hostile" / f"{name}.{suffix}").write_bytes(make())
     package = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -208,14 +264,14 @@ def found(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {name: rest for name, *rest in lines}, (folder / REACHED).exists()
+    return {name: rest for name, *rest in lines}, any(True for _ in folder.parent.rglob(f"{REACHED}*"))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *TORCH])
 def test_a_hostile_file_ends_in_one_sentence(found, name):
     """Naming the file, within 5 s, with at most 200 MiB more than the peak before."""
     said, seconds, grown = found[0][name]
-    assert f"{name}.pkl" in said
+    assert f"{name}.p" in said
     assert "\n" not in said
     assert len(said) < 400
     assert seconds < 5

@@ -11,23 +11,23 @@ our own network of the same layout (networks/edm.py), and the preconditioning in
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedSigmas
-from snrkit.checkpoints.foreign import Described
+from snrkit.checkpoints.foreign import Clock, Clocked, Described, filled
 from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.networks.edm import DhariwalUNet, SongUNet
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import X0, AnyTarget, Cond, Eps
+from snrkit.prediction import X0, AnyTarget, Eps
 from snrkit.process import AnyProcess, Ddpm, Edm
 from snrkit.value import Value
 
@@ -56,18 +56,10 @@ class EdmModel(Value):
         image = _integer(outer.state, "img_channels")
         shape, outputs, value = (image, side, side), reading.doubled * image, _network(inner, self.path)
         try:
-            weights = dict(_weights(inner.state))
-            with torch.device("meta"):  # no memory before the file is seen to fill it
-                expected = value.make(shape, outputs).state_dict()
-            if different := _different(weights, expected):
-                raise SnrkitError(different)
-            network = value.make(shape, outputs)
-            network.load_state_dict(weights)
-        except (RuntimeError, SnrkitError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"model.path: {self.path} holds other weights than its arguments say ({reason})."
-            ) from None
+            network = filled(partial(value.make, shape, outputs), dict(_weights(inner.state)))
+        except SnrkitError as error:
+            text = f"model.path: {self.path} holds other weights than its arguments say ({error})."
+            raise ConfigError(text) from None
         return Clocked(network, reading.clock, image, reading.sign)
 
     def _open(self) -> tuple["Persistent", "Reading"]:
@@ -133,9 +125,6 @@ def _real(state: Mapping[str, Any], key: str) -> float:
     if not isinstance(found, int | float):
         raise ConfigError(f"model.path: the file's network has no usable {key}, but {str(found)[:40]}.")
     return float(found)
-
-
-Clock = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +211,6 @@ def _network(inner: Persistent, path: Path) -> SongUNet | DhariwalUNet:
         raise ConfigError(f"model.path: {path} has a {inner.name} of impossible {first['loc'][0]}.") from None
 
 
-def _different(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """Where names or shapes differ."""
-    if names := found.keys() ^ expected.keys():
-        return f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}"
-    wrong = [name for name in expected if found[name].shape != expected[name].shape]
-    return f"{wrong[0]} is {tuple(found[wrong[0]].shape)} and not {tuple(expected[wrong[0]].shape)}" if wrong else None
-
-
 def _weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of a module of the file, with those inside it, by name."""
     waiting, seen = [("", 0, state)], 0
@@ -256,16 +237,3 @@ def _state_of(value: Any) -> Mapping[str, Any] | None:
     if value.name == PERSISTENT and len(value.args) == 1 and isinstance(value.args[0], dict):
         found = value.args[0].get("state")
     return found if isinstance(found, dict) else None
-
-
-class Clocked(nn.Module):
-    """A network under snrkit's time."""
-
-    def __init__(self, inner: nn.Module, clock: Clock, channels: int, sign: float) -> None:
-        super().__init__()
-        self.inner, self.clock, self.channels, self.sign = inner, clock, channels, sign
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """(B, C, N, N), time (B,) -> the same."""
-        out: Tensor = self.inner(x, self.clock(time), cond)
-        return self.sign * out[:, : self.channels]

@@ -5,16 +5,18 @@ weights, as a module with snrkit's own call. Nothing that is read is executed.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from snrkit.denoiser import AnyPrecondition
+from snrkit.errors import SnrkitError
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import AnyTarget
+from snrkit.prediction import AnyTarget, Cond
 from snrkit.process import AnyProcess
 
 
@@ -63,6 +65,42 @@ def weights_of(model: "ForeignModel") -> str:
                 opened.seek(max(0, start))
                 digest.update(opened.read(PROBED))
     return f"{model.kind}-{digest.hexdigest()}"
+
+
+Clock = Callable[[Tensor], Tensor]
+
+
+class Clocked(nn.Module):
+    """A network under snrkit's time: `clock` makes its own of it; of the output, `channels` times `sign` are taken."""
+
+    def __init__(self, inner: nn.Module, clock: Clock, channels: int, sign: float) -> None:
+        super().__init__()
+        self.inner, self.clock, self.channels, self.sign = inner, clock, channels, sign
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """(B, C, H, W), time (B,) -> the same."""
+        out: Tensor = self.inner(x, self.clock(time), cond)
+        return self.sign * out[:, : self.channels]
+
+
+def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: Collection[str] = ()) -> nn.Module:
+    """The network that `make` gives, with weights of the same names and shapes, but for those that stay `unset`.
+
+    Shapes are compared before the network takes any memory. SnrkitError says what differs.
+    """
+    try:
+        with torch.device("meta"):
+            expected = make().state_dict()
+    except RuntimeError as error:
+        raise SnrkitError(" ".join(str(error).split())[:200]) from None
+    if names := weights.keys() ^ (expected.keys() - set(unset)):
+        raise SnrkitError(f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise SnrkitError(f"{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}")
+    network = make()
+    network.load_state_dict(weights, strict=not unset)
+    return network
 
 
 DERIVED = ("process", "target", "precondition", "levels", "weighting", "network", "train")

@@ -6,5 +6,6 @@ from pydantic import Field
 
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
+from snrkit.checkpoints.transformers import DitModel, SitModel
 
-AnyModel = Annotated[DiffusersModel | EdmModel, Field(discriminator="kind")]
+AnyModel = Annotated[DiffusersModel | EdmModel | DitModel | SitModel, Field(discriminator="kind")]

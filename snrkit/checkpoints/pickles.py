@@ -33,9 +33,9 @@ DTYPES = {
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 STORED = "torch.storage._load_from_bytes"
 KNOWN = {
-    PERSISTENT, STORED, "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-    "collections.OrderedDict", "dnnlib.util.EasyDict", "builtins.set", "torch.Size", "torch.device",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+    PERSISTENT, STORED, "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size",
+    "torch.device", "collections.OrderedDict", "dnnlib.util.EasyDict", "argparse.Namespace", "builtins.set",
+    "__builtin__.set", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
     *(f"torch.{name}" for name in DTYPES),
     *(f"torch.{dtype}" for dtype in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")),
 }  # fmt: skip
@@ -287,6 +287,7 @@ MADE: Mapping[str, Callable[[tuple[Any, ...]], Any]] = {
     "collections.OrderedDict": _plain,
     "dnnlib.util.EasyDict": _plain,
     "builtins.set": _listed,
+    "__builtin__.set": _listed,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,
 }
@@ -392,16 +393,23 @@ ACTIONS: Mapping[int, Callable[[Machine], None]] = {
 }
 
 
+def mapped(path: Path) -> mmap.mmap:
+    """A file's bytes, read from the disk when they are used; what is written to them stays in memory."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise SnrkitError(f"{path} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise SnrkitError(f"{path} is empty.") from None
+
+
 def read_pickle(path: Path) -> Any:
     """What a pickle file holds: plain values, tensors that lie in the file, and records of objects.
 
     SnrkitError says what is wrong with the file; nothing of it is run.
     """
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # of the pages that are written to
-    except (OSError, ValueError) as error:
-        raise SnrkitError(f"{path} cannot be read ({error or 'it is empty'}).") from None
+    data = mapped(path)
     if data[:1] != pickle.PROTO:
         raise SnrkitError(f"{path} is no pickle.")
     try:

@@ -41,11 +41,11 @@ class Dit(Value):
             raise ValueError(f"dim {self.dim} must be a multiple of 4 * heads = {4 * self.heads}")
         return self
 
-    def make(self, shape: tuple[int, int, int]) -> nn.Module:
-        """The network for images of `shape` (C, H, W); the patch must divide H and W."""
+    def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
+        """The network for images of `shape` (C, H, W), whose sides the patch must divide; C or `outputs` come out."""
         if shape[1] % self.patch or shape[2] % self.patch:
             raise ValueError(f"patch {self.patch} does not divide images of {shape[1]}x{shape[2]}")
-        return DitModule(self, shape)
+        return DitModule(self, shape, outputs or shape[0])
 
 
 class RMSNorm(nn.RMSNorm):
@@ -204,16 +204,16 @@ class DitModule(Blockwise):
 
     output: ClassVar[str] = "final_layer.linear"  # the layer that gives the output
 
-    def __init__(self, value: Dit, shape: tuple[int, int, int]) -> None:
+    def __init__(self, value: Dit, shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
-        self.value, self.shape = value, shape
+        self.value, self.shape = value, (outputs, *shape[1:])
         self.rows, self.columns = shape[1] // value.patch, shape[2] // value.patch
         self.x_embedder = PatchEmbed(shape[0], value)
         self.t_embedder = TimeEmbed(value.dim)
         self.y_embedder = LabelEmbed(value.classes, value.dim) if value.classes else None
         self.extras = Extras(TIME_FEATURES, value.dim, len(value.scalars), value.augment)
         self.blocks = nn.ModuleList([Block(value) for _ in range(value.depth)])
-        self.final_layer = FinalLayer(shape[0], value)
+        self.final_layer = FinalLayer(outputs, value)
         angles = rotary_angles(self.rows, self.columns, value.dim // value.heads)
         positions = sine_positions(self.rows, self.columns, value.dim)
         self.register_buffer("pos_embed", positions.float()[None], persistent=False)

@@ -1,0 +1,136 @@
+"""The published files of DiT (Peebles & Xie 2023) and SiT (Ma et al. 2024): torch files of weights under DiT's names.
+
+Both are one network; all but the number of heads follows from the shapes of the weights. DiT predicts eps on the linear
+table of 1000 betas, beside a learned variance. SiT's line runs from noise at its time 0 to the image at 1, and predicts
+x0 - eps: its time is 1 - t, and its output is taken with the other sign.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from snrkit.checkpoints.foreign import Clocked, Described, filled
+from snrkit.checkpoints.torch_files import read_torch, state_dict
+from snrkit.denoiser import NoPrecondition
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.networks.dit import Dit
+from snrkit.networks.foreign import Foreign
+from snrkit.prediction import Eps, FlowVelocity
+from snrkit.process import Ddpm, Flow
+from snrkit.value import Value
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published sizes S, B, L and XL
+LEARNED = "half of its output is a learned variance, which is left out"
+
+
+class DitModel(Value):
+    """A `.pt` of DiT."""
+
+    kind: Literal["dit"] = "dit"
+    path: Path
+    entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
+    heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
+
+    def describe(self) -> Described:
+        """Read the shapes of the weights, which stay in the file."""
+        return Described(Ddpm(), Eps(), NoPrecondition(), _described(self))
+
+    def load(self) -> nn.Module:
+        """Our network with the file's weights."""
+        shape, network = _opened(self)
+        return Clocked(network, lambda time: time, shape[0], 1.0)
+
+
+class SitModel(Value):
+    """A `.pt` of SiT, trained for the velocity on the linear path."""
+
+    kind: Literal["sit"] = "sit"
+    path: Path
+    entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
+    heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
+
+    def describe(self) -> Described:
+        """Read the shapes of the weights, which stay in the file."""
+        return Described(Flow(), FlowVelocity(), NoPrecondition(), _described(self))
+
+    def load(self) -> nn.Module:
+        """Our network with the file's weights."""
+        shape, network = _opened(self)
+        return Clocked(network, lambda time: 1 - time, shape[0], -1.0)
+
+
+class TransformerFile(Protocol):
+    """What both kinds say of their file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def entry(self) -> str | None:
+        """Where the weights are in it."""
+
+    @property
+    def heads(self) -> int | None:
+        """Of attention."""
+
+
+def weights_in(path: Path, entry: str | None) -> Mapping[str, Tensor]:
+    """The weights of a torch file, under `entry` or, without one, under ema where there is that. ConfigError."""
+    try:
+        content = read_torch(path)
+        if entry is not None and (not isinstance(content, dict) or entry not in content):
+            raise ConfigError(f"model.entry: {path} has no '{entry}'.")
+        chosen = entry or ("ema" if isinstance(content, dict) and isinstance(content.get("ema"), dict) else None)
+        return state_dict(content if chosen is None else content[chosen])
+    except ConfigError:
+        raise
+    except SnrkitError as error:
+        text = str(error) if str(path) in str(error) else f"{path} {error}."
+        raise ConfigError(f"model.path: {text}") from None
+
+
+def _described(model: TransformerFile) -> Foreign:
+    value, shape, outputs = _layout(model, weights_in(model.path, model.entry))
+    notes = (LEARNED,) if outputs == 2 * shape[0] else ()
+    return Foreign(shape=shape, classes=value.classes, null_label=True, notes=notes)
+
+
+def _opened(model: TransformerFile) -> tuple[tuple[int, int, int], nn.Module]:
+    """(shape, the network)."""
+    weights = weights_in(model.path, model.entry)
+    value, shape, outputs = _layout(model, weights)
+    positions = weights["pos_embed"]
+    rest = {name: tensor for name, tensor in weights.items() if name != "pos_embed"}
+    try:
+        network = filled(partial(value.make, shape, outputs), rest, unset=("extras.null_time",))
+    except SnrkitError as error:
+        raise ConfigError(f"model.path: {model.path} is no whole DiT ({error}).") from None
+    network.pos_embed = positions.float().clone()
+    return shape, network
+
+
+def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit, tuple[int, int, int], int]:
+    """(the network, shape of its states, channels of its output), from the shapes of the weights."""
+    try:
+        dim, channels, patch, _ = weights["x_embedder.proj.weight"].shape
+        side = math.isqrt(weights["pos_embed"].shape[1]) * patch
+        outputs = weights["final_layer.linear.bias"].shape[0] // patch**2
+        classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
+        depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+        wide = weights["blocks.0.mlp.fc1.bias"].shape[0]
+    except (KeyError, ValueError, IndexError):
+        raise ConfigError(f"model.path: {model.path} does not hold the weights of a DiT.") from None
+    heads = model.heads or HEADS.get(dim)
+    if heads is None:
+        raise ConfigError(f"model.heads: no published DiT is {dim} wide; say how many heads it has.")
+    try:
+        value = Dit(patch=patch, dim=dim, depth=depth, heads=heads, mlp_ratio=wide / dim, classes=classes)
+    except (ValidationError, ZeroDivisionError):
+        raise ConfigError(f"model.path: {model.path} holds a DiT of an impossible size.") from None
+    return value, (channels, side, side), outputs
