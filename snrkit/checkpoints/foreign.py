@@ -91,7 +91,7 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     try:
         with torch.device("meta"):
             expected = make().state_dict()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise SnrkitError(" ".join(str(error).split())[:200]) from None
     if names := weights.keys() ^ (expected.keys() - set(unset)):
         raise SnrkitError(f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}")

@@ -1,0 +1,98 @@
+"""The published files of improved-diffusion and guided-diffusion (ADM): torch files of weights, and flags.
+
+A file says nothing of how it was trained. The flags are those of the repositories' own commands, under the same names
+and with guided-diffusion's defaults; improved-diffusion's commands set `rescale_timesteps: true`.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+
+from snrkit.betas import LinearBetas, SquaredCosBetas
+from snrkit.checkpoints.foreign import Clocked, Described, filled
+from snrkit.checkpoints.transformers import LEARNED, weights_in
+from snrkit.denoiser import NoPrecondition
+from snrkit.errors import ConfigError, SnrkitError
+from snrkit.networks.adm import AdmUNet
+from snrkit.networks.foreign import Foreign
+from snrkit.prediction import X0, Eps
+from snrkit.process import Ddpm
+from snrkit.value import Value
+
+MULTIPLIERS: dict[int, tuple[float, ...]] = {
+    512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2),
+}  # fmt: skip
+IMAGE_CHANNELS = 3
+
+
+class AdmModel(Value):
+    """A `.pt` of improved-diffusion or guided-diffusion with the flags that it was trained with."""
+
+    kind: Literal["adm"] = "adm"
+    path: Path
+    image_size: int = Field(64, ge=4, le=2**12)
+    num_channels: int = Field(128, ge=32)
+    num_res_blocks: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_head_channels: int = Field(-1, description="in place of num_heads, unless -1")
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    channel_mult: tuple[float, ...] | None = Field(None, description="default: as published for image_size")
+    class_cond: bool = False
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    learn_sigma: bool = False
+    diffusion_steps: int = Field(1000, gt=20)
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    predict_xstart: bool = False
+    rescale_timesteps: bool = False
+
+    @model_validator(mode="after")
+    def _known_size(self) -> "AdmModel":
+        if self.channel_mult is None and self.image_size not in MULTIPLIERS:
+            raise ValueError(f"image_size {self.image_size} has no published channel_mult; give it")
+        return self
+
+    def describe(self) -> Described:
+        """By the flags; the number of labels is the file's."""
+        scale = 1000 / self.diffusion_steps
+        linear = LinearBetas(start=scale * 1e-4, end=scale * 0.02)
+        betas = linear if self.noise_schedule == "linear" else SquaredCosBetas()
+        process = Ddpm(betas=betas, steps=self.diffusion_steps)
+        return Described(process, X0() if self.predict_xstart else Eps(), NoPrecondition(), self._network())
+
+    def load(self) -> nn.Module:
+        """Our network with the file's weights."""
+        network, weights = self._network(), weights_in(self.path, None)
+        outputs = IMAGE_CHANNELS * (2 if self.learn_sigma else 1)
+        try:
+            inner = filled(partial(self._value(network.classes).make, network.shape, outputs), weights)
+        except SnrkitError as error:
+            raise ConfigError(f"model.path: {self.path} holds other weights than the flags say ({error}).") from None
+        factor = 1000 / self.diffusion_steps if self.rescale_timesteps else 1.0
+        return Clocked(inner, lambda time: time * factor, IMAGE_CHANNELS, 1.0)
+
+    def _network(self) -> Foreign:
+        labels = weights_in(self.path, None).get("label_emb.weight")
+        if (labels is not None) != self.class_cond:
+            there = "no labels" if labels is None else "labels"
+            flag = str(labels is not None).lower()
+            raise ConfigError(f"model.class_cond: {self.path} has {there}; set class_cond: {flag}.")
+        shape = (IMAGE_CHANNELS, self.image_size, self.image_size)
+        classes = 0 if labels is None else labels.shape[0]
+        return Foreign(shape=shape, classes=classes, notes=(LEARNED,) if self.learn_sigma else ())
+
+    def _value(self, classes: int) -> AdmUNet:
+        try:
+            return AdmUNet(
+                channels=self.num_channels, multipliers=self.channel_mult or MULTIPLIERS[self.image_size],
+                blocks=self.num_res_blocks, attention=self.attention_resolutions, heads=self.num_heads,
+                head_channels=self.num_head_channels if self.num_head_channels > 0 else None, classes=classes,
+                scale_shift=self.use_scale_shift_norm, resample_blocks=self.resblock_updown,
+                new_order=self.use_new_attention_order,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise ConfigError(f"model: no network has these flags ({error.errors()[0]['msg']}).") from None
