@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from torch import Tensor
 
 from snrkit.checkpoints.foreign import DERIVED, sections
-from snrkit.checkpoints.models import AnyModel
+from snrkit.checkpoints.models import AnyModel, kinds_of
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.ema import afterwards_faults, made_afterwards
@@ -364,13 +364,19 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         faults = [{**fault, "loc": ("model", *fault["loc"])} for fault in error.errors()]
         raise ConfigError("\n".join(line for fault in faults for line in _describe(fault, where))) from None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}{_other_kind(content['model'])}") from None
     data = dict(content.get("data") or {})
     if described.sigma_data is not None:
         if data.setdefault("sigma_data", described.sigma_data) not in ("auto", described.sigma_data):
             raise ConfigError(f"{where}: data.sigma_data: the model was trained with {described.sigma_data:g}; drop it")
         data["sigma_data"] = described.sigma_data
     return {**content, **sections(described), "data": data}
+
+
+def _other_kind(model: Mapping[str, Any]) -> str:
+    """The kind that a file looks like, where it is not the one that was named."""
+    kinds = kinds_of(Path(model["path"]))
+    return "" if not kinds or model["kind"] in kinds else f" It looks like kind: {' or '.join(kinds)}."
 
 
 def _faults_of_the_rest(content: Mapping[str, Any], error: ValidationError, where: str) -> list[str]:

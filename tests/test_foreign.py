@@ -108,6 +108,22 @@ def test_the_whole_path_runs_on_a_model_from_elsewhere(model, tmp_path):
     assert written(run) == before
 
 
+def test_a_wrong_kind_is_recognised(model, tmp_path):
+    """Each file, taken for another kind, is called by its own."""
+    from tests import test_adm, test_edm_files, test_hostile_files
+
+    pickled = test_edm_files.file_of("edm", tmp_path)
+    torch.save(test_hostile_files.weights(), tmp_path / "dit.pt")
+    test_adm.saved("plain", test_adm.theirs("plain"), tmp_path)
+    for path, kinds in ((model, "diffusers"), (pickled, "edm"), (tmp_path / "dit.pt", "dit or sit"),
+                        (tmp_path / "adm.pt", "adm")):  # fmt: skip
+        wrong = [kind for kind in ("diffusers", "edm", "dit", "sit") if kind not in kinds]
+        for kind in wrong:
+            with pytest.raises(ConfigError, match=rf"It looks like kind: {kinds}\.$") as caught:
+                experiment(model, model={"kind": kind, "path": str(path)})
+            assert "\n" not in str(caught.value)
+
+
 def test_a_changed_model_is_noticed(model, tmp_path):
     """Images made with other weights are not taken for this model's."""
     import shutil

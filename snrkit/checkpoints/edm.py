@@ -1,10 +1,11 @@
-"""EDM's published files, read without running the code that they carry (Karras et al. 2022).
+"""Published files of EDM (Karras et al. 2022) and EDM2 (2024), read without running the code that they carry.
 
 A file holds a network within its preconditioning, both with the arguments that they were made with. The weights go into
-our own network of the same layout (networks/edm.py), and the preconditioning into process, target and preconditioning:
+our own network of the same layout (networks/edm.py, edm2.py), the preconditioning into process, target and scales:
 
     class in the file   scaling   target   preconditioning   the network's clock
     EDMPrecond          ve        x0       edm, sigma_data   ln(sigma)/4
+    Precond (EDM2)      ve        x0       edm, sigma_data   ln(sigma)/4
     VPPrecond           ve        eps      none              999 t(sigma), t of the linear-beta SDE
     VEPrecond           ve        -eps     raw               ln(sigma/2)
     iDDPMPrecond        ve        eps      none              index in its own table of sigmas, to which levels snap
@@ -26,16 +27,18 @@ from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.networks.edm import DhariwalUNet, SongUNet
+from snrkit.networks.edm2 import Edm2UNet
 from snrkit.networks.foreign import Foreign
 from snrkit.prediction import X0, AnyTarget, Eps
 from snrkit.process import AnyProcess, Ddpm, Edm
 from snrkit.value import Value
 
+AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
 LARGEST, DEEPEST = 20_000, 32  # modules of a network, and within each other
 
 
 class EdmModel(Value):
-    """A `.pkl` of EDM."""
+    """A `.pkl` of EDM or EDM2."""
 
     kind: Literal["edm"] = "edm"
     path: Path
@@ -95,7 +98,8 @@ class Persistent:
     @property
     def inner(self) -> "Persistent":
         """The network inside a preconditioning."""
-        return _persistent(_mapping(self.state, "_modules").get("model"), self.path)
+        modules = _mapping(self.state, "_modules")
+        return _persistent(modules.get("model", modules.get("unet")), self.path)
 
 
 def _persistent(value: Any, path: Path) -> Persistent:
@@ -144,6 +148,8 @@ def _reading(outer: Persistent, path: Path) -> Reading:
     state = outer.state
     if outer.name == "EDMPrecond":
         return Reading(_bounded(state), X0(), EdmPrecondition(), sigma_data=_real(state, "sigma_data"))
+    if outer.name == "Precond":
+        return Reading(Edm(), X0(), EdmPrecondition(), sigma_data=_real(state, "sigma_data"))
     if outer.name == "VPPrecond":
         steepness, least, steps = (_real(state, key) for key in ("beta_d", "beta_min", "M"))
         return Reading(_bounded(state), Eps(), NoPrecondition(), vp_clock(steepness, least, steps))
@@ -160,8 +166,8 @@ def _reading(outer: Persistent, path: Path) -> Reading:
             raise ConfigError(f"model.path: the table of sigmas in {path} does not rise.") from None
         return Reading(process, Eps(), NoPrecondition(), doubled=2)
     raise ConfigError(
-        f"model.path: {path} holds a {outer.name[:40]}, which is not known; EDMPrecond, VPPrecond, VEPrecond and "
-        "iDDPMPrecond are."
+        f"model.path: {path} holds a {outer.name[:40]}, which is not known; EDMPrecond, VPPrecond, VEPrecond, "
+        "iDDPMPrecond and EDM2's Precond are."
     )
 
 
@@ -191,21 +197,31 @@ SONG = {
     "channel_mult_noise": "time_features", "resample_filter": "taps",
 }  # fmt: skip
 ADM = {key: SONG[key] for key in list(SONG)[:7]}
+EDM2 = {
+    **{key: ADM[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "label_dim")},
+    "channel_mult_noise": "noise_multiplier", "channel_mult_emb": "embedding_multiplier", "dropout": "dropout",
+    "channels_per_head": "head_channels", "label_balance": "label_balance", "concat_balance": "concat_balance",
+    "res_balance": "residual_balance", "attn_balance": "attention_balance", "clip_act": "clip",
+}  # fmt: skip
+NETWORKS: Mapping[str, tuple[type[AnyUNet], Mapping[str, str]]] = {
+    "SongUNet": (SongUNet, SONG), "DhariwalUNet": (DhariwalUNet, ADM), "UNet": (Edm2UNet, EDM2),
+}  # fmt: skip
 UNREAD = {"img_resolution", "img_channels", "in_channels", "out_channels", "label_dropout", "channel_mult_emb"}
 
 
-def _network(inner: Persistent, path: Path) -> SongUNet | DhariwalUNet:
+def _network(inner: Persistent, path: Path) -> AnyUNet:
     """The network by the file's arguments, each of which is known."""
-    names = {"SongUNet": SONG, "DhariwalUNet": ADM}.get(inner.name)
-    if names is None:
-        raise ConfigError(f"model.path: {path} holds a {inner.name[:40]}; SongUNet and DhariwalUNet can be read.")
+    if inner.name not in NETWORKS:
+        known = "SongUNet, DhariwalUNet and EDM2's UNet"
+        raise ConfigError(f"model.path: {path} holds a {inner.name[:40]}; {known} can be read.")
+    kind, names = NETWORKS[inner.name]
     if unknown := inner.arguments.keys() - names.keys() - UNREAD:
         raise ConfigError(f"model.path: {path} has a {inner.name} with an unknown {min(map(str, unknown))[:40]}.")
     given = {names[key]: value for key, value in inner.arguments.items() if key in names}
-    if inner.name == "SongUNet":
+    if kind is SongUNet:
         given.setdefault("multipliers", (1, 2, 2, 2))  # as the original's own default
     try:
-        return SongUNet(**given) if inner.name == "SongUNet" else DhariwalUNet(**given)
+        return kind(**given)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"model.path: {path} has a {inner.name} of impossible {first['loc'][0]}.") from None

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
@@ -83,16 +83,19 @@ class TransformerFile(Protocol):
 def weights_in(path: Path, entry: str | None) -> Mapping[str, Tensor]:
     """The weights of a torch file, under `entry` or, without one, under ema where there is that. ConfigError."""
     try:
-        content = read_torch(path)
-        if entry is not None and (not isinstance(content, dict) or entry not in content):
-            raise ConfigError(f"model.entry: {path} has no '{entry}'.")
-        chosen = entry or ("ema" if isinstance(content, dict) and isinstance(content.get("ema"), dict) else None)
-        return state_dict(content if chosen is None else content[chosen])
-    except ConfigError:
-        raise
+        return weights_of_file(read_torch(path), entry)
     except SnrkitError as error:
         text = str(error) if str(path) in str(error) else f"{path} {error}."
         raise ConfigError(f"model.path: {text}") from None
+
+
+def weights_of_file(content: Any, entry: str | None) -> Mapping[str, Tensor]:
+    """The weights in what a file holds. SnrkitError where there are none."""
+    holds = content if isinstance(content, dict) else {}
+    if entry is not None and entry not in holds:
+        raise SnrkitError(f"has no '{entry[:40]}', which model.entry names")
+    chosen = entry or ("ema" if isinstance(holds.get("ema"), dict) else None)
+    return state_dict(content if chosen is None else holds[chosen])
 
 
 def _described(model: TransformerFile) -> Foreign:

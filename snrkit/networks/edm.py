@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.networks.embed import one_hot
 from snrkit.prediction import Cond
 from snrkit.value import Value
 
@@ -197,16 +198,6 @@ class EdmModule(nn.Module):
     map_label: nn.Linear | None
     map_augment: nn.Linear | None
 
-    def one_hot(self, cond: Cond | None, batch: int) -> Tensor:
-        """Labels (B, classes); zeros for -1 and for none."""
-        assert self.map_label is not None
-        weight = self.map_label.weight
-        hot = weight.new_zeros(batch, self.map_label.in_features)
-        if cond is None or cond.labels is None:
-            return hot
-        rows = cond.labels.to(weight.device)
-        return hot.scatter(1, rows.clamp(min=0)[:, None], (rows >= 0).to(weight)[:, None])
-
     def augmented(self, emb: Tensor, cond: Cond | None) -> Tensor:
         """The embedding with the augmentation's parameters."""
         if self.map_augment is None or cond is None or cond.augment is None:
@@ -314,7 +305,7 @@ class SongModule(EdmModule):
         """(B, C, N, N), time (B,) -> the same."""
         emb = self.map_noise(time).unflatten(1, (2, -1)).flip(1).flatten(1)  # sin before cos
         if self.map_label is not None:
-            emb = emb + self.map_label(self.one_hot(cond, len(x)) * math.sqrt(self.map_label.in_features))
+            emb = emb + self.map_label(one_hot(cond, len(x), self.value.classes, emb) * math.sqrt(self.value.classes))
         emb = functional.silu(self.map_layer0(self.augmented(emb, cond)))
         emb = functional.silu(self.map_layer1(emb))
         return self._up(*self._down(x, emb), emb)
@@ -377,7 +368,7 @@ class DhariwalModule(EdmModule):
         emb = self.augmented(self.map_noise(time), cond)
         emb = self.map_layer1(functional.silu(self.map_layer0(emb)))
         if self.map_label is not None:
-            emb = emb + self.map_label(self.one_hot(cond, len(x)))
+            emb = emb + self.map_label(one_hot(cond, len(x), self.value.classes, emb))
         emb = functional.silu(emb)
         skips = []
         for layer in self.enc.values():

@@ -63,3 +63,12 @@ def label_rows(cond: Cond | None, batch: int, classes: int, device: torch.device
     if cond is None or cond.labels is None:
         return torch.full((batch,), classes, device=device)
     return torch.where(cond.labels < 0, classes, cond.labels)
+
+
+def one_hot(cond: Cond | None, batch: int, classes: int, like: Tensor) -> Tensor:
+    """Labels (batch, classes) as `like`; zeros for -1 and for none."""
+    hot = like.new_zeros(batch, classes)
+    if cond is None or cond.labels is None:
+        return hot
+    rows = cond.labels.to(like.device)
+    return hot.scatter(1, rows.clamp(min=0)[:, None], (rows >= 0).to(like)[:, None])
