@@ -1,0 +1,429 @@
+"""Corrections in pipelines of diffusers, and measurements of their ordinary calls. Needs the extra `diffusers`.
+
+    with correct(pipeline, [Dcw(low=0.02)]):
+        images = pipeline(...).images
+
+    with record(pipeline) as recording:
+        pipeline(...)
+    shift = recording.shift(x0)
+
+Both watch `pipeline.scheduler.step`: what the network said (after the pipeline's own guidance) comes in, the next state
+goes out. Corrections of belief change what comes in, as an increment, and corrections of state what goes out; those at
+their neutral value change no bit. What a scheduler limits (clip_sample, thresholding) is limited before corrections of
+state see it. Latents that a transformer packs into tokens are unpacked to (B, C, H, W) for both. A correction that
+would ask the network again or move the level that it is told cannot act from there, and says so.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from snrkit.errors import SnrkitError
+from snrkit.level import Level, Scaling, broadcast, level_of
+from snrkit.prediction import X0, Cond, Denoiser, Eps, FlowVelocity, Prediction, Same, Target, V, Wrapped, solve
+from snrkit.process import Flow
+from snrkit.sample import correct as wrapped
+from snrkit.shift.bootstrap import Bootstrap, Curve, variance
+from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Place, StateCorrection, Step
+from snrkit.streams import FORWARD, stream
+
+TABLED = ("DDPMScheduler", "DDIMScheduler")
+EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
+PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+FLOWING = ("FlowMatchEulerDiscreteScheduler",)
+TARGETS: dict[str, Target] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V(), "flow_prediction": FlowVelocity()}
+
+
+def scaling_of(scheduler: Any) -> Scaling:
+    """How a scheduler keeps its states. SnrkitError for one whose steps are not known."""
+    name = type(scheduler).__name__
+    if name in FLOWING or (name in PRESERVING and scheduler.config.get("use_flow_sigmas")):
+        return "flow"
+    if name in EXPLODING:
+        return "ve"
+    if name in TABLED or name in PRESERVING:
+        return "vp"
+    known = ", ".join((*TABLED, *EXPLODING, *PRESERVING, *FLOWING))
+    raise SnrkitError(f"how {name} steps is not known here; these are: {known}.")
+
+
+def _of_sigma(sigma: Tensor, scaling: Scaling) -> Level:
+    sigma = sigma.double().cpu()
+    return level_of(Flow().logsnr(sigma) if scaling == "flow" else -2 * sigma.log(), scaling)
+
+
+def _of_table(scheduler: Any, index: int) -> Level:
+    """The level of a table's entry; below the first, where the scheduler's last step ends."""
+    last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
+    abar = (scheduler.alphas_cumprod[index] if index >= 0 else last).double().cpu()
+    return level_of(abar.log() - torch.log1p(-abar), "vp")
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The levels of one call of a pipeline, and what places a time step among them."""
+
+    scheduler: Any
+    scaling: Scaling
+    grid: tuple[Level, ...]
+
+    def place(self, timestep: Any) -> Place:
+        """Where the step at `timestep` begins and ends."""
+        s = self.scheduler
+        if type(s).__name__ in TABLED:
+            index, t = int((s.timesteps.cpu() == int(timestep)).nonzero()[0]), int(timestep)
+            return Place(index, self.grid, self.grid[index], _of_table(s, _previous(s, t)))
+        index = s.step_index
+        if index is None:
+            index = s.index_for_timestep(timestep) if s.begin_index is None else s.begin_index
+        return Place(int(index), self.grid, self.grid[index], self.grid[index + 1])
+
+
+def _previous(scheduler: Any, t: int) -> int:
+    """The table's entry where a step from `t` ends, which is not always that of the next time step."""
+    if type(scheduler).__name__ == "DDPMScheduler":
+        return int(scheduler.previous_timestep(t))
+    return t - int(scheduler.config.num_train_timesteps) // int(scheduler.num_inference_steps)
+
+
+def walk_of(scheduler: Any) -> Walk:
+    """The levels that a scheduler has been set to."""
+    scaling = scaling_of(scheduler)
+    if type(scheduler).__name__ in TABLED:
+        steps = [int(t) for t in scheduler.timesteps]
+        grid = [_of_table(scheduler, t) for t in (*steps, _previous(scheduler, steps[-1]))]
+    else:
+        grid = [_of_sigma(sigma, scaling) for sigma in scheduler.sigmas]
+    return Walk(scheduler, scaling, tuple(grid))
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """How a network's output is read at a level: y = c_skip*x + c_out*F."""
+
+    target: Target
+    c_skip: Tensor
+    c_out: Tensor
+
+
+def scales_of(scheduler: Any, level: Level) -> Scales:
+    """By prediction_type; EDM's schedulers precondition."""
+    predicted = scheduler.config.get("prediction_type", "epsilon")
+    one = torch.ones_like(level.sigma)
+    if type(scheduler).__name__.startswith("EDM"):
+        data = scheduler.config.sigma_data
+        total = level.sigma**2 + data**2
+        sign = -1.0 if predicted == "v_prediction" else 1.0
+        return Scales(X0(), data**2 / total, sign * level.sigma * data / total.sqrt())
+    target = FlowVelocity() if scaling_of(scheduler) == "flow" else TARGETS.get(predicted)
+    if target is None:
+        raise SnrkitError(f"prediction_type {predicted} is not known; {', '.join(TARGETS)} are.")
+    return Scales(target, 0 * one, one)
+
+
+class Packing:
+    """Tokens of a transformer and the latents (B, C, H, W) that they are, where a pipeline packs them."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self.size = pipeline, (0, 0)
+        self.packs = hasattr(pipeline, "_unpack_latents") and hasattr(pipeline, "_pack_latents")
+        self._asked = "prepare_latents" in vars(pipeline)
+        if self.packs:
+            self._prepare = pipeline.prepare_latents
+            self._signature = inspect.signature(self._prepare)
+            pipeline.prepare_latents = self._noting
+
+    def _noting(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._signature.bind(*args, **kwargs).arguments
+        self.size = (int(given["height"]), int(given["width"]))
+        return self._prepare(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Take the note-taker out."""
+        if self.packs and self._asked:
+            self.pipeline.prepare_latents = self._prepare
+        elif self.packs:
+            del self.pipeline.prepare_latents
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(B, T, C') -> (B, C, H, W); others as they are."""
+        if not self.packs or x.ndim != 3:
+            return x
+        out: Tensor = self.pipeline._unpack_latents(x, *self.size, self.pipeline.vae_scale_factor)
+        return out
+
+    def pack(self, x: Tensor, like: Tensor) -> Tensor:
+        """The inverse, where `like` is packed."""
+        if not self.packs or like.ndim != 3:
+            return x
+        out: Tensor = self.pipeline._pack_latents(x, *x.shape)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One call of a scheduler's step: where it stands, its state, and what the network said, unpacked."""
+
+    place: Place
+    x: Tensor
+    output: Tensor
+    prediction: Prediction
+    scales: Scales
+
+
+Before = Callable[[Seen], Seen]
+After = Callable[[Seen, Tensor], Tensor]
+
+
+class Hook:
+    """Something that stands between a pipeline and its scheduler until it is removed, or for the length of a `with`.
+
+    `before` may exchange what the network said, `after` the next state; what comes back as it was is passed on as it
+    was.
+    """
+
+    def __init__(self, pipeline: Any, before: Before, after: After) -> None:
+        self.scheduler: Any = pipeline.scheduler
+        scaling_of(self.scheduler)
+        self.before, self.after = before, after
+        self.packing = Packing(pipeline)
+        self._walk: tuple[Tensor, Walk] | None = None
+        self._moved: Tensor | None = None
+        self._kept = {name: vars(self.scheduler).get(name) for name in ("step", "multistep_uni_c_bh_update")}
+        self._step = self.scheduler.step
+        self.scheduler.step = self._own = self._stepped
+        if hasattr(self.scheduler, "multistep_uni_c_bh_update"):
+            self._correct = self.scheduler.multistep_uni_c_bh_update
+            self.scheduler.multistep_uni_c_bh_update = self._corrected
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was. SnrkitError when something that was put in later is still there."""
+        if vars(self.scheduler).get("step") != self._own:
+            raise SnrkitError("this was removed before, or something was put in later; remove that first.")
+        for name, kept in self._kept.items():
+            if kept is not None:
+                setattr(self.scheduler, name, kept)
+            elif name in vars(self.scheduler):
+                delattr(self.scheduler, name)
+        self.packing.remove()
+
+    def __enter__(self) -> "Hook":
+        """Itself; it is in the pipeline already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        """Remove it."""
+        self.remove()
+        return False
+
+    def walk(self) -> Walk:
+        """The levels of the call that is under way."""
+        steps = self.scheduler.timesteps
+        if self._walk is None or self._walk[0] is not steps:
+            self._walk = steps, walk_of(self.scheduler)
+        return self._walk[1]
+
+    def _stepped(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        place, x, said = self.walk().place(timestep), self._open(sample), self._open(model_output)
+        output, rest = said[:, : x.shape[1]], said[:, x.shape[1] :]  # the rest is a learned variance
+        seen = self.before(self._read(place, x, output))
+        if seen.output is not output:
+            joined = torch.cat([seen.output, rest], dim=1) if rest.shape[1] else seen.output
+            model_output = self.packing.pack(joined, model_output).to(model_output.dtype)
+        result = self._step(model_output, timestep, sample, *args, **kwargs)
+        previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        x_next = self._open(previous)
+        made = self.after(replace(seen, prediction=self._limited(seen.prediction)), x_next)
+        self._moved = None
+        if made is x_next:
+            return result
+        self._moved = self.packing.pack(made - x_next, previous).to(previous.dtype)
+        moved = self.packing.pack(made, previous).to(previous.dtype)
+        if isinstance(result, tuple):
+            return (moved, *result[1:])
+        result.prev_sample = moved
+        return result
+
+    def _open(self, x: Tensor) -> Tensor:
+        """Unpacked, and in float32 at least."""
+        x = self.packing.unpack(x)
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    def _read(self, place: Place, x: Tensor, output: Tensor) -> Seen:
+        scales = scales_of(self.scheduler, place.here)
+        y = broadcast(scales.c_skip, x) * x + broadcast(scales.c_out, x) * output
+        return Seen(place, x, output, solve(x, y, place.here, scales.target), scales)
+
+    def _limited(self, prediction: Prediction) -> Prediction:
+        """The prediction as the scheduler itself limits it."""
+        config = self.scheduler.config
+        if config.get("thresholding"):
+            return Prediction(self.scheduler._threshold_sample(prediction.x0), prediction.eps)
+        if config.get("clip_sample"):
+            limit = config.clip_sample_range
+            return Prediction(prediction.x0.clamp(-limit, limit), prediction.eps)
+        return prediction
+
+    def _corrected(self, *args: Any, **kwargs: Any) -> Any:
+        """UniPC's corrector makes the state anew from the one before; what was added after it is added again."""
+        made = self._correct(*args, **kwargs)
+        return made if self._moved is None else made + self._moved
+
+
+def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
+    """Put corrections into a pipeline until `.remove()`, or for a `with`. SnrkitError for what cannot act there."""
+    for one in corrections:
+        if not isinstance(one, BeliefCorrection | StateCorrection) or isinstance(one, LevelCorrection):
+            name = getattr(one, "kind", repr(one))
+            raise SnrkitError(
+                f"{name} cannot act in a pipeline, whose network is told the scheduler's own levels; corrections of "
+                "belief that ask the network once and of state, such as epsilon_scaling and dcw, can."
+            )
+    belief = [c for c in corrections if isinstance(c, BeliefCorrection)]
+    state = [c for c in corrections if isinstance(c, StateCorrection)]
+
+    def before(seen: Seen) -> Seen:
+        return _believed(seen, belief) if belief else seen
+
+    def after(seen: Seen, x_next: Tensor) -> Tensor:
+        step = Step(seen.place, seen.x, (Call(seen.place.here, seen.prediction),), x_next)
+        for one in state:
+            step = replace(step, x_next=one.after(step))
+        return step.x_next
+
+    return Hook(pipeline, before, after)
+
+
+def _believed(seen: Seen, corrections: Sequence[BeliefCorrection]) -> Seen:
+    """What the network said, moved by what corrections make of its prediction."""
+    asked = wrapped(_answer_of(seen), corrections, seen.place)(seen.x, seen.place.here)
+    a, b = seen.scales.target.direction(seen.place.here)
+    less = seen.prediction
+    change = broadcast(a, seen.x) * (asked.x0 - less.x0) + broadcast(b, seen.x) * (asked.eps - less.eps)
+    if not change.any():
+        return seen
+    return replace(seen, output=seen.output + change / broadcast(seen.scales.c_out, seen.x), prediction=asked)
+
+
+def _answer_of(seen: Seen) -> Denoiser:
+    """A denoiser that knows the one answer that there is."""
+
+    def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
+        if x is not seen.x or not isinstance(told, Same):
+            raise SnrkitError("a correction asks the network again, which it cannot from within a pipeline's step.")
+        return seen.prediction
+
+    return Wrapped(Flow(), answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How far the states of recorded calls are from the levels that the network was told, level by level.
+
+    `log_variance_ratio` is ln of Var[x]/(alpha^2 Var[x0] + sigma^2), Var over images, averaged over dimensions, and
+    `null` the same of the reference noised to each level: 0 up to sampling error.
+    """
+
+    logsnr: list[float]
+    images: int
+    log_variance_ratio: Curve
+    null: Curve
+    eps_rms: list[float]
+    x0_rms: list[float]
+
+
+class Recording:
+    """States and answers of a pipeline's calls, one list of batches for each level."""
+
+    def __init__(self) -> None:
+        self.levels: dict[float, Level] = {}
+        self.states: dict[float, list[Tensor]] = {}
+        self.squares: dict[float, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, seen: Seen) -> Seen:
+        """Keep one step."""
+        key, p = float(seen.place.here.logsnr), seen.prediction
+        self.levels[key] = seen.place.here
+        self.states.setdefault(key, []).append(seen.x.float().cpu())
+        pair = tuple(part.double().square().flatten(1).mean(1).cpu() for part in (p.eps, p.x0))
+        self.squares.setdefault(key, []).append((pair[0], pair[1]))
+        return seen
+
+    def shift(self, x0: Tensor, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Recorded:
+        """Against clean images or latents `x0` (N, *), shaped as the states, that the model is to make.
+
+        Half of them give Var[x0], the other half the null. SnrkitError without enough of either.
+        """
+        keys = sorted(self.levels)
+        if not keys:
+            raise SnrkitError("nothing was recorded yet; call the pipeline while the recording is in it.")
+        states = [torch.cat(self.states[key]) for key in keys]
+        count = min(len(state) for state in states)
+        if count < FEWEST or len(x0) < 2 * FEWEST or x0.shape[1:] != states[0].shape[1:]:
+            raise SnrkitError(
+                f"{count} images were recorded as {tuple(states[0].shape[1:])}, and {len(x0)} given as "
+                f"{tuple(x0.shape[1:])}; it takes {FEWEST} and {2 * FEWEST} of one shape."
+            )
+        x0 = x0.double().cpu()
+        known, held = x0[: len(x0) // 2], x0[len(x0) // 2 :]
+        boot = Bootstrap(resamples, confidence, seed)
+        nominal = float(known.var(0, correction=1).mean())
+        rows = {"own": [state[:count] for state in states], "null": [_noised(held, self.levels[k], k) for k in keys]}
+        curves = {}
+        for number, (name, arms) in enumerate(rows.items()):
+            groups = torch.arange(len(arms[0]))
+            weights = boot.weights(groups, number)
+            found = [variance(arm.flatten(1).double(), groups, weights) for arm in arms]
+            expected = [float(self.levels[k].alpha ** 2 * nominal + self.levels[k].sigma ** 2) for k in keys]
+            curves[name] = boot.curve(torch.stack([v / e for v, e in zip(found, expected, strict=True)]).log())
+        rms = [[math.sqrt(float(torch.cat([p[i] for p in self.squares[k]]).mean())) for k in keys] for i in (0, 1)]
+        return Recorded(keys, count, curves["own"], curves["null"], rms[0], rms[1])
+
+
+FEWEST = 20
+
+
+def _noised(x0: Tensor, level: Level, key: float) -> Tensor:
+    number = int.from_bytes(torch.tensor(key, dtype=torch.float64).numpy().tobytes(), "little")
+    noise = torch.from_numpy(stream(FORWARD, number % 2**32).standard_normal(tuple(x0.shape)))
+    return level.alpha * x0 + level.sigma * noise
+
+
+class RecordingHook:
+    """A recording in a pipeline, until it is removed or for the length of a `with`."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.recording = Recording()
+        self._hook = Hook(pipeline, self.recording.add, lambda _, x_next: x_next)
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was; what was recorded stays."""
+        self._hook.remove()
+
+    def shift(self, x0: Tensor, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Recorded:
+        """As Recording.shift."""
+        return self.recording.shift(x0, resamples=resamples, confidence=confidence, seed=seed)
+
+    def __enter__(self) -> Recording:
+        """The recording."""
+        return self.recording
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        """Remove it."""
+        self.remove()
+        return False
+
+
+def record(pipeline: Any) -> RecordingHook:
+    """Record every step of a pipeline's calls, until `.remove()` or for a `with`."""
+    return RecordingHook(pipeline)

@@ -1,0 +1,333 @@
+"""Corrections inside pipelines of diffusers: neutral ones change no bit, others do what our own sampler does."""
+
+import math
+
+import pytest
+import torch
+
+from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift
+from snrkit.diffusers import correct, record, walk_of
+from snrkit.errors import SnrkitError
+from snrkit.sample import sample
+from snrkit.solvers import Dpmpp2m, Euler, Unipc
+from snrkit.wavelet import add_bands
+from tests.test_diffusers import close, opened, unet
+
+diffusers = pytest.importorskip("diffusers")
+STEPS = 6
+SCHEDULERS = {
+    "ddpm": lambda: diffusers.DDPMScheduler(clip_sample=False),
+    "ddpm-clipped": diffusers.DDPMScheduler,
+    "ddim": lambda: diffusers.DDIMScheduler(clip_sample=False),
+    "ddim-v": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", thresholding=True, clip_sample=False),
+    "euler": lambda: diffusers.EulerDiscreteScheduler(timestep_spacing="trailing"),
+    "edm": lambda: diffusers.EDMEulerScheduler(sigma_data=0.5, sigma_max=20.0),
+    "dpmpp": lambda: diffusers.DPMSolverMultistepScheduler(final_sigmas_type="zero"),
+    "dpmpp-flow": lambda: diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
+    ),
+    "unipc": lambda: diffusers.UniPCMultistepScheduler(final_sigmas_type="zero"),
+    "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+}
+NEUTRAL = [Dcw(), EpsilonScaling(), ClipX0(limit=1e6), DynamicThreshold(floor=1e6)]
+STRONG = {
+    "dcw": [Dcw(low=0.05, high=-0.03)],
+    "epsilon_scaling": [EpsilonScaling(scale=1.05)],
+    "both": [EpsilonScaling(scale=0.97), Dcw(pixel=0.04)],
+}
+
+
+WORKING = {"flow": ["dcw"]}  # epsilon scaling is undefined at pure noise, where a flow begins
+
+
+class Plain(diffusers.DiffusionPipeline):
+    """The loop that unconditional pipelines have, under any scheduler."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, count=2, steps=STEPS, dtype=torch.float32):
+        self.scheduler.set_timesteps(steps)
+        generator = torch.Generator().manual_seed(3)
+        x = torch.randn(count, 3, 8, 8, generator=generator) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        x = x.to(dtype)
+        for t in self.scheduler.timesteps:
+            asked = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
+            out = self.unet(asked, t).sample
+            x = self.scheduler.step(out, t, x, **({"generator": generator} if self.draws else {})).prev_sample
+        return x
+
+    @property
+    def draws(self):
+        return isinstance(self.scheduler, diffusers.DDPMScheduler)
+
+
+def pipeline(name, **changes):
+    return Plain(unet(**changes), SCHEDULERS[name]())
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_neutral_corrections_change_no_bit_and_others_leave_no_trace(name):
+    """Before, with neutral ones, with strong ones, and after these are removed."""
+    made = pipeline(name)
+    before = made()
+    with correct(made, NEUTRAL):
+        assert torch.equal(made(), before)
+    for kind in WORKING.get(name, STRONG):
+        strong = STRONG[kind]
+        hook = correct(made, strong)
+        assert (made() - before).abs().max() > 1e-3
+        assert torch.equal(made(), made())
+        hook.remove()
+        assert torch.equal(made(), before)
+    assert not {"step", "multistep_uni_c_bh_update"} & vars(made.scheduler).keys()
+
+
+SOLVERS = {"ddim": Euler(), "euler": Euler(), "edm": Euler(), "dpmpp": Dpmpp2m(), "unipc": Unipc(),
+           "flow": Euler()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in SOLVERS for kind in WORKING.get(name, STRONG)])
+@torch.no_grad()
+def test_a_corrected_pipeline_walks_as_our_sampler(name, kind, tmp_path):
+    """The same corrections in both, on the levels that the scheduler visits: the same image to 1e-4 of the largest."""
+    scheduler = SCHEDULERS[name]()
+    theirs, ours, _ = opened(tmp_path, scheduler)
+    made = Plain(theirs, scheduler)
+    with correct(made, STRONG[kind]):
+        expected = made()
+    levels = walk_of(scheduler).grid
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * getattr(
+        scheduler, "init_noise_sigma", 1.0
+    )
+    steps = list(sample(ours, SOLVERS[name], levels, x.double(), corrections=STRONG[kind]))
+    close(steps[-1].x_next, expected, 1e-4)
+
+
+class Watching:
+    """A correction of state that keeps every step and changes none."""
+
+    kind = "watching"
+
+    def __init__(self):
+        self.seen = []
+
+    def after(self, step):
+        self.seen.append(step)
+        return step.x_next
+
+
+@pytest.mark.parametrize("name", ["ddpm-clipped", "ddim-v", "ddim"])
+def test_corrections_of_state_see_what_the_scheduler_limits(name):
+    """x0 is its own pred_original_sample, clipped, thresholded or neither."""
+    made, watching, kept = pipeline(name), Watching(), []
+    step = made.scheduler.step
+
+    def noting(*args, **settings):
+        kept.append(step(*args, **settings))
+        return kept[-1]
+
+    made.scheduler.step = noting
+    with correct(made, [watching]):
+        made()
+    limits = {"ddpm-clipped": 1 + 1e-6, "ddim-v": 1 + 1e-6, "ddim": math.inf}
+    for own, theirs in zip(watching.seen, kept, strict=True):
+        close(own.calls[-1].prediction.x0, theirs.pred_original_sample)
+        assert own.calls[-1].prediction.x0.abs().max() <= limits[name]
+
+
+def test_epsilon_scaling_at_pure_noise_says_so():
+    """As in our sampler, a flow's first step has no image to scale against."""
+    made = pipeline("flow")
+    with pytest.raises(SnrkitError, match="undefined at alpha = 0"), correct(made, STRONG["epsilon_scaling"]):
+        made()
+
+
+def test_a_learned_variance_is_passed_on():
+    """The upper half of the output reaches the scheduler as it was; the lower is corrected."""
+    made = Plain(unet(out_channels=6), diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False))
+    before = made()
+    with correct(made, NEUTRAL):
+        assert torch.equal(made(), before)
+    with correct(made, [EpsilonScaling(scale=1.05)]):
+        assert (made() - before).abs().max() > 1e-3
+
+
+def test_half_precision_stays_half():
+    """States in bfloat16 are corrected in float32 and handed on in bfloat16."""
+    made = pipeline("flow")
+    made.unet.to(torch.bfloat16)
+    before = made(dtype=torch.bfloat16)
+    with correct(made, NEUTRAL):
+        assert torch.equal(made(dtype=torch.bfloat16), before)
+    with correct(made, [Dcw(low=0.05)]):
+        after = made(dtype=torch.bfloat16)
+    assert after.dtype == torch.bfloat16
+    assert (after - before).abs().max() > 1e-3
+
+
+class TinyFlux(diffusers.DiffusionPipeline):
+    """The loop of FluxPipeline: latents packed by twos into tokens, a transformer, a flow scheduler."""
+
+    vae_scale_factor = 8
+
+    def __init__(self, transformer, scheduler):
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @staticmethod
+    def _pack_latents(latents, batch, channels, height, width):
+        parts = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        return parts.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, channels * 4)
+
+    @staticmethod
+    def _unpack_latents(latents, height, width, factor):
+        rows, columns = height // (factor * 2), width // (factor * 2)
+        parts = latents.reshape(len(latents), rows, columns, latents.shape[2] // 4, 2, 2)
+        return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(latents), latents.shape[2] // 4, 2 * rows, 2 * columns)
+
+    def prepare_latents(self, batch_size, num_channels_latents, height, width):
+        rows, columns = 2 * (height // 16), 2 * (width // 16)
+        latents = torch.randn(
+            batch_size, num_channels_latents, rows, columns, generator=torch.Generator().manual_seed(1)
+        )
+        place = torch.cartesian_prod(torch.arange(rows // 2), torch.arange(columns // 2)).float()
+        ids = torch.cat([torch.zeros(len(place), 1), place], dim=1)
+        return self._pack_latents(latents, batch_size, num_channels_latents, rows, columns), ids
+
+    @torch.no_grad()
+    def __call__(self, height=64, width=96, steps=4):
+        x, ids = self.prepare_latents(2, 4, height, width)
+        prompt = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(2))
+        self.scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+        for t in self.scheduler.timesteps:
+            told = {"timestep": t.expand(2) / 1000, "img_ids": ids, "txt_ids": torch.zeros(3, 3)}
+            out = self.transformer(x, prompt, prompt[:, 0], return_dict=False, **told)[0]
+            x = self.scheduler.step(out, t, x, return_dict=False)[0]
+        return x
+
+
+@pytest.fixture
+def flux():
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6),
+    ).eval()  # fmt: skip
+    return TinyFlux(transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+def test_flux_latents_are_unpacked_for_corrections_of_state(flux):
+    """DCW's bands of the last step but one are those of (B, C, H, W), not of tokens; images that are not square too."""
+    before, watching = flux(), Watching()
+    with correct(flux, NEUTRAL):
+        assert torch.equal(flux(), before)
+    with correct(flux, [Dcw(low=0.1, high=-0.05), watching]):
+        after = flux()
+    assert watching.seen[0].x.shape == (2, 4, 8, 12)
+    assert (after - before).abs().max() > 1e-3
+    with correct(flux, [watching]):
+        flux()
+    seen = watching.seen
+    plain, corrected = seen[len(seen) // 2], seen[0]
+    difference = plain.x_next - plain.calls[0].prediction.x0
+    factors = torch.tensor(0.1), torch.tensor(-0.05)
+    expected = add_bands(plain.x_next, difference, *factors, "haar", "zero")
+    torch.testing.assert_close(corrected.x_next, expected, rtol=0, atol=1e-6)
+    tokens = flux._pack_latents(difference, 2, 4, 8, 12)
+    wrong = add_bands(tokens[:, None], tokens[:, None], *factors, "haar", "zero")[:, 0]
+    right = flux._pack_latents(expected - plain.x_next, 2, 4, 8, 12)
+    assert (wrong - tokens - right).abs().max() > 1e-2
+    assert torch.equal(flux(), before)
+    assert "prepare_latents" not in vars(flux)
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [(TimeShift(), "time_shift cannot act in a pipeline"), (NoiseAwareness(weight=1.0), "asks the network again")],
+)
+def test_what_cannot_act_in_a_pipeline_says_so(one, said):
+    """Either when it is put in or at the first step; the pipeline is whole again afterwards."""
+    made = pipeline("ddim")
+    before = made()
+    with pytest.raises(SnrkitError, match=said), correct(made, [one]):
+        made()
+    assert torch.equal(made(), before)
+
+
+def test_an_unknown_scheduler_is_named():
+    """Heun asks twice a step."""
+    with pytest.raises(
+        SnrkitError, match="how HeunDiscreteScheduler steps is not known here; these are: DDPMScheduler"
+    ):
+        correct(Plain(unet(), diffusers.HeunDiscreteScheduler()), NEUTRAL)
+
+
+def test_hooks_stack_and_leave_in_order():
+    """A second one sees the first one's work; taking out the first while the second is in is refused."""
+    made = pipeline("ddim")
+    before = made()
+    first, second = correct(made, [EpsilonScaling(scale=1.05)]), correct(made, [Dcw(pixel=0.04)])
+    both = made()
+    with pytest.raises(SnrkitError, match="put in later"):
+        first.remove()
+    second.remove()
+    one = made()
+    first.remove()
+    assert torch.equal(made(), before)
+    assert not torch.equal(one, both)
+    assert not torch.equal(one, before)
+    with pytest.raises(SnrkitError, match="removed before"):
+        first.remove()
+
+
+class Gaussian(torch.nn.Module):
+    """The exact eps of N(0, 0.25) data on a scheduler's table."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.abar = scheduler.alphas_cumprod
+
+    def forward(self, x, t):
+        abar = self.abar[int(t)]
+        eps = (1 - abar).sqrt() / (abar * 0.25 + 1 - abar) * x
+        return type("Out", (), {"sample": eps})
+
+
+@pytest.mark.parametrize("loud", [1.0, 1.1])
+def test_a_recording_reads_the_shift_that_is_there(loud):
+    """An exact denoiser in many steps reads 0 within its interval; states 10 % too loud read 2 ln 1.1 at the start."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    made = Plain(unet(), scheduler)
+    made.unet = Gaussian(scheduler)
+    scheduler.init_noise_sigma = loud
+    x0 = 0.5 * torch.randn(600, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    before = made(count=300, steps=40)
+    with record(made) as recording:
+        assert torch.equal(made(count=300, steps=40), before)
+    found = recording.shift(x0, resamples=200)
+    assert found.images == 300
+    assert len(found.logsnr) == 40
+    assert found.logsnr == sorted(found.logsnr)
+    null = sum(low <= 0 <= high for low, high in zip(found.null.low, found.null.high, strict=True))
+    assert null >= 30
+    first = found.log_variance_ratio.value[0]
+    assert first == pytest.approx(2 * math.log(loud), abs=0.02)
+    if loud == 1:
+        assert max(abs(v) for v in found.log_variance_ratio.value) < 0.12  # what 40 steps of DDIM leave
+    assert found.eps_rms[0] == pytest.approx(loud, abs=0.02)
+
+
+def test_a_recording_of_too_little_is_said():
+    """Nothing, too few, and images of another shape."""
+    made = pipeline("ddim")
+    hook = record(made)
+    with pytest.raises(SnrkitError, match="nothing was recorded"):
+        hook.shift(torch.zeros(100, 3, 8, 8))
+    made()
+    for x0 in (torch.zeros(100, 3, 8, 8), torch.zeros(100, 1, 8, 8)):
+        with pytest.raises(SnrkitError, match="images were recorded as"):
+            hook.shift(x0)
+    hook.remove()
