@@ -331,3 +331,38 @@ def test_a_recording_of_too_little_is_said():
         with pytest.raises(SnrkitError, match="images were recorded as"):
             hook.shift(x0)
     hook.remove()
+
+
+def shipped(name):
+    """A function that runs a pipeline as diffusers ships it, and the pipeline."""
+    if name in {"ddpm", "ddim"}:
+        kind = {"ddpm": diffusers.DDPMPipeline, "ddim": diffusers.DDIMPipeline}[name]
+        made = kind(unet(), SCHEDULERS[name]())
+        asked = {"batch_size": 2, "num_inference_steps": STEPS}
+    else:
+        torch.manual_seed(0)
+        transformer = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+            patch_size=2, num_embeds_ada_norm=1000,
+        )  # fmt: skip
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+        made = diffusers.DiTPipeline(transformer.eval(), vae.eval(), SCHEDULERS[name]())
+        made.scheduler.config.variance_type = "fixed_small"
+        asked = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0}
+    made.set_progress_bar_config(disable=True)
+    call = lambda: made(**asked, generator=torch.Generator().manual_seed(1), output_type="np").images  # noqa: E731
+    return call, made
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp", "euler", "unipc"])
+def test_shipped_pipelines_take_corrections(name):
+    """DDPM's and DDIM's, and DiT's under three schedulers, with guidance and a decoder."""
+    call, made = shipped(name)
+    before = torch.from_numpy(call())
+    with correct(made, NEUTRAL):
+        assert torch.equal(torch.from_numpy(call()), before)
+    with correct(made, [Dcw(low=0.1)]):
+        assert not torch.equal(torch.from_numpy(call()), before)
+    assert torch.equal(torch.from_numpy(call()), before)
