@@ -308,6 +308,25 @@ def average(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    to: Annotated[str, typer.Option("--to", help="diffusers.")] = "diffusers",
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder to make; default: RUN/export/diffusers.")] = None,  # noqa: UP045
+    average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """Write a run's weights as a folder that another library loads."""
+    if to != "diffusers":
+        raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
+    from snrkit.distributed import open_world
+    from snrkit.jobs.exporting import run_exporting
+    from snrkit.jobs.showing import show_export
+
+    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, open_world("cpu"), show_export)
+
+
+@app.command()
 def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)

@@ -68,7 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.replace(path)

@@ -42,7 +42,7 @@ class DiffusersModel(Value):
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
         name, config = _class_of(self._folder() / "config.json", self.path)
-        clock = _clock(_package(), self._scheduler())
+        clock = _clock(diffusers_package(), self._scheduler())
         network = _network(name, config, self.null_label)
         learned = config.get("out_channels") == 2 * network.shape[0]
         notes = clock.notes + (("half of its output is a learned variance, which is left out",) if learned else ())
@@ -51,7 +51,7 @@ class DiffusersModel(Value):
 
     def load(self) -> nn.Module:
         """The network with its weights."""
-        package, folder = _package(), self._folder()
+        package, folder = diffusers_package(), self._folder()
         name, config = _class_of(folder / "config.json", self.path)
         clock, network = _clock(package, self._scheduler()), _network(name, config, self.null_label)
         try:
@@ -80,11 +80,12 @@ class DiffusersModel(Value):
         )
 
 
-def _package() -> ModuleType:
+def diffusers_package() -> ModuleType:
+    """The package; ConfigError says how to install it."""
     try:
         import diffusers
     except ImportError:
-        raise ConfigError("model: kind diffusers needs a package; pip install 'snrkit[diffusers]'.") from None
+        raise ConfigError("the package diffusers is not installed; pip install 'snrkit[diffusers]'.") from None
     return diffusers
 
 

@@ -70,6 +70,14 @@ def show_sweep(record: Mapping[str, Any]) -> None:
     out.print(f"written to {record['written']}")
 
 
+def show_export(record: Mapping[str, Any]) -> None:
+    """Where it is, of what, and how diffusers loads it."""
+    out.print(f"{record['weights']} at {record['images']} images: {record['path']}")
+    call = "DDIMPipeline.from_pretrained" if record["pipeline"] else "UNet2DModel.from_pretrained"
+    rest = "" if record["pipeline"] else ", subfolder='unet'; its scheduler is beside it"
+    out.print(f"load it with diffusers.{call}({record['path']!r}{rest})")
+
+
 def show_average(record: Mapping[str, Any]) -> None:
     """What was made, of how much, and how to sample it."""
     error = record.get("profile_error")
