@@ -10,6 +10,7 @@ With told=None the network gets its learned null embedding, and the precondition
 then still sees the level through c_in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -114,6 +115,29 @@ class NetworkDenoiser:
             return self.network(x, time, cond)
         with torch.autocast(x.device.type, self.autocast):
             return self.network(x, time, cond)
+
+
+def wrap(
+    network: Callable[..., Tensor],
+    process: Process,
+    target: Target,
+    *,
+    precondition: Precondition | None = None,
+    sigma_data: float = 0.5,
+) -> NetworkDenoiser:
+    """Any network as a denoiser, called as network(x, time), or network(x, time, labels) where labels are given.
+
+    x is (B, *) scaled as `precondition` says (none by default), time (B,) what `process.time` gives, labels (B,) int64,
+    -1 for none; it answers F (B, *), which is read as `target`. `sigma_data` matters to EDM's preconditioning alone.
+    """
+
+    def called(x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        if bool(time.isnan().any()):
+            raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
+        labels = None if cond is None or cond.labels is None else cond.labels.to(x.device)
+        return network(x, time) if labels is None else network(x, time, labels)
+
+    return NetworkDenoiser(called, process, target, precondition or NoPrecondition(), sigma_data)
 
 
 def check_readable(level: Level, target: Target) -> None:
