@@ -64,6 +64,10 @@ class AdmModel(Value):
         process = Ddpm(betas=betas, steps=self.diffusion_steps)
         return Described(process, X0() if self.predict_xstart else Eps(), NoPrecondition(), self._network())
 
+    def autoencoder(self) -> Path | None:
+        """None: these models make images."""
+        return None
+
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
         network, weights = self._network(), weights_in(self.path, None)

@@ -38,10 +38,11 @@ class DiffusersModel(Value):
     path: Path
     scheduler: Path | None = Field(None, description="folder of its scheduler_config.json; default: beside the model")
     null_label: int | None = Field(None, ge=0, description="the label that means none, where guidance drops it")
+    vae: Path | None = Field(None, description="folder of its autoencoder; default: the pipeline's own, if it has one")
 
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
-        name, config = _class_of(self._folder() / "config.json", self.path)
+        name, config = class_of(self._folder() / "config.json", self.path)
         clock = _clock(diffusers_package(), self._scheduler())
         network = _network(name, config, self.null_label)
         learned = config.get("out_channels") == 2 * network.shape[0]
@@ -52,7 +53,7 @@ class DiffusersModel(Value):
     def load(self) -> nn.Module:
         """The network with its weights."""
         package, folder = diffusers_package(), self._folder()
-        name, config = _class_of(folder / "config.json", self.path)
+        name, config = class_of(folder / "config.json", self.path)
         clock, network = _clock(package, self._scheduler()), _network(name, config, self.null_label)
         try:
             lean = package.utils.is_accelerate_available()
@@ -62,6 +63,11 @@ class DiffusersModel(Value):
             raise ConfigError(f"model.path: {folder} has no weights that {name} can read ({reason}).") from None
         null = network.classes if self.null_label is None else self.null_label
         return Adapted(inner.float(), network, null, clock)
+
+    def autoencoder(self) -> Path | None:
+        """Where the autoencoder is, for a latent model."""
+        own = self.path / "vae"
+        return self.vae or (own if own.is_dir() else None)
 
     def _folder(self) -> Path:
         """Where the model's own config.json is."""
@@ -89,7 +95,7 @@ def diffusers_package() -> ModuleType:
     return diffusers
 
 
-def _class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
+def class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
     """(the class that a configuration names, the configuration)."""
     if not path.is_file():
         raise ConfigError(f"model.path: {asked} has no {path.name}, as folders of diffusers have.")
@@ -136,7 +142,7 @@ class Clock:
 
 
 def _clock(package: ModuleType, path: Path) -> Clock:
-    name, config = _class_of(path, path)
+    name, config = class_of(path, path)
     maker, base = getattr(package, name, None), package.SchedulerMixin
     if not isinstance(maker, type) or not issubclass(maker, base):
         raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedSigmas
@@ -43,6 +43,7 @@ class EdmModel(Value):
     kind: Literal["edm"] = "edm"
     path: Path
     entry: str = "ema"
+    vae: Path | None = Field(None, description="folder of its autoencoder, for latent models of EDM2")
 
     def describe(self) -> Described:
         """Read all but the weights, which stay in the file."""
@@ -51,6 +52,10 @@ class EdmModel(Value):
         dropped = outer.inner.arguments.get("label_dropout", 0)
         network = Foreign(shape=(image, side, side), classes=classes, null_label=bool(classes and dropped))
         return Described(reading.process, reading.target, reading.precondition, network, reading.sigma_data)
+
+    def autoencoder(self) -> Path | None:
+        """Where the autoencoder is."""
+        return self.vae
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""

@@ -45,6 +45,9 @@ class ForeignModel(Protocol):
     def describe(self) -> Described:
         """What the model is, from its configuration. ConfigError where it cannot be used."""
 
+    def autoencoder(self) -> Path | None:
+        """The folder of its autoencoder, for a latent model; None where states are images."""
+
     def load(self) -> nn.Module:
         """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
 

@@ -35,10 +35,15 @@ class DitModel(Value):
     path: Path
     entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
     heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
+    vae: Path | None = Field(None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
         return Described(Ddpm(), Eps(), NoPrecondition(), _described(self))
+
+    def autoencoder(self) -> Path | None:
+        """Where the autoencoder is."""
+        return self.vae
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
@@ -53,10 +58,15 @@ class SitModel(Value):
     path: Path
     entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
     heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
+    vae: Path | None = Field(None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
         return Described(Flow(), FlowVelocity(), NoPrecondition(), _described(self))
+
+    def autoencoder(self) -> Path | None:
+        """Where the autoencoder is."""
+        return self.vae
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""

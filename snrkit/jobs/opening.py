@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from snrkit.checkpoints.codec import Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
@@ -47,11 +48,12 @@ class Opened:
 
     experiment: Experiment
     dataset: Dataset  # as the network sees it: without labels where it takes none
-    labelled: Dataset  # as the source gives it, for metrics
+    labelled: Dataset  # the images as the source gives them, for metrics
     split: Split
     moments: Moments | None  # where something needs them
     world: World
     spectra: Callable[[], Spectra]  # of all images, measured when first asked for
+    codec: Codec | None = None  # between images and states, for latent models
 
     @property
     def sigma_data(self) -> float:
@@ -62,6 +64,10 @@ class Opened:
     def ways(self) -> tuple[bool, ...]:
         """The values of `mirrored` that together show every image as training does."""
         return (False, True) if self.experiment.data.flip else (False,)
+
+    def images(self, x0: Tensor) -> Tensor:
+        """The images that clean states (n, *) are."""
+        return x0 if self.codec is None else self.codec.decode(x0)
 
     def shown(self, rows: Sequence[int], mirrored: bool = False) -> Tensor:
         """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
@@ -81,6 +87,8 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         dataset = restrict(dataset, experiment.data.only)
     if experiment.data.workers and not dataset.streams:
         raise ConfigError(f"data.workers: has no effect, as {dataset.name} is held in memory; drop it.")
+    images, codec = dataset, _codec(experiment, world.device)
+    dataset = dataset if codec is None else encoded(dataset, codec)
     parts = split(dataset.count, experiment.data.holdout)
     measured = None
     if experiment.data.sigma_data == "auto" or any(s.start == "exact" for s in experiment.samplers.values()):
@@ -109,7 +117,17 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
         check_square(dataset.shape)
     spectra = cache(partial(measure_spectra, dataset, parts, world.device))
-    return Opened(experiment, seen, dataset, parts, measured, world, spectra)
+    return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
+
+
+def _codec(experiment: Experiment, device: torch.device) -> Codec | None:
+    """Between images and states, for a latent model."""
+    place = None if experiment.model is None else experiment.model.autoencoder()
+    if place is None:
+        return None
+    if experiment.data.flip:
+        raise ConfigError("data.flip: latents of a mirrored image are no mirrored latents; drop it.")
+    return load_codec(place, device)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -83,7 +83,7 @@ def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[S
 def images_of(opened: Opened, model: Model, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
     """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
     batches = list(chunks(seeds, opened.experiment.sample.batch))
-    return torch.cat([to_bytes(batch.x0.cpu()) for batch in generate(opened, model, sampler, batches)])
+    return torch.cat([to_bytes(opened.images(b.x0).cpu()) for b in generate(opened, model, sampler, batches)])
 
 
 def sample_steps(denoise: Denoiser, ready: Ready, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:
@@ -187,7 +187,7 @@ def make_images(
     with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
         for batch in generate(opened, model, sampler, mine):
             with disk_errors(f"saving images in {folder}", "free space and run the same command again"):
-                _save(folder, batch)
+                _save(folder, Batch(batch.seeds, opened.images(batch.x0)))
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:

@@ -87,7 +87,7 @@ def open_reference(opened: Opened) -> tuple[Extractor, FeatureSet]:
     extractor = make_extractor(config, opened.labelled, opened.split, world.device)
     if world.leads:
         world.barrier()
-    return extractor, reference_features(extractor, opened.dataset, opened.split.train, config.batch, world)
+    return extractor, reference_features(extractor, opened.labelled, opened.split.train, config.batch, world)
 
 
 def score_folder(
@@ -138,13 +138,13 @@ def _memorisation(opened: Opened, images: Tensor) -> Memorisation:
 
     def train() -> Iterator[Tensor]:
         for run in chunks(opened.split.train, 8192):
-            x0 = opened.dataset.x0(run)
+            x0 = opened.labelled.x0(run)
             yield x0
             if opened.experiment.data.flip:
                 yield x0.flip(3)
 
     held = stream(SUBSET, 1).permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
-    return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.dataset.x0(held), train)
+    return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.labelled.x0(held), train)
 
 
 def provenance(world: World) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""Latent models: images in, latents through the sampler, images out."""
+
+import json
+
+import pytest
+import torch
+
+from snrkit.checkpoints.codec import encoded, load_codec
+from snrkit.config import parse_experiment
+from snrkit.data.digits import Digits
+from snrkit.errors import ConfigError
+from snrkit.jobs.opening import open_experiment
+from tests.small import snrkit
+from tests.test_foreign import ASKED, STEPS
+from tests.test_spectral_levels import WORLD
+
+diffusers = pytest.importorskip("diffusers")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A folder with a DiT on latents of 4x4x4 and the autoencoder of 1x8x8 images, both small and random."""
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
+        patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    vae = diffusers.AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5,
+        shift_factor=0.1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("latent")
+    for name, part in (
+        ("transformer", transformer),
+        ("vae", vae),
+        ("scheduler", diffusers.DDIMScheduler(clip_sample=False)),
+    ):
+        part.save_pretrained(folder / name)
+    return folder
+
+
+def test_latents_are_the_scaled_means_of_the_autoencoder(pipeline):
+    """(mean - shift) * scale, the same at every call and in any order; decoding undoes the scale."""
+    codec, images = load_codec(pipeline / "vae", CPU), Digits().open()
+    latents = encoded(images, codec)
+    assert (latents.shape, latents.count, latents.classes) == ((4, 4, 4), images.count, 10)
+    theirs = diffusers.AutoencoderKL.from_pretrained(pipeline / "vae", low_cpu_mem_usage=False)
+    with torch.no_grad():
+        mean = theirs.encode(images.x0([3, 5])).latent_dist.mean
+        back = theirs.decode(mean).sample
+    torch.testing.assert_close(latents.x0([3, 5]), (mean - 0.1) * 0.5, rtol=0, atol=1e-5)
+    torch.testing.assert_close(codec.decode(latents.x0([3, 5])), back, rtol=0, atol=1e-5)
+    assert torch.equal(latents.x0([5, 9, 3])[::2], latents.x0([5, 3]))
+    assert latents.fingerprint != images.fingerprint
+
+
+def test_the_whole_path_runs_on_latents(pipeline, tmp_path):
+    """Images are saved at their own size; shift is that of latents; scores are of images."""
+    asked = {**ASKED, "samplers": {"ddim": STEPS}, "model": {"kind": "diffusers", "path": str(pipeline)}}
+    (tmp_path / "small.yaml").write_text(json.dumps(asked))
+    snrkit(tmp_path, "run", "-q")
+    run = tmp_path / "runs" / "small"
+    from PIL import Image
+
+    with Image.open(run / "samples/ddim/000000/000000.png") as image:
+        assert image.size == (8, 8)
+    shift = json.loads((run / "shift/ddim.json").read_text())
+    assert set(shift["part_ratio"]) >= {"ll", "lh", "hl", "hh"}
+    scores = json.loads((run / "metrics/ddim.json").read_text())
+    assert scores["summary"]["fd"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"kind": "digits", "flip": True}}, "data.flip: latents of a mirrored image"),
+        (
+            {"data": {"kind": "gaussian", "shape": [3, 8, 8], "count": 64}},
+            "images are 3x8x8; the autoencoder takes 1",
+        ),
+        ({"data": {"kind": "gaussian", "shape": [1, 9, 8], "count": 64}}, "sides that 2 divides"),
+        ({"data": {"kind": "gaussian", "shape": [1, 16, 16], "count": 64}}, "images are 4x8x8, and the model's 4x4x4"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(pipeline, changes, said):
+    """One sentence."""
+    content = {"name": "x", **ASKED, "model": {"kind": "diffusers", "path": str(pipeline)}, **changes}
+    with pytest.raises(ConfigError, match=said):
+        open_experiment(parse_experiment(content, "x.yaml"), WORLD)
+
+
+def test_a_folder_that_is_no_autoencoder_is_refused(pipeline):
+    """By its class."""
+    with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL can"):
+        load_codec(pipeline / "transformer", CPU)
