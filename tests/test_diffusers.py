@@ -309,7 +309,35 @@ def test_weights_that_do_not_fit_are_said_in_one_sentence(tmp_path):
         weights.unlink()
         if content:
             weights.write_bytes(content)
-        with pytest.raises(ConfigError, match="has no weights that UNet2DModel can read") as caught:
+        with pytest.raises(ConfigError, match=r"bytes of weights|has no weights that UNet2DModel can read") as caught:
             DiffusersModel(path=folder).load()
         assert "\n" not in str(caught.value)
         weights.touch()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block_out_channels": [2**13, 2**13]}, "bytes of weights, for a network of"),
+        ({"layers_per_block": 10**9}, "no network of a possible size"),
+        ({"in_channels": 2**40}, "no network of a possible size"),
+        ({"block_out_channels": [15, 16]}, "describes no network"),
+    ],
+)
+def test_a_network_larger_than_its_file_is_refused_before_it_takes_memory(changes, said, tmp_path):
+    """By the configuration alone."""
+    path = saved(tmp_path, diffusers.DDIMScheduler()) / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ConfigError, match=said) as caught:
+        DiffusersModel(path=tmp_path).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
+    """One sentence, as for every other mistake."""
+    import sys
+
+    folder = saved(tmp_path, diffusers.DDIMScheduler())
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ConfigError, match=r"diffusers is not installed; pip install 'snrkit\[diffusers\]'"):
+        DiffusersModel(path=folder).describe()

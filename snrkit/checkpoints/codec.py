@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.checkpoints.diffusers import class_of, diffusers_package
+from snrkit.checkpoints.diffusers import check_size, class_of, diffusers_package
 from snrkit.data.dataset import Dataset, fingerprint
 from snrkit.errors import ConfigError
 
@@ -62,6 +62,7 @@ def load_codec(path: Path, device: torch.device) -> Codec:
     if name != "AutoencoderKL":
         raise ConfigError(f"model.vae: a {name} cannot be read; AutoencoderKL can.")
     package = diffusers_package()
+    check_size(package.AutoencoderKL, config, path)
     try:
         lean = package.utils.is_accelerate_available()
         network = package.AutoencoderKL.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=lean)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from snrkit.betas import TrainedBetas
 from snrkit.checkpoints.foreign import Described
+from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
 from snrkit.errors import ConfigError
 from snrkit.networks.foreign import Foreign
@@ -29,22 +30,27 @@ TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction
 PLAIN = NoPrecondition()
 PARTS = ("unet", "transformer")
 LARGEST_JSON = 2**20  # bytes
+LARGEST_NUMBER, MOST_LAYERS = 2**24, 1000  # in a configuration
+LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 
 
 class DiffusersModel(Value):
-    """A folder of diffusers, with a UNet2DModel or a DiTTransformer2DModel."""
+    """A folder of diffusers, with a UNet2DModel, a DiTTransformer2DModel, or a transformer of SD3, FLUX or Sana."""
 
     kind: Literal["diffusers"] = "diffusers"
     path: Path
     scheduler: Path | None = Field(None, description="folder of its scheduler_config.json; default: beside the model")
     null_label: int | None = Field(None, ge=0, description="the label that means none, where guidance drops it")
     vae: Path | None = Field(None, description="folder of its autoencoder; default: the pipeline's own, if it has one")
+    prompts: Path | None = Field(None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
+    sides: tuple[int, int] | None = Field(None, description="of latents; default: the configuration's sample_size")
+    guidance: float = Field(3.5, description="what FLUX's distilled guidance is told")
 
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
         name, config = class_of(self._folder() / "config.json", self.path)
         clock = _clock(diffusers_package(), self._scheduler())
-        network = _network(name, config, self.null_label)
+        network = self._network(name, config)
         learned = config.get("out_channels") == 2 * network.shape[0]
         notes = clock.notes + (("half of its output is a learned variance, which is left out",) if learned else ())
         network = network.model_copy(update={"notes": notes})
@@ -54,13 +60,16 @@ class DiffusersModel(Value):
         """The network with its weights."""
         package, folder = diffusers_package(), self._folder()
         name, config = class_of(folder / "config.json", self.path)
-        clock, network = _clock(package, self._scheduler()), _network(name, config, self.null_label)
+        clock, network = _clock(package, self._scheduler()), self._network(name, config)
+        check_size(getattr(package, name), config, folder)
         try:
             lean = package.utils.is_accelerate_available()
             inner = getattr(package, name).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=lean)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"model.path: {folder} has no weights that {name} can read ({reason}).") from None
+        if name in KINDS:
+            return Texted(inner.float(), name, find_texts(self.prompts, name), clock.factor, self.guidance)
         null = network.classes if self.null_label is None else self.null_label
         return Adapted(inner.float(), network, null, clock)
 
@@ -68,6 +77,16 @@ class DiffusersModel(Value):
         """Where the autoencoder is, for a latent model."""
         own = self.path / "vae"
         return self.vae or (own if own.is_dir() else None)
+
+    def _network(self, name: str, config: Mapping[str, Any]) -> Foreign:
+        """Shape and labels."""
+        shape = _shape(config, self.sides, KINDS[name].packed if name in KINDS else 1)
+        if name in KINDS:
+            texts = find_texts(self.prompts, name)
+            return Foreign(shape=shape, classes=texts.classes, null_label=texts.negative and texts.classes > 0)
+        if self.prompts is not None:
+            raise ConfigError(f"model.prompts: has no effect on a {name}, which is told no text; drop it.")
+        return _labelled(name, config, shape, self.null_label)
 
     def _folder(self) -> Path:
         """Where the model's own config.json is."""
@@ -84,6 +103,22 @@ class DiffusersModel(Value):
             f"model.scheduler: no scheduler_config.json in {self.scheduler or places[0]}; name the folder that has it, "
             "as it says which noise the network was trained at."
         )
+
+
+def check_size(kind: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a configuration of a larger network than the folder's weights can fill, before it takes memory."""
+    whole = [value for value in config.values() if isinstance(value, int)]
+    if max(whole, default=0) > LARGEST_NUMBER or any(config.get(key, 0) > MOST_LAYERS for key in LAYERS):
+        raise ConfigError(f"model.path: {folder / 'config.json'} describes no network of a possible size.")
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    try:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in kind.from_config(config).parameters())
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.path: {folder / 'config.json'} describes no network ({reason}).") from None
+    if count > stored:  # a byte for each, at the least
+        raise ConfigError(f"model.path: {folder} has {stored:,} bytes of weights, for a network of {count:,} numbers.")
 
 
 def diffusers_package() -> ModuleType:
@@ -110,14 +145,20 @@ def class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
     return content["_class_name"], content
 
 
-def _network(name: str, config: Mapping[str, Any], null_label: int | None) -> Foreign:
-    """Shape and labels of a model."""
+def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int) -> tuple[int, int, int]:
+    """(C, H, W) of a model's states."""
     try:
-        channels, size = int(config["in_channels"]), config["sample_size"]
+        size = config["sample_size"] if sides is None else sides
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (channels, int(height), int(width))
+        return int(config["in_channels"]) // packed, int(height), int(width)
     except (KeyError, TypeError, ValueError):
-        raise ConfigError("model.path: config.json has no in_channels or sample_size to know the images by.") from None
+        raise ConfigError(
+            "model.sides: the model's config.json does not say the size of its states; give sides: [H, W]."
+        ) from None
+
+
+def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int], null_label: int | None) -> Foreign:
+    """Shape and labels of a model that is told labels or nothing."""
     if name == "DiTTransformer2DModel":
         return Foreign(shape=shape, classes=int(config.get("num_embeds_ada_norm") or 1000), null_label=True)
     if name == "UNet2DModel":
@@ -125,7 +166,8 @@ def _network(name: str, config: Mapping[str, Any], null_label: int | None) -> Fo
         if null_label is not None and null_label != labels - 1:
             raise ConfigError(f"model.null_label: the model has {labels} labels, and only its last can mean none.")
         return Foreign(shape=shape, classes=labels - (null_label is not None), null_label=null_label is not None)
-    raise ConfigError(f"model.path: a {name} cannot be read; UNet2DModel and DiTTransformer2DModel can.")
+    known = ", ".join(("UNet2DModel", "DiTTransformer2DModel", *KINDS))
+    raise ConfigError(f"model.path: a {name} cannot be read; these can: {known}.")
 
 
 @dataclass(frozen=True, slots=True)
