@@ -365,7 +365,9 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         raise ConfigError("\n".join(line for fault in faults for line in _describe(fault, where))) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}{_other_kind(content['model'])}") from None
-    data = dict(content.get("data") or {})
+    if not isinstance(content.get("data"), Mapping):
+        raise ConfigError(f"{where}: data: it needs a mapping, such as {{kind: ...}}, also beside a model")
+    data = dict(content["data"])
     if described.sigma_data is not None:
         if data.setdefault("sigma_data", described.sigma_data) not in ("auto", described.sigma_data):
             raise ConfigError(f"{where}: data.sigma_data: the model was trained with {described.sigma_data:g}; drop it")

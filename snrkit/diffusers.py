@@ -14,6 +14,7 @@ state see it. Latents that a transformer packs into tokens are unpacked to (B, C
 would ask the network again or move the level that it is told cannot act from there, and says so.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -197,14 +198,19 @@ class Hook:
         self._moved: Tensor | None = None
         self._kept = {name: vars(self.scheduler).get(name) for name in ("step", "multistep_uni_c_bh_update")}
         self._step = self.scheduler.step
-        self.scheduler.step = self._own = self._stepped
+
+        @functools.wraps(self._step)  # pipelines look at the signature, for eta and generator
+        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._stepped(model_output, timestep, sample, *args, **kwargs)
+
+        self.scheduler.step = self._own = step
         if hasattr(self.scheduler, "multistep_uni_c_bh_update"):
             self._correct = self.scheduler.multistep_uni_c_bh_update
             self.scheduler.multistep_uni_c_bh_update = self._corrected
 
     def remove(self) -> None:
         """Leave the pipeline as it was. SnrkitError when something that was put in later is still there."""
-        if vars(self.scheduler).get("step") != self._own:
+        if vars(self.scheduler).get("step") is not self._own:
             raise SnrkitError("this was removed before, or something was put in later; remove that first.")
         for name, kept in self._kept.items():
             if kept is not None:

@@ -283,6 +283,10 @@ def spoilt(folder, **changes):
         (lambda f: spoilt(f, _class_name="ScoreSdeVeScheduler"), "is not known here"),
         (lambda f: spoilt(f, prediction_type="score"), "prediction_type score is not known"),
         (lambda f: spoilt(f, beta_schedule="wavy"), "is refused by DDIMScheduler"),
+        (lambda f: spoilt(f, num_train_timesteps=10**9), "asks for more than 100,000"),
+        (lambda f: spoilt(f, num_train_timesteps=-5), "is refused by DDIMScheduler"),
+        (lambda f: spoilt(f, _class_name="EDMEulerScheduler", sigma_min=-1.0), "is refused by EDMEuler"),
+        (lambda f: spoilt(f, _class_name="EulerDiscreteScheduler", timestep_type="continuous"), "continuous, whose"),
         (lambda f: (saved(f, diffusers.DDIMScheduler()) / "unet/config.json").write_text("[]") and f, "names no class"),
         (lambda f: (saved(f, diffusers.DDIMScheduler()) / "unet/config.json").write_text("{") and f, "not valid JSON"),
         (
@@ -341,3 +345,21 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ConfigError, match=r"diffusers is not installed; pip install 'snrkit\[diffusers\]'"):
         DiffusersModel(path=folder).describe()
+
+
+def test_published_names_of_a_dit_are_read(tmp_path):
+    """Older folders call it a Transformer2DModel of norm ada_norm_zero."""
+    transformer().save_pretrained(tmp_path / "transformer")
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    path = tmp_path / "transformer/config.json"
+    older = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **older}))
+    assert DiffusersModel(path=tmp_path).describe().network.classes == 10
+
+
+def test_a_shift_by_the_size_of_the_image_is_said(tmp_path):
+    """It is in no one number, and none is taken."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    found = DiffusersModel(path=saved(tmp_path, scheduler)).describe()
+    assert found.process.logsnr_shift == 0
+    assert any("by the size of the image" in note for note in found.network.notes)

@@ -1,8 +1,10 @@
 """EDM2's network: the published names and sizes, and the promise that every layer keeps magnitudes."""
 
 import math
+import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -11,7 +13,7 @@ from snrkit.checkpoints.edm import EdmModel
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.networks.edm2 import Block, Edm2UNet, Weight, act, blend, join, unit
 from snrkit.prediction import Cond
-from tests.edm_files import arguments, network, preconditioned, write
+from tests.edm_files import Persistent, arguments, network, preconditioned
 
 SMALL = Edm2UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,), head_channels=16, classes=3)
 GIVEN = {
@@ -153,7 +155,10 @@ def test_an_edm2_file_is_read(tmp_path):
     outer.state["_modules"]["unet"] = outer.state["_modules"].pop("model")
     for key in ("sigma_min", "sigma_max"):
         outer.state.pop(key)
-    model = EdmModel(path=write(tmp_path / "edm2.pkl", outer))
+    encoder = Persistent("StabilityVAEEncoder", {"scale": np.float32(0.5) / np.float32([4.17, 4.62]), "_vae": None})
+    path = tmp_path / "edm2.pkl"
+    path.write_bytes(pickle.dumps({"ema": outer, "encoder": encoder, "dataset_kwargs": {}}))
+    model = EdmModel(path=path)
     found = model.describe()
     assert (found.network.classes, found.network.null_label) == (3, False)
     denoise = NetworkDenoiser(model.load().eval(), found.process, found.target, found.precondition, found.sigma_data)

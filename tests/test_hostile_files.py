@@ -196,7 +196,28 @@ def older(count):
     return raw.replace(b"KM", b"\x8a\x08" + struct.pack("<q", count))
 
 
+def shared():
+    """The weights of a large DiT, all of them views of one row of numbers."""
+    with torch.device("meta"):
+        made = Dit(patch=2, dim=384, depth=40, heads=6, classes=3).make((4, 8, 8), 8)
+    row = torch.zeros(max(p.numel() for p in made.parameters()))
+    state = {name: row[: p.numel()].view(p.shape) for name, p in made.named_parameters() if "null_time" not in name}
+    return saved({**state, "pos_embed": row[: 16 * 384].view(1, 16, 384)})
+
+
+def swollen():
+    """An ordinary file whose img_channels is a tuple of tuples, doubled forty times."""
+    made = benign()
+    value = ()
+    for _ in range(40):
+        value = (value, value)
+    made.state["img_channels"] = value
+    return pickle.dumps({"ema": made}, protocol=4)
+
+
+FILES["swollen"] = swollen
 TORCH = {
+    "pt-shared": shared,
     "pt-system": lambda: saved({**weights(), "more": Call(os.system, TOUCH)}),
     "pt-old-system": lambda: saved({**weights(), "more": Call(os.system, TOUCH)}, zipped=False),
     "pt-module": lambda: saved(torch.nn.Sequential(torch.nn.Linear(2, 2))),

@@ -102,7 +102,7 @@ def test_nothing_numeric_takes_keyword_arguments_at_will():
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.args.kwarg is not None
     ]
-    handed_on = [f"diffusers.{name}" for name in ("_noting", "_stepped", "_corrected")]
+    handed_on = [f"diffusers.{name}" for name in ("_noting", "step", "_stepped", "_corrected")]
     assert sorted(loose) == sorted(["shift.files.as_record", *handed_on])
 
 

@@ -366,3 +366,14 @@ def test_shipped_pipelines_take_corrections(name):
     with correct(made, [Dcw(low=0.1)]):
         assert not torch.equal(torch.from_numpy(call()), before)
     assert torch.equal(torch.from_numpy(call()), before)
+
+
+def test_pipelines_still_see_what_a_step_takes():
+    """Many ask for eta and generator by the signature of the scheduler's step."""
+    import inspect
+
+    made = pipeline("ddim")
+    before = inspect.signature(made.scheduler.step)
+    with correct(made, NEUTRAL), record(made):
+        assert inspect.signature(made.scheduler.step) == before
+    assert "eta" in before.parameters

@@ -28,9 +28,13 @@ from snrkit.value import Value
 
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()
+RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
+    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
+}
 PARTS = ("unet", "transformer")
 LARGEST_JSON = 2**20  # bytes
-LARGEST_NUMBER, MOST_LAYERS = 2**24, 1000  # in a configuration
+LONGEST_TABLE = 10**5  # entries
+LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
 LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 
 
@@ -108,7 +112,9 @@ class DiffusersModel(Value):
 def check_size(kind: Any, config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a configuration of a larger network than the folder's weights can fill, before it takes memory."""
     whole = [value for value in config.values() if isinstance(value, int)]
-    if max(whole, default=0) > LARGEST_NUMBER or any(config.get(key, 0) > MOST_LAYERS for key in LAYERS):
+    layers = [config[key] for key in LAYERS if isinstance(config.get(key), int)]
+    rows = [len(value) for value in config.values() if isinstance(value, list)]
+    if max(whole, default=0) > LARGEST_NUMBER or max([*layers, *rows], default=0) > MOST_LAYERS:
         raise ConfigError(f"model.path: {folder / 'config.json'} describes no network of a possible size.")
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     try:
@@ -142,7 +148,8 @@ def class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"model.path: {path} is not valid JSON.") from None
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise ConfigError(f"model.path: {path} names no class (_class_name), as folders of diffusers do.")
-    return content["_class_name"], content
+    renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
+    return renamed or content["_class_name"], content
 
 
 def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int) -> tuple[int, int, int]:
@@ -188,11 +195,23 @@ def _clock(package: ModuleType, path: Path) -> Clock:
     maker, base = getattr(package, name, None), package.SchedulerMixin
     if not isinstance(maker, type) or not issubclass(maker, base):
         raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")
+    whole = [value for value in config.values() if isinstance(value, int)]
+    rows = [len(value) for value in config.values() if isinstance(value, list)]
+    if max([*whole, *rows], default=0) > LONGEST_TABLE:
+        raise ConfigError(f"model.scheduler: {path} asks for more than {LONGEST_TABLE:,} of something.")
     try:
         made: Any = maker.from_config(config)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({error}).") from None
+        return _read(made, name, path)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason}).") from None
+
+
+def _read(made: Any, name: str, path: Path) -> Clock:
+    """What a scheduler is to its network."""
     predicted = made.config.get("prediction_type", "epsilon")
+    if made.config.get("timestep_type") == "continuous":
+        raise ConfigError(f"model.scheduler: {path} has timestep_type continuous, whose clock is not known here.")
     if name.startswith("FlowMatch") or predicted == "flow_prediction":
         return _flow(made)
     if name.startswith("EDM"):
@@ -225,6 +244,9 @@ def _limits(scheduler: Any) -> tuple[str, ...]:
 def _flow(scheduler: Any) -> Clock:
     """The network reads t times the number of training steps. A shift moves what pipelines visit, not the clock."""
     config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        note = "its pipeline shifts t by the size of the image, which is not done here"
+        return Clock(Flow(), FlowVelocity(), factor=float(config.num_train_timesteps), notes=(note,))
     shift = float(config.get("shift", config.get("flow_shift", 1.0)))
     notes = () if shift == 1 else (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
     process = Flow(logsnr_shift=-2 * float(torch.tensor(shift, dtype=torch.float64).log()))

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedSigmas
@@ -43,25 +43,25 @@ class EdmModel(Value):
     kind: Literal["edm"] = "edm"
     path: Path
     entry: str = "ema"
-    vae: Path | None = Field(None, description="folder of its autoencoder, for latent models of EDM2")
 
     def describe(self) -> Described:
         """Read all but the weights, which stay in the file."""
         outer, reading = self._open()
-        image, side, classes = (_integer(outer.state, key) for key in ("img_channels", "img_resolution", "label_dim"))
+        image, side, classes = (_integer(outer, key) for key in ("img_channels", "img_resolution", "label_dim"))
         dropped = outer.inner.arguments.get("label_dropout", 0)
-        network = Foreign(shape=(image, side, side), classes=classes, null_label=bool(classes and dropped))
+        null = classes > 0 and isinstance(dropped, int | float) and dropped > 0
+        network = Foreign(shape=(image, side, side), classes=classes, null_label=null)
         return Described(reading.process, reading.target, reading.precondition, network, reading.sigma_data)
 
     def autoencoder(self) -> Path | None:
-        """Where the autoencoder is."""
-        return self.vae
+        """None: the latents of EDM2 have means and spreads of their own for each channel, which are not read yet."""
+        return None
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
         outer, reading = self._open()
-        inner, side = outer.inner, _integer(outer.state, "img_resolution")
-        image = _integer(outer.state, "img_channels")
+        inner, side = outer.inner, _integer(outer, "img_resolution")
+        image = _integer(outer, "img_channels")
         shape, outputs, value = (image, side, side), reading.doubled * image, _network(inner, self.path)
         try:
             network = filled(partial(value.make, shape, outputs), dict(_weights(inner.state)))
@@ -122,17 +122,22 @@ def _mapping(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found
 
 
-def _integer(state: Mapping[str, Any], key: str) -> int:
-    found = state.get(key)
+def _integer(owner: Persistent, key: str) -> int:
+    found = owner.state.get(key)
     if not isinstance(found, int) or not 0 <= found <= 2**16:
-        raise ConfigError(f"model.path: the file's network has no usable {key}, but {str(found)[:40]}.")
+        raise ConfigError(f"model.path: the network of {owner.path} has no usable {key}, but {_named(found)}.")
     return found
 
 
-def _real(state: Mapping[str, Any], key: str) -> float:
-    found = state.get(key)
+def _named(value: Any) -> str:
+    """A number, or what kind of thing it is: a file may nest values without end."""
+    return str(value)[:40] if isinstance(value, int | float) else type(value).__name__
+
+
+def _real(owner: Persistent, key: str) -> float:
+    found = owner.state.get(key)
     if not isinstance(found, int | float):
-        raise ConfigError(f"model.path: the file's network has no usable {key}, but {str(found)[:40]}.")
+        raise ConfigError(f"model.path: the network of {owner.path} has no usable {key}, but {_named(found)}.")
     return float(found)
 
 
@@ -152,14 +157,14 @@ class Reading:
 def _reading(outer: Persistent, path: Path) -> Reading:
     state = outer.state
     if outer.name == "EDMPrecond":
-        return Reading(_bounded(state), X0(), EdmPrecondition(), sigma_data=_real(state, "sigma_data"))
+        return Reading(_bounded(outer), X0(), EdmPrecondition(), sigma_data=_real(outer, "sigma_data"))
     if outer.name == "Precond":
-        return Reading(Edm(), X0(), EdmPrecondition(), sigma_data=_real(state, "sigma_data"))
+        return Reading(Edm(), X0(), EdmPrecondition(), sigma_data=_real(outer, "sigma_data"))
     if outer.name == "VPPrecond":
-        steepness, least, steps = (_real(state, key) for key in ("beta_d", "beta_min", "M"))
-        return Reading(_bounded(state), Eps(), NoPrecondition(), vp_clock(steepness, least, steps))
+        steepness, least, steps = (_real(outer, key) for key in ("beta_d", "beta_min", "M"))
+        return Reading(_bounded(outer), Eps(), NoPrecondition(), vp_clock(steepness, least, steps))
     if outer.name == "VEPrecond":
-        return Reading(_bounded(state), Eps(), RawPrecondition(), lambda time: 4 * time - math.log(2), sign=-1.0)
+        return Reading(_bounded(outer), Eps(), RawPrecondition(), lambda time: 4 * time - math.log(2), sign=-1.0)
     if outer.name == "iDDPMPrecond":
         table = _mapping(state, "_buffers").get("u")
         if not isinstance(table, Tensor) or table.ndim != 1 or not 3 <= len(table) <= 2**16:
@@ -176,9 +181,9 @@ def _reading(outer: Persistent, path: Path) -> Reading:
     )
 
 
-def _bounded(state: Mapping[str, Any]) -> Edm:
+def _bounded(outer: Persistent) -> Edm:
     """Sigmas that the file's network says it takes, and the published 0.002 to 80 where it takes all."""
-    low, high = _real(state, "sigma_min"), _real(state, "sigma_max")
+    low, high = _real(outer, "sigma_min"), _real(outer, "sigma_max")
     if not 0 <= low < high:
         raise ConfigError(f"model.path: the file's network takes no sigma, being bounded by {low:g} and {high:g}.")
     return Edm(sigma_min=low or 0.002, sigma_max=high if math.isfinite(high) else 80.0)

@@ -52,6 +52,7 @@ class ForeignModel(Protocol):
         """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
 
 
+SHARED = 2**26  # bytes that weights may have in common
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
 PROBED = 2**16  # bytes at the beginning, in the middle and at the end of a file
 
@@ -101,6 +102,10 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise SnrkitError(f"{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}")
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()}
+    needed = sum(expected[name].numel() * tensor.element_size() for name, tensor in weights.items())
+    if needed > sum(held.values()) + SHARED:
+        raise SnrkitError(f"its weights share {sum(held.values()):,} bytes, of the {needed:,} that they would take")
     network = make()
     network.load_state_dict(weights, strict=not unset)
     return network

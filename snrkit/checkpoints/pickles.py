@@ -36,6 +36,7 @@ KNOWN = {
     PERSISTENT, STORED, "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size",
     "torch.device", "collections.OrderedDict", "dnnlib.util.EasyDict", "argparse.Namespace", "builtins.set",
     "__builtin__.set", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray",
     *(f"torch.{name}" for name in DTYPES),
     *(f"torch.{dtype}" for dtype in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")),
 }  # fmt: skip
