@@ -13,13 +13,13 @@ from snrkit.report import Table, markdown
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 OF_DIGITS = (
-    ("spectral", "cosine"), ("spectral", "cosine-shifted"), ("spectral", "edm"), ("spectral", "edm-own-weight"),
-    ("spectral", "bounds-even"), ("spectral", "bounds-cosine"), ("spectral", "dataset"), ("spectral", "class"),
+    ("spectral", "cosine"), ("spectral", "cosine-shifted"), ("spectral", "edm"), ("spectral", "bounds-even"),
+    ("spectral", "bounds-cosine"), ("spectral", "dataset"), ("spectral", "class"),
     ("class", "dataset"), ("spectral", "untold"), ("spectral", "without-mean-brightness"), ("spectral", "direct"),
     ("spectral", "frequency"), ("spectral", "power"), ("dataset", "cosine"), ("dataset", "bounds-even"),
     ("bounds-cosine", "cosine"), ("cosine-on-spectral", "cosine"), ("cosine-on-spectral", "dataset"),
     ("bounds-cosine-on-spectral", "bounds-cosine"), ("bounds-cosine-on-spectral", "dataset"),
-    ("dataset-on-bounds-cosine", "dataset"), ("spectral", "cosine-interpolated"), ("wide", "spectral"),
+    ("spectral", "cosine-interpolated"), ("wide", "spectral"),
     ("wide", "cosine"),
 )  # fmt: skip
 OF_PHOTOS = (
@@ -40,7 +40,7 @@ TITLES = {
     "spectral-photos-32": "Photographs, 32x32",
     "spectral-photos-64": "Photographs, 64x64",
 }
-BUDGETS = {"25k": 25_088, "50k": 50_048, "75k": 75_008, "": 100_096}  # suffix of an arm, and what it has seen
+BUDGETS = {"16k": 16_000, "32k": 32_000, "48k": 48_000, "": 64_000}  # suffix of an arm, and what it has seen
 LOOKED_AT = "euler-16"
 Record = Mapping[str, Any]
 BySeed = dict[int, Record]
@@ -133,7 +133,7 @@ def budgets(found: Mapping[str, Mapping[str, BySeed]]) -> Iterator[str]:
     """Distances against images seen, and the mean difference over that curve."""
     curves: dict[str, list[dict[int, float]]] = {}
     for arm in found:
-        base = arm.removesuffix("-25k")
+        base = arm.removesuffix("-16k")
         if base != arm:
             (sampler,) = found[arm]
             curves[base] = [fd(found[f"{base}-{k}" if k else base][sampler]) for k in BUDGETS]
