@@ -25,9 +25,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
 from snrkit.errors import SnrkitError
 from snrkit.level import Level, Scaling, broadcast, level_of
-from snrkit.prediction import X0, Cond, Denoiser, Eps, FlowVelocity, Prediction, Same, Target, V, Wrapped, solve
+from snrkit.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
 from snrkit.process import Flow
 from snrkit.sample import correct as wrapped
 from snrkit.shift.bootstrap import Bootstrap, Curve, variance
@@ -38,7 +39,7 @@ TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
 PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 FLOWING = ("FlowMatchEulerDiscreteScheduler",)
-TARGETS: dict[str, Target] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V(), "flow_prediction": FlowVelocity()}
+TARGETS: dict[str, Target] = {**TABLE_TARGETS, "flow_prediction": FlowVelocity()}
 
 
 def scaling_of(scheduler: Any) -> Scaling:

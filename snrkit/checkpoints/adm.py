@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from snrkit.betas import LinearBetas, SquaredCosBetas
-from snrkit.checkpoints.foreign import Clocked, Described, filled
-from snrkit.checkpoints.transformers import LEARNED, weights_in
+from snrkit.checkpoints.foreign import LEARNED, Clocked, Described, filled
+from snrkit.checkpoints.transformers import weights_in
 from snrkit.denoiser import NoPrecondition
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.networks.adm import AdmUNet

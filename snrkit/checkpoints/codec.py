@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.checkpoints.diffusers import check_size, class_of, diffusers_package
+from snrkit.checkpoints.diffusers import class_of, diffusers_package, pretrained
 from snrkit.data.dataset import Dataset, fingerprint
 from snrkit.errors import ConfigError
 
@@ -61,14 +61,7 @@ def load_codec(path: Path, device: torch.device) -> Codec:
     name, config = class_of(path / "config.json", path)
     if name != "AutoencoderKL":
         raise ConfigError(f"model.vae: a {name} cannot be read; AutoencoderKL can.")
-    package = diffusers_package()
-    check_size(package.AutoencoderKL, config, path)
-    try:
-        lean = package.utils.is_accelerate_available()
-        network = package.AutoencoderKL.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=lean)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.vae: {path} has no weights that {name} can read ({reason}).") from None
+    network = pretrained(diffusers_package(), name, config, path, "vae")
     made = network.config
     factor = 2 ** (len(made.block_out_channels) - 1)
     mark = fingerprint(str(sorted(config.items())).encode(), str(path.resolve()).encode())

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedBetas
-from snrkit.checkpoints.foreign import Described
+from snrkit.checkpoints.foreign import LEARNED, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
 from snrkit.errors import ConfigError
@@ -56,7 +56,7 @@ class DiffusersModel(Value):
         clock = _clock(diffusers_package(), self._scheduler())
         network = self._network(name, config)
         learned = config.get("out_channels") == 2 * network.shape[0]
-        notes = clock.notes + (("half of its output is a learned variance, which is left out",) if learned else ())
+        notes = clock.notes + ((LEARNED,) if learned else ())
         network = network.model_copy(update={"notes": notes})
         return Described(clock.process, clock.target, clock.precondition, network, clock.sigma_data)
 
@@ -65,13 +65,7 @@ class DiffusersModel(Value):
         package, folder = diffusers_package(), self._folder()
         name, config = class_of(folder / "config.json", self.path)
         clock, network = _clock(package, self._scheduler()), self._network(name, config)
-        check_size(getattr(package, name), config, folder)
-        try:
-            lean = package.utils.is_accelerate_available()
-            inner = getattr(package, name).from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=lean)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"model.path: {folder} has no weights that {name} can read ({reason}).") from None
+        inner = pretrained(package, name, config, folder, "path")
         if name in KINDS:
             return Texted(inner.float(), name, find_texts(self.prompts, name), clock.factor, self.guidance)
         null = network.classes if self.null_label is None else self.null_label
@@ -107,6 +101,18 @@ class DiffusersModel(Value):
             f"model.scheduler: no scheduler_config.json in {self.scheduler or places[0]}; name the folder that has it, "
             "as it says which noise the network was trained at."
         )
+
+
+def pretrained(package: ModuleType, name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
+    """The module of a class with the weights of a folder, which `model.<key>` names. ConfigError without them."""
+    kind = getattr(package, name)
+    check_size(kind, config, folder)
+    try:
+        lean = package.utils.is_accelerate_available()
+        return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=lean)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason}).") from None
 
 
 def check_size(kind: Any, config: Mapping[str, Any], folder: Path) -> None:

@@ -52,6 +52,7 @@ class ForeignModel(Protocol):
         """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
 
 
+LEARNED = "half of its output is a learned variance, which is left out"  # a note
 SHARED = 2**26  # bytes that weights may have in common
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
 PROBED = 2**16  # bytes at the beginning, in the middle and at the end of a file

@@ -5,7 +5,7 @@ lie in the file; a call stays a record of what would have been called with what.
 anything else is refused by its name. Lengths are checked against the file before anything is read, so that a file
 cannot ask for more memory than it has bytes, and tensors of a mapped file are read from disk when they are used.
 
-The 8-byte header and the frame marks of newer protocols change nothing and are passed over.
+The header and the frame marks of newer protocols change nothing and are passed over.
 """
 
 import mmap

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from snrkit.checkpoints.foreign import Clocked, Described, filled
+from snrkit.checkpoints.foreign import LEARNED, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import read_torch, state_dict
 from snrkit.denoiser import NoPrecondition
 from snrkit.errors import ConfigError, SnrkitError
@@ -25,7 +25,6 @@ from snrkit.process import Ddpm, Flow
 from snrkit.value import Value
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published sizes S, B, L and XL
-LEARNED = "half of its output is a learned variance, which is left out"
 
 
 class DitModel(Value):
