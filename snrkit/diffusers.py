@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from snrkit.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same
 from snrkit.process import Flow
 from snrkit.sample import correct as wrapped
 from snrkit.shift.bootstrap import Bootstrap, Curve, variance
-from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Place, StateCorrection, Step
+from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Opens, Place, StateCorrection, Step
 from snrkit.streams import FORWARD, stream
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
@@ -220,7 +220,7 @@ class Hook:
                 delattr(self.scheduler, name)
         self.packing.remove()
 
-    def __enter__(self) -> "Hook":
+    def __enter__(self) -> Self:
         """Itself; it is in the pipeline already."""
         return self
 
@@ -260,8 +260,11 @@ class Hook:
         return result
 
     def _open(self, x: Tensor) -> Tensor:
-        """Unpacked, and in float32 at least."""
+        """Unpacked, and in float32 at least. SnrkitError for states that are no (B, C, H, W) then."""
         x = self.packing.unpack(x)
+        if x.ndim != 4:
+            shape = "x".join(map(str, x.shape))
+            raise SnrkitError(f"this pipeline's states are {shape} and cannot be unpacked to (B, C, H, W) here.")
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
     def _read(self, place: Place, x: Tensor, output: Tensor) -> Seen:
@@ -288,11 +291,10 @@ class Hook:
 def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
     """Put corrections into a pipeline until `.remove()`, or for a `with`. SnrkitError for what cannot act there."""
     for one in corrections:
-        if not isinstance(one, BeliefCorrection | StateCorrection) or isinstance(one, LevelCorrection):
-            name = getattr(one, "kind", repr(one))
+        if (reason := _barred(one)) is not None:
             raise SnrkitError(
-                f"{name} cannot act in a pipeline, whose network is told the scheduler's own levels; corrections of "
-                "belief that ask the network once and of state, such as epsilon_scaling and dcw, can."
+                f"{getattr(one, 'kind', repr(one))} cannot act in a pipeline: {reason}; corrections of belief that ask "
+                "the network once and of state, such as epsilon_scaling and dcw, can."
             )
     belief = [c for c in corrections if isinstance(c, BeliefCorrection)]
     state = [c for c in corrections if isinstance(c, StateCorrection)]
@@ -307,6 +309,15 @@ def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
         return step.x_next
 
     return Hook(pipeline, before, after)
+
+
+def _barred(one: Any) -> str | None:
+    """Why a correction cannot act from within a scheduler's step; None if it can."""
+    if isinstance(one, LevelCorrection):
+        return "it moves the level that the network is told, which is the scheduler's own"
+    if isinstance(one, Opens):
+        return "it needs another model, or statistics of one, which only experiments open"
+    return None if isinstance(one, BeliefCorrection | StateCorrection) else "it is none"
 
 
 def _believed(seen: Seen, corrections: Sequence[BeliefCorrection]) -> Seen:
@@ -356,11 +367,12 @@ class Recording:
         self.squares: dict[float, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, seen: Seen) -> Seen:
-        """Keep one step."""
-        key, p = float(seen.place.here.logsnr), seen.prediction
+        """Keep one step, without the second half of a batch that repeats the first, as some pipelines guide."""
+        key, p, half = float(seen.place.here.logsnr), seen.prediction, len(seen.x) // 2
+        count = half if half and torch.equal(seen.x[:half], seen.x[half:]) else len(seen.x)
         self.levels[key] = seen.place.here
-        self.states.setdefault(key, []).append(seen.x.float().cpu())
-        pair = tuple(part.double().square().flatten(1).mean(1).cpu() for part in (p.eps, p.x0))
+        self.states.setdefault(key, []).append(seen.x[:count].float().cpu())
+        pair = tuple(part[:count].double().square().flatten(1).mean(1).cpu() for part in (p.eps, p.x0))
         self.squares.setdefault(key, []).append((pair[0], pair[1]))
         return seen
 
@@ -404,31 +416,16 @@ def _noised(x0: Tensor, level: Level, key: float) -> Tensor:
     return level.alpha * x0 + level.sigma * noise
 
 
-class RecordingHook:
-    """A recording in a pipeline, until it is removed or for the length of a `with`."""
+class RecordingHook(Hook):
+    """A recording in a pipeline, until it is removed, which keeps it, or for the length of a `with`."""
 
     def __init__(self, pipeline: Any) -> None:
         self.recording = Recording()
-        self._hook = Hook(pipeline, self.recording.add, lambda _, x_next: x_next)
-
-    def remove(self) -> None:
-        """Leave the pipeline as it was; what was recorded stays."""
-        self._hook.remove()
+        super().__init__(pipeline, self.recording.add, lambda _, x_next: x_next)
 
     def shift(self, x0: Tensor, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Recorded:
         """As Recording.shift."""
         return self.recording.shift(x0, resamples=resamples, confidence=confidence, seed=seed)
-
-    def __enter__(self) -> Recording:
-        """The recording."""
-        return self.recording
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Literal[False]:
-        """Remove it."""
-        self.remove()
-        return False
 
 
 def record(pipeline: Any) -> RecordingHook:

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from snrkit.checkpoints.adm import AdmModel
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.errors import ConfigError
+from snrkit.grid import Leading, UniformTime
 from snrkit.networks.adm import AdmUNet
 from snrkit.prediction import Cond
+from snrkit.process import Ddpm
 
 diffusers = pytest.importorskip("diffusers")
 SIDE = 8
@@ -125,6 +128,34 @@ def test_outputs_are_those_of_diffusers(kind, tmp_path):
         with torch.no_grad():
             made = denoise(x.double(), level, cond=Cond(labels)).eps
         assert (made - told).abs().max() <= 1e-5 * told.abs().max()
+
+
+def test_flags_may_be_written_as_commands_write_them(tmp_path):
+    """Lists between commas, "" for a default, flags of training alone; the network is the same."""
+    network = theirs("adm")
+    model = saved("adm", network, tmp_path)
+    written = AdmModel.model_validate({
+        **model.model_dump(), "attention_resolutions": "4", "channel_mult": "1,2", "timestep_respacing": "",
+        "use_fp16": True, "dropout": 0.1, "num_heads_upsample": -1,
+    })  # fmt: skip
+    given = {key: getattr(written, key) for key in SHAPED}
+    assert given == {**SHAPED, "channel_mult": (1.0, 2.0)}
+    assert AdmModel(path=tmp_path, image_size=64, channel_mult="").channel_mult is None
+
+
+def test_respacing_is_a_grid():
+    """ddim25 and 250 visit the indices that the refusal says are those of `leading` and of `uniform_time`."""
+    with pytest.raises(ValidationError, match=r"drop it, and give samplers a grid: .kind: leading, steps: 25."):
+        AdmModel(path="x", timestep_respacing="ddim25")
+    with pytest.raises(ValidationError, match="as many heads"):
+        AdmModel(path="x", num_heads_upsample=8)
+    process = Ddpm()
+    for grid, visited in (
+        (Leading(steps=25), range(0, 1000, 40)),
+        (UniformTime(steps=250), [round(k * 999 / 249) for k in range(250)]),
+    ):
+        found = torch.stack([level.logsnr for level in grid.levels(process)[:-1]]).flip(0)
+        torch.testing.assert_close(found, process.logsnr(torch.tensor(list(visited), dtype=torch.float64)))
 
 
 def test_tables_are_those_of_the_originals(tmp_path):

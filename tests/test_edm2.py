@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.denoiser import NetworkDenoiser
+from snrkit.errors import ConfigError
 from snrkit.networks.edm2 import Block, Edm2UNet, Weight, act, blend, join, unit
 from snrkit.prediction import Cond
 from tests.edm_files import Persistent, arguments, network, preconditioned
@@ -145,6 +146,27 @@ def test_labels_and_their_absence_are_told():
     assert (other - all_of_them[2:]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scale", [np.zeros(3), np.array([1, np.nan, 1]), np.array(["a"]), None, b"ab"])
+def test_an_encoder_that_says_nothing_is_refused(scale, tmp_path):
+    """Rows of numbers are read without NumPy, and others are none."""
+    state = {"scale": scale, "bias": np.float32([1, 2, 3])}
+    outer = preconditioned("Precond", network("UNet", small(), arguments(GIVEN, 3)), (3, 16, 16), 3, sigma_data=0.5)
+    path = tmp_path / "edm2.pkl"
+    path.write_bytes(pickle.dumps({"ema": outer, "encoder": Persistent("StabilityVAEEncoder", state)}, protocol=4))
+    with pytest.raises(ConfigError, match="has no usable scale"):
+        EdmModel(path=path, vae=tmp_path).autoencoder()
+
+
+def test_a_model_of_images_takes_no_autoencoder(tmp_path):
+    """Other encoders, and none, are of images."""
+    outer = preconditioned("Precond", network("UNet", small(), arguments(GIVEN, 3)), (3, 16, 16), 3, sigma_data=0.5)
+    path = tmp_path / "edm2.pkl"
+    path.write_bytes(pickle.dumps({"ema": outer, "encoder": Persistent("StandardRGBEncoder", {})}, protocol=4))
+    assert EdmModel(path=path).autoencoder() is None
+    with pytest.raises(ConfigError, match=r"has no effect, as .* makes images; drop it"):
+        EdmModel(path=path, vae=tmp_path).autoencoder()
+
+
 def test_an_edm2_file_is_read(tmp_path):
     """D(x) = c_skip x + c_out F(c_in x, ln(sigma)/4), sigma_data 0.5, from the file's bytes."""
     made = small(0.4)
@@ -155,10 +177,18 @@ def test_an_edm2_file_is_read(tmp_path):
     outer.state["_modules"]["unet"] = outer.state["_modules"].pop("model")
     for key in ("sigma_min", "sigma_max"):
         outer.state.pop(key)
-    encoder = Persistent("StabilityVAEEncoder", {"scale": np.float32(0.5) / np.float32([4.17, 4.62]), "_vae": None})
+    scale = np.float32(0.5) / np.float32([4.17, 4.62, 3.71])
+    state = {"scale": scale, "bias": -np.float32([5.81, 3.25, 0.12]) * scale, "vae_name": "theirs", "_vae": None}
     path = tmp_path / "edm2.pkl"
-    path.write_bytes(pickle.dumps({"ema": outer, "encoder": encoder, "dataset_kwargs": {}}))
-    model = EdmModel(path=path)
+    content = {"ema": outer, "encoder": Persistent("StabilityVAEEncoder", state), "dataset_kwargs": {}}
+    path.write_bytes(pickle.dumps(content, protocol=4))
+    model = EdmModel(path=path, vae=tmp_path)
+    latents = model.autoencoder()
+    assert latents.unit
+    assert latents.scale == pytest.approx((0.5 / 4.17, 0.5 / 4.62, 0.5 / 3.71))
+    assert latents.shift == pytest.approx((5.81, 3.25, 0.12))
+    with pytest.raises(ConfigError, match=r"makes latents; give the folder of their autoencoder \(theirs\)"):
+        EdmModel(path=path).autoencoder()
     found = model.describe()
     assert (found.network.classes, found.network.null_label) == (3, False)
     denoise = NetworkDenoiser(model.load().eval(), found.process, found.target, found.precondition, found.sigma_data)

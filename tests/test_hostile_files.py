@@ -215,6 +215,20 @@ def swollen():
     return pickle.dumps({"ema": made}, protocol=4)
 
 
+def many_entries(large=False):
+    """A zip that lists half a million entries, all of them one."""
+    body, name = saved(weights()), b"data/000000000000000000000000000000"
+    row = b"PK\x01\x02" + bytes(24) + struct.pack("<H", len(name)) + bytes(16) + name
+    listed = row * 500_000
+    stated = min(len(listed), 0xFFFFFFFF)
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, stated, len(body), 0)
+    if not large:
+        return body + listed + end
+    record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 500_000, 500_000, len(listed), len(body))
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, len(body) + len(listed), 1)
+    return body + listed + record + locator + end[:12] + struct.pack("<IIH", 0, 0, 0)
+
+
 FILES["swollen"] = swollen
 TORCH = {
     "pt-shared": shared,
@@ -230,6 +244,8 @@ TORCH = {
     "pt-other-order": lambda: archive(lambda name, c: (name, b"big" if name.endswith("byteorder") else c)),
     "pt-truncated": lambda: saved(weights())[:-5_000],
     "pt-old-truncated": lambda: saved(weights(), zipped=False)[:-5_000],
+    "pt-many-entries": many_entries,
+    "pt-many-entries-large": lambda: many_entries(large=True),
     "pt-old-huge": lambda: older(2**60),
     "pt-old-negative": lambda: older(-5),
     "pt-text": lambda: b"<!DOCTYPE html><title>Sign in</title>",

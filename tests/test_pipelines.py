@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift
+from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift, X0Rescale
 from snrkit.diffusers import correct, record, walk_of
 from snrkit.errors import SnrkitError
 from snrkit.sample import sample
@@ -246,7 +246,11 @@ def test_flux_latents_are_unpacked_for_corrections_of_state(flux):
 
 @pytest.mark.parametrize(
     ("one", "said"),
-    [(TimeShift(), "time_shift cannot act in a pipeline"), (NoiseAwareness(weight=1.0), "asks the network again")],
+    [
+        (TimeShift(), "time_shift cannot act in a pipeline: it moves the level that the network is told"),
+        (X0Rescale(), "x0_rescale cannot act in a pipeline: it needs another model, or statistics of one"),
+        (NoiseAwareness(weight=1.0), "asks the network again"),
+    ],
 )
 def test_what_cannot_act_in_a_pipeline_says_so(one, said):
     """Either when it is put in or at the first step; the pipeline is whole again afterwards."""
@@ -377,3 +381,20 @@ def test_pipelines_still_see_what_a_step_takes():
     with correct(made, NEUTRAL), record(made):
         assert inspect.signature(made.scheduler.step) == before
     assert "eta" in before.parameters
+
+
+def test_a_guided_batch_is_recorded_once():
+    """DiT's pipeline hands its scheduler every state twice under guidance, and once without."""
+    call, made = shipped("euler")
+    with record(made) as recording:
+        call()
+    assert {len(torch.cat(states)) for states in recording.recording.states.values()} == {2}
+
+
+def test_states_that_are_no_images_are_refused():
+    """Tokens that no pipeline of this kind unpacks: neither corrected nor recorded as if channels were there."""
+    made = pipeline("ddim")
+    made.scheduler.set_timesteps(STEPS)
+    tokens, t = torch.zeros(2, 16, 8), made.scheduler.timesteps[0]
+    with record(made), pytest.raises(SnrkitError, match=r"states are 2x16x8 and cannot be unpacked"):
+        made.scheduler.step(tokens, t, tokens)

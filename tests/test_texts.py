@@ -128,6 +128,10 @@ def test_one_prompt_is_told_always_and_is_no_label(tmp_path):
         ({}, "does not hold prompt_embeds and pooled_prompt_embeds of equally many prompts"),
         ({"prompt_embeds": torch.zeros(2, 3, 16), "pooled_prompt_embeds": torch.zeros(3, 16)}, "of equally many"),
         ("text", "is no safetensors file"),
+        (
+            {"prompt_embeds": torch.zeros(2, 3, 12), "pooled_prompt_embeds": torch.zeros(2, 16)},
+            "prompt_embeds of .* is 12 wide, and the model takes 16",
+        ),
     ],
 )
 def test_texts_that_do_not_fit_are_said_in_one_sentence(content, said, tmp_path):
@@ -149,3 +153,40 @@ def test_sides_that_nobody_knows_are_asked_for(tmp_path):
     save_file(texts("flux"), tmp_path / "texts.safetensors")
     with pytest.raises(ConfigError, match=r"config\.json does not say the size"):
         DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors").describe()
+
+
+def test_sides_that_cannot_be_packed_are_refused(tmp_path):
+    """FLUX's tokens are latents by twos."""
+    folder_of("flux", tmp_path)
+    save_file(texts("flux"), tmp_path / "texts.safetensors")
+    with pytest.raises(ConfigError, match="takes latents by twos, and they are 5x4"):
+        DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors", sides=(5, 4)).describe()
+
+
+def test_one_prompt_with_a_negative_is_a_label_that_guidance_can_drop(tmp_path):
+    """So that classifier-free guidance of one prompt can be asked for."""
+    folder_of("sana", tmp_path)
+    one = texts("sana", 1)
+    save_file(
+        {**one, **{f"negative_{key}": value.clone() for key, value in one.items()}}, tmp_path / "texts.safetensors"
+    )
+    found = DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors").describe()
+    assert (found.network.classes, found.network.null_label) == (1, True)
+
+
+@pytest.mark.parametrize("shape", ["exponential", "linear"])
+def test_levels_follow_a_shift_by_the_size_of_the_image(shape, tmp_path):
+    """As FLUX's pipeline sets its scheduler: mu of the number of tokens, and t shifted by it.
+
+    mu is on the line through (256 tokens, 0.5) and (4096, 1.15), so 0.5 + 0.65/30 at 384.
+    """
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, time_shift_type=shape
+    )
+    folder_of("flux", tmp_path, scheduler)
+    save_file(texts("flux"), tmp_path / "texts.safetensors")
+    model = DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors", sides=(32, 48))
+    scheduler.set_timesteps(sigmas=[1 - k / STEPS for k in range(STEPS)], mu=0.5 + 0.65 / 30)
+    levels = UniformTime(steps=STEPS).levels(model.describe().process)
+    found = torch.stack([level.sigma for level in levels])
+    torch.testing.assert_close(found, scheduler.sigmas.double(), rtol=0, atol=1e-6)

@@ -1,19 +1,20 @@
 """The published files of improved-diffusion and guided-diffusion (ADM): torch files of weights, and flags.
 
-A file says nothing of how it was trained. The flags are those of the repositories' own commands, under the same names
-and with guided-diffusion's defaults; improved-diffusion's commands set `rescale_timesteps: true`.
+A file says nothing of how it was trained. The flags are those of the repositories' own commands, under the same names,
+as they are written there ("32,16,8"), and with guided-diffusion's defaults; improved-diffusion's commands set
+`rescale_timesteps: true`. Flags of training alone are taken and change nothing.
 """
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from snrkit.betas import LinearBetas, SquaredCosBetas
-from snrkit.checkpoints.foreign import LEARNED, Clocked, Described, filled
-from snrkit.checkpoints.transformers import weights_in
+from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
+from snrkit.checkpoints.torch_files import weights_in
 from snrkit.denoiser import NoPrecondition
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.networks.adm import AdmUNet
@@ -49,6 +50,30 @@ class AdmModel(Value):
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
     rescale_timesteps: bool = False
+    num_heads_upsample: int = Field(-1, description="as num_heads, unless it is -1")
+    timestep_respacing: str | int = Field("", description="none: a sampler's grid says which levels are visited")
+    dropout: float = Field(0.0, description="of training alone")
+    use_checkpoint: bool = Field(False, description="of training alone")
+    use_fp16: bool = Field(False, description="of training alone; see compute.precision")
+    use_kl: bool = Field(False, description="of training alone")
+    rescale_learned_sigmas: bool = Field(False, description="of training alone")
+
+    @field_validator("attention_resolutions", "channel_mult", mode="before")
+    @classmethod
+    def _written_out(cls, value: Any) -> Any:
+        """As commands have it: numbers between commas, nothing for the default."""
+        return (tuple(value.split(",")) if value else None) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _as_trained(self) -> "AdmModel":
+        if self.num_heads_upsample not in (-1, self.num_heads):
+            raise ValueError(f"num_heads_upsample {self.num_heads_upsample}: as many heads as num_heads can be read")
+        if str(self.timestep_respacing) not in ("", str(self.diffusion_steps)):
+            raise ValueError(
+                f"timestep_respacing {self.timestep_respacing}: drop it, and give samplers a grid: {{kind: leading, "
+                "steps: 25} visits what ddim25 names, {kind: uniform_time, steps: 250} what 250 does"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_size(self) -> "AdmModel":
@@ -64,7 +89,7 @@ class AdmModel(Value):
         process = Ddpm(betas=betas, steps=self.diffusion_steps)
         return Described(process, X0() if self.predict_xstart else Eps(), NoPrecondition(), self._network())
 
-    def autoencoder(self) -> Path | None:
+    def autoencoder(self) -> Autoencoder | None:
         """None: these models make images."""
         return None
 

@@ -1,15 +1,13 @@
 """Folders that diffusers saves: a pipeline, or a model beside its scheduler. Needs the extra `diffusers`.
 
 The scheduler's configuration says how the network was trained: its table of levels (the scheduler's own
-`alphas_cumprod`), what it predicts, and in which scaling its states are. The model's says shape and labels. Weights are
-read as safetensors, or by torch's reader that runs no code; nothing is downloaded.
+`alphas_cumprod`), what it predicts, and in which scaling its states are. The model's says shape and labels.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -17,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedBetas
-from snrkit.checkpoints.foreign import LEARNED, Described
+from snrkit.checkpoints.folders import class_of, diffusers_package, pretrained
+from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
 from snrkit.errors import ConfigError
@@ -28,14 +27,8 @@ from snrkit.value import Value
 
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()
-RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
-    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
-}
-PARTS = ("unet", "transformer")
-LARGEST_JSON = 2**20  # bytes
+PARTS, CODECS = ("unet", "transformer"), ("vae", "vqvae")  # folders of a pipeline
 LONGEST_TABLE = 10**5  # entries
-LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
-LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 
 
 class DiffusersModel(Value):
@@ -53,8 +46,8 @@ class DiffusersModel(Value):
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
         name, config = class_of(self._folder() / "config.json", self.path)
-        clock = _clock(diffusers_package(), self._scheduler())
         network = self._network(name, config)
+        clock = _clock(self._scheduler(), _tokens(name, config, network))
         learned = config.get("out_channels") == 2 * network.shape[0]
         notes = clock.notes + ((LEARNED,) if learned else ())
         network = network.model_copy(update={"notes": notes})
@@ -62,26 +55,30 @@ class DiffusersModel(Value):
 
     def load(self) -> nn.Module:
         """The network with its weights."""
-        package, folder = diffusers_package(), self._folder()
+        folder = self._folder()
         name, config = class_of(folder / "config.json", self.path)
-        clock, network = _clock(package, self._scheduler()), self._network(name, config)
-        inner = pretrained(package, name, config, folder, "path")
+        network = self._network(name, config)
+        clock = _clock(self._scheduler(), _tokens(name, config, network))
+        inner = pretrained(name, config, folder, "path")
         if name in KINDS:
-            return Texted(inner.float(), name, find_texts(self.prompts, name), clock.factor, self.guidance)
+            return Texted(inner.float(), name, find_texts(self.prompts, name, config), clock.factor, self.guidance)
         null = network.classes if self.null_label is None else self.null_label
         return Adapted(inner.float(), network, null, clock)
 
-    def autoencoder(self) -> Path | None:
-        """Where the autoencoder is, for a latent model."""
-        own = self.path / "vae"
-        return self.vae or (own if own.is_dir() else None)
+    def autoencoder(self) -> Autoencoder | None:
+        """The pipeline's own, or the one that is given."""
+        own = next((self.path / part for part in CODECS if (self.path / part).is_dir()), None)
+        place = self.vae or own
+        return None if place is None else Autoencoder(place)
 
     def _network(self, name: str, config: Mapping[str, Any]) -> Foreign:
         """Shape and labels."""
         shape = _shape(config, self.sides, KINDS[name].packed if name in KINDS else 1)
         if name in KINDS:
-            texts = find_texts(self.prompts, name)
-            return Foreign(shape=shape, classes=texts.classes, null_label=texts.negative and texts.classes > 0)
+            texts = find_texts(self.prompts, name, config)
+            if KINDS[name].packed > 1 and (shape[1] % 2 or shape[2] % 2):
+                raise ConfigError(f"model.sides: a {name} takes latents by twos, and they are {shape[1]}x{shape[2]}.")
+            return Foreign(shape=shape, classes=texts.classes, null_label=texts.negative)
         if self.prompts is not None:
             raise ConfigError(f"model.prompts: has no effect on a {name}, which is told no text; drop it.")
         return _labelled(name, config, shape, self.null_label)
@@ -103,61 +100,6 @@ class DiffusersModel(Value):
         )
 
 
-def pretrained(package: ModuleType, name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
-    """The module of a class with the weights of a folder, which `model.<key>` names. ConfigError without them."""
-    kind = getattr(package, name)
-    check_size(kind, config, folder)
-    try:
-        lean = package.utils.is_accelerate_available()
-        return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=lean)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason}).") from None
-
-
-def check_size(kind: Any, config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a configuration of a larger network than the folder's weights can fill, before it takes memory."""
-    whole = [value for value in config.values() if isinstance(value, int)]
-    layers = [config[key] for key in LAYERS if isinstance(config.get(key), int)]
-    rows = [len(value) for value in config.values() if isinstance(value, list)]
-    if max(whole, default=0) > LARGEST_NUMBER or max([*layers, *rows], default=0) > MOST_LAYERS:
-        raise ConfigError(f"model.path: {folder / 'config.json'} describes no network of a possible size.")
-    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    try:
-        with torch.device("meta"):
-            count = sum(p.numel() for p in kind.from_config(config).parameters())
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.path: {folder / 'config.json'} describes no network ({reason}).") from None
-    if count > stored:  # a byte for each, at the least
-        raise ConfigError(f"model.path: {folder} has {stored:,} bytes of weights, for a network of {count:,} numbers.")
-
-
-def diffusers_package() -> ModuleType:
-    """The package; ConfigError says how to install it."""
-    try:
-        import diffusers
-    except ImportError:
-        raise ConfigError("the package diffusers is not installed; pip install 'snrkit[diffusers]'.") from None
-    return diffusers
-
-
-def class_of(path: Path, asked: Path) -> tuple[str, dict[str, Any]]:
-    """(the class that a configuration names, the configuration)."""
-    if not path.is_file():
-        raise ConfigError(f"model.path: {asked} has no {path.name}, as folders of diffusers have.")
-    if path.stat().st_size > LARGEST_JSON:
-        raise ConfigError(f"model.path: {path} is too large for a configuration.")
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError, RecursionError):
-        raise ConfigError(f"model.path: {path} is not valid JSON.") from None
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
-        raise ConfigError(f"model.path: {path} names no class (_class_name), as folders of diffusers do.")
-    renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
-    return renamed or content["_class_name"], content
-
-
 def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int) -> tuple[int, int, int]:
     """(C, H, W) of a model's states."""
     try:
@@ -173,14 +115,25 @@ def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int
 def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int], null_label: int | None) -> Foreign:
     """Shape and labels of a model that is told labels or nothing."""
     if name == "DiTTransformer2DModel":
-        return Foreign(shape=shape, classes=int(config.get("num_embeds_ada_norm") or 1000), null_label=True)
+        return Foreign(shape=shape, classes=_whole(config, "num_embeds_ada_norm") or 1000, null_label=True)
     if name == "UNet2DModel":
-        labels = int(config.get("num_class_embeds") or 0)
+        for key, value in (("class_embed_type", None), ("time_embedding_type", "positional")):
+            if config.get(key, value) not in (value, "fourier"):
+                raise ConfigError(f"model.path: a UNet2DModel whose {key} is {config[key]!r} cannot be asked here.")
+        labels = _whole(config, "num_class_embeds")
         if null_label is not None and null_label != labels - 1:
             raise ConfigError(f"model.null_label: the model has {labels} labels, and only its last can mean none.")
         return Foreign(shape=shape, classes=labels - (null_label is not None), null_label=null_label is not None)
     known = ", ".join(("UNet2DModel", "DiTTransformer2DModel", *KINDS))
     raise ConfigError(f"model.path: a {name} cannot be read; these can: {known}.")
+
+
+def _whole(config: Mapping[str, Any], key: str) -> int:
+    """A count, 0 where there is none."""
+    found = config.get(key) or 0
+    if not isinstance(found, int) or found < 0:
+        raise ConfigError(f"model.path: {key} of the model's config.json is {str(found)[:40]!r}, and no count.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +149,15 @@ class Clock:
     notes: tuple[str, ...] = ()
 
 
-def _clock(package: ModuleType, path: Path) -> Clock:
-    name, config = class_of(path, path)
+def _tokens(name: str, config: Mapping[str, Any], network: Foreign) -> int:
+    """How many tokens a transformer makes of a state, by which its scheduler may shift the time."""
+    packed = KINDS[name].packed if name in KINDS else 1
+    patch = packed if packed > 1 else (_whole(config, "patch_size") or 1) ** 2
+    return network.shape[1] * network.shape[2] // patch
+
+
+def _clock(path: Path, tokens: int) -> Clock:
+    package, (name, config) = diffusers_package(), class_of(path, path, "scheduler")
     maker, base = getattr(package, name, None), package.SchedulerMixin
     if not isinstance(maker, type) or not issubclass(maker, base):
         raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")
@@ -207,19 +167,19 @@ def _clock(package: ModuleType, path: Path) -> Clock:
         raise ConfigError(f"model.scheduler: {path} asks for more than {LONGEST_TABLE:,} of something.")
     try:
         made: Any = maker.from_config(config)  # type: ignore[attr-defined]
-        return _read(made, name, path)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
+        return _read(made, name, path, tokens)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason}).") from None
 
 
-def _read(made: Any, name: str, path: Path) -> Clock:
+def _read(made: Any, name: str, path: Path, tokens: int) -> Clock:
     """What a scheduler is to its network."""
     predicted = made.config.get("prediction_type", "epsilon")
     if made.config.get("timestep_type") == "continuous":
         raise ConfigError(f"model.scheduler: {path} has timestep_type continuous, whose clock is not known here.")
     if name.startswith("FlowMatch") or predicted == "flow_prediction":
-        return _flow(made)
+        return _flow(made, tokens)
     if name.startswith("EDM"):
         return _edm(made, predicted)
     if not hasattr(made, "alphas_cumprod"):
@@ -247,16 +207,23 @@ def _limits(scheduler: Any) -> tuple[str, ...]:
     return ()
 
 
-def _flow(scheduler: Any) -> Clock:
+def _flow(scheduler: Any, tokens: int) -> Clock:
     """The network reads t times the number of training steps. A shift moves what pipelines visit, not the clock."""
     config = scheduler.config
-    if config.get("use_dynamic_shifting"):
-        note = "its pipeline shifts t by the size of the image, which is not done here"
-        return Clock(Flow(), FlowVelocity(), factor=float(config.num_train_timesteps), notes=(note,))
     shift = float(config.get("shift", config.get("flow_shift", 1.0)))
+    if config.get("use_dynamic_shifting"):
+        shift = dynamic_shift(config, tokens)
     notes = () if shift == 1 else (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
     process = Flow(logsnr_shift=-2 * float(torch.tensor(shift, dtype=torch.float64).log()))
     return Clock(process, FlowVelocity(), factor=float(config.num_train_timesteps), notes=notes)
+
+
+def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """What t is shifted by for states of so many tokens: mu, linear in them, or e^mu."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)  # what pipelines take, too
+    mu = least + (most - least) / (many - few) * (tokens - few)
+    return float(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu)
 
 
 def _edm(scheduler: Any, predicted: str) -> Clock:

@@ -12,17 +12,18 @@ our own network of the same layout (networks/edm.py, edm2.py), the preconditioni
 """
 
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedSigmas
-from snrkit.checkpoints.foreign import Clock, Clocked, Described, filled
+from snrkit.checkpoints.foreign import Autoencoder, Clock, Clocked, Described, filled
 from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
 from snrkit.errors import ConfigError, SnrkitError
@@ -34,6 +35,8 @@ from snrkit.process import AnyProcess, Ddpm, Edm
 from snrkit.value import Value
 
 AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
+LATENT_ENCODER = "StabilityVAEEncoder"  # in EDM2's files, which say by channel what their latents are
+ROWS = {"f4": "<f", "f8": "<d"}  # of numpy, and struct's
 LARGEST, DEEPEST = 20_000, 32  # modules of a network, and within each other
 
 
@@ -43,6 +46,7 @@ class EdmModel(Value):
     kind: Literal["edm"] = "edm"
     path: Path
     entry: str = "ema"
+    vae: Path | None = Field(None, description="folder of the autoencoder of an EDM2 model of latents")
 
     def describe(self) -> Described:
         """Read all but the weights, which stay in the file."""
@@ -53,9 +57,19 @@ class EdmModel(Value):
         network = Foreign(shape=(image, side, side), classes=classes, null_label=null)
         return Described(reading.process, reading.target, reading.precondition, network, reading.sigma_data)
 
-    def autoencoder(self) -> Path | None:
-        """None: the latents of EDM2 have means and spreads of their own for each channel, which are not read yet."""
-        return None
+    def autoencoder(self) -> Autoencoder | None:
+        """The one that is given, under the means and spreads by channel that an EDM2 file says of its latents."""
+        encoder = _encoder(self._content(), self.path)
+        if encoder is None or encoder.name != LATENT_ENCODER:
+            if self.vae is not None:
+                raise ConfigError(f"model.vae: has no effect, as {self.path} makes images; drop it.")
+            return None
+        if self.vae is None:
+            said = str(encoder.state.get("vae_name"))[:80]
+            raise ConfigError(f"model.vae: {self.path} makes latents; give the folder of their autoencoder ({said}).")
+        scale, bias = (_row(encoder, key) for key in ("scale", "bias"))
+        shift = tuple(-b / s for b, s in zip(bias, scale, strict=True))
+        return Autoencoder(self.vae, scale, shift, unit=True)
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
@@ -70,7 +84,7 @@ class EdmModel(Value):
             raise ConfigError(text) from None
         return Clocked(network, reading.clock, image, reading.sign)
 
-    def _open(self) -> tuple["Persistent", "Reading"]:
+    def _content(self) -> Mapping[str, Any]:
         try:
             content = read_pickle(self.path)
         except SnrkitError as error:
@@ -80,6 +94,10 @@ class EdmModel(Value):
                 ", ".join(str(key)[:40] for key in content) if isinstance(content, dict) else type(content).__name__
             )
             raise ConfigError(f"model.entry: {self.path} has no '{self.entry}'; it holds {entries[:200]}.")
+        return content
+
+    def _open(self) -> tuple["Persistent", "Reading"]:
+        content = self._content()
         outer = _persistent(content[self.entry], self.path)
         return outer, _reading(outer, self.path)
 
@@ -107,12 +125,38 @@ class Persistent:
         return _persistent(modules.get("model", modules.get("unet")), self.path)
 
 
-def _persistent(value: Any, path: Path) -> Persistent:
+def _found(value: Any, path: Path) -> Persistent | None:
+    """An object of one of the file's own classes; None for anything else."""
     if isinstance(value, Record) and value.name == PERSISTENT and len(value.args) == 1:
         meta = value.args[0]
         if isinstance(meta, dict) and isinstance(meta.get("class_name"), str) and isinstance(meta.get("state"), dict):
             return Persistent(meta["class_name"], meta["state"], path)
+    return None
+
+
+def _persistent(value: Any, path: Path) -> Persistent:
+    found = _found(value, path)
+    if found is not None:
+        return found
     raise ConfigError(f"model.path: {path} holds no network in EDM's layout where one is expected.")
+
+
+def _encoder(content: Mapping[str, Any], path: Path) -> Persistent | None:
+    """What an EDM2 file makes its states with."""
+    return _found(content.get("encoder"), path)
+
+
+def _row(encoder: Persistent, key: str) -> tuple[float, ...]:
+    """A row of numbers other than 0, as numpy stores it."""
+    try:
+        _, shape, dtype, _, content = encoder.state[key].state
+        layout = ROWS[dtype.args[0]]
+        found = tuple(number for (number,) in struct.iter_unpack(layout, content))
+    except (KeyError, AttributeError, TypeError, ValueError, IndexError, struct.error):
+        raise ConfigError(f"model.path: the encoder of {encoder.path} has no usable {key}.") from None
+    if shape != (len(found),) or not all(map(math.isfinite, found)) or not any(found):
+        raise ConfigError(f"model.path: the encoder of {encoder.path} has no usable {key}.")
+    return found
 
 
 def _mapping(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:

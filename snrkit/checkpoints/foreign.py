@@ -31,6 +31,19 @@ class Described:
     sigma_data: float | None = None  # that its preconditioning was made with
 
 
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """Where a latent model's autoencoder is and, where the model says it, what its states are of the latents.
+
+    states = (latents - shift)*scale by channel; without them as the autoencoder's own configuration says.
+    """
+
+    path: Path
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    unit: bool = False  # it takes and gives images in [0, 1]
+
+
 class ForeignModel(Protocol):
     """A model from elsewhere."""
 
@@ -45,8 +58,8 @@ class ForeignModel(Protocol):
     def describe(self) -> Described:
         """What the model is, from its configuration. ConfigError where it cannot be used."""
 
-    def autoencoder(self) -> Path | None:
-        """The folder of its autoencoder, for a latent model; None where states are images."""
+    def autoencoder(self) -> Autoencoder | None:
+        """Its autoencoder, for a latent model; None where states are images."""
 
     def load(self) -> nn.Module:
         """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
@@ -59,8 +72,13 @@ PROBED = 2**16  # bytes at the beginning, in the middle and at the end of a file
 
 
 def weights_of(model: "ForeignModel") -> str:
-    """A short name that changes with the files of a model: of their sizes and of three parts of each."""
-    digest, path = hashlib.blake2b(digest_size=6), model.path
+    """A short name that changes with the files of a model."""
+    return f"{model.kind}-{digest_of(model.path)}"
+
+
+def digest_of(path: Path) -> str:
+    """Of the sizes of a file, or of a folder's, and of three parts of each."""
+    digest = hashlib.blake2b(digest_size=6)
     files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
     for file in files:
         size = file.stat().st_size
@@ -69,7 +87,7 @@ def weights_of(model: "ForeignModel") -> str:
             for start in (0, size // 2, size - PROBED):
                 opened.seek(max(0, start))
                 digest.update(opened.read(PROBED))
-    return f"{model.kind}-{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 Clock = Callable[[Tensor], Tensor]

@@ -9,8 +9,8 @@ from snrkit.checkpoints.adm import AdmModel
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.checkpoints.pickles import PERSISTENT, read_pickle
-from snrkit.checkpoints.torch_files import read_torch
-from snrkit.checkpoints.transformers import DitModel, SitModel, weights_of_file
+from snrkit.checkpoints.torch_files import read_torch, weights_of_file
+from snrkit.checkpoints.transformers import DitModel, SitModel
 from snrkit.errors import SnrkitError
 
 AnyModel = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]

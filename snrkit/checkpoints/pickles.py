@@ -256,13 +256,11 @@ def stored(args: tuple[Any, ...], outer: Machine) -> Storage:
     """A storage, which is a file of torch's older format within the file: four pickles, keys, and the numbers."""
     if len(args) != 1 or not isinstance(args[0], memoryview) or outer.persistent is not None:
         raise SnrkitError("stores numbers in a form that is not known")
-    data, found = args[0], list[tuple[Any, ...]]()
+    data, found = args[0], list[tuple[torch.dtype, int]]()
 
-    def note(what: Any) -> Name:
-        if not isinstance(what, tuple) or len(what) < 5 or what[0] != "storage" or not isinstance(what[1], Name):
-            raise SnrkitError("holds a persistent id, as no checkpoint of this kind does")
-        found.append(what)
-        return what[1]
+    def note(what: Any) -> None:
+        dtype, _, count = asked(what)
+        found.append((dtype, count))
 
     for _ in range(5):  # magic number, protocol, machine, the storage itself, the keys
         machine = Machine(data, outer.left, note)
@@ -270,18 +268,30 @@ def stored(args: tuple[Any, ...], outer: Machine) -> Storage:
         data = data[machine.place :]
     if len(found) != 1:
         raise SnrkitError("stores other than one row of numbers at a time")
-    return _numbers(found[0], data)
+    return counted(Machine(data), *found[0])
 
 
-def _numbers(what: tuple[Any, ...], data: memoryview) -> Storage:
-    dtype, count = DTYPES.get(what[1].full.removeprefix("torch.")), what[4]
-    if dtype is None or not isinstance(count, int) or count < 0:
+def asked(what: Any) -> tuple[torch.dtype, str, int]:
+    """(dtype, key, count) of a persistent id, which is always a storage."""
+    usual = isinstance(what, tuple) and len(what) >= 5 and what[0] == "storage" and isinstance(what[1], Name)
+    if not usual or not isinstance(what[2], str) or not isinstance(what[4], int) or what[4] < 0:
+        raise SnrkitError("holds a persistent id that is no storage")
+    dtype = DTYPES.get(what[1].full.removeprefix("torch."))
+    if dtype is None:
         raise SnrkitError("stores numbers of a kind that is not known")
-    machine = Machine(data)
+    return dtype, what[2], what[4]
+
+
+def counted(machine: Machine, dtype: torch.dtype, count: int) -> Storage:
+    """The next numbers, which lie behind their count."""
     if machine.number("<q") != count:
         raise SnrkitError("lies about how many numbers it stores")
-    content = machine.take(count * dtype.itemsize)
-    return Storage(torch.frombuffer(content, dtype=dtype) if count else torch.zeros(0, dtype=dtype))
+    return numbers(machine.take(count * dtype.itemsize), dtype)
+
+
+def numbers(content: memoryview, dtype: torch.dtype) -> Storage:
+    """Bytes as numbers, which stay where they are."""
+    return Storage(torch.frombuffer(content, dtype=dtype) if len(content) else torch.zeros(0, dtype=dtype))
 
 
 MADE: Mapping[str, Callable[[tuple[Any, ...]], Any]] = {

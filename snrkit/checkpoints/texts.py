@@ -5,8 +5,8 @@ the pipelines' own encode_prompt gives them, P prompts behind each other:
 
     prompt_embeds (P, L, D)    pooled_prompt_embeds (P, D'): SD3, FLUX    prompt_attention_mask (P, L): Sana
 
-and, where guidance is to drop the text, the same with `negative_` before it, one row each. Prompt k is label k; one
-prompt alone is told always and is no label. Images of the data set then have the prompts' numbers as labels.
+and, where guidance is to drop the text, the same with `negative_` before it, one row each. Prompt k is label k, and
+images have the prompts' numbers as labels; one prompt without a negative is told always and is no label.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,14 +67,15 @@ class Kind:
     """How a transformer is asked, what of a text it is told, and how its input's channels count."""
 
     ask: Ask
-    tells: tuple[str, ...]
+    tells: Mapping[str, str | None]  # and the configuration's name of each one's width
     packed: int = 1  # latents in one token: its channels over theirs
 
 
+JOINT = {"prompt_embeds": "joint_attention_dim", "pooled_prompt_embeds": "pooled_projection_dim"}
 KINDS = {
-    "SD3Transformer2DModel": Kind(ask_sd3, ("prompt_embeds", "pooled_prompt_embeds")),
-    "FluxTransformer2DModel": Kind(ask_flux, ("prompt_embeds", "pooled_prompt_embeds"), packed=4),
-    "SanaTransformer2DModel": Kind(ask_sana, ("prompt_embeds", "prompt_attention_mask")),
+    "SD3Transformer2DModel": Kind(ask_sd3, JOINT),
+    "FluxTransformer2DModel": Kind(ask_flux, JOINT, packed=4),
+    "SanaTransformer2DModel": Kind(ask_sana, {"prompt_embeds": "caption_channels", "prompt_attention_mask": None}),
 }
 
 
@@ -88,11 +89,11 @@ class Texts:
 
     @property
     def classes(self) -> int:
-        """Labels: the prompts, where there are several."""
-        return self.count if self.count > 1 else 0
+        """Labels: the prompts, where there is a choice."""
+        return self.count if self.count > 1 or self.negative else 0
 
 
-def find_texts(path: Path | None, name: str) -> Texts:
+def find_texts(path: Path | None, name: str, config: Mapping[str, Any]) -> Texts:
     """Read the shapes in a file of embeddings. ConfigError where it does not fit the transformer."""
     tells = KINDS[name].tells
     if path is None:
@@ -105,6 +106,10 @@ def find_texts(path: Path | None, name: str) -> Texts:
     counts = {shapes[key][0] for key in tells if shapes.get(key)}
     if any(key not in shapes for key in tells) or len(counts) != 1:
         raise ConfigError(f"model.prompts: {path} does not hold {' and '.join(tells)} of equally many prompts.")
+    for key, width in tells.items():
+        if width is not None and width in config and shapes[key][-1] != config[width]:
+            text = f"{key} of {path} is {shapes[key][-1]} wide, and the model takes {config[width]}"
+            raise ConfigError(f"model.prompts: {text}.")
     negative = all(shapes.get(NEGATIVE + key, [])[1:] == shapes[key][1:] for key in tells)
     return Texts(path, counts.pop(), negative)
 

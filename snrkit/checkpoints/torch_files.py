@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from snrkit.checkpoints.pickles import DTYPES, Allowance, Machine, Name, Storage, mapped
-from snrkit.errors import SnrkitError
+from snrkit.checkpoints.pickles import Allowance, Machine, Storage, asked, counted, mapped, numbers
+from snrkit.errors import ConfigError, SnrkitError
 
 ZIP, MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
-MOST_ENTRIES = 100_000
+LARGEST_DIRECTORY = 2**23  # bytes of a zip's list of entries, some hundred each
+END, LOCATOR, LARGE_END, LONGEST_COMMENT = 22, 20, 56, 2**16  # bytes of a zip's last records, from behind
 HEADER, PICKLE = 30, "data.pkl"  # bytes of a zip's local header before the name; the entry of the objects
 
 
@@ -41,12 +43,12 @@ def _zipped(path: Path, data: memoryview) -> Any:
     known: dict[str, Storage] = {}
 
     def find(what: Any) -> Storage:
-        dtype, key, count = _asked(what)
+        dtype, key, count = asked(what)
         if key not in known:
             held = entries.get(f"{folder}data/{key}")
             if held is None or len(held) < count * dtype.itemsize:
                 raise SnrkitError(f"lacks the numbers of storage {key[:20]}")
-            known[key] = _numbers(held[: count * dtype.itemsize], dtype)
+            known[key] = numbers(held[: count * dtype.itemsize], dtype)
         return known[key]
 
     return Machine(entries[main], persistent=find).run()
@@ -55,13 +57,13 @@ def _zipped(path: Path, data: memoryview) -> Any:
 def _entries(path: Path, data: memoryview) -> Mapping[str, memoryview]:
     """The entries of a zip, each a part of the file, none of them compressed."""
     found: dict[str, memoryview] = {}
+    if _directory(data) > LARGEST_DIRECTORY:
+        raise SnrkitError("has more entries than any checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         raise SnrkitError("is no whole zip") from None
-    if len(listed) > MOST_ENTRIES:
-        raise SnrkitError("has more entries than any checkpoint")
     for entry in listed:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise SnrkitError("is a compressed zip, as torch writes none")
@@ -75,23 +77,20 @@ def _entries(path: Path, data: memoryview) -> Mapping[str, memoryview]:
     return found
 
 
+def _directory(data: memoryview) -> int:
+    """Bytes of a zip's list of entries, as its last record says and, before it, that of large files."""
+    tail = bytes(data[-END - LONGEST_COMMENT :])
+    place = tail.rfind(b"PK\x05\x06")
+    if place < 0:
+        return 0
+    if tail[max(0, place - LOCATOR) : place][:4] != b"PK\x06\x07":
+        return int.from_bytes(tail[place + 12 : place + 16], "little")
+    large = tail[max(0, place - LOCATOR - LARGE_END) : place]
+    return int.from_bytes(large[40:48], "little") if large[:4] == b"PK\x06\x06" else len(data)
+
+
 def _short(data: memoryview, place: int) -> int:
     return int.from_bytes(data[place : place + 2], "little")
-
-
-def _asked(what: Any) -> tuple[torch.dtype, str, int]:
-    """(dtype, key, count) of a persistent id, which is always a storage."""
-    usual = isinstance(what, tuple) and len(what) >= 5 and what[0] == "storage" and isinstance(what[1], Name)
-    if not usual or not isinstance(what[2], str) or not isinstance(what[4], int) or what[4] < 0:
-        raise SnrkitError("holds a persistent id that is no storage")
-    dtype = DTYPES.get(what[1].full.removeprefix("torch."))
-    if dtype is None:
-        raise SnrkitError("stores numbers of a kind that is not known")
-    return dtype, what[2], what[4]
-
-
-def _numbers(content: memoryview, dtype: torch.dtype) -> Storage:
-    return Storage(torch.frombuffer(content, dtype=dtype) if len(content) else torch.zeros(0, dtype=dtype))
 
 
 def _older(data: memoryview) -> Any:
@@ -100,13 +99,13 @@ def _older(data: memoryview) -> Any:
     The objects are read twice: to know which storages there are, and again when these are found behind the keys.
     """
     left = Allowance()
-    place, asked = 0, dict[str, tuple[torch.dtype, int]]()
+    place, uses = 0, dict[str, tuple[torch.dtype, int]]()
 
     def note(what: Any) -> Storage:
-        dtype, key, count = _asked(what)
+        dtype, key, count = asked(what)
         if count * dtype.itemsize > len(data):
             raise SnrkitError("is cut short, or lies about its lengths")
-        asked[key] = (dtype, count)
+        uses[key] = (dtype, count)
         return Storage(torch.zeros(count, dtype=dtype, device="meta"))
 
     def step(persistent: Callable[[Any], Any] | None = None) -> Any:
@@ -122,10 +121,10 @@ def _older(data: memoryview) -> Any:
     objects = place
     step(note)
     keys = step()
-    found = _rows(data[place:], keys, asked)
+    found = _rows(data[place:], keys, uses)
 
     def find(what: Any) -> Storage:
-        key = _asked(what)[1]
+        key = asked(what)[1]
         if key not in found:
             raise SnrkitError(f"lacks the numbers of storage {key[:20]}")
         return found[key]
@@ -133,21 +132,36 @@ def _older(data: memoryview) -> Any:
     return Machine(data[objects:], left, find).run()
 
 
-def _rows(data: memoryview, keys: Any, asked: Mapping[str, tuple[torch.dtype, int]]) -> Mapping[str, Storage]:
+def _rows(data: memoryview, keys: Any, uses: Mapping[str, tuple[torch.dtype, int]]) -> Mapping[str, Storage]:
     """The storages that lie one behind the other, each after its length, by key."""
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key in asked for key in keys):
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in uses for key in keys):
         raise SnrkitError("lists storages that it does not use")
     machine, found = Machine(data), dict[str, Storage]()
     for key in keys:
-        dtype, count = asked[key]
-        if machine.number("<q") != count:
-            raise SnrkitError("lies about how many numbers it stores")
-        found[key] = _numbers(machine.take(count * dtype.itemsize), dtype)
+        found[key] = counted(machine, *uses[key])
     return found
 
 
-def state_dict(content: Any) -> Mapping[str, torch.Tensor]:
+def weights_in(path: Path, entry: str | None) -> Mapping[str, Tensor]:
+    """The weights of a torch file, under `entry` or, without one, under ema where there is that. ConfigError."""
+    try:
+        return weights_of_file(read_torch(path), entry)
+    except SnrkitError as error:
+        text = str(error) if str(path) in str(error) else f"{path} {error}."
+        raise ConfigError(f"model.path: {text}") from None
+
+
+def weights_of_file(content: Any, entry: str | None) -> Mapping[str, Tensor]:
+    """The weights in what a file holds. SnrkitError where there are none."""
+    holds = content if isinstance(content, dict) else {}
+    if entry is not None and entry not in holds:
+        raise SnrkitError(f"has no '{entry[:40]}', which model.entry names")
+    chosen = entry or ("ema" if isinstance(holds.get("ema"), dict) else None)
+    return _state_dict(content if chosen is None else holds[chosen])
+
+
+def _state_dict(content: Any) -> Mapping[str, Tensor]:
     """The tensors by name of what a file holds; SnrkitError where it is no such mapping."""
-    if isinstance(content, dict) and content and all(isinstance(v, torch.Tensor) for v in content.values()):
+    if isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values()):
         return {str(name): value for name, value in content.items()}
     raise SnrkitError("holds no mapping of names to tensors")

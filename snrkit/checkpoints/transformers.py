@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from snrkit.checkpoints.foreign import LEARNED, Clocked, Described, filled
-from snrkit.checkpoints.torch_files import read_torch, state_dict
+from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
+from snrkit.checkpoints.torch_files import weights_in
 from snrkit.denoiser import NoPrecondition
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.networks.dit import Dit
@@ -27,22 +27,27 @@ from snrkit.value import Value
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published sizes S, B, L and XL
 
 
-class DitModel(Value):
-    """A `.pt` of DiT."""
+class TransformerFile(Value):
+    """What both say of their file."""
 
-    kind: Literal["dit"] = "dit"
     path: Path
     entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
     heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
     vae: Path | None = Field(None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
+    def autoencoder(self) -> Autoencoder | None:
+        """The one that is given."""
+        return None if self.vae is None else Autoencoder(self.vae)
+
+
+class DitModel(TransformerFile):
+    """A `.pt` of DiT."""
+
+    kind: Literal["dit"] = "dit"
+
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
         return Described(Ddpm(), Eps(), NoPrecondition(), _described(self))
-
-    def autoencoder(self) -> Path | None:
-        """Where the autoencoder is."""
-        return self.vae
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
@@ -50,61 +55,19 @@ class DitModel(Value):
         return Clocked(network, lambda time: time, shape[0], 1.0)
 
 
-class SitModel(Value):
+class SitModel(TransformerFile):
     """A `.pt` of SiT, trained for the velocity on the linear path."""
 
     kind: Literal["sit"] = "sit"
-    path: Path
-    entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
-    heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
-    vae: Path | None = Field(None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
         return Described(Flow(), FlowVelocity(), NoPrecondition(), _described(self))
 
-    def autoencoder(self) -> Path | None:
-        """Where the autoencoder is."""
-        return self.vae
-
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
         shape, network = _opened(self)
         return Clocked(network, lambda time: 1 - time, shape[0], -1.0)
-
-
-class TransformerFile(Protocol):
-    """What both kinds say of their file."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def entry(self) -> str | None:
-        """Where the weights are in it."""
-
-    @property
-    def heads(self) -> int | None:
-        """Of attention."""
-
-
-def weights_in(path: Path, entry: str | None) -> Mapping[str, Tensor]:
-    """The weights of a torch file, under `entry` or, without one, under ema where there is that. ConfigError."""
-    try:
-        return weights_of_file(read_torch(path), entry)
-    except SnrkitError as error:
-        text = str(error) if str(path) in str(error) else f"{path} {error}."
-        raise ConfigError(f"model.path: {text}") from None
-
-
-def weights_of_file(content: Any, entry: str | None) -> Mapping[str, Tensor]:
-    """The weights in what a file holds. SnrkitError where there are none."""
-    holds = content if isinstance(content, dict) else {}
-    if entry is not None and entry not in holds:
-        raise SnrkitError(f"has no '{entry[:40]}', which model.entry names")
-    chosen = entry or ("ema" if isinstance(holds.get("ema"), dict) else None)
-    return state_dict(content if chosen is None else holds[chosen])
 
 
 def _described(model: TransformerFile) -> Foreign:

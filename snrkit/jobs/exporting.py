@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from snrkit.checkpoints.diffusers import TARGETS, diffusers_package
+from snrkit.checkpoints.diffusers import TARGETS
+from snrkit.checkpoints.folders import diffusers_package
 from snrkit.config import Experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.errors import RunError, SnrkitError

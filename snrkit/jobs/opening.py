@@ -122,12 +122,12 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
 
 def _codec(experiment: Experiment, device: torch.device) -> Codec | None:
     """Between images and states, for a latent model."""
-    place = None if experiment.model is None else experiment.model.autoencoder()
-    if place is None:
+    asked = None if experiment.model is None else experiment.model.autoencoder()
+    if asked is None:
         return None
     if experiment.data.flip:
         raise ConfigError("data.flip: latents of a mirrored image are no mirrored latents; drop it.")
-    return load_codec(place, device)
+    return load_codec(asked, device)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -1,0 +1,120 @@
+"""Folders that diffusers saves: their configurations, and modules with their weights. Needs the extra `diffusers`.
+
+Weights are safetensors or, where there are none, torch's files, which are read by torch_files.py before diffusers sees
+them, so that nothing in them is run. Nothing is downloaded, and a network that the weights do not fill is refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from snrkit.checkpoints.torch_files import read_torch
+from snrkit.errors import ConfigError, SnrkitError
+
+RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
+    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
+}
+LARGEST_JSON = 2**20  # bytes
+LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
+LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+?))?(?:-\d+-of-\d+)?\.(?P<format>safetensors|bin)"
+)
+PLAIN_NAME = re.compile(r"[\w.-]+")
+
+
+def diffusers_package() -> ModuleType:
+    """The package; ConfigError says how to install it."""
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("the package diffusers is not installed; pip install 'snrkit[diffusers]'.") from None
+    return diffusers
+
+
+def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str, Any]]:
+    """(the class that a configuration names, the configuration). `model.<key>` is what asked for it."""
+    if not path.is_file():
+        raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders of diffusers have.")
+    content = _json(path, key)
+    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+        raise ConfigError(f"model.{key}: {path} names no class (_class_name), as folders of diffusers do.")
+    renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
+    return renamed or content["_class_name"], content
+
+
+def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
+    if path.stat().st_size > largest:
+        raise ConfigError(f"model.{key}: {path} is too large for a configuration.")
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError):
+        raise ConfigError(f"model.{key}: {path} is not valid JSON.") from None
+
+
+def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
+    """The module of a class of diffusers with the weights of a folder, which `model.<key>` names.
+
+    ConfigError where the folder has no weights, some of them are missing, or they are no safe files.
+    """
+    package = diffusers_package()
+    kind = getattr(package, name)
+    variant, safe = _weights(folder, key)
+    _check_size(kind, config, folder, key)
+    try:
+        module, found = kind.from_pretrained(
+            folder, local_files_only=True, variant=variant, use_safetensors=safe, output_loading_info=True,
+            low_cpu_mem_usage=package.utils.is_accelerate_available(),
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason}).") from None
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(f"model.{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
+    return module
+
+
+def _weights(folder: Path, key: str) -> tuple[str | None, bool]:
+    """(variant, such as fp16, whether they are safetensors) of a folder's weights; torch's files are looked through."""
+    found = [match for file in sorted(folder.iterdir()) if (match := WEIGHTS.fullmatch(file.name))]
+    if not found:
+        raise ConfigError(f"model.{key}: {folder} has no weights, such as diffusion_pytorch_model.safetensors.")
+    plain = any(match["variant"] is None for match in found)
+    variant = None if plain else min(match["variant"] for match in found)
+    chosen = [match for match in found if match["variant"] == variant]
+    safe = any(match["format"] == "safetensors" for match in chosen)
+    for index in folder.glob("*.index*.json"):
+        listed = _json(index, key, 2**24)
+        names = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(names, dict) or not all(PLAIN_NAME.fullmatch(str(name)) for name in names.values()):
+            raise ConfigError(f"model.{key}: {index} does not list files of its own folder.")
+    for match in [] if safe else chosen:
+        try:
+            read_torch(folder / match.string)
+        except SnrkitError as error:
+            raise ConfigError(f"model.{key}: {error}") from None
+    return variant, safe
+
+
+def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) -> None:
+    """Refuse a configuration of a larger network than the folder's weights can fill, before it takes memory."""
+    whole = [value for value in config.values() if isinstance(value, int)]
+    layers = [config[name] for name in LAYERS if isinstance(config.get(name), int)]
+    rows = [len(value) for value in config.values() if isinstance(value, list)]
+    if max(whole, default=0) > LARGEST_NUMBER or max([*layers, *rows], default=0) > MOST_LAYERS:
+        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network of a possible size.")
+    stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    try:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in kind.from_config(config).parameters())
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network ({reason}).") from None
+    if count > stored:  # a byte for each, at the least
+        text = f"{folder} has {stored:,} bytes of weights, for a network of {count:,} numbers"
+        raise ConfigError(f"model.{key}: {text}.")
