@@ -252,8 +252,27 @@ def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[
             )
 
 
+MOST_VALUES = 100_000  # of one file, written out
+
+
+def _values(node: Any, known: dict[int, float]) -> float:
+    """How many values a YAML node stands for, with what its aliases stand for; infinitely many within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
+    """Safe YAML that refuses a key given twice, and aliases that stand for more than a file can hold."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if _values(node, {}) > MOST_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, f"it stands for more than {MOST_VALUES:,} values")
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -283,6 +302,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give --config the path of a YAML file.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested more deeply than any experiment.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give --config the path of a YAML file.") from None
     except yaml.YAMLError as error:
@@ -316,7 +337,7 @@ def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[
             raise ConfigError(f"--set {setting}: write it as path=value, such as train.lr=1e-3.")
         try:
             value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise ConfigError(f"--set {setting}: '{text}' is not valid YAML.") from None
         result = _put(result, path.split("."), value, setting)
     return dict(result)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 LAYERS = [
-    {"errors", "value", "files", "streams", "__init__", "wavelet", "frequency"},
+    {"errors", "value", "files", "arrays", "streams", "__init__", "wavelet", "frequency"},
     {"level", "betas", "spectrum", "spectra", "spectrum_model"},
     {"process"},
     {"prediction"},

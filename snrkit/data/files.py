@@ -13,11 +13,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from snrkit.arrays import DAMAGED, array_names, read_array
 from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
 from snrkit.errors import DataError, missing
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 IN_MEMORY_BYTES = 2 << 30
+LARGEST_LISTING = 2**28  # bytes of labels
+MOST_PIXELS = 2**24  # of one image
 
 
 class Folder(Source):
@@ -64,9 +67,9 @@ class Zip(Source):
             with zipfile.ZipFile(self.path) as archive:
                 names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in EXTENSIONS)
                 listed = next((n for n in archive.namelist() if Path(n).name == "dataset.json"), None)
-                listing = archive.read(listed) if listed and self.labels == "auto" else None
+                listing = _listing(archive, listed) if listed and self.labels == "auto" else None
                 stamp = repr([archive.getinfo(name).CRC for name in names])
-        except zipfile.BadZipFile:
+        except DAMAGED:
             raise DataError(f"{self.path} is not a zip file or is damaged; copy it again") from None
         labels = None if listing is None else _listed_labels(names, listing, f"{self.path}:{listed}")
         return _file_dataset(str(self.path), names, _ZipOpener(self.path), labels, stamp)
@@ -83,18 +86,28 @@ class Npz(Source):
         if not self.path.is_file():
             raise missing("file", self.path, "give data.path an .npz file with arr_0")
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                images = arrays["arr_0"]
-                labels = arrays["arr_1"] if "arr_1" in arrays.files else None
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            images = read_array(self.path, "arr_0")
+            labels = read_array(self.path, "arr_1") if "arr_1" in array_names(self.path) else None
+        except DAMAGED as error:
             raise DataError(
                 f"{self.path} holds no readable array arr_0 ({error}); write it with np.savez(path, images) or "
                 "np.savez(path, images, labels), images uint8 (n, H, W, C)"
             ) from None
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
+        if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
+            raise DataError(
+                f"{self.path}: arr_1 must be {len(images)} whole numbers, not {labels.dtype} {labels.shape}"
+            )
         given = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return memory_dataset(str(self.path), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), given)
+
+
+def _listing(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > LARGEST_LISTING:
+        raise DataError(f"{archive.filename}:{name} unpacks to {size:,} bytes, which no list of labels takes")
+    return archive.read(name)
 
 
 Opener = Callable[[str], BinaryIO]
@@ -132,10 +145,12 @@ def read_image(opener: Opener, name: str, where: str, mode: str | None = None) -
     """One image as uint8 (C, H, W): grey stays one channel, all else becomes RGB."""
     try:
         with opener(name) as file, Image.open(file) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels are more than {MOST_PIXELS:,}")
             picture.load()
             wanted = mode or ("L" if picture.mode in ("L", "1") or picture.mode.startswith("I;16") else "RGB")
             pixels = np.array(_eight_bits(picture).convert(wanted))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, *DAMAGED) as error:
         raise DataError(f"{where}/{name} is not a readable image ({error}); remove it or copy it again") from None
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
 
@@ -198,7 +213,7 @@ def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | Non
             return None
         labels = {str(name): int(label) for name, label in pairs}
         return torch.tensor([labels[name.replace("\\", "/")] for name in names])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{where} does not label every image ({type(error).__name__}: {error}); "
             "it must hold {'labels': [['name', label], ...]}, or set data.labels: none"

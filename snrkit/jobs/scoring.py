@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from snrkit import __version__
+from snrkit.arrays import DAMAGED, array_names
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
@@ -281,10 +282,7 @@ def _open_side(text: str, root: Path | None) -> Dataset | Path:
 
 
 def _has_statistics(path: Path) -> bool:
-    import numpy as np
-
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return "mu" in arrays.files
-    except (OSError, ValueError, EOFError):
+        return "mu" in array_names(path)
+    except DAMAGED:
         return False

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
 from snrkit.errors import SnrkitError
@@ -179,11 +180,9 @@ def _inception(path: Path, device: torch.device) -> Extractor:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not a state dict
-        raise SnrkitError(f"{path} is not a plain state dict ({type(error).__name__}); use {INCEPTION_FILE}.") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise SnrkitError(f"{path} is not a plain state dict; use {INCEPTION_FILE}.")
+        tensors = weights_of_file(read_torch(path), None)
+    except SnrkitError as error:
+        raise SnrkitError(f"{path} is not a plain state dict; use {INCEPTION_FILE}. ({error})") from None
     with tempfile.TemporaryDirectory() as folder:  # torch-fidelity loads without map_location: hand it a CPU copy
         copy = Path(folder) / "inception.pth"
         buffer = io.BytesIO()

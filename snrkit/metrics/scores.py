@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from snrkit.arrays import DAMAGED, read_array
 from snrkit.data.dataset import Dataset, chunks, fingerprint
 from snrkit.distributed import World
 from snrkit.errors import SnrkitError
@@ -162,9 +163,8 @@ def _precision_recall(
 def load_statistics(path: Path) -> Gaussian:
     """Mean and covariance of an EDM-style .npz (`mu`, `sigma`). SnrkitError when it holds none."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            mean, covariance = torch.from_numpy(arrays["mu"]).double(), torch.from_numpy(arrays["sigma"]).double()
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        mean, covariance = (torch.from_numpy(read_array(path, name)).double() for name in ("mu", "sigma"))
+    except (TypeError, *DAMAGED) as error:
         raise SnrkitError(f"{path} holds no statistics mu and sigma ({error}); give an EDM-style .npz.") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise SnrkitError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not fit together.")
