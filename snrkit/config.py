@@ -52,7 +52,9 @@ CUT = "\n"  # between the faults that one validator found
 class ComputeConfig(Value):
     """How arithmetic is done; the same in every command."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on CUDA, else fp32; fp32 under `model`"
+    )
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from snrkit.config import dump_yaml, parse_experiment
+from snrkit.config import ComputeConfig, dump_yaml, parse_experiment
 from snrkit.errors import ConfigError, SnrkitError
-from snrkit.jobs.opening import open_experiment
+from snrkit.jobs.opening import open_experiment, resolve_precision
 from tests.small import snrkit, written
 from tests.test_spectral_levels import WORLD
 
@@ -149,3 +149,14 @@ def test_a_network_of_kind_foreign_needs_a_model():
 
     with pytest.raises(SnrkitError, match="foreign is what `model` brings"):
         parse_experiment({**SMALL, "network": {"kind": "foreign", "shape": [1, 8, 8]}}, "small")
+
+
+def test_precision_is_not_lowered_unasked(model, monkeypatch):
+    """On a GPU `auto` is bf16 for our own networks and fp32 for others, whose rounding would be taken for shift."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    auto, gpu = ComputeConfig(), torch.device("cuda")
+    assert resolve_precision(auto, gpu).precision == "bf16"
+    assert resolve_precision(auto, gpu, foreign=True).precision == "fp32"
+    asked = ComputeConfig(precision="bf16")
+    assert resolve_precision(asked, gpu, foreign=True).precision == "bf16"
+    assert open_experiment(experiment(model), WORLD).experiment.compute.precision == "fp32"

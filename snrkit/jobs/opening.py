@@ -80,7 +80,8 @@ class Opened:
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:
     """Open the data, measure what is `auto`, and check that data and network fit."""
-    experiment = experiment.model_copy(update={"compute": resolve_precision(experiment.compute, world.device)})
+    compute = resolve_precision(experiment.compute, world.device, experiment.model is not None)
+    experiment = experiment.model_copy(update={"compute": compute})
     set_compute(experiment.compute, world.device)
     dataset = experiment.data.open()
     if experiment.data.only is not None:
@@ -134,11 +135,15 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def resolve_precision(compute: ComputeConfig, device: torch.device) -> ComputeConfig:
-    """`auto` made concrete: bf16 where a CUDA device has it, else fp32."""
+def resolve_precision(compute: ComputeConfig, device: torch.device, foreign: bool = False) -> ComputeConfig:
+    """`auto` made concrete: bf16 where a CUDA device has it, else fp32, as for all models from elsewhere.
+
+    How these were trained is not known, and rounding would be measured as shift.
+    """
     if compute.precision != "auto":
         return compute
-    chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    quick = device.type == "cuda" and not foreign and torch.cuda.is_bf16_supported()
+    chosen = "bf16" if quick else "fp32"
     return compute.model_copy(update={"precision": chosen})
 
 
