@@ -20,7 +20,7 @@ from snrkit.files import disk_errors, new_folder
 from snrkit.jobs.opening import load_weights
 from snrkit.networks import UNet
 from snrkit.networks.unet import EPSILON
-from snrkit.prediction import X0, Eps
+from snrkit.prediction import X0
 from snrkit.process import Ddpm, Edm
 from snrkit.run import Run, stored_experiment
 
@@ -77,8 +77,6 @@ def _reasons(e: Experiment) -> Iterator[str]:
         return
     if not isinstance(e.process, Ddpm):
         yield f"no scheduler gives the times of a {e.process.kind} process with target {e.target.kind} to its network"
-    elif isinstance(e.target, Eps) and not torch.isfinite(e.process.table()[-1]):
-        yield "its table ends at pure noise, where DDIM divides what eps says of x0 by 0"
     if not isinstance(e.precondition, NoPrecondition):
         yield f"no scheduler of a table has the preconditioning {e.precondition.kind}"
     if e.target.kind not in PREDICTED:
