@@ -45,9 +45,7 @@ class DiffusersModel(Value):
 
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
-        name, config = class_of(self._folder() / "config.json", self.path)
-        network = self._network(name, config)
-        clock = _clock(self._scheduler(), _tokens(name, config, network))
+        _, config, network, clock = self._read()
         learned = config.get("out_channels") == 2 * network.shape[0]
         notes = clock.notes + ((LEARNED,) if learned else ())
         network = network.model_copy(update={"notes": notes})
@@ -55,15 +53,17 @@ class DiffusersModel(Value):
 
     def load(self) -> nn.Module:
         """The network with its weights."""
-        folder = self._folder()
-        name, config = class_of(folder / "config.json", self.path)
-        network = self._network(name, config)
-        clock = _clock(self._scheduler(), _tokens(name, config, network))
-        inner = pretrained(name, config, folder, "path")
+        name, config, network, clock = self._read()
+        inner = pretrained(name, config, self._folder(), "path").float()
         if name in KINDS:
-            return Texted(inner.float(), name, find_texts(self.prompts, name, config), clock.factor, self.guidance)
-        null = network.classes if self.null_label is None else self.null_label
-        return Adapted(inner.float(), network, null, clock)
+            return Texted(inner, name, find_texts(self.prompts, name, config), clock.factor, self.guidance)
+        return Adapted(inner, network, network.classes if self.null_label is None else self.null_label, clock)
+
+    def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
+        """(the model's class, its configuration, shape and labels, what its scheduler says)."""
+        name, config = class_of(self._folder() / "config.json", self.path)
+        network = self._network(name, config)
+        return name, config, network, _clock(self._scheduler(), _tokens(name, config, network))
 
     def autoencoder(self) -> Autoencoder | None:
         """The pipeline's own, or the one that is given."""
