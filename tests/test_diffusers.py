@@ -313,7 +313,7 @@ def test_weights_that_do_not_fit_are_said_in_one_sentence(tmp_path):
         weights.unlink()
         if content:
             weights.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"bytes of weights|has no weights that UNet2DModel can read") as caught:
+        with pytest.raises(ConfigError, match=r"bytes of weights|has no weights, such as") as caught:
             DiffusersModel(path=folder).load()
         assert "\n" not in str(caught.value)
         weights.touch()
@@ -355,11 +355,3 @@ def test_published_names_of_a_dit_are_read(tmp_path):
     older = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
     path.write_text(json.dumps({**json.loads(path.read_text()), **older}))
     assert DiffusersModel(path=tmp_path).describe().network.classes == 10
-
-
-def test_a_shift_by_the_size_of_the_image_is_said(tmp_path):
-    """It is in no one number, and none is taken."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    found = DiffusersModel(path=saved(tmp_path, scheduler)).describe()
-    assert found.process.logsnr_shift == 0
-    assert any("by the size of the image" in note for note in found.network.notes)
