@@ -394,14 +394,15 @@ class Recording:
         x0 = x0.double().cpu()
         known, held = x0[: len(x0) // 2], x0[len(x0) // 2 :]
         boot = Bootstrap(resamples, confidence, seed)
-        nominal = float(known.var(0, correction=1).mean())
+        each = torch.arange(len(known))
+        nominal = variance(known.flatten(1), each, boot.weights(each, len(keys)))
         rows = {"own": [state[:count] for state in states], "null": [_noised(held, self.levels[k], k) for k in keys]}
         curves = {}
         for number, (name, arms) in enumerate(rows.items()):
             groups = torch.arange(len(arms[0]))
             weights = boot.weights(groups, number)
             found = [variance(arm.flatten(1).double(), groups, weights) for arm in arms]
-            expected = [float(self.levels[k].alpha ** 2 * nominal + self.levels[k].sigma ** 2) for k in keys]
+            expected = [self.levels[k].alpha ** 2 * nominal + self.levels[k].sigma ** 2 for k in keys]
             curves[name] = boot.curve(torch.stack([v / e for v, e in zip(found, expected, strict=True)]).log())
         rms = [[math.sqrt(float(torch.cat([p[i] for p in self.squares[k]]).mean())) for k in keys] for i in (0, 1)]
         return Recorded(keys, count, curves["own"], curves["null"], rms[0], rms[1])

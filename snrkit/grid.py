@@ -91,7 +91,7 @@ class UniformTime(Value):
     """Uniform in the process's own time: table index (ddpm), t (flow, vp), sigma (edm), from its noisy end.
 
     On flow the clean end of t is the clean level itself, so t = 1, (n-1)/n, ..., 1/n, 0; elsewhere both ends of the
-    trained range are visited (diffusers' `linspace` spacing).
+    trained range are visited (the `linspace` spacing of DDPM, DDIM and Euler in diffusers).
     """
 
     kind: Literal["uniform_time"] = "uniform_time"

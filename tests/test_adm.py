@@ -143,6 +143,13 @@ def test_flags_may_be_written_as_commands_write_them(tmp_path):
     assert AdmModel(path=tmp_path, image_size=64, channel_mult="").channel_mult is None
 
 
+def test_what_the_files_do_not_say_is_asked():
+    """Both repositories leave rescale_timesteps out, and mean different things by it; at 1000 steps it is no matter."""
+    with pytest.raises(ValidationError, match="rescale_timesteps: say it, as the file does not"):
+        AdmModel(path="x", diffusion_steps=4000)
+    assert AdmModel(path="x").rescale_timesteps is None
+
+
 def test_respacing_is_a_grid():
     """ddim25 and 250 visit the indices that the refusal says are those of `leading` and of `uniform_time`."""
     with pytest.raises(ValidationError, match=r"drop it, and give samplers a grid: .kind: leading, steps: 25."):
@@ -162,6 +169,7 @@ def test_tables_are_those_of_the_originals(tmp_path):
     """Linear betas are scaled to the number of steps; cosine ones are capped at 0.999."""
     network = theirs("old-order")
     model = saved("old-order", network, tmp_path)
+    assert any("{kind: clip_x0}" in note for note in model.describe().network.notes)
     for steps in (1000, 4000):
         table = model.model_copy(update={"diffusion_steps": steps}).describe().process.betas.betas(steps)
         assert float(table[0]) == pytest.approx(0.1 / steps)

@@ -1,11 +1,13 @@
 """Models that diffusers saves: read as it reads them, and sampled step for step as its schedulers do."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from snrkit.checkpoints.diffusers import DiffusersModel
+from snrkit.corrections import ClipX0
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.errors import ConfigError
 from snrkit.grid import Leading, Trailing, UniformTime
@@ -355,3 +357,43 @@ def test_published_names_of_a_dit_are_read(tmp_path):
     older = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
     path.write_text(json.dumps({**json.loads(path.read_text()), **older}))
     assert DiffusersModel(path=tmp_path).describe().network.classes == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: diffusers.DDPMScheduler(clip_sample_range=1.5), "{kind: clip_x0, limit: 1.5}"),
+        (lambda: diffusers.DDIMScheduler(clip_sample_range=1.5), "{kind: clip_x0, limit: 1.5, eps: kept}"),
+        (lambda: diffusers.DDPMScheduler(thresholding=True), "{kind: clip_x0, limit: 1.0}"),
+        (lambda: diffusers.DDPMScheduler(thresholding=True, sample_max_value=3.0), "no largest threshold as it has"),
+        (lambda: diffusers.DDIMScheduler(clip_sample=False), None),
+    ],
+)
+def test_limits_of_the_pipeline_are_named_as_corrections(make, said, tmp_path):
+    """As the scheduler itself has them: thresholds end at 1 unless it says more."""
+    found = [note for note in DiffusersModel(path=saved(tmp_path, make())).describe().network.notes if "limits" in note]
+    assert (said in found[0]) if said else not found
+
+
+@torch.no_grad()
+def test_ddim_limits_x0_and_keeps_eps(tmp_path):
+    """Every state of ten steps under the correction that the note names; moving eps along would be another sampler."""
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample_range=0.3)
+    theirs, ours, found = opened(tmp_path, scheduler)
+    levels = visited(scheduler, found.process)
+    start = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = walked(scheduler, theirs, start, 10)
+    for eps in ("kept", "moved"):
+        clip = ClipX0(limit=0.3, eps=eps)
+        made = [step.x_next for step in sample(ours, Euler(), levels, start.double(), corrections=[clip])]
+        worst = max(float((a - b).abs().max()) for a, b in zip(made[:-1], expected[:-1], strict=True))
+        assert (worst < 1e-4) == (eps == "kept")
+
+
+def test_a_shift_that_no_pipeline_makes_is_not_taken(tmp_path):
+    """Multistep schedulers shift by the size of the image only where a pipeline hands them mu; Sana's does not."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, use_dynamic_shifting=True
+    )
+    found = DiffusersModel(path=saved(tmp_path, scheduler)).describe()
+    assert float(found.process.logsnr_shift) == pytest.approx(-2 * math.log(3))

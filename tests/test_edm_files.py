@@ -66,11 +66,11 @@ def small(labels=0, outputs=3, **attributes):
 
 
 def test_ve_networks_are_read(tmp_path):
-    """D(x) = x + sigma F(x, ln(sigma/2)), between the sigmas that the file says."""
+    """D(x) = x + sigma F(x, ln(sigma/2)), from the least sigma that the file says to the largest of EDM's samplers."""
     theirs, inner = small()
     path = write(tmp_path / "ve.pkl", preconditioned("VEPrecond", inner, (3, 16, 16), 0, sigma_min=0.02, sigma_max=100))
     denoise, found = opened(path)
-    assert (found.process.sigma_min, found.process.sigma_max) == (0.02, 100)
+    assert (found.process.sigma_min, found.process.sigma_max) == (0.02, 80)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     sigma = torch.tensor([0.3, 20.0], dtype=torch.float64)
     wide = sigma[:, None, None, None]
@@ -87,6 +87,8 @@ def test_iddpm_networks_are_read_with_their_table(tmp_path):
     )
     denoise, found = opened(path)
     grid = Karras(steps=40, sigma_min=0.01, sigma_max=80).levels(found.process)[:-1]
+    ends = [float(Karras(steps=18).levels(found.process)[k].sigma) for k in (0, -2)]
+    assert ends == pytest.approx([float(u[(u - 80).abs().argmin()]), float(u[-2])], rel=1e-5)
     wished = torch.tensor([80 ** (1 / 7) + k / 39 * (0.01 ** (1 / 7) - 80 ** (1 / 7)) for k in range(40)]).double() ** 7
     index = (wished[:, None] - u.double()[None]).abs().argmin(1)  # EDM's round_sigma
     sigma = torch.stack([level.sigma for level in grid])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift, X0Rescale
-from snrkit.diffusers import correct, record, walk_of
+from snrkit.diffusers import Recording, correct, record, walk_of
 from snrkit.errors import SnrkitError
+from snrkit.process import Flow
 from snrkit.sample import sample
 from snrkit.solvers import Dpmpp2m, Euler, Unipc
 from snrkit.wavelet import add_bands
@@ -322,6 +323,25 @@ def test_a_recording_reads_the_shift_that_is_there(loud):
     if loud == 1:
         assert max(abs(v) for v in found.log_variance_ratio.value) < 0.12  # what 40 steps of DDIM leave
     assert found.eps_rms[0] == pytest.approx(loud, abs=0.02)
+
+
+def test_intervals_of_recordings_hold_what_they_promise():
+    """States with no shift, at a clean level, where what is known of the data is as rough as what is recorded."""
+    level, inside = Flow().level(torch.tensor(6.0, dtype=torch.float64)), [0, 0]
+    generator = torch.Generator().manual_seed(3)
+    for seed in range(100):
+        x0 = torch.randn(300, 1, 1, 1, generator=generator) * 0.5 + 0.05 * torch.randn(
+            300, 1, 4, 4, generator=generator
+        )
+        noise = torch.randn(100, 1, 4, 4, generator=generator)
+        recording = Recording()
+        recording.levels[6.0] = level
+        recording.states[6.0] = [(level.alpha * x0[200:] + level.sigma * noise).float()]
+        recording.squares[6.0] = [(torch.ones(100), torch.ones(100))]
+        found = recording.shift(x0[:200], resamples=200, seed=seed)
+        for number, curve in enumerate((found.log_variance_ratio, found.null)):
+            inside[number] += curve.low[0] <= 0 <= curve.high[0]
+    assert min(inside) >= 88
 
 
 def test_a_recording_of_too_little_is_said():

@@ -9,11 +9,11 @@ import torch
 
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.denoiser import check_readable
-from snrkit.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.grid import Karras, Trailing, UniformLogsnr, UniformTime
 from snrkit.level import level_of
 from snrkit.prediction import Prediction, Wrapped
 from snrkit.process import Ddpm, Edm, Flow
-from snrkit.sample import start
+from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
 from snrkit.step import ForwardStatistics, Place
@@ -519,3 +519,19 @@ def test_settings_that_would_never_act_are_refused(make, said):
     """A range the wrong way round, or cut-offs of noise that is not there."""
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_churn_stays_on_a_table():
+    """EDM's algorithm rounds the raised level to the network's own: what it is told is an entry of its table."""
+    process, told = Ddpm(), []
+
+    def answer(x, level, told_level, cond):
+        told.append(level)
+        return Prediction(torch.zeros_like(x), x / level.sigma)
+
+    levels = Trailing(steps=10).levels(process)
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    list(sample(Wrapped(process, answer), Churn(s_churn=4, s_min=0, s_max=None), levels, x, noise=torch.ones_like))
+    times = torch.stack([process.time(level.logsnr) for level in told])
+    assert len(times) == 19
+    torch.testing.assert_close(times, times.round(), rtol=0, atol=1e-6)

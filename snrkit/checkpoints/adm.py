@@ -1,8 +1,9 @@
 """The published files of improved-diffusion and guided-diffusion (ADM): torch files of weights, and flags.
 
 A file says nothing of how it was trained. The flags are those of the repositories' own commands, under the same names,
-as they are written there ("32,16,8"), and with guided-diffusion's defaults; improved-diffusion's commands set
-`rescale_timesteps: true`. Flags of training alone are taken and change nothing.
+as they are written there ("32,16,8"), and with guided-diffusion's defaults. One default differs between the two, and is
+asked for where it matters: `rescale_timesteps` is true where a command of improved-diffusion leaves it out, and false
+in guided-diffusion. Flags of training, and of what its own samplers do, are taken and change nothing.
 """
 
 from functools import partial
@@ -27,6 +28,7 @@ MULTIPLIERS: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2),
 }  # fmt: skip
 IMAGE_CHANNELS = 3
+CLIPPED = "its own samplers limit x0: add the correction {kind: clip_x0}"
 
 
 class AdmModel(Value):
@@ -49,7 +51,7 @@ class AdmModel(Value):
     diffusion_steps: int = Field(1000, gt=20)
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
-    rescale_timesteps: bool = False
+    rescale_timesteps: bool | None = Field(None, description="needed, unless diffusion_steps is 1000")
     num_heads_upsample: int = Field(-1, description="as num_heads, unless it is -1")
     timestep_respacing: str | int = Field("", description="none: a sampler's grid says which levels are visited")
     dropout: float = Field(0.0, description="of training alone")
@@ -57,6 +59,7 @@ class AdmModel(Value):
     use_fp16: bool = Field(False, description="of training alone; see compute.precision")
     use_kl: bool = Field(False, description="of training alone")
     rescale_learned_sigmas: bool = Field(False, description="of training alone")
+    sigma_small: bool = Field(False, description="of its own samplers")
 
     @field_validator("attention_resolutions", "channel_mult", mode="before")
     @classmethod
@@ -66,6 +69,11 @@ class AdmModel(Value):
 
     @model_validator(mode="after")
     def _as_trained(self) -> "AdmModel":
+        if self.rescale_timesteps is None and self.diffusion_steps != 1000:
+            raise ValueError(
+                "rescale_timesteps: say it, as the file does not: true where a command of improved-diffusion leaves it "
+                "out, false in guided-diffusion"
+            )
         if self.num_heads_upsample not in (-1, self.num_heads):
             raise ValueError(f"num_heads_upsample {self.num_heads_upsample}: as many heads as num_heads can be read")
         if str(self.timestep_respacing) not in ("", str(self.diffusion_steps)):
@@ -112,7 +120,8 @@ class AdmModel(Value):
             raise ConfigError(f"model.class_cond: {self.path} has {there}; set class_cond: {flag}.")
         shape = (IMAGE_CHANNELS, self.image_size, self.image_size)
         classes = 0 if labels is None else labels.shape[0]
-        return Foreign(shape=shape, classes=classes, notes=(LEARNED,) if self.learn_sigma else ())
+        notes = (*((LEARNED,) if self.learn_sigma else ()), CLIPPED)
+        return Foreign(shape=shape, classes=classes, notes=notes)
 
     def _value(self, classes: int) -> AdmUNet:
         try:

@@ -198,22 +198,33 @@ def _table(scheduler: Any) -> Ddpm:
 
 
 def _limits(scheduler: Any) -> tuple[str, ...]:
+    """The correction that does what the scheduler does to x0; its thresholds end at a size, by default that of 1."""
     config = scheduler.config
-    if config.get("thresholding"):
+    if config.get("thresholding") and config.get("sample_max_value", 1.0) > 1:
         share = config["dynamic_thresholding_ratio"]
-        return (f"its pipeline limits x0: add the correction {{kind: dynamic_threshold, percentile: {share}}}",)
-    if config.get("clip_sample"):
-        return (f"its pipeline limits x0: add the correction {{kind: clip_x0, limit: {config['clip_sample_range']}}}",)
-    return ()
+        found = f"{{kind: dynamic_threshold, percentile: {share}}}, which has no largest threshold as it has"
+    elif config.get("thresholding") or config.get("clip_sample"):
+        limit = 1.0 if config.get("thresholding") else config["clip_sample_range"]
+        kept = ", eps: kept" if type(scheduler).__name__ == "DDIMScheduler" else ""
+        found = f"{{kind: clip_x0, limit: {limit}{kept}}}"
+    else:
+        return ()
+    return (f"its pipeline limits x0: add the correction {found}",)
 
 
 def _flow(scheduler: Any, tokens: int) -> Clock:
-    """The network reads t times the number of training steps. A shift moves what pipelines visit, not the clock."""
-    config = scheduler.config
+    """The network reads t times the number of training steps. A shift moves what pipelines visit, not the clock.
+
+    Multistep schedulers of diffusers cut what they tell to whole numbers, up to 1/1000 below the level; here none is.
+    """
+    config, notes = scheduler.config, tuple[str, ...]()
     shift = float(config.get("shift", config.get("flow_shift", 1.0)))
-    if config.get("use_dynamic_shifting"):
+    if config.get("use_dynamic_shifting") and "base_shift" in config:
         shift = dynamic_shift(config, tokens)
-    notes = () if shift == 1 else (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
+        notes = (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
+    elif shift != 1:
+        notes = (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift; left to itself its scheduler "
+                 "shifts its last level, too, and so ends nearer to clean than uniform_time",)  # fmt: skip
     process = Flow(logsnr_shift=-2 * float(torch.tensor(shift, dtype=torch.float64).log()))
     return Clock(process, FlowVelocity(), factor=float(config.num_train_timesteps), notes=notes)
 

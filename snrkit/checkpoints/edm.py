@@ -9,6 +9,8 @@ our own network of the same layout (networks/edm.py, edm2.py), the preconditioni
     VPPrecond           ve        eps      none              999 t(sigma), t of the linear-beta SDE
     VEPrecond           ve        -eps     raw               ln(sigma/2)
     iDDPMPrecond        ve        eps      none              index in its own table of sigmas, to which levels snap
+
+Levels are bounded as the published samplers bound them, by sigma 0.002 and 80, and closer where the file says so.
 """
 
 import math
@@ -35,6 +37,7 @@ from snrkit.process import AnyProcess, Ddpm, Edm
 from snrkit.value import Value
 
 AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
+SIGMAS = 0.002, 80.0  # the most that the published samplers visit, of any network
 LATENT_ENCODER = "StabilityVAEEncoder"  # in EDM2's files, which say by channel what their latents are
 ROWS = {"f4": "<f", "f8": "<d"}  # of numpy, and struct's
 LARGEST, DEEPEST = 20_000, 32  # modules of a network, and within each other
@@ -213,7 +216,8 @@ def _reading(outer: Persistent, path: Path) -> Reading:
         table = _mapping(state, "_buffers").get("u")
         if not isinstance(table, Tensor) or table.ndim != 1 or not 3 <= len(table) <= 2**16:
             raise ConfigError(f"model.path: {path} has no table of sigmas.")
-        sigmas = table[:-1].double().flip(0)  # the file's runs from the noisiest to 0
+        sigmas = table[:-1].double().flip(0)  # the file's runs from the noisiest, of 20,000, to 0
+        sigmas = sigmas[: max(3, int((sigmas < SIGMAS[1]).sum()) + 1)]
         try:
             process = Ddpm(betas=TrainedSigmas(values=tuple(sigmas.tolist())), steps=len(sigmas), scaling="ve")
         except ValidationError:
@@ -226,11 +230,11 @@ def _reading(outer: Persistent, path: Path) -> Reading:
 
 
 def _bounded(outer: Persistent) -> Edm:
-    """Sigmas that the file's network says it takes, and the published 0.002 to 80 where it takes all."""
-    low, high = _real(outer, "sigma_min"), _real(outer, "sigma_max")
-    if not 0 <= low < high:
+    """Sigmas that the file's network says it takes, within the 0.002 to 80 that the published samplers visit."""
+    low, high = (_real(outer, key) for key in ("sigma_min", "sigma_max"))
+    if not low < high or high <= SIGMAS[0] or low >= SIGMAS[1]:
         raise ConfigError(f"model.path: the file's network takes no sigma, being bounded by {low:g} and {high:g}.")
-    return Edm(sigma_min=low or 0.002, sigma_max=high if math.isfinite(high) else 80.0)
+    return Edm(sigma_min=max(low, SIGMAS[0]), sigma_max=min(high, SIGMAS[1]))
 
 
 def vp_clock(steepness: float, least: float, steps: float) -> Clock:

@@ -2,7 +2,8 @@
 
 Both are one network; all but the number of heads follows from the shapes of the weights. DiT predicts eps on the linear
 table of 1000 betas, beside a learned variance. SiT's line runs from noise at its time 0 to the image at 1, and predicts
-x0 - eps: its time is 1 - t, and its output is taken with the other sign.
+x0 - eps: its time is 1 - t, and its output is taken with the other sign; a second half of it was never trained. Under
+guidance the published samplers leave the fourth latent channel unguided, which is not done here.
 """
 
 import math
@@ -47,7 +48,9 @@ class DitModel(TransformerFile):
 
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
-        return Described(Ddpm(), Eps(), NoPrecondition(), _described(self))
+        network, doubled = _described(self)
+        network = network.model_copy(update={"notes": (LEARNED,) if doubled else ()})
+        return Described(Ddpm(), Eps(), NoPrecondition(), network)
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
@@ -62,7 +65,7 @@ class SitModel(TransformerFile):
 
     def describe(self) -> Described:
         """Read the shapes of the weights, which stay in the file."""
-        return Described(Flow(), FlowVelocity(), NoPrecondition(), _described(self))
+        return Described(Flow(), FlowVelocity(), NoPrecondition(), _described(self)[0])
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
@@ -70,10 +73,10 @@ class SitModel(TransformerFile):
         return Clocked(network, lambda time: 1 - time, shape[0], -1.0)
 
 
-def _described(model: TransformerFile) -> Foreign:
+def _described(model: TransformerFile) -> tuple[Foreign, bool]:
+    """(shape and labels, whether its output has twice the channels)."""
     value, shape, outputs = _layout(model, weights_in(model.path, model.entry))
-    notes = (LEARNED,) if outputs == 2 * shape[0] else ()
-    return Foreign(shape=shape, classes=value.classes, null_label=True, notes=notes)
+    return Foreign(shape=shape, classes=value.classes, null_label=True), outputs == 2 * shape[0]
 
 
 def _opened(model: TransformerFile) -> tuple[tuple[int, int, int], nn.Module]:

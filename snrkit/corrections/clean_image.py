@@ -32,15 +32,30 @@ def change_x0(denoise: Denoiser, change: Callable[[Tensor, Level], Tensor]) -> D
     return rewrap(denoise, answer)
 
 
+def keep_eps(denoise: Denoiser, limit: float) -> Denoiser:
+    """`denoise` with x0 within [-limit, limit] and eps as it was: together they are another state than x."""
+
+    def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
+        p = denoise(x, level, told=told, cond=cond)
+        return Prediction(p.x0.clamp(-limit, limit), p.eps)
+
+    return rewrap(denoise, answer)
+
+
 class ClipX0(Value):
-    """Keep the predicted image within [-limit, limit]; neutral where it lies within."""
+    """Keep the predicted image within [-limit, limit]; neutral where it lies within.
+
+    eps moves along, as in DDPM's and OpenAI's samplers, or is kept, as in diffusers' DDIM.
+    """
 
     kind: Literal["clip_x0"] = "clip_x0"
     limit: float = Field(1.0, gt=0)
+    eps: Literal["moved", "kept"] = "moved"
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its x0 clipped."""
-        return change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit))
+        moved = change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit))
+        return moved if self.eps == "moved" else keep_eps(denoise, self.limit)
 
 
 class DynamicThreshold(Value):

@@ -41,7 +41,8 @@ class Churn(Value):
         if self.s_churn == 0:
             return *heun_step(denoise, x, place), None
         gamma, fresh = self._gamma(place), noise(x)  # drawn in every step, so that no image's noise depends on others
-        raised = denoise.process.level(place.here.logsnr - 2 * torch.log1p(gamma))
+        process = denoise.process
+        raised = process.level(process.snap(place.here.logsnr - 2 * torch.log1p(gamma)))
         x = torch.where(broadcast(gamma, x) > 0, raise_level(x, place.here, raised, fresh * self.s_noise), x)
         moved = Place(place.index, place.grid, raised, place.there)
         return *heun_step(denoise, x, moved), None
