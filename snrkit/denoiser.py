@@ -135,7 +135,13 @@ def wrap(
         if bool(time.isnan().any()):
             raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
         labels = None if cond is None or cond.labels is None else cond.labels.to(x.device)
-        return network(x, time) if labels is None else network(x, time, labels)
+        out = network(x, time) if labels is None else network(x, time, labels)
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if shape != tuple(x.shape):
+            raise SnrkitError(
+                f"the wrapped network answers {shape} for states {tuple(x.shape)}; it needs one tensor so"
+            )
+        return out
 
     return NetworkDenoiser(called, process, target, precondition or NoPrecondition(), sigma_data)
 

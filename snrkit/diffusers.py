@@ -191,6 +191,8 @@ class Hook:
     """
 
     def __init__(self, pipeline: Any, before: Before, after: After) -> None:
+        if not hasattr(pipeline, "scheduler"):
+            raise SnrkitError(f"a {type(pipeline).__name__} is no pipeline, which has a scheduler.")
         self.scheduler: Any = pipeline.scheduler
         scaling_of(self.scheduler)
         self.before, self.after = before, after
@@ -290,6 +292,8 @@ class Hook:
 
 def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
     """Put corrections into a pipeline until `.remove()`, or for a `with`. SnrkitError for what cannot act there."""
+    if not isinstance(corrections, Sequence):
+        raise SnrkitError("corrections is a list; write correct(pipeline, [Dcw(low=0.01)]).")
     for one in corrections:
         if (reason := _barred(one)) is not None:
             raise SnrkitError(
@@ -377,19 +381,25 @@ class Recording:
         return seen
 
     def shift(self, x0: Tensor, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Recorded:
-        """Against clean images or latents `x0` (N, *), shaped as the states, that the model is to make.
+        """Against clean images in [-1, 1], or latents, `x0` (N, *), shaped as the states, that the model is to make.
 
-        Half of them give Var[x0], the other half the null. SnrkitError without enough of either.
+        Half of them give Var[x0], the other half the null. SnrkitError without enough of either: 20 recorded, of one
+        call or of several, and 40 clean ones.
         """
         keys = sorted(self.levels)
         if not keys:
             raise SnrkitError("nothing was recorded yet; call the pipeline while the recording is in it.")
         states = [torch.cat(self.states[key]) for key in keys]
         count = min(len(state) for state in states)
-        if count < FEWEST or len(x0) < 2 * FEWEST or x0.shape[1:] != states[0].shape[1:]:
+        if not isinstance(x0, Tensor) or not x0.is_floating_point():
+            raise SnrkitError("x0 is a tensor of floats, images in [-1, 1] or latents.")
+        if x0.shape[1:] != states[0].shape[1:]:
+            shapes = f"{tuple(states[0].shape[1:])}, and those given {tuple(x0.shape[1:])}"
+            raise SnrkitError(f"recorded images are {shapes}; give such as the network sees.")
+        if count < FEWEST or len(x0) < 2 * FEWEST:
             raise SnrkitError(
-                f"{count} images were recorded as {tuple(states[0].shape[1:])}, and {len(x0)} given as "
-                f"{tuple(x0.shape[1:])}; it takes {FEWEST} and {2 * FEWEST} of one shape."
+                f"{count} images were recorded, and {len(x0)} given; it takes {FEWEST}, of several calls within one "
+                f"recording if need be, and {2 * FEWEST}."
             )
         x0 = x0.double().cpu()
         known, held = x0[: len(x0) // 2], x0[len(x0) // 2 :]

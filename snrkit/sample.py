@@ -53,6 +53,8 @@ def sample(
     `steps`: only these of the grid, contiguous; `x` is then the state where the first of them begins. Autograd is as
     the caller has it: wrap the loop in torch.no_grad() unless gradients are wanted.
     """
+    if not isinstance(corrections, Sequence):
+        raise SnrkitError("corrections is a list, such as [Dcw(low=0.01)]")
     for correction in corrections:
         if not isinstance(correction, BeliefCorrection | LevelCorrection | StateCorrection):
             raise SnrkitError(f"{correction!r} is no correction: it has none of wrap, move and after")

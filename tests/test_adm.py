@@ -145,7 +145,7 @@ def test_flags_may_be_written_as_commands_write_them(tmp_path):
 
 def test_what_the_files_do_not_say_is_asked():
     """Both repositories leave rescale_timesteps out, and mean different things by it; at 1000 steps it is no matter."""
-    with pytest.raises(ValidationError, match="rescale_timesteps: say it, as the file does not"):
+    with pytest.raises(ValidationError, match="rescale_timesteps: give it, which the file does not say"):
         AdmModel(path="x", diffusion_steps=4000)
     assert AdmModel(path="x").rescale_timesteps is None
 

@@ -279,7 +279,7 @@ def spoilt(folder, **changes):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: f / "absent", "is no folder"),
+        (lambda f: f / "absent", "does not exist; paths are those of"),
         (lambda f: f, "has no config.json"),
         (lambda f: spoilt(f, _class_name="os"), "os is no scheduler"),
         (lambda f: spoilt(f, _class_name="ScoreSdeVeScheduler"), "is not known here"),
@@ -365,7 +365,7 @@ def test_published_names_of_a_dit_are_read(tmp_path):
         (lambda: diffusers.DDPMScheduler(clip_sample_range=1.5), "{kind: clip_x0, limit: 1.5}"),
         (lambda: diffusers.DDIMScheduler(clip_sample_range=1.5), "{kind: clip_x0, limit: 1.5, eps: kept}"),
         (lambda: diffusers.DDPMScheduler(thresholding=True), "{kind: clip_x0, limit: 1.0}"),
-        (lambda: diffusers.DDPMScheduler(thresholding=True, sample_max_value=3.0), "no largest threshold as it has"),
+        (lambda: diffusers.DDPMScheduler(thresholding=True, sample_max_value=3.0), "but for its largest threshold"),
         (lambda: diffusers.DDIMScheduler(clip_sample=False), None),
     ],
 )

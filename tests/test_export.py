@@ -92,7 +92,6 @@ def test_diffusers_makes_the_same_images(name, tmp_path):
         ),
         ({"precondition": {"kind": "edm"}}, "has the preconditioning edm"),
         ({"target": {"kind": "score"}}, "has the target score"),
-        ({"process": {"kind": "ddpm", "rescale_betas_zero_snr": True}, "samplers": {}},),
     ],
 )
 def test_what_diffusers_has_no_place_for_is_refused(changes, said):

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.diffusers import DiffusersModel
+from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.errors import ConfigError
 from tests.test_foreign import model  # noqa: F401 - a fixture
 from tests.test_hostile_files import REACHED, TOUCH, Call
@@ -70,6 +73,25 @@ def test_a_folder_without_weights_is_refused(folder):
     """And says what they would be called."""
     weights(folder)[1].unlink()
     refused(folder, f"has no weights, such as {NAME}.safetensors")
+    with pytest.raises(ConfigError, match="has no weights"):
+        DiffusersModel(path=folder).describe()
+
+
+def test_folders_that_are_not_there_say_where_they_were_looked_for(tmp_path):
+    """Both of a model and of its autoencoder."""
+    with pytest.raises(ConfigError, match=r"nothing does not exist; paths are those of the working directory, here /"):
+        DiffusersModel(path="nothing").describe()
+    with pytest.raises(ConfigError, match=r"nothing does not exist"):
+        load_codec(Autoencoder(Path("nothing")), torch.device("cpu"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is no folder, as diffusers saves models in"):
+        DiffusersModel(path=tmp_path / "file").describe()
+
+
+def test_guidance_that_nothing_is_told_is_refused(folder):
+    """It is FLUX's alone."""
+    with pytest.raises(ConfigError, match="has no effect on this UNet2DModel"):
+        DiffusersModel(path=folder, guidance=2.0).describe()
 
 
 def test_torch_files_that_want_to_be_run_are_refused(folder, monkeypatch, tmp_path):

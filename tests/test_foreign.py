@@ -61,7 +61,7 @@ def test_a_model_brings_process_target_and_labels(model):
     [
         ({"target": {"kind": "x0"}}, "target: has no effect, as `model` brings its own"),
         ({"model": {"kind": "diffusers"}}, "missing key 'path'"),
-        ({"model": {"kind": "diffusers", "path": "nowhere"}}, "nowhere is no folder"),
+        ({"model": {"kind": "diffusers", "path": "nowhere"}}, "nowhere does not exist"),
         ({"model": {"kind": "diffusers", "path": "x", "pat": "y"}}, "unknown key 'pat'"),
     ],
 )

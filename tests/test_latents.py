@@ -84,7 +84,10 @@ def test_the_whole_path_runs_on_latents(pipeline, tmp_path):
             "images are 3x8x8; the autoencoder takes 1",
         ),
         ({"data": {"kind": "gaussian", "shape": [1, 9, 8], "count": 64}}, "sides that 2 divides"),
-        ({"data": {"kind": "gaussian", "shape": [1, 16, 16], "count": 64}}, "images are 4x8x8, and the model's 4x4x4"),
+        (
+            {"data": {"kind": "gaussian", "shape": [1, 16, 16], "count": 64}},
+            "model.vae: its latents of these images are 4x8x8, and the model's",
+        ),
     ],
 )
 def test_images_that_do_not_fit_are_refused(pipeline, changes, said):

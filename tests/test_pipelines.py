@@ -351,8 +351,13 @@ def test_a_recording_of_too_little_is_said():
     with pytest.raises(SnrkitError, match="nothing was recorded"):
         hook.shift(torch.zeros(100, 3, 8, 8))
     made()
-    for x0 in (torch.zeros(100, 3, 8, 8), torch.zeros(100, 1, 8, 8)):
-        with pytest.raises(SnrkitError, match="images were recorded as"):
+    for x0, said in (
+        (torch.zeros(100, 3, 8, 8), r"2 images were recorded, and 100 given; it takes 20"),
+        (torch.zeros(100, 1, 8, 8), r"recorded images are \(3, 8, 8\), and those given \(1, 8, 8\)"),
+        (torch.zeros(100, 3, 8, 8, dtype=torch.uint8), r"images in \[-1, 1\] or latents"),
+        ([1, 2], "x0 is a tensor of floats"),
+    ):
+        with pytest.raises(SnrkitError, match=said):
             hook.shift(x0)
     hook.remove()
 
@@ -418,3 +423,12 @@ def test_states_that_are_no_images_are_refused():
     tokens, t = torch.zeros(2, 16, 8), made.scheduler.timesteps[0]
     with record(made), pytest.raises(SnrkitError, match=r"states are 2x16x8 and cannot be unpacked"):
         made.scheduler.step(tokens, t, tokens)
+
+
+def test_what_is_no_list_and_no_pipeline_is_said():
+    """Both at once when they are given."""
+    made = pipeline("ddim")
+    with pytest.raises(SnrkitError, match="corrections is a list"):
+        correct(made, Dcw(low=0.01))
+    with pytest.raises(SnrkitError, match="a UNet2DModel is no pipeline"):
+        record(made.unet)

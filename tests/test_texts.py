@@ -32,7 +32,6 @@ MAKE = {
         sample_size=4, timestep_scale=0.5,
     ),
 }  # fmt: skip
-SIZES = {"sd3": {}, "flux": {"sides": (4, 6)}, "sana": {}}
 SHAPES = {"sd3": (4, 4, 4), "flux": (4, 4, 6), "sana": (4, 4, 4)}
 
 
@@ -84,7 +83,8 @@ def test_states_are_those_of_diffusers(kind, tmp_path):
     theirs, prompts = folder_of(kind, tmp_path), texts(kind)
     negative = {f"negative_{key}": value[2:] for key, value in texts(kind).items()}
     save_file({**prompts, **negative}, tmp_path / "texts.safetensors")
-    model = DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors", guidance=2.0, **SIZES[kind])
+    sides = {"sides": (4, 6), "guidance": 2.0} if kind == "flux" else {}
+    model = DiffusersModel(path=tmp_path, prompts=tmp_path / "texts.safetensors", **sides)
     found = model.describe()
     assert (found.network.shape, found.network.classes, found.network.null_label) == (SHAPES[kind], 3, True)
     ours = NetworkDenoiser(model.load().eval(), found.process, found.target, found.precondition, 1.0)

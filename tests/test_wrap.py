@@ -1,5 +1,7 @@
 """A user's own network as a denoiser."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,3 +62,42 @@ def test_what_it_cannot_be_asked_is_said():
         list(sample(denoise, Euler(), levels[1:], torch.zeros(2, 3), corrections=[NoiseAwareness(weight=1.0)]))
     with pytest.raises(AttributeError, match="no attribute 'unwrap'"):
         _ = snrkit.unwrap
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (lambda x, t: (x,), r"answers tuple for states \(2, 3\)"),
+        (lambda x, t: x[:, :2], r"answers \(2, 2\) for states \(2, 3\)"),
+        (lambda x, t: torch.cat([x, x], dim=1), r"answers \(2, 6\)"),
+    ],
+)
+def test_a_network_that_answers_something_else_is_told_so(network, said):
+    """At its first call, with both shapes."""
+    denoise = snrkit.wrap(network, Flow(), FlowVelocity())
+    with pytest.raises(SnrkitError, match=said):
+        denoise(torch.zeros(2, 3, dtype=torch.float64), denoise.process.level(torch.tensor(0.0)))
+
+
+def test_the_lines_of_the_readme_run():
+    """As they are written, with a network and noise of one's own."""
+    text = (
+        (Path(__file__).parent.parent / "README.md").read_text().split("three lines\n\n```python\n")[1].split("```")[0]
+    )
+    names = {"network": velocity4, "noise": torch.randn(2, 1, 4, 4)}
+    exec(text, names)
+    assert names["last"].x_next.shape == (2, 1, 4, 4)
+
+
+def velocity4(x, t):
+    """As velocity, of images."""
+    return velocity(x.flatten(1), t).reshape(x.shape)
+
+
+def test_a_correction_alone_is_no_list():
+    """Said, in place of an error about its fields."""
+    denoise = snrkit.wrap(velocity, Flow(), FlowVelocity())
+    with pytest.raises(SnrkitError, match=r"corrections is a list, such as"):
+        next(
+            sample(denoise, Euler(), UniformTime(steps=2).levels(Flow()), torch.zeros(2, 3), corrections=Dcw(low=0.01))
+        )

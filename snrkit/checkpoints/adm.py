@@ -28,7 +28,7 @@ MULTIPLIERS: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2),
 }  # fmt: skip
 IMAGE_CHANNELS = 3
-CLIPPED = "its own samplers limit x0: add the correction {kind: clip_x0}"
+CLIPPED = "its own samplers limit x0, as the correction {kind: clip_x0} does"
 
 
 class AdmModel(Value):
@@ -71,8 +71,8 @@ class AdmModel(Value):
     def _as_trained(self) -> "AdmModel":
         if self.rescale_timesteps is None and self.diffusion_steps != 1000:
             raise ValueError(
-                "rescale_timesteps: say it, as the file does not: true where a command of improved-diffusion leaves it "
-                "out, false in guided-diffusion"
+                "rescale_timesteps: give it, which the file does not say and 1000 steps do not need: as in the command "
+                "that trained it; where that leaves it out, true for improved-diffusion and false for guided-diffusion"
             )
         if self.num_heads_upsample not in (-1, self.num_heads):
             raise ValueError(f"num_heads_upsample {self.num_heads_upsample}: as many heads as num_heads can be read")

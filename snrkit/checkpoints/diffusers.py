@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.betas import TrainedBetas
-from snrkit.checkpoints.folders import class_of, diffusers_package, pretrained
+from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
@@ -41,7 +41,7 @@ class DiffusersModel(Value):
     vae: Path | None = Field(None, description="folder of its autoencoder; default: the pipeline's own, if it has one")
     prompts: Path | None = Field(None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
     sides: tuple[int, int] | None = Field(None, description="of latents; default: the configuration's sample_size")
-    guidance: float = Field(3.5, description="what FLUX's distilled guidance is told")
+    guidance: float | None = Field(None, description="what FLUX's distilled guidance is told; default: 3.5")
 
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""
@@ -56,12 +56,14 @@ class DiffusersModel(Value):
         name, config, network, clock = self._read()
         inner = pretrained(name, config, self._folder(), "path").float()
         if name in KINDS:
-            return Texted(inner, name, find_texts(self.prompts, name, config), clock.factor, self.guidance)
+            told = 3.5 if self.guidance is None else self.guidance
+            return Texted(inner, name, find_texts(self.prompts, name, config), clock.factor, told)
         return Adapted(inner, network, network.classes if self.null_label is None else self.null_label, clock)
 
     def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
         """(the model's class, its configuration, shape and labels, what its scheduler says)."""
         name, config = class_of(self._folder() / "config.json", self.path)
+        find_weights(self._folder(), "path")
         network = self._network(name, config)
         return name, config, network, _clock(self._scheduler(), _tokens(name, config, network))
 
@@ -73,6 +75,8 @@ class DiffusersModel(Value):
 
     def _network(self, name: str, config: Mapping[str, Any]) -> Foreign:
         """Shape and labels."""
+        if self.guidance is not None and not config.get("guidance_embeds"):
+            raise ConfigError(f"model.guidance: has no effect on this {name}, which is not told it; drop it.")
         shape = _shape(config, self.sides, KINDS[name].packed if name in KINDS else 1)
         if name in KINDS:
             texts = find_texts(self.prompts, name, config)
@@ -86,7 +90,7 @@ class DiffusersModel(Value):
     def _folder(self) -> Path:
         """Where the model's own config.json is."""
         if not self.path.is_dir():
-            raise ConfigError(f"model.path: {self.path} is no folder; diffusers saves folders with a config.json.")
+            raise ConfigError(f"model.path: {absent(self.path)}.")
         return next((self.path / part for part in PARTS if (self.path / part).is_dir()), self.path)
 
     def _scheduler(self) -> Path:
@@ -202,14 +206,14 @@ def _limits(scheduler: Any) -> tuple[str, ...]:
     config = scheduler.config
     if config.get("thresholding") and config.get("sample_max_value", 1.0) > 1:
         share = config["dynamic_thresholding_ratio"]
-        found = f"{{kind: dynamic_threshold, percentile: {share}}}, which has no largest threshold as it has"
+        found = f"{{kind: dynamic_threshold, percentile: {share}}}, but for its largest threshold,"
     elif config.get("thresholding") or config.get("clip_sample"):
         limit = 1.0 if config.get("thresholding") else config["clip_sample_range"]
         kept = ", eps: kept" if type(scheduler).__name__ == "DDIMScheduler" else ""
         found = f"{{kind: clip_x0, limit: {limit}{kept}}}"
     else:
         return ()
-    return (f"its pipeline limits x0: add the correction {found}",)
+    return (f"its pipeline limits x0, as the correction {found} does",)
 
 
 def _flow(scheduler: Any, tokens: int) -> Clock:

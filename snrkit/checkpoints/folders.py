@@ -39,13 +39,22 @@ def diffusers_package() -> ModuleType:
 
 def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str, Any]]:
     """(the class that a configuration names, the configuration). `model.<key>` is what asked for it."""
+    if not asked.exists():
+        raise ConfigError(f"model.{key}: {absent(asked)}.")
     if not path.is_file():
-        raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders of diffusers have.")
+        raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders that diffusers saves a model in have.")
     content = _json(path, key)
     if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
         raise ConfigError(f"model.{key}: {path} names no class (_class_name), as folders of diffusers do.")
     renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
     return renamed or content["_class_name"], content
+
+
+def absent(path: Path) -> str:
+    """That a folder is not there, or is none."""
+    if path.exists():
+        return f"{path} is no folder, as diffusers saves models in"
+    return f"{path} does not exist; paths are those of the working directory, here {Path.cwd()}"
 
 
 def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
@@ -64,7 +73,13 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
     """
     package = diffusers_package()
     kind = getattr(package, name)
-    variant, safe = _weights(folder, key)
+    variant, files = find_weights(folder, key)
+    safe = any(file.suffix == ".safetensors" for file in files)
+    for file in [] if safe else files:
+        try:
+            read_torch(file)
+        except SnrkitError as error:
+            raise ConfigError(f"model.{key}: {error}") from None
     _check_size(kind, config, folder, key)
     try:
         module, found = kind.from_pretrained(
@@ -79,26 +94,19 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
     return module
 
 
-def _weights(folder: Path, key: str) -> tuple[str | None, bool]:
-    """(variant, such as fp16, whether they are safetensors) of a folder's weights; torch's files are looked through."""
+def find_weights(folder: Path, key: str) -> tuple[str | None, list[Path]]:
+    """(variant, such as fp16, the files) of a folder's weights. ConfigError where there are none."""
     found = [match for file in sorted(folder.iterdir()) if (match := WEIGHTS.fullmatch(file.name))]
     if not found:
         raise ConfigError(f"model.{key}: {folder} has no weights, such as diffusion_pytorch_model.safetensors.")
     plain = any(match["variant"] is None for match in found)
     variant = None if plain else min(match["variant"] for match in found)
-    chosen = [match for match in found if match["variant"] == variant]
-    safe = any(match["format"] == "safetensors" for match in chosen)
     for index in folder.glob("*.index*.json"):
         listed = _json(index, key, 2**24)
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not all(PLAIN_NAME.fullmatch(str(name)) for name in names.values()):
             raise ConfigError(f"model.{key}: {index} does not list files of its own folder.")
-    for match in [] if safe else chosen:
-        try:
-            read_torch(folder / match.string)
-        except SnrkitError as error:
-            raise ConfigError(f"model.{key}: {error}") from None
-    return variant, safe
+    return variant, [folder / match.string for match in found if match["variant"] == variant]
 
 
 def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) -> None:

@@ -164,4 +164,7 @@ def _state_dict(content: Any) -> Mapping[str, Tensor]:
     """The tensors by name of what a file holds; SnrkitError where it is no such mapping."""
     if isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values()):
         return {str(name): value for name, value in content.items()}
-    raise SnrkitError("holds no mapping of names to tensors")
+    held = (
+        ", ".join(str(key)[:40] for key in list(content)[:5]) if isinstance(content, dict) else type(content).__name__
+    )
+    raise SnrkitError(f"holds no mapping of names to tensors, but {held}")

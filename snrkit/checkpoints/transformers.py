@@ -88,7 +88,7 @@ def _opened(model: TransformerFile) -> tuple[tuple[int, int, int], nn.Module]:
     try:
         network = filled(partial(value.make, shape, outputs), rest, unset=("extras.null_time",))
     except SnrkitError as error:
-        raise ConfigError(f"model.path: {model.path} is no whole DiT ({error}).") from None
+        raise ConfigError(f"model.path: {model.path} is no whole DiT or SiT ({error}).") from None
     network.pos_embed = positions.float().clone()
     return shape, network
 
@@ -103,12 +103,12 @@ def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit,
         depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
         wide = weights["blocks.0.mlp.fc1.bias"].shape[0]
     except (KeyError, ValueError, IndexError):
-        raise ConfigError(f"model.path: {model.path} does not hold the weights of a DiT.") from None
+        raise ConfigError(f"model.path: {model.path} does not hold the weights of a DiT or SiT.") from None
     heads = model.heads or HEADS.get(dim)
     if heads is None:
         raise ConfigError(f"model.heads: no published DiT is {dim} wide; say how many heads it has.")
     try:
         value = Dit(patch=patch, dim=dim, depth=depth, heads=heads, mlp_ratio=wide / dim, classes=classes)
     except (ValidationError, ZeroDivisionError):
-        raise ConfigError(f"model.path: {model.path} holds a DiT of an impossible size.") from None
+        raise ConfigError(f"model.path: {model.path} holds a DiT or SiT of an impossible size.") from None
     return value, (channels, side, side), outputs

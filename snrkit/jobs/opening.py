@@ -102,9 +102,10 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         experiment = experiment.model_copy(update={"data": data})
     network, classes = experiment.network, experiment.network.classes
     if isinstance(network, Foreign) and network.shape != dataset.shape:
-        raise ConfigError(
-            f"data: images are {_shape(dataset.shape)}, and the model's {_shape(network.shape)}; fit them."
-        )
+        ours, theirs = _shape(dataset.shape), _shape(network.shape)
+        if codec is not None:
+            raise ConfigError(f"model.vae: its latents of these images are {ours}, and the model's states {theirs}.")
+        raise ConfigError(f"data: images are {ours}, and the model's {theirs}; give images of that size.")
     if isinstance(network, Foreign) and classes not in (0, dataset.classes):
         raise ConfigError(
             f"data: the model has {classes} labels, but {dataset.name} has {dataset.classes}; use images with the "

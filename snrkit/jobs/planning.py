@@ -57,7 +57,9 @@ def _of_model(e: Experiment) -> list[str]:
     assert isinstance(network, Foreign)
     target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
     labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
-    return [f"# model: {target}, {labels}", *(f"# {note}" for note in network.notes)]
+    coded = None if e.model is None else e.model.autoencoder()
+    latent = [] if coded is None else [f"# states are latents, of the autoencoder in {coded.path}"]
+    return [f"# model: {target}, {labels}", *latent, *(f"# {note}" for note in network.notes)]
 
 
 def _of_training(opened: Opened, peak: bool) -> list[str]:
