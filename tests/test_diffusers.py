@@ -397,3 +397,11 @@ def test_a_shift_that_no_pipeline_makes_is_not_taken(tmp_path):
     )
     found = DiffusersModel(path=saved(tmp_path, scheduler)).describe()
     assert float(found.process.logsnr_shift) == pytest.approx(-2 * math.log(3))
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_distilled_networks_are_not_taken_for_ordinary_ones(name, tmp_path):
+    """Their schedulers have the same table, and read the network through scales of their own."""
+    folder = saved(tmp_path, getattr(diffusers, name)())
+    with pytest.raises(ConfigError, match=f"how a network under {name} was trained is not known here"):
+        DiffusersModel(path=folder).describe()

@@ -28,6 +28,7 @@ from snrkit.value import Value
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()
 PARTS, CODECS = ("unet", "transformer"), ("vae", "vqvae")  # folders of a pipeline
+DISTILLED = ("LCMScheduler", "TCDScheduler")  # their networks are read through scales of their own
 LONGEST_TABLE = 10**5  # entries
 
 
@@ -186,7 +187,7 @@ def _read(made: Any, name: str, path: Path, tokens: int) -> Clock:
         return _flow(made, tokens)
     if name.startswith("EDM"):
         return _edm(made, predicted)
-    if not hasattr(made, "alphas_cumprod"):
+    if not hasattr(made, "alphas_cumprod") or name in DISTILLED:
         raise ConfigError(f"model.scheduler: how a network under {name} was trained is not known here.")
     if predicted not in TARGETS:
         raise ConfigError(f"model.scheduler: prediction_type {predicted} is not known; {', '.join(TARGETS)} are.")
