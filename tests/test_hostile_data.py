@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import struct
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ from snrkit.config import load_experiment
 from snrkit.data.files import Folder, Npz, Zip
 from snrkit.errors import ConfigError, SnrkitError
 from snrkit.metrics.scores import load_statistics
+from tests.peak import forget, peak
 from tests.test_hostile_files import REACHED, TOUCH, Call
 
 PIXELS = np.zeros((4, 8, 8, 3), np.uint8)
@@ -78,11 +78,12 @@ def test_arrays_are_what_they_say_or_refused(write, said, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "images.npz"
     write(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget()
+    before = peak()
     with pytest.raises(SnrkitError, match=said) as caught:
         Npz(path=path).open()
     assert "\n" not in str(caught.value)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert peak() - before < 200
     assert not (tmp_path / REACHED).exists()
     with pytest.raises(SnrkitError, match="holds no statistics mu and sigma"):
         load_statistics(path)

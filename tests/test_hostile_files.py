@@ -17,6 +17,7 @@ import torch
 
 from snrkit.networks.dit import Dit
 from tests.edm_files import Persistent, preconditioned, write
+from tests.peak import forget, peak
 from tests.test_edm_files import small
 
 REACHED = "REACHED"  # a file that appears where something of a file was run
@@ -252,8 +253,9 @@ TORCH = {
 }
 
 READ = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
+from tests.peak import forget, peak
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.checkpoints.transformers import DitModel
 from snrkit.errors import ConfigError
@@ -266,15 +268,15 @@ def read(path):
 read(Path("benign.pkl"))
 read(Path("benign.pt"))
 for path in sorted(Path("hostile").iterdir()):
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    forget()
+    before, begun = peak(), time.perf_counter()
     try:
         read(path)
         said = "READ"
     except ConfigError as error:
         said = str(error)
     taken = time.perf_counter() - begun
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([path.stem, said, taken, grown / 1024]), flush=True)
+    print(json.dumps([path.stem, said, taken, peak() - before]), flush=True)
 """
 
 
@@ -331,3 +333,11 @@ def test_the_programs_are_pickles():
     """What is made by hand is what pickle itself would go through: the tests are of reading, not of bad spelling."""
     for name in ("popen", "old-global", "wide-tensor", "tensor-beyond", "stored-program", "build", "hashed-tuples"):
         assert sum(1 for _ in pickletools.genops(FILES[name]())) > 3
+
+
+def test_the_peak_is_seen():
+    """A reader that took 300 MiB for a moment would be found."""
+    forget()
+    before = peak()
+    assert len(b"x" * (300 * 2**20)) > 0
+    assert peak() - before > 290
