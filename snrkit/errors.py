@@ -31,6 +31,11 @@ class DataError(SnrkitError):
     """Images that cannot be read or do not fit together."""
 
 
+def reason_of(error: Exception) -> str:
+    """What another library says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
     """The error for a file or folder that is not there."""
     return SnrkitError(f"{what} {path} does not exist; {remedy}.")

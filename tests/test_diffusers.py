@@ -226,12 +226,12 @@ def test_flow_schedulers_are_read(shift, tmp_path):
         close(step.x_next, x, 1e-4)
 
 
-def transformer():
+def transformer(side=8, layers=2, labels=10):
     """A small DiT with a learned variance, as published ones have; its last label means none."""
     torch.manual_seed(0)
     made = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10,
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=layers, sample_size=side,
+        patch_size=2, num_embeds_ada_norm=labels,
     ).eval()  # fmt: skip
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

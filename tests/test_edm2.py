@@ -146,7 +146,10 @@ def test_labels_and_their_absence_are_told():
     assert (other - all_of_them[2:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("scale", [np.zeros(3), np.array([1, np.nan, 1]), np.array(["a"]), None, b"ab"])
+@pytest.mark.parametrize(
+    "scale",
+    [np.zeros(3), np.array([1.0, 0.0, 1.0]), np.ones(2), np.array([1, np.nan, 1]), np.array(["a"]), None, b"ab"],
+)
 def test_an_encoder_that_says_nothing_is_refused(scale, tmp_path):
     """Rows of numbers are read without NumPy, and others are none."""
     state = {"scale": scale, "bias": np.float32([1, 2, 3])}

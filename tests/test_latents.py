@@ -12,6 +12,7 @@ from snrkit.data.digits import Digits
 from snrkit.errors import ConfigError
 from snrkit.jobs.opening import open_experiment
 from tests.small import snrkit
+from tests.test_diffusers import transformer
 from tests.test_foreign import ASKED, STEPS
 from tests.test_spectral_levels import WORLD
 
@@ -22,13 +23,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """A folder with a DiT on latents of 4x4x4 and the autoencoder of 1x8x8 images, both small and random."""
-    torch.manual_seed(0)
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
-        patch_size=2, num_embeds_ada_norm=10,
-    )  # fmt: skip
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
     vae = diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5,
@@ -36,7 +30,7 @@ def pipeline(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("latent")
     for name, part in (
-        ("transformer", transformer),
+        ("transformer", transformer(side=4, layers=1)),
         ("vae", vae),
         ("scheduler", diffusers.DDIMScheduler(clip_sample=False)),
     ):

@@ -12,7 +12,7 @@ from snrkit.process import Flow
 from snrkit.sample import sample
 from snrkit.solvers import Dpmpp2m, Euler, Unipc
 from snrkit.wavelet import add_bands
-from tests.test_diffusers import close, opened, unet
+from tests.test_diffusers import close, opened, transformer, unet
 
 diffusers = pytest.importorskip("diffusers")
 STEPS = 6
@@ -369,15 +369,8 @@ def shipped(name):
         made = kind(unet(), SCHEDULERS[name]())
         asked = {"batch_size": 2, "num_inference_steps": STEPS}
     else:
-        torch.manual_seed(0)
-        transformer = diffusers.DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-            patch_size=2, num_embeds_ada_norm=1000,
-        )  # fmt: skip
-        for parameter in transformer.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
         vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
-        made = diffusers.DiTPipeline(transformer.eval(), vae.eval(), SCHEDULERS[name]())
+        made = diffusers.DiTPipeline(transformer(layers=1, labels=1000), vae.eval(), SCHEDULERS[name]())
         made.scheduler.config.variance_type = "fixed_small"
         asked = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0}
     made.set_progress_bar_config(disable=True)

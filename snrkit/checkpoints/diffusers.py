@@ -19,7 +19,7 @@ from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
-from snrkit.errors import ConfigError
+from snrkit.errors import ConfigError, reason_of
 from snrkit.networks.foreign import Foreign
 from snrkit.prediction import X0, AnyTarget, Cond, Eps, FlowVelocity, V
 from snrkit.process import AnyProcess, Ddpm, Edm, Flow
@@ -78,10 +78,11 @@ class DiffusersModel(Value):
         """Shape and labels."""
         if self.guidance is not None and not config.get("guidance_embeds"):
             raise ConfigError(f"model.guidance: has no effect on this {name}, which is not told it; drop it.")
-        shape = _shape(config, self.sides, KINDS[name].packed if name in KINDS else 1)
+        packed = _packed(name)
+        shape = _shape(config, self.sides, packed)
         if name in KINDS:
             texts = find_texts(self.prompts, name, config)
-            if KINDS[name].packed > 1 and (shape[1] % 2 or shape[2] % 2):
+            if packed > 1 and (shape[1] % 2 or shape[2] % 2):
                 raise ConfigError(f"model.sides: a {name} takes latents by twos, and they are {shape[1]}x{shape[2]}.")
             return Foreign(shape=shape, classes=texts.classes, null_label=texts.negative)
         if self.prompts is not None:
@@ -122,15 +123,15 @@ def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int],
     if name == "DiTTransformer2DModel":
         return Foreign(shape=shape, classes=_whole(config, "num_embeds_ada_norm") or 1000, null_label=True)
     if name == "UNet2DModel":
-        for key, value in (("class_embed_type", None), ("time_embedding_type", "positional")):
-            if config.get(key, value) not in (value, "fourier"):
+        for key, known in (("class_embed_type", (None,)), ("time_embedding_type", ("positional", "fourier"))):
+            if config.get(key, known[0]) not in known:
                 raise ConfigError(f"model.path: a UNet2DModel whose {key} is {config[key]!r} cannot be asked here.")
         labels = _whole(config, "num_class_embeds")
         if null_label is not None and null_label != labels - 1:
             raise ConfigError(f"model.null_label: the model has {labels} labels, and only its last can mean none.")
         return Foreign(shape=shape, classes=labels - (null_label is not None), null_label=null_label is not None)
-    known = ", ".join(("UNet2DModel", "DiTTransformer2DModel", *KINDS))
-    raise ConfigError(f"model.path: a {name} cannot be read; these can: {known}.")
+    these = ", ".join(("UNet2DModel", "DiTTransformer2DModel", *KINDS))
+    raise ConfigError(f"model.path: a {name} cannot be read; these can: {these}.")
 
 
 def _whole(config: Mapping[str, Any], key: str) -> int:
@@ -154,9 +155,14 @@ class Clock:
     notes: tuple[str, ...] = ()
 
 
+def _packed(name: str) -> int:
+    """How many latents of a channel a model's own input has in one."""
+    return KINDS[name].packed if name in KINDS else 1
+
+
 def _tokens(name: str, config: Mapping[str, Any], network: Foreign) -> int:
     """How many tokens a transformer makes of a state, by which its scheduler may shift the time."""
-    packed = KINDS[name].packed if name in KINDS else 1
+    packed = _packed(name)
     patch = packed if packed > 1 else (_whole(config, "patch_size") or 1) ** 2
     return network.shape[1] * network.shape[2] // patch
 
@@ -174,8 +180,7 @@ def _clock(path: Path, tokens: int) -> Clock:
         made: Any = maker.from_config(config)  # type: ignore[attr-defined]
         return _read(made, name, path, tokens)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason}).") from None
+        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason_of(error)}).") from None
 
 
 def _read(made: Any, name: str, path: Path, tokens: int) -> Clock:
@@ -203,7 +208,7 @@ def _table(scheduler: Any) -> Ddpm:
 
 
 def _limits(scheduler: Any) -> tuple[str, ...]:
-    """The correction that does what the scheduler does to x0; its thresholds end at a size, by default that of 1."""
+    """The correction that does what the scheduler does to x0; with the default sample_max_value, 1, that is a clip."""
     config = scheduler.config
     if config.get("thresholding") and config.get("sample_max_value", 1.0) > 1:
         share = config["dynamic_thresholding_ratio"]
@@ -235,7 +240,7 @@ def _flow(scheduler: Any, tokens: int) -> Clock:
 
 
 def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
-    """What t is shifted by for states of so many tokens: mu, linear in them, or e^mu."""
+    """What FLUX's pipeline shifts t by for states of so many tokens: mu, linear in them, or e^mu."""
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)  # what pipelines take, too
     mu = least + (most - least) / (many - few) * (tokens - few)

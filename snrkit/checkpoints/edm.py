@@ -71,6 +71,8 @@ class EdmModel(Value):
             said = str(encoder.state.get("vae_name"))[:80]
             raise ConfigError(f"model.vae: {self.path} makes latents; give the folder of their autoencoder ({said}).")
         scale, bias = (_row(encoder, key) for key in ("scale", "bias"))
+        if len(bias) != len(scale) or not all(scale):
+            raise ConfigError(f"model.path: the encoder of {self.path} has no usable scale beside its bias.")
         shift = tuple(-b / s for b, s in zip(bias, scale, strict=True))
         return Autoencoder(self.vae, scale, shift, unit=True)
 
@@ -150,7 +152,7 @@ def _encoder(content: Mapping[str, Any], path: Path) -> Persistent | None:
 
 
 def _row(encoder: Persistent, key: str) -> tuple[float, ...]:
-    """A row of numbers other than 0, as numpy stores it."""
+    """A row of finite numbers, not all of them 0, as numpy stores it."""
     try:
         _, shape, dtype, _, content = encoder.state[key].state
         layout = ROWS[dtype.args[0]]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from snrkit.checkpoints.torch_files import read_torch
-from snrkit.errors import ConfigError, SnrkitError
+from snrkit.errors import ConfigError, SnrkitError, reason_of
 
 RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
@@ -87,8 +87,7 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason}).") from None
+        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(f"model.{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
     return module
@@ -121,8 +120,7 @@ def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) ->
         with torch.device("meta"):
             count = sum(p.numel() for p in kind.from_config(config).parameters())
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network ({reason}).") from None
+        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network ({reason_of(error)}).") from None
     if count > stored:  # a byte for each, at the least
         text = f"{folder} has {stored:,} bytes of weights, for a network of {count:,} numbers"
         raise ConfigError(f"model.{key}: {text}.")

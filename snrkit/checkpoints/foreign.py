@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.denoiser import AnyPrecondition
-from snrkit.errors import SnrkitError
+from snrkit.errors import SnrkitError, reason_of
 from snrkit.networks.foreign import Foreign
 from snrkit.prediction import AnyTarget, Cond
 from snrkit.process import AnyProcess
@@ -115,7 +115,7 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
         with torch.device("meta"):
             expected = make().state_dict()
     except (RuntimeError, ValueError) as error:
-        raise SnrkitError(" ".join(str(error).split())[:200]) from None
+        raise SnrkitError(reason_of(error)) from None
     if names := weights.keys() ^ (expected.keys() - set(unset)):
         raise SnrkitError(f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}")
     for name, tensor in weights.items():

@@ -21,23 +21,17 @@ from snrkit.step import Place, Range, Sources, check_one_grid
 from snrkit.value import Value
 
 
-def change_x0(denoise: Denoiser, change: Callable[[Tensor, Level], Tensor]) -> Denoiser:
-    """`denoise` with x0 replaced by change(x0, level) and eps moved so that alpha*x0 + sigma*eps stays."""
+def change_x0(
+    denoise: Denoiser, change: Callable[[Tensor, Level], Tensor], eps: Literal["moved", "kept"] = "moved"
+) -> Denoiser:
+    """`denoise` with x0 replaced by change(x0, level) and eps moved so that alpha*x0 + sigma*eps stays, or kept."""
 
     def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
         p = denoise(x, level, told=told, cond=cond)
         x0 = change(p.x0, level)
+        if eps == "kept":
+            return Prediction(x0, p.eps)
         return Prediction(x0, p.eps + broadcast(level.alpha / level.sigma, x) * (p.x0 - x0))
-
-    return rewrap(denoise, answer)
-
-
-def keep_eps(denoise: Denoiser, limit: float) -> Denoiser:
-    """`denoise` with x0 within [-limit, limit] and eps as it was: together they are another state than x."""
-
-    def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
-        p = denoise(x, level, told=told, cond=cond)
-        return Prediction(p.x0.clamp(-limit, limit), p.eps)
 
     return rewrap(denoise, answer)
 
@@ -54,8 +48,7 @@ class ClipX0(Value):
 
     def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
         """The denoiser with its x0 clipped."""
-        moved = change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit))
-        return moved if self.eps == "moved" else keep_eps(denoise, self.limit)
+        return change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit), self.eps)
 
 
 class DynamicThreshold(Value):

@@ -23,10 +23,10 @@ from snrkit.data.spectra import measure_spectra
 from snrkit.denoiser import NetworkDenoiser
 from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
-from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
 from snrkit.files import disk_errors, write_bytes
 from snrkit.levels import LevelSampler
-from snrkit.networks import Foreign, make_network, set_checkpointing
+from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
 from snrkit.prediction import Cond, Denoiser
@@ -90,6 +90,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         raise ConfigError(f"data.workers: has no effect, as {dataset.name} is held in memory; drop it.")
     images, codec = dataset, _codec(experiment, world.device)
     dataset = dataset if codec is None else encoded(dataset, codec)
+    _check_fit(experiment.network, dataset, codec is not None)
     parts = split(dataset.count, experiment.data.holdout)
     measured = None
     if experiment.data.sigma_data == "auto" or any(s.start == "exact" for s in experiment.samplers.values()):
@@ -100,10 +101,19 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
             raise SnrkitError(f"{dataset.name}: all images are one constant; give data.sigma_data as a number.")
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
-    network, classes = experiment.network, experiment.network.classes
+    seen = dataset if experiment.network.classes else replace(dataset, labels=None, classes=0)
+    if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
+        check_square(dataset.shape)
+    spectra = cache(partial(measure_spectra, dataset, parts, world.device))
+    return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
+
+
+def _check_fit(network: AnyNetwork, dataset: Dataset, latent: bool) -> None:
+    """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
+    classes = network.classes
     if isinstance(network, Foreign) and network.shape != dataset.shape:
         ours, theirs = _shape(dataset.shape), _shape(network.shape)
-        if codec is not None:
+        if latent:
             raise ConfigError(f"model.vae: its latents of these images are {ours}, and the model's states {theirs}.")
         raise ConfigError(f"data: images are {ours}, and the model's {theirs}; give images of that size.")
     if isinstance(network, Foreign) and classes not in (0, dataset.classes):
@@ -115,11 +125,6 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         raise ConfigError(
             f"network.classes: {classes}, but {dataset.name} has {dataset.classes}; set it to that, or 0."
         )
-    seen = dataset if classes else replace(dataset, labels=None, classes=0)
-    if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
-        check_square(dataset.shape)
-    spectra = cache(partial(measure_spectra, dataset, parts, world.device))
-    return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
 
 
 def _codec(experiment: Experiment, device: torch.device) -> Codec | None:
@@ -282,8 +287,7 @@ def _trained_network(
     try:
         network.load_state_dict(dict(found.tensors))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason}).") from None
+        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason_of(error)}).") from None
     return network, found.name, found.images
 
 

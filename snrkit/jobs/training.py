@@ -9,7 +9,7 @@ from typing import Any
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.config import Experiment
 from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError, Stopped
+from snrkit.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import (
     Opened,
@@ -157,8 +157,7 @@ def _begin_from(opened: Opened, state: TrainState) -> None:
     try:
         state.network.load_state_dict(dict(weights.tensors))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason}).") from None
+        raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason_of(error)}).") from None
     for average in state.averages.values():
         average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
-from snrkit.errors import SnrkitError
+from snrkit.errors import SnrkitError, reason_of
 from snrkit.files import write_bytes
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
@@ -142,8 +142,7 @@ def _fidelity_module(config: MetricsConfig, layer: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             return make(config.features, [layer], feature_extractor_weights_path=path)
     except Exception as error:  # torch.hub and the network raise whatever they like
-        reason = " ".join(str(error).split())[:200]
-        raise SnrkitError(f"metrics.features: {config.features} could not be loaded ({reason}).") from None
+        raise SnrkitError(f"metrics.features: {config.features} could not be loaded ({reason_of(error)}).") from None
 
 
 def _dim(module: Any) -> int:
