@@ -2,7 +2,8 @@
 # once to share the work. Its tables are then in docs/training-tables.md.
 set -e
 here=configs/sweeps
-for sweep in training-knobs levels beta-tables averages x0-weightings clipping clipping-10 vp-levels flow-levels rates x0-rates targets; do
+for sweep in training-knobs levels beta-tables averages x0-weightings clipping clipping-10 vp-levels flow-levels rates x0-rates \
+  target-samplers targets; do
   snrkit sweep $here/$sweep.yaml
 done
 for run in runs/targets-*-? runs/training-knobs-edm-edm-?; do   # excess errors, what a classifier reads

@@ -31,6 +31,7 @@ SWEEPS = {
     "x0-rates": "Weightings on x0 at three and ten times the learning rate: vp, 40,000 images",
     "rates": "Learning rates without clipping: vp, 40,000 images",
     "beta-tables": "Beta tables: target v, 40,000 images",
+    "target-samplers": "Targets and samplers: the linear table, 40,000 images",
     "clipping": "Clippings at thirty times the learning rate: EDM, 40,000 images",
     "clipping-10": "Clippings at ten times the learning rate: EDM, 40,000 images",
     "averages": "Averages under a constant learning rate: 40,000 images",
@@ -51,6 +52,12 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     "x0-rates": [(f"{kind}-10", "simple-10") for kind in ("min-snr", "max-snr", "snr-clip")],
     "rates": [(f"{target}-{times}", target) for target in ("eps", "x0", "v") for times in (3, 10)],
     "beta-tables": [(f"{table}-zero-snr", f"{table} trailing") for table in ("linear", "scaled", "geometric")],
+    "target-samplers": [
+        (f"{target} {grid}-{solver}", f"eps {grid}-{solver}")
+        for target in ("v", "x0", "score")
+        for grid in ("karras", "trailing", "logsnr")
+        for solver in ("euler", "heun", "ancestral")
+    ],
     "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],
     "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
     "clipping-10": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("per-layer", "global")],

@@ -117,9 +117,10 @@ LEGENDS: Mapping[str, str] = {  # by heading: what the pictures below it say
     WEIGHTED: "A weighting w multiplies a loss and its gradient. The root of the weighted loss is one curve for all "
     "targets; the gradient is w times the root of the Bayes error of what the network puts out, and each target's own. "
     "Under EDM's preconditioning the targets cover each other. Density and effective weighting: over their largest.",
-    SCHEDULED: "A level sampler with a mass above the axis is cut there. Those of equal density cover each other.",
-    MEASURED: "Held-out images at 33 levels. Information by I-MMSE. Excess error: over the exact denoiser, where the "
-    "data have one. A classifier reads x0_hat, made without the label.",
+    SCHEDULED: "A level sampler with a mass above the axis is cut there. Those of equal density cover each other. "
+    "Where every image has a schedule of its own, that of the mean spectrum is drawn.",
+    MEASURED: "Held-out images at 33 levels, whether or not training drew such. Information by I-MMSE. "
+    "Excess error: over the exact denoiser, where the data have one. A classifier reads x0_hat, made without a label.",
     GRADED: "Unit losses on the network's own output F, of single images, in the output layer. Signal to noise: |mean "
     "gradient|^2 over the trace of its covariance, over images, noise and x; the other curve is that of a network "
     "whose output is 0, given x, and no prediction of the first.",
