@@ -3,34 +3,32 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from snrkit.jobs.comparing import against
+from snrkit.jobs.comparing import against, verdict
 from snrkit.jobs.sweeping import interval, lay_out, load_sweep, stored_row
 from snrkit.report import Table, markdown
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
-OF_DIGITS = (
-    ("spectral", "cosine"), ("spectral", "cosine-shifted"), ("spectral", "edm"), ("spectral", "bounds-even"),
-    ("spectral", "bounds-cosine"), ("spectral", "dataset"), ("spectral", "class"),
-    ("class", "dataset"), ("spectral", "untold"), ("spectral", "without-mean-brightness"), ("spectral", "direct"),
-    ("spectral", "frequency"), ("spectral", "power"), ("dataset", "cosine"), ("dataset", "bounds-even"),
-    ("bounds-cosine", "cosine"), ("cosine-on-spectral", "cosine"), ("cosine-on-spectral", "dataset"),
-    ("bounds-cosine-on-spectral", "bounds-cosine"), ("bounds-cosine-on-spectral", "dataset"),
-    ("spectral", "cosine-interpolated"), ("wide", "spectral"),
-    ("wide", "cosine"),
-)  # fmt: skip
-OF_PHOTOS = (
-    ("spectral", "dataset"), ("spectral", "untold"), ("spectral", "cosine"), ("spectral", "cosine-shifted"),
-    ("spectral", "cosine-interpolated"), ("spectral", "edm"), ("dataset", "cosine"),
-)  # fmt: skip
-PAIRS = {
-    "spectral-digits": OF_DIGITS,
-    "spectral-cifar10": OF_PHOTOS,
-    **{f"spectral-photos-{side}": OF_PHOTOS for side in (16, 32, 64)},
+LESS = {  # which arms are subtracted from which
+    "spectral": "dataset class untold cosine cosine-even cosine-shifted cosine-interpolated edm bounds-even "
+    "bounds-cosine without-mean-brightness direct frequency power",
+    "class": "dataset",
+    "untold": "dataset",
+    "dataset": "cosine edm bounds-even bounds-cosine",
+    "bounds-cosine": "cosine edm",
+    "cosine-even": "cosine",
+    "cosine-on-spectral": "cosine dataset",
+    "bounds-cosine-on-spectral": "bounds-cosine dataset",
+    "cosine-interpolated-on-spectral": "cosine-interpolated dataset",
+    "edm-narrow": "edm",
+    "edm-on-spectral": "edm edm-narrow dataset spectral cosine-on-spectral",
+    "wide": "spectral cosine",
 }
+PAIRS = [(arm, other) for arm, others in LESS.items() for other in others.split()]
 TITLES = {
     "spectral-bias": "The bias of the sigmoid weighting",
     "spectral-digits": "Digits, 8x8",
@@ -41,6 +39,7 @@ TITLES = {
     "spectral-photos-64": "Photographs, 64x64",
 }
 BUDGETS = {"16k": 16_000, "32k": 32_000, "48k": 48_000, "": 64_000}  # suffix of an arm, and what it has seen
+MORE = "-more"  # suffix of an arm whose images are others
 LOOKED_AT = "euler-16"
 Record = Mapping[str, Any]
 BySeed = dict[int, Record]
@@ -75,18 +74,33 @@ def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ({min(values):.3f}, {max(values):.3f})" if len(values) > 1 else "")
 
 
-def less(one: Mapping[int, float], other: Mapping[int, float]) -> str:
-    """Mean difference over equal seeds with its paired 95 % t-interval."""
+def less(one: Mapping[int, float], other: Mapping[int, float]) -> Mapping[str, float | None] | None:
+    """Mean difference over equal seeds with its paired 95 % t-interval; None without such."""
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
-        return "-"
-    return interval(against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd"))
+        return None
+    return against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd")
+
+
+def differences(found: Mapping[str, Mapping[str, BySeed]], title: str) -> Iterator[str]:
+    """Arms less arms by sampler, where both are made, and how many intervals leave out 0."""
+    made = [(a, b) for a, b in PAIRS if a in found and b in found]
+    samplers = list(dict.fromkeys(sampler for pair in made for arm in pair for sampler in found[arm]))
+    cells = [[less(fd(found[a].get(s, {})), fd(found[b].get(s, {}))) for s in samplers] for a, b in made]
+    known = [each for row in cells for each in row if each is not None]
+    if not known:
+        return
+    clear = sum(verdict(each) in ("better", "worse") for each in known)
+    yield f"{title} ({len(known)} intervals, {clear} without 0; by chance alone {len(known) / 20:.0f} would be):"
+    names = [f"{a} less {b}" for a, b in made]
+    yield table(["arms", *samplers], [[n, *("-" if d is None else interval(d) for d in row)]
+                                      for n, row in zip(names, cells, strict=True)])  # fmt: skip
 
 
 def section(name: str, runs: Path) -> Iterator[str]:
     """One sweep: distances by arm and sampler, arms less arms, what the images look like, and over the training."""
     found = read(name, runs)
-    whole = {arm: samplers for arm, samplers in found.items() if not arm.endswith(tuple(filter(None, BUDGETS)))}
+    whole = {arm: samplers for arm, samplers in found.items() if not arm.endswith((*filter(None, BUDGETS), MORE))}
     if not whole:
         return
     samplers = list(dict.fromkeys(sampler for arm in whole.values() for sampler in arm))
@@ -96,11 +110,9 @@ def section(name: str, runs: Path) -> Iterator[str]:
     yield (f"`configs/sweeps/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0]['names']['fd']}, "
            "mean (least, most) over the seeds:")  # fmt: skip
     yield table(["arm", *samplers], [[arm, *(cell(of.get(s), fd) for s in samplers)] for arm, of in whole.items()])
-    pairs = [pair for pair in PAIRS.get(name, ()) if set(pair) <= whole.keys()]
-    if pairs:
-        yield "Differences, seed by seed:"
-        yield table(["arms", *samplers], [[f"{a} less {b}", *(less(fd(whole[a].get(s, {})), fd(whole[b].get(s, {})))
-                                           for s in samplers)] for a, b in pairs])  # fmt: skip
+    yield from differences(whole, "Differences, seed by seed")
+    others = {arm.removesuffix(MORE): samplers for arm, samplers in found.items() if arm.endswith(MORE)}
+    yield from differences(others, "The same of 2,000 other images, seeds 1000-2999")
     yield "Root mean square over the rings of ln power, images over data; mean (least, most):"
     yield table(["arm", *samplers], [[arm, *(cell(of.get(s), off) for s in samplers)] for arm, of in whole.items()])
     shown = LOOKED_AT if LOOKED_AT in samplers else samplers[-1]
@@ -143,8 +155,8 @@ def budgets(found: Mapping[str, Mapping[str, BySeed]]) -> Iterator[str]:
     head = [f"{images:,}" for images in BUDGETS.values()]
     yield table(["arm", *head], [[arm, *(spread(list(v.values())) for v in c)] for arm, c in curves.items()])
     area = {arm: {seed: mean_over_images([v[seed] for v in c]) for seed in c[0]} for arm, c in curves.items()}
-    first = next(iter(curves))
-    rows = [[f"{first} less {arm}", less(area[first], area[arm])] for arm in curves if arm != first]
+    rows = [[f"{a} less {b}", interval(difference)] for a, b in combinations(curves, 2)
+            if (difference := less(area[a], area[b]))]  # fmt: skip
     yield table(["area between the curves over its width", "FD [95 %]"], rows)
 
 
