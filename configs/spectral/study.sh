@@ -3,7 +3,7 @@
 set -e
 python configs/spectral/gaussian.py > runs/spectral-gaussian.md
 mv runs/spectral-gaussian.md docs/spectral-gaussian.md
-for sweep in bias digits constants photos-16 photos-32 photos-64; do
+for sweep in bias digits photos-16 photos-32 photos-64; do
   snrkit sweep configs/sweeps/spectral-$sweep.yaml
 done
 if [ -e data/cifar10-train.zip ]; then   # see configs/spectral/cifar10.yaml

@@ -27,13 +27,15 @@ LESS = {  # which arms are subtracted from which
     "edm-narrow": "edm",
     "edm-on-spectral": "edm edm-narrow dataset spectral cosine-on-spectral",
     "wide": "spectral cosine",
+    "narrow": "spectral",
+    "bias-0": "spectral",
+    "bias-4": "spectral",
 }
 PAIRS = [(arm, other) for arm, others in LESS.items() for other in others.split()]
 TITLES = {
     "spectral-bias": "The bias of the sigmoid weighting",
     "spectral-digits": "Digits, 8x8",
     "spectral-cifar10": "CIFAR-10, 32x32",
-    "spectral-constants": "Constants at three sizes of photographs",
     "spectral-photos-16": "Photographs, 16x16",
     "spectral-photos-32": "Photographs, 32x32",
     "spectral-photos-64": "Photographs, 64x64",
