@@ -84,11 +84,13 @@ def less(one: Mapping[int, float], other: Mapping[int, float]) -> Mapping[str, f
     return against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd")
 
 
-def differences(found: Mapping[str, Mapping[str, BySeed]], title: str) -> Iterator[str]:
+def differences(
+    found: Mapping[str, Mapping[str, BySeed]], title: str, measure: Callable[[BySeed], dict[int, float]]
+) -> Iterator[str]:
     """Arms less arms by sampler, where both are made, and how many intervals leave out 0."""
     made = [(a, b) for a, b in PAIRS if a in found and b in found]
     samplers = list(dict.fromkeys(sampler for pair in made for arm in pair for sampler in found[arm]))
-    cells = [[less(fd(found[a].get(s, {})), fd(found[b].get(s, {}))) for s in samplers] for a, b in made]
+    cells = [[less(measure(found[a].get(s, {})), measure(found[b].get(s, {}))) for s in samplers] for a, b in made]
     known = [each for row in cells for each in row if each is not None]
     if not known:
         return
@@ -112,11 +114,12 @@ def section(name: str, runs: Path) -> Iterator[str]:
     yield (f"`configs/sweeps/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0]['names']['fd']}, "
            "mean (least, most) over the seeds:")  # fmt: skip
     yield table(["arm", *samplers], [[arm, *(cell(of.get(s), fd) for s in samplers)] for arm, of in whole.items()])
-    yield from differences(whole, "Differences, seed by seed")
+    yield from differences(whole, "Differences, seed by seed", fd)
     others = {arm.removesuffix(MORE): samplers for arm, samplers in found.items() if arm.endswith(MORE)}
-    yield from differences(others, "The same of 2,000 other images, seeds 1000-2999")
+    yield from differences(others, "The same of 2,000 other images, seeds 1000-2999", fd)
     yield "Root mean square over the rings of ln power, images over data; mean (least, most):"
     yield table(["arm", *samplers], [[arm, *(cell(of.get(s), off) for s in samplers)] for arm, of in whole.items()])
+    yield from differences(whole, "Differences of that", off)
     shown = LOOKED_AT if LOOKED_AT in samplers else samplers[-1]
     yield f"Power by ring and spread of mean brightness, images over data, {shown}:"
     yield table(["arm", "power", "brightness"], [[arm, *looks(of[shown])] for arm, of in whole.items() if shown in of])
