@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from snrkit.data import Digits
 from snrkit.data.dataset import Split, memory_dataset, split
@@ -13,7 +13,7 @@ from snrkit.errors import SnrkitError
 from snrkit.jobs.scoring import disjoint, score_pair, summarise
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import INCEPTION_FILE, Extractor, cache_folder, make_extractor
+from snrkit.metrics.extractors import INCEPTION_FILE, Extractor, cache_folder, make_extractor, principal
 from snrkit.metrics.scores import FeatureSet, extract, memorisation, nearest, reference_features, score
 from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
 
@@ -127,8 +127,6 @@ def test_reference_statistics_are_cached_by_content(digits):
 
 def test_other_weights_have_other_reference_statistics(digits, tmp_path, monkeypatch):
     """A classifier whose weights changed is another extractor, whatever its data and recipe."""
-    from safetensors.torch import save
-
     monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
     first = make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device)
     (path,) = tmp_path.glob("classifier-*")
@@ -146,6 +144,31 @@ def test_pixel_features_are_an_isometry_when_all_are_kept(digits):
     assert logits is None
     wanted = torch.cdist(dataset.x0(range(10)).flatten(1), dataset.x0(range(10)).flatten(1))
     torch.testing.assert_close(torch.cdist(features, features), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, 12, 40])
+def test_leading_components_are_those_of_the_whole_decomposition(count):
+    """Few are found without the others: the same subspace, in the same order, orthonormal."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64))[0]
+    covariance = basis @ torch.diag(0.8 ** torch.arange(60, dtype=torch.float64)) @ basis.T
+    found = principal(covariance, count)
+    torch.testing.assert_close(found.T @ found, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close((found * basis[:, :count]).sum(0).abs(), torch.ones(count, dtype=torch.float64))
+
+
+def test_pixel_components_are_found_once(digits, tmp_path, monkeypatch):
+    """They are kept with their signs, and other components have other reference statistics."""
+    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
+    first = make_extractor(MetricsConfig(features="pixels"), *digits, WORLD.device)
+    (path,) = tmp_path.glob("pixels-*")
+    assert make_extractor(MetricsConfig(features="pixels"), *digits, WORLD.device).key == first.key
+    stored = load(path.read_bytes())
+    path.write_bytes(save(stored | {"basis": -stored["basis"]}))
+    other = make_extractor(MetricsConfig(features="pixels"), *digits, WORLD.device)
+    assert other.key != first.key
+    pixels = digits[0].pixels(range(3))
+    torch.testing.assert_close(other.run(pixels)[0], -first.run(pixels)[0])
 
 
 def seeded_inception(path):

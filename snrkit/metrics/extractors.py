@@ -6,6 +6,7 @@ FD-dinov2-vit-b-14.
 
 import contextlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
@@ -91,21 +93,36 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
     from snrkit.metrics.statistics import RunningMoments
 
-    size = dataset.shape[0] * dataset.shape[1] * dataset.shape[2]
-    moments = RunningMoments(size)
-    for run in chunks(split.train, 1024):
-        moments.add(dataset.x0(run).flatten(1))
-    mean, outer, count = moments.total / moments.count, moments.outer, float(moments.count)
-    vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))[1]
-    basis = vectors[:, -min(config.pixel_components, size) :].flip(1)
+    size = math.prod(dataset.shape)
+    count = min(config.pixel_components, size)
+    recipe = fingerprint("pixels", dataset.fingerprint, repr(split.train), str(count))
+    path = cache_folder() / f"pixels-{recipe}.safetensors"
+    if not path.is_file():
+        moments = RunningMoments(size)
+        for run in chunks(split.train, 1024):
+            moments.add(dataset.x0(run).flatten(1))
+        mean = moments.total / moments.count
+        found = {"mean": mean, "basis": principal(moments.outer / moments.count - torch.outer(mean, mean), count)}
+        write_bytes(path, save(found))
+    stored = load(path.read_bytes())
 
     def project(pixels: Tensor) -> tuple[Tensor, None]:
-        return ((to_unit(pixels).flatten(1).double() - mean) @ basis).float(), None
+        return ((to_unit(pixels).flatten(1).double() - stored["mean"]) @ stored["basis"]).float(), None
 
-    key = fingerprint("pixels", dataset.fingerprint, str(len(split.train)), str(basis.shape[1]))
-    return Extractor(
-        "pixel", basis.shape[1], key, project, note=f"{basis.shape[1]} principal components of the reference"
-    )
+    key = fingerprint("pixels", path.read_bytes())
+    return Extractor("pixel", count, key, project, note=f"{count} principal components of the reference")
+
+
+def principal(covariance: Tensor, count: int) -> Tensor:
+    """(d, count) float64: orthonormal eigenvectors of a covariance (d, d), those of the largest eigenvalues first."""
+    if 4 * count > len(covariance):
+        rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
+    else:
+        from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
+
+        start = torch.ones(len(covariance), dtype=torch.float64).numpy()
+        rising = torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1])
+    return rising.flip(1).contiguous()
 
 
 def _fidelity(config: MetricsConfig, device: torch.device) -> Extractor:
