@@ -25,6 +25,7 @@ from snrkit.errors import SnrkitError, reason_of
 from snrkit.files import write_bytes
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.statistics import RunningMoments
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_DIM = 2048
@@ -91,30 +92,34 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 
 
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
-    from snrkit.metrics.statistics import RunningMoments
-
-    size = math.prod(dataset.shape)
-    count = min(config.pixel_components, size)
+    count = min(config.pixel_components, math.prod(dataset.shape))
     recipe = fingerprint("pixels", dataset.fingerprint, repr(split.train), str(count))
     path = cache_folder() / f"pixels-{recipe}.safetensors"
     if not path.is_file():
-        moments = RunningMoments(size)
-        for run in chunks(split.train, 1024):
-            moments.add(dataset.x0(run).flatten(1))
-        mean = moments.total / moments.count
-        found = {"mean": mean, "basis": principal(moments.outer / moments.count - torch.outer(mean, mean), count)}
-        write_bytes(path, save(found))
-    stored = load(path.read_bytes())
+        write_bytes(path, save(_components(dataset, split, count)))
+    content = path.read_bytes()
+    found = load(content)
 
     def project(pixels: Tensor) -> tuple[Tensor, None]:
-        return ((to_unit(pixels).flatten(1).double() - stored["mean"]) @ stored["basis"]).float(), None
+        return ((to_unit(pixels).flatten(1).double() - found["mean"]) @ found["basis"]).float(), None
 
-    key = fingerprint("pixels", path.read_bytes())
+    key = fingerprint("pixels", content)
     return Extractor("pixel", count, key, project, note=f"{count} principal components of the reference")
 
 
+def _components(dataset: Dataset, split: Split, count: int) -> dict[str, Tensor]:
+    moments = RunningMoments(math.prod(dataset.shape))
+    for run in chunks(split.train, 1024):
+        moments.add(dataset.x0(run).flatten(1))
+    found = moments.gaussian()
+    return {"mean": found.mean, "basis": principal(found.covariance, count)}
+
+
 def principal(covariance: Tensor, count: int) -> Tensor:
-    """(d, count) float64: orthonormal eigenvectors of a covariance (d, d), those of the largest eigenvalues first."""
+    """(d, count) float64: orthonormal eigenvectors of a covariance (d, d), those of the largest eigenvalues first.
+
+    By Lanczos' method where they are few, which leaves the others alone.
+    """
     if 4 * count > len(covariance):
         rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
     else:

@@ -35,6 +35,10 @@ class RunningMoments:
         if world.size > 1:
             for tensor in (self.count, self.total, self.outer):
                 tensor.copy_(world.sum(tensor.to(world.device)).cpu())
+        return self.gaussian()
+
+    def gaussian(self) -> "Gaussian":
+        """The moments of what this process counted."""
         count = float(self.count)
         mean = self.total / count
         covariance = (self.outer - count * torch.outer(mean, mean)) / max(1.0, count - 1)
