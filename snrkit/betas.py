@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from snrkit.value import Value
+from snrkit.base.value import Value
 
 Unit = Annotated[float, Field(gt=0, lt=1)]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from snrkit import __version__
-from snrkit.errors import SnrkitError, Stopped
+from snrkit.base.errors import SnrkitError, Stopped
 
 if TYPE_CHECKING:
+    from snrkit.base.distributed import World
     from snrkit.config import Experiment
-    from snrkit.distributed import World
 
 app = typer.Typer(
     help="Measure, train against and correct SNR-t bias in diffusion models.",
@@ -22,11 +22,11 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 SamplerOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    Optional[list[str]],
     typer.Option("--sampler", help="Only this sampler; may be repeated."),
 ]
 PeakOption = Annotated[
@@ -62,8 +62,8 @@ def main() -> None:
 
 def _leave_group() -> None:
     """Leave the group of processes, if there is one: a process that just ends can make its peers abort."""
-    if "snrkit.distributed" in sys.modules:
-        from snrkit.distributed import close_world
+    if "snrkit.base.distributed" in sys.modules:
+        from snrkit.base.distributed import close_world
 
         close_world()
 
@@ -106,7 +106,7 @@ def sample(
         bool, typer.Option("--overwrite", help="Delete images made otherwise and begin anew.")
     ] = False,
     spectrum_scale: Annotated[
-        Optional[float],  # noqa: UP045
+        Optional[float],
         typer.Option(
             "--spectrum-scale",
             min=0.01,
@@ -175,7 +175,7 @@ def tune(
     sampler: SamplerOption = None,
     by: Annotated[str, typer.Option("--by", help="predicted, gap, fd or optuna.")] = "fd",
     parameter: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        Optional[list[str]],
         typer.Option("--parameter", help="Coefficient as index.name, such as 0.low; repeat for stages."),
     ] = None,
     settings: SetOption = None,
@@ -216,17 +216,17 @@ def compare(
 @app.command("eval-fid")
 def eval_fid(
     images: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        Optional[list[str]],
         typer.Argument(help="Images and reference: folder, zip, npz, data set, or statistics .npz."),
     ] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Score this experiment's samplers.")] = None,  # noqa: UP045
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Score this experiment's samplers.")] = None,
     settings: SetOption = None,
     sampler: SamplerOption = None,
     checkpoints: Annotated[
-        Optional[str],  # noqa: UP045
+        Optional[str],
         typer.Option("--checkpoints", help="all, or 'last N': the curve over training."),
     ] = None,
-    root: Annotated[Optional[Path], typer.Option("--root", help="Where torchvision keeps its data sets.")] = None,  # noqa: UP045
+    root: Annotated[Optional[Path], typer.Option("--root", help="Where torchvision keeps its data sets.")] = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -276,14 +276,14 @@ def analyze(
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
     settings: SetOption = None,
-    arm: Annotated[Optional[list[str]], typer.Option("--arm", help="Only this arm; may be repeated.")] = None,  # noqa: UP045
+    arm: Annotated[Optional[list[str]], typer.Option("--arm", help="Only this arm; may be repeated.")] = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
-    from snrkit.distributed import open_world
+    from snrkit.base.distributed import open_world
     from snrkit.jobs.showing import show_sweep
     from snrkit.jobs.sweeping import run_sweep
 
@@ -294,13 +294,13 @@ def sweep(
 @app.command()
 def average(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
-    width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045
+    width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,
     decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
-    at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
+    at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
-    from snrkit.distributed import open_world
+    from snrkit.base.distributed import open_world
     from snrkit.jobs.averaging import run_averaging
     from snrkit.jobs.showing import show_average
 
@@ -311,15 +311,15 @@ def average(
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     to: Annotated[str, typer.Option("--to", help="diffusers.")] = "diffusers",
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder to make; default: RUN/export/diffusers.")] = None,  # noqa: UP045
-    average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
-    checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder to make; default: RUN/export/diffusers.")] = None,
+    average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,
+    checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a run's weights as a folder that another library loads."""
     if to != "diffusers":
         raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
-    from snrkit.distributed import open_world
+    from snrkit.base.distributed import open_world
     from snrkit.jobs.exporting import run_exporting
     from snrkit.jobs.showing import show_export
 
@@ -383,7 +383,7 @@ def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
 
 
 def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
-    from snrkit.distributed import open_world
+    from snrkit.base.distributed import open_world
 
     return _load(config, settings), open_world(device)
 
@@ -392,7 +392,7 @@ def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> 
     import json
 
     if world.leads:
-        from snrkit.files import finite
+        from snrkit.base.files import finite
 
         print(json.dumps(finite(records), indent=1)) if as_json else show(records)
 
@@ -400,8 +400,8 @@ def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> 
 def _pair(
     images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
 ) -> None:
+    from snrkit.base.distributed import open_world
     from snrkit.config import parse_metrics
-    from snrkit.distributed import open_world
     from snrkit.jobs.scoring import score_pair
 
     if len(images) != 2:

@@ -13,8 +13,8 @@ import torch
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
-from snrkit.errors import ConfigError
-from snrkit.value import Value
+from snrkit.base.errors import ConfigError
+from snrkit.base.value import Value
 
 Positive = Annotated[float, Field(gt=0)]
 Named = Sequence[tuple[str, nn.Parameter]]

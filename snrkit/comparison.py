@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from snrkit.files import write_text
+from snrkit.base.files import write_text
 from snrkit.report import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, short, spread
 from snrkit.run import Run
 from snrkit.sampler import Sampler

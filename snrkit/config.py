@@ -17,12 +17,13 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from torch import Tensor
 
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import DERIVED, sections
 from snrkit.checkpoints.models import AnyModel, kinds_of
 from snrkit.data import AnySource
 from snrkit.denoiser import AnyPrecondition
 from snrkit.ema import afterwards_faults, made_afterwards
-from snrkit.errors import ConfigError, SnrkitError
 from snrkit.level import ROUNDING_VARIANCE
 from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
@@ -38,7 +39,6 @@ from snrkit.spectral_levels import SCALARS, SpectralLevels
 from snrkit.step import Abilities
 from snrkit.tabulated import Tabulated
 from snrkit.train import TrainConfig
-from snrkit.value import Value
 from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -301,7 +301,7 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping that a file holds. ConfigError when unreadable."""
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give --config the path of a YAML file.") from None
     except RecursionError:
@@ -338,7 +338,7 @@ def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[
         if not equals or not path:
             raise ConfigError(f"--set {setting}: write it as path=value, such as train.lr=1e-3.")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, RecursionError):
             raise ConfigError(f"--set {setting}: '{text}' is not valid YAML.") from None
         result = _put(result, path.split("."), value, setting)

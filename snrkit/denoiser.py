@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import Level, Scaling, broadcast
 from snrkit.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
 from snrkit.process import Process
-from snrkit.value import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,15 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import FORWARD, stream
 from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
-from snrkit.errors import SnrkitError
 from snrkit.level import Level, Scaling, broadcast, level_of
 from snrkit.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
 from snrkit.process import Flow
 from snrkit.sample import correct as wrapped
 from snrkit.shift.bootstrap import Bootstrap, Curve, variance
 from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Opens, Place, StateCorrection, Step
-from snrkit.streams import FORWARD, stream
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")

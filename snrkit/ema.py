@@ -19,7 +19,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from snrkit.value import Value
+from snrkit.base.value import Value
 
 WIDEST = 0.28  # of a power average made afterwards; a flat one over the whole run has 0.289
 

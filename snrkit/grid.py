@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
 from snrkit.spectral_grid import SpectralGrid
-from snrkit.value import Value
 
 
 class Grid(Protocol):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snrkit.base.streams import HOLDOUT
+from snrkit.base.streams import stream as random_stream
 from snrkit.data.dataset import chunks
 from snrkit.level import Level, broadcast
 from snrkit.prediction import Cond
-from snrkit.streams import HOLDOUT
-from snrkit.streams import stream as random_stream
 from snrkit.train import Task, micro_losses, prepare
 
 HOLDOUT_IMAGES = 2048

@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snrkit.distributed import World
+from snrkit.base.distributed import World
+from snrkit.base.streams import UNCERTAINTY, stream
+from snrkit.base.value import Value
 from snrkit.objective import LOWEST_LOGSNR
-from snrkit.streams import UNCERTAINTY, stream
-from snrkit.value import Value
 
 ENOUGH = 10  # observations of every bin, before which bins are not used
 TINY = 1e-12

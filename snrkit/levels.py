@@ -17,10 +17,10 @@ from pydantic import Field
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.process import Process
 from snrkit.spectral_levels import SpectralLevels
-from snrkit.value import Value
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -15,8 +15,8 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.process import Process
-from snrkit.value import Value
 
 
 @dataclass(frozen=True, slots=True)

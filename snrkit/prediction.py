@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import Level, broadcast
 from snrkit.process import Process
-from snrkit.value import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
 from snrkit.level import Level, Scaling, level_of
-from snrkit.value import Value
 
 
 class Process(Protocol):

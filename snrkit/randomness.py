@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit.base.streams import IMAGE, TRAIN, stream
 from snrkit.data.augment import DRAWS
-from snrkit.streams import IMAGE, TRAIN, stream
 
 Array = np.ndarray[Any, Any]
 

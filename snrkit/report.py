@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.base.value import Value
 from snrkit.config import Experiment
-from snrkit.files import disk_errors, read_json, write_bytes, write_text
 from snrkit.networks import Foreign
 from snrkit.run import Run, read_all, read_log
-from snrkit.value import Value
 
 Row = Sequence[str]
 

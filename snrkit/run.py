@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from snrkit import __version__
+from snrkit.base.errors import BusyError, RunError
+from snrkit.base.files import disk_errors, finite, read_json, remove_leftovers, write_json, write_text
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment, dump_yaml, parse_experiment, read_yaml
-from snrkit.errors import BusyError, RunError
-from snrkit.files import disk_errors, finite, read_json, remove_leftovers, write_json, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

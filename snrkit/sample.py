@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.process import Process

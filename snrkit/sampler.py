@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.corrections import AnyCorrection, Autoguidance
 from snrkit.corrections.guidance import Guidance
 from snrkit.denoiser import check_readable
@@ -33,7 +34,6 @@ from snrkit.step import (
     Sources,
     StateCorrection,
 )
-from snrkit.value import Value
 
 
 class Sampler(Value):

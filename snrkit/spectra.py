@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from snrkit.errors import DataError
+from snrkit.base.errors import DataError
 from snrkit.spectrum import interpolate
 
 Scope = Literal["instance", "class", "dataset"]

@@ -19,15 +19,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import SPECTRUM, stream
+from snrkit.base.value import Value
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
 from snrkit.spectra import Scope
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule
 from snrkit.spectrum_model import SpectrumModel
-from snrkit.streams import SPECTRUM, stream
-from snrkit.value import Value
 
 SLACK = 0.01  # nats
 UNTOLD = "the network is told no ends of schedules (network.scalars), so that no texture can be asked of it"

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.spectra import Scope, Spectra
 from snrkit.spectrum import SpectralSchedule
 from snrkit.tabulated import Tabulated
-from snrkit.value import Value
 
 SCALARS = ("logsnr_noisy", "logsnr_clean")
 TABULATED = 2048  # spectra at a time

@@ -26,9 +26,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import ROUNDING_VARIANCE
-from snrkit.value import Value
 
 POINTS = 257  # of a tabulated schedule
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 from snrkit.level import Level
 from snrkit.prediction import Denoiser, Prediction
 from snrkit.process import Process

@@ -17,12 +17,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import DivergedError
+from snrkit.base.streams import DROPOUT
+from snrkit.base.streams import stream as random_stream
+from snrkit.base.value import Value
 from snrkit.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
-from snrkit.distributed import World
 from snrkit.ema import AnyAveraging, Average, HalfLife
-from snrkit.errors import DivergedError
 from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import Objective
@@ -30,9 +33,6 @@ from snrkit.perturb import AnyPerturbation, Shown
 from snrkit.prediction import Cond
 from snrkit.randomness import Draws, Plan
 from snrkit.spectral_levels import Tables
-from snrkit.streams import DROPOUT
-from snrkit.streams import stream as random_stream
-from snrkit.value import Value
 from snrkit.weighting import Sigmoid
 
 

@@ -23,8 +23,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import Level
-from snrkit.value import Value
 
 Density = Callable[[], Tensor]  # of the level sampler, (B,): asked only by what needs it
 

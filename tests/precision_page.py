@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from snrkit.base.distributed import World
 from snrkit.config import parse_experiment
-from snrkit.distributed import World
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.networks import Dit, Mlp, UNet, make_network
 from snrkit.prediction import Cond

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.adm import AdmModel
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.grid import Leading, UniformTime
 from snrkit.networks.adm import AdmUNet
 from snrkit.prediction import Cond
@@ -191,7 +191,7 @@ def test_tables_are_those_of_the_originals(tmp_path):
 def test_flags_that_do_not_fit_are_said_in_one_sentence(flags, said, tmp_path):
     """ConfigError of one line."""
     model = saved("old-order", theirs("old-order"), tmp_path).model_copy(update=flags)
-    with pytest.raises(ConfigError, match=said) as caught:  # noqa: PT012 - whichever comes first
+    with pytest.raises(ConfigError, match=said) as caught:
         model.describe()
         model.load()
     assert "\n" not in str(caught.value)

@@ -17,12 +17,12 @@ from snrkit.analysis.closed_form import (
     weighted_scale,
 )
 from snrkit.analysis.empirical import gradients, has_density, information, level_of_share, rank_correlation, x0_errors
+from snrkit.base.distributed import World
 from snrkit.betas import LinearBetas, SquaredCosBetas
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import split
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
-from snrkit.distributed import World
 from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis, time_charts
 from snrkit.jobs.training import run_training
 from snrkit.level import level_of

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint
 from snrkit.config import load_experiment
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, RunError, SnrkitError
 from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.sampling import run_sampling
 from snrkit.jobs.training import run_training

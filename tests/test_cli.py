@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
+from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, save_checkpoint
 from snrkit.config import load_experiment
-from snrkit.errors import SnrkitError
 from snrkit.jobs.sampling import image_path, load_images
 from snrkit.run import Run, locked
 from tests.small import SMALL, command, environment, snrkit, write_config, written
@@ -467,7 +467,7 @@ def test_eval_fid_on_two_sets(tmp_path):
 
 def test_probes_that_are_not_asked_for_again_are_kept(copied):
     """A second measure-shift of the same sampler adds its probes; another checkpoint's are not mixed in."""
-    record = lambda: json.loads((copied / "runs/small/shift/euler.json").read_text())  # noqa: E731
+    record = lambda: json.loads((copied / "runs/small/shift/euler.json").read_text())
     first = ["measure-shift", "-q", "--sampler", "euler", "--set"]
     snrkit(copied, *first, "shift.probes=[horizon]")
     horizon = record()["horizon"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from snrkit.base.errors import ConfigError
 from snrkit.clipping import (
     Adaptive,
     AdaptiveLayer,
@@ -16,7 +17,6 @@ from snrkit.clipping import (
     clip,
     unit_norms,
 )
-from snrkit.errors import ConfigError
 from snrkit.networks import Dit, Mlp, UNet, make_network
 from snrkit.prediction import Cond
 

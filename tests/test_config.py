@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from snrkit.base.errors import ConfigError
 from snrkit.config import apply_settings, dump_yaml, file_schema, load_experiment, merge, parse_experiment, read_yaml
-from snrkit.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXPERIMENTS = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "sweeps"]

@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.wavelet import Bands, dwt2, idwt2
 from snrkit.corrections import (
     AnyCorrection,
     Autoguidance,
@@ -27,7 +29,6 @@ from snrkit.corrections import (
 from snrkit.corrections.clean_image import OpenedX0Rescale
 from snrkit.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
 from snrkit.data.toy import gaussian_denoiser
-from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.level import level_of
 from snrkit.prediction import X0, Cond, Prediction, Wrapped, from_x0
@@ -36,7 +37,6 @@ from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import Euler, Heun, Unipc
 from snrkit.step import Call, ForwardStatistics, Place, Step
-from snrkit.wavelet import Bands, dwt2, idwt2
 from tests.exact import PROCESSES, THREE, mixture, run, tensor
 from tests.test_solvers import ALL
 
@@ -105,7 +105,7 @@ def both(process, solver, correction):
         ready = make_ready(sampler, process, Around(process))
         x = start(process, torch.linspace(-2, 2, 12).reshape(3, 1, 2, 2), ready.levels[0])
         draws = torch.Generator().manual_seed(4)
-        noise = lambda s, g=draws: torch.randn(s.shape, dtype=s.dtype, generator=g)  # noqa: E731
+        noise = lambda s, g=draws: torch.randn(s.shape, dtype=s.dtype, generator=g)
         cond = Cond(labels=torch.zeros(3, dtype=torch.int64))
         for step in sample(
             knowing(process), ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond
@@ -295,7 +295,7 @@ def test_dcw_on_edm_is_the_published_update_step_for_step(heun, mode, low, high)
     denoise, levels = mixture(process, shape=(1, 4, 4)), Karras(steps=7).levels(process)
     x = state = start(process, torch.randn(3, 1, 4, 4), levels[0])
     sigmas = [float(level.sigma) for level in levels]
-    d_at = lambda s, sigma: denoise(s, process.level(tensor(-2 * math.log(sigma)))).x0  # noqa: E731
+    d_at = lambda s, sigma: denoise(s, process.level(tensor(-2 * math.log(sigma)))).x0
     correction = Dcw(low=low, high=high, schedule=SigmaShare() if mode == "sigma" else Constant())
     steps = sample(denoise, Heun() if heun else Euler(), levels, x, corrections=(correction,))
     for step, (t, t_next) in zip(steps, pairwise(sigmas), strict=True):
@@ -328,7 +328,7 @@ def difference_after(correction, x_next, x0, level=None):
 def test_double_of_one_coefficient_is_pixel(scale, height, width, wavelet, padding):
     """double(s, s) = pixel(s); the increments of low and high add up to pixel's: any size, wavelet and padding."""
     x, x0 = torch.randn(2, 2, 1, height, width, dtype=torch.float64)
-    make = lambda **c: difference_after(Dcw(**c, wavelet=wavelet, padding=padding), x, x0) - x  # noqa: E731
+    make = lambda **c: difference_after(Dcw(**c, wavelet=wavelet, padding=padding), x, x0) - x
     pixel = difference_after(Dcw(pixel=scale), x, x0) - x
     torch.testing.assert_close(make(low=scale, high=scale), pixel, rtol=0, atol=1e-9)
     torch.testing.assert_close(make(low=scale) + make(high=scale), pixel, rtol=0, atol=1e-9)

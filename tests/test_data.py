@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from snrkit.base.errors import DataError, SnrkitError
 from snrkit.data import Cifar10, Digits, Empirical, Folder, Gaussian, Mixture, Mnist, Npz, Photos, Zip
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import moments, split, stream, to_bytes, to_unit
-from snrkit.errors import DataError, SnrkitError
 from tests.exact import PROCESSES, tensor
 
 
@@ -329,8 +329,8 @@ def test_only_keeps_images_of_the_labels_named():
 
 def test_sampling_draws_only_the_labels_that_are_kept():
     """With data.only every image's label is one of them, each about as often."""
+    from snrkit.base.distributed import World
     from snrkit.config import parse_experiment
-    from snrkit.distributed import World
     from snrkit.jobs.opening import open_experiment
     from snrkit.jobs.sampling import chosen_labels
     from snrkit.randomness import ImageStreams

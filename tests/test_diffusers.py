@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.corrections import ClipX0
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.grid import Leading, Trailing, UniformTime
 from snrkit.prediction import Cond
 from snrkit.sample import sample

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from snrkit.base.distributed import World
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.config import load_experiment
-from snrkit.distributed import World
 from snrkit.jobs.sampling import load_images, run_sampling
 from snrkit.jobs.training import run_training
 from tests.small import SMALL, snrkit, write_config

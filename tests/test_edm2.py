@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.networks.edm2 import Block, Edm2UNet, Weight, act, blend, join, unit
 from snrkit.prediction import Cond
 from tests.edm_files import Persistent, arguments, network, preconditioned

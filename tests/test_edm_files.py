@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.grid import Karras
 from snrkit.networks.edm import SongUNet
 from snrkit.prediction import Cond
@@ -133,7 +133,7 @@ def test_weights_lie_in_the_file_until_they_are_used(tmp_path):
 def test_files_of_another_kind_are_said_in_one_sentence(change, said, tmp_path):
     """ConfigError of one line, whether found when describing or when loading."""
     model = EdmModel(path=write(tmp_path / "x.pkl", change()))
-    with pytest.raises(ConfigError, match=said) as caught:  # noqa: PT012 - whichever comes first
+    with pytest.raises(ConfigError, match=said) as caught:
         model.describe()
         model.load()
     assert "\n" not in str(caught.value)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from snrkit.base.distributed import World
 from snrkit.config import load_experiment, parse_experiment
-from snrkit.distributed import World
 from snrkit.jobs.exporting import unfit
 from snrkit.jobs.opening import open_experiment, open_model
 from snrkit.jobs.sampling import generate, starting_point

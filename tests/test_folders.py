@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.foreign import Autoencoder
-from snrkit.errors import ConfigError
-from tests.test_foreign import model  # noqa: F401 - a fixture
+from tests.test_foreign import model
 from tests.test_hostile_files import REACHED, TOUCH, Call
 
 diffusers = pytest.importorskip("diffusers")
@@ -20,7 +20,7 @@ NAME = "diffusion_pytorch_model"
 
 
 @pytest.fixture
-def folder(model, tmp_path):  # noqa: F811 - the fixture
+def folder(model, tmp_path):
     """A copy of a pipeline's folder."""
     return shutil.copytree(model, tmp_path / "copy")
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import ComputeConfig, dump_yaml, parse_experiment
-from snrkit.errors import ConfigError, SnrkitError
 from snrkit.jobs.opening import open_experiment, resolve_precision
 from tests.small import snrkit, written
 from tests.test_spectral_levels import WORLD

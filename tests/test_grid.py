@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
 from snrkit.betas import TrainedBetas
-from snrkit.errors import SnrkitError
 from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.process import Ddpm, Edm
 from tests.exact import PROCESSES

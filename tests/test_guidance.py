@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
 from snrkit.corrections import (
     Autoguidance,
     ClassifierFreeGuidance,
@@ -15,7 +16,6 @@ from snrkit.corrections import (
     NoiseAwarenessClassifier,
 )
 from snrkit.data.toy import blind_prior
-from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.levels import LogNormal
 from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
@@ -107,7 +107,7 @@ def test_rescale_gives_the_spread_of_the_conditional_answer(process, target):
     parts = {label: mixture(process, shape=(1, 4, 4), seed=label + 10) for label in (-1, 0, 1)}
     denoise = Wrapped(process, lambda s, lv, told, c: parts[int(c.labels[0])](s, lv))
     a, b = target.direction(level)
-    said = lambda p: a * p.x0 + b * p.eps  # noqa: E731
+    said = lambda p: a * p.x0 + b * p.eps
     c, u = denoise(x, level, cond=cond), denoise(x, level, cond=Cond(labels=torch.tensor([-1, -1])))
     plain = said(c) + 3 * (said(c) - said(u))
     for phi in (0.3, 0.7, 1.0):
@@ -123,7 +123,7 @@ def test_a_rescale_is_that_of_its_own_guidance(order):
     """Next to another guidance, before or after it, cfg's rescale acts on p + w (p - u) alone."""
     process, x = Edm(), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     level, cond = process.level(tensor(0.0)), Cond(labels=torch.tensor([0, 1]))
-    scaled = lambda k: Wrapped(process, lambda s, lv, t, c: from_x0(s, k * s, lv))  # noqa: E731
+    scaled = lambda k: Wrapped(process, lambda s, lv, t, c: from_x0(s, k * s, lv))
     parts = {(False, True): scaled(0.2), (True, True): scaled(0.5), (True, False): scaled(0.3)}
     denoise = Wrapped(process, lambda s, lv, t, c: parts[bool((c.labels >= 0).all()), t is not None](s, lv))
     rescaled, aware = ClassifierFreeGuidance(weight=2.0, rescale=0.7), NoiseAwareness(weight=0.5)
@@ -270,8 +270,8 @@ def test_autoguidance_is_p_plus_w_times_p_minus_weaker():
 def test_the_classifier_form_moves_the_score_by_the_gradient(process):
     """score + w grad ln q, score = -eps/sigma; x0 follows from the state equation; weight 0 is neutral."""
     x, level, denoise = torch.randn(3, 1, 2, 2, dtype=torch.float64), process.level(tensor(1.0)), mixture(process)
-    pull = lambda state, logsnr: -state * 0.3  # noqa: E731
-    sampler = lambda w: Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(NoiseAwarenessClassifier(weight=w),))  # noqa: E731
+    pull = lambda state, logsnr: -state * 0.3
+    sampler = lambda w: Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(NoiseAwarenessClassifier(weight=w),))
     (correction,) = make_ready(sampler(0.5), process, Known(process, gradient=pull)).corrections
     guided, plain = correction.wrap(denoise, place_at(level))(x, level), denoise(x, level)
     torch.testing.assert_close(-guided.eps / level.sigma, -plain.eps / level.sigma + 0.5 * pull(x, None))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snrkit.arrays import read_array
+from snrkit.base.arrays import read_array
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import load_experiment
 from snrkit.data.files import Folder, Npz, Zip
-from snrkit.errors import ConfigError, SnrkitError
 from snrkit.metrics.scores import load_statistics
 from tests.peak import forget, peak
 from tests.test_hostile_files import REACHED, TOUCH, Call

@@ -258,7 +258,7 @@ from pathlib import Path
 from tests.peak import forget, peak
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.checkpoints.transformers import DitModel
-from snrkit.errors import ConfigError
+from snrkit.base.errors import ConfigError
 
 def read(path):
     model = EdmModel(path=path) if path.suffix == ".pkl" else DitModel(path=path, heads=2)

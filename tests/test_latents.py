@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.codec import encoded, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.config import parse_experiment
 from snrkit.data.digits import Digits
-from snrkit.errors import ConfigError
 from snrkit.jobs.opening import open_experiment
 from tests.small import snrkit
 from tests.test_diffusers import transformer

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from snrkit.base.distributed import World
 from snrkit.denoiser import NoPrecondition
-from snrkit.distributed import World
 from snrkit.learned import (
     ENOUGH,
     Balance,

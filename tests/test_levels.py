@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 from snrkit.levels import (
     BetaTime,
     Cauchy,

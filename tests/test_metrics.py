@@ -6,10 +6,10 @@ import scipy.linalg
 import torch
 from safetensors.torch import load, save
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
 from snrkit.data import Digits
 from snrkit.data.dataset import Split, memory_dataset, split
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError
 from snrkit.jobs.scoring import disjoint, score_pair, summarise
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig

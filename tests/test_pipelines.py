@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.wavelet import add_bands
 from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift, X0Rescale
 from snrkit.diffusers import Recording, correct, record, walk_of
-from snrkit.errors import SnrkitError
 from snrkit.process import Flow
 from snrkit.sample import sample
 from snrkit.solvers import Dpmpp2m, Euler, Unipc
-from snrkit.wavelet import add_bands
 from tests.test_diffusers import close, opened, transformer, unet
 
 diffusers = pytest.importorskip("diffusers")
@@ -374,7 +374,7 @@ def shipped(name):
         made.scheduler.config.variance_type = "fixed_small"
         asked = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0}
     made.set_progress_bar_config(disable=True)
-    call = lambda: made(**asked, generator=torch.Generator().manual_seed(1), output_type="np").images  # noqa: E731
+    call = lambda: made(**asked, generator=torch.Generator().manual_seed(1), output_type="np").images
     return call, made
 
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.base.errors import SnrkitError
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
-from snrkit.errors import SnrkitError
 from snrkit.level import level_of
 from snrkit.networks import Mlp, make_network
 from snrkit.prediction import SAME, X0, Cond, Eps, FlowVelocity, Score, V, determinant, solve

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.base.distributed import World
+from snrkit.base.frequency import haar, pixels, rings, views
+from snrkit.base.wavelet import low_part
 from snrkit.corrections import Dcw, EpsilonScaling
 from snrkit.data.toy import Gaussian, Mixture
 from snrkit.denoiser import EdmPrecondition
-from snrkit.distributed import World
-from snrkit.frequency import haar, pixels, rings, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
@@ -38,7 +39,6 @@ from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
 from snrkit.train import Task, TrainConfig
-from snrkit.wavelet import low_part
 from snrkit.weighting import EdmWeighting
 from tests.exact import gaussian, tensor
 from tests.test_corrections import control
@@ -107,7 +107,7 @@ def test_the_window_of_gaussian_data_is_its_closed_form(process):
     denoise, logsnr = gaussian(process, 0.0, VARIANCE, SHAPE), torch.linspace(-4, 1, 7, dtype=torch.float64)
     levels = [process.level(v) for v in logsnr]
     arm = window_arm(denoise, levels, clean(COUNT, 4), torch.arange(COUNT), Cond(), key=(9, 4), batch=300, device=CPU)
-    total = lambda level: float(level.alpha**2 * VARIANCE + level.sigma**2)  # noqa: E731
+    total = lambda level: float(level.alpha**2 * VARIANCE + level.sigma**2)
     for s, told in enumerate(levels):
         eps_gain = float(told.sigma) / total(told)
         x0_gain = float(told.alpha) * VARIANCE / total(told)
@@ -219,7 +219,7 @@ def test_the_gain_of_the_chain_that_renews_all_noise():
     def walk(error, nudges):
         draws = torch.Generator().manual_seed(2)
         x = start(process, noise, levels[0], VARIANCE) + error
-        fresh = lambda s: torch.randn(s.shape, generator=draws, dtype=s.dtype)  # noqa: E731
+        fresh = lambda s: torch.randn(s.shape, generator=draws, dtype=s.dtype)
         return sample(denoise, solver, ready.levels, x, corrections=nudges, noise=fresh)
 
     found = measure_gain(walk, levels, (8, *SHAPE), torch.ones(len(levels)), 0, CPU)
@@ -322,7 +322,7 @@ def test_the_estimator_is_calibrated_and_reads_a_known_shift():
     levels = [process.level(tensor(v)) for v in (-5.0, -2.0, 0.0)]  # the first almost at the end of the bounds
     denoise = gaussian(process, 0.0, 0.25, (1, 8, 8))
     x0 = data.x0(range(400)).double()
-    at = lambda shift, noise: forward_arm(  # noqa: E731
+    at = lambda shift, noise: forward_arm(
         denoise, [process.level(lv.logsnr + shift) for lv in levels], x0, torch.arange(400), Cond(),
         key=(9, noise), batch=400, device=CPU,
     )  # fmt: skip

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.base.errors import SnrkitError
 from snrkit.betas import LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas
-from snrkit.errors import SnrkitError
 from snrkit.level import level_of
 from snrkit.process import Ddpm, Edm, Flow, Vp
 from tests.exact import tensor

@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import stream
 from snrkit.corrections import Dcw
-from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.prediction import Cond
 from snrkit.process import Edm
@@ -14,7 +15,6 @@ from snrkit.randomness import ImageStreams, Plan
 from snrkit.sample import sample, start
 from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
 from snrkit.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
-from snrkit.streams import stream
 from tests.exact import PROCESSES, gaussian, mixture, run, tensor
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError
+from snrkit.base.frequency import pixels, views
 from snrkit.config import parse_experiment
 from snrkit.corrections import EpsilonScaling, TimeShift
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.distributed import World
-from snrkit.errors import ConfigError
-from snrkit.frequency import pixels, views
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import Instrument, check_memory, part_moments, renewed_noise
 from snrkit.jobs.opening import Model, open_experiment, open_network
@@ -196,7 +196,7 @@ def test_the_variance_ratio_is_unbiased_in_many_dimensions(shape, images):
 
 def test_pure_noise_is_measured_and_written(tmp_path):
     """A flow grid from t = 1 has logsnr -inf: JSON says null, CSV -inf, and the picture leaves it out."""
-    from snrkit.files import write_json
+    from snrkit.base.files import write_json
 
     shift = measure(Flow(), Euler(), UniformTime(steps=4), exact_start=False)
     assert shift.logsnr[0] == -math.inf
@@ -293,14 +293,14 @@ def test_what_cannot_be_held_is_refused_before_it_begins():
     """One sentence; what is needed grows with the images and with the grids, and not with samplers of one grid."""
     content = {**SMALL, "shift": {"images": 50, "probes": []}}
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
-    sampler = lambda n, solver: Sampler(grid=Karras(steps=n), solver=solver)  # noqa: E731
+    sampler = lambda n, solver: Sampler(grid=Karras(steps=n), solver=solver)
     states = 50 * math.prod(opened.dataset.shape) * 4
 
     def fits(samplers, memory):
         try:
             check_memory(opened, samplers, memory)
         except ConfigError as error:
-            assert "shift.images: the states of 50 images" in str(error)  # noqa: PT017
+            assert "shift.images: the states of 50 images" in str(error)
             return False
         return True
 

@@ -116,7 +116,7 @@ def test_heun_on_edm_is_algorithm_1():
     denoise, levels = mixture(process), Karras(steps=18).levels(process)
     x = start(process, torch.randn(6, 1, 2, 2), levels[0])
     sigmas = [float(level.sigma) for level in levels]
-    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0  # noqa: E731
+    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0
     torch.testing.assert_close(run(Heun(), denoise, levels, x), edm_sampler(d, x, sigmas), rtol=0, atol=1e-9)
 
 
@@ -127,7 +127,7 @@ def test_churn_on_edm_is_algorithm_2():
     x = start(process, torch.randn(6, 1, 2, 2), levels[0])
     draws = [torch.randn(6, 1, 2, 2, dtype=torch.float64) for _ in range(18)]
     settings = {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
-    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0  # noqa: E731
+    d = lambda state, sigma: denoise(state, process.level(tensor(-2 * math.log(sigma)))).x0
     mine, theirs = iter(draws), iter(draws)
     ours = run(Churn(**settings), denoise, levels, x, noise=lambda _: next(mine))
     reference = edm_sampler(d, x, [float(level.sigma) for level in levels], noise=lambda _: next(theirs), **settings)
@@ -163,7 +163,7 @@ def diffusers_like(process, eps_of):
 def test_heun_on_ddpm_ve_is_sigma_space_heun():
     """Equal to Heun in sigma = sqrt((1 - abar)/abar) on the table, transcribed and as diffusers steps it, to 1e-9."""
     process = Ddpm(scaling="ve")
-    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)
     denoise, levels = diffusers_like(process, eps_of), UniformTime(steps=10).levels(process)
     sigmas = [float(level.sigma) for level in levels]
     x = start(process, torch.randn(4, 1, 2, 2), levels[0])
@@ -209,7 +209,7 @@ def test_euler_on_ddpm_is_ddim():
     """x' = sqrt(abar') x0 + sqrt(1 - abar') eps, as diffusers' DDIMScheduler computes it."""
     diffusers = pytest.importorskip("diffusers")
     process = Ddpm()
-    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)
     scheduler = diffusers.DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False, set_alpha_to_one=False)
     scheduler.alphas_cumprod = torch.sigmoid(process.table())
     scheduler.final_alpha_cumprod = tensor(1.0)
@@ -250,7 +250,7 @@ def test_dpmpp_2m_equals_diffusers():
     """DPMSolverMultistepScheduler with its defaults, on the same levels."""
     diffusers = pytest.importorskip("diffusers")
     process = Ddpm()
-    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)
     scheduler = diffusers.DPMSolverMultistepScheduler(1000, 1e-4, 0.02, "linear")
     scheduler.set_timesteps(20)
     state = x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
@@ -359,7 +359,7 @@ def against_diffusers(solver, name, steps=20, **settings):
     """(ours, diffusers') images of a made-up eps network on the levels that the scheduler chooses."""
     diffusers = pytest.importorskip("diffusers")
     process = Ddpm()
-    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)
     scheduler = getattr(diffusers, name)(1000, 1e-4, 0.02, "linear", **settings)
     scheduler.set_timesteps(steps)
     state = x = torch.randn(4, 1, 2, 2, dtype=torch.float64)
@@ -388,8 +388,8 @@ def test_ipndm_v_integrates_its_polynomial():
     """On eps that is a polynomial of degree k - 1 in sigma the variable steps are exact once the history is full."""
     process, k = Edm(), 4
     levels = Karras(steps=9).levels(process)
-    eps = lambda sigma: 1 + 2 * sigma - 0.3 * sigma**2 + 0.01 * sigma**3  # noqa: E731
-    whole = lambda sigma: sigma + sigma**2 - 0.1 * sigma**3 + 0.0025 * sigma**4  # noqa: E731
+    eps = lambda sigma: 1 + 2 * sigma - 0.3 * sigma**2 + 0.01 * sigma**3
+    whole = lambda sigma: sigma + sigma**2 - 0.1 * sigma**3 + 0.0025 * sigma**4
 
     def answer(x, level, told, cond):
         return Prediction(x - level.sigma * eps(level.sigma), torch.ones_like(x) * eps(level.sigma))
@@ -434,7 +434,7 @@ def test_analytic_variance_is_exact_on_gaussian_data(process, steps, eta):
     """With Analytic-DPM's variance the states of isotropic Gaussian data have the right variance after any step."""
     levels = uniform_levels(process, steps, low=-4, high=4)
     solver = AnalyticDpm(eta=eta).open(Exact(VARIANCE), levels)
-    marginal = lambda level: level.alpha**2 * VARIANCE + level.sigma**2  # noqa: E731
+    marginal = lambda level: level.alpha**2 * VARIANCE + level.sigma**2
     denoise = gaussian(process)
     for index, (here, there) in enumerate(pairwise(levels)):
         place, zero = Place(index, levels, here, there), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
@@ -474,7 +474,7 @@ def test_analytic_dpm_is_the_published_variance():
 
 def test_analytic_dpm_counts_one_evaluation_a_step_and_refuses_pure_noise():
     """What it measures beforehand is no cost of an image; at alpha = 0 its variance is undefined."""
-    from snrkit.errors import SnrkitError
+    from snrkit.base.errors import SnrkitError
     from snrkit.prediction import X0
 
     sampler = Sampler(grid=Karras(steps=7), solver=AnalyticDpm())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
 from snrkit.denoiser import EdmPrecondition, NetworkDenoiser
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError
 from snrkit.grid import Karras
 from snrkit.jobs.opening import open_network
 from snrkit.networks import UNet, make_network

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, DataError, SnrkitError
 from snrkit.config import parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, DataError, SnrkitError
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import level_of

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snrkit.analysis.gaussian_rings import euler_gain, spectral_distance
+from snrkit.base.errors import DataError, SnrkitError
 from snrkit.config import load_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
 from snrkit.data.toy import gaussian_denoiser
-from snrkit.errors import DataError, SnrkitError
 from snrkit.level import ROUNDING_VARIANCE, level_of
 from snrkit.process import Vp
 from snrkit.sample import sample

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.data.dataset import to_unit
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, RunError, SnrkitError
 from snrkit.jobs import sweeping
 from snrkit.jobs.opening import open_experiment, open_model
 from snrkit.jobs.sampling import images_of

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.grid import UniformTime
 from snrkit.prediction import Cond
 from snrkit.sample import sample

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.clipping import GlobalNorm
 from snrkit.config import parse_experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
-from snrkit.distributed import World
 from snrkit.ema import Average, HalfLife
-from snrkit.errors import SnrkitError
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.level import broadcast
@@ -376,7 +376,7 @@ def test_input_perturbation_on_pure_noise_learns_one_over_one_plus_gamma_squared
     told = torch.zeros(count, dtype=torch.bool)
 
     def loss(slope):
-        network = lambda x, time, cond: slope * x  # noqa: E731
+        network = lambda x, time, cond: slope * x
         return float(objective.output_error(
             network, torch.zeros_like(eps), eps, logsnr, told, None, beyond=gamma * extra
         ).mean())  # fmt: skip

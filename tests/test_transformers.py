@@ -5,9 +5,9 @@ from argparse import Namespace
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.transformers import DitModel, SitModel
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.errors import ConfigError
 from snrkit.grid import UniformTime
 from snrkit.networks.dit import Dit, sine_positions
 from snrkit.prediction import Cond
@@ -122,7 +122,7 @@ def test_files_of_another_kind_are_said_in_one_sentence(theirs, change, said, tm
     change(weights)
     torch.save(weights, tmp_path / "dit.pt")
     model = DitModel(path=tmp_path / "dit.pt", heads=HEADS)
-    with pytest.raises(ConfigError, match=said) as caught:  # noqa: PT012 - whichever comes first
+    with pytest.raises(ConfigError, match=said) as caught:
         model.describe()
         model.load()
     assert "\n" not in str(caught.value)

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snrkit.base.errors import ConfigError
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw, EpsilonScaling, NoiseAwareness
-from snrkit.errors import ConfigError
 from snrkit.grid import Karras
 from snrkit.jobs.comparing import against, size_change, verdict
 from snrkit.jobs.rows import lay_out, with_nfe

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snrkit.errors import SnrkitError
-from snrkit.wavelet import PADDINGS, WAVELETS, Bands, check_wavelet, dwt2, idwt2, low_part
+from snrkit.base.errors import SnrkitError
+from snrkit.base.wavelet import PADDINGS, WAVELETS, Bands, check_wavelet, dwt2, idwt2, low_part
 
 SIZES = [(8, 8), (9, 6), (5, 7), (2, 3)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import snrkit
+from snrkit.base.errors import SnrkitError
 from snrkit.corrections import Dcw, NoiseAwareness
 from snrkit.denoiser import EdmPrecondition
-from snrkit.errors import SnrkitError
 from snrkit.grid import Karras, UniformTime
 from snrkit.prediction import X0, Cond, FlowVelocity
 from snrkit.process import Edm, Flow

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 from snrkit.level import ROUNDING_VARIANCE, Level
 from snrkit.prediction import Cond, Denoiser
 from snrkit.process import Process

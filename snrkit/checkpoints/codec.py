@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.folders import class_of, pretrained
 from snrkit.checkpoints.foreign import Autoencoder, digest_of
 from snrkit.data.dataset import Dataset, fingerprint
-from snrkit.errors import ConfigError
 
 BATCH = 64  # images encoded or decoded at once
 KEPT = 2**30  # bytes of latents that are kept

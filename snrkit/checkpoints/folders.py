@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of
 from snrkit.checkpoints.torch_files import read_torch
-from snrkit.errors import ConfigError, SnrkitError, reason_of
 
 RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.denoiser import AnyPrecondition
-from snrkit.errors import SnrkitError, reason_of
 from snrkit.networks.foreign import Foreign
 from snrkit.prediction import AnyTarget, Cond
 from snrkit.process import AnyProcess

@@ -5,13 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.adm import AdmModel
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.checkpoints.pickles import PERSISTENT, read_pickle
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.checkpoints.transformers import DitModel, SitModel
-from snrkit.errors import SnrkitError
 
 AnyModel = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]
 MARKS = {"x_embedder.proj.weight": ("dit", "sit"), "input_blocks.0.0.weight": ("adm",)}  # names of weights

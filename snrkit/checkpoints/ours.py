@@ -20,8 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from snrkit.errors import RunError
-from snrkit.files import disk_errors, new_folder, remove_leftovers
+from snrkit.base.errors import RunError
+from snrkit.base.files import disk_errors, new_folder, remove_leftovers
 
 
 @dataclass(frozen=True, slots=True)

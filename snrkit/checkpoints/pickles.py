@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 
 STEPS = 1_000_000  # of the machine, at most; a network of a thousand layers takes some 100,000
 LONGEST_INTEGER, LONGEST_NAME = 128, 1024  # bytes

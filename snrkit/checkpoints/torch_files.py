@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.checkpoints.pickles import Allowance, Machine, Storage, asked, counted, mapped, numbers
-from snrkit.errors import ConfigError, SnrkitError
 
 ZIP, MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
 LARGEST_DIRECTORY = 2**23  # bytes of a zip's list of entries, some hundred each

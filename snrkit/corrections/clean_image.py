@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.step import Place, Range, Sources, check_one_grid
-from snrkit.value import Value
 
 
 def change_x0(

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
+from snrkit.base.wavelet import add_bands, check_wavelet
 from snrkit.level import broadcast
 from snrkit.step import Place, Range, Step
-from snrkit.value import Value
-from snrkit.wavelet import add_bands, check_wavelet
 
 Gains = tuple[Tensor, Tensor]
 

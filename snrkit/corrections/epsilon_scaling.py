@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.step import Place, Range
-from snrkit.value import Value
 
 
 class EpsilonScaling(Value):

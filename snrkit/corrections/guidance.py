@@ -22,13 +22,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.denoiser import check_readable
-from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.process import Process
 from snrkit.step import Abilities, LevelPosterior, Place, Range, Sources
-from snrkit.value import Value
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 

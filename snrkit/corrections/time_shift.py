@@ -19,11 +19,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import Level
 from snrkit.process import Ddpm, Process
 from snrkit.step import Place, Range
-from snrkit.value import Value
 
 CANDIDATES = 33  # levels of a window in nats
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from snrkit.value import Value
+from snrkit.base.value import Value
 
 DRAWS = 14  # uniforms that `augment` takes per image
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.errors import DataError
+from snrkit.base.errors import DataError
+from snrkit.base.value import Value
 from snrkit.prediction import Denoiser
 from snrkit.process import Process
-from snrkit.value import Value
 
 Pixels = Callable[[Sequence[int]], Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from snrkit.arrays import DAMAGED, array_names, read_array
+from snrkit.base.arrays import DAMAGED, array_names, read_array
+from snrkit.base.errors import DataError, missing
 from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
-from snrkit.errors import DataError, missing
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 IN_MEMORY_BYTES = 2 << 30

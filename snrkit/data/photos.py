@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from pydantic import Field
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import DATA, stream
 from snrkit.data.dataset import Dataset, Source, memory_dataset
-from snrkit.errors import SnrkitError
-from snrkit.streams import DATA, stream
 
 PHOTOGRAPHS = (
     "astronaut.png",

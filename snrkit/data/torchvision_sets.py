@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from snrkit.base.errors import DataError, SnrkitError
 from snrkit.data.dataset import Dataset, Source, memory_dataset
-from snrkit.errors import DataError, SnrkitError
 
 
 class TorchvisionSource(Source):

@@ -18,12 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import DATA, stream
 from snrkit.data.dataset import Dataset, Exact, OpensDataset, Source, memory_dataset
-from snrkit.errors import SnrkitError
 from snrkit.level import Level, broadcast
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.process import Process
-from snrkit.streams import DATA, stream
 
 if TYPE_CHECKING:
     from snrkit.data import AnySource

@@ -24,6 +24,11 @@ from snrkit.analysis.closed_form import (
     ring_difficulty,
     weighted_scale,
 )
+from snrkit.base.charts import AXIS, Chart, Scale, draw
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.base.frequency import views
 from snrkit.betas import (
     Betas,
     GeometricBetas,
@@ -34,14 +39,9 @@ from snrkit.betas import (
     SigmoidBetas,
     SquaredCosBetas,
 )
-from snrkit.charts import AXIS, Chart, Scale, draw
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.config import Experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError
-from snrkit.files import disk_errors, write_bytes, write_json, write_text
-from snrkit.frequency import views
 from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from snrkit.base.errors import RunError, SnrkitError
 from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from snrkit.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
-from snrkit.errors import RunError, SnrkitError
 from snrkit.run import Run, locked, stored_experiment
 
 

@@ -16,12 +16,12 @@ import torch
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json
 from snrkit.comparison import comparison_page
 from snrkit.config import Experiment
 from snrkit.data.dataset import fingerprint
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError
-from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.measuring import Instrument, check_held_out, check_memory, measured_seeds
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.jobs.progress import bar

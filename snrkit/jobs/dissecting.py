@@ -26,14 +26,14 @@ from snrkit.analysis.empirical import (
     symmetric_levels,
     x0_errors,
 )
-from snrkit.charts import Chart
+from snrkit.base.charts import Chart
+from snrkit.base.streams import ANALYSIS, stream
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.jobs.opening import Model, Opened, condition_of, load_weights, open_network, open_task
 from snrkit.level import level_of
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.objective import Objective
 from snrkit.prediction import X0, Eps, V
-from snrkit.streams import ANALYSIS, stream
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
 GRADIENT_LEVELS, GRADIENT_IMAGES = 13, 48

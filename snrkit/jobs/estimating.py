@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError, Stopped
+from snrkit.base.files import disk_errors, write_bytes, write_json
+from snrkit.base.streams import ESTIMATOR, stream
 from snrkit.config import Experiment
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError, Stopped
-from snrkit.files import disk_errors, write_bytes, write_json
 from snrkit.jobs.measuring import check_held_out
 from snrkit.jobs.opening import Opened, open_experiment, stoppable
 from snrkit.jobs.progress import bar
 from snrkit.run import Run, locked, trained_run
 from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
-from snrkit.streams import ESTIMATOR, stream
 
 CALIBRATION_IMAGES = 4096
 

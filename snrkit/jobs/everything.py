@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
 from snrkit.config import Experiment
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError
 from snrkit.jobs.measuring import check_held_out, run_measuring
 from snrkit.jobs.opening import open_experiment
 from snrkit.jobs.sampling import check_samplers, choose, run_sampling

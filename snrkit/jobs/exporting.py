@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import torch
 
+from snrkit.base.errors import RunError, SnrkitError
+from snrkit.base.files import disk_errors, new_folder
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.folders import diffusers_package
 from snrkit.config import Experiment
 from snrkit.denoiser import EdmPrecondition, NoPrecondition
-from snrkit.errors import RunError, SnrkitError
-from snrkit.files import disk_errors, new_folder
 from snrkit.jobs.opening import load_weights
 from snrkit.networks import UNet
 from snrkit.networks.unet import EPSILON

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_bytes, write_json, write_text
+from snrkit.base.frequency import View, views
+from snrkit.base.streams import FORWARD, SUBSET, stream
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, fingerprint
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError
-from snrkit.files import disk_errors, read_json, write_bytes, write_json, write_text
-from snrkit.frequency import View, views
 from snrkit.held_out import training_pairs
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task, resumable
 from snrkit.jobs.progress import bar
@@ -45,7 +46,6 @@ from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.spectral_grid import scope_of
 from snrkit.spectrum import power_spectra
 from snrkit.step import Step
-from snrkit.streams import FORWARD, SUBSET, stream
 
 AUDIT_BINS = 10
 LARGEST_COVARIANCE = 4096  # dimensions

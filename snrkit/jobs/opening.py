@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
+from snrkit.base.files import disk_errors, write_bytes
 from snrkit.checkpoints.codec import Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
@@ -21,10 +24,7 @@ from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.spectra import measure_spectra
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.distributed import World
 from snrkit.ema import longest, made_afterwards
-from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
-from snrkit.files import disk_errors, write_bytes
 from snrkit.levels import LevelSampler
 from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS

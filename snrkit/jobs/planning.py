@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError
 from snrkit.config import Experiment, dump_yaml
-from snrkit.distributed import World
 from snrkit.ema import AnyAveraging
-from snrkit.errors import ConfigError
 from snrkit.jobs.opening import Opened, open_experiment, open_network, open_task
 from snrkit.networks import Foreign
 from snrkit.prediction import Cond

@@ -9,8 +9,8 @@ cannot have that NFE, with one evaluation less. So a base is never cheaper than 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import Experiment
-from snrkit.errors import ConfigError, SnrkitError
 from snrkit.prediction import Target
 from snrkit.process import Process
 from snrkit.sampler import Sampler, rehearse

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.jobs.sources import RunSources, beyond_training, open_sampler

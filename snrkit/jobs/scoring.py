@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from snrkit import __version__
-from snrkit.arrays import DAMAGED, array_names
+from snrkit.base.arrays import DAMAGED, array_names
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, DataError, RunError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json
+from snrkit.base.streams import SUBSET, stream
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
 from snrkit.data.dataset import Dataset, Split, chunks, memory_dataset, to_unit
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, DataError, RunError, SnrkitError
-from snrkit.files import disk_errors, read_json, write_json
 from snrkit.jobs.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import choose, is_made, load_images, make_images
@@ -37,7 +38,6 @@ from snrkit.metrics.scores import (
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
 from snrkit.sampler import parse_seeds, rehearse
-from snrkit.streams import SUBSET, stream
 
 MEMORISATION_IMAGES = 4096
 

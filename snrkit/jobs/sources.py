@@ -10,12 +10,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from snrkit.base.errors import ConfigError, RunError
+from snrkit.base.files import read_json
+from snrkit.base.streams import FORWARD, SUBSET, stream
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.config import Experiment
 from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
-from snrkit.errors import ConfigError, RunError
-from snrkit.files import read_json
 from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
 from snrkit.level import Level
 from snrkit.prediction import Cond, Denoiser
@@ -26,7 +27,6 @@ from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
 from snrkit.spectral_grid import SLACK, Spectral, SpectralGrid
 from snrkit.step import ForwardStatistics, LevelPosterior
-from snrkit.streams import FORWARD, SUBSET, stream
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.charts import Chart, draw
+from snrkit.base.charts import Chart, draw
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.config import Experiment
 from snrkit.data.spectra import measure_spectra
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError
-from snrkit.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.jobs.opening import open_experiment
 from snrkit.process import Vp
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page

@@ -24,14 +24,15 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.clipping import Groups
 from snrkit.config import NAME, Experiment, load_experiment, read_mapping
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
-from snrkit.distributed import World
 from snrkit.ema import Power, afterwards, made_afterwards
-from snrkit.errors import BusyError, ConfigError, DivergedError, SnrkitError
-from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.comparing import against
 from snrkit.jobs.opening import Opened, open_experiment, open_model, open_network
@@ -44,7 +45,6 @@ from snrkit.metrics.extractors import check_features
 from snrkit.report import Block, Heading, Paragraph, Row, Table, markdown, mean_of, spread
 from snrkit.run import Run, locked, read_log, trained_run
 from snrkit.sampler import parse_seeds, rehearse
-from snrkit.value import Value
 
 FORMAT = 2  # of stored rows
 AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training

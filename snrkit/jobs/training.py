@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.config import Experiment
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import (
     Opened,

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import torch
 
 from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json, write_text
 from snrkit.config import Experiment, apply_settings, dump_yaml
 from snrkit.corrections import Dcw
 from snrkit.data.dataset import fingerprint, memory_dataset
-from snrkit.distributed import World
-from snrkit.errors import ConfigError, SnrkitError
-from snrkit.files import disk_errors, read_json, write_json, write_text
 from snrkit.jobs.measuring import Instrument, check_held_out
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.jobs.progress import console

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.frequency import views
+from snrkit.base.frequency import views
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.files import write_bytes
+from snrkit.base.streams import CLASSIFIER, stream
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint
-from snrkit.files import write_bytes
-from snrkit.streams import CLASSIFIER, stream
 
 RECIPE = "1"  # change with anything below that changes the weights
 IMAGES, EPOCHS, BATCH, LR = 60_000, 6, 128, 2e-3  # the larger of IMAGES and EPOCHS is trained

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from snrkit.value import Value
+from snrkit.base.value import Value
 
 Features = Literal[
     "classifier",

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError, reason_of
+from snrkit.base.files import write_bytes
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
-from snrkit.errors import SnrkitError, reason_of
-from snrkit.files import write_bytes
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.statistics import RunningMoments

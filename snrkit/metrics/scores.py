@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from snrkit.arrays import DAMAGED, read_array
+from snrkit.base.arrays import DAMAGED, read_array
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.base.files import write_bytes
+from snrkit.base.streams import SUBSET, stream
 from snrkit.data.dataset import Dataset, chunks, fingerprint
-from snrkit.distributed import World
-from snrkit.errors import SnrkitError
-from snrkit.files import write_bytes
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, cache_folder
 from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
-from snrkit.streams import SUBSET, stream
 
 KEPT = 10_000
 IS_SPLITS = 10

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.distributed import World
+from snrkit.base.distributed import World
 
 
 class RunningMoments:

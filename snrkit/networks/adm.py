@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import Value
 from snrkit.networks.embed import sinusoid
 from snrkit.prediction import Cond
-from snrkit.value import Value
 
 GROUPS = 32
 

@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import Value
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.embed import Extras, label_rows, sinusoid
 from snrkit.prediction import Cond
-from snrkit.value import Value
 
 TIME_FEATURES = 256
 

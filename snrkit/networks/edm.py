@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import Value
 from snrkit.networks.embed import one_hot
 from snrkit.prediction import Cond
-from snrkit.value import Value
 
 LARGEST_PERIOD = 10_000
 

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import Value
 from snrkit.networks.embed import one_hot
 from snrkit.prediction import Cond
-from snrkit.value import Value
 
 SILU = 0.596  # the root mean square of silu(n), n normal (eq. 81)
 SMALL = 1e-4

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from snrkit.errors import ConfigError
-from snrkit.value import Value
+from snrkit.base.errors import ConfigError
+from snrkit.base.value import Value
 
 
 class Foreign(Value):

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import Value
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 from snrkit.prediction import Cond
-from snrkit.value import Value
 
 
 class Mlp(Value):

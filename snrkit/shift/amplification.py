@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snrkit.base.streams import FORWARD, stream
+from snrkit.base.wavelet import low_part
 from snrkit.level import Level
 from snrkit.shift.bootstrap import Bootstrap, Curve
 from snrkit.step import Step
-from snrkit.streams import FORWARD, stream
-from snrkit.wavelet import low_part
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit.base.streams import stream
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.step import Step
-from snrkit.streams import stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.streams import BOOTSTRAP, stream
+from snrkit.base.streams import BOOTSTRAP, stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from snrkit.value import Value
+from snrkit.base.value import Value
 
 
 class EstimatorConfig(Value):

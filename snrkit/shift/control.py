@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.wavelet import Bands, idwt2
 from snrkit.level import Level
 from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.process import Process
@@ -27,7 +28,6 @@ from snrkit.sample import sample
 from snrkit.sampler import Ready
 from snrkit.spectral_grid import Spectral
 from snrkit.step import ForwardStatistics, LevelPosterior
-from snrkit.wavelet import Bands, idwt2
 
 BISECTIONS = 50
 BANDS = 4

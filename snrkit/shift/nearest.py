@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.frequency import hartley
+from snrkit.base.frequency import hartley
 from snrkit.level import Level
 from snrkit.process import Process
 

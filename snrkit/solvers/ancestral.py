@@ -22,12 +22,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.level import Level, broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.step import Call, Memory, Noise, Place, Sources, check_one_grid
-from snrkit.value import Value
 
 
 class Ancestral(Value):

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import Level, broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.heun import heun_step
 from snrkit.step import Call, Memory, Noise, Place
-from snrkit.value import Value
 
 
 class Churn(Value):

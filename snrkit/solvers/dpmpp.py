@@ -14,12 +14,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
 from snrkit.step import Call, Memory, Noise, Place
-from snrkit.value import Value
 
 FEW = 15  # steps, below which diffusers lowers the order at the end
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import Level
 from snrkit.prediction import Denoiser, Prediction
 from snrkit.step import Call, Memory, Noise, Place
-from snrkit.value import Value
 
 
 def recompose(prediction: Prediction, level: Level) -> Tensor:

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.step import Call, Memory, Noise, Place
-from snrkit.value import Value
 
 
 def heun_step(denoise: Denoiser, x: Tensor, place: Place) -> tuple[Tensor, tuple[Call, ...]]:

@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.value import Value
 from snrkit.level import broadcast
 from snrkit.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.solvers.multistep import Past, increment, remember
 from snrkit.step import Call, Memory, Noise, Place
-from snrkit.value import Value
 
 
 def _step(denoise: Denoiser, x: Tensor, place: Place, past: Past, length: int, equal: bool

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from snrkit.base.distributed import World
+from snrkit.base.wavelet import Bands, dwt2, idwt2
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw
 from snrkit.denoiser import NetworkDenoiser
-from snrkit.distributed import World
 from snrkit.grid import Karras
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.jobs.sampling import sample_steps, starting_point
@@ -26,7 +27,6 @@ from snrkit.spectrum import power_spectra
 from snrkit.spectrum_model import fit_spectrum_model
 from snrkit.step import Call, Place, Step
 from snrkit.train import make_state, train
-from snrkit.wavelet import Bands, dwt2, idwt2
 
 WORLD = World(0, 1, torch.device("cpu"))
 

@@ -19,7 +19,7 @@ import pywt
 import torch
 from torch import Tensor
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 
 Array = np.ndarray[Any, Any]
 WAVELETS = tuple(name for name in pywt.wavelist(kind="discrete") if name != "dmey")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from snrkit.errors import SnrkitError, missing
+from snrkit.base.errors import SnrkitError, missing
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.wavelet import dwt2
+from snrkit.base.wavelet import dwt2
 
 RINGS = 8
 

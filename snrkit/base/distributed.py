@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from snrkit.errors import SnrkitError
+from snrkit.base.errors import SnrkitError
 
 
 @dataclass(frozen=True, slots=True)
