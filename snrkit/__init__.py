@@ -6,7 +6,7 @@ Three equations carry the package (docs/architecture.md):
     belief    y  = a * x0 + b * eps              every prediction type is one pair (a, b)
     dynamics  dx = x0 d(alpha) + eps d(sigma)    every ODE solver discretises this line
 
-Import from the modules (`from snrkit.process import Edm`); this one imports nothing until `snrkit.wrap` is asked for,
+Import from the modules (`from snrkit.diffusion.process import Edm`); this one imports nothing until `snrkit.wrap` is asked for,
 so that `snrkit --help` is fast.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["wrap"]
 
 
 def __getattr__(name: str) -> Any:
-    """`wrap` of snrkit.denoiser."""
+    """`wrap` of snrkit.diffusion.denoiser."""
     if name == "wrap":
-        return importlib.import_module("snrkit.denoiser").wrap
+        return importlib.import_module("snrkit.diffusion.denoiser").wrap
     raise AttributeError(f"module 'snrkit' has no attribute '{name}'")

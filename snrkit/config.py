@@ -22,16 +22,16 @@ from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import DERIVED, sections
 from snrkit.checkpoints.models import AnyModel, kinds_of
 from snrkit.data import AnySource
-from snrkit.denoiser import AnyPrecondition
+from snrkit.diffusion.denoiser import AnyPrecondition
+from snrkit.diffusion.level import ROUNDING_VARIANCE
+from snrkit.diffusion.prediction import AnyTarget, Eps, Score
+from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.ema import afterwards_faults, made_afterwards
-from snrkit.level import ROUNDING_VARIANCE
 from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Foreign, Mlp
 from snrkit.objective import LOWEST_LOGSNR
 from snrkit.perturb import MixFlow
-from snrkit.prediction import AnyTarget, Eps, Score
-from snrkit.process import AnyProcess, Ddpm, Flow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
 from snrkit.spectral_grid import UNTOLD, SpectralGrid

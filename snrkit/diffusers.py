@@ -28,9 +28,9 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import FORWARD, stream
 from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
-from snrkit.level import Level, Scaling, broadcast, level_of
-from snrkit.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
-from snrkit.process import Flow
+from snrkit.diffusion.level import Level, Scaling, broadcast, level_of
+from snrkit.diffusion.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
+from snrkit.diffusion.process import Flow
 from snrkit.sample import correct as wrapped
 from snrkit.shift.bootstrap import Bootstrap, Curve, variance
 from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Opens, Place, StateCorrection, Step

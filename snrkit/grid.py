@@ -15,8 +15,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import Level
-from snrkit.process import Ddpm, Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Ddpm, Process
 from snrkit.spectral_grid import SpectralGrid
 
 

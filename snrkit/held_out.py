@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from snrkit.base.streams import HOLDOUT
 from snrkit.base.streams import stream as random_stream
 from snrkit.data.dataset import chunks
-from snrkit.level import Level, broadcast
-from snrkit.prediction import Cond
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import Cond
 from snrkit.train import Task, micro_losses, prepare
 
 HOLDOUT_IMAGES = 2048

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.process import Process
+from snrkit.diffusion.process import Process
 from snrkit.spectral_levels import SpectralLevels
 
 Positive = Annotated[float, Field(gt=0)]

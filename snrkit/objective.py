@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snrkit.denoiser import Precondition
-from snrkit.level import Level, broadcast
+from snrkit.diffusion.denoiser import Precondition
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import Cond, Target
+from snrkit.diffusion.process import Process
 from snrkit.levels import LevelSampler
-from snrkit.prediction import Cond, Target
-from snrkit.process import Process
 from snrkit.weighting import Density, Simple, Weighting
 
 LOWEST_LOGSNR = -40.0

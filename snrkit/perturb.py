@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.process import Process
+from snrkit.diffusion.process import Process
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.diffusion.process import Process
 from snrkit.step import (
     BeliefCorrection,
     Correction,

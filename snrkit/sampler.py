@@ -12,11 +12,11 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.corrections import AnyCorrection, Autoguidance
 from snrkit.corrections.guidance import Guidance
-from snrkit.denoiser import check_readable
+from snrkit.diffusion.denoiser import check_readable
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
+from snrkit.diffusion.process import Process
 from snrkit.grid import AnyGrid
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
-from snrkit.process import Process
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.spectral_grid import Spectral, SpectralGrid

@@ -22,8 +22,8 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import SPECTRUM, stream
 from snrkit.base.value import Value
-from snrkit.level import Level
-from snrkit.process import Ddpm, Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Ddpm, Process
 from snrkit.spectra import Scope
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum import SpectralSchedule

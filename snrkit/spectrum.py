@@ -28,7 +28,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import ROUNDING_VARIANCE
+from snrkit.diffusion.level import ROUNDING_VARIANCE
 
 POINTS = 257  # of a tabulated schedule
 

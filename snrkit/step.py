@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.level import Level
-from snrkit.prediction import Denoiser, Prediction
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Denoiser, Prediction
+from snrkit.diffusion.process import Process
 from snrkit.spectral_grid import Spectral
 
 

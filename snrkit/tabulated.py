@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.process import Process
+from snrkit.diffusion.process import Process
 
 STEEPEST = 10.0
 

@@ -25,12 +25,12 @@ from snrkit.base.value import Value
 from snrkit.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
+from snrkit.diffusion.prediction import Cond
 from snrkit.ema import AnyAveraging, Average, HalfLife
 from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import Objective
 from snrkit.perturb import AnyPerturbation, Shown
-from snrkit.prediction import Cond
 from snrkit.randomness import Draws, Plan
 from snrkit.spectral_levels import Tables
 from snrkit.weighting import Sigmoid

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level
+from snrkit.diffusion.level import Level
 
 Density = Callable[[], Tensor]  # of the level sampler, (B,): asked only by what needs it
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from snrkit.data.toy import MixtureDenoiser, gaussian_denoiser
-from snrkit.process import Ddpm, Edm, Flow, Vp
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 
 PROCESSES = {"ddpm": Ddpm(), "edm": Edm(), "flow": Flow(), "vp": Vp()}
 THREE = {name: PROCESSES[name] for name in ("ddpm", "edm", "flow")}

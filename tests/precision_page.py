@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from snrkit.base.distributed import World
 from snrkit.config import parse_experiment
+from snrkit.diffusion.prediction import Cond
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.networks import Dit, Mlp, UNet, make_network
-from snrkit.prediction import Cond
 from snrkit.report import Table, markdown
 from snrkit.train import make_state, train
 from tests.small import SMALL

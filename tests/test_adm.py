@@ -6,11 +6,11 @@ from pydantic import ValidationError
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.adm import AdmModel
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
+from snrkit.diffusion.process import Ddpm
 from snrkit.grid import Leading, UniformTime
 from snrkit.networks.adm import AdmUNet
-from snrkit.prediction import Cond
-from snrkit.process import Ddpm
 
 diffusers = pytest.importorskip("diffusers")
 SIDE = 8

@@ -18,17 +18,17 @@ from snrkit.analysis.closed_form import (
 )
 from snrkit.analysis.empirical import gradients, has_density, information, level_of_share, rank_correlation, x0_errors
 from snrkit.base.distributed import World
-from snrkit.betas import LinearBetas, SquaredCosBetas
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import split
 from snrkit.data.toy import MixtureDenoiser
-from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.betas import LinearBetas, SquaredCosBetas
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Cond, Eps, Score, V
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis, time_charts
 from snrkit.jobs.training import run_training
-from snrkit.level import level_of
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Cond, Eps, Score, V
-from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 from tests.small import SMALL, snrkit, write_config, written

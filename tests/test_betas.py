@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from snrkit.betas import (
+from snrkit.diffusion.betas import (
     GeometricBetas,
     LaplaceAlphaBar,
     LinearBetas,
@@ -14,7 +14,7 @@ from snrkit.betas import (
     SigmoidBetas,
     SquaredCosBetas,
 )
-from snrkit.process import Ddpm
+from snrkit.diffusion.process import Ddpm
 
 KINDS = (
     LinearBetas,
@@ -98,8 +98,8 @@ def test_diffusers_laplace_is_a_root_of_what_is_meant():
 
 def test_laplace_table_is_its_level_sampler():
     """logsnr at index k is the Laplace quantile of (k + 1)/T."""
+    from snrkit.diffusion.process import Flow
     from snrkit.levels import Laplace
-    from snrkit.process import Flow
 
     wide = Flow(logsnr_min=-30, logsnr_max=30)
     k = torch.arange(0, 999, 37)

@@ -17,8 +17,8 @@ from snrkit.clipping import (
     clip,
     unit_norms,
 )
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks import Dit, Mlp, UNet, make_network
-from snrkit.prediction import Cond
 
 WIDE = 1e9  # a bound that nothing reaches
 NEUTRAL = [

@@ -29,10 +29,10 @@ from snrkit.corrections import (
 from snrkit.corrections.clean_image import OpenedX0Rescale
 from snrkit.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
 from snrkit.data.toy import gaussian_denoiser
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.grid import Karras, UniformTime
-from snrkit.level import level_of
-from snrkit.prediction import X0, Cond, Prediction, Wrapped, from_x0
-from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import Euler, Heun, Unipc

@@ -9,9 +9,9 @@ import torch
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.corrections import ClipX0
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
 from snrkit.grid import Leading, Trailing, UniformTime
-from snrkit.prediction import Cond
 from snrkit.sample import sample
 from snrkit.solvers import Ancestral, Dpmpp2m, Euler, Heun, Unipc
 

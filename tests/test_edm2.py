@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.edm import EdmModel
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.edm2 import Block, Edm2UNet, Weight, act, blend, join, unit
-from snrkit.prediction import Cond
 from tests.edm_files import Persistent, arguments, network, preconditioned
 
 SMALL = Edm2UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(8,), head_channels=16, classes=3)

@@ -5,10 +5,10 @@ import torch
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.edm import EdmModel
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
 from snrkit.grid import Karras
 from snrkit.networks.edm import SongUNet
-from snrkit.prediction import Cond
 from tests.edm_files import ADM, SONG, arguments, iddpm_sigmas, network, preconditioned, write
 from tests.test_edm_networks import GOLDEN, NETWORKS, SIDE, filled
 

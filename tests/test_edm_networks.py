@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.edm import Conv, DhariwalUNet, SongUNet
-from snrkit.prediction import Cond
 
 SIDE, CLASSES = 16, 7
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention": (8,)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from snrkit.base.errors import SnrkitError
-from snrkit.betas import TrainedBetas
+from snrkit.diffusion.betas import TrainedBetas
+from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
-from snrkit.process import Ddpm, Edm
 from tests.exact import PROCESSES
 
 GRIDS = (

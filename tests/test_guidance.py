@@ -16,10 +16,10 @@ from snrkit.corrections import (
     NoiseAwarenessClassifier,
 )
 from snrkit.data.toy import blind_prior
+from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
+from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.levels import LogNormal
-from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
-from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import Euler, Heun
@@ -47,7 +47,7 @@ def test_noise_awareness_is_s_plus_w_times_s_minus_blind():
 
 def test_noise_awareness_is_neutral_where_the_level_says_nothing():
     """An EDM network's optimal F is 0 on N(0, sigma_data^2), told or not: guidance by told=None changes nothing."""
-    from snrkit.denoiser import EdmPrecondition, NetworkDenoiser
+    from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 
     process = Edm()
     denoise = NetworkDenoiser(lambda x, time, cond: torch.zeros_like(x), process, X0(), EdmPrecondition(), 0.5)

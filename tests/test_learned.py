@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from snrkit.base.distributed import World
-from snrkit.denoiser import NoPrecondition
+from snrkit.diffusion.denoiser import NoPrecondition
+from snrkit.diffusion.prediction import Eps
+from snrkit.diffusion.process import Vp
 from snrkit.learned import (
     ENOUGH,
     Balance,
@@ -20,8 +22,6 @@ from snrkit.learned import (
 )
 from snrkit.levels import UniformTime
 from snrkit.objective import Objective
-from snrkit.prediction import Eps
-from snrkit.process import Vp
 from snrkit.weighting import MinSnr
 
 WORLD = World(0, 1, torch.device("cpu"))

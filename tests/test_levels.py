@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from snrkit.base.errors import SnrkitError
+from snrkit.diffusion.process import Edm, Flow, InterpolatedCosine, LinearLogsnr, Vp
 from snrkit.levels import (
     BetaTime,
     Cauchy,
@@ -23,7 +24,6 @@ from snrkit.levels import (
     UniformSigma,
     UniformTime,
 )
-from snrkit.process import Edm, Flow, InterpolatedCosine, LinearLogsnr, Vp
 from tests.exact import PROCESSES, tensor
 
 SHIFTED = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks import Dit, Mlp, UNet, largest_logit, make_network, set_checkpointing, watch_attention
 from snrkit.networks.dit import rotary_angles, rotate
 from snrkit.networks.embed import sinusoid
-from snrkit.prediction import Cond
 
 SMALL = {
     "unet": UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=4, classes=3),

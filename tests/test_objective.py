@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snrkit.betas import TrainedBetas
-from snrkit.denoiser import EdmPrecondition, NoPrecondition
-from snrkit.level import level_of
+from snrkit.diffusion.betas import TrainedBetas
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Score, V
+from snrkit.diffusion.process import Ddpm
 from snrkit.levels import LogNormal, UniformTime
 from snrkit.networks import Mlp, make_network
 from snrkit.objective import Objective, output_weight
-from snrkit.prediction import X0, Cond, Eps, FlowVelocity, Score, V
-from snrkit.process import Ddpm
 from snrkit.weighting import EdmWeighting, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 
@@ -69,7 +69,7 @@ def test_weights_are_finite_at_zero_terminal_snr():
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_the_loss_on_f_is_the_weighted_error_of_eps(target, precondition):
     """The loss equals w_eps |eps_hat - eps|^2 with eps_hat read from the same output by the denoiser."""
-    from snrkit.denoiser import NetworkDenoiser
+    from snrkit.diffusion.denoiser import NetworkDenoiser
 
     network = make_network(Mlp(dim=16, depth=1), (1, 2, 2), 0)
     with torch.no_grad():

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
 from snrkit.data.toy import gaussian_denoiser
-from snrkit.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
-from snrkit.level import level_of
+from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import SAME, X0, Cond, Eps, FlowVelocity, Score, V, determinant, solve
 from snrkit.networks import Mlp, make_network
-from snrkit.prediction import SAME, X0, Cond, Eps, FlowVelocity, Score, V, determinant, solve
 from tests.exact import PROCESSES, THREE, mixture, tensor
 
 TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity(), "score": Score()}

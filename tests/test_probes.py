@@ -14,15 +14,15 @@ from snrkit.base.frequency import haar, pixels, rings, views
 from snrkit.base.wavelet import low_part
 from snrkit.corrections import Dcw, EpsilonScaling
 from snrkit.data.toy import Gaussian, Mixture
-from snrkit.denoiser import EdmPrecondition
+from snrkit.diffusion.denoiser import EdmPrecondition
+from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
+from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
 from snrkit.levels import LogNormal
 from snrkit.objective import Objective
 from snrkit.perturb import InputPerturbation
-from snrkit.prediction import X0, Cond, Eps, Prediction, Wrapped
-from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
-from snrkit.betas import LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas
-from snrkit.level import level_of
-from snrkit.process import Ddpm, Edm, Flow, Vp
+from snrkit.diffusion.betas import LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from tests.exact import tensor
 
 ZERO_SNR = (*np.linspace(1e-3, 0.5, 49), 1.0)

@@ -8,9 +8,9 @@ import torch
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import stream
 from snrkit.corrections import Dcw
+from snrkit.diffusion.prediction import Cond
+from snrkit.diffusion.process import Edm
 from snrkit.grid import Karras, UniformTime
-from snrkit.prediction import Cond
-from snrkit.process import Edm
 from snrkit.randomness import ImageStreams, Plan
 from snrkit.sample import sample, start
 from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
@@ -103,7 +103,7 @@ def test_slices_are_drawn_alike_alone_and_together():
 def test_evaluations_are_counted_by_running(solver, evaluations):
     """18 steps: Heun 2*18 - 1 = 35 as EDM counts, one-call solvers 18; guidance doubles."""
     from snrkit.corrections import ClassifierFreeGuidance
-    from snrkit.prediction import X0
+    from snrkit.diffusion.prediction import X0
 
     sampler = Sampler(grid=Karras(steps=18), solver=solver)
     assert rehearse(sampler, Edm(), X0(), (1, 2, 2)) == evaluations
@@ -114,7 +114,7 @@ def test_evaluations_are_counted_by_running(solver, evaluations):
 def test_the_condition_reaches_the_denoiser_and_guidance():
     """The bound condition is what the network and every correction sees."""
     process, seen = Edm(), []
-    from snrkit.prediction import Prediction, Wrapped
+    from snrkit.diffusion.prediction import Prediction, Wrapped
 
     def answer(x, level, told, cond):
         seen.append(cond.labels.tolist())

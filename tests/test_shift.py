@@ -14,12 +14,12 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import pixels, views
 from snrkit.config import parse_experiment
 from snrkit.corrections import EpsilonScaling, TimeShift
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
+from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import Instrument, check_memory, part_moments, renewed_noise
 from snrkit.jobs.opening import Model, open_experiment, open_network
-from snrkit.prediction import Cond, Prediction, Wrapped
-from snrkit.process import Ddpm, Edm, Flow
 from snrkit.run import Run
 from snrkit.sample import sample, start
 from snrkit.sampler import Sampler

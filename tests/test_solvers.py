@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from snrkit.data.toy import MixtureDenoiser
-from snrkit.denoiser import check_readable
+from snrkit.diffusion.denoiser import check_readable
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import Prediction, Wrapped
+from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.grid import Karras, Trailing, UniformLogsnr, UniformTime
-from snrkit.level import level_of
-from snrkit.prediction import Prediction, Wrapped
-from snrkit.process import Ddpm, Edm, Flow
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
 from snrkit.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
@@ -314,7 +314,7 @@ def test_flow_starts_at_pure_noise():
     process = Flow()
     levels = UniformTime(steps=6).levels(process)
     assert levels[0].alpha == 0
-    from snrkit.prediction import X0
+    from snrkit.diffusion.prediction import X0
 
     check_readable(levels[0], X0())
     for solver in ALL.values():
@@ -475,7 +475,7 @@ def test_analytic_dpm_is_the_published_variance():
 def test_analytic_dpm_counts_one_evaluation_a_step_and_refuses_pure_noise():
     """What it measures beforehand is no cost of an image; at alpha = 0 its variance is undefined."""
     from snrkit.base.errors import SnrkitError
-    from snrkit.prediction import X0
+    from snrkit.diffusion.prediction import X0
 
     sampler = Sampler(grid=Karras(steps=7), solver=AnalyticDpm())
     assert rehearse(sampler, Edm(), X0(), (1, 4, 4)) == 7

@@ -13,12 +13,12 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
-from snrkit.denoiser import EdmPrecondition, NetworkDenoiser
+from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
+from snrkit.diffusion.prediction import Cond, V
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.grid import Karras
 from snrkit.jobs.opening import open_network
 from snrkit.networks import UNet, make_network
-from snrkit.prediction import Cond, V
-from snrkit.process import Ddpm, Edm, Flow, Vp
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run
 from snrkit.sample import sample, start

@@ -12,10 +12,10 @@ from snrkit.base.errors import ConfigError, DataError, SnrkitError
 from snrkit.config import parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.process import Vp
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.level import level_of
-from snrkit.process import Vp
 from snrkit.spectral_grid import Spectral, SpectralGrid
 from snrkit.spectral_levels import SpectralLevels, told_ends
 from snrkit.spectrum_model import fit_spectrum_model
@@ -142,7 +142,7 @@ def test_a_micro_batch_is_the_objective_of_its_images():
     variance = task.objective.sigma_data**2
     total = (level.alpha**2 * variance + level.sigma**2).float()[:, None, None, None]
     time = PROCESS.time(logsnr).masked_fill(draws.noise_drop < 0.1, torch.nan).float()
-    from snrkit.prediction import Cond
+    from snrkit.diffusion.prediction import Cond
 
     output = network(x / total.sqrt(), time, Cond(labels, ends))
     c_skip = (level.alpha * level.sigma * (1 - variance)).float()[:, None, None, None] / total

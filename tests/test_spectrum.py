@@ -16,8 +16,8 @@ from snrkit.config import load_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.spectra import measure_spectra
 from snrkit.data.toy import gaussian_denoiser
-from snrkit.level import ROUNDING_VARIANCE, level_of
-from snrkit.process import Vp
+from snrkit.diffusion.level import ROUNDING_VARIANCE, level_of
+from snrkit.diffusion.process import Vp
 from snrkit.sample import sample
 from snrkit.solvers import Euler
 from snrkit.spectra import slope

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
+from snrkit.diffusion.process import Vp
 from snrkit.levels import UniformTime
-from snrkit.process import Vp
 from snrkit.spectrum import POINTS, SpectralSchedule, power_spectra
 from snrkit.tabulated import STEEPEST, Tabulated
 from tests.test_spectrum import pictures

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
 from snrkit.grid import UniformTime
-from snrkit.prediction import Cond
 from snrkit.sample import sample
 from snrkit.solvers import Euler
 from tests.test_diffusers import close

@@ -15,16 +15,16 @@ from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.clipping import GlobalNorm
 from snrkit.config import parse_experiment
-from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.level import broadcast
+from snrkit.diffusion.prediction import X0, Eps, FlowVelocity
+from snrkit.diffusion.process import Edm, Flow, Vp
 from snrkit.ema import Average, HalfLife
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.level import broadcast
 from snrkit.levels import LogNormal, UniformTime
 from snrkit.objective import Objective
 from snrkit.perturb import Ciop, MixFlow
-from snrkit.prediction import X0, Eps, FlowVelocity
-from snrkit.process import Edm, Flow, Vp
 from snrkit.randomness import Plan
 from snrkit.train import TrainConfig, make_optimizer, make_state, train
 from snrkit.weighting import EdmWeighting, Simple
@@ -58,7 +58,7 @@ def test_a_step_is_adamw_on_the_mean_loss_of_the_batch():
     task, network = opened(images=128, decay="linear")
     reference = opened()[1]
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    from snrkit.prediction import Cond
+    from snrkit.diffusion.prediction import Cond
 
     for step in range(2):
         draws = task.plan().draw(step, range(4))

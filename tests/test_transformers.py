@@ -7,10 +7,10 @@ import torch
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.transformers import DitModel, SitModel
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond
 from snrkit.grid import UniformTime
 from snrkit.networks.dit import Dit, sine_positions
-from snrkit.prediction import Cond
 from snrkit.sample import sample
 from snrkit.solvers import Euler
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from snrkit.base.errors import ConfigError
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw, EpsilonScaling, NoiseAwareness
+from snrkit.diffusion.prediction import X0
+from snrkit.diffusion.process import Edm
 from snrkit.grid import Karras
 from snrkit.jobs.comparing import against, size_change, verdict
 from snrkit.jobs.rows import lay_out, with_nfe
 from snrkit.jobs.tuning import by_gap, knobs, sweep, with_values
-from snrkit.prediction import X0
-from snrkit.process import Edm
 from snrkit.sampler import Sampler
 from snrkit.solvers import Euler, Heun
 from snrkit.step import Range

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snrkit.denoiser import NoPrecondition
-from snrkit.level import level_of
+from snrkit.diffusion.denoiser import NoPrecondition
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, V
 from snrkit.objective import output_weight
-from snrkit.prediction import X0, Eps, FlowVelocity, Score, V
 from snrkit.weighting import (
     P2,
     CosMap,

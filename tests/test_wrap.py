@@ -8,10 +8,10 @@ import torch
 import snrkit
 from snrkit.base.errors import SnrkitError
 from snrkit.corrections import Dcw, NoiseAwareness
-from snrkit.denoiser import EdmPrecondition
+from snrkit.diffusion.denoiser import EdmPrecondition
+from snrkit.diffusion.prediction import X0, Cond, FlowVelocity
+from snrkit.diffusion.process import Edm, Flow
 from snrkit.grid import Karras, UniformTime
-from snrkit.prediction import X0, Cond, FlowVelocity
-from snrkit.process import Edm, Flow
 from snrkit.sample import sample
 from snrkit.solvers import Euler
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from snrkit.analysis.gaussian_rings import euler_gain, spectral_distance
 from snrkit.data.dataset import to_unit
 from snrkit.data.photos import PHOTOGRAPHS, whole
+from snrkit.diffusion.level import Level, level_of
+from snrkit.diffusion.process import Vp
 from snrkit.grid import Karras, UniformLogsnr
-from snrkit.level import Level, level_of
-from snrkit.process import Vp
 from snrkit.report import Table, markdown
 from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
 

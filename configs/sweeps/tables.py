@@ -15,10 +15,10 @@ import torch
 
 from snrkit.analysis.closed_form import difficulty
 from snrkit.analysis.empirical import rank_correlation
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Eps, Target, V
 from snrkit.jobs.comparing import against
 from snrkit.jobs.sweeping import arm_table, interval, lay_out, load_sweep, make_record, stored_row
-from snrkit.level import level_of
-from snrkit.prediction import X0, Eps, Target, V
 from snrkit.report import Table, markdown
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from snrkit.level import Level, Scaling, broadcast
+from snrkit.diffusion.level import Level, Scaling, broadcast
 
 NATS_A_BIT = math.log(2)
 VALUES = 256

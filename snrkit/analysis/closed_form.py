@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.denoiser import Precondition
-from snrkit.level import Level
-from snrkit.prediction import Target
-from snrkit.process import Process
+from snrkit.diffusion.denoiser import Precondition
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Target
+from snrkit.diffusion.process import Process
 from snrkit.weighting import Density, Weighting
 
 

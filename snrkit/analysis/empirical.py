@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError
-from snrkit.level import ROUNDING_VARIANCE, Level
-from snrkit.prediction import Cond, Denoiser
-from snrkit.process import Process
+from snrkit.diffusion.level import ROUNDING_VARIANCE, Level
+from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.diffusion.process import Process
 
 ROUNDING = -math.log(ROUNDING_VARIANCE)  # 12.18, the logsnr at which the noise is that of rounding to 8 bits
 RESOLVED = 0.05

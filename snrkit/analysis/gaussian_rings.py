@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from snrkit.level import Level
+from snrkit.diffusion.level import Level
 
 
 def euler_gain(levels: Sequence[Level], power: Tensor) -> Tensor:

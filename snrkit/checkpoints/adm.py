@@ -15,14 +15,14 @@ from torch import nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
-from snrkit.betas import LinearBetas, SquaredCosBetas
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import weights_in
-from snrkit.denoiser import NoPrecondition
+from snrkit.diffusion.betas import LinearBetas, SquaredCosBetas
+from snrkit.diffusion.denoiser import NoPrecondition
+from snrkit.diffusion.prediction import X0, Eps
+from snrkit.diffusion.process import Ddpm
 from snrkit.networks.adm import AdmUNet
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import X0, Eps
-from snrkit.process import Ddpm
 
 MULTIPLIERS: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2),

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, reason_of
 from snrkit.base.value import Value
-from snrkit.betas import TrainedBetas
 from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
-from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
+from snrkit.diffusion.betas import TrainedBetas
+from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
+from snrkit.diffusion.prediction import X0, AnyTarget, Cond, Eps, FlowVelocity, V
+from snrkit.diffusion.process import AnyProcess, Ddpm, Edm, Flow
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import X0, AnyTarget, Cond, Eps, FlowVelocity, V
-from snrkit.process import AnyProcess, Ddpm, Edm, Flow
 
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
-from snrkit.betas import TrainedSigmas
 from snrkit.checkpoints.foreign import Autoencoder, Clock, Clocked, Described, filled
 from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
-from snrkit.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
+from snrkit.diffusion.betas import TrainedSigmas
+from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
+from snrkit.diffusion.prediction import X0, AnyTarget, Eps
+from snrkit.diffusion.process import AnyProcess, Ddpm, Edm
 from snrkit.networks.edm import DhariwalUNet, SongUNet
 from snrkit.networks.edm2 import Edm2UNet
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import X0, AnyTarget, Eps
-from snrkit.process import AnyProcess, Ddpm, Edm
 
 AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
 SIGMAS = 0.002, 80.0  # the most that the published samplers visit, of any network

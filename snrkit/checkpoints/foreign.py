@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError, reason_of
-from snrkit.denoiser import AnyPrecondition
+from snrkit.diffusion.denoiser import AnyPrecondition
+from snrkit.diffusion.prediction import AnyTarget, Cond
+from snrkit.diffusion.process import AnyProcess
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import AnyTarget, Cond
-from snrkit.process import AnyProcess
 
 
 @dataclass(frozen=True, slots=True)

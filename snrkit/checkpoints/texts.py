@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError
-from snrkit.prediction import Cond
+from snrkit.diffusion.prediction import Cond
 
 NEGATIVE = "negative_"
 Told = Mapping[str, Tensor]

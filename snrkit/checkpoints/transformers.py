@@ -19,11 +19,11 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import weights_in
-from snrkit.denoiser import NoPrecondition
+from snrkit.diffusion.denoiser import NoPrecondition
+from snrkit.diffusion.prediction import Eps, FlowVelocity
+from snrkit.diffusion.process import Ddpm, Flow
 from snrkit.networks.dit import Dit
 from snrkit.networks.foreign import Foreign
-from snrkit.prediction import Eps, FlowVelocity
-from snrkit.process import Ddpm, Flow
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published sizes S, B, L and XL
 

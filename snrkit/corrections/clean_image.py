@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level, broadcast
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.step import Place, Range, Sources, check_one_grid
 
 

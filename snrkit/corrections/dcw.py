@@ -21,7 +21,7 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.base.wavelet import add_bands, check_wavelet
-from snrkit.level import broadcast
+from snrkit.diffusion.level import broadcast
 from snrkit.step import Place, Range, Step
 
 Gains = tuple[Tensor, Tensor]

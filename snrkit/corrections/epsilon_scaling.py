@@ -13,8 +13,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.step import Place, Range
 
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.denoiser import check_readable
-from snrkit.level import Level, broadcast
-from snrkit.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
-from snrkit.process import Process
+from snrkit.diffusion.denoiser import check_readable
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
+from snrkit.diffusion.process import Process
 from snrkit.step import Abilities, LevelPosterior, Place, Range, Sources
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import Level
-from snrkit.process import Ddpm, Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Ddpm, Process
 from snrkit.step import Place, Range
 
 CANDIDATES = 33  # levels of a window in nats

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from snrkit.base.errors import DataError
 from snrkit.base.value import Value
-from snrkit.prediction import Denoiser
-from snrkit.process import Process
+from snrkit.diffusion.prediction import Denoiser
+from snrkit.diffusion.process import Process
 
 Pixels = Callable[[Sequence[int]], Tensor]
 

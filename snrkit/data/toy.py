@@ -21,9 +21,9 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import DATA, stream
 from snrkit.data.dataset import Dataset, Exact, OpensDataset, Source, memory_dataset
-from snrkit.level import Level, broadcast
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
-from snrkit.process import Process
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
+from snrkit.diffusion.process import Process
 
 if TYPE_CHECKING:
     from snrkit.data import AnySource

@@ -29,7 +29,9 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.base.frequency import views
-from snrkit.betas import (
+from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.config import Experiment
+from snrkit.diffusion.betas import (
     Betas,
     GeometricBetas,
     LaplaceAlphaBar,
@@ -39,14 +41,14 @@ from snrkit.betas import (
     SigmoidBetas,
     SquaredCosBetas,
 )
-from snrkit.checkpoints.ours import newest_checkpoint
-from snrkit.config import Experiment
-from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.level import ROUNDING_VARIANCE, Level, level_of
+from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
+from snrkit.diffusion.process import Ddpm, Process
 from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
-from snrkit.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.levels import (
     BetaTime,
     Cauchy,
@@ -62,8 +64,6 @@ from snrkit.levels import (
 )
 from snrkit.levels import UniformTime as UniformTimeLevels
 from snrkit.objective import LOWEST_LOGSNR, output_weight
-from snrkit.prediction import X0, Eps, FlowVelocity, Score, Target, V
-from snrkit.process import Ddpm, Process
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run, trained_run
 from snrkit.weighting import (

@@ -29,11 +29,11 @@ from snrkit.analysis.empirical import (
 from snrkit.base.charts import Chart
 from snrkit.base.streams import ANALYSIS, stream
 from snrkit.data.dataset import chunks, to_bytes, to_unit
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Eps, V
 from snrkit.jobs.opening import Model, Opened, condition_of, load_weights, open_network, open_task
-from snrkit.level import level_of
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.objective import Objective
-from snrkit.prediction import X0, Eps, V
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
 GRADIENT_LEVELS, GRADIENT_IMAGES = 13, 48

@@ -16,12 +16,12 @@ from snrkit.base.files import disk_errors, new_folder
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.folders import diffusers_package
 from snrkit.config import Experiment
-from snrkit.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.prediction import X0
+from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.jobs.opening import load_weights
 from snrkit.networks import UNet
 from snrkit.networks.unet import EPSILON
-from snrkit.prediction import X0
-from snrkit.process import Ddpm, Edm
 from snrkit.run import Run, stored_experiment
 
 PREDICTED: dict[str, str] = {target.kind: name for name, target in TARGETS.items()}

@@ -20,14 +20,14 @@ from snrkit.base.frequency import View, views
 from snrkit.base.streams import FORWARD, SUBSET, stream
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, fingerprint
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.held_out import training_pairs
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task, resumable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
-from snrkit.level import Level
-from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import locked, trained_run, write_config
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse

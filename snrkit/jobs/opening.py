@@ -23,13 +23,13 @@ from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_ch
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.spectra import measure_spectra
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.ema import longest, made_afterwards
 from snrkit.levels import LevelSampler
 from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
-from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run
 from snrkit.spectra import Spectra
 from snrkit.spectral_grid import SpectralGrid

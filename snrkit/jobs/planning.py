@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.config import Experiment, dump_yaml
+from snrkit.diffusion.prediction import Cond
 from snrkit.ema import AnyAveraging
 from snrkit.jobs.opening import Opened, open_experiment, open_network, open_task
 from snrkit.networks import Foreign
-from snrkit.prediction import Cond
 from snrkit.report import short
 from snrkit.sampler import rehearse
 from snrkit.train import make_state, train

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import Experiment
-from snrkit.prediction import Target
-from snrkit.process import Process
+from snrkit.diffusion.prediction import Target
+from snrkit.diffusion.process import Process
 from snrkit.sampler import Sampler, rehearse
 from snrkit.spectral_levels import SpectralLevels
 

@@ -19,11 +19,11 @@ from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
 from snrkit.config import Experiment
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, stoppable
 from snrkit.jobs.progress import bar, console
 from snrkit.jobs.sources import RunSources, beyond_training, open_sampler
 from snrkit.networks.embed import AUGMENT_PARAMETERS
-from snrkit.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start

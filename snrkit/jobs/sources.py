@@ -17,9 +17,9 @@ from snrkit.checkpoints.foreign import weights_of
 from snrkit.config import Experiment
 from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
-from snrkit.level import Level
-from snrkit.prediction import Cond, Denoiser
 from snrkit.run import Run, stored_experiment
 from snrkit.sampler import Ready, Sampler, make_ready
 from snrkit.shift.arms import forward_arm

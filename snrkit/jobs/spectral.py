@@ -16,8 +16,8 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.config import Experiment
 from snrkit.data.spectra import measure_spectra
+from snrkit.diffusion.process import Vp
 from snrkit.jobs.opening import open_experiment
-from snrkit.process import Vp
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run
 from snrkit.spectra import Spectra, slope

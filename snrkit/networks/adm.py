@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import sinusoid
-from snrkit.prediction import Cond
 
 GROUPS = 32
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.embed import Extras, label_rows, sinusoid
-from snrkit.prediction import Cond
 
 TIME_FEATURES = 256
 

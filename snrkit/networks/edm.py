@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
-from snrkit.prediction import Cond
 
 LARGEST_PERIOD = 10_000
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
-from snrkit.prediction import Cond
 
 SILU = 0.596  # the root mean square of silu(n), n normal (eq. 81)
 SMALL = 1e-4

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from snrkit.prediction import Cond
+from snrkit.diffusion.prediction import Cond
 
 AUGMENT_PARAMETERS = 9
 

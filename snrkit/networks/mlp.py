@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
-from snrkit.prediction import Cond
 
 
 class Mlp(Value):

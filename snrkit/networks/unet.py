@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
-from snrkit.prediction import Cond
 
 EPSILON = 1e-5
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snrkit.base.streams import FORWARD, stream
 from snrkit.base.wavelet import low_part
-from snrkit.level import Level
+from snrkit.diffusion.level import Level
 from snrkit.shift.bootstrap import Bootstrap, Curve
 from snrkit.step import Step
 

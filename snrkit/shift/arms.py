@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from snrkit.base.streams import stream
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.step import Step
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import Bands, idwt2
-from snrkit.level import Level
-from snrkit.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
+from snrkit.diffusion.process import Process
 from snrkit.sample import sample
 from snrkit.sampler import Ready
 from snrkit.spectral_grid import Spectral

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snrkit.level import Level
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Process
 from snrkit.shift.arms import Arm, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.config import EstimatorConfig

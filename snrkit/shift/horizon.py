@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from snrkit.prediction import Cond, Denoiser
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.randomness import ImageStreams
 from snrkit.sample import sample
 from snrkit.sampler import Ready

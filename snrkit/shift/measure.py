@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.frequency import View
-from snrkit.level import Level
+from snrkit.diffusion.level import Level
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
 from snrkit.shift.nearest import Spectrum, leak, nearest_shift

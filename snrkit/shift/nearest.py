@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from snrkit.base.frequency import hartley
-from snrkit.level import Level
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Process
 
 REACH, POINTS = 3.0, 61  # nats either side, and levels tried
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from snrkit.level import Level
-from snrkit.process import Process
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Process
 from snrkit.sampler import Ready
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number

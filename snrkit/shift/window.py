@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.level import Level
-from snrkit.prediction import Cond, Denoiser
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 

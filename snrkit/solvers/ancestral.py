@@ -24,8 +24,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import Level, broadcast
-from snrkit.prediction import Denoiser
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.step import Call, Memory, Noise, Place, Sources, check_one_grid
 

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level, broadcast
-from snrkit.prediction import Denoiser
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import Denoiser
 from snrkit.solvers.heun import heun_step
 from snrkit.step import Call, Memory, Noise, Place
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level
-from snrkit.prediction import Denoiser, Prediction
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.step import Call, Memory, Noise, Place
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.prediction import Denoiser
+from snrkit.diffusion.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.step import Call, Memory, Noise, Place
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import broadcast
-from snrkit.prediction import Denoiser
+from snrkit.diffusion.level import broadcast
+from snrkit.diffusion.prediction import Denoiser
 from snrkit.solvers.euler import recompose
 from snrkit.solvers.multistep import Past, increment, remember
 from snrkit.step import Call, Memory, Noise, Place

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snrkit.level import broadcast
+from snrkit.diffusion.level import broadcast
 
 Past = tuple[tuple[Tensor, Tensor], ...]
 """What a solver remembers: pairs of a prediction (B, *) and its coordinate, () or (B,), newest first."""

@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level, broadcast
-from snrkit.prediction import Denoiser, Prediction
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.solvers.euler import recompose
 from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
 from snrkit.step import Call, Memory, Noise, Place

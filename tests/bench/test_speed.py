@@ -13,13 +13,13 @@ from snrkit.base.distributed import World
 from snrkit.base.wavelet import Bands, dwt2, idwt2
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.corrections import Dcw
-from snrkit.denoiser import NetworkDenoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Cond, Prediction
+from snrkit.diffusion.process import Edm
 from snrkit.grid import Karras
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.jobs.sampling import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
-from snrkit.prediction import Cond, Prediction
-from snrkit.process import Edm
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.solvers import Dpmpp2m, Euler
 from snrkit.spectral_grid import Spectral, SpectralGrid

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.level import Level, Scaling, broadcast
-from snrkit.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
-from snrkit.process import Process
+from snrkit.diffusion.level import Level, Scaling, broadcast
+from snrkit.diffusion.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
+from snrkit.diffusion.process import Process
 
 
 @dataclass(frozen=True, slots=True)

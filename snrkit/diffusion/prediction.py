@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.level import Level, broadcast
-from snrkit.process import Process
+from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.process import Process
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
-from snrkit.level import Level, Scaling, level_of
+from snrkit.diffusion.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
+from snrkit.diffusion.level import Level, Scaling, level_of
 
 
 class Process(Protocol):
