@@ -34,10 +34,10 @@ from snrkit.objective import LOWEST_LOGSNR
 from snrkit.perturb import MixFlow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral_grid import UNTOLD, SpectralGrid
-from snrkit.spectral_levels import SCALARS, SpectralLevels
+from snrkit.spectral.grid import UNTOLD, SpectralGrid
+from snrkit.spectral.levels import SCALARS, SpectralLevels
+from snrkit.spectral.tabulated import Tabulated
 from snrkit.step import Abilities
-from snrkit.tabulated import Tabulated
 from snrkit.train import TrainConfig
 from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
 

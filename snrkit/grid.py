@@ -17,7 +17,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
-from snrkit.spectral_grid import SpectralGrid
+from snrkit.spectral.grid import SpectralGrid
 
 
 class Grid(Protocol):

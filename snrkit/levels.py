@@ -20,7 +20,7 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.process import Process
-from snrkit.spectral_levels import SpectralLevels
+from snrkit.spectral.levels import SpectralLevels
 
 Positive = Annotated[float, Field(gt=0)]
 

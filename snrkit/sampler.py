@@ -19,9 +19,9 @@ from snrkit.diffusion.process import Process
 from snrkit.grid import AnyGrid
 from snrkit.sample import sample, start
 from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
-from snrkit.spectral_grid import Spectral, SpectralGrid
-from snrkit.spectral_levels import SpectralLevels
-from snrkit.spectrum_model import SpectrumModel
+from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.levels import SpectralLevels
+from snrkit.spectral.model import SpectrumModel
 from snrkit.step import (
     Abilities,
     Correction,

@@ -11,7 +11,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.diffusion.process import Process
-from snrkit.spectral_grid import Spectral
+from snrkit.spectral.grid import Spectral
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from snrkit.networks import largest_logit, watch_attention
 from snrkit.objective import Objective
 from snrkit.perturb import AnyPerturbation, Shown
 from snrkit.randomness import Draws, Plan
-from snrkit.spectral_levels import Tables
+from snrkit.spectral.levels import Tables
 from snrkit.weighting import Sigmoid
 
 

@@ -12,7 +12,6 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import load_experiment, parse_experiment
 from snrkit.data.dataset import memory_dataset, split
-from snrkit.data.spectra import measure_spectra
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
@@ -24,10 +23,11 @@ from snrkit.run import Run
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, first_variance, make_ready
 from snrkit.solvers import AnalyticDpm, Euler
-from snrkit.spectral_grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
-from snrkit.spectral_levels import SCALARS, SpectralLevels, told_ends
-from snrkit.spectrum import SpectralSchedule
-from snrkit.spectrum_model import fit_spectrum_model
+from snrkit.spectral.grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
+from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
+from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.model import fit_spectrum_model
+from snrkit.spectral.schedule import SpectralSchedule
 from tests.exact import gaussian
 from tests.small import SMALL, snrkit, write_config
 from tests.test_solvers import ALL

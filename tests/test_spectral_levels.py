@@ -11,15 +11,15 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, SnrkitError
 from snrkit.config import parse_experiment
 from snrkit.data.dataset import memory_dataset, split
-from snrkit.data.spectra import measure_spectra
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.process import Vp
 from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.spectral_grid import Spectral, SpectralGrid
-from snrkit.spectral_levels import SpectralLevels, told_ends
-from snrkit.spectrum_model import fit_spectrum_model
-from snrkit.tabulated import Tabulated
+from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.levels import SpectralLevels, told_ends
+from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.model import fit_spectrum_model
+from snrkit.spectral.tabulated import Tabulated
 from snrkit.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
 from snrkit.weighting import Sigmoid, SpectralBias
 from tests.small import SMALL

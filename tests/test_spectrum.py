@@ -14,14 +14,14 @@ from snrkit.analysis.gaussian_rings import euler_gain, spectral_distance
 from snrkit.base.errors import DataError, SnrkitError
 from snrkit.config import load_experiment
 from snrkit.data.dataset import memory_dataset, split
-from snrkit.data.spectra import measure_spectra
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE, level_of
 from snrkit.diffusion.process import Vp
 from snrkit.sample import sample
 from snrkit.solvers import Euler
-from snrkit.spectra import slope
-from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
+from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.schedule import SpectralSchedule, power_spectra, ring_members
+from snrkit.spectral.spectra import slope
 from tests.small import snrkit, write_config
 
 ROOT = Path(__file__).parent.parent

@@ -2,8 +2,8 @@
 
 import torch
 
-from snrkit.spectra import Spectra
-from snrkit.spectrum_model import RANGE, fit_spectrum_model, load_spectrum_model
+from snrkit.spectral.model import RANGE, fit_spectrum_model, load_spectrum_model
+from snrkit.spectral.spectra import Spectra
 
 RINGS = 9
 

@@ -7,8 +7,8 @@ from scipy import stats
 
 from snrkit.diffusion.process import Vp
 from snrkit.levels import UniformTime
-from snrkit.spectrum import POINTS, SpectralSchedule, power_spectra
-from snrkit.tabulated import STEEPEST, Tabulated
+from snrkit.spectral.schedule import POINTS, SpectralSchedule, power_spectra
+from snrkit.spectral.tabulated import STEEPEST, Tabulated
 from tests.test_spectrum import pictures
 
 PROCESS = Vp()

@@ -17,7 +17,7 @@ from snrkit.diffusion.level import Level, level_of
 from snrkit.diffusion.process import Vp
 from snrkit.grid import Karras, UniformLogsnr
 from snrkit.report import Table, markdown
-from snrkit.spectrum import SpectralSchedule, power_spectra, ring_members
+from snrkit.spectral.schedule import SpectralSchedule, power_spectra, ring_members
 
 PICTURES = PHOTOGRAPHS[:8]  # without the textures
 SIDES, STEPS = (64, 256), (8, 16, 32)

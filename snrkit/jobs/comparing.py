@@ -32,7 +32,7 @@ from snrkit.jobs.sources import open_sampler
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sampler import parse_seeds
 from snrkit.shift.bootstrap import bounds
-from snrkit.spectral_grid import scope_of
+from snrkit.spectral.grid import scope_of
 
 FORMAT = 3  # of what is kept of a row
 SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")

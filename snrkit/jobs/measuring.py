@@ -43,8 +43,8 @@ from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
-from snrkit.spectral_grid import scope_of
-from snrkit.spectrum import power_spectra
+from snrkit.spectral.grid import scope_of
+from snrkit.spectral.schedule import power_spectra
 from snrkit.step import Step
 
 AUDIT_BINS = 10

@@ -22,7 +22,6 @@ from snrkit.checkpoints.foreign import weights_of
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
-from snrkit.data.spectra import measure_spectra
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.ema import longest, made_afterwards
@@ -31,12 +30,13 @@ from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.objective import Objective
 from snrkit.run import Run
-from snrkit.spectra import Spectra
-from snrkit.spectral_grid import SpectralGrid
-from snrkit.spectral_levels import SpectralLevels, Tables, told_ends
-from snrkit.spectrum import check_square
-from snrkit.spectrum_model import SpectrumModel, fit_spectrum_model, load_spectrum_model
-from snrkit.tabulated import Tabulated
+from snrkit.spectral.grid import SpectralGrid
+from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
+from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectrum_model
+from snrkit.spectral.schedule import check_square
+from snrkit.spectral.spectra import Spectra
+from snrkit.spectral.tabulated import Tabulated
 from snrkit.train import Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

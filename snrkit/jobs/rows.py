@@ -14,7 +14,7 @@ from snrkit.config import Experiment
 from snrkit.diffusion.prediction import Target
 from snrkit.diffusion.process import Process
 from snrkit.sampler import Sampler, rehearse
-from snrkit.spectral_levels import SpectralLevels
+from snrkit.spectral.levels import SpectralLevels
 
 SHAPE = (1, 2, 2)
 MOST_STEPS = 2000

@@ -28,7 +28,7 @@ from snrkit.randomness import ImageStreams
 from snrkit.run import Run, locked, trained_run, write_config
 from snrkit.sample import sample, start
 from snrkit.sampler import Ready, Sampler, first_variance, parse_seeds, rehearse
-from snrkit.spectral_grid import UNTOLD, SpectralGrid
+from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.step import Noise, Step
 
 SHOWN = 100  # images of the picture grid

@@ -25,7 +25,7 @@ from snrkit.sampler import Ready, Sampler, make_ready
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
-from snrkit.spectral_grid import SLACK, Spectral, SpectralGrid
+from snrkit.spectral.grid import SLACK, Spectral, SpectralGrid
 from snrkit.step import ForwardStatistics, LevelPosterior
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for

@@ -15,13 +15,13 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.config import Experiment
-from snrkit.data.spectra import measure_spectra
 from snrkit.diffusion.process import Vp
 from snrkit.jobs.opening import open_experiment
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run
-from snrkit.spectra import Spectra, slope
-from snrkit.spectrum import POINTS, SpectralSchedule
+from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.schedule import POINTS, SpectralSchedule
+from snrkit.spectral.spectra import Spectra, slope
 
 SHOWN_CLASSES = 12
 KINDS = ("spectral_freq", "spectral_power", "spectral_mixed", "spectral_even")

@@ -26,7 +26,7 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.diffusion.process import Process
 from snrkit.sample import sample
 from snrkit.sampler import Ready
-from snrkit.spectral_grid import Spectral
+from snrkit.spectral.grid import Spectral
 from snrkit.step import ForwardStatistics, LevelPosterior
 
 BISECTIONS = 50

@@ -22,9 +22,9 @@ from snrkit.jobs.sampling import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.solvers import Dpmpp2m, Euler
-from snrkit.spectral_grid import Spectral, SpectralGrid
-from snrkit.spectrum import power_spectra
-from snrkit.spectrum_model import fit_spectrum_model
+from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.model import fit_spectrum_model
+from snrkit.spectral.schedule import power_spectra
 from snrkit.step import Call, Place, Step
 from snrkit.train import make_state, train
 

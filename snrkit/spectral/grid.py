@@ -24,10 +24,10 @@ from snrkit.base.streams import SPECTRUM, stream
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
-from snrkit.spectra import Scope
-from snrkit.spectral_levels import SpectralLevels, told_ends
-from snrkit.spectrum import SpectralSchedule
-from snrkit.spectrum_model import SpectrumModel
+from snrkit.spectral.levels import SpectralLevels, told_ends
+from snrkit.spectral.model import SpectrumModel
+from snrkit.spectral.schedule import SpectralSchedule
+from snrkit.spectral.spectra import Scope
 
 SLACK = 0.01  # nats
 UNTOLD = "the network is told no ends of schedules (network.scalars), so that no texture can be asked of it"

@@ -3,8 +3,8 @@
 import torch
 
 from snrkit.data.dataset import Dataset, Split, chunks
-from snrkit.spectra import Spectra
-from snrkit.spectrum import check_square, power_spectra
+from snrkit.spectral.schedule import check_square, power_spectra
+from snrkit.spectral.spectra import Spectra
 
 READ = 2048
 

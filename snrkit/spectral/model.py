@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from snrkit.spectra import Spectra
+from snrkit.spectral.spectra import Spectra
 
 COMPONENTS, MIXTURE, EACH = 8, 16, 40  # at most: principal components, Gaussians; training images for each Gaussian
 FLOOR = 1e-3  # of the mixture's covariances

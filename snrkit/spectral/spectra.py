@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import DataError
-from snrkit.spectrum import interpolate
+from snrkit.spectral.schedule import interpolate
 
 Scope = Literal["instance", "class", "dataset"]
 RESAMPLED = 64  # points, even in ln k, that a slope is fitted to: else the many high rings decide

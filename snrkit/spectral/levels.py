@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.spectra import Scope, Spectra
-from snrkit.spectrum import SpectralSchedule
-from snrkit.tabulated import Tabulated
+from snrkit.spectral.schedule import SpectralSchedule
+from snrkit.spectral.spectra import Scope, Spectra
+from snrkit.spectral.tabulated import Tabulated
 
 SCALARS = ("logsnr_noisy", "logsnr_clean")
 TABULATED = 2048  # spectra at a time

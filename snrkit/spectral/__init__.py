@@ -1,0 +1,1 @@
+"""Per-image noise schedules made of power spectra: all that knows of them."""
