@@ -26,20 +26,20 @@ from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
-from snrkit.ema import afterwards_faults, made_afterwards
-from snrkit.levels import AnyLevels, LevelSampler
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Foreign, Mlp
-from snrkit.objective import LOWEST_LOGSNR
-from snrkit.perturb import MixFlow
 from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
 from snrkit.shift.config import ShiftConfig
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.spectral.levels import SCALARS, SpectralLevels
 from snrkit.spectral.tabulated import Tabulated
 from snrkit.step import Abilities
-from snrkit.train import TrainConfig
-from snrkit.weighting import AnyWeighting, Sigmoid, SpectralBias
+from snrkit.training.ema import afterwards_faults, made_afterwards
+from snrkit.training.level_samplers import AnyLevels, LevelSampler
+from snrkit.training.objective import LOWEST_LOGSNR
+from snrkit.training.perturb import MixFlow
+from snrkit.training.train import TrainConfig
+from snrkit.training.weighting import AnyWeighting, Sigmoid, SpectralBias
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at

@@ -16,7 +16,7 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.networks import Dit, Mlp, UNet, make_network
 from snrkit.report import Table, markdown
-from snrkit.train import make_state, train
+from snrkit.training.train import make_state, train
 from tests.small import SMALL
 
 PAGE = Path(__file__).parents[1] / "docs" / "precision.md"

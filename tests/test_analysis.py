@@ -28,8 +28,8 @@ from snrkit.diffusion.prediction import X0, Cond, Eps, Score, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.jobs.analysing import TARGETS, WEIGHTINGS, prior_bits, run_analysis, time_charts
 from snrkit.jobs.training import run_training
-from snrkit.objective import output_weight
-from snrkit.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
+from snrkit.training.objective import output_weight
+from snrkit.training.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 from tests.small import SMALL, snrkit, write_config, written
 

@@ -99,7 +99,7 @@ def test_diffusers_laplace_is_a_root_of_what_is_meant():
 def test_laplace_table_is_its_level_sampler():
     """logsnr at index k is the Laplace quantile of (k + 1)/T."""
     from snrkit.diffusion.process import Flow
-    from snrkit.levels import Laplace
+    from snrkit.training.level_samplers import Laplace
 
     wide = Flow(logsnr_min=-30, logsnr_max=30)
     k = torch.arange(0, 999, 37)

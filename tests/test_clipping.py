@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from snrkit.base.errors import ConfigError
-from snrkit.clipping import (
+from snrkit.diffusion.prediction import Cond
+from snrkit.networks import Dit, Mlp, UNet, make_network
+from snrkit.training.clipping import (
     Adaptive,
     AdaptiveLayer,
     ByValue,
@@ -17,8 +19,6 @@ from snrkit.clipping import (
     clip,
     unit_norms,
 )
-from snrkit.diffusion.prediction import Cond
-from snrkit.networks import Dit, Mlp, UNet, make_network
 
 WIDE = 1e9  # a bound that nothing reaches
 NEUTRAL = [

@@ -145,7 +145,7 @@ def test_exact_denoisers_beat_every_scaling_of_themselves(source, name):
 def test_a_data_sets_denoiser_answers_untold_by_the_level_sampler():
     """told=None averages over the levels that training would draw, each as likely as its posterior at x."""
     from snrkit.data.toy import blind_prior
-    from snrkit.levels import LogNormal
+    from snrkit.training.level_samplers import LogNormal
 
     process, dataset = PROCESSES["edm"], Gaussian(std=0.5).open()
     prior = blind_prior(lambda u: LogNormal().logsnr(u, process), 200)
@@ -333,7 +333,7 @@ def test_sampling_draws_only_the_labels_that_are_kept():
     from snrkit.config import parse_experiment
     from snrkit.jobs.opening import open_experiment
     from snrkit.jobs.sampling import chosen_labels
-    from snrkit.randomness import ImageStreams
+    from snrkit.training.randomness import ImageStreams
     from tests.small import SMALL
 
     content = {**SMALL, "data": {**SMALL["data"], "only": [1, 3]}}

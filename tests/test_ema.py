@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from snrkit.ema import (
+from snrkit.training.ema import (
     Average,
     Decay,
     HalfLife,
@@ -120,7 +120,7 @@ def test_posthoc_rebuilds_a_tracked_average(width):
 
 def test_the_profile_of_a_power_average_is_what_steps_give():
     """The closed form of the inner product is the sum over steps of two recursions' profiles."""
-    from snrkit.ema import _product
+    from snrkit.training.ema import _product
 
     def profile(gamma, steps):
         edges = np.arange(steps + 1) / steps

@@ -9,7 +9,7 @@ from snrkit.base.distributed import World
 from snrkit.diffusion.denoiser import NoPrecondition
 from snrkit.diffusion.prediction import Eps
 from snrkit.diffusion.process import Vp
-from snrkit.learned import (
+from snrkit.training.adaptive import (
     ENOUGH,
     Balance,
     Bins,
@@ -20,9 +20,9 @@ from snrkit.learned import (
     balance_factor,
     warp,
 )
-from snrkit.levels import UniformTime
-from snrkit.objective import Objective
-from snrkit.weighting import MinSnr
+from snrkit.training.level_samplers import UniformTime
+from snrkit.training.objective import Objective
+from snrkit.training.weighting import MinSnr
 
 WORLD = World(0, 1, torch.device("cpu"))
 FINE = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000

@@ -11,7 +11,7 @@ from scipy import stats
 
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.process import Edm, Flow, InterpolatedCosine, LinearLogsnr, Vp
-from snrkit.levels import (
+from snrkit.training.level_samplers import (
     BetaTime,
     Cauchy,
     CosineLevels,

@@ -10,10 +10,10 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Score, V
 from snrkit.diffusion.process import Ddpm
-from snrkit.levels import LogNormal, UniformTime
 from snrkit.networks import Mlp, make_network
-from snrkit.objective import Objective, output_weight
-from snrkit.weighting import EdmWeighting, MinSnr, Simple
+from snrkit.training.level_samplers import LogNormal, UniformTime
+from snrkit.training.objective import Objective, output_weight
+from snrkit.training.weighting import EdmWeighting, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
 
 TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity()}

@@ -18,11 +18,7 @@ from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.grid import Karras, UniformLogsnr, UniformTime
-from snrkit.held_out import training_pairs
 from snrkit.jobs.measuring import REFERENCE_STEPS
-from snrkit.levels import LogNormal
-from snrkit.objective import Objective
-from snrkit.perturb import InputPerturbation
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, make_ready
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
@@ -38,8 +34,12 @@ from snrkit.shift.why import read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.solvers.ancestral import AnalyticSteps
-from snrkit.train import Task, TrainConfig
-from snrkit.weighting import EdmWeighting
+from snrkit.training.holdout import training_pairs
+from snrkit.training.level_samplers import LogNormal
+from snrkit.training.objective import Objective
+from snrkit.training.perturb import InputPerturbation
+from snrkit.training.train import Task, TrainConfig
+from snrkit.training.weighting import EdmWeighting
 from tests.exact import gaussian, tensor
 from tests.test_corrections import control
 from tests.test_shift import COUNT, SHAPE, VARIANCE, clean, reference

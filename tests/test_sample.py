@@ -11,10 +11,10 @@ from snrkit.corrections import Dcw
 from snrkit.diffusion.prediction import Cond
 from snrkit.diffusion.process import Edm
 from snrkit.grid import Karras, UniformTime
-from snrkit.randomness import ImageStreams, Plan
 from snrkit.sample import sample, start
 from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
 from snrkit.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
+from snrkit.training.randomness import ImageStreams, Plan
 from tests.exact import PROCESSES, gaussian, mixture, run, tensor
 
 

@@ -293,7 +293,7 @@ def test_a_grid_per_image_equals_a_shared_one(process, solver):
 @pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
 def test_levels_of_their_own_leave_images_alone(solver):
     """Images at different levels of one batch go the way that each goes by itself, noise included."""
-    from snrkit.randomness import ImageStreams
+    from snrkit.training.randomness import ImageStreams
 
     process, seeds = Edm(), (5, 9, 2)
     grids = [UniformLogsnr(steps=5, logsnr_min=low, logsnr_max=7).levels(process) for low in (-9, -6, -3)]

@@ -18,7 +18,6 @@ from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.grid import Karras
 from snrkit.jobs.opening import open_network
 from snrkit.networks import UNet, make_network
-from snrkit.randomness import ImageStreams
 from snrkit.run import Run
 from snrkit.sample import sample, start
 from snrkit.sampler import Dummy, Sampler, first_variance, make_ready
@@ -28,6 +27,7 @@ from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import SpectralSchedule
+from snrkit.training.randomness import ImageStreams
 from tests.exact import gaussian
 from tests.small import SMALL, snrkit, write_config
 from tests.test_solvers import ALL

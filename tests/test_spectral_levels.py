@@ -13,15 +13,15 @@ from snrkit.config import parse_experiment
 from snrkit.data.dataset import memory_dataset, split
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.process import Vp
-from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.tabulated import Tabulated
-from snrkit.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
-from snrkit.weighting import Sigmoid, SpectralBias
+from snrkit.training.holdout import held_out_loss
+from snrkit.training.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
+from snrkit.training.weighting import Sigmoid, SpectralBias
 from tests.small import SMALL
 from tests.test_spectrum import pictures
 

@@ -6,9 +6,9 @@ import torch
 from scipy import stats
 
 from snrkit.diffusion.process import Vp
-from snrkit.levels import UniformTime
 from snrkit.spectral.schedule import POINTS, SpectralSchedule, power_spectra
 from snrkit.spectral.tabulated import STEEPEST, Tabulated
+from snrkit.training.level_samplers import UniformTime
 from tests.test_spectrum import pictures
 
 PROCESS = Vp()

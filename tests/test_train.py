@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.clipping import GlobalNorm
 from snrkit.config import parse_experiment
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity
 from snrkit.diffusion.process import Edm, Flow, Vp
-from snrkit.ema import Average, HalfLife
-from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.levels import LogNormal, UniformTime
-from snrkit.objective import Objective
-from snrkit.perturb import Ciop, MixFlow
-from snrkit.randomness import Plan
-from snrkit.train import TrainConfig, make_optimizer, make_state, train
-from snrkit.weighting import EdmWeighting, Simple
+from snrkit.training.clipping import GlobalNorm
+from snrkit.training.ema import Average, HalfLife
+from snrkit.training.holdout import held_out_loss
+from snrkit.training.level_samplers import LogNormal, UniformTime
+from snrkit.training.objective import Objective
+from snrkit.training.perturb import Ciop, MixFlow
+from snrkit.training.randomness import Plan
+from snrkit.training.train import TrainConfig, make_optimizer, make_state, train
+from snrkit.training.weighting import EdmWeighting, Simple
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -261,7 +261,7 @@ def test_resuming_under_channels_last_equals_going_on():
     """The optimizer's moments come back in the memory layout of their weights."""
     from dataclasses import replace
 
-    from snrkit.train import restore, state_numbers, state_tensors
+    from snrkit.training.train import restore, state_numbers, state_tensors
 
     task, network = opened(images=640)
     task = replace(task, channels_last=True)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from snrkit.diffusion.denoiser import NoPrecondition
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, V
-from snrkit.objective import output_weight
-from snrkit.weighting import (
+from snrkit.training.objective import output_weight
+from snrkit.training.weighting import (
     P2,
     CosMap,
     EdmWeighting,
@@ -134,7 +134,7 @@ def test_compute_snr_of_diffusers_gives_the_same_min_snr():
 
 def test_effective_weightings_of_the_field():
     """p(logsnr) w_eps up to a constant: cosine eps sech, cosine v and uniform flow e^(-logsnr/2), and others."""
-    from snrkit.levels import LogNormal, UniformTime
+    from snrkit.training.level_samplers import LogNormal, UniformTime
 
     logsnr = torch.linspace(-6, 6, 25, dtype=torch.float64)
 
@@ -162,8 +162,8 @@ def test_effective_weightings_of_the_field():
 
 def test_published_defaults():
     """Min-SNR 5, soft min-SNR 4 = 1/0.5^2, truncated SNR 1, P2 k 1 and gamma 1, SD3's mode 1.29, AGC 0.01 and 1e-3."""
-    from snrkit.clipping import Adaptive
-    from snrkit.levels import LogNormal, Mode
+    from snrkit.training.clipping import Adaptive
+    from snrkit.training.level_samplers import LogNormal, Mode
 
     assert (MinSnr().gamma, SoftMinSnr().gamma, MaxSnr().tau) == (5, 4, 1)
     assert (P2().k, P2().gamma, Mode().scale) == (1, 1, 1.29)

@@ -18,7 +18,7 @@ from snrkit.diffusion.denoiser import Precondition
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Target
 from snrkit.diffusion.process import Process
-from snrkit.weighting import Density, Weighting
+from snrkit.training.weighting import Density, Weighting
 
 
 @dataclass(frozen=True, slots=True)

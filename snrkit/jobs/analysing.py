@@ -49,7 +49,9 @@ from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing,
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
-from snrkit.levels import (
+from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
+from snrkit.run import Run, trained_run
+from snrkit.training.level_samplers import (
     BetaTime,
     Cauchy,
     CosineLevels,
@@ -62,11 +64,9 @@ from snrkit.levels import (
     NormalTime,
     UniformSigma,
 )
-from snrkit.levels import UniformTime as UniformTimeLevels
-from snrkit.objective import LOWEST_LOGSNR, output_weight
-from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
-from snrkit.run import Run, trained_run
-from snrkit.weighting import (
+from snrkit.training.level_samplers import UniformTime as UniformTimeLevels
+from snrkit.training.objective import LOWEST_LOGSNR, output_weight
+from snrkit.training.weighting import (
     P2,
     EdmWeighting,
     LogSnr,

@@ -13,8 +13,8 @@ from typing import Any
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from snrkit.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
 from snrkit.run import Run, locked, stored_experiment
+from snrkit.training.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
 
 
 def run_averaging(path: Path, width: float | None, decay: float | None, at: int | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
 from snrkit.jobs.opening import Model, Opened, condition_of, load_weights, open_network, open_task
 from snrkit.metrics.extractors import Extractor, make_extractor
-from snrkit.objective import Objective
+from snrkit.training.objective import Objective
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
 GRADIENT_LEVELS, GRADIENT_IMAGES = 13, 48

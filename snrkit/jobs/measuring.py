@@ -23,12 +23,10 @@ from snrkit.data.dataset import chunks, fingerprint
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.held_out import training_pairs
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, open_task, resumable
 from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
-from snrkit.randomness import ImageStreams
 from snrkit.run import locked, trained_run, write_config
 from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
@@ -46,6 +44,8 @@ from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.spectral.grid import scope_of
 from snrkit.spectral.schedule import power_spectra
 from snrkit.step import Step
+from snrkit.training.holdout import training_pairs
+from snrkit.training.randomness import ImageStreams
 
 AUDIT_BINS = 10
 LARGEST_COVARIANCE = 4096  # dimensions

@@ -24,11 +24,8 @@ from snrkit.config import ComputeConfig, Experiment
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.ema import longest, made_afterwards
-from snrkit.levels import LevelSampler
 from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
-from snrkit.objective import Objective
 from snrkit.run import Run
 from snrkit.spectral.grid import SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
@@ -37,7 +34,10 @@ from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectr
 from snrkit.spectral.schedule import check_square
 from snrkit.spectral.spectra import Spectra
 from snrkit.spectral.tabulated import Tabulated
-from snrkit.train import Task
+from snrkit.training.ema import longest, made_afterwards
+from snrkit.training.level_samplers import LevelSampler
+from snrkit.training.objective import Objective
+from snrkit.training.train import Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,12 +13,12 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.config import Experiment, dump_yaml
 from snrkit.diffusion.prediction import Cond
-from snrkit.ema import AnyAveraging
 from snrkit.jobs.opening import Opened, open_experiment, open_network, open_task
 from snrkit.networks import Foreign
 from snrkit.report import short
 from snrkit.sampler import rehearse
-from snrkit.train import make_state, train
+from snrkit.training.ema import AnyAveraging
+from snrkit.training.train import make_state, train
 
 GIBIBYTE = 2**30
 MEASURED_STEPS = 3

@@ -29,10 +29,8 @@ from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitErro
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
-from snrkit.clipping import Groups
 from snrkit.config import NAME, Experiment, load_experiment, read_mapping
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
-from snrkit.ema import Power, afterwards, made_afterwards
 from snrkit.jobs.averaging import run_averaging
 from snrkit.jobs.comparing import against
 from snrkit.jobs.opening import Opened, open_experiment, open_model, open_network
@@ -45,6 +43,8 @@ from snrkit.metrics.extractors import check_features
 from snrkit.report import Block, Heading, Paragraph, Row, Table, markdown, mean_of, spread
 from snrkit.run import Run, locked, read_log, trained_run
 from snrkit.sampler import parse_seeds, rehearse
+from snrkit.training.clipping import Groups
+from snrkit.training.ema import Power, afterwards, made_afterwards
 
 FORMAT = 2  # of stored rows
 AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training

@@ -1,4 +1,4 @@
-"""`snrkit train`: the generator of snrkit.train with logging, checkpoints and interruption round it."""
+"""`snrkit train`: the generator of snrkit.training.train with logging, checkpoints and interruption round it."""
 
 import contextlib
 import time
@@ -10,7 +10,6 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.config import Experiment
-from snrkit.held_out import held_out_loss
 from snrkit.jobs.opening import (
     Opened,
     load_weights,
@@ -35,7 +34,8 @@ from snrkit.run import (
     write_config,
     write_environment,
 )
-from snrkit.train import (
+from snrkit.training.holdout import held_out_loss
+from snrkit.training.train import (
     Task,
     TrainState,
     TrainStep,

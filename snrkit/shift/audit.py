@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.held_out import Pairs
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.training.holdout import Pairs
 
 
 @dataclass(frozen=True, slots=True)

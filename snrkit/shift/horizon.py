@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.randomness import ImageStreams
 from snrkit.sample import sample
 from snrkit.sampler import Ready
 from snrkit.shift.arms import Arm, Rows, make_arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
+from snrkit.training.randomness import ImageStreams
 
 
 @dataclass(frozen=True, slots=True)

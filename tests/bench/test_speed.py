@@ -26,7 +26,7 @@ from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
 from snrkit.step import Call, Place, Step
-from snrkit.train import make_state, train
+from snrkit.training.train import make_state, train
 
 WORLD = World(0, 1, torch.device("cpu"))
 

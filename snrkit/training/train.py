@@ -22,18 +22,18 @@ from snrkit.base.errors import DivergedError
 from snrkit.base.streams import DROPOUT
 from snrkit.base.streams import stream as random_stream
 from snrkit.base.value import Value
-from snrkit.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.diffusion.prediction import Cond
-from snrkit.ema import AnyAveraging, Average, HalfLife
-from snrkit.learned import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.objective import Objective
-from snrkit.perturb import AnyPerturbation, Shown
-from snrkit.randomness import Draws, Plan
 from snrkit.spectral.levels import Tables
-from snrkit.weighting import Sigmoid
+from snrkit.training.adaptive import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
+from snrkit.training.clipping import AnyClip, GlobalNorm, Groups, clip
+from snrkit.training.ema import AnyAveraging, Average, HalfLife
+from snrkit.training.objective import Objective
+from snrkit.training.perturb import AnyPerturbation, Shown
+from snrkit.training.randomness import Draws, Plan
+from snrkit.training.weighting import Sigmoid
 
 
 class ResumeFrom(Value):

@@ -15,8 +15,8 @@ from snrkit.diffusion.denoiser import Precondition
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond, Target
 from snrkit.diffusion.process import Process
-from snrkit.levels import LevelSampler
-from snrkit.weighting import Density, Simple, Weighting
+from snrkit.training.level_samplers import LevelSampler
+from snrkit.training.weighting import Density, Simple, Weighting
 
 LOWEST_LOGSNR = -40.0
 

@@ -10,7 +10,7 @@ from snrkit.base.streams import stream as random_stream
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond
-from snrkit.train import Task, micro_losses, prepare
+from snrkit.training.train import Task, micro_losses, prepare
 
 HOLDOUT_IMAGES = 2048
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from snrkit.base.distributed import World
 from snrkit.base.streams import UNCERTAINTY, stream
 from snrkit.base.value import Value
-from snrkit.objective import LOWEST_LOGSNR
+from snrkit.training.objective import LOWEST_LOGSNR
 
 ENOUGH = 10  # observations of every bin, before which bins are not used
 TINY = 1e-12
