@@ -7,7 +7,7 @@ from typing import Any
 from snrkit.base.files import write_text
 from snrkit.report import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, short, spread
 from snrkit.run import Run
-from snrkit.sampler import Sampler
+from snrkit.sampling.sampler import Sampler
 
 
 def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:

@@ -28,12 +28,12 @@ from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Foreign, Mlp
-from snrkit.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
+from snrkit.sampling.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
+from snrkit.sampling.step import Abilities
 from snrkit.shift.config import ShiftConfig
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.spectral.levels import SCALARS, SpectralLevels
 from snrkit.spectral.tabulated import Tabulated
-from snrkit.step import Abilities
 from snrkit.training.ema import afterwards_faults, made_afterwards
 from snrkit.training.level_samplers import AnyLevels, LevelSampler
 from snrkit.training.objective import LOWEST_LOGSNR

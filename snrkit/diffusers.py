@@ -31,9 +31,18 @@ from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
 from snrkit.diffusion.level import Level, Scaling, broadcast, level_of
 from snrkit.diffusion.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
 from snrkit.diffusion.process import Flow
-from snrkit.sample import correct as wrapped
+from snrkit.sampling.sample import correct as wrapped
+from snrkit.sampling.step import (
+    BeliefCorrection,
+    Call,
+    Correction,
+    LevelCorrection,
+    Opens,
+    Place,
+    StateCorrection,
+    Step,
+)
 from snrkit.shift.bootstrap import Bootstrap, Curve, variance
-from snrkit.step import BeliefCorrection, Call, Correction, LevelCorrection, Opens, Place, StateCorrection, Step
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")

@@ -66,7 +66,7 @@ def velocity_heun(velocity, x, times):
 
 
 def run(solver, denoise, levels, x, noise=None, corrections=()):
-    from snrkit.sample import no_noise, sample
+    from snrkit.sampling.sample import no_noise, sample
 
     for step in sample(denoise, solver, levels, x, corrections=corrections, noise=noise or no_noise):
         x = step.x_next

@@ -9,8 +9,8 @@ from snrkit.checkpoints.adm import AdmModel
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
 from snrkit.diffusion.process import Ddpm
-from snrkit.grid import Leading, UniformTime
 from snrkit.networks.adm import AdmUNet
+from snrkit.sampling.grid import Leading, UniformTime
 
 diffusers = pytest.importorskip("diffusers")
 SIDE = 8

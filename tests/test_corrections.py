@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import Bands, dwt2, idwt2
-from snrkit.corrections import (
+from snrkit.data.toy import gaussian_denoiser
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
+from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
+from snrkit.sampling.corrections import (
     AnyCorrection,
     Autoguidance,
     ClassifierFreeGuidance,
@@ -26,17 +30,13 @@ from snrkit.corrections import (
     TimeShift,
     X0Rescale,
 )
-from snrkit.corrections.clean_image import OpenedX0Rescale
-from snrkit.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
-from snrkit.data.toy import gaussian_denoiser
-from snrkit.diffusion.level import level_of
-from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
-from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
-from snrkit.grid import Karras, UniformTime
-from snrkit.sample import sample, start
-from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
-from snrkit.solvers import Euler, Heun, Unipc
-from snrkit.step import Call, ForwardStatistics, Place, Step
+from snrkit.sampling.corrections.clean_image import OpenedX0Rescale
+from snrkit.sampling.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
+from snrkit.sampling.grid import Karras, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.solvers import Euler, Heun, Unipc
+from snrkit.sampling.step import Call, ForwardStatistics, Place, Step
 from tests.exact import PROCESSES, THREE, mixture, run, tensor
 from tests.test_solvers import ALL
 

@@ -8,12 +8,12 @@ import torch
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
-from snrkit.corrections import ClipX0
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
-from snrkit.grid import Leading, Trailing, UniformTime
-from snrkit.sample import sample
-from snrkit.solvers import Ancestral, Dpmpp2m, Euler, Heun, Unipc
+from snrkit.sampling.corrections import ClipX0
+from snrkit.sampling.grid import Leading, Trailing, UniformTime
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Ancestral, Dpmpp2m, Euler, Heun, Unipc
 
 diffusers = pytest.importorskip("diffusers")
 INDICES = [0, 1, 2, 250, 500, 750, 997, 998, 999]

@@ -7,8 +7,8 @@ from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
-from snrkit.grid import Karras
 from snrkit.networks.edm import SongUNet
+from snrkit.sampling.grid import Karras
 from tests.edm_files import ADM, SONG, arguments, iddpm_sigmas, network, preconditioned, write
 from tests.test_edm_networks import GOLDEN, NETWORKS, SIDE, filled
 

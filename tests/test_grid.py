@@ -8,7 +8,7 @@ import torch
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.betas import TrainedBetas
 from snrkit.diffusion.process import Ddpm, Edm
-from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
+from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from tests.exact import PROCESSES
 
 GRIDS = (

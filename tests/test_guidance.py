@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from snrkit.base.errors import SnrkitError
-from snrkit.corrections import (
+from snrkit.data.toy import blind_prior
+from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
+from snrkit.diffusion.process import Ddpm, Edm, Flow
+from snrkit.sampling.corrections import (
     Autoguidance,
     ClassifierFreeGuidance,
     ClipX0,
@@ -15,14 +18,11 @@ from snrkit.corrections import (
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
-from snrkit.data.toy import blind_prior
-from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
-from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.grid import Karras, UniformLogsnr, UniformTime
-from snrkit.sample import sample, start
-from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
-from snrkit.solvers import Euler, Heun
-from snrkit.step import Abilities, Place
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.solvers import Euler, Heun
+from snrkit.sampling.step import Abilities, Place
 from snrkit.training.level_samplers import LogNormal
 from tests.exact import gaussian, mixture, run, tensor
 from tests.test_corrections import labelled, place_at

@@ -7,11 +7,19 @@ import torch
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import add_bands
-from snrkit.corrections import ClipX0, Dcw, DynamicThreshold, EpsilonScaling, NoiseAwareness, TimeShift, X0Rescale
 from snrkit.diffusers import Recording, correct, record, walk_of
 from snrkit.diffusion.process import Flow
-from snrkit.sample import sample
-from snrkit.solvers import Dpmpp2m, Euler, Unipc
+from snrkit.sampling.corrections import (
+    ClipX0,
+    Dcw,
+    DynamicThreshold,
+    EpsilonScaling,
+    NoiseAwareness,
+    TimeShift,
+    X0Rescale,
+)
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Dpmpp2m, Euler, Unipc
 from tests.test_diffusers import close, opened, transformer, unet
 
 diffusers = pytest.importorskip("diffusers")

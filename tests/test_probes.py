@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from snrkit.base.distributed import World
 from snrkit.base.frequency import haar, pixels, rings, views
 from snrkit.base.wavelet import low_part
-from snrkit.corrections import Dcw, EpsilonScaling
 from snrkit.data.toy import Gaussian, Mixture
 from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import REFERENCE_STEPS
-from snrkit.sample import sample, start
-from snrkit.sampler import Dummy, Sampler, make_ready
+from snrkit.sampling.corrections import Dcw, EpsilonScaling
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, make_ready
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
+from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import forward_arm, reverse_arm
 from snrkit.shift.audit import audit
@@ -32,8 +34,6 @@ from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
 from snrkit.shift.why import read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
-from snrkit.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
-from snrkit.solvers.ancestral import AnalyticSteps
 from snrkit.training.holdout import training_pairs
 from snrkit.training.level_samplers import LogNormal
 from snrkit.training.objective import Objective

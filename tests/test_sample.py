@@ -7,13 +7,13 @@ import torch
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import stream
-from snrkit.corrections import Dcw
 from snrkit.diffusion.prediction import Cond
 from snrkit.diffusion.process import Edm
-from snrkit.grid import Karras, UniformTime
-from snrkit.sample import sample, start
-from snrkit.sampler import SampleConfig, Sampler, parse_seeds, rehearse
-from snrkit.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.grid import Karras, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import SampleConfig, Sampler, parse_seeds, rehearse
+from snrkit.sampling.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
 from snrkit.training.randomness import ImageStreams, Plan
 from tests.exact import PROCESSES, gaussian, mixture, run, tensor
 
@@ -102,8 +102,8 @@ def test_slices_are_drawn_alike_alone_and_together():
 )
 def test_evaluations_are_counted_by_running(solver, evaluations):
     """18 steps: Heun 2*18 - 1 = 35 as EDM counts, one-call solvers 18; guidance doubles."""
-    from snrkit.corrections import ClassifierFreeGuidance
     from snrkit.diffusion.prediction import X0
+    from snrkit.sampling.corrections import ClassifierFreeGuidance
 
     sampler = Sampler(grid=Karras(steps=18), solver=solver)
     assert rehearse(sampler, Edm(), X0(), (1, 2, 2)) == evaluations
@@ -121,7 +121,7 @@ def test_the_condition_reaches_the_denoiser_and_guidance():
         return Prediction(torch.zeros_like(x), x)
 
     levels, cond = Karras(steps=2).levels(process), Cond(labels=torch.tensor([4]))
-    from snrkit.corrections import ClassifierFreeGuidance
+    from snrkit.sampling.corrections import ClassifierFreeGuidance
 
     guided = (ClassifierFreeGuidance(weight=1.0),)
     list(sample(Wrapped(process, answer), Euler(), levels, torch.zeros(1, 1, 2, 2), corrections=guided, cond=cond))

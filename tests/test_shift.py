@@ -13,23 +13,23 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import pixels, views
 from snrkit.config import parse_experiment
-from snrkit.corrections import EpsilonScaling, TimeShift
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.jobs.measuring import Instrument, check_memory, part_moments, renewed_noise
 from snrkit.jobs.opening import Model, open_experiment, open_network
 from snrkit.run import Run
-from snrkit.sample import sample, start
-from snrkit.sampler import Sampler
+from snrkit.sampling.corrections import EpsilonScaling, TimeShift
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
+from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png, as_record
 from snrkit.shift.measure import Reference, compare, readable, size
 from snrkit.shift.nearest import Spectrum, leak, nearest_shift
-from snrkit.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
-from snrkit.solvers.ancestral import AnalyticSteps
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
 from tests.small import SMALL

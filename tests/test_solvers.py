@@ -12,11 +12,11 @@ from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.grid import Karras, Trailing, UniformLogsnr, UniformTime
-from snrkit.sample import sample, start
-from snrkit.sampler import Dummy, Sampler, make_ready, rehearse
-from snrkit.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
-from snrkit.step import ForwardStatistics, Place
+from snrkit.sampling.grid import Karras, Trailing, UniformLogsnr, UniformTime
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
+from snrkit.sampling.step import ForwardStatistics, Place
 from tests.exact import (
     MEAN,
     THREE,
@@ -103,7 +103,7 @@ def test_every_kind_of_solver_is_measured():
     """A solver added to the union has to enter the test of orders."""
     from typing import get_args
 
-    from snrkit.solvers import AnySolver
+    from snrkit.sampling.solvers import AnySolver
 
     kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(AnySolver)[0])}
     exact = {"analytic_dpm"}  # has no error to measure on Gaussian data: its own test
@@ -268,7 +268,7 @@ def test_the_last_step_returns_the_prediction(solver):
     process = Edm()
     levels = Karras(steps=5).levels(process)
     x = start(process, torch.randn(3, 1, 2, 2), levels[0])
-    from snrkit.sample import sample
+    from snrkit.sampling.sample import sample
 
     for step in sample(mixture(process), solver, levels, x, noise=torch.randn_like):
         last = step
@@ -407,7 +407,7 @@ def test_ipndm_v_integrates_its_polynomial():
 @pytest.mark.parametrize("h", [1e-6, 1e-3, 0.3, 0.499, 0.501, 2.0, 20.0])
 def test_exponential_moments_are_the_integrals(h):
     """h * integral of exp(-h (1 - r)) r^n by quadrature; at h = inf all are 1."""
-    from snrkit.solvers.multistep import exponential_moments
+    from snrkit.sampling.solvers.multistep import exponential_moments
 
     points, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(60))
     r, weights = (points + 1) / 2, weights / 2

@@ -15,13 +15,13 @@ from snrkit.data.dataset import memory_dataset, split
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
-from snrkit.grid import Karras
 from snrkit.jobs.opening import open_network
 from snrkit.networks import UNet, make_network
 from snrkit.run import Run
-from snrkit.sample import sample, start
-from snrkit.sampler import Dummy, Sampler, first_variance, make_ready
-from snrkit.solvers import AnalyticDpm, Euler
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, first_variance, make_ready
+from snrkit.sampling.solvers import AnalyticDpm, Euler
 from snrkit.spectral.grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
 from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra

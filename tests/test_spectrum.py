@@ -17,8 +17,8 @@ from snrkit.data.dataset import memory_dataset, split
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE, level_of
 from snrkit.diffusion.process import Vp
-from snrkit.sample import sample
-from snrkit.solvers import Euler
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Euler
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.schedule import SpectralSchedule, power_spectra, ring_members
 from snrkit.spectral.spectra import slope

@@ -8,9 +8,9 @@ from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
-from snrkit.grid import UniformTime
-from snrkit.sample import sample
-from snrkit.solvers import Euler
+from snrkit.sampling.grid import UniformTime
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Euler
 from tests.test_diffusers import close
 from tests.test_pipelines import TinyFlux
 

@@ -9,10 +9,10 @@ from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.transformers import DitModel, SitModel
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
-from snrkit.grid import UniformTime
 from snrkit.networks.dit import Dit, sine_positions
-from snrkit.sample import sample
-from snrkit.solvers import Euler
+from snrkit.sampling.grid import UniformTime
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Euler
 
 HEADS, DIM, DEPTH, CLASSES, SIDE = 2, 16, 2, 10, 8
 

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from snrkit.base.errors import ConfigError
 from snrkit.config import load_experiment, parse_experiment
-from snrkit.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
-from snrkit.grid import Karras
 from snrkit.jobs.comparing import against, size_change, verdict
 from snrkit.jobs.rows import lay_out, with_nfe
 from snrkit.jobs.tuning import by_gap, knobs, sweep, with_values
-from snrkit.sampler import Sampler
-from snrkit.solvers import Euler, Heun
-from snrkit.step import Range
+from snrkit.sampling.corrections import Dcw, EpsilonScaling, NoiseAwareness
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.solvers import Euler, Heun
+from snrkit.sampling.step import Range
 from tests.small import SMALL, snrkit, write_config, written
 
 EULER = {"grid": {"kind": "karras", "steps": 5}, "solver": {"kind": "euler"}}

@@ -7,13 +7,13 @@ import torch
 
 import snrkit
 from snrkit.base.errors import SnrkitError
-from snrkit.corrections import Dcw, NoiseAwareness
 from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0, Cond, FlowVelocity
 from snrkit.diffusion.process import Edm, Flow
-from snrkit.grid import Karras, UniformTime
-from snrkit.sample import sample
-from snrkit.solvers import Euler
+from snrkit.sampling.corrections import Dcw, NoiseAwareness
+from snrkit.sampling.grid import Karras, UniformTime
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Euler
 
 
 def velocity(x, t):

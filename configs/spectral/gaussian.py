@@ -15,8 +15,8 @@ from snrkit.data.dataset import to_unit
 from snrkit.data.photos import PHOTOGRAPHS, whole
 from snrkit.diffusion.level import Level, level_of
 from snrkit.diffusion.process import Vp
-from snrkit.grid import Karras, UniformLogsnr
 from snrkit.report import Table, markdown
+from snrkit.sampling.grid import Karras, UniformLogsnr
 from snrkit.spectral.schedule import SpectralSchedule, power_spectra, ring_members
 
 PICTURES = PHOTOGRAPHS[:8]  # without the textures

@@ -45,12 +45,12 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
 from snrkit.diffusion.process import Ddpm, Process
-from snrkit.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.jobs.dissecting import GRADED, MEASURED, dissect
 from snrkit.jobs.measuring import check_held_out, part_moments
 from snrkit.jobs.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
 from snrkit.report import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.run import Run, trained_run
+from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.training.level_samplers import (
     BetaTime,
     Cauchy,

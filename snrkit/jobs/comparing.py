@@ -30,7 +30,7 @@ from snrkit.jobs.sampling import check_samplers, choose, make_images, manifest, 
 from snrkit.jobs.scoring import SCORED, open_reference, provenance, score_folder
 from snrkit.jobs.sources import open_sampler
 from snrkit.run import Run, locked, trained_run, write_config
-from snrkit.sampler import parse_seeds
+from snrkit.sampling.sampler import parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.spectral.grid import scope_of
 

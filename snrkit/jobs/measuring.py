@@ -28,7 +28,9 @@ from snrkit.jobs.progress import bar
 from snrkit.jobs.sampling import check_samplers, choose, chosen_labels, sample_steps, starting_point
 from snrkit.jobs.sources import open_estimator, open_sampler
 from snrkit.run import locked, trained_run, write_config
-from snrkit.sampler import Ready, Sampler, parse_seeds, rehearse
+from snrkit.sampling.sampler import Ready, Sampler, parse_seeds, rehearse
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
+from snrkit.sampling.step import Step
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.audit import Audit, audit
@@ -40,10 +42,8 @@ from snrkit.shift.measure import Reference, Shift, read, summarise
 from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
-from snrkit.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.spectral.grid import scope_of
 from snrkit.spectral.schedule import power_spectra
-from snrkit.step import Step
 from snrkit.training.holdout import training_pairs
 from snrkit.training.randomness import ImageStreams
 

@@ -16,7 +16,7 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.jobs.opening import Opened, open_experiment, open_network, open_task
 from snrkit.networks import Foreign
 from snrkit.report import short
-from snrkit.sampler import rehearse
+from snrkit.sampling.sampler import rehearse
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import make_state, train
 

@@ -13,7 +13,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.config import Experiment
 from snrkit.diffusion.prediction import Target
 from snrkit.diffusion.process import Process
-from snrkit.sampler import Sampler, rehearse
+from snrkit.sampling.sampler import Sampler, rehearse
 from snrkit.spectral.levels import SpectralLevels
 
 SHAPE = (1, 2, 2)

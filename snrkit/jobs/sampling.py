@@ -25,10 +25,10 @@ from snrkit.jobs.progress import bar, console
 from snrkit.jobs.sources import RunSources, beyond_training, open_sampler
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.run import Run, locked, trained_run, write_config
-from snrkit.sample import sample, start
-from snrkit.sampler import Ready, Sampler, first_variance, parse_seeds, rehearse
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Ready, Sampler, first_variance, parse_seeds, rehearse
+from snrkit.sampling.step import Noise, Step
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
-from snrkit.step import Noise, Step
 from snrkit.training.randomness import ImageStreams
 
 SHOWN = 100  # images of the picture grid

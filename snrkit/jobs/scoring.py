@@ -37,7 +37,7 @@ from snrkit.metrics.scores import (
 )
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
-from snrkit.sampler import parse_seeds, rehearse
+from snrkit.sampling.sampler import parse_seeds, rehearse
 
 MEMORISATION_IMAGES = 4096
 

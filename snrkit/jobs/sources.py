@@ -15,18 +15,18 @@ from snrkit.base.files import read_json
 from snrkit.base.streams import FORWARD, SUBSET, stream
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.config import Experiment
-from snrkit.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.jobs.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
 from snrkit.run import Run, stored_experiment
-from snrkit.sampler import Ready, Sampler, make_ready
+from snrkit.sampling.corrections import Autoguidance, NoiseAwarenessClassifier
+from snrkit.sampling.sampler import Ready, Sampler, make_ready
+from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
 from snrkit.spectral.grid import SLACK, Spectral, SpectralGrid
-from snrkit.step import ForwardStatistics, LevelPosterior
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 

@@ -42,7 +42,7 @@ from snrkit.metrics.appearance import Appearance, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.report import Block, Heading, Paragraph, Row, Table, markdown, mean_of, spread
 from snrkit.run import Run, locked, read_log, trained_run
-from snrkit.sampler import parse_seeds, rehearse
+from snrkit.sampling.sampler import parse_seeds, rehearse
 from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 

@@ -27,7 +27,6 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
 from snrkit.config import Experiment, apply_settings, dump_yaml
-from snrkit.corrections import Dcw
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.jobs.measuring import Instrument, check_held_out
 from snrkit.jobs.opening import Model, Opened, open_experiment, open_model, resumable
@@ -38,10 +37,11 @@ from snrkit.metrics.extractors import Extractor
 from snrkit.metrics.scores import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
 from snrkit.run import Run, locked, trained_run
-from snrkit.sample import start
-from snrkit.sampler import Sampler, first_variance, make_ready, parse_seeds, rehearse
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.sample import start
+from snrkit.sampling.sampler import Sampler, first_variance, make_ready, parse_seeds, rehearse
+from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
-from snrkit.step import Range
 
 Method = Literal["predicted", "gap", "fd", "optuna"]
 METHODS: tuple[Method, ...] = ("predicted", "gap", "fd", "optuna")

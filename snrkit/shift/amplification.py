@@ -16,8 +16,8 @@ from torch import Tensor
 from snrkit.base.streams import FORWARD, stream
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.level import Level
+from snrkit.sampling.step import Step
 from snrkit.shift.bootstrap import Bootstrap, Curve
-from snrkit.step import Step
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
 

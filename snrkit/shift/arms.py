@@ -17,7 +17,7 @@ from torch import Tensor
 from snrkit.base.streams import stream
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
-from snrkit.step import Step
+from snrkit.sampling.step import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from snrkit.base.wavelet import Bands, idwt2
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.diffusion.process import Process
-from snrkit.sample import sample
-from snrkit.sampler import Ready
+from snrkit.sampling.sample import sample
+from snrkit.sampling.sampler import Ready
+from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.spectral.grid import Spectral
-from snrkit.step import ForwardStatistics, LevelPosterior
 
 BISECTIONS = 50
 BANDS = 4

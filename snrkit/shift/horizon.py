@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.sample import sample
-from snrkit.sampler import Ready
+from snrkit.sampling.sample import sample
+from snrkit.sampling.sampler import Ready
 from snrkit.shift.arms import Arm, Rows, make_arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
-from snrkit.sampler import Ready
+from snrkit.sampling.sampler import Ready
+from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
-from snrkit.solvers import Heun
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,20 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.wavelet import Bands, dwt2, idwt2
 from snrkit.config import load_experiment, parse_experiment
-from snrkit.corrections import Dcw
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction
 from snrkit.diffusion.process import Edm
-from snrkit.grid import Karras
 from snrkit.jobs.opening import open_experiment, open_network, open_task
 from snrkit.jobs.sampling import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
-from snrkit.sampler import Dummy, Sampler, make_ready
-from snrkit.solvers import Dpmpp2m, Euler
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sampler import Dummy, Sampler, make_ready
+from snrkit.sampling.solvers import Dpmpp2m, Euler
+from snrkit.sampling.step import Call, Place, Step
 from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
-from snrkit.step import Call, Place, Step
 from snrkit.training.train import make_state, train
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -19,7 +19,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.diffusion.process import Process
-from snrkit.step import (
+from snrkit.sampling.step import (
     BeliefCorrection,
     Correction,
     LevelCorrection,

@@ -10,7 +10,7 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Place
 
 
 def recompose(prediction: Prediction, level: Level) -> Tensor:

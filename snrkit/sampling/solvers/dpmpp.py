@@ -17,9 +17,9 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.solvers.euler import recompose
-from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.sampling.solvers.euler import recompose
+from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
+from snrkit.sampling.step import Call, Memory, Noise, Place
 
 FEW = 15  # steps, below which diffusers lowers the order at the end
 

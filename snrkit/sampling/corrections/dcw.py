@@ -22,7 +22,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.base.wavelet import add_bands, check_wavelet
 from snrkit.diffusion.level import broadcast
-from snrkit.step import Place, Range, Step
+from snrkit.sampling.step import Place, Range, Step
 
 Gains = tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""Modifiers of a sampler, one idea per file, each acting through one hook of snrkit.step.
+"""Modifiers of a sampler, one idea per file, each acting through one hook of snrkit.sampling.step.
 
 They are written as increments of what they receive, so that a neutral value changes no bit.
 """
@@ -7,16 +7,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from snrkit.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
-from snrkit.corrections.dcw import Dcw
-from snrkit.corrections.epsilon_scaling import EpsilonScaling
-from snrkit.corrections.guidance import (
+from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
+from snrkit.sampling.corrections.dcw import Dcw
+from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
+from snrkit.sampling.corrections.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
-from snrkit.corrections.time_shift import TimeShift
+from snrkit.sampling.corrections.time_shift import TimeShift
 
 AnyCorrection = Annotated[
     Dcw

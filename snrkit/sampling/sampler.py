@@ -10,19 +10,16 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.corrections import AnyCorrection, Autoguidance
-from snrkit.corrections.guidance import Guidance
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.diffusion.process import Process
-from snrkit.grid import AnyGrid
-from snrkit.sample import sample, start
-from snrkit.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
-from snrkit.spectral.grid import Spectral, SpectralGrid
-from snrkit.spectral.levels import SpectralLevels
-from snrkit.spectral.model import SpectrumModel
-from snrkit.step import (
+from snrkit.sampling.corrections import AnyCorrection, Autoguidance
+from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.grid import AnyGrid
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
+from snrkit.sampling.step import (
     Abilities,
     Correction,
     Demanding,
@@ -34,6 +31,9 @@ from snrkit.step import (
     Sources,
     StateCorrection,
 )
+from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.levels import SpectralLevels
+from snrkit.spectral.model import SpectrumModel
 
 
 class Sampler(Value):

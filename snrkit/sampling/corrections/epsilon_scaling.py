@@ -15,7 +15,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place, Range
+from snrkit.sampling.step import Place, Range
 
 
 class EpsilonScaling(Value):

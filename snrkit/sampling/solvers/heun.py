@@ -10,8 +10,8 @@ from torch import Tensor
 
 from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.solvers.euler import recompose
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.sampling.solvers.euler import recompose
+from snrkit.sampling.step import Call, Memory, Noise, Place
 
 
 def heun_step(denoise: Denoiser, x: Tensor, place: Place) -> tuple[Tensor, tuple[Call, ...]]:

@@ -28,7 +28,7 @@ from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
-from snrkit.step import Abilities, LevelPosterior, Place, Range, Sources
+from snrkit.sampling.step import Abilities, LevelPosterior, Place, Range, Sources
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 

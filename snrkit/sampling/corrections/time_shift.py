@@ -23,7 +23,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
-from snrkit.step import Place, Range
+from snrkit.sampling.step import Place, Range
 
 CANDIDATES = 33  # levels of a window in nats
 

@@ -26,8 +26,8 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.solvers.euler import recompose
-from snrkit.step import Call, Memory, Noise, Place, Sources, check_one_grid
+from snrkit.sampling.solvers.euler import recompose
+from snrkit.sampling.step import Call, Memory, Noise, Place, Sources, check_one_grid
 
 
 class Ancestral(Value):

@@ -14,8 +14,8 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.solvers.heun import heun_step
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.sampling.solvers.heun import heun_step
+from snrkit.sampling.step import Call, Memory, Noise, Place
 
 
 class Churn(Value):

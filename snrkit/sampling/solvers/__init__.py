@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from snrkit.solvers.ancestral import AnalyticDpm, Ancestral
-from snrkit.solvers.churn import Churn
-from snrkit.solvers.dpmpp import Dpmpp2m, Dpmpp3m
-from snrkit.solvers.euler import Euler
-from snrkit.solvers.heun import Heun
-from snrkit.solvers.ipndm import Ipndm, IpndmV
-from snrkit.solvers.unipc import Unipc
+from snrkit.sampling.solvers.ancestral import AnalyticDpm, Ancestral
+from snrkit.sampling.solvers.churn import Churn
+from snrkit.sampling.solvers.dpmpp import Dpmpp2m, Dpmpp3m
+from snrkit.sampling.solvers.euler import Euler
+from snrkit.sampling.solvers.heun import Heun
+from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
+from snrkit.sampling.solvers.unipc import Unipc
 
 AnySolver = Annotated[
     Euler | Heun | Ancestral | AnalyticDpm | Churn | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV,

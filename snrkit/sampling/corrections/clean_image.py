@@ -18,7 +18,7 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.step import Place, Range, Sources, check_one_grid
+from snrkit.sampling.step import Place, Range, Sources, check_one_grid
 
 
 def change_x0(

@@ -18,9 +18,9 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.solvers.euler import recompose
-from snrkit.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.step import Call, Memory, Noise, Place
+from snrkit.sampling.solvers.euler import recompose
+from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
+from snrkit.sampling.step import Call, Memory, Noise, Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Grids, solvers, corrections, and the one loop that puts them together."""
