@@ -145,7 +145,20 @@ def commands(name):
     yield ["sample", *whole]
     yield ["measure-shift", *measured, *probes, *whole]
     yield ["eval-fid", *whole]
-    yield ["eval-fid", "--sampler", "euler", "--set", "metrics.features=classifier", *few] if name == "ddpm" else None
+    yield (
+        [
+            "eval-fid",
+            "--sampler",
+            "euler",
+            "--set",
+            "metrics.features=classifier",
+            "--set",
+            "metrics.pixel_components=64",
+            *few,
+        ]
+        if name == "ddpm"
+        else None
+    )
     yield ["analyze", *whole]
     yield ["report", *whole]
     yield ["compare", *few] if name != "ddpm" else None

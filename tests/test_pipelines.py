@@ -7,7 +7,7 @@ import torch
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import add_bands
-from snrkit.diffusers import Recording, correct, record, walk_of
+from snrkit.pipelines import Recording, correct, record, walk_of
 from snrkit.diffusion.process import Flow
 from snrkit.sampling.corrections import (
     ClipX0,
