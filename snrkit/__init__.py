@@ -6,8 +6,8 @@ Three equations carry the package (docs/architecture.md):
     belief    y  = a * x0 + b * eps              every prediction type is one pair (a, b)
     dynamics  dx = x0 d(alpha) + eps d(sigma)    every ODE solver discretises this line
 
-Import from the modules (`from snrkit.diffusion.process import Edm`); this one imports nothing until `snrkit.wrap` is asked for,
-so that `snrkit --help` is fast.
+Import from the modules (`from snrkit.diffusion.process import Edm`); this one imports nothing until `snrkit.wrap` is
+asked for, so that `snrkit --help` is fast.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """`python -m snrkit`, the form that torchrun needs."""
 
-from snrkit.cli import main
+from snrkit.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ def mixture(process, shape=(1, 2, 2), components=3, variance=0.04, seed=5, prior
 
 def gaussian_flow(x, here, there, mean=MEAN, variance=VARIANCE):
     """Where the exact probability-flow ODE of N(mean, variance) carries x from level `here` to `there`."""
-    spread = lambda level: (level.alpha**2 * variance + level.sigma**2).sqrt()
+    spread = lambda level: (level.alpha**2 * variance + level.sigma**2).sqrt()  # noqa: E731
     return there.alpha * mean + (x - here.alpha * mean) * spread(there) / spread(here)
 
 

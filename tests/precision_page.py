@@ -11,11 +11,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from snrkit.base.distributed import World
-from snrkit.config import parse_experiment
 from snrkit.diffusion.prediction import Cond
-from snrkit.jobs.opening import open_experiment, open_network, open_task
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.opening import open_experiment, open_network, open_task
 from snrkit.networks import Dit, Mlp, UNet, make_network
-from snrkit.report import Table, markdown
+from snrkit.reports.blocks import Table, markdown
 from snrkit.training.train import make_state, train
 from tests.small import SMALL
 

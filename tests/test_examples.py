@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from snrkit.config import load_experiment
+from snrkit.experiment.experiment import load_experiment
 from tests.small import environment, snrkit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -7,8 +7,8 @@ import torch
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import add_bands
-from snrkit.pipelines import Recording, correct, record, walk_of
 from snrkit.diffusion.process import Flow
+from snrkit.pipelines import Recording, correct, record, walk_of
 from snrkit.sampling.corrections import (
     ClipX0,
     Dcw,
@@ -20,7 +20,7 @@ from snrkit.sampling.corrections import (
 )
 from snrkit.sampling.sample import sample
 from snrkit.sampling.solvers import Dpmpp2m, Euler, Unipc
-from tests.test_diffusers import close, opened, transformer, unet
+from tests.checkpoints.test_diffusers import close, opened, transformer, unet
 
 diffusers = pytest.importorskip("diffusers")
 STEPS = 6
@@ -382,7 +382,7 @@ def shipped(name):
         made.scheduler.config.variance_type = "fixed_small"
         asked = {"class_labels": [1, 2], "num_inference_steps": STEPS, "guidance_scale": 2.0}
     made.set_progress_bar_config(disable=True)
-    call = lambda: made(**asked, generator=torch.Generator().manual_seed(1), output_type="np").images
+    call = lambda: made(**asked, generator=torch.Generator().manual_seed(1), output_type="np").images  # noqa: E731
     return call, made
 
 

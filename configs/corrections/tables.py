@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from snrkit.jobs.comparing import against
-from snrkit.report import Table, markdown
+from snrkit.commands.compare import against
+from snrkit.reports.blocks import Table, markdown
 
 FAMILIES = {
     "corrections-edm": "EDM",

@@ -15,7 +15,7 @@ from snrkit.data.dataset import to_unit
 from snrkit.data.photos import PHOTOGRAPHS, whole
 from snrkit.diffusion.level import Level, level_of
 from snrkit.diffusion.process import Vp
-from snrkit.report import Table, markdown
+from snrkit.reports.blocks import Table, markdown
 from snrkit.sampling.grid import Karras, UniformLogsnr
 from snrkit.spectral.schedule import SpectralSchedule, power_spectra, ring_members
 

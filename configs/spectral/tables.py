@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from snrkit.jobs.comparing import against, verdict
-from snrkit.jobs.sweeping import interval, lay_out, load_sweep, stored_row
-from snrkit.report import Table, markdown
+from snrkit.commands.compare import against, verdict
+from snrkit.commands.sweep import lay_out, load_sweep, stored_row
+from snrkit.reports.blocks import Table, markdown
+from snrkit.reports.sweep_table import interval
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 LESS = {  # which arms are subtracted from which

@@ -15,11 +15,12 @@ import torch
 
 from snrkit.analysis.closed_form import difficulty
 from snrkit.analysis.empirical import rank_correlation
+from snrkit.commands.compare import against
+from snrkit.commands.sweep import lay_out, load_sweep, make_record, stored_row
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, Target, V
-from snrkit.jobs.comparing import against
-from snrkit.jobs.sweeping import arm_table, interval, lay_out, load_sweep, make_record, stored_row
-from snrkit.report import Table, markdown
+from snrkit.reports.blocks import Table, markdown
+from snrkit.reports.sweep_table import arm_table, interval
 
 HERE = Path(__file__).parent
 SWEEPS = {

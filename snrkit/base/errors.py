@@ -11,7 +11,7 @@ class DivergedError(SnrkitError):
     """Training met too many losses or gradients in a row that were not finite."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it is no error
     """Not an error: the user asked to stop, all is saved, and the text says how to go on. Exit code 130."""
 
 

@@ -100,7 +100,7 @@ def find_texts(path: Path | None, name: str, config: Mapping[str, Any]) -> Texts
         raise ConfigError(f"model.prompts: a {name} is told texts; give a safetensors file with {' and '.join(tells)}.")
     try:
         with safe_open(path, "pt") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError):
         raise ConfigError(f"model.prompts: {path} is no safetensors file.") from None
     counts = {shapes[key][0] for key in tells if shapes.get(key)}

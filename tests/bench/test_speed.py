@@ -11,12 +11,12 @@ import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.wavelet import Bands, dwt2, idwt2
-from snrkit.config import load_experiment, parse_experiment
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction
 from snrkit.diffusion.process import Edm
-from snrkit.jobs.opening import open_experiment, open_network, open_task
-from snrkit.jobs.sampling import sample_steps, starting_point
+from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.opening import open_experiment, open_network, open_task
+from snrkit.experiment.trajectories import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.grid import Karras

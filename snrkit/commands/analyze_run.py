@@ -1,0 +1,271 @@
+"""The part of `snrkit analyze` that needs a trained run: errors, information, gradients and the bound, level by level.
+
+On held-out images. Each curve lies beside its closed form for Gaussian data of the data set's spectrum (gradients: of
+its variance), with the rank correlation of the two. Where the network takes a label it is told it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from snrkit.analysis.bound import NATS_A_BIT, denoising_nats, prior_nats, reconstruction_nats
+from snrkit.analysis.closed_form import Spectrum, difficulty, output_scale, output_signal_to_noise, ring_difficulty
+from snrkit.analysis.empirical import (
+    Batch,
+    Gradients,
+    gradients,
+    guesses,
+    has_density,
+    information,
+    level_of_share,
+    noised,
+    rank_correlation,
+    symmetric_levels,
+    x0_errors,
+)
+from snrkit.base.charts import Chart
+from snrkit.base.streams import ANALYSIS, stream
+from snrkit.data.dataset import chunks, to_bytes, to_unit
+from snrkit.diffusion.level import level_of
+from snrkit.diffusion.prediction import X0, Eps, V
+from snrkit.experiment.opening import Model, Opened, condition_of, load_weights, open_network, open_task
+from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.training.objective import Objective
+
+LEVELS, IMAGES, BATCH = 33, 512, 128
+GRADIENT_LEVELS, GRADIENT_IMAGES = 13, 48
+SHARES = (0.05, 0.5, 0.95)
+MEASURED, GRADED = "What the run says of the data", "Its gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Dissection:
+    """Charts, and what stands below them, by name."""
+
+    charts: dict[str, list[Chart]]
+    facts: dict[str, str]
+
+
+class Noise:
+    """Standard normal noise by a stream of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = stream(ANALYSIS, seed)
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Shaped as `x0`."""
+        return torch.from_numpy(self.rng.standard_normal(tuple(x0.shape), dtype="float32")).to(x0)
+
+
+def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
+    """All that the run's weights and held-out images say."""
+    process = opened.experiment.process
+    logsnr = symmetric_levels(process, LEVELS)
+    batches = held_out_batches(opened)
+    with torch.no_grad():
+        errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(opened.experiment.seed))
+    mse = errors.mean(1)
+    known, facts = _information_charts(spectrum, logsnr, mse)
+    labelled = opened.dataset.labels is not None
+    gradient, more = _gradient_charts(opened, model, spectrum, batches)
+    charts = {
+        MEASURED: [_error_chart(spectrum, logsnr, errors), *known],
+        GRADED: gradient,
+    }
+    if opened.dataset.exact is not None and opened.dataset.labels is None:
+        excess = _excess_chart(opened, model, batches, logsnr)
+        charts[MEASURED].append(excess)
+    charts[MEASURED] += _reading_charts(opened, model, batches, logsnr)
+    told = {"Told beside the level": "the label: errors, information and bound are given it"} if labelled else {}
+    return Dissection(charts, {**told, **facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
+
+
+def held_out_batches(opened: Opened) -> list[Batch]:
+    """Up to IMAGES held-out images with their labels, on the device."""
+    rows = stream(ANALYSIS, 1).permutation(opened.split.held)[:IMAGES].tolist()
+    return [_batch(opened, run) for run in chunks(rows, BATCH)]
+
+
+def _batch(opened: Opened, rows: Sequence[int]) -> Batch:
+    device = opened.world.device
+    return opened.dataset.x0(rows).to(device), condition_of(opened, torch.as_tensor(rows)).to(device)
+
+
+def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
+    level = level_of(logsnr, "vp")
+    gaussian = ring_difficulty(level, X0(), spectrum).bayes_error
+    half = 1.96 * errors.std(1) / math.sqrt(errors.shape[1])
+    mse = errors.mean(1)
+    curves = {
+        "run, held-out": (logsnr, mse), "run, lower 95 %": (logsnr, (mse - half).clamp(min=1e-12)),
+        "run, upper 95 %": (logsnr, mse + half), "Gaussian data of this spectrum": (logsnr, gaussian),
+    }  # fmt: skip
+    return Chart("run-error", "mean square error of x0, per dimension", "mse", curves, scale="log")
+
+
+@torch.no_grad()
+def _excess_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart:
+    """How far the run's x0 is from the exact denoiser's, where the data have one and the network takes no label."""
+    process, noise = opened.experiment.process, Noise(6)
+    assert opened.dataset.exact is not None
+    exact, found = opened.dataset.exact(process), []
+    for value in logsnr:
+        level, total = process.level(value), 0.0
+        for _, x, guess in guesses(model.denoiser, level, batches, noise):
+            total += float((guess - exact(x.double(), level).x0).double().square().flatten(1).mean(1).sum())
+        found.append(total / sum(len(x0) for x0, _ in batches))
+    curve = torch.tensor(found, dtype=torch.float64)
+    return Chart("run-excess", "excess error: x0_hat less the exact one", "mean square",
+                 {"x0": (logsnr, curve), "in eps: times snr": (logsnr, logsnr.exp() * curve)}, scale="log")  # fmt: skip
+
+
+def _information_charts(
+    spectrum: Spectrum, logsnr: Tensor, mse: Tensor
+) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
+    found, level = information(logsnr, mse), level_of(logsnr, "vp")
+    dense = has_density(found)
+    closed = {
+        name: ring_difficulty(level, target, spectrum).information
+        for name, target in (("x0", X0()), ("eps", Eps()), ("v", V()))
+        if name == "x0" or dense
+    }
+    curves = {name: (logsnr, getattr(found, name)) for name in closed}
+    curves |= {f"{name}, Gaussian": (logsnr, value) for name, value in closed.items()}
+    gaussian = ring_difficulty(level, X0(), spectrum).bayes_error
+    per_nat = {"run": (logsnr, found.density), "Gaussian": (logsnr, torch.exp(logsnr) * gaussian / 2)}
+    places = ", ".join(f"{share:.0%} below {level_of_share(logsnr, found.density, share):.1f}" for share in SHARES)
+    ranks, apart = rank_correlation(mse, gaussian), float((mse / gaussian).log().abs().mean())
+    middle = f"{float(found.v[len(logsnr) // 2]):.4f}" if dense else (
+        f"none: at logsnr {float(logsnr[-1]):.1f} the run's images are no density (snr times mse is "
+        f"{2 * float(found.density[-1]):.3g} there, of a density 1)"
+    )  # fmt: skip
+    return [
+        Chart("run-information", "information in x, by I-MMSE", "nats per dimension", curves),
+        Chart("run-density", "information on x0 gained per nat of logsnr", "nats per nat and dimension", per_nat),
+    ], {
+        "Information on x0, by logsnr": places,
+        "Rank correlation of mse with its closed form": f"{ranks:.3f}",
+        "Mean |ln| of mse over its closed form": f"{apart:.3f}",
+        "Information on v at logsnr 0, nats per dimension": middle,
+    }  # fmt: skip
+
+
+def _gradient_charts(
+    opened: Opened, model: Model, spectrum: Spectrum, batches: list[Batch]
+) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
+    """Gradients of single images' unit losses on F, in the weights of the output layer."""
+    e, objective = opened.experiment, open_task(opened).objective
+    logsnr = symmetric_levels(e.process, GRADIENT_LEVELS)
+    network, images = loaded_network(opened, model), gradient_images(opened)
+    found = [level_gradients(objective, network, images, float(value)) for value in logsnr]
+    norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
+    ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
+    level, s = level_of(logsnr, e.process.scaling), opened.sigma_data
+    scale = output_scale(level, e.target, e.precondition, e.process, s, spectrum.variance)
+    untrained = output_signal_to_noise(
+        level, e.target, e.precondition, e.process, s, spectrum.variance, spectrum.mean_square
+    )
+    weight = objective.weight(logsnr)
+    weight = weight.where(weight.isfinite(), 0.0)  # over a density of 0, where training does not look
+    weighted = weight / weight.max() * norms
+    with torch.no_grad():
+        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(e.seed)).mean(1)
+    own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
+    ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
+    return [
+        Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
+              {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
+               "residual of F, Gaussian": (logsnr, scale), "residual of F, this run's": (logsnr, own)}, scale="log"),
+        Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
+              {"run": (logsnr, ratios), "of an untrained network, given x": (logsnr, untrained)}, scale="log"),
+    ], {
+        "Rank correlation of gradient norm with the residual, Gaussian": f"{ranks[0]:.3f}",
+        "Rank correlation of gradient norm with the residual, this run's": f"{ranks[1]:.3f}",
+        "Rank correlation of gradient signal to noise with an untrained network's": f"{agreement:.3f}",
+    }  # fmt: skip
+
+
+def loaded_network(opened: Opened, model: Model) -> nn.Module:
+    """The raw network with the model's weights, its gradients on."""
+    network = open_network(opened)
+    network.load_state_dict(dict(load_weights(opened.experiment, model.run, model.images, model.weights).tensors))
+    return network.to(opened.world.device).eval()
+
+
+def gradient_images(opened: Opened) -> Batch:
+    """GRADIENT_IMAGES training images with their labels, on the device."""
+    return _batch(opened, stream(ANALYSIS, 2).permutation(opened.split.train)[:GRADIENT_IMAGES].tolist())
+
+
+def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
+    """Of unit losses on F at one level, of single images, in the weights of the output layer."""
+    x0, cond = images
+    layer, eps = network.get_submodule(str(network.output)), Noise(3)(x0)
+    level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
+
+    def loss(index: Tensor) -> Tensor:
+        one = slice(int(index), int(index) + 1)
+        return objective.output_error(network, x0[one], eps[one], level, untold, cond.at(one)).sum()
+
+    return gradients(loss, len(x0), list(layer.parameters()))
+
+
+def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> list[Chart]:
+    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's."""
+    if opened.labelled.labels is None or opened.dataset.labels is None:
+        return []
+    config = opened.experiment.metrics.model_copy(update={"features": "classifier"})
+    extractor = make_extractor(config, opened.labelled, opened.split, opened.world.device)
+    labels = torch.cat([cond.labels.cpu() for _, cond in batches if cond.labels is not None])
+    blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
+    own, plain = _read(extractor, [x0 for x0, _ in batches])
+    apart = 2 * own.var(0).sum()  # between two images at random
+    noise, right, distance = Noise(4), [], []
+    with torch.no_grad():
+        for value in logsnr:
+            made = guesses(model.denoiser, opened.experiment.process.level(value), blind, noise)
+            features, read = _read(extractor, [guess for *_, guess in made])
+            right.append((read == labels).double().mean())
+            distance.append((features - own).square().sum(1).mean() / apart)
+    share, told = torch.stack(right), torch.full((len(logsnr),), float((plain == labels).double().mean()))
+    curves = {"x0_hat, label not told": (logsnr, share), "held-out images": (logsnr, told)}
+    return [
+        Chart("run-accuracy", "a classifier reads x0_hat", "share read right", curves),
+        Chart("run-features", "how far x0_hat is from x0 in the classifier's features", "share of that of two images",
+              {"x0_hat, label not told": (logsnr, torch.stack(distance))}),
+    ]  # fmt: skip
+
+
+def _read(extractor: Extractor, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(features (n, d) float64, the label read (n,)) of batches of images."""
+    features, read = [], []
+    for x0 in images:
+        found, logits = extractor.run(to_bytes(x0.cpu()))
+        assert logits is not None
+        features.append(found.double())
+        read.append(logits.argmax(1))
+    return torch.cat(features), torch.cat(read)
+
+
+def _bound_facts(
+    opened: Opened, spectrum: Spectrum, batches: list[Batch], logsnr: Tensor, mse: Tensor
+) -> dict[str, str]:  # fmt: skip
+    """The three terms in bits per dimension, between the ends of the curve."""
+    process = opened.experiment.process
+    first, last = (process.level(logsnr[k]) for k in (0, -1))
+    prior = float(prior_nats(first, process.scaling, spectrum.second_moment)) / NATS_A_BIT
+    denoising = float(denoising_nats(logsnr, mse)) / NATS_A_BIT
+    if not all(torch.equal(to_unit(to_bytes(x0.cpu())), x0.cpu()) for x0, _ in batches):
+        return {"Bound, bits per dimension": f"prior {prior:.3g} + denoising {denoising:.3f}; no reconstruction term, "
+                "as the images are not of 8 bits"}  # fmt: skip
+    noise, parts = Noise(5), []
+    for x0, _ in batches:
+        parts.append(reconstruction_nats(noised(x0, last, noise).cpu(), x0.cpu(), last))
+    rest = float(torch.stack(parts).mean()) / NATS_A_BIT
+    return {
+        "Bound, bits per dimension": f"prior {prior:.3g} + denoising {denoising:.3f} + reconstruction {rest:.3f} = "
+        f"{prior + denoising + rest:.3f}, between logsnr {float(logsnr[0]):.1f} and {float(logsnr[-1]):.1f}",
+    }

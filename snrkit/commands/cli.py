@@ -1,0 +1,416 @@
+"""The command line. torch is imported inside commands, so that --help is fast."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from snrkit import __version__
+from snrkit.base.errors import SnrkitError, Stopped
+
+if TYPE_CHECKING:
+    from snrkit.base.distributed import World
+    from snrkit.experiment.experiment import Experiment
+
+app = typer.Typer(
+    help="Measure, train against and correct SNR-t bias in diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+SamplerOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--sampler", help="Only this sampler; may be repeated."),
+]
+PeakOption = Annotated[
+    bool, typer.Option("--peak", help="With --dry-run: also train three steps in memory and say what they took.")
+]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Run the app; a user's mistake or a failing disk ends in one sentence and exit code 1."""
+    try:
+        app()
+    except Stopped as stop:
+        print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
+        sys.exit(130)
+    except SnrkitError as error:
+        for line in str(error).splitlines():
+            print(f"snrkit: {line}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
+        reason = error.strerror or str(error)
+        print(
+            f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
+        )
+        sys.exit(1)
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, if there is one: a process that just ends can make its peers abort."""
+    if "snrkit.base.distributed" in sys.modules:
+        from snrkit.base.distributed import close_world
+
+        close_world()
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Measure, train against and correct SNR-t bias in diffusion models."""
+    if show:
+        print(f"snrkit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    dry_run: DryOption = False,
+    peak: PeakOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the experiment's network, or go on where the last run stopped."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.dry_run import plan
+    from snrkit.commands.train import run_training
+
+    if dry_run or peak:
+        print(plan(experiment, world, peak))
+        return
+    run_training(experiment, runs, world, quiet)
+
+
+@app.command()
+def sample(
+    config: ConfigOption,
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete images made otherwise and begin anew.")
+    ] = False,
+    spectrum_scale: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--spectrum-scale",
+            min=0.01,
+            max=100,
+            help="More (above 1) or less texture, in samples/<sampler>-scale-<N>: spectral grids only, in place of "
+            "their own scale.",
+        ),
+    ] = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make images with the experiment's samplers; goes on with the seeds that are missing."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.dry_run import plan
+    from snrkit.commands.sample import run_sampling, with_texture
+
+    names: Sequence[str] = sampler or ()
+    if spectrum_scale is not None:
+        experiment, names = with_texture(experiment, names, spectrum_scale)
+    if dry_run:
+        print(plan(experiment, world))
+        return
+    run_sampling(experiment, runs, world, names, overwrite, quiet)
+
+
+@app.command("measure-shift")
+def measure_shift(
+    config: ConfigOption,
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure how far each sampler's states are from the level the network is told, with a null."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.measure_shift import run_measuring
+    from snrkit.reports.terminal import show_shift
+
+    _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
+
+
+@app.command("fit-estimator")
+def fit_estimator(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit the run's estimator of noise levels, for the probe `estimator` and noise_awareness_classifier."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.fit_estimator import run_estimating
+    from snrkit.reports.terminal import show_calibration
+
+    _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
+
+
+@app.command()
+def tune(
+    config: ConfigOption,
+    sampler: SamplerOption = None,
+    by: Annotated[str, typer.Option("--by", help="predicted, gap, fd or optuna.")] = "fd",
+    parameter: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--parameter", help="Coefficient as index.name, such as 0.low; repeat for stages."),
+    ] = None,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Choose coefficients of a sampler's corrections on seeds that are never scored."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.tune import METHODS, run_tuning
+    from snrkit.reports.terminal import show_tuned
+
+    methods = {method: method for method in METHODS}
+    if by not in methods:
+        raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
+    records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
+    _show(records, json, world, show_tuned)
+
+
+@app.command()
+def compare(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """One table at equal NFE: every sampler, its base without corrections, and stronger solvers, with intervals."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.compare import run_comparing
+    from snrkit.reports.terminal import show_comparison
+
+    _show(run_comparing(experiment, runs, world, quiet), json, world, show_comparison)
+
+
+@app.command("eval-fid")
+def eval_fid(
+    images: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Images and reference: folder, zip, npz, data set, or statistics .npz."),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Score this experiment's samplers.")] = None,  # noqa: UP045
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    checkpoints: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--checkpoints", help="all, or 'last N': the curve over training."),
+    ] = None,
+    root: Annotated[Optional[Path], typer.Option("--root", help="Where torchvision keeps its data sets.")] = None,  # noqa: UP045
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
+    if (config is None) == (images is None):
+        raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
+    if images is not None and (sampler or checkpoints):
+        raise SnrkitError("--sampler and --checkpoints choose within an experiment; they need --config FILE.")
+    from snrkit.reports.terminal import show_curves, show_pair, show_scores
+
+    if config is not None:
+        from snrkit.commands.eval_fid import run_scoring
+
+        experiment, world = _begin(config, settings, device)
+        records = run_scoring(experiment, runs, world, sampler or (), checkpoints, quiet)
+        _show(records, json, world, show_scores if checkpoints is None else show_curves)
+        return
+    _pair(images or [], settings, root, device, json, show_pair)
+
+
+@app.command()
+def analyze(
+    config: ConfigOption,
+    settings: SetOption = None,
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="Instead: the data's power spectrum, and schedules made of it.")
+    ] = False,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Show in closed form how hard targets are, what weightings make of it, and all schedules side by side."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.analyze import run_analysis
+    from snrkit.commands.analyze_spectrum import run_spectrum
+    from snrkit.reports.terminal import show_analysis, show_spectrum
+
+    if spectrum:
+        _show(run_spectrum(experiment, runs, world), json, world, show_spectrum)
+        return
+    _show(run_analysis(experiment, runs, world), json, world, show_analysis)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
+    settings: SetOption = None,
+    arm: Annotated[Optional[list[str]], typer.Option("--arm", help="Only this arm; may be repeated.")] = None,  # noqa: UP045
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.sweep import run_sweep
+    from snrkit.reports.terminal import show_sweep
+
+    world = open_world(device)
+    _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
+
+
+@app.command()
+def average(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045
+    decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
+    at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.average import run_averaging
+    from snrkit.reports.terminal import show_average
+
+    _show(run_averaging(path, width, decay, at), json, open_world("cpu"), show_average)
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    to: Annotated[str, typer.Option("--to", help="diffusers.")] = "diffusers",
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder to make; default: RUN/export/diffusers.")] = None,  # noqa: UP045
+    average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
+    json: JsonOption = False,
+) -> None:
+    """Write a run's weights as a folder that another library loads."""
+    if to != "diffusers":
+        raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.export import run_exporting
+    from snrkit.reports.terminal import show_export
+
+    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, open_world("cpu"), show_export)
+
+
+@app.command()
+def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
+    """Write report.md and report.html from what the run directory holds, and print the table."""
+    experiment = _load(config, settings)
+    from snrkit.reports.terminal import show_report
+
+    show_report(experiment, runs)
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Everything in one go: train, sample, measure-shift, eval-fid, report."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.run_all import run_everything
+
+    run_everything(experiment, runs, world, quiet)
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -> None:
+    """Check experiment files and print all their faults."""
+    from snrkit.commands.sweep import check_file
+
+    faults = []
+    for file in files:
+        try:
+            check_file(file)
+            print(f"{file}: valid")
+        except SnrkitError as error:
+            faults.append(str(error))
+    if faults:
+        raise SnrkitError("\n".join(faults))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of experiment files, for editors."""
+    import json
+
+    from snrkit.experiment.experiment import file_schema
+
+    print(json.dumps(file_schema(), indent=1))
+
+
+def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
+    from snrkit.experiment.experiment import load_experiment
+
+    return load_experiment(config, settings or ())
+
+
+def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
+    from snrkit.base.distributed import open_world
+
+    return _load(config, settings), open_world(device)
+
+
+def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> None:
+    import json
+
+    if world.leads:
+        from snrkit.base.files import finite
+
+        print(json.dumps(finite(records), indent=1)) if as_json else show(records)
+
+
+def _pair(
+    images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
+) -> None:
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.eval_fid import score_pair
+    from snrkit.experiment.experiment import parse_metrics
+
+    if len(images) != 2:
+        raise SnrkitError(
+            f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
+        )
+    world = open_world(device)
+    _show(score_pair(images[0], images[1], parse_metrics(settings or ()), root, world), as_json, world, show)
+
+
+if __name__ == "__main__":
+    main()

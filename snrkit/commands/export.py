@@ -1,0 +1,117 @@
+"""`snrkit export RUN --to diffusers`: a run's weights as a folder that diffusers loads by itself.
+
+The U-Net's names are diffusers' own, so that weights move as they are. What diffusers has no place for must not matter:
+the null embedding of the time is dropped, as a pipeline always tells the level; extra scalars are refused.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from snrkit.base.errors import RunError, SnrkitError
+from snrkit.base.files import disk_errors, new_folder
+from snrkit.checkpoints.diffusers import TARGETS
+from snrkit.checkpoints.folders import diffusers_package
+from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.prediction import X0
+from snrkit.diffusion.process import Ddpm, Edm
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.opening import load_weights
+from snrkit.experiment.run import Run, stored_experiment
+from snrkit.networks import UNet
+from snrkit.networks.unet import EPSILON
+
+PREDICTED: dict[str, str] = {target.kind: name for name, target in TARGETS.items()}
+
+
+def run_exporting(
+    path: Path, to: Literal["diffusers"], out: Path | None, average: str | None = None, checkpoint: int | None = None
+) -> dict[str, Any]:
+    """Write RUN/export/diffusers, or `out`, which must not exist. Returns where, and of which weights."""
+    experiment, run = stored_experiment(path), Run(path)
+    folder = out or path / "export" / to
+    if folder.exists():
+        raise SnrkitError(f"{folder} exists already; delete it, or name another folder with --out.")
+    if reason := unfit(experiment):
+        raise SnrkitError(f"{path} cannot become a folder of diffusers: {reason}.")
+    package = diffusers_package()
+    scheduler = _scheduler(package, experiment)
+    weights = load_weights(experiment, run, checkpoint, average)
+    network = _network(package, experiment)
+    kept = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("extras.")}
+    try:
+        network.load_state_dict(kept)
+    except RuntimeError as error:
+        raise RunError(f"{path} holds weights of another network ({' '.join(str(error).split())[:200]}).") from None
+    with disk_errors(f"writing {folder}", "free space or name another folder with --out"), new_folder(folder) as made:
+        network.save_pretrained(made / "unet")
+        scheduler.save_pretrained(made / "scheduler")
+        if whole(experiment):
+            package.DDIMPipeline(network, scheduler).save_config(made)
+    return {"path": str(folder), "weights": weights.name, "images": weights.images, "pipeline": whole(experiment)}
+
+
+def whole(e: Experiment) -> bool:
+    """Whether diffusers has a pipeline for it: DDIM's, which takes no labels."""
+    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.classes
+
+
+def unfit(e: Experiment) -> str | None:
+    """Why a run has no equal in diffusers; None where it has."""
+    return next(_reasons(e), None)
+
+
+def _reasons(e: Experiment) -> Iterator[str]:
+    if e.model is not None:
+        yield f"its model is one from elsewhere, {e.model.path}, which need not be exported"
+    if not isinstance(e.network, UNet):
+        yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
+    elif e.network.scalars:
+        yield f"its network is told {', '.join(e.network.scalars)} too, which no pipeline tells it"
+    elif e.network.time_scale != 1:
+        yield f"its network reads {e.network.time_scale:g} times the time that schedulers give"
+    if isinstance(e.process, Edm) and isinstance(e.target, X0) and isinstance(e.precondition, EdmPrecondition):
+        return
+    if not isinstance(e.process, Ddpm):
+        yield f"no scheduler gives the times of a {e.process.kind} process with target {e.target.kind} to its network"
+    if not isinstance(e.precondition, NoPrecondition):
+        yield f"no scheduler of a table has the preconditioning {e.precondition.kind}"
+    if e.target.kind not in PREDICTED:
+        yield f"no scheduler of a table has the target {e.target.kind}"
+
+
+def _scheduler(package: ModuleType, e: Experiment) -> Any:
+    """The scheduler of the same levels; of tables, their betas as a list."""
+    if isinstance(e.process, Edm):
+        sigmas = {"sigma_min": e.process.sigma_min, "sigma_max": e.process.sigma_max}
+        return package.EDMEulerScheduler(**sigmas, sigma_data=float(e.data.sigma_data), prediction_type="epsilon")
+    assert isinstance(e.process, Ddpm)
+    log_abar = torch.nn.functional.logsigmoid(e.process.table())
+    betas = -torch.expm1(torch.diff(log_abar, prepend=log_abar.new_zeros(1)))
+    shared = {
+        "num_train_timesteps": e.process.steps, "trained_betas": betas.tolist(), "timestep_spacing": "trailing",
+        "prediction_type": PREDICTED[e.target.kind],
+    }  # fmt: skip
+    if e.process.scaling == "ve":
+        return package.EulerDiscreteScheduler(**shared)
+    return package.DDIMScheduler(**shared, clip_sample=False)
+
+
+def _network(package: ModuleType, e: Experiment) -> Any:
+    """UNet2DModel of the same layers, with random weights."""
+    value, shape = e.network, e.data.open().shape
+    assert isinstance(value, UNet)
+    size = shape[1] if shape[1] == shape[2] else shape[1:]
+    attended = [shape[1] >> depth in value.attention for depth in range(len(value.multipliers))]
+    return package.UNet2DModel(
+        sample_size=size, in_channels=shape[0], out_channels=shape[0], layers_per_block=value.blocks,
+        block_out_channels=tuple(value.channels * multiplier for multiplier in value.multipliers),
+        down_block_types=tuple("AttnDownBlock2D" if at else "DownBlock2D" for at in attended),
+        up_block_types=tuple("AttnUpBlock2D" if at else "UpBlock2D" for at in reversed(attended)),
+        add_attention=attended[-1], attention_head_dim=value.head_channels, norm_num_groups=value.groups,
+        attn_norm_num_groups=value.groups, norm_eps=EPSILON, resnet_time_scale_shift="scale_shift",
+        num_class_embeds=value.classes + 1 if value.classes else None, dropout=value.dropout,
+    )  # fmt: skip

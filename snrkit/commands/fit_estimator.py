@@ -1,0 +1,79 @@
+"""`snrkit fit-estimator`: the estimator of levels of a run, trained on forward samples of its training split."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError, Stopped
+from snrkit.base.files import disk_errors, write_bytes, write_json
+from snrkit.base.streams import ESTIMATOR, stream
+from snrkit.commands.progress import bar
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.opening import Opened, open_experiment, stoppable
+from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
+
+CALIBRATION_IMAGES = 4096
+
+
+def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> dict[str, Any]:
+    """Fit, calibrate on held-out images and save; returns the calibration."""
+    if world.size > 1:
+        raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
+    opened = open_experiment(experiment, world)
+    check_held_out(opened)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    e, config = opened.experiment, opened.experiment.shift.estimator
+    with locked(run):
+        estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
+        batches = forward_batches(opened, opened.split.train, config.batch, 0)
+        with stoppable() as stop, bar("fitting the estimator", config.images, not quiet) as progress:
+            for images, loss in fit(estimator, batches, config, world.device):
+                progress.update(images, f"cross-entropy {loss:.3f}")
+                if stop.asked:
+                    raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
+        states, logsnr = next(forward_batches(opened, opened.split.held, CALIBRATION_IMAGES, 1))
+        record = {**asdict(calibrate(estimator, states, logsnr)), **describe(opened)}
+        with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
+            save_estimator(run, estimator.network.state_dict(), record)
+    return record
+
+
+def forward_batches(opened: Opened, pool: Sequence[int], batch: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(states (batch, *), logsnr (batch,)) of images from `pool`, at levels uniform in logsnr, a MARGIN wide."""
+    process = opened.experiment.process
+    low, high = process.bounds[0] - MARGIN, process.bounds[1] + MARGIN
+    step = 0
+    while True:
+        rng = stream(ESTIMATOR, opened.experiment.seed, number, step)
+        rows = [pool[i] for i in rng.integers(len(pool), size=batch).tolist()]
+        logsnr = low + (high - low) * torch.from_numpy(rng.random(batch))
+        x0 = opened.shown(rows)
+        alpha, sigma = process.level(logsnr).scales(x0.double())
+        noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype="float32"))
+        yield alpha * x0.double() + sigma * noise, logsnr
+        step += 1
+
+
+def describe(opened: Opened) -> dict[str, Any]:
+    """What an estimator was fitted to."""
+    e = opened.experiment
+    return {
+        "config": e.shift.estimator.model_dump(mode="json"),
+        "process": e.process.model_dump(mode="json"),
+        "dataset_fingerprint": opened.dataset.fingerprint,
+    }
+
+
+def save_estimator(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write weights, then the record that says they are complete."""
+    from safetensors.torch import save
+
+    write_bytes(run.estimator / "network.safetensors", save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+    write_json(run.estimator / "estimator.json", record)

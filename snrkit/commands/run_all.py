@@ -1,0 +1,35 @@
+"""`snrkit run`: the whole path of one experiment."""
+
+from pathlib import Path
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.commands.eval_fid import run_scoring
+from snrkit.commands.measure_shift import run_measuring
+from snrkit.commands.sample import check_samplers, choose, run_sampling
+from snrkit.commands.train import run_training
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.opening import open_experiment
+from snrkit.metrics.extractors import check_features
+from snrkit.reports.terminal import show_report
+
+
+def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> None:
+    """Train (but for a model from elsewhere), sample, measure, score and report; what cannot work is said first.
+
+    Each part goes on where it stopped.
+    """
+    if world.size > 1:
+        raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
+    choose(experiment, ())
+    opened = open_experiment(experiment, world)
+    check_held_out(opened)
+    check_samplers(opened, list(opened.experiment.samplers))
+    check_features(opened.experiment.metrics, opened.labelled)
+    if experiment.model is None:
+        run_training(experiment, runs, world, quiet)
+    run_sampling(experiment, runs, world, quiet=quiet)
+    run_measuring(experiment, runs, world, quiet=quiet)
+    run_scoring(experiment, runs, world, quiet=quiet)
+    show_report(experiment, runs)

@@ -1,0 +1,247 @@
+"""`snrkit sample`: images per seed, written one by one, so that an interrupted run goes on with the missing seeds."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
+from snrkit.commands.progress import bar, console
+from snrkit.data.dataset import chunks, to_bytes
+from snrkit.data.files import FolderOpener, read_image
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, stoppable
+from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.sources import RunSources, beyond_training
+from snrkit.experiment.trajectories import Batch, chosen_labels, generate
+from snrkit.sampling.sampler import Sampler, parse_seeds, rehearse
+from snrkit.spectral.grid import UNTOLD, SpectralGrid
+from snrkit.training.randomness import ImageStreams
+
+SHOWN = 100  # images of the picture grid
+
+
+def image_path(folder: Path, seed: int) -> Path:
+    """Where image `seed` lies, in EDM's layout: a thousand images a folder."""
+    return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
+
+
+def is_made(folder: Path, seed: int) -> bool:
+    """Whether image `seed` is there; an empty file is what a loss of power may leave."""
+    path = image_path(folder, seed)
+    return path.exists() and path.stat().st_size > 0
+
+
+def run_sampling(
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str] = (),
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Make the images of the chosen samplers (all by default) that are not there yet."""
+    chosen = choose(experiment, names)
+    opened = open_experiment(experiment, world)
+    check_samplers(opened, chosen)
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    with locked(run) if world.leads else contextlib.nullcontext():
+        model = open_model(opened, run)
+        for name in chosen:
+            check_claim(run.samples(name), manifest(opened, model, opened.experiment.samplers[name]), overwrite)
+        world.barrier()
+        if world.leads:
+            write_config(run, opened.experiment)
+        world.barrier()
+        for name in chosen:
+            sampler = opened.experiment.samplers[name]
+            make_images(opened, model, name, run.samples(name), sampler, overwrite, quiet)
+    return run
+
+
+def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    """The names of samplers asked for, all by default. ConfigError for an unknown one or when there are none."""
+    known = list(experiment.samplers)
+    if not known:
+        raise ConfigError("samplers: this experiment has none; add one, such as heun: {grid: ..., solver: ...}.")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown sampler '{name}'. Known: {', '.join(known)}")
+    return list(names) or known
+
+
+def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> tuple[Experiment, list[str]]:
+    """(The experiment with `<name>-scale-<scale>` beside every chosen sampler with a spectral grid, these names)."""
+    made: dict[str, Sampler] = {}
+    for name in choose(experiment, names):
+        sampler = experiment.samplers[name]
+        if isinstance(sampler.grid, SpectralGrid):
+            grid = sampler.grid.model_copy(update={"scale": scale})
+            made[f"{name}-scale-{scale:g}"] = sampler.model_copy(update={"grid": grid})
+        elif names:
+            raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
+    if not made:
+        raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
+    if not experiment.network.scalars:
+        raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
+    return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
+
+
+def check_samplers(opened: Opened, names: Sequence[str]) -> None:
+    """Refuse samplers that cannot run on images of this shape, before anything is written: ConfigError."""
+    e = opened.experiment
+    for name in names:
+        try:
+            rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
+        except SnrkitError as error:
+            raise ConfigError(f"samplers.{name}: {error}") from None
+
+
+def make_images(
+    opened: Opened, model: Model, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
+) -> None:
+    """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
+    world, e = opened.world, opened.experiment
+    record, warning = manifest(opened, model, sampler), beyond_training(opened, model, sampler)
+    if world.leads:
+        _claim(folder, record, overwrite)
+        if warning:
+            console.print(f"{name}: {warning}")
+    world.barrier()
+    seeds = parse_seeds(e.sample.seeds)
+    missing = [seed for seed in seeds if not is_made(folder, seed)]
+    world.barrier()  # all processes have listed what is missing before any of them writes
+    mine = list(chunks(missing, e.sample.batch))[world.rank :: world.size]
+    total = sum(len(batch) for batch in mine)
+    done = 0
+    with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
+        for batch in generate(opened, model, sampler, mine):
+            with disk_errors(f"saving images in {folder}", "free space and run the same command again"):
+                _save(folder, Batch(batch.seeds, opened.images(batch.x0)))
+            done += len(batch.seeds)
+            progress.update(done)
+            if stop.asked:
+                break
+    stopped = world.any(done < total)
+    world.barrier()
+    if world.leads:
+        _finish(opened, folder, seeds, record, stopped)
+    if stopped:
+        made = sum(is_made(folder, seed) for seed in seeds)
+        text = f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on."
+        raise Stopped(text if world.leads else "")
+
+
+def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
+    """What decides the images of a seed, beside the seed."""
+    e = opened.experiment
+    return {
+        "sampler": sampler.model_dump(mode="json"),
+        "training": e.training_part(),
+        "checkpoint_images": model.images,
+        "weights": model.weights,
+        "labels": e.sample.labels,
+        "precision": e.compute.precision,
+        "named": RunSources(opened, model).facts(sampler),
+    }
+
+
+def check_claim(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `folder` holds images to be deleted first. RunError when they are another sampler's and may not be."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return False
+    stored = read_json(path)
+    differing = [key for key in record if stored.get(key) != record[key]]
+    if differing and not overwrite:
+        raise RunError(
+            f"{folder} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
+            "add --overwrite to make them anew, or rename the sampler."
+        )
+    return overwrite
+
+
+def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    if check_claim(folder, record, overwrite):
+        shutil.rmtree(folder)
+    with disk_errors(f"writing {folder}", "free space and run the same command again"):
+        if not (folder / "manifest.json").exists():
+            write_json(folder / "manifest.json", {**record, "finished": ""})
+
+
+def _save(folder: Path, batch: Batch) -> None:
+    for seed, pixels in zip(batch.seeds, to_bytes(batch.x0).cpu(), strict=True):
+        write_bytes(image_path(folder, seed), encode(pixels), sync=False)
+
+
+def encode(pixels: Tensor) -> bytes:
+    """uint8 (C, H, W) as PNG; other than one or three channels are refused."""
+    if pixels.shape[0] not in (1, 3):
+        raise RunError(f"images of {pixels.shape[0]} channels cannot be saved as PNG.")
+    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
+    finished = sorted(int(path.stem) for path in folder.glob("*/*.png") if path.stem.isdigit())
+    write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
+    if stopped:
+        return
+    labels = chosen_labels(opened, ImageStreams(finished))
+    if labels is not None:
+        listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels.tolist(), strict=True)]
+        write_json(folder / "dataset.json", {"labels": listed})
+    write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
+    if opened.experiment.sample.npz:
+        arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, arr_0=arrays)
+        write_bytes(beside(folder, ".npz"), buffer.getvalue())
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """The file next to a sampler's folder; its name may hold dots."""
+    return folder.parent / f"{folder.name}{suffix}"
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Sorted seeds as '0-99,200-299'."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
+
+
+def load_images(folder: Path, seeds: Sequence[int]) -> Tensor:
+    """The saved images of `seeds`, uint8 (n, C, H, W)."""
+    opener = FolderOpener(folder)
+    names = [str(image_path(Path(), seed)) for seed in seeds]
+    return torch.stack([read_image(opener, name, str(folder)) for name in names])
+
+
+def picture(images: Tensor, smallest: int = 32) -> Tensor:
+    """uint8 images (n, C, H, W) as one picture (C, h, w), tiles at least `smallest` pixels high, one pixel apart."""
+    factor = -(-smallest // images.shape[2])
+    large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    columns = max(1, round((len(large) * large.shape[2] / large.shape[3]) ** 0.5))
+    rows = -(-len(large) // columns)
+    height, width = large.shape[2] + 1, large.shape[3] + 1
+    out = torch.full((images.shape[1], rows * height - 1, columns * width - 1), 128, dtype=torch.uint8)
+    for i, image in enumerate(large):
+        top, left = (i // columns) * height, (i % columns) * width
+        out[:, top : top + height - 1, left : left + width - 1] = image
+    return out

@@ -1,0 +1,363 @@
+"""`snrkit sweep`: one table over many trainings, each a list of --set values on one experiment, several seeds each.
+
+    base: digits.yaml            the experiment that all arms change
+    settings: [train.images=100000]
+    seeds: [0, 1, 2]             of training
+    arms:                        the first is what the others are compared with, seed by seed
+      edm: []
+      eps: [target.kind=eps, "precondition={kind: none}", weighting.kind=simple]
+
+Every training has a run directory of its own, runs/<sweep>-<arm>-<seed>; arms that differ only in sampling or scoring
+share one. Nothing is made twice: the same command goes on where it stopped, and several at once share the work. An arm
+whose training breaks off is a row that says so. Averages that are made afterwards (sample.average: posthoc-0.1,
+snapshots-0.9) are made.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.value import Value
+from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.commands.average import run_averaging
+from snrkit.commands.compare import against
+from snrkit.commands.eval_fid import open_reference, score_ranges, summarise
+from snrkit.commands.progress import console
+from snrkit.commands.sample import check_samplers, choose, manifest
+from snrkit.commands.train import run_training
+from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
+from snrkit.experiment.experiment import NAME, Experiment, load_experiment
+from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
+from snrkit.experiment.run import Run, locked, read_log, trained_run
+from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.yaml_files import read_mapping
+from snrkit.metrics.appearance import Appearance, appearance, looks
+from snrkit.metrics.extractors import check_features
+from snrkit.reports.blocks import markdown
+from snrkit.reports.sweep_table import sweep_page
+from snrkit.sampling.sampler import parse_seeds, rehearse
+from snrkit.training.clipping import Groups
+from snrkit.training.ema import Power, afterwards, made_afterwards
+
+FORMAT = 2  # of stored rows
+AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training
+DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
+READ = 1024
+
+
+class Sweep(Value):
+    """What to train: `arms` by name, each a list of path=value settings."""
+
+    base: Path
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    arms: dict[str, tuple[str, ...]] = Field(min_length=1)
+
+    @field_validator("arms")
+    @classmethod
+    def _plain_names(cls, arms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in arms:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"'{name}': a name is letters, digits, '.', '_' and '-'; it becomes a folder")
+        return arms
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    experiment: Experiment  # named after the first arm that trains alike
+
+
+def load_sweep(path: Path) -> Sweep:
+    """The sweep of a YAML file. ConfigError names every fault."""
+    content = read_mapping(path)
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        faults = [f"{path}: {'.'.join(map(str, f['loc']))}: {_wording(dict(f))}" for f in error.errors()]
+        raise ConfigError("\n".join(faults)) from None
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise ConfigError(f"{path}: seeds: one of them is given twice.")
+    return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def _wording(fault: Mapping[str, Any]) -> str:
+    """A fault of a sweep's file in its users' words."""
+    place = str(fault["loc"][0]) if fault["loc"] else ""
+    shapes = {
+        "seeds": "a list such as [0, 1, 2]", "settings": "a list of path=value",
+        "arms": "a mapping from names to lists of path=value, such as {edm: [], p2: [weighting.kind=p2]}",
+    }  # fmt: skip
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
+    if fault["type"] == "value_error" or place not in shapes:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"it needs {shapes[place]}, not {fault['input']!r}"
+
+
+def check_file(path: Path) -> None:
+    """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
+    if {"arms", "arm", "seeds"} & set(read_mapping(path)):  # what no experiment has
+        lay_out(load_sweep(path), path.stem)
+    else:
+        load_experiment(path)
+
+
+def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
+    """All trials, seed by seed. ConfigError lists the faults of every arm."""
+    trials, faults = [], []
+    for seed in sweep.seeds:
+        first: list[tuple[str, str]] = []  # what was trained before, and its arm
+        for arm, changes in sweep.arms.items():
+            try:
+                e = load_experiment(sweep.base, [*sweep.settings, *changes, *settings, f"seed={seed}"])
+            except ConfigError as error:
+                faults += [f"arm {arm}: {line}" for line in str(error).splitlines()]
+                continue
+            faults += _own_words(arm, changes)
+            trained = json.dumps(e.model_dump(mode="json", exclude=AFTERWARDS))  # in order: rules are tried in order
+            owner = next((owner for known, owner in first if known == trained), arm)
+            first.append((trained, owner))
+            trials.append(Trial(arm, seed, e.model_copy(update={"name": f"{name}-{owner}-{seed}"})))
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return trials
+
+
+def _own_words(arm: str, changes: Sequence[str]) -> list[str]:
+    """Faults of an arm that sets what the sweep itself sets."""
+    own = [change for change in changes if change.split("=")[0] in ("seed", "name")]
+    return [f"arm {arm}: {change}: seeds and names are the sweep's own; drop it" for change in own]
+
+
+def run_sweep(
+    path: Path, runs: Path, world: World, settings: Sequence[str] = (), arms: Sequence[str] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Train and score what is missing; returns the record of the table, which also lies in runs/<sweep>.json."""
+    if world.size > 1:
+        raise SnrkitError("sweep trains one run after the other in one process; start it without torchrun.")
+    sweep = load_sweep(path)
+    unknown = [arm for arm in arms if arm not in sweep.arms]
+    if unknown:
+        raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
+    trials = lay_out(sweep, path.stem, settings)
+    for trial in trials[: len(sweep.arms)]:  # of one seed
+        _check(trial, world)
+    wanted = [trial for trial in trials if not arms or trial.arm in arms]
+    busy = _work(wanted, runs, world, quiet)
+    busy = _work(busy, runs, world, quiet)  # another process may be done with them now
+    if busy:
+        names = ", ".join(f"{trial.arm} (seed {trial.seed})" for trial in busy)
+        console.print(f"other processes work on {names}; run the same command again for the whole table")
+    rows = [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None]
+    record = make_record(sweep, rows, [*sweep.settings, *settings])
+    name = path.stem if not settings else f"{path.stem}-{fingerprint(json.dumps(list(settings)))[:8]}"
+    out = runs / f"{name}.json"  # a quick look with other settings leaves the page of the file alone
+    with disk_errors(f"writing {out}", "free space and run the same command again"):
+        write_json(out, record)
+        write_text(
+            out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in sweep_page(path.stem, record))
+        )
+    return {**record, "written": str(out.with_suffix(".md"))}
+
+
+def _check(trial: Trial, world: World) -> None:
+    """Refuse what could not be trained or scored, before anything is: ConfigError with the arm's name."""
+    try:
+        choose(trial.experiment, ())
+        opened = open_experiment(trial.experiment, world)
+        check_features(opened.experiment.metrics, opened.labelled)
+        _check_average(trial.experiment)
+        if isinstance(rule := trial.experiment.train.clip, Groups):
+            rule.split(list(open_network(opened).named_parameters()))
+    except SnrkitError as error:
+        raise ConfigError(f"arm {trial.arm}: {error}") from None
+
+
+def _check_average(e: Experiment) -> None:
+    """ConfigError where training keeps nothing that the average to be sampled could be made of."""
+    name, train = e.sample.average, e.train
+    if name is None or not made_afterwards(name):
+        return
+    if train.snapshot_every is None:
+        raise ConfigError(f"sample.average: {name} is made of snapshots; set train.snapshot_every.")
+    if afterwards(name)[0] == "posthoc" and not any(isinstance(a, Power) for a in train.averages):
+        raise ConfigError(f"sample.average: {name} is made of power averages; add {{kind: power}} to train.averages.")
+
+
+def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> list[Trial]:
+    """Make the rows that are missing; returns the trials that other processes are at."""
+    busy = []
+    for index, trial in enumerate(trials):
+        if not quiet:
+            console.print(f"{index + 1} of {len(trials)}: {trial.arm}, seed {trial.seed}")
+        try:
+            make_row(trial, runs, world, quiet)
+        except BusyError:
+            busy.append(trial)
+        except SnrkitError as error:
+            raise SnrkitError(f"arm {trial.arm}, seed {trial.seed}: {error}") from None
+    return busy
+
+
+def row_path(trial: Trial, runs: Path) -> Path:
+    """Where the row of a trial lies; other samplers, seeds or metrics of the arm lie beside it."""
+    key = fingerprint(json.dumps(_facts(trial)))[:12]
+    return Run(runs / trial.experiment.name).path / "sweep" / f"{trial.arm}-{key}.json"
+
+
+def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
+    """The row that an earlier command made of exactly this trial."""
+    path = row_path(trial, runs)
+    return read_json(path) if path.exists() else None
+
+
+def _facts(trial: Trial) -> dict[str, Any]:
+    content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
+    return {"format": FORMAT, "version": __version__, **content}
+
+
+def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
+    """Train, unless that is done, and score every sampler. What breaks off is a row with its reason."""
+    if stored_row(trial, runs) is not None:
+        return
+    e, run = trial.experiment, Run(runs / trial.experiment.name)
+    end = -(-e.train.images // e.train.batch) * e.train.batch
+    newest = newest_checkpoint(run.checkpoints)
+    if newest is None or int(newest.name) < end:
+        try:
+            run_training(e, runs, world, quiet)
+        except DivergedError as error:  # what can be put right, and tried again, is no result
+            _keep(trial, runs, {"failed": str(error), "training": training_facts(run, end)})
+            return
+    opened = open_experiment(e, world)
+    check_samplers(opened, list(e.samplers))
+    trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    _make_average(run, e.sample.average, end)
+    with locked(run):
+        if stored_row(trial, runs) is None:  # another process may have made it in between
+            found = score_samplers(opened, run, e.sample.checkpoint or end)
+            _keep(trial, runs, {"training": training_facts(run, end), "samplers": found})
+
+
+def _keep(trial: Trial, runs: Path, row: Mapping[str, Any]) -> None:
+    path = row_path(trial, runs)
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, {"facts": _facts(trial), **row})
+
+
+def _make_average(run: Run, name: str | None, end: int) -> None:
+    """Weights that are made after training, as of its end."""
+    if name is not None and made_afterwards(name) and not (run.averages(name) / f"{end:09d}").is_dir():
+        kind, value = afterwards(name)
+        width, decay = (value, None) if kind == "posthoc" else (None, value)
+        run_averaging(run.path, width, decay, end)
+
+
+def training_facts(run: Run, until: int) -> dict[str, Any]:
+    """What the log says of a training until `until` images: means over the steps that were not skipped."""
+    log = [line for line in (read_log(run) if run.log.exists() else []) if line["images"] <= until]
+    lines = [line for line in log if line["kind"] == "train"]
+    held = [line for line in log if line["kind"] == "held_out"]
+    steps = [line["step"] for line in lines]
+    made = [here - before - line["skipped"]
+            for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]  # fmt: skip
+    counted = sum(made)
+
+    def mean(key: str) -> float | None:
+        total = sum(count * line[key] for count, line in zip(made, lines, strict=True) if count)
+        return total / counted if counted else None
+
+    return {
+        "skipped": sum(line["skipped"] for line in lines), "grad_norm": mean("grad_norm"),
+        "clipped_share": mean("clipped_share"), "held_out": held[-1] if held else None,
+    }  # fmt: skip
+
+
+def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
+    """Scores and looks of every sampler's images, which are not kept, with the weights as of `at` images."""
+    sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
+    e = opened.experiment.model_copy(update={"sample": sample})
+    opened = replace(opened, experiment=e)
+    model, (extractor, reference) = open_model(opened, run), open_reference(opened)
+    seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
+    found = {}
+    for name, sampler in e.samplers.items():
+        images = images_of(opened, model, sampler, seeds)
+        each = score_ranges(opened, memory_dataset(name, images), extractor, reference)
+        found[name] = {
+            "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
+            "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
+            "made": manifest(opened, model, sampler),
+            "nfe": rehearse(sampler, e.process, e.target, (1, 2, 2), e.spectral),
+        }  # fmt: skip
+    return found
+
+
+def data_appearance(dataset: Dataset, indices: Sequence[int]) -> Appearance:
+    """Of the training split, or of as many of its images as suffice."""
+    step = max(1, len(indices) // DATA_IMAGES)
+    return appearance(map(dataset.x0, chunks(list(indices)[::step], READ)), dataset.shape)
+
+
+def make_record(
+    sweep: Sweep, rows: Sequence[tuple[Trial, Mapping[str, Any]]], everywhere: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """The table as plain data: every arm and sampler over seeds, and beside the first arm on equal seeds."""
+    table: dict[str, dict[int, dict[str, Any]]] = {}
+    names: Mapping[str, str] = {}
+    failed = {f"{trial.arm}, seed {trial.seed}": row["failed"] for trial, row in rows if "failed" in row}
+    for trial, row in rows:
+        for sampler, found in row.get("samplers", {}).items():
+            several = len(row["samplers"]) > 1
+            label = f"{trial.arm} {sampler}" if several else trial.arm
+            table.setdefault(label, {})[trial.seed] = {**found, "training": row["training"], "sampler": sampler}
+            names = found["names"]
+    first = next(iter(sweep.arms))
+    return {
+        "names": names, "seeds": list(sweep.seeds), "reference": first, "failed": failed,
+        "arms": {label: _over_seeds(by_seed, table, first) for label, by_seed in table.items()},
+        "settings": {arm: list(changes) for arm, changes in sweep.arms.items()}, "everywhere": list(everywhere),
+    }  # fmt: skip
+
+
+def _over_seeds(by_seed: Mapping[int, Any], table: Mapping[str, Mapping[int, Any]], first: str) -> dict[str, Any]:
+    seeds = sorted(by_seed)
+    rows = [by_seed[seed] for seed in seeds]
+    beside = table.get(first) or table.get(f"{first} {rows[0]['sampler']}") or {}
+    shared = [seed for seed in seeds if seed in beside]
+    keys = [key for key in ("fd", "inception_score", "kid") if key in rows[0]["summary"]]
+    looks_of = partial(_means, rows)
+    return {
+        "seeds": seeds, "nfe": rows[0]["nfe"], "weights": rows[0]["made"]["weights"],
+        **{key: {"mean": statistics.fmean(v), "min": min(v), "max": max(v), "values": v}
+           for key in keys for v in [[row["summary"][key]["mean"] for row in rows]]},
+        "less_first": {
+            key: against([_plain(by_seed[s]) for s in shared], [_plain(beside[s]) for s in shared], key) for key in keys
+        } if shared and beside is not by_seed else None,
+        "power": looks_of("power"), "brightness": statistics.fmean(row["looks"]["brightness"] for row in rows),
+        "skipped": sum(row["training"]["skipped"] for row in rows),
+        "grad_norm": [row["training"]["grad_norm"] for row in rows],
+        "clipped_share": [row["training"]["clipped_share"] for row in rows],
+    }  # fmt: skip
+
+
+def _means(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [statistics.fmean(ring) for ring in zip(*(row["looks"][key] for row in rows), strict=True)]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value["mean"] for key, value in row["summary"].items()}

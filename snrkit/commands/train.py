@@ -1,0 +1,242 @@
+"""`snrkit train`: the generator of snrkit.training.train with logging, checkpoints and interruption round it."""
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
+from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from snrkit.commands.dry_run import check_memory
+from snrkit.commands.progress import bar, console
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.opening import (
+    Opened,
+    load_weights,
+    open_experiment,
+    open_network,
+    open_spectrum_model,
+    open_task,
+    refuse_foreign,
+    stoppable,
+)
+from snrkit.experiment.run import (
+    Run,
+    append_log,
+    check_data,
+    check_fits,
+    describe_environment,
+    locked,
+    rewind_log,
+    stored_experiment,
+    write_config,
+    write_environment,
+)
+from snrkit.training.holdout import held_out_loss
+from snrkit.training.train import (
+    Task,
+    TrainState,
+    TrainStep,
+    make_state,
+    restore,
+    state_numbers,
+    state_tensors,
+    train,
+)
+
+NAMED = 3  # images of a skipped step that are printed; the log has all
+
+
+@dataclass(slots=True)
+class Tally:
+    """Running sums since the last line of the log; saved in checkpoints, so that a resumed log goes on exactly."""
+
+    steps: int = 0
+    skipped: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    clipped_norm: float = 0.0
+    clipped: int = 0
+    logit: float | None = None
+    cosine: float | None = None
+    largest: tuple[str, float] | None = None
+    clock: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def add(self, step: TrainStep) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.skipped += step.skipped
+        if not step.skipped:
+            self.loss += step.loss
+            self.grad_norm += step.grad_norm
+            self.clipped_norm += step.clipped_norm
+            self.clipped += step.clipped
+        if step.largest is not None:  # a step that was watched
+            self.logit, self.cosine, self.largest = step.logit, step.cosine, step.largest
+
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {k: v for k, v in asdict(self).items() if k not in ("clock", "seconds")}
+
+    def line(self, step: TrainStep, batch: int) -> dict[str, Any]:
+        """The line of the log; `seconds` and `images_per_second` are all that a rerun may change."""
+        counted, now = self.steps - self.skipped, time.monotonic()
+        record: dict[str, Any] = {
+            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted if counted else None,
+            "grad_norm": self.grad_norm / counted if counted else None,
+            "clipped_norm": self.clipped_norm / counted if counted else None,
+            "clipped_share": self.clipped / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
+        }  # fmt: skip
+        if self.largest is not None:
+            record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest[0], "its_share": self.largest[1]}
+        if self.logit is not None:
+            record["largest_logit"] = self.logit
+        elapsed = now - self.clock
+        return {**record, "seconds": round(elapsed, 3), "images_per_second": round(self.steps * batch / elapsed, 1)}
+
+
+def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
+    """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
+    refuse_foreign(experiment)
+    opened = open_experiment(experiment, world)
+    check_memory(opened)
+    task, network = open_task(opened), open_network(opened)
+    run = Run(runs / experiment.name)
+    check_fits(run, opened.experiment)
+    check_data(run, opened.dataset.fingerprint)
+    state = make_state(task, network)
+    with locked(run) if world.leads else contextlib.nullcontext():
+        world.barrier()
+        check_fits(run, opened.experiment)  # again: another process may have begun this run in between
+        tally = _resume(run, state)
+        if not state.step:
+            _begin_from(opened, state)
+        world.barrier()  # all have read the checkpoint before anyone writes
+        if world.leads:
+            write_config(run, opened.experiment)
+            facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
+            write_environment(run, facts)
+            rewind_log(run, state.images if state.step else -1)
+        if opened.experiment.spectral is not None:
+            open_spectrum_model(opened, run)
+        _loop(run, task, state, tally, quiet)
+    return run
+
+
+def _resume(run: Run, state: TrainState) -> Tally:
+    path = newest_checkpoint(run.checkpoints)
+    if path is None:
+        return Tally()
+    checkpoint = load_checkpoint(path)
+    try:
+        restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
+    except (RuntimeError, KeyError) as error:
+        raise SnrkitError(
+            f"checkpoint {path} does not fit this experiment ({' '.join(str(error).split())[:200]}); "
+            "give the run another name or delete its folder."
+        ) from None
+    return Tally(**checkpoint.numbers["tally"])
+
+
+def _begin_from(opened: Opened, state: TrainState) -> None:
+    """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
+    origin = opened.experiment.train.resume_from
+    if origin is None:
+        return
+    trained = stored_experiment(origin.run)
+    parts = ("process", "target", "precondition")
+    if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
+        raise ConfigError(
+            f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
+            "train from scratch."
+        )
+    weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
+    try:
+        state.network.load_state_dict(dict(weights.tensors))
+    except RuntimeError as error:
+        raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason_of(error)}).") from None
+    for average in state.averages.values():
+        average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
+
+
+def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) -> None:
+    config, world = task.config, task.world
+    if state.images >= config.images and world.leads and not quiet:
+        console.print(f"already trained to {state.images} images; raise train.images to go on")
+    with stoppable() as stop, bar("training", config.images, world.leads and not quiet) as progress:
+        progress.update(state.images)
+        for step in train(task, state, watch_every=config.log_every):
+            tally.add(step)
+            if step.skipped and world.leads:
+                _log_skipped(run, step)
+            if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
+                record = tally.line(step, config.batch)
+                progress.update(
+                    step.images, f"loss {_number(record['loss'])}  {record['images_per_second']:.0f} images/s"
+                )
+                _append(run, world, record)
+                tally = Tally()
+            if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
+                _log_held_out(run, task, state, step)
+            every = config.snapshot_every
+            if every and (_crossed(step, config.batch, every) or step.images >= config.images):
+                _snapshot(run, task, state)  # before the checkpoint, from which a killed run goes on
+            stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
+            if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
+                _save(run, task, state, tally)
+            if stopping:
+                break
+    if state.images < config.images:
+        text = f"stopped at {state.images} of {config.images} images; all is saved. "
+        raise Stopped(text + "To go on, run the same command again." if world.leads else "")
+
+
+def _log_skipped(run: Run, step: TrainStep) -> None:
+    low, high = float(step.logsnr.min()), float(step.logsnr.max())
+    named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:NAMED])
+    named += f" and {len(step.culprits) - NAMED} more" if len(step.culprits) > NAMED else ""
+    where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
+    console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
+    record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
+    append_log(run, {**record, "culprits": [list(pair) for pair in step.culprits]})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _worth_asking(world: World, step: TrainStep) -> bool:
+    return world.size > 1 and step.step % 16 == 0
+
+
+def _crossed(step: TrainStep, batch: int, every: int) -> bool:
+    return step.images // every > (step.images - batch) // every
+
+
+def _append(run: Run, world: World, record: dict[str, Any]) -> None:
+    if world.leads:
+        append_log(run, record)
+
+
+def _log_held_out(run: Run, task: Task, state: TrainState, step: TrainStep) -> None:
+    if task.world.leads and (loss := held_out_loss(task, state.network)) is not None:
+        append_log(run, {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
+    task.world.barrier()
+
+
+def _snapshot(run: Run, task: Task, state: TrainState) -> None:
+    if task.world.leads:
+        tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
+        save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {}))
+    task.world.barrier()
+
+
+def _save(run: Run, task: Task, state: TrainState, tally: Tally) -> None:
+    if task.world.leads:
+        numbers = {**state_numbers(state), "tally": tally.numbers()}
+        save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
+        prune(run.checkpoints, task.config.keep_last, task.config.keep_every)
+    task.world.barrier()

@@ -1,0 +1,491 @@
+"""`snrkit tune`: coefficients of a sampler's corrections, chosen on seeds that are never scored.
+
+    predicted   the Gaussian control on the data's own covariance: no fitting, no network (shift/control.py)
+    gap         the closed-form least-squares step on the measured norm gap, lambda = neutral - pinv(S) g, with S the
+                finite differences of the gap g (levels) in each coefficient, halved while the gap does not shrink; g is
+                taken against the held-out images that measure-shift and compare use too
+    fd          the paper's two-stage search: one coefficient after the other, a coarse sweep from its neutral value
+                until the score turns, then a fine one round the best
+    optuna      tree-structured Parzen estimator on the same score (needs the extra `optuna`)
+
+Every evaluation is kept in runs/<name>/tune/<sampler>.jsonl, so that the same command goes on where it stopped; what
+another sampler's file holds already is not made again. The result is a YAML that `sample` takes.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from snrkit import __version__
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.commands.eval_fid import open_reference
+from snrkit.commands.progress import console
+from snrkit.commands.sample import check_samplers, choose, manifest
+from snrkit.data.dataset import fingerprint, memory_dataset
+from snrkit.experiment.experiment import Experiment, dump_yaml
+from snrkit.experiment.instrument import Instrument, check_held_out
+from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
+from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.yaml_files import apply_settings
+from snrkit.metrics.extractors import Extractor
+from snrkit.metrics.scores import FeatureSet, extract
+from snrkit.metrics.statistics import frechet
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.sample import start
+from snrkit.sampling.sampler import Sampler, first_variance, make_ready, parse_seeds, rehearse
+from snrkit.sampling.step import Range
+from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
+
+Method = Literal["predicted", "gap", "fd", "optuna"]
+METHODS: tuple[Method, ...] = ("predicted", "gap", "fd", "optuna")
+LINEAR = ("dcw", "epsilon_scaling")  # corrections that the Gaussian control follows exactly
+WIDER = 5  # times the range of a sweep, for the predicted value
+FAR = 40  # coarse steps either way
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the least-squares step, which trusts a slope far from where it was taken
+PATIENCE = 2  # coarse steps without improvement that end a sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One coefficient of one correction."""
+
+    index: int
+    name: str
+    range: Range
+
+    @property
+    def path(self) -> str:
+        """As --set writes it, below the sampler."""
+        return f"corrections.{self.index}.{self.name}"
+
+
+Values = tuple[float, ...]
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """The evaluations that a file holds, without a torn last line."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "result" in record:
+            found.append(record)
+    return found
+
+
+def coefficients(sampler: Sampler) -> dict[str, Knob]:
+    """All that can be tuned, by index.name."""
+    return {
+        f"{index}.{name}": Knob(index, name, span)
+        for index, correction in enumerate(sampler.corrections)
+        for name, span in getattr(correction, "tunable", {}).items()
+    }
+
+
+def moved(sampler: Sampler) -> list[str]:
+    """The coefficients that the sampler's file gives a value other than neutral."""
+    known = coefficients(sampler).items()
+    return [n for n, k in known if getattr(sampler.corrections[k.index], k.name) != k.range.neutral]
+
+
+def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
+    """The coefficients named as index.name, by default those that are not neutral."""
+    known = coefficients(sampler)
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"--parameter {name}: this sampler has {', '.join(known) or 'no coefficient to tune'}.")
+    names = list(chosen) or moved(sampler)
+    if not names:
+        raise ConfigError(f"name the coefficients with --parameter; this sampler has {', '.join(known) or 'none'}.")
+    return [known[name] for name in names]
+
+
+def neutral(chosen: Sequence[Knob]) -> Values:
+    """The values at which these coefficients do nothing."""
+    return tuple(knob.range.neutral for knob in chosen)
+
+
+def with_values(sampler: Sampler, chosen: Sequence[Knob], values: Values) -> Sampler:
+    """The sampler with these coefficients, validated."""
+    content: Any = sampler.model_dump(mode="json")
+    for knob, value in zip(chosen, values, strict=True):
+        content = apply_settings(content, [f"{knob.path}={value!r}"])
+    return Sampler.model_validate(content)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the evaluations of all samplers of a run share."""
+
+    opened: Opened
+    run: Run
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The tuning seeds."""
+        return parse_seeds(self.opened.experiment.tune.seeds)
+
+    @cached_property
+    def model(self) -> Model:
+        """The run's model."""
+        return open_model(self.opened, self.run)
+
+    @cached_property
+    def instrument(self) -> Instrument:
+        """What measures norm gaps and knows the data's covariance."""
+        plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
+        experiment = self.opened.experiment.model_copy(update={"shift": plain})
+        return Instrument(replace(self.opened, experiment=experiment), self.model, self.seeds)
+
+    @cached_property
+    def scorer(self) -> tuple[Extractor, FeatureSet]:
+        """What the Frechet distance is taken with."""
+        return open_reference(self.opened)
+
+    @cached_property
+    def controls(self) -> dict[bool, ModeDenoiser]:
+        """The Gaussian controls by whether bands are apart; large covariances take minutes to solve."""
+        return {}
+
+    @cached_property
+    def known(self) -> dict[str, dict[str, Any]]:
+        """All evaluations of the run by key: samplers that are alike share them."""
+        files = sorted(self.run.tuned("", ".jsonl").parent.glob("*.jsonl"))
+        return {record["key"]: record for path in files for record in evaluations(path)}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Evaluates a sampler's coefficients on the tuning seeds, remembering every evaluation on disk."""
+
+    tools: Tools
+    name: str
+    chosen: Sequence[Knob]
+
+    def __post_init__(self) -> None:
+        path = self.run.tuned(self.name, ".jsonl")
+        if path.exists():  # a torn last line is dropped, so that the next one does not join it
+            write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
+
+    @property
+    def opened(self) -> Opened:
+        """The experiment."""
+        return self.tools.opened
+
+    @property
+    def run(self) -> Run:
+        """Where evaluations are kept."""
+        return self.tools.run
+
+    @property
+    def model(self) -> Model:
+        """What is sampled."""
+        return self.tools.model
+
+    @property
+    def sampler(self) -> Sampler:
+        """As the experiment defines it."""
+        return self.opened.experiment.samplers[self.name]
+
+    def fd(self, values: Values) -> float:
+        """The Frechet distance of the tuning seeds' images to the training split."""
+
+        def measure(sampler: Sampler) -> float:
+            extractor, reference = self.tools.scorer
+            images = memory_dataset("tuning", images_of(self.opened, self.model, sampler, self.tools.seeds))
+            found = extract(extractor, images, range(images.count), self.opened.experiment.metrics.batch,
+                            self.opened.world)  # fmt: skip
+            return frechet(found.gaussian, reference.gaussian)
+
+        return float(self._remember("fd", values, measure))
+
+    def gap(self, values: Values) -> list[float]:
+        """The norm gap at every level but pure noise, nats; 0 where the states are like held-out images."""
+
+        def measure(sampler: Sampler) -> list[float]:
+            shift = self.tools.instrument.measure(sampler).shift
+            return [gap for gap, level in zip(shift.norm_gap.value, shift.logsnr, strict=True) if math.isfinite(level)]
+
+        return list(self._remember("norm gap", values, measure))
+
+    def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
+        sampler = with_values(self.sampler, self.chosen, values)
+        e = self.opened.experiment
+        more = e.metrics if what == "fd" else e.shift
+        facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
+                 __version__]  # fmt: skip
+        key = fingerprint(json.dumps(facts, sort_keys=True))
+        if key not in self.tools.known:
+            result = measure(sampler)
+            record = {"key": key, "what": what, "values": list(values), "result": result}
+            path = self.run.tuned(self.name, ".jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(f"writing {path}", "free space and run the same command again"), path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self.tools.known[key] = record
+        return self.tools.known[key]["result"]
+
+
+def run_tuning(
+    experiment: Experiment, runs: Path, world: World, names: Sequence[str], method: Method, parameters: Sequence[str],
+    quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
+
+    Without names, of all samplers that have coefficients other than neutral.
+    """
+    if world.size > 1:
+        raise SnrkitError("tune runs in one process; start it without torchrun.")
+    tunable = [name for name, sampler in experiment.samplers.items() if moved(sampler)]
+    wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or tunable)}
+    _check_disjoint(experiment)
+    for name, chosen in wanted.items():
+        _blank(experiment.samplers[name], chosen)
+    opened = open_experiment(experiment, world)
+    check_held_out(opened)
+    check_samplers(opened, list(wanted))
+    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    say = (lambda text: None) if quiet else console.print
+    records = {}
+    with locked(run), resumable("every evaluation"):
+        tools = Tools(opened, run)
+        for name, chosen in wanted.items():
+            bench = Bench(tools, name, chosen)
+            records[name] = _write(bench, opened.experiment, method, find(bench, method, say))
+    return records
+
+
+def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
+    """The coefficients that a method chooses."""
+    if method == "predicted":
+        return predict(bench)
+    if method == "gap":
+        return by_gap(bench, say)
+    if method == "fd":
+        return by_fd(bench, say)
+    return by_optuna(bench, bench.opened.experiment.tune.trials)
+
+
+def _check_disjoint(experiment: Experiment) -> None:
+    shared = set(parse_seeds(experiment.tune.seeds)) & set(parse_seeds(experiment.sample.seeds))
+    if shared:
+        raise ConfigError(
+            f"tune.seeds: {len(shared)} of these seeds are scored by sample.seeds too; tune on others, such as "
+            "100000-100999."
+        )
+
+
+def predict(bench: Bench) -> Values:
+    """The coefficients at which a perfect network on Gaussian data of the same covariance has the right variance.
+
+    A coefficient of the low or the high bands is solved for these, any other for all pixels. One after the other, so
+    that what a correction does to bands it is not named for is counted once.
+    """
+    corrections = bench.sampler.corrections
+    if not {c.kind for c in corrections} <= set(LINEAR):
+        raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
+    if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in corrections):
+        raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
+    values, apart = list(neutral(bench.chosen)), any(isinstance(c, Dcw) and (c.low or c.high) for c in corrections)
+    if apart not in bench.tools.controls:
+        bench.tools.controls[apart] = _control(bench, apart)
+    control = bench.tools.controls[apart]
+    moments = bench.opened.moments
+    variance = first_variance(bench.sampler, moments.variance if moments else None)
+
+    def ratio(place: int, value: float) -> float:
+        tried = tuple(value if i == place else v for i, v in enumerate(values))
+        ready = make_ready(with_values(bench.sampler, bench.chosen, tried), control.process, control)
+        powers = mode_powers(ready, control, lambda n: start(control.process, n, ready.levels[0], variance))
+        every = torch.ones_like(control.low)
+        share = {"low": control.low, "high": ~control.low}.get(bench.chosen[place].name, every)
+        return float(powers[share].sum() / control.variances[share].sum())
+
+    for place, knob in enumerate(bench.chosen):
+        centre, span = knob.range.neutral, knob.range
+        low, high = (centre + WIDER * (end - centre) for end in (span.low, span.high))
+        solved = solve_near(partial(ratio, place), centre, low, high, span.coarse)
+        if solved is None:
+            raise SnrkitError(
+                f"--by predicted: no {knob.path} between {low:g} and {high:g} brings the Gaussian control's variance "
+                "to the data's; tune by gap or fd."
+            )
+        values[place] = solved
+    return tuple(values)
+
+
+def _control(bench: Bench, apart: bool) -> ModeDenoiser:
+    """Gaussian data as the training split: by its covariance, or for large or odd images by its bands.
+
+    Modes are taken within the low and the high bands only where a coefficient of bands is at work, `apart`. The
+    covariance is within classes, where the network knows them; the bands are those of all images together.
+    """
+    process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
+    covariance = bench.tools.instrument.covariance
+    if covariance is not None and (not apart or shape[1] % 2 == shape[2] % 2 == 0):
+        return of_covariance(process, covariance, shape, apart)
+    bands = next((known for view, known in bench.tools.instrument.reference.views if "ll" in view.names), None)
+    if bands is None:
+        raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
+    return of_bands(process, bands)
+
+
+def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
+    """neutral - pinv(S) g, clipped to the ranges; halved while it does not make the gap smaller."""
+    start_values = neutral(bench.chosen)
+    base = torch.tensor(bench.gap(start_values), dtype=torch.float64)
+    columns = []
+    for place, knob in enumerate(bench.chosen):
+        moved = tuple(v + knob.range.coarse * (i == place) for i, v in enumerate(start_values))
+        columns.append((torch.tensor(bench.gap(moved), dtype=torch.float64) - base) / knob.range.coarse)
+        say(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
+    step = -torch.linalg.lstsq(torch.stack(columns, 1), base[:, None]).solution[:, 0]
+    for share in SHARES:
+        found = zip(start_values, (share * step).tolist(), bench.chosen, strict=True)
+        values = tuple(k.range.allowed(v + s) for v, s, k in found)
+        if not works(bench, values):
+            continue
+        before, after = root_mean_square(base.tolist()), root_mean_square(bench.gap(values))
+        say(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after {share:g} of the step")
+        if after < before:
+            return values
+    say("no part of the step makes the gap smaller; the coefficients stay neutral")
+    return start_values
+
+
+def root_mean_square(gap: Sequence[float]) -> float:
+    """Over levels, nats."""
+    return math.sqrt(sum(g**2 for g in gap) / len(gap))
+
+
+def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
+    """One coefficient after the other: coarse from neutral until the score turns, then fine round the best."""
+    values = list(neutral(bench.chosen))
+    for place, knob in enumerate(bench.chosen):
+
+        def score(value: float, p: int = place, k: Knob = knob) -> float:
+            tried = tuple(value if i == p else v for i, v in enumerate(values))
+            if not works(bench, tried):
+                return math.inf
+            found = bench.fd(tried)
+            say(f"{k.path} {value:g}: {found:.4f}")
+            return found
+
+        values[place] = sweep(score, knob.range)
+    return tuple(values)
+
+
+def works(bench: Bench, values: Values) -> bool:
+    """Whether a sampler with these coefficients can run at all; a window, say, may be too wide for the grid."""
+    e = bench.opened.experiment
+    try:
+        tried = with_values(bench.sampler, bench.chosen, values)
+        rehearse(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+    except SnrkitError:
+        return False
+    return True
+
+
+def sweep(score: Callable[[float], float], span: Range) -> float:
+    """The best value of a coarse sweep both ways from neutral, each until the score turns, and a fine one round it."""
+    seen: dict[float, float] = {}
+
+    def at(value: float) -> float:
+        value = round(value, 10)
+        if value not in seen:
+            seen[value] = score(value)
+        return seen[value]
+
+    at(span.neutral)
+    for way in (1, -1):
+        best, waited = seen[round(span.neutral, 10)], 0
+        for step in range(1, FAR + 1):
+            value = span.neutral + way * step * span.coarse
+            if not span.low <= value <= span.high or waited >= PATIENCE:
+                break
+            found = at(value)
+            best, waited = (found, 0) if found < best else (best, waited + 1)
+    centre = min(seen, key=lambda v: seen[v])
+    reach = round(span.coarse / span.fine)
+    for step in range(-reach + 1, reach):
+        if span.low <= centre + step * span.fine <= span.high:
+            at(centre + step * span.fine)
+    return min(seen, key=lambda v: seen[v])
+
+
+def by_optuna(bench: Bench, trials: int) -> Values:
+    """The best of `trials` trials of optuna's TPE, the first at the neutral values; evaluations are remembered."""
+    try:
+        import optuna
+    except ImportError:
+        raise SnrkitError("--by optuna needs the extra: pip install 'snrkit[optuna]'; or tune by fd.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.opened.experiment.seed))
+    study.enqueue_trial({knob.path: knob.range.neutral for knob in bench.chosen})
+
+    def objective(trial: Any) -> float:
+        tried = tuple(k.range.allowed(trial.suggest_float(k.path, k.range.low, k.range.high)) for k in bench.chosen)
+        return bench.fd(tried) if works(bench, tried) else math.inf
+
+    study.optimize(objective, n_trials=trials)
+    return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
+
+
+def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> dict[str, Any]:
+    run, name = bench.run, bench.name
+    path, parameters = run.tuned(name), [knob.path for knob in bench.chosen]
+    record: dict[str, Any] = read_json(path) if path.exists() else {}
+    if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
+        record = {}
+    fd = bench.fd(values) if method in ("fd", "optuna") else None
+    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
+    clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
+    record |= {
+        "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
+        "checkpoint_images": bench.model.images, "weights": bench.model.weights,
+        "of": _blank(bench.sampler, bench.chosen),
+        "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
+    }  # fmt: skip
+    record.setdefault("found", {})[method] = {
+        "values": list(values), "fd_on_tuning_seeds": fd, "gap_before_and_after": gaps, "seeds": experiment.tune.seeds,
+        "checkpoint_images": bench.model.images, "at_the_end_of_its_range": clipped
+    }  # fmt: skip
+    written = run.tuned("tuned", ".yaml")
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, record)
+        write_text(written, tuned_yaml(run, experiment))
+    return {**record, "values": list(values), "yaml": str(written)}
+
+
+def _blank(sampler: Sampler, chosen: Sequence[Knob]) -> dict[str, Any]:
+    """The sampler with the coefficients that are tuned at their neutral values: what they were tuned for."""
+    return with_values(sampler, chosen, neutral(chosen)).model_dump(mode="json")
+
+
+def tuned_yaml(run: Run, experiment: Experiment) -> str:
+    """The experiment with the coefficients that were last chosen for each of its samplers."""
+    samplers, notes = dict(experiment.samplers), []
+    for name, sampler in experiment.samplers.items():
+        path = run.tuned(name)
+        record = read_json(path) if path.exists() else None
+        if record is None:
+            continue
+        chosen = [name.removeprefix("corrections.") for name in record["parameters"]]
+        if record["of"] != _blank(sampler, knobs(sampler, chosen)):
+            continue  # another sampler has this name now
+        samplers[name] = Sampler.model_validate(
+            {**sampler.model_dump(mode="json"), "corrections": record["corrections"]}
+        )
+        notes.append(f"# {name}: {', '.join(record['parameters'])} by {record['chosen']} on seeds {record['seeds']}")
+    return "\n".join([*notes, dump_yaml(experiment.model_copy(update={"samplers": samplers}))])

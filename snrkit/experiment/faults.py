@@ -1,0 +1,105 @@
+"""How the errors of a configuration are worded: what is wrong, where in the YAML, and what would be right."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from snrkit.base.value import Value
+
+CUT = "\n"  # between the faults that one validator found
+
+
+def prune(node: Any, loc: Sequence[str | int]) -> None:
+    """Delete the entry at `loc`; parts of `loc` that name a kind are no keys."""
+    *path, last = loc or ("",)
+    for key in path:
+        if isinstance(node, dict):
+            node = node.get(key, node)
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+    if isinstance(node, dict):
+        node.pop(last, None)
+
+
+def describe(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[str]:
+    """The lines that tell a user of one of pydantic's errors about a mapping of class `root`, read from `where`."""
+    place, owner = _locate(fault["loc"], fault["type"], root)
+    at = f"{where}: {place}: " if place else f"{where}: "
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = list(owner.model_fields) if owner else []
+        key = str(fault["loc"][-1])
+        yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
+    elif kind == "union_tag_invalid":
+        yield f"{at}unknown kind '{context['tag']}'. Known kinds: {context['expected_tags'].replace(chr(39), '')}"
+    elif kind == "missing":
+        yield f"{at}missing key '{fault['loc'][-1]}'"
+    elif kind == "value_error":
+        for line in str(context["error"]).split(CUT):
+            yield f"{at}{line}"
+    elif kind in ("model_attributes_type", "model_type", "dict_type", "union_tag_not_found"):
+        kinds = _options(_annotation(fault["loc"], root))
+        inner, rest = ("kind: ...", f" Known kinds: {', '.join(kinds)}") if kinds else ("key: value", "")
+        yield f"{at}it needs a mapping, such as {{{inner}}}, not {fault['input']!r}.{rest}"
+    else:
+        message = fault["msg"][0].lower() + fault["msg"][1:]
+        yield f"{at}{message}, not {fault['input']!r}"
+
+
+def _annotation(loc: Sequence[str | int], root: type[Value]) -> Any:
+    """The type that stands at a path."""
+    current: Any = root
+    for part in loc:
+        options = _options(current)
+        current = options[str(part)] if part in options else _inside(current, part)
+    return current
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _locate(loc: Sequence[str | int], kind: str, root: type[Value]) -> tuple[str, type[Value] | None]:
+    """(the path as a user writes it, with kinds in brackets; the class that holds its last key)."""
+    words: list[str] = []
+    current: Any = root
+    ends_in_key = kind in ("extra_forbidden", "missing")
+    for part in loc[:-1] if ends_in_key else loc:
+        options = _options(current)
+        if part in options:
+            current = options[str(part)]
+            words[-1:] = [f"{words[-1]} ({part})"] if words else [f"({part})"]
+            continue
+        words.append(str(part))
+        current = _inside(current, part)
+    owner = current if isinstance(current, type) and issubclass(current, Value) else None
+    return ".".join(words), owner
+
+
+def _plain(annotation: Any) -> Any:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+def _options(annotation: Any) -> dict[str, Any]:
+    """The classes of a union by kind."""
+    annotation = _plain(annotation)
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    values = [m for m in members if isinstance(m, type) and issubclass(m, Value) and "kind" in m.model_fields]
+    return {str(m.model_fields["kind"].default): m for m in values}
+
+
+def _inside(annotation: Any, part: str | int) -> Any:
+    annotation = _plain(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Value):
+        field = annotation.model_fields.get(str(part))
+        if field is None:
+            return None
+        annotation = field.annotation
+        only = [m for m in get_args(annotation) if m is not type(None)]
+        return only[0] if get_origin(annotation) in (Union, types.UnionType) and len(only) == 1 else annotation
+    arguments = get_args(annotation)
+    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None

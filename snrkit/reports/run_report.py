@@ -1,0 +1,355 @@
+"""The report of a run: one table of samplers, curves and pictures, as Markdown and as one self-contained HTML page.
+
+Everything is read back from the run directory; a missing part is named with the command that makes it.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.run import Run, read_all, read_log
+from snrkit.networks import Foreign
+from snrkit.reports.blocks import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    as_html,
+    markdown,
+    mean_of,
+    page,
+    short,
+    spread,
+)
+
+
+def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
+    """Write report.md and report.html; returns the HTML's path and the table of samplers."""
+    found = find(run, experiment)
+    table = sampler_table(found, experiment)
+    blocks = [
+        Heading(f"{experiment.name}: report", 1),
+        Paragraph(_facts(run, experiment)),
+        Heading("Samplers"),
+        table,
+        *[Paragraph(text) for text in _reading(found, experiment)],
+        *_readings(found),
+        *_tuned(run, experiment),
+        *_curves(run, experiment),
+        *_pictures(run, experiment),
+        Heading("How to read this page"),
+        *[Paragraph(text) for text in GUIDE],
+    ]
+    with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
+        write_text(run.report(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+        write_text(run.report(".html"), page(experiment.name, [as_html(block) for block in blocks]))
+    return run.report(".html"), table
+
+
+GUIDE = (
+    "FD is the Frechet distance between features of samples and of the training split: smaller is nearer. It is called "
+    "FID only when the features are Inception's; compare it only at equal image counts and equal features. Mean over "
+    "disjoint seed ranges, then the smallest and the largest of them. NFE counts network calls per image.",
+    "Norm gap: ln of the mean square of predicted noise on the sampler's own states over that on held-out images "
+    "noised to the same levels, averaged over levels. Above 0 the network finds more noise in the sampler's states "
+    "than in real ones of the same level. Its null is the same of training over held-out images. Variance ratio: "
+    "variance of the states over its nominal value alpha^2 Var[x0] + sigma^2; ln of it, averaged over levels; its "
+    "null is that of held-out images. Both are means over the levels of the sampler's own grid: compare them between "
+    "samplers of one grid, otherwise each with its null. Brackets hold bootstrap intervals. A shift whose interval "
+    "overlaps its null's is not shown to exist. Spectral grids differ from image to image: axes and tables then name "
+    "the levels of the mean spectrum's grid, readings are means over images at levels of their own, held-out images at "
+    "the same, and only differences to the null count.",
+    "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
+    "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
+    "near 0 when samples lie farther from every image than real ones do.",
+    "Probes, all negative where states are noisier than told if in nats of logsnr. Nearest level: the forward level at "
+    "which a Gaussian fit of the data finds the states most likely, less the nominal one, over the levels where "
+    "held-out images are found at their own. Estimator: a small network's reading of the level, less that on held-out "
+    "images, divided by its response; levels to which it does not respond are left out. Shift by the norm's slope: the "
+    "change of level that would cause the norm gap. Short horizon: the same readings after one step from states that "
+    "are right. Network, and solver and corrections: the sampler's grid, refined and walked by Heun without "
+    "corrections, keeps the network's share; what the sampler has beyond it is the rest. Gain: the largest ratio, over "
+    "levels, of what is left of a small error in the image to what Gaussian data would keep. In the picture of the "
+    "window, row s is told, column t is shown: ln of the noise seen over that at t = s, and the excess error; white: "
+    "not measured.",
+    "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
+    "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
+    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both).",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
+
+    metrics: Mapping[str, Any]
+    shifts: Mapping[str, Any]
+    outdated: Sequence[str]
+
+
+def find(run: Run, experiment: Experiment) -> Found:
+    """The stored scores and measurements that belong to the samplers as they are defined now."""
+    outdated: list[str] = []
+    kept: list[dict[str, Any]] = []
+    for place, what in ((run.metrics, "scores"), (run.shift, "shift")):
+        records = read_all([place(name) for name in experiment.samplers])
+        same = {
+            n: r for n, r in records.items() if r.get("definition") == experiment.samplers[n].model_dump(mode="json")
+        }
+        outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
+        kept.append(same)
+    return Found(kept[0], kept[1], sorted(outdated))
+
+
+def sampler_table(found: Found, experiment: Experiment) -> Table:
+    """One row a sampler, in the config's order."""
+    names = next((record["names"] for record in found.metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
+    header = (
+        "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
+        "precision", "recall", "norm gap, nats", "its null", "ln variance ratio", "its null",
+    )  # fmt: skip
+    shifted = (
+        "mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null",
+    )  # fmt: skip
+    rows = []
+    for name, sampler in experiment.samplers.items():
+        record, shift = found.metrics.get(name), found.shifts.get(name)
+        summary = {} if record is None or record["names"] != names else record["summary"]
+        source = record or shift
+        rows.append((
+            name, short(sampler.solver), short(sampler.grid, first="steps"),
+            ", ".join(short(c) for c in sampler.corrections) or "none",
+            "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
+            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
+        ))  # fmt: skip
+    return Table(header, rows)
+
+
+DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
+
+
+def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
+    if shift is None:
+        return "-"
+    number = shift[key]
+    if None in (number["value"], number["low"], number["high"]):
+        return "-"
+    return f"{number['value']:+.4f} [{number['low']:+.4f}, {number['high']:+.4f}]"
+
+
+def _facts(run: Run, experiment: Experiment) -> str:
+    environment = run.path / "environment.json"
+    found = read_json(environment) if environment.exists() else {}
+    e, origin = experiment, experiment.train.resume_from
+    if e.model is not None:
+        notes = "".join(f" Note: {note}." for note in e.network.notes) if isinstance(e.network, Foreign) else ""
+        return (
+            f"Data {e.data.kind}; a model from elsewhere, {e.model.kind} at {e.model.path}: "
+            f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}.{notes} "
+            "Which images it was trained on is not known here; nulls and the memorisation check take the held-out ones "
+            "for new."
+        )
+    model = (
+        f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
+        f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "
+        f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images"
+        f"{'' if origin is None else f', from the weights of {origin.run}'}."
+    )
+    if not found:
+        return model
+    return (
+        f"{model} snrkit {found['snrkit']}, torch {found['packages']['torch']}, {found['device']}, "
+        f"precision {found['precision']}, commit {found['git_commit']}."
+    )
+
+
+def _reading(found: Found, experiment: Experiment) -> list[str]:
+    """What the numbers were made from, warnings, and what is missing."""
+    texts = _sources(found)
+    near = {name: record["memorisation"] for name, record in found.metrics.items() if record["memorisation"]}
+    if near:
+        shares = ", ".join(f"{name} {entry['nearer']:.3f}" for name, entry in near.items())
+        texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
+    warnings = {w for record in found.metrics.values() for part in record["ranges"] for w in part["warnings"]}
+    texts += [f"Warning: {warning}" for warning in sorted(warnings)]
+    if found.outdated:
+        texts.append(f"Left out, as the sampler has been redefined since: {', '.join(found.outdated)}; run them again.")
+    missing = [name for name in experiment.samplers if name not in found.metrics]
+    if missing:
+        texts.append(f"Not scored yet: {', '.join(missing)}; run snrkit sample and snrkit eval-fid.")
+    unmeasured = [name for name in experiment.samplers if name not in found.shifts]
+    if unmeasured:
+        texts.append(f"Shift not measured yet: {', '.join(unmeasured)}; run snrkit measure-shift.")
+    return texts
+
+
+def _sources(found: Found) -> list[str]:
+    """One sentence a distinct origin of scores and of measurements; two sentences mean that rows do not compare."""
+    scored: dict[str, list[str]] = {}
+    for name, record in found.metrics.items():
+        text = (
+            f"{len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds {record['seeds']}), "
+            f"weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} images; features: "
+            f"{record['features_note'] or record['features']}; reference: {record['reference']}."
+        )
+        scored.setdefault(text, []).append(name)
+    measured: dict[str, list[str]] = {}
+    for name, record in found.shifts.items():
+        text = (
+            f"{record['images']} trajectories, of the first seeds and those that follow, and as many forward samples "
+            f"of {record['held_out_images']} held-out images; {record['confidence']:.0%} intervals; weights "
+            f"{record['weights']} of the checkpoint at {record['checkpoint_images']:,} images."
+        )
+        measured.setdefault(text, []).append(name)
+    texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
+    texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
+    for name in found.metrics.keys() & found.shifts.keys():
+        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name]["checkpoint_images"])
+        if made != seen:
+            texts.append(
+                f"Warning: {name} was scored at {made:,} images and its shift measured at {seen:,}; run both again."
+            )
+    if len(scored) > 1 or len(measured) > 1:
+        texts.append("Warning: rows of different origin stand in one table; compare only those named together.")
+    return texts
+
+
+def _readings(found: Found) -> list[Block]:
+    """What the probes found, one row a sampler: means over levels with their nulls."""
+    rows = []
+    for name, record in found.shifts.items():
+        horizon, why, window = (record.get(key) for key in ("horizon", "why", "window"))
+        estimated = record.get("estimator")
+        gain = record.get("amplification")
+        rows.append((
+            name, _interval(record, "mean_nearest"), _interval(record, "mean_nearest_null"),
+            "-" if estimated is None
+            else f"{_interval(estimated, 'mean_shift')}, {estimated['levels_read']} of {len(record['logsnr'])} levels",
+            "-" if window is None or window["mean_equivalent_shift"] is None
+            else _interval(window, "mean_equivalent_shift"),
+            "-" if horizon is None else _interval(horizon, "mean_norm_gap"),
+            "-" if horizon is None else _interval(horizon, "mean_log_variance_ratio"),
+            *(("-",) * 4 if why is None else (
+                _interval(why[key], part) for key in ("norm_gap", "log_variance_ratio")
+                for part in ("mean_network", "mean_solver"))),
+            "-" if gain is None else _gains(gain),
+        ))  # fmt: skip
+    header = (
+        "sampler", "nearest level, nats", "its null", "estimator's shift less its null", "shift by the norm's slope",
+        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network",
+        "of solver and corrections", "ln variance ratio of the network", "of solver and corrections",
+        "gain of an error over Gaussian data's, most",
+    )  # fmt: skip
+    audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
+    blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []
+    return [*blocks, Paragraph(_audited(audits[0]))] if audits else blocks
+
+
+def _gains(gain: Mapping[str, Any]) -> str:
+    """The largest ratio of a gain to that of Gaussian data, where the latter is known."""
+    known = gain["gaussian"].get("all")
+    return (
+        "-" if known is None else f"{max(a / b for a, b in zip(gain['gain']['all']['value'], known, strict=True)):.2f}"
+    )
+
+
+def _audited(audit: Mapping[str, Any]) -> str:
+    parts = []
+    for key in ("alpha", "sigma"):
+        curve = audit[key]
+        held = sum(low <= 1 <= high for low, high in zip(curve["low"], curve["high"], strict=True))
+        worst = max(curve["value"], key=lambda v: abs(v - 1))
+        parts.append(
+            f"{key} over nominal: farthest from 1 is {worst:.4f}, {held} of {len(curve['value'])} intervals hold 1"
+        )
+    return (
+        f"Training audit on {audit['pairs']} training pairs, by bins of the told level: {'; '.join(parts)}; sigma_data "
+        f"{_interval({'v': audit['sigma_data']}, 'v').lstrip('+')} against {audit['sigma_data_nominal']:.4f} as "
+        "configured."
+    )
+
+
+def _tuned(run: Run, experiment: Experiment) -> list[Block]:
+    """Predicted, fitted and best-score coefficients side by side, where snrkit tune found them."""
+    rows = []
+    for name in experiment.samplers:
+        path = run.tuned(name)
+        record = read_json(path) if path.exists() else None
+        if record is None:
+            continue
+        for place, parameter in enumerate(record["parameters"]):
+            cells = [record["found"].get(method) for method in ("predicted", "gap", "fd", "optuna")]
+            rows.append((name, parameter, *("-" if c is None else f"{c['values'][place]:.4g}" for c in cells)))
+    header = ("sampler", "coefficient", "predicted (Gaussian control)", "fitted (norm gap)", "best score", "optuna")
+    return [Heading("Coefficients"), Table(header, rows)] if rows else []
+
+
+def _curves(run: Run, experiment: Experiment) -> list[Block]:
+    """Scores over checkpoints, where eval-fid --checkpoints made them."""
+    rows = []
+    for name in experiment.samplers:
+        path = run.metrics(f"{name}-checkpoints")
+        for point in read_json(path)["points"] if path.exists() else []:
+            selected = (
+                "selected by this score" if point["checkpoint_images"] == read_json(path)["selected_images"] else ""
+            )
+            score = spread(point["summary"]["fd"], 4)
+            rows.append((name, f"{point['checkpoint_images']:,}", point["names"]["fd"], score, selected))
+    header = ("sampler", "images trained", "score", "mean (min, max)", "")
+    return [Heading("Over training"), Table(header, rows)] if rows else []
+
+
+def _trained(run: Run) -> int:
+    return max((int(record["images"]) for record in read_log(run)), default=0)
+
+
+def _pictures(run: Run, experiment: Experiment) -> list[Block]:
+    blocks: list[Block] = []
+    log = read_log(run)
+    if log:
+        write_bytes(run.path / "loss.png", loss_curve(log))
+        blocks += [
+            Heading("Training"),
+            Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
+        ]
+    for title, paths in (
+        ("Shift", [run.shift(name, kind) for name in experiment.samplers for kind in (".png", "-window.png")]),
+        ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
+    ):
+        samples = title == "Samples"
+        found = [Picture(path, path.name.removesuffix(".png"), samples) for path in paths if path.exists()]
+        blocks += [Heading(title), *found] if found else []
+    return blocks
+
+
+def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of the training loss and of the held-out loss per logsnr bin."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lines = [record for record in log if record["kind"] == "train"]
+    held = [record for record in log if record["kind"] == "held_out"]
+    left.plot([r["images"] for r in lines], [_number(r["loss"]) for r in lines], linewidth=1, label="training")
+    left.plot(
+        [r["images"] for r in held], [sum(r["loss"]) / len(r["loss"]) for r in held], marker=".", label="held-out"
+    )
+    left.set(xlabel="images", ylabel="loss")
+    left.legend(fontsize=8)
+    for index, record in enumerate(held):
+        shade = min(1.0, 0.2 + 0.8 * (index + 1) / len(held))
+        right.plot([_number(v) for v in record["logsnr"]], record["loss"], color="C1", alpha=shade, linewidth=1)
+    right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

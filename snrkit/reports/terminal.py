@@ -1,0 +1,166 @@
+"""Results as tables on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.run import Run, stored_experiment
+from snrkit.reports.comparison import comparison_rows
+from snrkit.reports.run_report import write_report
+from snrkit.reports.spectrum_table import spectrum_rows
+from snrkit.reports.sweep_table import arm_table
+from snrkit.shift.config import Probe
+
+out = Console(soft_wrap=True)
+POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
+
+
+def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    (Console(width=200) if not out.is_terminal else Console()).print(table)
+
+
+def show_shift(records: Mapping[str, Any]) -> None:
+    """One row a sampler, with nulls."""
+    keys = ("mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null")
+    rows = [
+        [name, str(r["nfe"]), *(f"{r[k]['value']:+.4f} [{r[k]['low']:+.4f}, {r[k]['high']:+.4f}]" for k in keys)]
+        for name, r in records.items()
+    ]
+    _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
+    if any(isinstance(r.get(probe), Mapping) for r in records.values() for probe in get_args(Probe)):
+        out.print("what the probes found stands in the report: snrkit report with the same file")
+
+
+def show_calibration(record: Mapping[str, Any]) -> None:
+    """How good the estimator is on held-out images."""
+    out.print(
+        f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
+        f"central 90 % holds {record['coverage']:.1%} of them"
+    )
+
+
+def show_analysis(record: Mapping[str, Any]) -> None:
+    """Where the page lies, and the prior term of every beta table."""
+    rows = [[name, f"{bits:.3g}"] for name, bits in record["prior_bits"].items()]
+    _print(("beta table", "prior term, bits per dimension"), rows)
+    if record["facts"]:
+        _print(("this run", ""), list(record["facts"].items()))
+    out.print(f"{len(record['charts'])} charts, each with a CSV beside it: {record['page']}")
+
+
+def show_spectrum(record: Mapping[str, Any]) -> None:
+    """Slopes and bounds, and where the page lies."""
+    _print(("spectrum", "median (99 % of the images)"), spectrum_rows(dict(record)))
+    out.print(f"written to {record['page']}")
+
+
+def show_sweep(record: Mapping[str, Any]) -> None:
+    """The table, and where it lies."""
+    if record["arms"]:
+        _print(*arm_table(record))
+    for name, why in record["failed"].items():
+        out.print(f"broken off: {name}: {why}")
+    out.print(f"written to {record['written']}")
+
+
+def show_export(record: Mapping[str, Any]) -> None:
+    """Where it is, of what, and how diffusers loads it."""
+    out.print(f"{record['weights']} at {record['images']} images: {record['path']}")
+    call = "DDIMPipeline.from_pretrained" if record["pipeline"] else "UNet2DModel.from_pretrained"
+    rest = "" if record["pipeline"] else ", subfolder='unet'; its scheduler is beside it"
+    out.print(f"load it with diffusers.{call}({record['path']!r}{rest})")
+
+
+def show_average(record: Mapping[str, Any]) -> None:
+    """What was made, of how much, and how to sample it."""
+    error = record.get("profile_error")
+    off = "" if error is None else f"; its profile is off by {error:.1%} (L2)"
+    out.print(f"{record['name']} at {record['images']} images, of {record['snapshots']} snapshots{off}")
+    if error is not None and error > POOR:
+        out.print(
+            "that is not the width asked for: keep snapshots more often (train.snapshot_every), or ask for another"
+        )
+    at = record["images"]
+    out.print(f"sample it with --set sample.average={record['name']} (--set sample.checkpoint={at}, if not the newest)")
+
+
+def show_tuned(records: Mapping[str, Any]) -> None:
+    """What each method found, and where the YAML lies."""
+    rows = [
+        [name, method, ", ".join(f"{p} {v:g}" for p, v in zip(record["parameters"], found["values"], strict=True)),
+         "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}",
+         " to ".join(f"{gap:.4f}" for gap in found.get("gap_before_and_after") or ()) or "-",
+         ", ".join(found["at_the_end_of_its_range"]) or "-"]
+        for name, record in records.items()
+        for method, found in record["found"].items()
+    ]  # fmt: skip
+    header = (
+        "sampler", "by", "coefficients", "score on the tuning seeds", "norm gap, nats (rms)", "at the end of its range"
+    )  # fmt: skip
+    _print(header, rows)
+    for path in {record["yaml"] for record in records.values()}:
+        out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
+
+
+def show_comparison(record: Mapping[str, Any]) -> None:
+    """The table of snrkit compare, by NFE."""
+    _print(*comparison_rows(record))
+    for warning in record["warnings"]:
+        out.print(f"warning: {warning}")
+
+
+def show_scores(records: Mapping[str, Any]) -> None:
+    """One row a sampler: means over ranges, and the spread of the distance."""
+    names = next(iter(records.values()))["names"]
+    rows = []
+    for name, record in records.items():
+        summary = record["summary"]
+        fd = summary["fd"]
+        cells = [_cell(summary.get(key)) for key in ("inception_score", "kid", "precision", "recall")]
+        rows.append([name, str(record["nfe"]), f"{fd['mean']:.4f} ({fd['min']:.4f}, {fd['max']:.4f})", *cells])
+    _print(("sampler", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"], "precision", "recall"), rows)
+    for warning in sorted({w for r in records.values() for part in r["ranges"] for w in part["warnings"]}):
+        out.print(f"warning: {warning}")
+
+
+def _cell(entry: Mapping[str, float] | None) -> str:
+    return "-" if entry is None else f"{entry['mean']:.4f}"
+
+
+def show_curves(records: Mapping[str, Any]) -> None:
+    """One row a checkpoint; the best is marked as selected, since choosing by the score biases it downwards."""
+    rows = []
+    for name, record in records.items():
+        for point in record["points"]:
+            fd = point["summary"]["fd"]
+            mark = "selected by this score" if point["checkpoint_images"] == record["selected_images"] else ""
+            rows.append([name, str(point["checkpoint_images"]), point["names"]["fd"], f"{fd['mean']:.4f}", mark])
+    _print(("sampler", "images trained", "score", "mean", ""), rows)
+
+
+def show_pair(record: Mapping[str, Any]) -> None:
+    """The scores of two sets of images."""
+    names = record["names"]
+    scores = {
+        names["fd"]: record["fd"], names["is"]: record["inception_score"], names["kid"]: record["kid"],
+        "precision": record["precision"], "recall": record["recall"],
+    }  # fmt: skip
+    _print(("score", "value"), [[key, f"{value:.6f}"] for key, value in scores.items() if value is not None])
+    for warning in record["warnings"]:
+        out.print(f"warning: {warning}")
+
+
+def show_report(experiment: Experiment, runs: Path) -> None:
+    """Write the report, print its table and where it is."""
+    run = Run(runs / experiment.name)
+    stored = stored_experiment(run.path)
+    path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+    _print(table.header, table.rows)
+    out.print(f"report: {path}")
