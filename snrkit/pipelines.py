@@ -38,7 +38,7 @@ from snrkit.sampling.step import (
     Correction,
     LevelCorrection,
     Opens,
-    Place,
+    Position,
     StateCorrection,
     Step,
 )
@@ -84,16 +84,16 @@ class Walk:
     scaling: Scaling
     grid: tuple[Level, ...]
 
-    def place(self, timestep: Any) -> Place:
+    def position(self, timestep: Any) -> Position:
         """Where the step at `timestep` begins and ends."""
         s = self.scheduler
         if type(s).__name__ in TABLED:
             index, t = int((s.timesteps.cpu() == int(timestep)).nonzero()[0]), int(timestep)
-            return Place(index, self.grid, self.grid[index], _of_table(s, _previous(s, t)))
+            return Position(index, self.grid, self.grid[index], _of_table(s, _previous(s, t)))
         index = s.step_index
         if index is None:
             index = s.index_for_timestep(timestep) if s.begin_index is None else s.begin_index
-        return Place(int(index), self.grid, self.grid[index], self.grid[index + 1])
+        return Position(int(index), self.grid, self.grid[index], self.grid[index + 1])
 
 
 def _previous(scheduler: Any, t: int) -> int:
@@ -181,7 +181,7 @@ class Packing:
 class Seen:
     """One call of a scheduler's step: where it stands, its state, and what the network said, unpacked."""
 
-    place: Place
+    position: Position
     x: Tensor
     output: Tensor
     prediction: Prediction
@@ -250,9 +250,9 @@ class Hook:
         return self._walk[1]
 
     def _stepped(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        place, x, said = self.walk().place(timestep), self._open(sample), self._open(model_output)
+        position, x, said = self.walk().position(timestep), self._open(sample), self._open(model_output)
         output, rest = said[:, : x.shape[1]], said[:, x.shape[1] :]  # the rest is a learned variance
-        seen = self.before(self._read(place, x, output))
+        seen = self.before(self._read(position, x, output))
         if seen.output is not output:
             joined = torch.cat([seen.output, rest], dim=1) if rest.shape[1] else seen.output
             model_output = self.packing.pack(joined, model_output).to(model_output.dtype)
@@ -278,10 +278,10 @@ class Hook:
             raise SnrkitError(f"this pipeline's states are {shape} and cannot be unpacked to (B, C, H, W) here.")
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-    def _read(self, place: Place, x: Tensor, output: Tensor) -> Seen:
-        scales = scales_of(self.scheduler, place.here)
+    def _read(self, position: Position, x: Tensor, output: Tensor) -> Seen:
+        scales = scales_of(self.scheduler, position.here)
         y = broadcast(scales.c_skip, x) * x + broadcast(scales.c_out, x) * output
-        return Seen(place, x, output, solve(x, y, place.here, scales.target), scales)
+        return Seen(position, x, output, solve(x, y, position.here, scales.target), scales)
 
     def _limited(self, prediction: Prediction) -> Prediction:
         """The prediction as the scheduler itself limits it."""
@@ -316,7 +316,7 @@ def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
         return _believed(seen, belief) if belief else seen
 
     def after(seen: Seen, x_next: Tensor) -> Tensor:
-        step = Step(seen.place, seen.x, (Call(seen.place.here, seen.prediction),), x_next)
+        step = Step(seen.position, seen.x, (Call(seen.position.here, seen.prediction),), x_next)
         for one in state:
             step = replace(step, x_next=one.after(step))
         return step.x_next
@@ -335,8 +335,8 @@ def _barred(one: Any) -> str | None:
 
 def _believed(seen: Seen, corrections: Sequence[BeliefCorrection]) -> Seen:
     """What the network said, moved by what corrections make of its prediction."""
-    asked = wrapped(_answer_of(seen), corrections, seen.place)(seen.x, seen.place.here)
-    a, b = seen.scales.target.direction(seen.place.here)
+    asked = wrapped(_answer_of(seen), corrections, seen.position)(seen.x, seen.position.here)
+    a, b = seen.scales.target.direction(seen.position.here)
     less = seen.prediction
     change = broadcast(a, seen.x) * (asked.x0 - less.x0) + broadcast(b, seen.x) * (asked.eps - less.eps)
     if not change.any():
@@ -381,9 +381,9 @@ class Recording:
 
     def add(self, seen: Seen) -> Seen:
         """Keep one step, without the second half of a batch that repeats the first, as some pipelines guide."""
-        key, p, half = float(seen.place.here.logsnr), seen.prediction, len(seen.x) // 2
+        key, p, half = float(seen.position.here.logsnr), seen.prediction, len(seen.x) // 2
         count = half if half and torch.equal(seen.x[:half], seen.x[half:]) else len(seen.x)
-        self.levels[key] = seen.place.here
+        self.levels[key] = seen.position.here
         self.states.setdefault(key, []).append(seen.x[:count].float().cpu())
         pair = tuple(part[:count].double().square().flatten(1).mean(1).cpu() for part in (p.eps, p.x0))
         self.squares.setdefault(key, []).append((pair[0], pair[1]))

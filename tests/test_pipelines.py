@@ -202,8 +202,8 @@ class TinyFlux(diffusers.DiffusionPipeline):
         latents = torch.randn(
             batch_size, num_channels_latents, rows, columns, generator=torch.Generator().manual_seed(1)
         )
-        place = torch.cartesian_prod(torch.arange(rows // 2), torch.arange(columns // 2)).float()
-        ids = torch.cat([torch.zeros(len(place), 1), place], dim=1)
+        position = torch.cartesian_prod(torch.arange(rows // 2), torch.arange(columns // 2)).float()
+        ids = torch.cat([torch.zeros(len(position), 1), position], dim=1)
         return self._pack_latents(latents, batch_size, num_channels_latents, rows, columns), ids
 
     @torch.no_grad()

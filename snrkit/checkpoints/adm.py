@@ -36,30 +36,32 @@ class AdmModel(Value):
 
     kind: Literal["adm"] = "adm"
     path: Path
-    image_size: int = Field(64, ge=4, le=2**12)
-    num_channels: int = Field(128, ge=32)
-    num_res_blocks: int = Field(2, ge=1)
-    num_heads: int = Field(4, ge=1)
-    num_head_channels: int = Field(-1, description="in place of num_heads, unless -1")
+    image_size: int = Field(default=64, ge=4, le=2**12)
+    num_channels: int = Field(default=128, ge=32)
+    num_res_blocks: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    num_head_channels: int = Field(default=-1, description="in place of num_heads, unless -1")
     attention_resolutions: tuple[int, ...] = (16, 8)
-    channel_mult: tuple[float, ...] | None = Field(None, description="default: as published for image_size")
+    channel_mult: tuple[float, ...] | None = Field(default=None, description="default: as published for image_size")
     class_cond: bool = False
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     learn_sigma: bool = False
-    diffusion_steps: int = Field(1000, gt=20)
+    diffusion_steps: int = Field(default=1000, gt=20)
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
-    rescale_timesteps: bool | None = Field(None, description="needed, unless diffusion_steps is 1000")
-    num_heads_upsample: int = Field(-1, description="as num_heads, unless it is -1")
-    timestep_respacing: str | int = Field("", description="none: a sampler's grid says which levels are visited")
-    dropout: float = Field(0.0, description="of training alone")
-    use_checkpoint: bool = Field(False, description="of training alone")
-    use_fp16: bool = Field(False, description="of training alone; see compute.precision")
-    use_kl: bool = Field(False, description="of training alone")
-    rescale_learned_sigmas: bool = Field(False, description="of training alone")
-    sigma_small: bool = Field(False, description="of its own samplers")
+    rescale_timesteps: bool | None = Field(default=None, description="needed, unless diffusion_steps is 1000")
+    num_heads_upsample: int = Field(default=-1, description="as num_heads, unless it is -1")
+    timestep_respacing: str | int = Field(
+        default="", description="none: a sampler's grid says which levels are visited"
+    )
+    dropout: float = Field(default=0.0, description="of training alone")
+    use_checkpoint: bool = Field(default=False, description="of training alone")
+    use_fp16: bool = Field(default=False, description="of training alone; see compute.precision")
+    use_kl: bool = Field(default=False, description="of training alone")
+    rescale_learned_sigmas: bool = Field(default=False, description="of training alone")
+    sigma_small: bool = Field(default=False, description="of its own samplers")
 
     @field_validator("attention_resolutions", "channel_mult", mode="before")
     @classmethod

@@ -37,12 +37,18 @@ class DiffusersModel(Value):
 
     kind: Literal["diffusers"] = "diffusers"
     path: Path
-    scheduler: Path | None = Field(None, description="folder of its scheduler_config.json; default: beside the model")
-    null_label: int | None = Field(None, ge=0, description="the label that means none, where guidance drops it")
-    vae: Path | None = Field(None, description="folder of its autoencoder; default: the pipeline's own, if it has one")
-    prompts: Path | None = Field(None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
-    sides: tuple[int, int] | None = Field(None, description="of latents; default: the configuration's sample_size")
-    guidance: float | None = Field(None, description="what FLUX's distilled guidance is told; default: 3.5")
+    scheduler: Path | None = Field(
+        default=None, description="folder of its scheduler_config.json; default: beside the model"
+    )
+    null_label: int | None = Field(default=None, ge=0, description="the label that means none, where guidance drops it")
+    vae: Path | None = Field(
+        default=None, description="folder of its autoencoder; default: the pipeline's own, if it has one"
+    )
+    prompts: Path | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
+    sides: tuple[int, int] | None = Field(
+        default=None, description="of latents; default: the configuration's sample_size"
+    )
+    guidance: float | None = Field(default=None, description="what FLUX's distilled guidance is told; default: 3.5")
 
     def describe(self) -> Described:
         """Read the configurations of model and scheduler."""

@@ -49,7 +49,7 @@ class EdmModel(Value):
     kind: Literal["edm"] = "edm"
     path: Path
     entry: str = "ema"
-    vae: Path | None = Field(None, description="folder of the autoencoder of an EDM2 model of latents")
+    vae: Path | None = Field(default=None, description="folder of the autoencoder of an EDM2 model of latents")
 
     def describe(self) -> Described:
         """Read all but the weights, which stay in the file."""

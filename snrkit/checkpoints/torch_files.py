@@ -47,7 +47,7 @@ def _zipped(path: Path, data: memoryview) -> Any:
         if key not in known:
             held = entries.get(f"{folder}data/{key}")
             if held is None or len(held) < count * dtype.itemsize:
-                raise SnrkitError(f"lacks the numbers of storage {key[:20]}")
+                raise SnrkitError(f"missing the numbers of storage {key[:20]}")
             known[key] = numbers(held[: count * dtype.itemsize], dtype)
         return known[key]
 
@@ -126,7 +126,7 @@ def _older(data: memoryview) -> Any:
     def find(what: Any) -> Storage:
         key = asked(what)[1]
         if key not in found:
-            raise SnrkitError(f"lacks the numbers of storage {key[:20]}")
+            raise SnrkitError(f"missing the numbers of storage {key[:20]}")
         return found[key]
 
     return Machine(data[objects:], left, find).run()

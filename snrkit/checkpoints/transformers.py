@@ -32,9 +32,13 @@ class TransformerFile(Value):
     """What both say of their file."""
 
     path: Path
-    entry: str | None = Field(None, description="where the weights are; default: ema, if there is one, or the whole")
-    heads: int | None = Field(None, ge=1, description="of attention; default: as the published size of this width has")
-    vae: Path | None = Field(None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
+    entry: str | None = Field(
+        default=None, description="where the weights are; default: ema, if there is one, or the whole"
+    )
+    heads: int | None = Field(
+        default=None, ge=1, description="of attention; default: as the published size of this width has"
+    )
+    vae: Path | None = Field(default=None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
     def autoencoder(self) -> Autoencoder | None:
         """The one that is given."""

@@ -3,7 +3,7 @@
 Groups of charts, each chart as CSV and PNG, and one page: how hard every target is (for the data's variance and for its
 spectrum), what weightings and preconditioning make of it, all schedules, grids and level samplers of the field beside
 the experiment's own, its effective weighting, and the prior term of the variational bound of every beta table. With a
-trained run also what its weights say (dissecting.py).
+trained run also what its weights say (analyze_run.py).
 """
 
 import math
@@ -30,7 +30,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.base.frequency import views
 from snrkit.checkpoints.ours import newest_checkpoint
-from snrkit.commands.analyze_run import GRADED, MEASURED, dissect
+from snrkit.commands.analyze_run import GRADED, MEASURED, analyze_run
 from snrkit.diffusion.betas import (
     Betas,
     GeometricBetas,
@@ -150,7 +150,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
         check_held_out(opened)
         model = open_model(opened, run)
-        found = dissect(opened, model, spectrum)
+        found = analyze_run(opened, model, spectrum)
         groups |= found.charts
         facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
     record = {

@@ -60,7 +60,7 @@ class Noise:
         return torch.from_numpy(self.rng.standard_normal(tuple(x0.shape), dtype="float32")).to(x0)
 
 
-def dissect(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
+def analyze_run(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
     """All that the run's weights and held-out images say."""
     process = opened.experiment.process
     logsnr = symmetric_levels(process, LEVELS)

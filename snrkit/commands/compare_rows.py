@@ -13,7 +13,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.diffusion.prediction import Target
 from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment
-from snrkit.sampling.sampler import Sampler, rehearse
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.spectral.levels import SpectralLevels
 
 SHAPE = (1, 2, 2)
@@ -58,7 +58,7 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
     process, target = experiment.process, experiment.target
     given = {
-        name: (s, rehearse(s, process, target, SHAPE, experiment.spectral)) for name, s in experiment.samplers.items()
+        name: (s, dry_run(s, process, target, SHAPE, experiment.spectral)) for name, s in experiment.samplers.items()
     }
     named = experiment.compare.bases
     _check_named(named, given)
@@ -105,7 +105,7 @@ def with_nfe(
         steps = (low + high) // 2
         tried = sampler.model_copy(update={"grid": sampler.grid.model_copy(update={"steps": steps})})
         try:
-            cost = rehearse(tried, process, target, SHAPE, trained)
+            cost = dry_run(tried, process, target, SHAPE, trained)
         except SnrkitError:  # more steps than the table has
             cost = nfe + 1
         if cost == nfe:

@@ -16,7 +16,7 @@ from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.opening import Opened, open_experiment, open_network, open_task
 from snrkit.networks import Foreign
 from snrkit.reports.blocks import short
-from snrkit.sampling.sampler import rehearse
+from snrkit.sampling.sampler import dry_run
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import make_state, train
 
@@ -46,7 +46,7 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     lines = [dump_yaml(e).rstrip(), "", f"# data: {opened.dataset.count} images {opened.dataset.shape}, "
              f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
     for name, sampler in e.samplers.items():
-        calls = rehearse(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
         lines.append(f"# {name}: {calls} evaluations per image")
     return "\n".join([*lines, *(_of_model(e) if e.model is not None else _of_training(opened, peak))])
 

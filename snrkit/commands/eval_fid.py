@@ -37,7 +37,7 @@ from snrkit.metrics.scores import (
     score,
 )
 from snrkit.metrics.statistics import frechet
-from snrkit.sampling.sampler import parse_seeds, rehearse
+from snrkit.sampling.sampler import dry_run, parse_seeds
 
 MEMORISATION_IMAGES = 4096
 
@@ -110,7 +110,7 @@ def score_folder(
     return {
         "sampler": name,
         "definition": made["sampler"],
-        "nfe": rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral),
+        "nfe": dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral),
         "checkpoint_images": made["checkpoint_images"],
         "weights": made["weights"],
         "seeds": e.sample.seeds,

@@ -18,7 +18,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import LARGEST_COVARIANCE, Instrument, Measurement, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.experiment.run import locked, trained_run, write_config
-from snrkit.sampling.sampler import Sampler, rehearse
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
 from snrkit.spectral.grid import scope_of
 
@@ -88,7 +88,7 @@ def _write(
     opened: Opened, model: Model, name: str, sampler: Sampler, measurement: Measurement, seeds: Sequence[int]
 ) -> dict[str, Any]:
     e, shift, run = opened.experiment, measurement.shift, model.run
-    nfe = rehearse(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+    nfe = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
     probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "sizes")}
     facts = {
         "sampler": name, "definition": sampler.model_dump(mode="json"), "nfe": nfe, "weights": model.weights,

@@ -23,7 +23,7 @@ from snrkit.experiment.opening import Model, Opened, open_experiment, open_model
 from snrkit.experiment.run import Run, locked, trained_run, write_config
 from snrkit.experiment.sources import RunSources, beyond_training
 from snrkit.experiment.trajectories import Batch, chosen_labels, generate
-from snrkit.sampling.sampler import Sampler, parse_seeds, rehearse
+from snrkit.sampling.sampler import Sampler, dry_run, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.training.randomness import ImageStreams
 
@@ -101,7 +101,7 @@ def check_samplers(opened: Opened, names: Sequence[str]) -> None:
     e = opened.experiment
     for name in names:
         try:
-            rehearse(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
+            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
 

@@ -45,7 +45,7 @@ from snrkit.metrics.appearance import Appearance, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.reports.blocks import markdown
 from snrkit.reports.sweep_table import sweep_page
-from snrkit.sampling.sampler import parse_seeds, rehearse
+from snrkit.sampling.sampler import dry_run, parse_seeds
 from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 
@@ -60,7 +60,7 @@ class Sweep(Value):
 
     base: Path
     settings: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     arms: dict[str, tuple[str, ...]] = Field(min_length=1)
 
     @field_validator("arms")
@@ -302,7 +302,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
             "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
             "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
             "made": manifest(opened, model, sampler),
-            "nfe": rehearse(sampler, e.process, e.target, (1, 2, 2), e.spectral),
+            "nfe": dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral),
         }  # fmt: skip
     return found
 

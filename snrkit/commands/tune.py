@@ -41,7 +41,7 @@ from snrkit.metrics.scores import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, first_variance, make_ready, parse_seeds, rehearse
+from snrkit.sampling.sampler import Sampler, dry_run, first_variance, open_with, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
@@ -306,7 +306,7 @@ def predict(bench: Bench) -> Values:
 
     def ratio(place: int, value: float) -> float:
         tried = tuple(value if i == place else v for i, v in enumerate(values))
-        ready = make_ready(with_values(bench.sampler, bench.chosen, tried), control.process, control)
+        ready = open_with(with_values(bench.sampler, bench.chosen, tried), control.process, control)
         powers = mode_powers(ready, control, lambda n: start(control.process, n, ready.levels[0], variance))
         every = torch.ones_like(control.low)
         share = {"low": control.low, "high": ~control.low}.get(bench.chosen[place].name, every)
@@ -391,7 +391,7 @@ def works(bench: Bench, values: Values) -> bool:
     e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        rehearse(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
     except SnrkitError:
         return False
     return True

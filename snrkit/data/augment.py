@@ -23,12 +23,14 @@ class EdmAugment(Value):
     """The pipe of transforms; the strengths are EDM's defaults, the probability that of its CIFAR-10 runs."""
 
     kind: Literal["edm"] = "edm"
-    probability: float = Field(0.12, ge=0, le=1)
-    flip_probability: float = Field(1.0, ge=0, le=1, description="that x-flip is drawn at all; it then flips half")
-    scale_std: float = Field(0.2, ge=0)
-    rotate_max: float = Field(1.0, ge=0, le=1, description="of a half turn")
-    anisotropy_std: float = Field(0.2, ge=0)
-    translate_std: float = Field(0.125, ge=0, description="of the image's size")
+    probability: float = Field(default=0.12, ge=0, le=1)
+    flip_probability: float = Field(
+        default=1.0, ge=0, le=1, description="that x-flip is drawn at all; it then flips half"
+    )
+    scale_std: float = Field(default=0.2, ge=0)
+    rotate_max: float = Field(default=1.0, ge=0, le=1, description="of a half turn")
+    anisotropy_std: float = Field(default=0.2, ge=0)
+    translate_std: float = Field(default=0.125, ge=0, description="of the image's size")
 
     def apply(self, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """(transformed images (B, C, H, W), parameters (B, 9)) from uniforms u (B, 14) in (0, 1)."""

@@ -52,10 +52,12 @@ class Source(Value):
     """What all sources share; each adds `kind` and `open()`."""
 
     sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    holdout: float = Field(0.1, ge=0, le=0.9, description="share of images never trained on")
-    flip: bool = Field(False, description="mirror images at random")
-    only: tuple[int, ...] | None = Field(None, min_length=1, description="keep only images of these labels")
-    workers: int = Field(0, ge=0, description="processes that read images while training, for sets not in memory")
+    holdout: float = Field(default=0.1, ge=0, le=0.9, description="share of images never trained on")
+    flip: bool = Field(default=False, description="mirror images at random")
+    only: tuple[int, ...] | None = Field(default=None, min_length=1, description="keep only images of these labels")
+    workers: int = Field(
+        default=0, ge=0, description="processes that read images while training, for sets not in memory"
+    )
 
 
 class OpensDataset(Protocol):

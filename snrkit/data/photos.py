@@ -36,9 +36,9 @@ class Photos(Source):
     """
 
     kind: Literal["photos"] = "photos"
-    size: int = Field(32, ge=4, le=256)
-    count: int = Field(4096, ge=1)
-    seed: int = Field(0, ge=0)
+    size: int = Field(default=32, ge=4, le=256)
+    count: int = Field(default=4096, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     def open(self) -> Dataset:
         """`count` images (3, size, size); the side of each crop is log-uniform between `size` and the photograph's."""

@@ -86,9 +86,9 @@ class Gaussian(Source):
     kind: Literal["gaussian"] = "gaussian"
     shape: Shape = (1, 8, 8)
     mean: float = 0.0
-    std: float = Field(0.5, gt=0)
-    count: int = Field(4096, ge=1)
-    seed: int = Field(0, ge=0)
+    std: float = Field(default=0.5, gt=0)
+    count: int = Field(default=4096, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
@@ -106,11 +106,11 @@ class Mixture(Source):
 
     kind: Literal["mixture"] = "mixture"
     shape: Shape = (1, 8, 8)
-    components: int = Field(8, ge=1)
-    spread: float = Field(0.5, gt=0, description="standard deviation of the means")
-    std: float = Field(0.1, gt=0)
-    count: int = Field(4096, ge=1)
-    seed: int = Field(0, ge=0)
+    components: int = Field(default=8, ge=1)
+    spread: float = Field(default=0.5, gt=0, description="standard deviation of the means")
+    std: float = Field(default=0.1, gt=0)
+    count: int = Field(default=4096, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
@@ -134,7 +134,7 @@ class Empirical(Source):
 
     kind: Literal["empirical"] = "empirical"
     of: "AnySource"
-    images: int = Field(100, ge=1)
+    images: int = Field(default=100, ge=1)
 
     def open(self) -> Dataset:
         """The images and the exact denoiser of their empirical distribution."""

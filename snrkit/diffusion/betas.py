@@ -84,7 +84,7 @@ class SquaredCosBetas(Value):
     """alpha-bar follows a squared cosine, each beta capped (Nichol & Dhariwal 2021, eq. 17)."""
 
     kind: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    offset: float = Field(0.008, ge=0)
+    offset: float = Field(default=0.008, ge=0)
     cap: Unit = 0.999
 
     def betas(self, steps: int) -> Tensor:
@@ -99,7 +99,7 @@ class SigmoidAlphaBar(Value):
     kind: Literal["sigmoid"] = "sigmoid"
     start: float = -3.0
     end: float = 3.0
-    tau: float = Field(1.0, gt=0)
+    tau: float = Field(default=1.0, gt=0)
     cap: Unit = 0.999
 
     @model_validator(mode="after")
@@ -127,7 +127,7 @@ class LaplaceAlphaBar(Value):
 
     kind: Literal["laplace"] = "laplace"
     mean: float = 0.0
-    scale: float = Field(0.5, gt=0)
+    scale: float = Field(default=0.5, gt=0)
     cap: Unit = 0.999
 
     def alpha_bar(self, time: Tensor) -> Tensor:

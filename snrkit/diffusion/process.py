@@ -81,10 +81,12 @@ class Ddpm(Value):
 
     kind: Literal["ddpm"] = "ddpm"
     betas: Betas = LinearBetas()
-    steps: int = Field(1000, ge=2)
+    steps: int = Field(default=1000, ge=2)
     scaling: Literal["vp", "ve"] = "vp"
-    rescale_betas_zero_snr: bool = Field(False, description="move the table so that its last level is pure noise")
-    logsnr_shift: float = Field(0.0, ge=-30, le=30, description="added to every entry of the table, nats")
+    rescale_betas_zero_snr: bool = Field(
+        default=False, description="move the table so that its last level is pure noise"
+    )
+    logsnr_shift: float = Field(default=0.0, ge=-30, le=30, description="added to every entry of the table, nats")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ddpm":
@@ -165,8 +167,8 @@ class Edm(Value):
     """sigma in the data's own units, no scaling (Karras et al. 2022). Its own time is sigma."""
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.002, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
     scaling: ClassVar[Scaling] = "ve"
     logsnr_shift: ClassVar[float] = 0.0
 
@@ -227,7 +229,7 @@ class Flow(Value):
     logsnr_min: float = -12.0
     logsnr_max: float = 12.0
     logsnr_shift: float = Field(
-        0.0, description="added to the bounds and to levels uniform in t, nats: -2 ln of `shift`"
+        default=0.0, description="added to the bounds and to levels uniform in t, nats: -2 ln of `shift`"
     )
     scaling: ClassVar[Scaling] = "flow"
 
@@ -398,10 +400,10 @@ class Vp(Value):
 
     kind: Literal["vp"] = "vp"
     schedule: AnySchedule = Cosine()
-    clock: Literal["t", "logsnr"] = Field("t", description="what the network reads of the level")
+    clock: Literal["t", "logsnr"] = Field(default="t", description="what the network reads of the level")
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
-    logsnr_shift: float = Field(0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
+    logsnr_shift: float = Field(default=0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
     scaling: ClassVar[Scaling] = "vp"
 
     @model_validator(mode="after")

@@ -25,8 +25,16 @@ from snrkit.experiment.faults import CUT, describe, prune
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Foreign, Mlp
-from snrkit.sampling.sampler import CompareConfig, SampleConfig, Sampler, TuneConfig, lacking, parse_seeds, rehearse
-from snrkit.sampling.step import Abilities
+from snrkit.sampling.sampler import (
+    CompareConfig,
+    SampleConfig,
+    Sampler,
+    TuneConfig,
+    dry_run,
+    missing_capabilities,
+    parse_seeds,
+)
+from snrkit.sampling.step import Capabilities
 from snrkit.shift.config import ShiftConfig
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.spectral.levels import SCALARS, SpectralLevels
@@ -49,13 +57,15 @@ class ComputeConfig(Value):
     """How arithmetic is done; the same in every command."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on CUDA, else fp32; fp32 under `model`"
+        default="auto", description="auto: bf16 on CUDA, else fp32; fp32 under `model`"
     )
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
-    tf32: bool = Field(False, description="allow TF32 in float32 products on CUDA")
-    checkpointing: bool = Field(False, description="recompute each block in the backward pass: less memory, more time")
+    tf32: bool = Field(default=False, description="allow TF32 in float32 products on CUDA")
+    checkpointing: bool = Field(
+        default=False, description="recompute each block in the backward pass: less memory, more time"
+    )
 
 
 class Experiment(Value):
@@ -65,7 +75,7 @@ class Experiment(Value):
     """
 
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: AnySource
     model: AnyModel | None = None
     process: AnyProcess
@@ -104,12 +114,12 @@ class Experiment(Value):
         """The levels, where they follow spectra."""
         return self.levels if isinstance(self.levels, SpectralLevels) else None
 
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """What the trained model can be asked."""
         labels = self.network.classes > 0
         if isinstance(self.network, Foreign):
-            return Abilities(labels, self.network.null_label, False)
-        return Abilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
+            return Capabilities(labels, self.network.null_label, False)
+        return Capabilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
@@ -212,10 +222,10 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
-        for index, why in lacking(sampler, e.abilities()):
+        for index, why in missing_capabilities(sampler, e.capabilities()):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            rehearse(sampler, e.process, e.target, (1, 2, 2), e.spectral)
+            dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)

@@ -19,7 +19,7 @@ from snrkit.experiment.opening import Model, Opened, open_task
 from snrkit.experiment.reference import by_part, class_shares, matching, part_moments
 from snrkit.experiment.sources import open_estimator, open_sampler
 from snrkit.experiment.trajectories import chosen_labels, sample_steps, starting_point
-from snrkit.sampling.sampler import Ready, Sampler, parse_seeds
+from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.sampling.step import Step
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
@@ -168,7 +168,7 @@ class Instrument:
             self.why(sampler, ready, reverse, forward) if "why" in asked else None,
         )
 
-    def walk(self, sampler: Sampler, ready: Ready, visited: Sequence[int] | None = None) -> Arm:
+    def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int] | None = None) -> Arm:
         """The reverse arm of a sampler, at all its levels or at those `visited`.
 
         Where the grid differs from image to image, trajectories follow the spectra of the forward arm's images.
@@ -189,7 +189,7 @@ class Instrument:
                 self.model.denoiser, (trajectory(batch) for batch in chunks(self.seeds, e.shift.batch)), places
             )
 
-    def placed(self, ready: Ready, rows: Tensor) -> tuple[Ready, Cond]:
+    def placed(self, ready: OpenedSampler, rows: Tensor) -> tuple[OpenedSampler, Cond]:
         """The sampler as it would be for images of the data set (n,), and what the network is told of them.
 
         They have the labels of the trajectories; where the grid follows spectra it follows theirs.
@@ -198,11 +198,11 @@ class Instrument:
         own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
         return own, Cond(labels, ends)
 
-    def spectra(self, ready: Ready, rows: Tensor) -> Tensor | None:
+    def spectra(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
         """Of images of the data set (n,), where the grid differs from image to image."""
         return power_spectra(self.opened.shown(rows.tolist())) if ready.varies else None
 
-    def forward(self, ready: Ready) -> tuple[Arm, Arm]:
+    def forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
         """The forward arms of held-out and of training images at the levels of a sampler."""
         key = _key(ready)
         if key not in self._arms:
@@ -218,7 +218,7 @@ class Instrument:
             self._arms[key] = arms[0], arms[1]
         return self._arms[key]
 
-    def window(self, ready: Ready, reverse: Arm, forward: Arm, train: Arm) -> Window:
+    def window(self, ready: OpenedSampler, reverse: Arm, forward: Arm, train: Arm) -> Window:
         """What wrong levels do, and the shift that the sampler's norm gap is equivalent to."""
         key, o, e, levels = _key(ready), self.opened, self.opened.experiment, ready.typical[:-1]
         if key not in self._windows:
@@ -233,7 +233,7 @@ class Instrument:
         mine, held, seen = (arm.eps_square @ b.weights(arm.groups, number).T for number, arm in enumerate(arms))
         return read_window(self._windows[key], levels, (mine / held).log(), (seen / held).log(), b)
 
-    def horizon(self, ready: Ready, forward: Arm) -> Horizon:
+    def horizon(self, ready: OpenedSampler, forward: Arm) -> Horizon:
         """What a few steps do to states that are right."""
         e, steps = self.opened.experiment, self.opened.experiment.shift.horizon_steps
         count = min(e.shift.horizon_images, len(self.seeds))
@@ -245,7 +245,7 @@ class Instrument:
         )  # fmt: skip
         return read_horizon(arm, forward, ready, steps, self.reference, self.bootstrap)
 
-    def amplification(self, sampler: Sampler, ready: Ready) -> Amplification:
+    def amplification(self, sampler: Sampler, ready: OpenedSampler) -> Amplification:
         """How much of a small error is left in the image; without autocast, as bf16 would round the error away."""
         o, seeds = self.opened, self.seeds[: self.opened.experiment.shift.amplification_images]
         levels, precise = ready.typical[:-1], without_autocast(self.model.denoiser)
@@ -269,7 +269,7 @@ class Instrument:
         response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
         return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
-    def why(self, sampler: Sampler, ready: Ready, reverse: Arm, forward: Arm) -> Why:
+    def why(self, sampler: Sampler, ready: OpenedSampler, reverse: Arm, forward: Arm) -> Why:
         """The network's share of the shift and the solver's."""
         e = self.opened.experiment
         substeps = max(e.shift.why_substeps, -(-REFERENCE_STEPS // (len(ready.levels) - 1)))
@@ -293,6 +293,6 @@ def without_autocast(denoise: Denoiser) -> Denoiser:
     return replace(denoise, autocast=None) if isinstance(denoise, NetworkDenoiser) else denoise
 
 
-def _key(ready: Ready) -> tuple[object, ...]:
+def _key(ready: OpenedSampler) -> tuple[object, ...]:
     """What the forward arms of a sampler depend on."""
     return (ready.grid if ready.spectral else None, *(float(level.logsnr) for level in ready.typical[:-1]))

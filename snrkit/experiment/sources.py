@@ -21,7 +21,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
 from snrkit.experiment.run import Run, stored_experiment
 from snrkit.sampling.corrections import Autoguidance, NoiseAwarenessClassifier
-from snrkit.sampling.sampler import Ready, Sampler, make_ready
+from snrkit.sampling.sampler import OpenedSampler, Sampler, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
@@ -113,9 +113,9 @@ class RunSources:
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 
 
-def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> Ready:
+def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSampler:
     """A sampler of a run with all that it names."""
-    return make_ready(sampler, opened.experiment.process, RunSources(opened, model))
+    return open_with(sampler, opened.experiment.process, RunSources(opened, model))
 
 
 def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:

@@ -12,7 +12,7 @@ from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.sources import open_sampler
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Ready, Sampler, first_variance
+from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance
 from snrkit.sampling.step import Noise, Step
 from snrkit.training.randomness import ImageStreams
 
@@ -38,8 +38,8 @@ def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
 
 
 def starting_point(
-    opened: Opened, sampler: Sampler, ready: Ready, seeds: Sequence[int], own: Tensor | None = None
-) -> tuple[Ready, Tensor, Cond, ImageStreams]:
+    opened: Opened, sampler: Sampler, ready: OpenedSampler, seeds: Sequence[int], own: Tensor | None = None
+) -> tuple[OpenedSampler, Tensor, Cond, ImageStreams]:
     """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
 
     `own` (n, K + 1): spectra that their grids are to follow, instead of drawn ones.
@@ -69,6 +69,6 @@ def images_of(opened: Opened, model: Model, sampler: Sampler, seeds: Sequence[in
     return torch.cat([to_bytes(opened.images(b.x0).cpu()) for b in generate(opened, model, sampler, batches)])
 
 
-def sample_steps(denoise: Denoiser, ready: Ready, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:
+def sample_steps(denoise: Denoiser, ready: OpenedSampler, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:
     """The steps of one sampler from state `x`."""
     return sample(denoise, ready.solver, ready.levels, x, corrections=ready.corrections, noise=noise, cond=cond)

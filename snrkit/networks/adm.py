@@ -21,17 +21,19 @@ class AdmUNet(Value):
     """The network's shape, in the originals' words."""
 
     kind: Literal["adm_unet"] = "adm_unet"
-    channels: int = Field(128, ge=GROUPS, le=2**12)
-    multipliers: tuple[float, ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(2, ge=1, le=100)
-    attention: tuple[int, ...] = Field((16, 8), description="resolutions with attention")
-    heads: int = Field(4, ge=1)
-    head_channels: int | None = Field(None, ge=1, description="in place of `heads`")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
-    scale_shift: bool = Field(True, description="the embedding scales and shifts; else it is added")
-    resample_blocks: bool = Field(False, description="sides change in residual blocks; else in convolutions")
-    new_order: bool = Field(False, description="queries of all heads, then keys, then values; else head by head")
+    channels: int = Field(default=128, ge=GROUPS, le=2**12)
+    multipliers: tuple[float, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
+    blocks: int = Field(default=2, ge=1, le=100)
+    attention: tuple[int, ...] = Field(default=(16, 8), description="resolutions with attention")
+    heads: int = Field(default=4, ge=1)
+    head_channels: int | None = Field(default=None, ge=1, description="in place of `heads`")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    scale_shift: bool = Field(default=True, description="the embedding scales and shifts; else it is added")
+    resample_blocks: bool = Field(default=False, description="sides change in residual blocks; else in convolutions")
+    new_order: bool = Field(
+        default=False, description="queries of all heads, then keys, then values; else head by head"
+    )
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""

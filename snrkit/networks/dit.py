@@ -23,17 +23,17 @@ class Dit(Value):
     """The transformer's shape."""
 
     kind: Literal["dit"] = "dit"
-    patch: int = Field(2, ge=1)
-    dim: int = Field(192, ge=8)
-    depth: int = Field(6, ge=1)
-    heads: int = Field(3, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)
+    patch: int = Field(default=2, ge=1)
+    dim: int = Field(default=192, ge=8)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=3, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
     qk_norm: bool = False
     rotary: bool = False
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
     scalars: tuple[str, ...] = ()
     augment: bool = False
-    time_scale: float = Field(1.0, gt=0, description="factor of the process's time before its sinusoids")
+    time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     @model_validator(mode="after")
     def _divisible(self) -> "Dit":

@@ -156,18 +156,18 @@ class SongUNet(Value):
     """DDPM++ as it is by default; NCSN++ with embedding fourier, encoder residual, time_features 2 and four taps."""
 
     kind: Literal["song_unet"] = "song_unet"
-    channels: int = Field(128, ge=4, le=2**14)
-    multipliers: tuple[int, ...] = Field((2, 2, 2), min_length=1, max_length=12)
-    blocks: int = Field(4, ge=1, le=100)
-    attention: tuple[int, ...] = Field((16,), description="resolutions with attention")
+    channels: int = Field(default=128, ge=4, le=2**14)
+    multipliers: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
+    blocks: int = Field(default=4, ge=1, le=100)
+    attention: tuple[int, ...] = Field(default=(16,), description="resolutions with attention")
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "skip", "residual"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
-    time_features: int = Field(1, ge=1, description="features of the time over `channels`")
-    taps: tuple[float, ...] = Field((1, 1), min_length=2)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
-    augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
+    time_features: int = Field(default=1, ge=1, description="features of the time over `channels`")
+    taps: tuple[float, ...] = Field(default=(1, 1), min_length=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(default=0, ge=0, description="parameters of an augmentation; zeros when sampling")
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""
@@ -178,13 +178,13 @@ class DhariwalUNet(Value):
     """ADM, by default at its size for 64 pixels."""
 
     kind: Literal["dhariwal_unet"] = "dhariwal_unet"
-    channels: int = Field(192, ge=4, le=2**14)
-    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(3, ge=1, le=100)
-    attention: tuple[int, ...] = Field((32, 16, 8), description="resolutions with attention")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
-    augment: int = Field(0, ge=0, description="parameters of an augmentation; zeros when sampling")
+    channels: int = Field(default=192, ge=4, le=2**14)
+    multipliers: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
+    blocks: int = Field(default=3, ge=1, le=100)
+    attention: tuple[int, ...] = Field(default=(32, 16, 8), description="resolutions with attention")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(default=0, ge=0, description="parameters of an augmentation; zeros when sampling")
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""

@@ -52,22 +52,22 @@ class Edm2UNet(Value):
     """
 
     kind: Literal["edm2_unet"] = "edm2_unet"
-    channels: int = Field(192, ge=8, le=2**12)
-    multipliers: tuple[int, ...] = Field((1, 2, 3, 4), min_length=1, max_length=12)
+    channels: int = Field(default=192, ge=8, le=2**12)
+    multipliers: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
     noise_multiplier: int | None = Field(
-        None, ge=1, description="features of the noise over `channels`; default: first"
+        default=None, ge=1, description="features of the noise over `channels`; default: first"
     )
-    embedding_multiplier: int | None = Field(None, ge=1, description="width of the embedding over `channels`")
-    blocks: int = Field(3, ge=1, le=100)
-    attention: tuple[int, ...] = Field((16, 8), description="resolutions with attention")
-    head_channels: int = Field(64, ge=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    label_balance: float = Field(0.5, ge=0, le=1)
-    concat_balance: float = Field(0.5, gt=0, lt=1)
-    residual_balance: float = Field(0.3, ge=0, le=1)
-    attention_balance: float = Field(0.3, ge=0, le=1)
-    clip: float | None = Field(256.0, gt=0, description="the largest activation between blocks")
+    embedding_multiplier: int | None = Field(default=None, ge=1, description="width of the embedding over `channels`")
+    blocks: int = Field(default=3, ge=1, le=100)
+    attention: tuple[int, ...] = Field(default=(16, 8), description="resolutions with attention")
+    head_channels: int = Field(default=64, ge=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    label_balance: float = Field(default=0.5, ge=0, le=1)
+    concat_balance: float = Field(default=0.5, gt=0, lt=1)
+    residual_balance: float = Field(default=0.3, ge=0, le=1)
+    attention_balance: float = Field(default=0.3, ge=0, le=1)
+    clip: float | None = Field(default=256.0, gt=0, description="the largest activation between blocks")
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""

@@ -14,9 +14,9 @@ class Foreign(Value):
 
     kind: Literal["foreign"] = "foreign"
     shape: tuple[int, int, int] = Field(description="(C, H, W) of its states")
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
-    null_label: bool = Field(False, description="whether it can be asked without a label, as guidance does")
-    notes: tuple[str, ...] = Field((), description="what a user should know of the model")
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    null_label: bool = Field(default=False, description="whether it can be asked without a label, as guidance does")
+    notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
     scalars: tuple[str, ...] = ()
     augment: Literal[False] = False
 

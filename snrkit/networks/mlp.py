@@ -17,12 +17,12 @@ class Mlp(Value):
     """The perceptron's shape."""
 
     kind: Literal["mlp"] = "mlp"
-    dim: int = Field(256, ge=2)
-    depth: int = Field(3, ge=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    dim: int = Field(default=256, ge=2)
+    depth: int = Field(default=3, ge=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
     scalars: tuple[str, ...] = ()
     augment: bool = False
-    time_scale: float = Field(1.0, gt=0, description="factor of the process's time before its sinusoids")
+    time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     def make(self, shape: tuple[int, int, int]) -> nn.Module:
         """The network for images of `shape` (C, H, W)."""

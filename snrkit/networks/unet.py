@@ -24,17 +24,19 @@ class UNet(Value):
     """The U-Net's shape. Depth i has channels * multipliers[i] channels and half the side of the depth above."""
 
     kind: Literal["unet"] = "unet"
-    channels: int = Field(64, ge=4)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2), min_length=1)
-    blocks: int = Field(2, ge=1, description="residual blocks per depth on the way down, one more on the way up")
-    attention: tuple[int, ...] = Field((), description="resolutions with attention")
-    head_channels: int = Field(32, ge=1)
-    groups: int = Field(8, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    classes: int = Field(0, ge=0, description="number of labels; 0 is unconditional")
+    channels: int = Field(default=64, ge=4)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2), min_length=1)
+    blocks: int = Field(
+        default=2, ge=1, description="residual blocks per depth on the way down, one more on the way up"
+    )
+    attention: tuple[int, ...] = Field(default=(), description="resolutions with attention")
+    head_channels: int = Field(default=32, ge=1)
+    groups: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
     scalars: tuple[str, ...] = ()
     augment: bool = False
-    time_scale: float = Field(1.0, gt=0, description="factor of the process's time before its sinusoids")
+    time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     @model_validator(mode="after")
     def _divisible(self) -> "UNet":

@@ -63,10 +63,10 @@ class Karras(Value):
     """sigma/alpha follows the rho-power grid between the process's bounds (Karras et al. 2022, eq. 5)."""
 
     kind: Literal["karras"] = "karras"
-    steps: int = Field(18, ge=1)
-    rho: float = Field(7.0, gt=0)
-    sigma_min: float | None = Field(None, gt=0)
-    sigma_max: float | None = Field(None, gt=0)
+    steps: int = Field(default=18, ge=1)
+    rho: float = Field(default=7.0, gt=0)
+    sigma_min: float | None = Field(default=None, gt=0)
+    sigma_max: float | None = Field(default=None, gt=0)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """Levels from sigma_max to sigma_min (in sigma/alpha; the process's bounds by default), then clean."""
@@ -95,7 +95,7 @@ class UniformTime(Value):
     """
 
     kind: Literal["uniform_time"] = "uniform_time"
-    steps: int = Field(20, ge=1)
+    steps: int = Field(default=20, ge=1)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels uniform in time, then clean."""
@@ -112,7 +112,7 @@ class Trailing(Value):
     """Table indices round(T - i*T/n) - 1: starts at the last index, as zero terminal SNR needs (Lin et al. 2024)."""
 
     kind: Literal["trailing"] = "trailing"
-    steps: int = Field(20, ge=1)
+    steps: int = Field(default=20, ge=1)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -133,8 +133,8 @@ class Leading(Value):
     """
 
     kind: Literal["leading"] = "leading"
-    steps: int = Field(20, ge=1)
-    offset: int = Field(0, ge=0)
+    steps: int = Field(default=20, ge=1)
+    offset: int = Field(default=0, ge=0)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -153,7 +153,7 @@ class UniformLogsnr(Value):
     """Uniform in logsnr between the process's bounds; the field's `exponential` sigma grid."""
 
     kind: Literal["uniform_logsnr"] = "uniform_logsnr"
-    steps: int = Field(20, ge=1)
+    steps: int = Field(default=20, ge=1)
     logsnr_min: float | None = None
     logsnr_max: float | None = None
 
@@ -170,8 +170,8 @@ class Polyexponential(Value):
     """ln(sigma/alpha) falls as a power of the way left (k-diffusion); rho 1 is `uniform_logsnr`."""
 
     kind: Literal["polyexponential"] = "polyexponential"
-    steps: int = Field(20, ge=1)
-    rho: float = Field(1.0, gt=0)
+    steps: int = Field(default=20, ge=1)
+    rho: float = Field(default=1.0, gt=0)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""
@@ -186,9 +186,9 @@ class BetaSigma(Value):
     """
 
     kind: Literal["beta"] = "beta"
-    steps: int = Field(20, ge=1)
-    alpha: float = Field(0.6, gt=0)
-    beta: float = Field(0.6, gt=0)
+    steps: int = Field(default=20, ge=1)
+    alpha: float = Field(default=0.6, gt=0)
+    beta: float = Field(default=0.6, gt=0)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""
@@ -208,7 +208,7 @@ class KlOptimal(Value):
     """Angles atan(sigma/alpha) at even distances: optimal for unit Gaussian data (Sabour et al. 2024)."""
 
     kind: Literal["kl_optimal"] = "kl_optimal"
-    steps: int = Field(20, ge=1)
+    steps: int = Field(default=20, ge=1)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""

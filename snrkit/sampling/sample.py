@@ -25,7 +25,7 @@ from snrkit.sampling.step import (
     LevelCorrection,
     Memory,
     Noise,
-    Place,
+    Position,
     Solver,
     StateCorrection,
     Step,
@@ -64,10 +64,10 @@ def sample(
     grid, memory = tuple(levels), None
     for index in range(len(grid) - 1) if steps is None else steps:
         here, there = grid[index], grid[index + 1]
-        place = Place(index, grid, here, there)
+        position = Position(index, grid, here, there)
         for move in moves:
-            place = move.move(x, place, denoise.process)
-        step, memory = _step(informed(correct(denoise, belief, place), cond), solver, x, place, memory, noise)
+            position = move.move(x, position, denoise.process)
+        step, memory = _step(informed(correct(denoise, belief, position), cond), solver, x, position, memory, noise)
         for correction in state:
             step = replace(step, x_next=correction.after(step))
         yield step
@@ -75,16 +75,16 @@ def sample(
 
 
 def _step(
-    denoise: Denoiser, solver: Solver, x: Tensor, place: Place, memory: Memory, noise: Noise
+    denoise: Denoiser, solver: Solver, x: Tensor, position: Position, memory: Memory, noise: Noise
 ) -> tuple[Step, Memory]:
-    x_next, calls, memory = solver.step(denoise, x, place, memory, noise)
-    return Step(place, x, calls, x_next), memory
+    x_next, calls, memory = solver.step(denoise, x, position, memory, noise)
+    return Step(position, x, calls, x_next), memory
 
 
-def correct(denoise: Denoiser, corrections: Sequence[BeliefCorrection], place: Place) -> Denoiser:
+def correct(denoise: Denoiser, corrections: Sequence[BeliefCorrection], position: Position) -> Denoiser:
     """`denoise` wrapped by every correction of belief, the first innermost."""
     for correction in corrections:
-        denoise = correction.wrap(denoise, place)
+        denoise = correction.wrap(denoise, position)
     return denoise
 
 

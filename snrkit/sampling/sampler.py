@@ -20,13 +20,13 @@ from snrkit.sampling.grid import AnyGrid
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.sampling.step import (
-    Abilities,
+    Capabilities,
     Correction,
-    Demanding,
     ForwardStatistics,
     LevelCorrection,
     LevelPosterior,
     Opens,
+    Requires,
     Solver,
     Sources,
     StateCorrection,
@@ -43,7 +43,7 @@ class Sampler(Value):
     solver: AnySolver
     corrections: tuple[AnyCorrection, ...] = ()
     start: Literal["published", "exact"] = Field(
-        "published", description="exact adds the data's variance to the first state, for controls"
+        default="published", description="exact adds the data's variance to the first state, for controls"
     )
 
     @model_validator(mode="after")
@@ -64,12 +64,16 @@ class Sampler(Value):
 class SampleConfig(Value):
     """Which images to make, and with which weights."""
 
-    seeds: str = Field("0-999", description="ranges of seeds, such as 0-2999 or 0-99,200-299")
-    batch: int = Field(500, ge=1)
-    labels: int | None = Field(None, ge=0, description="one label for all images; by default uniform over classes")
-    average: str | None = Field(None, description="ema-<half-life>, or network for the raw weights; default: longest")
-    checkpoint: int | None = Field(None, ge=0, description="images seen by the checkpoint; default: the newest")
-    npz: bool = Field(False, description="also write all images into one .npz (arr_0)")
+    seeds: str = Field(default="0-999", description="ranges of seeds, such as 0-2999 or 0-99,200-299")
+    batch: int = Field(default=500, ge=1)
+    labels: int | None = Field(
+        default=None, ge=0, description="one label for all images; by default uniform over classes"
+    )
+    average: str | None = Field(
+        default=None, description="ema-<half-life>, or network for the raw weights; default: longest"
+    )
+    checkpoint: int | None = Field(default=None, ge=0, description="images seen by the checkpoint; default: the newest")
+    npz: bool = Field(default=False, description="also write all images into one .npz (arr_0)")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -87,8 +91,8 @@ class SampleConfig(Value):
 class TuneConfig(Value):
     """How `snrkit tune` chooses coefficients."""
 
-    seeds: str = Field("100000-100999", description="images it looks at; never those that are scored")
-    trials: int = Field(40, ge=1, description="of optuna")
+    seeds: str = Field(default="100000-100999", description="images it looks at; never those that are scored")
+    trials: int = Field(default=40, ge=1, description="of optuna")
 
     @field_validator("seeds")
     @classmethod
@@ -101,13 +105,13 @@ class CompareConfig(Value):
     """What `snrkit compare` sets beside the experiment's own samplers."""
 
     solvers: tuple[AnySolver, ...] = Field(
-        (Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()), description="shown without corrections at every NFE"
+        default=(Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()), description="shown without corrections at every NFE"
     )
     bases: dict[str, str] = Field(
         default_factory=dict, description="rows that are compared with a row of this name; default: without corrections"
     )
-    timed_images: int = Field(32, ge=1, description="images of one timed batch")
-    rounds: int = Field(5, ge=1, description="timed batches of each sampler, interleaved")
+    timed_images: int = Field(default=32, ge=1, description="images of one timed batch")
+    rounds: int = Field(default=5, ge=1, description="timed batches of each sampler, interleaved")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -124,7 +128,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class OpenedSampler:
     """A sampler with its grid laid out and all that it names opened."""
 
     levels: tuple[Level, ...]  # shape (); where the grid differs from image to image (1,), of the mean spectrum
@@ -145,7 +149,7 @@ class Ready:
 
     def of_images(
         self, process: Process, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
-    ) -> tuple["Ready", Tensor | None]:
+    ) -> tuple["OpenedSampler", Tensor | None]:
         """(The sampler of the images of `seeds`, what the network is told of their spectra), as in Spectral.power."""
         if self.spectral is None:
             return self, None
@@ -168,14 +172,14 @@ def first_variance(sampler: Sampler, data: float | None) -> float | None:
     return 0.0 if isinstance(sampler.grid, SpectralGrid) else None
 
 
-def make_ready(sampler: Sampler, process: Process, sources: Sources) -> Ready:
+def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
     """Lay out the grid and open what the solver and the corrections name."""
     grid = sampler.grid if isinstance(sampler.grid, SpectralGrid) else None
     spectral = sources.spectral(grid is not None)
     levels = _levels(sampler, process, spectral)
     solver = sampler.solver.open(sources, levels) if isinstance(sampler.solver, Opens) else sampler.solver
     corrections = [c.open(sources, levels) if isinstance(c, Opens) else c for c in sampler.corrections]
-    return Ready(levels, solver, tuple(corrections), spectral, grid)
+    return OpenedSampler(levels, solver, tuple(corrections), spectral, grid)
 
 
 def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tuple[Level, ...]:
@@ -187,9 +191,9 @@ def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tu
     return tuple(level.at(0) for level in levels) if spectral.scope(grid) == "dataset" else levels
 
 
-def lacking(sampler: Sampler, model: Abilities) -> list[tuple[int, str]]:
+def missing_capabilities(sampler: Sampler, model: Capabilities) -> list[tuple[int, str]]:
     """(index of the correction, why) for corrections that cannot act on this model."""
-    answers = [(i, c.lacks(model)) for i, c in enumerate(sampler.corrections) if isinstance(c, Demanding)]
+    answers = [(i, c.missing(model)) for i, c in enumerate(sampler.corrections) if isinstance(c, Requires)]
     return [(i, why) for i, why in answers if why is not None]
 
 
@@ -238,7 +242,7 @@ class Dummy:
         return ForwardStatistics(ones, ones)
 
 
-def rehearse(
+def dry_run(
     sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int],
     trained: SpectralLevels | None = None,
 ) -> int:  # fmt: skip
@@ -248,7 +252,7 @@ def rehearse(
     correction that is undefined there or on images of this shape (C, H, W). `trained`: the training's spectral levels.
     """
     dummy = Dummy(process, trained)
-    ready = make_ready(sampler, process, dummy)
+    ready = open_with(sampler, process, dummy)
     check_readable(ready.levels[0], target)
     x = start(process, torch.zeros(1, *shape), ready.levels[0])
     cond = Cond(labels=torch.zeros(1, dtype=torch.int64))

@@ -15,7 +15,7 @@ from snrkit.spectral.grid import Spectral
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where the sampler stands: step `index` of `grid` goes from level `here` to level `there`."""
 
     index: int
@@ -28,10 +28,10 @@ class Place:
         """The grid's level of this step: `here` unless a correction of level moved it."""
         return self.grid[self.index]
 
-    def at(self, rows: Tensor) -> "Place":
+    def at(self, rows: Tensor) -> "Position":
         """That of some images, of a grid that differs from image to image."""
         grid = tuple(level.at(rows) for level in self.grid)
-        return Place(self.index, grid, self.here.at(rows), self.there.at(rows))
+        return Position(self.index, grid, self.here.at(rows), self.there.at(rows))
 
     @property
     def t(self) -> float:
@@ -52,7 +52,7 @@ class Call:
 class Step:
     """What happened in one step: from `x` through `calls` to `x_next`. Probes read calls[0], DCW calls[-1]."""
 
-    place: Place
+    position: Position
     x: Tensor
     calls: tuple[Call, ...]
     x_next: Tensor
@@ -73,7 +73,7 @@ class Solver(Protocol):
         """The order of convergence: a promise that a test measures."""
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """(x_next, the answers it used in order, memory for the next step)."""
 
@@ -82,7 +82,7 @@ class Solver(Protocol):
 class BeliefCorrection(Protocol):
     """Changes what the model says: epsilon scaling, guidance, clipping. Wraps the denoiser anew for each step."""
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser that the solver is to ask in this step."""
 
 
@@ -90,8 +90,8 @@ class BeliefCorrection(Protocol):
 class LevelCorrection(Protocol):
     """Changes where the state is held to be: time shift."""
 
-    def move(self, x: Tensor, place: Place, process: Process) -> Place:
-        """The place from which the step is to be made."""
+    def move(self, x: Tensor, position: Position, process: Process) -> Position:
+        """The position from which the step is to be made."""
 
 
 @runtime_checkable
@@ -123,7 +123,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What a trained model can be asked."""
 
     labels: bool  # it was trained with labels
@@ -132,10 +132,10 @@ class Abilities:
 
 
 @runtime_checkable
-class Demanding(Protocol):
+class Requires(Protocol):
     """A correction that not every model allows."""
 
-    def lacks(self, model: Abilities) -> str | None:
+    def missing(self, model: Capabilities) -> str | None:
         """Why it cannot act on this model and what to do; None if it can."""
 
 

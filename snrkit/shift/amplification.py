@@ -41,7 +41,7 @@ class Nudge:
 
     def after(self, step: Step) -> Tensor:
         """x_next, moved if the next step is the one."""
-        return step.x_next + self.error if step.place.index + 1 == self.index else step.x_next
+        return step.x_next + self.error if step.position.index + 1 == self.index else step.x_next
 
 
 Walk = Callable[[Tensor, Sequence[Nudge]], Iterable[Step]]

@@ -69,7 +69,7 @@ class Recorder:
         """
         assert self.first is not None
         (x, level, prediction), self.first = self.first, None
-        nominal = step.place.nominal
+        nominal = step.position.nominal
         if x is step.x and level is nominal:
             return prediction
         return self._denoise(step.x, nominal, cond=self._cond)
@@ -118,9 +118,9 @@ def reverse_arm(
     for run in batches:
         recorder = Recorder(denoise)
         for step in run(recorder.wrapped):
-            if step.place.index in place:
-                rows[place[step.place.index]].add(step.x, recorder.take(step))
-                count += len(step.x) if place[step.place.index] == 0 else 0
+            if step.position.index in place:
+                rows[place[step.position.index]].add(step.x, recorder.take(step))
+                count += len(step.x) if place[step.position.index] == 0 else 0
             recorder.first = None
     return make_arm(rows, torch.arange(count))
 

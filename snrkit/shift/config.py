@@ -10,11 +10,11 @@ from snrkit.base.value import Value
 class EstimatorConfig(Value):
     """Size and training of the estimator of levels (snrkit fit-estimator)."""
 
-    images: int = Field(200_000, ge=1)
-    batch: int = Field(256, ge=2)
-    lr: float = Field(5e-3, gt=0)
-    bins: int = Field(64, ge=4)
-    channels: int = Field(32, ge=4)
+    images: int = Field(default=200_000, ge=1)
+    batch: int = Field(default=256, ge=2)
+    lr: float = Field(default=5e-3, gt=0)
+    bins: int = Field(default=64, ge=4)
+    channels: int = Field(default=32, ge=4)
 
 
 Probe = Literal["window", "horizon", "amplification", "audit", "estimator", "why"]
@@ -26,17 +26,21 @@ class ShiftConfig(Value):
     Norms, variances, nearest levels and the norms of x0_hat are always measured.
     """
 
-    images: int = Field(1000, ge=8, description="sampled trajectories, and forward samples of each kind")
-    batch: int = Field(500, ge=1)
-    bootstrap: int = Field(1000, ge=100, description="resamples behind each interval")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    images: int = Field(default=1000, ge=8, description="sampled trajectories, and forward samples of each kind")
+    batch: int = Field(default=500, ge=1)
+    bootstrap: int = Field(default=1000, ge=100, description="resamples behind each interval")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     probes: tuple[Probe, ...] = ("window", "horizon", "amplification", "audit")
-    window_images: int = Field(64, ge=8, description="images behind the matrices of wrong levels (L^2 calls each)")
-    horizon_steps: int = Field(1, ge=1, description="steps walked from states that are right")
-    horizon_images: int = Field(256, ge=8, description="images behind the short horizon")
-    amplification_images: int = Field(8, ge=2, description="images behind the gains (3 L trajectories each)")
-    audit_pairs: int = Field(8192, ge=64, description="training pairs behind the audit")
-    why_substeps: int = Field(4, ge=2, description="steps of the reference sampler for each step of the sampler")
+    window_images: int = Field(
+        default=64, ge=8, description="images behind the matrices of wrong levels (L^2 calls each)"
+    )
+    horizon_steps: int = Field(default=1, ge=1, description="steps walked from states that are right")
+    horizon_images: int = Field(default=256, ge=8, description="images behind the short horizon")
+    amplification_images: int = Field(default=8, ge=2, description="images behind the gains (3 L trajectories each)")
+    audit_pairs: int = Field(default=8192, ge=64, description="training pairs behind the audit")
+    why_substeps: int = Field(
+        default=4, ge=2, description="steps of the reference sampler for each step of the sampler"
+    )
     estimator: EstimatorConfig = EstimatorConfig()
 
     @field_validator("probes")

@@ -25,7 +25,7 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.diffusion.process import Process
 from snrkit.sampling.sample import sample
-from snrkit.sampling.sampler import Ready
+from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.spectral.grid import Spectral
 
@@ -115,7 +115,7 @@ def haar_units(shape: tuple[int, int, int]) -> list[Tensor]:
     return [idwt2(Bands(*bands), (height, width)) for bands in places]
 
 
-def mode_powers(ready: Ready, denoise: ModeDenoiser, published_start: Callable[[Tensor], Tensor]) -> Tensor:
+def mode_powers(ready: OpenedSampler, denoise: ModeDenoiser, published_start: Callable[[Tensor], Tensor]) -> Tensor:
     """(D,) final variance along every direction.
 
     The state is linear in the first state and in each draw of noise, so one image a source of randomness is walked: the

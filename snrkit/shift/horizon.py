@@ -12,7 +12,7 @@ import torch
 
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
-from snrkit.sampling.sampler import Ready
+from snrkit.sampling.sampler import OpenedSampler
 from snrkit.shift.arms import Arm, Rows, make_arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
@@ -33,7 +33,7 @@ class Horizon:
 
 @torch.no_grad()
 def horizon_arm(
-    denoise: Denoiser, ready: Ready, forward: Arm, cond: Cond, steps: int, seeds: Sequence[int],
+    denoise: Denoiser, ready: OpenedSampler, forward: Arm, cond: Cond, steps: int, seeds: Sequence[int],
     *, batch: int, device: torch.device,
 ) -> Arm:  # fmt: skip
     """The arm of levels `steps`, ..., L - 1: forward states walked `steps` steps; `seeds` give fresh noise."""
@@ -54,7 +54,7 @@ def horizon_arm(
 
 
 def read_horizon(
-    arm: Arm, forward: Arm, ready: Ready, steps: int, reference: Reference, bootstrap: Bootstrap
+    arm: Arm, forward: Arm, ready: OpenedSampler, steps: int, reference: Reference, bootstrap: Bootstrap
 ) -> Horizon:
     """The readings; images are resampled together in both arms."""
     levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, 1)

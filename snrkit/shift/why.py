@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
-from snrkit.sampling.sampler import Ready
+from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
@@ -41,7 +41,7 @@ class Why:
     log_variance_ratio: Split
 
 
-def refined(ready: Ready, process: Process, substeps: int) -> tuple[Ready, list[int]]:
+def refined(ready: OpenedSampler, process: Process, substeps: int) -> tuple[OpenedSampler, list[int]]:
     """(Heun on the grid with every step cut into `substeps`, the indices of the old levels in it)."""
     levels: list[Level] = []
     visited: list[int] = []
@@ -58,7 +58,7 @@ def refined(ready: Ready, process: Process, substeps: int) -> tuple[Ready, list[
 
 def read_why(
     reverse: Arm, ideal: Arm, forward: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap,
-    ready: Ready, substeps: int,
+    ready: OpenedSampler, substeps: int,
 ) -> Why:  # fmt: skip
     """The split; both arms of trajectories begin at the same states, so images are resampled together."""
     weights, of_forward = bootstrap.weights(reverse.groups, 0), bootstrap.weights(forward.groups, 1)

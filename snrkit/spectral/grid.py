@@ -37,11 +37,15 @@ class SpectralGrid(Value):
     """Even steps in the t of a schedule made of a power spectrum."""
 
     kind: Literal["spectral"] = "spectral"
-    steps: int = Field(20, ge=1)
-    schedule: SpectralSchedule | None = Field(None, description="default: that of the training levels, if spectral")
-    scope: Scope | None = Field(None, description="whose spectrum; default: that of the training levels, or dataset")
+    steps: int = Field(default=20, ge=1)
+    schedule: SpectralSchedule | None = Field(
+        default=None, description="default: that of the training levels, if spectral"
+    )
+    scope: Scope | None = Field(
+        default=None, description="whose spectrum; default: that of the training levels, or dataset"
+    )
     scale: float = Field(
-        1.0, gt=0, description="factor on the power of the finest rings: above 1 asks for more texture"
+        default=1.0, gt=0, description="factor on the power of the finest rings: above 1 asks for more texture"
     )
 
 

@@ -34,8 +34,10 @@ class SpectralLevels(Value):
 
     kind: Literal["spectral"] = "spectral"
     schedule: SpectralSchedule = SpectralSchedule()
-    scope: Scope = Field("instance", description="whose spectrum: the image's own, its class's or the data set's mean")
-    mean_ends: float = Field(0.1, ge=0, lt=1, description="share of images that are told the data set's ends")
+    scope: Scope = Field(
+        default="instance", description="whose spectrum: the image's own, its class's or the data set's mean"
+    )
+    mean_ends: float = Field(default=0.1, ge=0, lt=1, description="share of images that are told the data set's ends")
 
     def tables(self, spectra: Spectra) -> "Tables":
         """The schedules of all images. DataError for scope class without labels."""

@@ -63,10 +63,12 @@ class SpectralSchedule(Value):
     """How logsnr falls over t for an image of known power spectrum."""
 
     kind: Literal["spectral_freq", "spectral_power", "spectral_mixed", "spectral_even"] = "spectral_mixed"
-    kappa_min: float = Field(0.01, gt=0, description="SNR of the strongest ring at the noisy end")
-    kappa_max: float = Field(100.0, gt=0, description="SNR of the finest ring at the clean end")
-    dc: Literal["include", "exclude"] = Field("include", description="whether the mean brightness is to be buried too")
-    logsnr_max: float | None = Field(13.3, description="no cleaner end than this (VDM's)")
+    kappa_min: float = Field(default=0.01, gt=0, description="SNR of the strongest ring at the noisy end")
+    kappa_max: float = Field(default=100.0, gt=0, description="SNR of the finest ring at the clean end")
+    dc: Literal["include", "exclude"] = Field(
+        default="include", description="whether the mean brightness is to be buried too"
+    )
+    logsnr_max: float | None = Field(default=13.3, description="no cleaner end than this (VDM's)")
 
     @model_validator(mode="after")
     def _ordered(self) -> "SpectralSchedule":

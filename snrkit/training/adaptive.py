@@ -35,18 +35,18 @@ LIMIT = 10.0  # of the learned uncertainty, nats
 class Importance(Value):
     """Adaptive importance sampling of levels: bins of the level sampler's uniforms, drawn by the EMA of their loss."""
 
-    bins: int = Field(100, ge=2)
-    memory: float = Field(200, ge=1, description="observations of a bin after which half is forgotten")
-    uniform: float = Field(0.01, gt=0, lt=1, description="share of plain draws mixed in")
+    bins: int = Field(default=100, ge=2)
+    memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
+    uniform: float = Field(default=0.01, gt=0, lt=1, description="share of plain draws mixed in")
 
 
 class Balance(Value):
     """Loss-aware weighting: every bin's loss, or its variance, over its own EMA, held within `limit` of the mean."""
 
     by: Literal["loss", "variance"] = "loss"
-    bins: int = Field(100, ge=2)
-    memory: float = Field(200, ge=1, description="observations of a bin after which half is forgotten")
-    limit: float = Field(10.0, gt=1)
+    bins: int = Field(default=100, ge=2)
+    memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
+    limit: float = Field(default=10.0, gt=1)
 
 
 class Uncertainty(Value):
@@ -55,8 +55,8 @@ class Uncertainty(Value):
     At its optimum it undoes whatever the weighting says of levels, as far as e^-10 to e^10 reach.
     """
 
-    features: int = Field(128, ge=2)
-    seed: int = Field(0, ge=0)
+    features: int = Field(default=128, ge=2)
+    seed: int = Field(default=0, ge=0)
 
 
 class Bins:

@@ -42,8 +42,8 @@ class HalfLife(Value):
     """An exponential average whose half-life ramps up: min(half_life, ramp * images seen), both counted in images."""
 
     kind: Literal["ema"] = "ema"
-    half_life: float = Field(500_000, gt=0)
-    ramp: float | None = Field(0.05, gt=0)
+    half_life: float = Field(default=500_000, gt=0)
+    ramp: float | None = Field(default=0.05, gt=0)
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Decay(Value):
     """An exponential average by its decay a step; `warmup` takes min(decay, (1 + n)/(10 + n)) after n steps."""
 
     kind: Literal["ema_decay"] = "ema_decay"
-    decay: float = Field(0.9999, gt=0, lt=1)
+    decay: float = Field(default=0.9999, gt=0, lt=1)
     warmup: bool = True
 
     @property
@@ -91,7 +91,7 @@ class Power(Value):
     """
 
     kind: Literal["power"] = "power"
-    width: float = Field(0.10, gt=0, lt=0.28)
+    width: float = Field(default=0.10, gt=0, lt=0.28)
 
     @property
     def name(self) -> str:

@@ -163,7 +163,7 @@ class Mode(Value):
     """
 
     kind: Literal["mode"] = "mode"
-    scale: float = Field(1.29, ge=-1, le=2 / (math.pi - 2))
+    scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
 
     def _time(self, u: Tensor) -> Tensor:
         return 1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)

@@ -47,7 +47,7 @@ class InputPerturbation(Value):
     """
 
     kind: Literal["ddpm_ip"] = "ddpm_ip"
-    gamma: float = Field(0.1, gt=0)
+    gamma: float = Field(default=0.1, gt=0)
     extras: ClassVar[int] = 1
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:
@@ -62,8 +62,8 @@ class Ciop(Value):
     """
 
     kind: Literal["ciop"] = "ciop"
-    gamma: float = Field(0.1, gt=0)
-    share: float = Field(0.5, gt=0, le=1)
+    gamma: float = Field(default=0.1, gt=0)
+    share: float = Field(default=0.5, gt=0, le=1)
     extras: ClassVar[int] = 2
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:
@@ -80,7 +80,7 @@ class MixFlow(Value):
     """
 
     kind: Literal["mixflow"] = "mixflow"
-    reach: float = Field(0.8, gt=0, le=1)
+    reach: float = Field(default=0.8, gt=0, le=1)
     extras: ClassVar[int] = 0
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:

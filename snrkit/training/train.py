@@ -40,8 +40,10 @@ class ResumeFrom(Value):
     """Weights to begin with: those of another run, whose network must be the same; a fine-tune."""
 
     run: Path
-    checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(None, description="the name of an average, or network; default: the longest average")
+    checkpoint: int | None = Field(default=None, ge=0, description="images seen; default: the newest")
+    average: str | None = Field(
+        default=None, description="the name of an average, or network; default: the longest average"
+    )
 
 
 PATIENCE = 10  # non-finite steps in a row before giving up
@@ -51,34 +53,40 @@ class TrainConfig(Value):
     """How long, how fast and how safely. Everything is counted in images."""
 
     images: int = Field(ge=1)
-    batch: int = Field(128, ge=1)
-    slice: int = Field(16, ge=1, description="images whose randomness is drawn together")
-    accumulate: int = Field(1, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(10_000, ge=0)
+    batch: int = Field(default=128, ge=1)
+    slice: int = Field(default=16, ge=1, description="images whose randomness is drawn together")
+    accumulate: int = Field(default=1, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=10_000, ge=0)
     decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
-    decay_from: int = Field(0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
+    decay_from: int = Field(default=0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    adam_betas: tuple[float, float] = Field((0.9, 0.99), description="of adamw and adam")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled with adamw, added to the gradient with the others")
-    clip: AnyClip | None = Field(GlobalNorm(), description="a number is the largest global norm of the gradient")
-    label_dropout: float = Field(0.0, ge=0, lt=1)
-    noise_dropout: float = Field(0.0, ge=0, lt=1)
+    adam_betas: tuple[float, float] = Field(default=(0.9, 0.99), description="of adamw and adam")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled with adamw, added to the gradient with the others"
+    )
+    clip: AnyClip | None = Field(
+        default=GlobalNorm(), description="a number is the largest global norm of the gradient"
+    )
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    noise_dropout: float = Field(default=0.0, ge=0, lt=1)
     augment: EdmAugment | None = None
     perturb: AnyPerturbation | None = None
-    importance: Importance | None = Field(None, description="learn where to look; the objective stays")
-    balance: Balance | None = Field(None, description="weigh levels by what is learned of their loss")
-    uncertainty: Uncertainty | None = Field(None, description="EDM2's learned uncertainty of every level")
+    importance: Importance | None = Field(default=None, description="learn where to look; the objective stays")
+    balance: Balance | None = Field(default=None, description="weigh levels by what is learned of their loss")
+    uncertainty: Uncertainty | None = Field(default=None, description="EDM2's learned uncertainty of every level")
     resume_from: ResumeFrom | None = None
     averages: tuple[AnyAveraging, ...] = (HalfLife(),)
-    save_every: int = Field(20_000, ge=1)
-    keep_last: int = Field(2, ge=1)
-    keep_every: int | None = Field(None, ge=1)
-    snapshot_every: int | None = Field(None, ge=1, description="keep the weights and averages alone, for `average`")
-    log_every: int = Field(2_000, ge=1)
-    holdout_every: int = Field(20_000, ge=1)
-    holdout_bins: int = Field(10, ge=1)
+    save_every: int = Field(default=20_000, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    keep_every: int | None = Field(default=None, ge=1)
+    snapshot_every: int | None = Field(
+        default=None, ge=1, description="keep the weights and averages alone, for `average`"
+    )
+    log_every: int = Field(default=2_000, ge=1)
+    holdout_every: int = Field(default=20_000, ge=1)
+    holdout_bins: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
     def _acts(self) -> "TrainConfig":

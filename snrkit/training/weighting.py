@@ -82,7 +82,7 @@ class MinSnr(Value):
     """min(snr, gamma) on x0 (Hang et al. 2023)."""
 
     kind: Literal["min_snr"] = "min_snr"
-    gamma: float = Field(5.0, gt=0)
+    gamma: float = Field(default=5.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """min(1, gamma/snr)."""
@@ -93,7 +93,7 @@ class SoftMinSnr(Value):
     """gamma snr/(snr + gamma) on x0 (Crowson et al. 2024); their gamma is 1/sigma_data^2 = 4."""
 
     kind: Literal["soft_min_snr"] = "soft_min_snr"
-    gamma: float = Field(4.0, gt=0)
+    gamma: float = Field(default=4.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """gamma/(snr + gamma)."""
@@ -104,7 +104,7 @@ class MaxSnr(Value):
     """max(snr, tau) on x0; with tau = 1 the truncated SNR of Salimans & Ho 2022. Grows without bound on eps."""
 
     kind: Literal["max_snr"] = "max_snr"
-    tau: float = Field(1.0, gt=0)
+    tau: float = Field(default=1.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """max(1, tau/snr)."""
@@ -115,8 +115,8 @@ class SnrClip(Value):
     """snr on x0, held between a floor and a ceiling."""
 
     kind: Literal["snr_clip"] = "snr_clip"
-    floor: float = Field(0.1, gt=0)
-    ceiling: float = Field(5.0, gt=0)
+    floor: float = Field(default=0.1, gt=0)
+    ceiling: float = Field(default=5.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "SnrClip":
@@ -134,8 +134,8 @@ class P2(Value):
     """1/(k + snr)^gamma on eps (Choi et al. 2022, eq. 8); they train with gamma 0.5 and 1."""
 
     kind: Literal["p2"] = "p2"
-    k: float = Field(1.0, gt=0)
-    gamma: float = Field(1.0, ge=0)
+    k: float = Field(default=1.0, gt=0)
+    gamma: float = Field(default=1.0, ge=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """(k + snr)^-gamma."""

@@ -20,9 +20,9 @@ from snrkit.experiment.trajectories import sample_steps, starting_point
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.grid import Karras
-from snrkit.sampling.sampler import Dummy, Sampler, make_ready
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import Dpmpp2m, Euler
-from snrkit.sampling.step import Call, Place, Step
+from snrkit.sampling.step import Call, Position, Step
 from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
@@ -63,7 +63,7 @@ def test_sampling_loop_over_bare_network_calls(benchmark, opened):
     network = open_network(opened).eval().requires_grad_(False)
     e = opened.experiment
     sampler = e.samplers["heun-35"]
-    ready = make_ready(sampler, e.process, Dummy(e.process))
+    ready = open_with(sampler, e.process, Dummy(e.process))
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
     ready, x, cond, noise = starting_point(opened, sampler, ready, range(250))
     small, time_input = x.float(), torch.rand(250)
@@ -87,7 +87,7 @@ def test_a_corrected_sampler_over_the_bare_one(benchmark, opened):
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
     bare = Sampler(grid=Karras(steps=13), solver=Euler())
     readies = [
-        make_ready(bare.model_copy(update={"corrections": corrections}), e.process, Dummy(e.process))
+        open_with(bare.model_copy(update={"corrections": corrections}), e.process, Dummy(e.process))
         for corrections in ((Dcw(low=0.01, high=0.01),), ())
     ]
     _, x, cond, noise = starting_point(opened, bare, readies[0], range(250))
@@ -196,7 +196,7 @@ def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
     for scope in ("instance", "dataset"):
         sampler = Sampler(grid=SpectralGrid(steps=16, scope=scope), solver=Dpmpp2m())
         dummy = Dummy(e.process)
-        dummy_ready = make_ready(sampler, e.process, dummy)
+        dummy_ready = open_with(sampler, e.process, dummy)
         runs.append((sampler, replace(dummy_ready, spectral=known)))
 
     def walk(sampler, ready):
@@ -247,7 +247,7 @@ def dcw_step(*shape):
     process = Edm()
     here, there = (process.level(torch.tensor(v, dtype=torch.float64)) for v in (-2.0, 0.0))
     x, x0 = torch.randn(2, *shape)
-    return Step(Place(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x), x, x0
+    return Step(Position(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x), x, x0
 
 
 def through_the_filter_bank(x, x0, low, high):

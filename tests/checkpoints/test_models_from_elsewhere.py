@@ -47,7 +47,7 @@ def test_a_model_brings_process_target_and_labels(model):
     """And these are not written into the resolved file, which reads back as the same experiment."""
     e = experiment(model)
     assert (e.process.kind, e.target.kind, e.network.classes) == ("ddpm", "eps", 10)
-    assert (e.abilities().labels, e.abilities().unlabelled, e.abilities().untold) == (True, True, False)
+    assert (e.capabilities().labels, e.capabilities().unlabelled, e.capabilities().untold) == (True, True, False)
     text = dump_yaml(e)
     assert "betas" not in text
     assert "train" not in text

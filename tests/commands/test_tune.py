@@ -240,9 +240,9 @@ def test_compare_makes_one_table(trained):
 
 def test_all_probes_are_written_and_reported(trained):
     """measure-shift without an estimator says how to get one; with it every probe is in the JSON and in the report."""
-    lacking = snrkit(trained, "measure-shift", "-q", check=False)
-    assert lacking.returncode == 1
-    assert "run snrkit fit-estimator" in lacking.stderr
+    missing_capabilities = snrkit(trained, "measure-shift", "-q", check=False)
+    assert missing_capabilities.returncode == 1
+    assert "run snrkit fit-estimator" in missing_capabilities.stderr
     snrkit(trained, "fit-estimator", "-q")
     records = json.loads(snrkit(trained, "measure-shift", "-q", "--json").stdout)
     for record in records.values():

@@ -34,9 +34,9 @@ from snrkit.sampling.corrections.clean_image import OpenedX0Rescale
 from snrkit.sampling.corrections.dcw import Constant, Piecewise, ReverseVariance, SigmaShare
 from snrkit.sampling.grid import Karras, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun, Unipc
-from snrkit.sampling.step import Call, ForwardStatistics, Place, Step
+from snrkit.sampling.step import Call, ForwardStatistics, Position, Step
 from tests.exact import PROCESSES, THREE, mixture, run, tensor
 from tests.sampling.test_solvers import ALL
 
@@ -102,7 +102,7 @@ def both(process, solver, correction):
     ends = []
     for corrections in ((), (correction,)):
         sampler = Sampler(grid=Karras(steps=6), solver=solver, corrections=corrections)
-        ready = make_ready(sampler, process, Around(process))
+        ready = open_with(sampler, process, Around(process))
         x = start(process, torch.linspace(-2, 2, 12).reshape(3, 1, 2, 2), ready.levels[0])
         draws = torch.Generator().manual_seed(4)
         noise = lambda s, g=draws: torch.randn(s.shape, dtype=s.dtype, generator=g)  # noqa: E731
@@ -171,7 +171,7 @@ def test_dcw_equals_epsilon_scaling_on_ve_with_the_matched_coefficient():
     x = start(process, torch.randn(3, 1, 2, 2), levels[0])
     denoise, state = mixture(process), x
     for step in sample(denoise, Euler(), levels[:-1], x, corrections=(EpsilonScaling(scale=b),)):
-        here, there = step.place.here, step.place.there
+        here, there = step.position.here, step.position.there
         scale = float((here.sigma / there.sigma - 1) * (1 - 1 / b))
         (matched,) = sample(denoise, Euler(), (here, there), state, corrections=(Dcw(pixel=scale),))
         torch.testing.assert_close(matched.x_next, step.x_next, rtol=1e-12, atol=1e-12)
@@ -199,7 +199,7 @@ def test_epsilon_scaling_keeps_the_state_equation():
 
 
 def place_at(level):
-    return Place(0, (level, level), level, level)
+    return Position(0, (level, level), level, level)
 
 
 def test_epsilon_scaling_at_pure_noise_is_refused():
@@ -316,8 +316,8 @@ def difference_after(correction, x_next, x0, level=None):
     """x_next after a correction of state, on one edm step whose last prediction is x0."""
     process = Edm()
     here, there = process.level(tensor(-2.0)), level or process.level(tensor(0.0))
-    place = Place(0, (here, there), here, there)
-    return correction.after(Step(place, x_next, (Call(here, Prediction(x0, x0)),), x_next))
+    position = Position(0, (here, there), here, there)
+    return correction.after(Step(position, x_next, (Call(here, Prediction(x0, x0)),), x_next))
 
 
 @given(
@@ -358,7 +358,7 @@ def test_unscaled_space_compares_with_alpha_x0():
     process = Flow()
     here, there = process.level(tensor(-2.0)), process.level(tensor(0.0))
     x, x0 = torch.randn(2, 1, 1, 4, 4, dtype=torch.float64)
-    step = Step(Place(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x)
+    step = Step(Position(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x)
     found = Dcw(pixel=0.1, space="unscaled").after(step)
     torch.testing.assert_close(found, x + there.alpha * 0.1 * (x / there.alpha - x0))
 
@@ -367,28 +367,28 @@ def test_unscaled_space_compares_with_alpha_x0():
 def test_schedules_of_dcw(process):
     """sigma/sigma_max of the level before the step; the variance of DDPM's reverse step; a switch at a logsnr."""
     levels = Karras(steps=8).levels(process)
-    places = [Place(i, levels, *pair) for i, pair in enumerate(pairwise(levels))]
+    places = [Position(i, levels, *pair) for i, pair in enumerate(pairwise(levels))]
     low, high = SigmaShare().gains(places[0])
     assert (float(low), float(high)) == (1.0, 0.0)
-    for place in places[:-1]:
-        low, high = SigmaShare().gains(place)
-        torch.testing.assert_close(low, place.here.sigma / levels[0].sigma)
+    for position in places[:-1]:
+        low, high = SigmaShare().gains(position)
+        torch.testing.assert_close(low, position.here.sigma / levels[0].sigma)
         torch.testing.assert_close(low + high, tensor(1.0))
-        abar, abar_next = torch.sigmoid(place.here.logsnr), torch.sigmoid(place.there.logsnr)
+        abar, abar_next = torch.sigmoid(position.here.logsnr), torch.sigmoid(position.there.logsnr)
         beta = 1 - abar / abar_next
         variance = (1 - abar_next) / (1 - abar) * beta
-        for found, wanted in zip(ReverseVariance().gains(place), (variance, 1 - variance), strict=True):
+        for found, wanted in zip(ReverseVariance().gains(position), (variance, 1 - variance), strict=True):
             torch.testing.assert_close(found, wanted)
-        early = float(place.here.logsnr) < 0.5
-        assert [float(g) for g in Piecewise(at=0.5).gains(place)] == ([1, 0] if early else [0, 1])
+        early = float(position.here.logsnr) < 0.5
+        assert [float(g) for g in Piecewise(at=0.5).gains(position)] == ([1, 0] if early else [0, 1])
 
 
 def test_schedules_take_the_level_of_the_grid():
     """Where a time shift moved the level of the state, sigma/sigma_max stays that of the step, as in the code."""
     process = Edm()
     levels = Karras(steps=8).levels(process)
-    moved = Place(3, levels, process.level(levels[3].logsnr + tensor([-0.2, 0.3])), levels[4])
-    plain = Place(3, levels, levels[3], levels[4])
+    moved = Position(3, levels, process.level(levels[3].logsnr + tensor([-0.2, 0.3])), levels[4])
+    plain = Position(3, levels, levels[3], levels[4])
     for schedule in (SigmaShare(), ReverseVariance(), Piecewise(at=float(levels[3].logsnr))):
         for found, wanted in zip(schedule.gains(moved), schedule.gains(plain), strict=True):
             assert torch.equal(found, wanted)
@@ -400,11 +400,11 @@ def test_gains_of_an_image_are_its_own():
     grid = tuple(process.level(tensor(values)) for values in ([-4.0, -3.0], [-1.0, 0.5], [2.0, 3.0]))
     x, x0 = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
     correction = Dcw(low=0.2, high=-0.1, schedule=SigmaShare())
-    place = Place(1, grid, grid[1], grid[2])
-    both = correction.after(Step(place, x, (Call(grid[1], Prediction(x0, x0)),), x))
+    position = Position(1, grid, grid[1], grid[2])
+    both = correction.after(Step(position, x, (Call(grid[1], Prediction(x0, x0)),), x))
     for i in range(2):
         own = tuple(process.level(level.logsnr[i]) for level in grid)
-        alone = Place(1, own, own[1], own[2])
+        alone = Position(1, own, own[1], own[2])
         part = slice(i, i + 1)
         step = Step(alone, x[part], (Call(own[1], Prediction(x0[part], x0[part])),), x[part])
         torch.testing.assert_close(both[part], correction.after(step), rtol=0, atol=1e-12)
@@ -495,7 +495,7 @@ def test_epsilon_scaling_refuses_a_divisor_of_zero():
     """A slope that takes the divisor to 0 is named with its step."""
     sampler = Sampler(grid=Karras(steps=7), solver=Euler(), corrections=(EpsilonScaling(slope=-0.5),))
     with pytest.raises(SnrkitError, match="divides by -2 in step 0"):
-        rehearse(sampler, Edm(), X0(), (1, 4, 4))
+        dry_run(sampler, Edm(), X0(), (1, 4, 4))
 
 
 def test_epsilon_scaling_leaves_noise_in_the_image_and_dcw_none():
@@ -537,7 +537,7 @@ def test_time_shift_paper_is_the_published_update_step_for_step(data_variance):
             rows.append(there.alpha * p.x0 + there.sigma * p.eps)
         state = torch.cat(rows)
         torch.testing.assert_close(step.x_next, state, rtol=0, atol=1e-9)
-        assert step.place.nominal is levels[i]
+        assert step.position.nominal is levels[i]
     assert shifted > 0
 
 
@@ -563,19 +563,19 @@ def test_time_shift_released_is_a_constant_shift_of_the_target():
 def test_time_shift_in_nats(process, cutoff):
     """released: half a window noisier in logsnr; paper: the level of 33 in the window whose variance is nearest."""
     levels = Karras(steps=10).levels(process) if process.kind == "edm" else UniformTime(steps=10).levels(process)
-    window, place = 0.4, Place(4, levels, levels[4], levels[5])
+    window, position = 0.4, Position(4, levels, levels[4], levels[5])
     spared = cutoff is not None and float(levels[5].logsnr) >= cutoff
     moved = TimeShift(variant="released", unit="nats", window=window, cutoff=cutoff).move(
-        torch.zeros(1), place, process
+        torch.zeros(1), position, process
     )
     torch.testing.assert_close(moved.there.logsnr, levels[5].logsnr - (0.0 if spared else window / 2))
-    assert moved.here is place.here
+    assert moved.here is position.here
     for share in (-0.5, -0.1, 0.2, 0.5):
         aim = process.level(levels[4].logsnr + share * window)
         image = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8).reshape(1, 1, 4, 4)
         x = image * (0.3 * aim.alpha**2 + aim.sigma**2).sqrt()  # its variance is the level's, exactly
         shift = TimeShift(unit="nats", window=window, cutoff=cutoff, data_variance=0.3)
-        found = shift.move(x, place, process).here.logsnr
+        found = shift.move(x, position, process).here.logsnr
         kept = cutoff is not None and float(levels[4].logsnr) >= cutoff
         assert float((found - (levels[4].logsnr if kept else aim.logsnr)).abs().max()) <= window / 64 + 1e-9
 
@@ -586,9 +586,9 @@ def test_a_cutoff_in_nats_spares_the_clean_end(step, moves):
     process = Edm()
     levels = Karras(steps=10).levels(process)
     shift = TimeShift(unit="nats", window=0.2, cutoff=float(levels[8].logsnr))
-    place = Place(step, levels, levels[step], levels[step + 1])
+    position = Position(step, levels, levels[step], levels[step + 1])
     far = torch.full((1, 1, 2, 2), 50.0) * torch.tensor([1.0, -1.0]).repeat(2).reshape(1, 1, 2, 2)
-    assert (shift.move(far, place, process) is not place) == moves
+    assert (shift.move(far, position, process) is not position) == moves
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -602,13 +602,13 @@ def test_a_cutoff_spares_each_image_by_itself(process, variant):
     levels = tuple(process.level(row) for row in logsnr)
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
     for index in (1, 2):
-        place = Place(index, levels, levels[index], levels[index + 1])
-        both = shift.move(x, place, process)
+        position = Position(index, levels, levels[index], levels[index + 1])
+        both = shift.move(x, position, process)
         for k in range(2):
-            alone = shift.move(x[k : k + 1], place.at(torch.tensor([k])), process)
+            alone = shift.move(x[k : k + 1], position.at(torch.tensor([k])), process)
             for one, other in ((alone.here, both.here), (alone.there, both.there)):
                 torch.testing.assert_close(one.logsnr, other.logsnr[k : k + 1], rtol=0, atol=1e-12)
-        moved = (both.here.logsnr - place.here.logsnr).abs() + (both.there.logsnr - place.there.logsnr).abs()
+        moved = (both.here.logsnr - position.here.logsnr).abs() + (both.there.logsnr - position.there.logsnr).abs()
         assert moved[1] == 0
         assert moved[0] > 0 or index == 2
 
@@ -619,11 +619,11 @@ def test_the_released_shift_needs_no_room_at_the_clean_end():
     levels = UniformTime(steps=20).levels(process)
     last = round(float(process.time(levels[-2].logsnr)))
     window = 2 * (last + 3)
-    place = Place(18, levels, levels[18], levels[19])
-    moved = TimeShift(variant="released", window=window).move(torch.zeros(1), place, process)
+    position = Position(18, levels, levels[18], levels[19])
+    moved = TimeShift(variant="released", window=window).move(torch.zeros(1), position, process)
     assert round(float(process.time(moved.there.logsnr))) == last + window // 2
     with pytest.raises(SnrkitError, match="leaves the table"):
-        TimeShift(window=window).move(torch.zeros(1, 1, 2, 2), Place(19, levels, levels[19], levels[20]), process)
+        TimeShift(window=window).move(torch.zeros(1, 1, 2, 2), Position(19, levels, levels[19], levels[20]), process)
 
 
 @pytest.mark.parametrize(
@@ -642,7 +642,7 @@ def test_a_window_outside_the_table_is_refused(process, settings, said):
     grid = UniformTime(steps=10) if process.kind == "ddpm" else Karras(steps=10)
     sampler = Sampler(grid=grid, solver=Euler(), corrections=(TimeShift(**settings),))
     with pytest.raises(SnrkitError, match=said):
-        rehearse(sampler, process, X0(), (1, 4, 4))
+        dry_run(sampler, process, X0(), (1, 4, 4))
 
 
 def test_x0_limits():
@@ -720,7 +720,7 @@ def test_a_constant_prediction_has_no_spread_to_rescale():
 @pytest.mark.parametrize("correction", ACTIVE.values(), ids=ACTIVE)
 def test_a_grid_per_image_equals_a_shared_one_through_every_correction(process, correction):
     """Levels of shape (B,) give the same bits as levels of shape ()."""
-    ready = make_ready(
+    ready = open_with(
         Sampler(grid=Karras(steps=6), solver=Euler(), corrections=(correction,)), process, Around(process)
     )
     wide = tuple(process.level(level.logsnr.expand(3).clone()) for level in ready.levels)

@@ -20,9 +20,9 @@ from snrkit.sampling.corrections import (
 )
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun
-from snrkit.sampling.step import Abilities, Place
+from snrkit.sampling.step import Capabilities, Position
 from snrkit.training.level_samplers import LogNormal
 from tests.exact import gaussian, mixture, run, tensor
 from tests.sampling.test_corrections import labelled, place_at
@@ -88,14 +88,14 @@ def test_neighbouring_guidances_add(order):
         grid=Karras(steps=7), solver=Heun(),
         corrections=(ClassifierFreeGuidance(weight=1.5), NoiseAwareness(weight=0.5)),
     )  # fmt: skip
-    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 3 * 13
+    assert dry_run(sampler, process, X0(), (1, 4, 4)) == 3 * 13
 
 
 @pytest.mark.parametrize(("weight", "calls"), [(0.0, 13), (0.5, 26)])
 def test_noise_awareness_costs_one_more_call(weight, calls):
     """Twice the evaluations when active, none when neutral."""
     sampler = Sampler(grid=Karras(steps=13), solver=Euler(), corrections=(NoiseAwareness(weight=weight),))
-    assert rehearse(sampler, Edm(), X0(), (1, 4, 4)) == calls
+    assert dry_run(sampler, Edm(), X0(), (1, 4, 4)) == calls
 
 
 @pytest.mark.parametrize("target", [X0(), Eps(), V(), FlowVelocity()], ids=str)
@@ -148,7 +148,7 @@ def test_the_other_model_is_asked_the_same_question(correction):
     level, told = process.level(tensor(0.0)), process.level(tensor(0.5))
     cond = Cond(labels=torch.tensor([1, 0]), augment=torch.ones(2, 9))
     sampler = Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(correction,))
-    (ready,) = make_ready(sampler, process, Known(process, said)).corrections
+    (ready,) = open_with(sampler, process, Known(process, said)).corrections
     ready.wrap(said, place_at(level))(torch.randn(2, 1, 2, 2), level, told=told, cond=cond)
     (_, first), (told_other, other) = asked
     assert told_other is told
@@ -182,7 +182,7 @@ def test_outside_the_interval_nothing_is_asked(make):
     assert 0 < inside < 9
     guidance = make(weight=1.0, logsnr_min=low, logsnr_max=high)
     sampler = Sampler(grid=Karras(steps=9), solver=Heun(), corrections=(guidance,))
-    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 17 + 2 * inside
+    assert dry_run(sampler, process, X0(), (1, 4, 4)) == 17 + 2 * inside
     for level in levels[:-1]:
         wrapped = guidance.wrap(labelled(process), place_at(level))
         assert isinstance(wrapped, Wrapped) != (low <= float(level.logsnr) <= high)
@@ -195,7 +195,7 @@ def test_an_interval_in_t_counts_steps(make):
     sampler = Sampler(
         grid=UniformLogsnr(steps=11), solver=Euler(), corrections=(make(weight=1.0, t_min=low, t_max=high),)
     )
-    assert rehearse(sampler, process, X0(), (1, 4, 4)) == 11 + 7  # t = .7, .6, ..., .1
+    assert dry_run(sampler, process, X0(), (1, 4, 4)) == 11 + 7  # t = .7, .6, ..., .1
     ends = [float(level.logsnr) for level in UniformLogsnr(steps=11).levels(process)[:-1]]
     bounds = [ends[0] + (ends[-1] - ends[0]) * (1 - t) + nudge for t, nudge in ((high, -1e-9), (low, 1e-9))]
     guidances = make(weight=1.0, t_min=low, t_max=high), make(weight=1.0, logsnr_min=bounds[0], logsnr_max=bounds[1])
@@ -219,7 +219,7 @@ def test_an_interval_is_each_images_own():
     process, x = Edm(), torch.randn(2, 1, 2, 2, dtype=torch.float64)
     level = process.level(tensor([0.0, 5.0]))
     denoise = blind(process)
-    guided = NoiseAwareness(weight=1.0, logsnr_max=1.0).wrap(denoise, Place(0, (level, level), level, level))
+    guided = NoiseAwareness(weight=1.0, logsnr_max=1.0).wrap(denoise, Position(0, (level, level), level, level))
     plain, found = denoise(x, level), guided(x, level)
     assert not torch.allclose(plain.x0[0], found.x0[0])
     assert torch.equal(plain.x0[1], found.x0[1])
@@ -227,11 +227,11 @@ def test_an_interval_is_each_images_own():
 
 def test_what_a_model_lacks():
     """cfg needs labels and their dropout, noise awareness the dropout of the level: each says so."""
-    nothing, all_ = Abilities(False, False, False), Abilities(True, True, True)
-    assert ClassifierFreeGuidance().lacks(all_) is None
-    assert NoiseAwareness().lacks(all_) is None
-    assert "label_dropout" in ClassifierFreeGuidance().lacks(Abilities(True, False, True))
-    assert "noise_dropout" in NoiseAwareness().lacks(nothing)
+    nothing, all_ = Capabilities(False, False, False), Capabilities(True, True, True)
+    assert ClassifierFreeGuidance().missing(all_) is None
+    assert NoiseAwareness().missing(all_) is None
+    assert "label_dropout" in ClassifierFreeGuidance().missing(Capabilities(True, False, True))
+    assert "noise_dropout" in NoiseAwareness().missing(nothing)
 
 
 class Known(Dummy):
@@ -256,12 +256,12 @@ def test_autoguidance_is_p_plus_w_times_p_minus_weaker():
     def sampler(w):
         return Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(Autoguidance(weight=w, checkpoint=5),))
 
-    (correction,) = make_ready(sampler(0.8), process, Known(process, weak)).corrections
+    (correction,) = open_with(sampler(0.8), process, Known(process, weak)).corrections
     guided = correction.wrap(strong, place_at(level))(x, level)
     torch.testing.assert_close(guided.x0, strong(x, level).x0 + 0.8 * (strong(x, level).x0 - weak(x, level).x0))
-    (neutral,) = make_ready(sampler(0.0), process, Known(process, weak)).corrections
+    (neutral,) = open_with(sampler(0.0), process, Known(process, weak)).corrections
     assert torch.equal(neutral.wrap(strong, place_at(level))(x, level).x0, strong(x, level).x0)
-    assert rehearse(sampler(0.8), process, X0(), (1, 4, 4)) == 10
+    assert dry_run(sampler(0.8), process, X0(), (1, 4, 4)) == 10
     with pytest.raises(ValueError, match="cannot guide itself"):
         Autoguidance(weight=1.0)
 
@@ -272,11 +272,11 @@ def test_the_classifier_form_moves_the_score_by_the_gradient(process):
     x, level, denoise = torch.randn(3, 1, 2, 2, dtype=torch.float64), process.level(tensor(1.0)), mixture(process)
     pull = lambda state, logsnr: -state * 0.3  # noqa: E731
     sampler = lambda w: Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(NoiseAwarenessClassifier(weight=w),))  # noqa: E731
-    (correction,) = make_ready(sampler(0.5), process, Known(process, gradient=pull)).corrections
+    (correction,) = open_with(sampler(0.5), process, Known(process, gradient=pull)).corrections
     guided, plain = correction.wrap(denoise, place_at(level))(x, level), denoise(x, level)
     torch.testing.assert_close(-guided.eps / level.sigma, -plain.eps / level.sigma + 0.5 * pull(x, None))
     torch.testing.assert_close(level.alpha * guided.x0 + level.sigma * guided.eps, x)
-    (neutral,) = make_ready(sampler(0.0), process, Known(process)).corrections
+    (neutral,) = open_with(sampler(0.0), process, Known(process)).corrections
     assert torch.equal(neutral.wrap(denoise, place_at(level))(x, level).x0, plain.x0)
 
 
@@ -297,7 +297,7 @@ def test_the_exact_posterior_of_levels_is_followed():
         logs = torch.stack([log_p(state, one) for one in prior])
         return torch.autograd.grad((log_p(state, logsnr) - logs.logsumexp(0)).sum(), state)[0]
 
-    (correction,) = make_ready(
+    (correction,) = open_with(
         Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(NoiseAwarenessClassifier(weight=weight),)),
         process, Known(process, gradient=gradient),
     ).corrections  # fmt: skip
@@ -319,9 +319,9 @@ def test_pure_noise_has_no_classifier_guidance():
     """At alpha = 0 x0 would be moved without bound; an interval avoids it."""
     sampler = Sampler(grid=UniformTime(steps=5), solver=Euler(), corrections=(NoiseAwarenessClassifier(weight=1.0),))
     with pytest.raises(SnrkitError, match="undefined at alpha = 0"):
-        rehearse(sampler, Flow(), FlowVelocity(), (1, 4, 4))
+        dry_run(sampler, Flow(), FlowVelocity(), (1, 4, 4))
     kept = NoiseAwarenessClassifier(weight=1.0, logsnr_min=-8.0)
-    assert rehearse(sampler.model_copy(update={"corrections": (kept,)}), Flow(), FlowVelocity(), (1, 4, 4)) == 5
+    assert dry_run(sampler.model_copy(update={"corrections": (kept,)}), Flow(), FlowVelocity(), (1, 4, 4)) == 5
 
 
 def test_an_interval_the_wrong_way_round_is_refused():

@@ -12,7 +12,7 @@ from snrkit.diffusion.process import Edm
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.grid import Karras, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import SampleConfig, Sampler, parse_seeds, rehearse
+from snrkit.sampling.sampler import SampleConfig, Sampler, dry_run, parse_seeds
 from snrkit.sampling.solvers import Ancestral, Churn, Dpmpp2m, Euler, Heun
 from snrkit.training.randomness import ImageStreams, Plan
 from tests.exact import PROCESSES, gaussian, mixture, run, tensor
@@ -28,7 +28,7 @@ def test_each_step_starts_where_the_last_ended():
     for before, after in pairwise(steps):
         assert torch.equal(before.x_next, after.x)
     for step in steps:
-        assert step.calls[0].level is step.place.here
+        assert step.calls[0].level is step.position.here
 
 
 def test_solvers_that_draw_noise_say_so():
@@ -106,9 +106,9 @@ def test_evaluations_are_counted_by_running(solver, evaluations):
     from snrkit.sampling.corrections import ClassifierFreeGuidance
 
     sampler = Sampler(grid=Karras(steps=18), solver=solver)
-    assert rehearse(sampler, Edm(), X0(), (1, 2, 2)) == evaluations
+    assert dry_run(sampler, Edm(), X0(), (1, 2, 2)) == evaluations
     guided = Sampler(grid=Karras(steps=18), solver=solver, corrections=(ClassifierFreeGuidance(weight=1),))
-    assert rehearse(guided, Edm(), X0(), (1, 2, 2)) == 2 * evaluations
+    assert dry_run(guided, Edm(), X0(), (1, 2, 2)) == 2 * evaluations
 
 
 def test_the_condition_reaches_the_denoiser_and_guidance():

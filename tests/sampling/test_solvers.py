@@ -14,9 +14,9 @@ from snrkit.diffusion.prediction import Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.grid import Karras, Trailing, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, make_ready, rehearse
+from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
-from snrkit.sampling.step import ForwardStatistics, Place
+from snrkit.sampling.step import ForwardStatistics, Position
 from tests.exact import (
     MEAN,
     THREE,
@@ -57,7 +57,7 @@ def exact_history(solver, denoise, x, levels):
     memory = None
     for index, (here, there) in enumerate(pairwise(levels[: WARM + 1])):
         state = gaussian_flow(x, levels[WARM], here)
-        memory = solver.step(denoise, state, Place(index, levels, here, there), memory, None)[2]
+        memory = solver.step(denoise, state, Position(index, levels, here, there), memory, None)[2]
     return memory
 
 
@@ -72,7 +72,7 @@ def path_error(process, solver, steps):
     memory = exact_history(solver, denoise, x, levels)
     for index, (here, there) in enumerate(pairwise(levels)):
         if index >= WARM:
-            x, _, memory = solver.step(denoise, x, Place(index, levels, here, there), memory, None)
+            x, _, memory = solver.step(denoise, x, Position(index, levels, here, there), memory, None)
     return float((x - wanted).abs().max())
 
 
@@ -82,10 +82,10 @@ def variance_error(process, solver, steps):
     variance = levels[0].alpha ** 2 * VARIANCE + levels[0].sigma ** 2
     zero, one = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
     for index, (here, there) in enumerate(pairwise(levels)):
-        place = Place(index, levels, here, there)
-        base = solver.step(denoise, zero, place, None, torch.zeros_like)[0]
-        gain = solver.step(denoise, one, place, None, torch.zeros_like)[0] - base
-        fresh = solver.step(denoise, zero, place, None, torch.ones_like)[0] - base
+        position = Position(index, levels, here, there)
+        base = solver.step(denoise, zero, position, None, torch.zeros_like)[0]
+        gain = solver.step(denoise, one, position, None, torch.zeros_like)[0] - base
+        fresh = solver.step(denoise, zero, position, None, torch.ones_like)[0] - base
         variance = (gain**2 * variance + fresh**2).squeeze()
     return float((variance - levels[-1].alpha ** 2 * VARIANCE - levels[-1].sigma ** 2).abs())
 
@@ -228,9 +228,9 @@ def test_ancestral_is_ddpms_posterior():
     here, there = process.level(process.logsnr(tensor(700.0))), process.level(process.logsnr(tensor(699.0)))
     x, x0 = torch.randn(2, 8, 1, 1, 1, dtype=torch.float64)
     denoise = Wrapped(process, lambda s, level, told, cond: Prediction(x0, (s - level.alpha * x0) / level.sigma))
-    place = Place(0, (here, there), here, there)
-    mean = Ancestral().step(denoise, x, place, None, torch.zeros_like)[0]
-    spread = Ancestral().step(denoise, x, place, None, torch.ones_like)[0] - mean
+    position = Position(0, (here, there), here, there)
+    mean = Ancestral().step(denoise, x, position, None, torch.zeros_like)[0]
+    spread = Ancestral().step(denoise, x, position, None, torch.ones_like)[0] - mean
     abar, abar_next = here.alpha**2, there.alpha**2
     beta = 1 - abar / abar_next
     published = abar_next.sqrt() * beta / (1 - abar) * x0
@@ -273,7 +273,7 @@ def test_the_last_step_returns_the_prediction(solver):
     for step in sample(mixture(process), solver, levels, x, noise=torch.randn_like):
         last = step
     assert torch.equal(last.x_next, last.calls[-1].prediction.x0)
-    assert last.place.there.is_clean()
+    assert last.position.there.is_clean()
 
 
 @pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
@@ -396,7 +396,7 @@ def test_ipndm_v_integrates_its_polynomial():
 
     denoise, memory, x = Wrapped(process, answer), None, torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for index, (here, there) in enumerate(pairwise(levels)):
-        x_next, _, memory = IpndmV(k=k).step(denoise, x, Place(index, levels, here, there), memory, None)
+        x_next, _, memory = IpndmV(k=k).step(denoise, x, Position(index, levels, here, there), memory, None)
         if index >= k - 1:
             torch.testing.assert_close(
                 float(x_next - x), float(whole(there.sigma) - whole(here.sigma)), rtol=1e-9, atol=1e-9
@@ -437,8 +437,8 @@ def test_analytic_variance_is_exact_on_gaussian_data(process, steps, eta):
     marginal = lambda level: level.alpha**2 * VARIANCE + level.sigma**2  # noqa: E731
     denoise = gaussian(process)
     for index, (here, there) in enumerate(pairwise(levels)):
-        place, zero = Place(index, levels, here, there), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        ends = [solver.step(denoise, x, place, None, lambda _, n=n: n)[0] for x, n in
+        position, zero = Position(index, levels, here, there), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        ends = [solver.step(denoise, x, position, None, lambda _, n=n: n)[0] for x, n in
                 ((zero, zero), (zero + 1, zero), (zero, zero + 1))]  # fmt: skip
         found = (ends[1] - ends[0]) ** 2 * marginal(here) + (ends[2] - ends[0]) ** 2
         torch.testing.assert_close(found.squeeze(), marginal(there), rtol=1e-12, atol=0)
@@ -460,9 +460,9 @@ def test_analytic_dpm_is_the_published_variance():
     for index, cap in ((0, None), (1, None), (0, 2.0), (1, 2.0)):
         solver = AnalyticDpm(last_noise=cap).open(known, levels)
         here, there = levels[index], levels[index + 1]
-        place = Place(index, levels, here, there)
+        position = Position(index, levels, here, there)
         dummy = Wrapped(process, lambda x, level, told, cond: Prediction(torch.zeros_like(x), x))
-        spread = [solver.step(dummy, zero, place, None, lambda _, n=n: n)[0] for n in (zero, one)]
+        spread = [solver.step(dummy, zero, position, None, lambda _, n=n: n)[0] for n in (zero, one)]
         abar, abar_next = here.alpha**2, there.alpha**2
         b = 1 - abar / abar_next
         cov = ((1 - abar) / abar * (1 - square)).clamp(0, 1)
@@ -478,9 +478,9 @@ def test_analytic_dpm_counts_one_evaluation_a_step_and_refuses_pure_noise():
     from snrkit.diffusion.prediction import X0
 
     sampler = Sampler(grid=Karras(steps=7), solver=AnalyticDpm())
-    assert rehearse(sampler, Edm(), X0(), (1, 4, 4)) == 7
+    assert dry_run(sampler, Edm(), X0(), (1, 4, 4)) == 7
     with pytest.raises(SnrkitError, match="alpha = 0"):
-        make_ready(Sampler(grid=UniformTime(steps=7), solver=AnalyticDpm()), Flow(), Dummy(Flow()))
+        open_with(Sampler(grid=UniformTime(steps=7), solver=AnalyticDpm()), Flow(), Dummy(Flow()))
 
 
 def test_ancestral_cut_offs_stop_fresh_noise():
@@ -490,8 +490,8 @@ def test_ancestral_cut_offs_stop_fresh_noise():
     solver = Ancestral(logsnr_min=-3, logsnr_max=3)
     x, draw = torch.randn(2, 1, 2, 2, dtype=torch.float64), torch.randn(2, 1, 2, 2, dtype=torch.float64)
     for index, (here, there) in enumerate(pairwise(levels)):
-        place = Place(index, levels, here, there)
-        ends = [s.step(mixture(process), x, place, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
+        position = Position(index, levels, here, there)
+        ends = [s.step(mixture(process), x, position, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
         assert torch.equal(ends[0], ends[1] if -3 <= float(here.logsnr) <= 3 else ends[2])
 
 
@@ -501,8 +501,8 @@ def test_ancestral_cut_offs_are_each_images_own():
     here, there = process.level(tensor([0.0, 5.0])), process.level(tensor([1.0, 6.0]))
     x = torch.randn(2, 1, 2, 2, dtype=torch.float64)
     draw = torch.randn(2, 1, 2, 2, dtype=torch.float64)
-    place = Place(0, (here, there), here, there)
-    ends = [s.step(mixture(process), x, place, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
+    position = Position(0, (here, there), here, there)
+    ends = [s.step(mixture(process), x, position, None, lambda _: draw)[0] for s in (solver, Ancestral(), Euler())]
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=1e-12)
     torch.testing.assert_close(ends[0][1], ends[2][1], rtol=0, atol=1e-12)
 

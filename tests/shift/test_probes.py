@@ -20,7 +20,7 @@ from snrkit.experiment.instrument import REFERENCE_STEPS
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, make_ready
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
@@ -49,7 +49,7 @@ BOOT = Bootstrap(200, 0.95, 0)
 
 
 def ready_of(grid, solver, process, corrections=()):
-    return make_ready(Sampler(grid=grid, solver=solver, corrections=corrections), process, Dummy(process))
+    return open_with(Sampler(grid=grid, solver=solver, corrections=corrections), process, Dummy(process))
 
 
 def walked(ready, x, denoise):

@@ -20,7 +20,7 @@ from snrkit.experiment.run import Run
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, first_variance, make_ready
+from snrkit.sampling.sampler import Dummy, Sampler, first_variance, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Euler
 from snrkit.spectral.grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
 from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
@@ -128,14 +128,14 @@ def test_euler_is_one_path_in_every_scaling(scope):
 def test_a_grid_of_one_spectrum_is_one_for_all():
     """Scope dataset: levels of shape (), also for what opens at its levels; else it is refused with what to do."""
     process = Vp()
-    shared = make_ready(
+    shared = open_with(
         Sampler(grid=SpectralGrid(scope="dataset", steps=6), solver=AnalyticDpm()), process, Dummy(process)
     )
     assert not shared.varies
     assert all(level.logsnr.ndim == 0 for level in shared.levels)
     with pytest.raises(SnrkitError, match="needs one grid for all images; give the grid scope: dataset"):
-        make_ready(Sampler(grid=SpectralGrid(scope="instance"), solver=AnalyticDpm()), process, Dummy(process))
-    assert make_ready(Sampler(grid=Karras(), solver=Euler()), process, Dummy(process)).spectral is None
+        open_with(Sampler(grid=SpectralGrid(scope="instance"), solver=AnalyticDpm()), process, Dummy(process))
+    assert open_with(Sampler(grid=Karras(), solver=Euler()), process, Dummy(process)).spectral is None
 
 
 def test_texture_is_scaled_where_rings_are_fine():
@@ -259,7 +259,7 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
     opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
     known = Noted(fit_spectrum_model(opened.spectra()), opened.experiment.levels, True)
     sampler = opened.experiment.samplers["own"]
-    ready = replace(make_ready(sampler, Vp(), Dummy(Vp(), opened.experiment.levels)), spectral=known)
+    ready = replace(open_with(sampler, Vp(), Dummy(Vp(), opened.experiment.levels)), spectral=known)
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.sigma_data)
     instrument = Instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))

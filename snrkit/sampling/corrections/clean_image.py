@@ -18,7 +18,7 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.sampling.step import Place, Range, Sources, check_one_grid
+from snrkit.sampling.step import Position, Range, Sources, check_one_grid
 
 
 def change_x0(
@@ -43,10 +43,10 @@ class ClipX0(Value):
     """
 
     kind: Literal["clip_x0"] = "clip_x0"
-    limit: float = Field(1.0, gt=0)
+    limit: float = Field(default=1.0, gt=0)
     eps: Literal["moved", "kept"] = "moved"
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its x0 clipped."""
         return change_x0(denoise, lambda x0, _: x0.clamp(-self.limit, self.limit), self.eps)
 
@@ -55,10 +55,10 @@ class DynamicThreshold(Value):
     """Clip at a percentile of |x0| and divide by it, where it is above `floor`; neutral at a high floor."""
 
     kind: Literal["dynamic_threshold"] = "dynamic_threshold"
-    percentile: float = Field(0.995, gt=0, le=1)
-    floor: float = Field(1.0, gt=0, description="the range of the data")
+    percentile: float = Field(default=0.995, gt=0, le=1)
+    floor: float = Field(default=1.0, gt=0, description="the range of the data")
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its x0 brought into [-floor, floor]."""
 
         def change(x0: Tensor, level: Level) -> Tensor:
@@ -73,7 +73,7 @@ class X0Rescale(Value):
     """Bring the spread of every x0_hat `share` of the way to its mean on real images; 0 is neutral."""
 
     kind: Literal["x0_rescale"] = "x0_rescale"
-    share: float = Field(1.0, ge=0, le=1)
+    share: float = Field(default=1.0, ge=0, le=1)
     tunable: ClassVar[dict[str, Range]] = {"share": Range(0.0, 0.0, 1.0, coarse=0.1, fine=0.02)}
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":
@@ -92,15 +92,15 @@ class OpenedX0Rescale:
     logsnr: Tensor
     variance: Tensor
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with the spread of its x0 changed round each image's mean."""
         if self.share == 0:
             return denoise
 
         def change(x0: Tensor, level: Level) -> Tensor:
             flat = x0.flatten(1)
-            place = torch.nan_to_num(level.logsnr[..., None] - self.logsnr).abs().argmin(-1)
-            wanted, own = self.variance[place].to(x0).expand(len(x0)), flat.var(1, correction=0)
+            nearest = torch.nan_to_num(level.logsnr[..., None] - self.logsnr).abs().argmin(-1)
+            wanted, own = self.variance[nearest].to(x0).expand(len(x0)), flat.var(1, correction=0)
             factor = torch.where(own > 0, wanted / own.clamp(min=1e-30), 1.0).sqrt()  # a constant image has no spread
             factor = factor.to(x0).reshape(-1, *(1,) * (x0.ndim - 1))
             centre = flat.mean(1).reshape(-1, *(1,) * (x0.ndim - 1))

@@ -22,7 +22,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.base.wavelet import add_bands, check_wavelet
 from snrkit.diffusion.level import broadcast
-from snrkit.sampling.step import Place, Range, Step
+from snrkit.sampling.step import Position, Range, Step
 
 Gains = tuple[Tensor, Tensor]
 
@@ -30,7 +30,7 @@ Gains = tuple[Tensor, Tensor]
 class Schedule(Protocol):
     """How the coefficients change from step to step."""
 
-    def gains(self, place: Place) -> Gains:
+    def gains(self, position: Position) -> Gains:
         """The factors of `low` and of `high`, float64, shaped as the level."""
 
 
@@ -39,9 +39,9 @@ class Constant(Value):
 
     kind: Literal["constant"] = "constant"
 
-    def gains(self, place: Place) -> Gains:
+    def gains(self, position: Position) -> Gains:
         """(1, 1)."""
-        one = torch.ones_like(place.nominal.sigma)
+        one = torch.ones_like(position.nominal.sigma)
         return one, one
 
 
@@ -50,9 +50,9 @@ class SigmaShare(Value):
 
     kind: Literal["sigma"] = "sigma"
 
-    def gains(self, place: Place) -> Gains:
+    def gains(self, position: Position) -> Gains:
         """(r, 1 - r)."""
-        share = place.nominal.sigma / place.grid[0].sigma
+        share = position.nominal.sigma / position.grid[0].sigma
         return share, 1 - share
 
 
@@ -61,9 +61,9 @@ class ReverseVariance(Value):
 
     kind: Literal["reverse_variance"] = "reverse_variance"
 
-    def gains(self, place: Place) -> Gains:
+    def gains(self, position: Position) -> Gains:
         """(b, 1 - b), in vp terms whatever the scaling and the solver."""
-        here, there = place.nominal.logsnr, place.grid[place.index + 1].logsnr
+        here, there = position.nominal.logsnr, position.grid[position.index + 1].logsnr
         ratio = torch.exp(torch.nn.functional.logsigmoid(here) - torch.nn.functional.logsigmoid(there))
         variance = torch.sigmoid(-there) / torch.sigmoid(-here) * (1 - ratio)
         return variance, 1 - variance
@@ -75,9 +75,9 @@ class Piecewise(Value):
     kind: Literal["piecewise"] = "piecewise"
     at: float = Field(description="logsnr where the high bands take over, nats")
 
-    def gains(self, place: Place) -> Gains:
+    def gains(self, position: Position) -> Gains:
         """(1, 0) or (0, 1)."""
-        early = (place.nominal.logsnr < self.at).to(torch.float64)
+        early = (position.nominal.logsnr < self.at).to(torch.float64)
         return early, 1 - early
 
 
@@ -123,11 +123,11 @@ class Dcw(Value):
 
     def after(self, step: Step) -> Tensor:
         """The corrected x_next."""
-        if step.place.there.is_clean() or not (self.pixel or self.low or self.high):
+        if step.position.there.is_clean() or not (self.pixel or self.low or self.high):
             return step.x_next
         x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0
         if self.space == "unscaled":
-            x0 = broadcast(step.place.there.alpha, x0) * x0
+            x0 = broadcast(step.position.there.alpha, x0) * x0
         difference = step.x_next - x0
         if self.pixel:
             return step.x_next + self.pixel * difference
@@ -136,6 +136,6 @@ class Dcw(Value):
                 f"dcw's bands need images (B, C, H, W), and this state has shape {tuple(difference.shape)}; unpack "
                 "a transformer's tokens before the transform, or use dcw's pixel coefficient"
             )
-        of_low, of_high = self.schedule.gains(step.place)
+        of_low, of_high = self.schedule.gains(step.position)
         low, high = broadcast(self.low * of_low, difference), broadcast(self.high * of_high, difference)
         return add_bands(step.x_next, difference, low, high, self.wavelet, self.padding)

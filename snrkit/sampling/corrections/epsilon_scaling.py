@@ -15,7 +15,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.sampling.step import Place, Range
+from snrkit.sampling.step import Position, Range
 
 
 class EpsilonScaling(Value):
@@ -25,23 +25,24 @@ class EpsilonScaling(Value):
     """
 
     kind: Literal["epsilon_scaling"] = "epsilon_scaling"
-    scale: float = Field(1.0, gt=0)
-    slope: float = Field(0.0, description="added per step still to come (the paper's k)")
+    scale: float = Field(default=1.0, gt=0)
+    slope: float = Field(default=0.0, description="added per step still to come (the paper's k)")
     tunable: ClassVar[dict[str, Range]] = {
         "scale": Range(1.0, 0.9, 1.1, coarse=0.005, fine=0.001),
         "slope": Range(0.0, -0.01, 0.01, coarse=0.001, fine=0.0002),
     }
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its eps divided."""
-        divisor = self.scale + self.slope * (len(place.grid) - 2 - place.index)
+        divisor = self.scale + self.slope * (len(position.grid) - 2 - position.index)
         if divisor == 1:
             return denoise
         if divisor <= 0:
             raise SnrkitError(
-                f"epsilon_scaling divides by {divisor:g} in step {place.index} of this grid; lower slope or raise scale"
+                f"epsilon_scaling divides by {divisor:g} in step {position.index} of this grid; "
+                "lower slope or raise scale"
             )
-        if bool((place.here.alpha == 0).any()):
+        if bool((position.here.alpha == 0).any()):
             raise SnrkitError(
                 "epsilon_scaling is undefined at alpha = 0, where this grid starts; "
                 "choose a grid that starts below pure noise, such as uniform_logsnr"

@@ -28,7 +28,7 @@ from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
-from snrkit.sampling.step import Abilities, LevelPosterior, Place, Range, Sources
+from snrkit.sampling.step import Capabilities, LevelPosterior, Position, Range, Sources
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 
@@ -102,10 +102,14 @@ class Guidance(Value):
     """
 
     weight: float = 0.0
-    logsnr_min: float | None = Field(None, description="no guidance in steps that begin at noisier levels, nats")
-    logsnr_max: float | None = Field(None, description="no guidance in steps that begin at cleaner levels, nats")
-    t_min: float = Field(0.0, ge=0, le=1, description="no guidance in steps that begin nearer the clean end")
-    t_max: float = Field(1.0, ge=0, le=1, description="no guidance in steps that begin nearer the noisy end")
+    logsnr_min: float | None = Field(
+        default=None, description="no guidance in steps that begin at noisier levels, nats"
+    )
+    logsnr_max: float | None = Field(
+        default=None, description="no guidance in steps that begin at cleaner levels, nats"
+    )
+    t_min: float = Field(default=0.0, ge=0, le=1, description="no guidance in steps that begin nearer the clean end")
+    t_max: float = Field(default=1.0, ge=0, le=1, description="no guidance in steps that begin nearer the noisy end")
     tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
     side_by_side: ClassVar[bool] = True  # acts on the same p as its neighbours in a list
 
@@ -118,11 +122,11 @@ class Guidance(Value):
         return self
 
 
-def weight_at(guidance: Guidance, place: Place) -> Tensor | None:
+def weight_at(guidance: Guidance, position: Position) -> Tensor | None:
     """The weight in this step, shaped as the level; None where no image of the batch is guided."""
-    if not guidance.t_min <= place.t <= guidance.t_max:
+    if not guidance.t_min <= position.t <= guidance.t_max:
         return None
-    logsnr = place.here.logsnr
+    logsnr = position.here.logsnr
     inside = torch.ones_like(logsnr, dtype=torch.bool)
     if guidance.logsnr_min is not None:
         inside &= logsnr >= guidance.logsnr_min
@@ -145,7 +149,7 @@ class ClassifierFreeGuidance(Guidance):
     """
 
     kind: Literal["cfg"] = "cfg"
-    rescale: float = Field(0.0, ge=0, le=1)
+    rescale: float = Field(default=0.0, ge=0, le=1)
     rescale_of: AnyTarget = X0()
 
     @model_validator(mode="after")
@@ -154,9 +158,9 @@ class ClassifierFreeGuidance(Guidance):
             raise ValueError("rescale_of has no effect while rescale is 0; give rescale, or drop it")
         return self
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The guided denoiser; it needs a condition with labels."""
-        weight = weight_at(self, place)
+        weight = weight_at(self, position)
         if weight is None:
             return denoise
 
@@ -167,11 +171,11 @@ class ClassifierFreeGuidance(Guidance):
             return answer
 
         if self.rescale:
-            check_readable(place.here, self.rescale_of)
+            check_readable(position.here, self.rescale_of)
         rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
         return guide(denoise, Term(weight, ask, rescale))
 
-    def lacks(self, model: Abilities) -> str | None:
+    def missing(self, model: Capabilities) -> str | None:
         """Labels, learned also without."""
         if model.labels and model.unlabelled:
             return None
@@ -183,9 +187,9 @@ class NoiseAwareness(Guidance):
 
     kind: Literal["noise_awareness"] = "noise_awareness"
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The guided denoiser."""
-        weight = weight_at(self, place)
+        weight = weight_at(self, position)
         if weight is None:
             return denoise
 
@@ -197,7 +201,7 @@ class NoiseAwareness(Guidance):
 
         return guide(denoise, Term(weight, ask))
 
-    def lacks(self, model: Abilities) -> str | None:
+    def missing(self, model: Capabilities) -> str | None:
         """The branch without the level."""
         if model.untold:
             return None
@@ -214,10 +218,12 @@ class Autoguidance(Guidance):
     """
 
     kind: Literal["autoguidance"] = "autoguidance"
-    run: Path | None = Field(None, description="run directory; default: this run")
-    checkpoint: int | None = Field(None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(None, description="the name of an average, or network; default: as the sampler's own")
-    unlabelled: bool = Field(False, description="ask the weaker model without the label, which it may not know")
+    run: Path | None = Field(default=None, description="run directory; default: this run")
+    checkpoint: int | None = Field(default=None, ge=0, description="images seen; default: the newest")
+    average: str | None = Field(
+        default=None, description="the name of an average, or network; default: as the sampler's own"
+    )
+    unlabelled: bool = Field(default=False, description="ask the weaker model without the label, which it may not know")
 
     @model_validator(mode="after")
     def _differs(self) -> "Autoguidance":
@@ -237,9 +243,9 @@ class OpenedAutoguidance:
     value: Autoguidance
     weaker: Denoiser
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The guided denoiser."""
-        weight = weight_at(self.value, place)
+        weight = weight_at(self.value, position)
         if weight is None:
             return denoise
 
@@ -275,12 +281,12 @@ class OpenedNoiseAwarenessClassifier:
     value: NoiseAwarenessClassifier
     estimator: LevelPosterior | None
 
-    def wrap(self, denoise: Denoiser, place: Place) -> Denoiser:
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The guided denoiser."""
-        weight = weight_at(self.value, place)
+        weight = weight_at(self.value, position)
         if weight is None or self.estimator is None:
             return denoise
-        if bool((place.here.alpha == 0).any()):
+        if bool((position.here.alpha == 0).any()):
             raise SnrkitError("noise_awareness_classifier is undefined at alpha = 0; give it a logsnr_min")
         gradient = self.estimator.gradient
 

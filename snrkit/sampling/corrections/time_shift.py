@@ -23,7 +23,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
-from snrkit.sampling.step import Place, Range
+from snrkit.sampling.step import Position, Range
 
 CANDIDATES = 33  # levels of a window in nats
 
@@ -38,9 +38,11 @@ class TimeShift(Value):
     kind: Literal["time_shift"] = "time_shift"
     variant: Literal["paper", "released"] = "paper"
     unit: Literal["index", "nats"] = "index"
-    window: float = Field(0.0, ge=0, description="from end to end")
-    cutoff: float | None = Field(None, description="no shift at this index and below, or at this logsnr and above")
-    data_variance: float = Field(0.0, ge=0, description="Var[x0], for the variant paper")
+    window: float = Field(default=0.0, ge=0, description="from end to end")
+    cutoff: float | None = Field(
+        default=None, description="no shift at this index and below, or at this logsnr and above"
+    )
+    data_variance: float = Field(default=0.0, ge=0, description="Var[x0], for the variant paper")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TimeShift":
@@ -59,33 +61,35 @@ class TimeShift(Value):
             return {"window": Range(0.0, 0.0, 4.0, coarse=0.1, fine=0.02)}
         return {"window": Range(0.0, 0.0, 200.0, coarse=4.0, fine=2.0, whole=True)}
 
-    def move(self, x: Tensor, place: Place, process: Process) -> Place:
-        """The place with its level or its end moved."""
+    def move(self, x: Tensor, position: Position, process: Process) -> Position:
+        """The position with its level or its end moved."""
         if self.unit == "index" and not isinstance(process, Ddpm):
             raise SnrkitError("time_shift counts in table indices, and this process has no table; set unit: nats")
-        if self.window == 0 or place.index == 0:
-            return place
-        spared = self._spared(place.here if self.variant == "paper" else place.there, process)
+        if self.window == 0 or position.index == 0:
+            return position
+        spared = self._spared(position.here if self.variant == "paper" else position.there, process)
         if bool(spared.all()):
-            return place
+            return position
         if not bool(spared.any()):
-            return self._moved(x, place, process)
+            return self._moved(x, position, process)
         rows = ~spared
-        some = self._moved(x[rows.to(x.device)], place.at(rows), process)
-        here, there = (level.logsnr.expand(len(x)).clone() for level in (place.here, place.there))
+        some = self._moved(x[rows.to(x.device)], position.at(rows), process)
+        here, there = (level.logsnr.expand(len(x)).clone() for level in (position.here, position.there))
         here[rows], there[rows] = some.here.logsnr, some.there.logsnr
-        return replace(place, here=process.level(here), there=process.level(there))
+        return replace(position, here=process.level(here), there=process.level(there))
 
-    def _moved(self, x: Tensor, place: Place, process: Process) -> Place:
+    def _moved(self, x: Tensor, position: Position, process: Process) -> Position:
         """The place of images none of which is at or beyond the cut-off."""
         if self.variant == "released":
-            return self._aim_noisier(place, process)
-        candidates = self._window(place.here, process)
-        before = place.grid[place.index - 1]
-        known = before.logsnr if place.index == 1 else self._window(before, process)[..., -1]
-        if bool((candidates[..., 0] <= known).any()) or bool((candidates[..., -1] >= place.there.logsnr).any()):
-            raise self._too_wide(place)
-        return Place(place.index, place.grid, process.level(self._nearest(x, candidates, process)), place.there)
+            return self._aim_noisier(position, process)
+        candidates = self._window(position.here, process)
+        before = position.grid[position.index - 1]
+        known = before.logsnr if position.index == 1 else self._window(before, process)[..., -1]
+        if bool((candidates[..., 0] <= known).any()) or bool((candidates[..., -1] >= position.there.logsnr).any()):
+            raise self._too_wide(position)
+        return Position(
+            position.index, position.grid, process.level(self._nearest(x, candidates, process)), position.there
+        )
 
     def _nearest(self, x: Tensor, candidates: Tensor, process: Process) -> Tensor:
         """The logsnr (B,) of the candidates (K,) or (B, K) whose variance is nearest to that of each image."""
@@ -95,13 +99,13 @@ class TimeShift(Value):
         best = (own - nominal).abs().argmin(1, keepdim=True)
         return candidates.expand(len(x), -1).gather(1, best)[:, 0]
 
-    def _aim_noisier(self, place: Place, process: Process) -> Place:
-        if place.there.is_clean():
-            return place
-        aim = self._noisy_edge(place.there, process)
-        if bool((aim <= place.here.logsnr).any()):
-            raise self._too_wide(place)
-        return Place(place.index, place.grid, place.here, process.level(aim))
+    def _aim_noisier(self, position: Position, process: Process) -> Position:
+        if position.there.is_clean():
+            return position
+        aim = self._noisy_edge(position.there, process)
+        if bool((aim <= position.here.logsnr).any()):
+            raise self._too_wide(position)
+        return Position(position.index, position.grid, position.here, process.level(aim))
 
     def _noisy_edge(self, level: Level, process: Process) -> Tensor:
         """logsnr half a window noisier than the level."""
@@ -137,9 +141,9 @@ class TimeShift(Value):
             return level.logsnr >= self.cutoff
         return process.time(level.logsnr) <= self.cutoff
 
-    def _too_wide(self, place: Place) -> SnrkitError:
+    def _too_wide(self, position: Position) -> SnrkitError:
         unit = "indices" if self.unit == "index" else "nats"
         return SnrkitError(
             f"time_shift: a window of {self.window:g} {unit} reaches the next levels of the grid in step "
-            f"{place.index}; make it smaller, take fewer steps, or set cutoff"
+            f"{position.index}; make it smaller, take fewer steps, or set cutoff"
         )

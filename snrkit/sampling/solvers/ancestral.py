@@ -27,7 +27,7 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
-from snrkit.sampling.step import Call, Memory, Noise, Place, Sources, check_one_grid
+from snrkit.sampling.step import Call, Memory, Noise, Position, Sources, check_one_grid
 
 
 class Ancestral(Value):
@@ -37,9 +37,9 @@ class Ancestral(Value):
     """
 
     kind: Literal["ancestral"] = "ancestral"
-    eta: float = Field(1.0, ge=0, le=1)
-    logsnr_min: float | None = Field(None, description="no fresh noise at noisier levels, nats")
-    logsnr_max: float | None = Field(None, description="no fresh noise at cleaner levels, nats")
+    eta: float = Field(default=1.0, ge=0, le=1)
+    logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
+    logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
     order: ClassVar[int] = 1
 
     @model_validator(mode="after")
@@ -52,15 +52,15 @@ class Ancestral(Value):
         return self
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Euler's step with the fraction f of the noise's variance renewed; no noise into the clean level."""
-        prediction = denoise(x, place.here)
-        calls = (Call(place.here, prediction),)
-        if self.eta == 0 or place.there.is_clean():
-            return recompose(prediction, place.there), calls, None
-        alpha, sigma = place.there.scales(x)
-        fresh = renewed_share(self.eta, place) * self._acts(place.here)
+        prediction = denoise(x, position.here)
+        calls = (Call(position.here, prediction),)
+        if self.eta == 0 or position.there.is_clean():
+            return recompose(prediction, position.there), calls, None
+        alpha, sigma = position.there.scales(x)
+        fresh = renewed_share(self.eta, position) * self._acts(position.here)
         kept, renewed = broadcast((1 - fresh).sqrt(), x), broadcast(fresh.sqrt(), x)
         return alpha * prediction.x0 + sigma * (kept * prediction.eps + renewed * noise(x)), calls, None
 
@@ -70,19 +70,21 @@ class Ancestral(Value):
         return ((level.logsnr >= low) & (level.logsnr <= high)).to(level.logsnr)
 
 
-def renewed_share(eta: float, place: Place) -> Tensor:
+def renewed_share(eta: float, position: Position) -> Tensor:
     """f: the share of the next level's noise variance that is fresh."""
-    return eta**2 * -torch.expm1(place.here.logsnr - place.there.logsnr)
+    return eta**2 * -torch.expm1(position.here.logsnr - position.there.logsnr)
 
 
 class AnalyticDpm(Value):
     """Ancestral steps with Analytic-DPM's variance; E|eps_hat|^2 is measured on training images before sampling."""
 
     kind: Literal["analytic_dpm"] = "analytic_dpm"
-    eta: float = Field(1.0, ge=0, le=1)
-    bounded: bool = Field(True, description="the data lie in [-1, 1], so Var[x0 | x] is at most 1")
+    eta: float = Field(default=1.0, ge=0, le=1)
+    bounded: bool = Field(default=True, description="the data lie in [-1, 1], so Var[x0 | x] is at most 1")
     last_noise: float | None = Field(
-        None, gt=0, description="largest mean size of the noise in the step before the last, in grey levels of 255"
+        default=None,
+        gt=0,
+        description="largest mean size of the noise in the step before the last, in grey levels of 255",
     )
     order: ClassVar[int] = 1
 
@@ -111,18 +113,18 @@ class AnalyticSteps:
     order: int = 1
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """The ancestral mean, and noise of the analytic variance; none into the clean level."""
-        prediction = denoise(x, place.here)
-        calls = (Call(place.here, prediction),)
-        if place.there.is_clean():
-            return recompose(prediction, place.there), calls, None
-        alpha, sigma = place.there.scales(x)
-        here, there, fresh = place.here, place.there, renewed_share(self.value.eta, place)
+        prediction = denoise(x, position.here)
+        calls = (Call(position.here, prediction),)
+        if position.there.is_clean():
+            return recompose(prediction, position.there), calls, None
+        alpha, sigma = position.there.scales(x)
+        here, there, fresh = position.here, position.there, renewed_share(self.value.eta, position)
         gain = there.alpha - here.alpha * there.sigma * (1 - fresh).sqrt() / here.sigma
-        variance = there.sigma**2 * fresh + gain**2 * self.unknown[place.index]
-        if self.value.last_noise is not None and place.index == len(place.grid) - 3:  # E|n| = sqrt(2/pi) std
+        variance = there.sigma**2 * fresh + gain**2 * self.unknown[position.index]
+        if self.value.last_noise is not None and position.index == len(position.grid) - 3:  # E|n| = sqrt(2/pi) std
             variance = variance.clamp(max=(self.value.last_noise * 2 / 255) ** 2 * math.pi / 2)
         mean = alpha * prediction.x0 + sigma * broadcast((1 - fresh).sqrt(), x) * prediction.eps
         return mean + broadcast(variance.sqrt(), x) * noise(x), calls, None

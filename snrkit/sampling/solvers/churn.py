@@ -15,17 +15,17 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.heun import heun_step
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
 class Churn(Value):
     """Order 2 (in the distribution), two evaluations per step, one in the last. At alpha = 0 nothing is added."""
 
     kind: Literal["churn"] = "churn"
-    s_churn: float = Field(40.0, ge=0)
-    s_min: float = Field(0.05, ge=0)
-    s_max: float | None = Field(50.0, gt=0, description="null: no upper limit")
-    s_noise: float = Field(1.003, gt=0)
+    s_churn: float = Field(default=40.0, ge=0)
+    s_min: float = Field(default=0.05, ge=0)
+    s_max: float | None = Field(default=50.0, gt=0, description="null: no upper limit")
+    s_noise: float = Field(default=1.003, gt=0)
     order: ClassVar[int] = 2
 
     @model_validator(mode="after")
@@ -35,22 +35,25 @@ class Churn(Value):
         return self
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Raise the level of the state, then Heun."""
         if self.s_churn == 0:
-            return *heun_step(denoise, x, place), None
-        gamma, fresh = self._gamma(place), noise(x)  # drawn in every step, so that no image's noise depends on others
+            return *heun_step(denoise, x, position), None
+        gamma, fresh = (
+            self._gamma(position),
+            noise(x),
+        )  # drawn in every step, so that no image's noise depends on others
         process = denoise.process
-        raised = process.level(process.snap(place.here.logsnr - 2 * torch.log1p(gamma)))
-        x = torch.where(broadcast(gamma, x) > 0, raise_level(x, place.here, raised, fresh * self.s_noise), x)
-        moved = Place(place.index, place.grid, raised, place.there)
+        raised = process.level(process.snap(position.here.logsnr - 2 * torch.log1p(gamma)))
+        x = torch.where(broadcast(gamma, x) > 0, raise_level(x, position.here, raised, fresh * self.s_noise), x)
+        moved = Position(position.index, position.grid, raised, position.there)
         return *heun_step(denoise, x, moved), None
 
-    def _gamma(self, place: Place) -> Tensor:
-        ratio = torch.exp(-place.here.logsnr / 2)
+    def _gamma(self, position: Position) -> Tensor:
+        ratio = torch.exp(-position.here.logsnr / 2)
         active = ratio.isfinite() & (ratio >= self.s_min) & (ratio <= (math.inf if self.s_max is None else self.s_max))
-        return active.to(ratio) * min(self.s_churn / (len(place.grid) - 1), math.sqrt(2) - 1)
+        return active.to(ratio) * min(self.s_churn / (len(position.grid) - 1), math.sqrt(2) - 1)
 
 
 def raise_level(x: Tensor, here: Level, there: Level, noise: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 FEW = 15  # steps, below which diffusers lowers the order at the end
 
@@ -34,17 +34,17 @@ class Dpmpp2m(Value):
     order: ClassVar[int] = 2
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Extrapolate x0 linearly in logsnr from the last two predictions."""
-        prediction = denoise(x, place.here)
-        x_next = recompose(prediction, place.there)
-        if memory is not None and not place.there.is_clean():
+        prediction = denoise(x, position.here)
+        x_next = recompose(prediction, position.there)
+        if memory is not None and not position.there.is_clean():
             x0_last, logsnr_last = memory
-            ahead, behind = place.there.logsnr - place.here.logsnr, place.here.logsnr - logsnr_last
-            gain = -place.there.alpha * torch.expm1(-ahead / 2) * ahead / (2 * behind)
+            ahead, behind = position.there.logsnr - position.here.logsnr, position.here.logsnr - logsnr_last
+            gain = -position.there.alpha * torch.expm1(-ahead / 2) * ahead / (2 * behind)
             x_next = x_next + broadcast(gain, x) * (prediction.x0 - x0_last)
-        return x_next, (Call(place.here, prediction),), (prediction.x0, place.here.logsnr)
+        return x_next, (Call(position.here, prediction),), (prediction.x0, position.here.logsnr)
 
 
 class Dpmpp3m(Value):
@@ -65,22 +65,22 @@ class Dpmpp3m(Value):
         return 2 if self.published else 3
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """The parabola of x0 in half-logsnr through the last three predictions, integrated."""
-        prediction = denoise(x, place.here)
-        x_next, now = recompose(prediction, place.there), place.here.logsnr / 2
-        past: Past = (memory or ())[: 1 if self._ends(place) else 2]
-        if past and not place.there.is_clean():
-            h = place.there.logsnr / 2 - now
+        prediction = denoise(x, position.here)
+        x_next, now = recompose(prediction, position.there), position.here.logsnr / 2
+        past: Past = (memory or ())[: 1 if self._ends(position) else 2]
+        if past and not position.there.is_clean():
+            h = position.there.logsnr / 2 - now
             first, second = exponential_moments(h, 2)
             moments = [midpoint_moment(h)] if len(past) == 1 else [first, second / 2 if self.published else second]
             nodes = [(then - now) / h for _, then in past]
             bent = increment([x0 for x0, _ in past], prediction.x0, nodes, moments)
-            x_next = x_next + broadcast(place.there.alpha, x) * bent
-        return x_next, (Call(place.here, prediction),), remember(prediction.x0, now, past, 2)
+            x_next = x_next + broadcast(position.there.alpha, x) * bent
+        return x_next, (Call(position.here, prediction),), remember(prediction.x0, now, past, 2)
 
-    def _ends(self, place: Place) -> bool:
-        steps = len(place.grid) - 1
-        short = self.lower_order_final and steps < FEW and place.grid[-1].is_clean()
-        return short and place.index == steps - 2
+    def _ends(self, position: Position) -> bool:
+        steps = len(position.grid) - 1
+        short = self.lower_order_final and steps < FEW and position.grid[-1].is_clean()
+        return short and position.index == steps - 2

@@ -10,7 +10,7 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
 def recompose(prediction: Prediction, level: Level) -> Tensor:
@@ -26,8 +26,8 @@ class Euler(Value):
     order: ClassVar[int] = 1
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """x' = alpha' x0 + sigma' eps."""
-        prediction = denoise(x, place.here)
-        return recompose(prediction, place.there), (Call(place.here, prediction),), None
+        prediction = denoise(x, position.here)
+        return recompose(prediction, position.there), (Call(position.here, prediction),), None

@@ -11,21 +11,21 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
-def heun_step(denoise: Denoiser, x: Tensor, place: Place) -> tuple[Tensor, tuple[Call, ...]]:
-    """(x', the two calls) from place.here to place.there; one call where place.there is clean."""
-    first = denoise(x, place.here)
-    guess = recompose(first, place.there)
-    if place.there.is_clean():
-        return guess, (Call(place.here, first),)
-    second = denoise(guess, place.there)
-    alpha, sigma = place.here.scales(x)
-    alpha_next, sigma_next = place.there.scales(x)
+def heun_step(denoise: Denoiser, x: Tensor, position: Position) -> tuple[Tensor, tuple[Call, ...]]:
+    """(x', the two calls) from position.here to position.there; one call where position.there is clean."""
+    first = denoise(x, position.here)
+    guess = recompose(first, position.there)
+    if position.there.is_clean():
+        return guess, (Call(position.here, first),)
+    second = denoise(guess, position.there)
+    alpha, sigma = position.here.scales(x)
+    alpha_next, sigma_next = position.there.scales(x)
     d_alpha, d_sigma = (alpha_next - alpha) / 2, (sigma_next - sigma) / 2
     x_next = x + d_alpha * (first.x0 + second.x0) + d_sigma * (first.eps + second.eps)
-    return x_next, (Call(place.here, first), Call(place.there, second))
+    return x_next, (Call(position.here, first), Call(position.there, second))
 
 
 class Heun(Value):
@@ -35,7 +35,7 @@ class Heun(Value):
     order: ClassVar[int] = 2
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """The average of the slopes at `here` and at the Euler step's end."""
-        return *heun_step(denoise, x, place), None
+        return *heun_step(denoise, x, position), None

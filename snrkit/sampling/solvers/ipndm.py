@@ -19,29 +19,29 @@ from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, increment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
-def _step(denoise: Denoiser, x: Tensor, place: Place, past: Past, length: int, equal: bool
+def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: int, equal: bool
           ) -> tuple[Tensor, tuple[Call, ...], Past]:  # fmt: skip
     """One step through `past`, pairs (eps, sigma/alpha), newest first."""
-    prediction = denoise(x, place.here)
-    x_next = recompose(prediction, place.there)
-    ratio, ratio_next = place.here.sigma / place.here.alpha, place.there.sigma / place.there.alpha
+    prediction = denoise(x, position.here)
+    x_next = recompose(prediction, position.there)
+    ratio, ratio_next = position.here.sigma / position.here.alpha, position.there.sigma / position.there.alpha
     if past:
         width = ratio_next - ratio
         made = [(then - ratio) / width for _, then in past]
         nodes = [torch.full_like(width, -1.0 - i) for i in range(len(past))] if equal else made
         bent = increment([eps for eps, _ in past], prediction.eps, nodes, [1 / (n + 2) for n in range(len(past))])
-        x_next = x_next + broadcast(place.there.alpha * width, x) * bent
-    return x_next, (Call(place.here, prediction),), remember(prediction.eps, ratio, past, length)
+        x_next = x_next + broadcast(position.there.alpha * width, x) * bent
+    return x_next, (Call(position.here, prediction),), remember(prediction.eps, ratio, past, length)
 
 
 class Ipndm(Value):
     """Order 2 on smooth grids, one evaluation per step; `k` predictions are used, fewer in the first steps."""
 
     kind: Literal["ipndm"] = "ipndm"
-    k: int = Field(4, ge=1, le=4)
+    k: int = Field(default=4, ge=1, le=4)
 
     @property
     def order(self) -> int:
@@ -49,17 +49,17 @@ class Ipndm(Value):
         return min(self.k, 2)
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Adams-Bashforth of equal steps."""
-        return _step(denoise, x, place, memory or (), self.k - 1, True)
+        return _step(denoise, x, position, memory or (), self.k - 1, True)
 
 
 class IpndmV(Value):
     """Order k, one evaluation per step; fewer predictions are used in the first steps."""
 
     kind: Literal["ipndm_v"] = "ipndm_v"
-    k: int = Field(3, ge=1, le=4)
+    k: int = Field(default=3, ge=1, le=4)
 
     @property
     def order(self) -> int:
@@ -67,7 +67,7 @@ class IpndmV(Value):
         return self.k
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Adams-Bashforth of the steps that were made."""
-        return _step(denoise, x, place, memory or (), self.k - 1, False)
+        return _step(denoise, x, position, memory or (), self.k - 1, False)

@@ -20,7 +20,7 @@ from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Place
+from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Unipc(Value):
     """
 
     kind: Literal["unipc"] = "unipc"
-    p: int = Field(2, ge=1, le=3, description="order of the predictor")
+    p: int = Field(default=2, ge=1, le=3, description="order of the predictor")
     corrector: bool = True
     lower_order_final: bool = True
 
@@ -52,22 +52,22 @@ class Unipc(Value):
         return self.p + self.corrector
 
     def step(
-        self, denoise: Denoiser, x: Tensor, place: Place, memory: Memory, noise: Noise
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """Correct the state with the new prediction, then predict the next one."""
-        asked = denoise(x, place.here)
-        now, past = place.here.logsnr / 2, _past(memory, self.p)
+        asked = denoise(x, position.here)
+        now, past = position.here.logsnr / 2, _past(memory, self.p)
         prediction = asked
         if memory is not None and self.corrector:
-            prediction = _moved(asked, _correction(memory, asked.x0, place.here), place.here)
-        order = min(self.p, len(past) + 1, self._left(place))
-        predicted = _predict(prediction, now, past[: order - 1], place.there)
-        kept = UnipcMemory(prediction, now, past, predicted, place.there, order)
-        return predicted, (Call(place.here, asked),), kept
+            prediction = _moved(asked, _correction(memory, asked.x0, position.here), position.here)
+        order = min(self.p, len(past) + 1, self._left(position))
+        predicted = _predict(prediction, now, past[: order - 1], position.there)
+        kept = UnipcMemory(prediction, now, past, predicted, position.there, order)
+        return predicted, (Call(position.here, asked),), kept
 
-    def _left(self, place: Place) -> int:
-        left = len(place.grid) - 1 - place.index
-        return left if self.lower_order_final and place.grid[-1].is_clean() else self.p
+    def _left(self, position: Position) -> int:
+        left = len(position.grid) - 1 - position.index
+        return left if self.lower_order_final and position.grid[-1].is_clean() else self.p
 
 
 def _past(memory: UnipcMemory | None, p: int) -> Past:
