@@ -20,7 +20,6 @@ from snrkit.experiment.reference import by_part, class_shares, matching, part_mo
 from snrkit.experiment.sources import open_estimator, open_sampler
 from snrkit.experiment.trajectories import chosen_labels, sample_steps, starting_point
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
-from snrkit.sampling.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.sampling.step import Step
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
@@ -255,7 +254,7 @@ class Instrument:
             nudged = replace(own, corrections=(*own.corrections, *nudges))
             return sample_steps(precise, nudged, x + error, noise, cond)
 
-        spectrum, share = self.reference.spectrum.variance, renewed_noise(sampler.solver)
+        spectrum, share = self.reference.spectrum.variance, ready.solver.renews
         known = self.modes if share in (0.0, 1.0) else None
         gaussian = {} if known is None else gaussian_gain(known, levels, share == 1.0)
         spread = torch.stack([(level.alpha**2 * spectrum.mean() + level.sigma**2).sqrt() for level in levels])
@@ -276,16 +275,6 @@ class Instrument:
         ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)
         return read_why(reverse, arm, forward, ready.typical[:-1], self.reference, self.bootstrap, ideal, substeps)
-
-
-def renewed_noise(solver: AnySolver) -> float | None:
-    """The share of the noise that a solver renews in every step, 0 or 1; None where it is another or changes."""
-    if isinstance(solver, Churn):
-        return 0.0 if solver.s_churn == 0 else None
-    if not isinstance(solver, Ancestral | AnalyticDpm) or solver.eta == 0:
-        return 0.0
-    cut = isinstance(solver, Ancestral) and not (solver.logsnr_min is None and solver.logsnr_max is None)
-    return 1.0 if solver.eta == 1 and not cut else None
 
 
 def without_autocast(denoise: Denoiser) -> Denoiser:
