@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import views
-from snrkit.base.streams import FORWARD
+from snrkit.base.streams import FORWARD_HELD, FORWARD_TRAIN, RESPONSE, WINDOW
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
@@ -208,11 +208,11 @@ class Instrument:
             o, e = self.opened, self.opened.experiment
             train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
             arms = []
-            for number, rows in enumerate((self.held_rows, train)):
+            for noise, rows in ((FORWARD_HELD, self.held_rows), (FORWARD_TRAIN, train)):
                 own, cond = self.placed(ready, rows)
                 arms.append(forward_arm(
                     self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
-                    key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
+                    key=noise.key(e.seed), batch=e.shift.batch, device=o.world.device,
                 ))  # fmt: skip
             self._arms[key] = arms[0], arms[1]
         return self._arms[key]
@@ -225,7 +225,7 @@ class Instrument:
             own, cond = self.placed(ready, rows)
             self._windows[key] = window_arm(
                 self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
-                key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
+                key=WINDOW.key(e.seed), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
         arms = (reverse, forward, train)
@@ -265,7 +265,7 @@ class Instrument:
         """The shift that the fitted estimator of levels sees."""
         estimator, e = open_estimator(self.opened, self.model.run), self.opened.experiment
         x0 = self.opened.shown(self.held_rows.tolist())
-        response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
+        response = respond(estimator, e.process, levels, x0, RESPONSE.key(e.seed))
         return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
     def why(self, sampler: Sampler, ready: OpenedSampler, reverse: Arm, forward: Arm) -> Why:

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.files import read_json
-from snrkit.base.streams import FORWARD, SUBSET, stream
+from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
@@ -105,13 +105,14 @@ class RunSources:
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
         opened = self.opened
-        rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
+        rows = STATISTICS.open().permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
         spectral = self.spectral(False)
         ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
         arm = forward_arm(
             self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
-            key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
+            key=FORWARD_STATISTICS.key(opened.experiment.seed), batch=opened.experiment.sample.batch,
+            device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 
