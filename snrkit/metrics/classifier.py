@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.files import write_bytes
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import CLASSIFIER
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint
 
@@ -64,7 +65,7 @@ class TrainedClassifier:
 def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClassifier:
     """The classifier of a labelled data set's training split, from the cache where it was trained before."""
     assert dataset.labels is not None
-    recipe = fingerprint("classifier", RECIPE, dataset.fingerprint, repr(split.train))
+    recipe = fingerprint("classifier", str(NUMERICS), RECIPE, dataset.fingerprint, repr(split.train))
     path = cache / f"classifier-{recipe}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
