@@ -40,7 +40,8 @@ from snrkit.base.streams import (
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
-from snrkit.experiment.opening import Model, Opened, condition_of, load_weights, open_network, open_task
+from snrkit.experiment.models import Weights, fill
+from snrkit.experiment.opening import Model, Opened, condition_of, open_network, open_task
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.training.objective import Objective
 
@@ -202,7 +203,7 @@ def _gradient_charts(
 def loaded_network(opened: Opened, model: Model) -> nn.Module:
     """The raw network with the model's weights, its gradients on."""
     network = open_network(opened)
-    network.load_state_dict(dict(load_weights(opened.experiment, model.run, model.images, model.weights).tensors))
+    fill(network, model.run, Weights(model.weights, model.images))
     return network.to(opened.world.device).eval()
 
 

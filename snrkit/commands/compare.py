@@ -27,8 +27,9 @@ from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import open_sampler
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import sample_steps, starting_point
 from snrkit.reports.comparison import comparison_page
 from snrkit.sampling.sampler import parse_seeds

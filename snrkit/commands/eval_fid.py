@@ -23,7 +23,8 @@ from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist,
 from snrkit.data.dataset import Dataset, Split, chunks, memory_dataset, to_unit
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.metrics.scores import (

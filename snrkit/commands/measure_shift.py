@@ -17,7 +17,8 @@ from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import LARGEST_COVARIANCE, Instrument, Measurement, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import locked, trained_run, write_config
+from snrkit.experiment.run import locked
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
 from snrkit.spectral.grid import scope_of

@@ -21,8 +21,9 @@ from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, stoppable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import RunSources, beyond_training
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Batch, chosen_labels, generate
 from snrkit.sampling.sampler import Sampler, dry_run, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid

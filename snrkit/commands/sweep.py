@@ -38,7 +38,8 @@ from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
-from snrkit.experiment.run import Run, locked, read_log, trained_run
+from snrkit.experiment.run import Run, locked, read_log
+from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import images_of
 from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, appearance, looks

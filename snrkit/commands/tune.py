@@ -33,7 +33,8 @@ from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import images_of
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.metrics.extractors import Extractor

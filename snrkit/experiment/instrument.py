@@ -162,7 +162,7 @@ class Instrument:
             self.window(ready, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
-            self.audited if "audit" in asked and self.opened.experiment.model is None else None,
+            self.audited if "audit" in asked and self.opened.experiment.model.trains else None,
             self.estimator(reverse, forward, levels) if "estimator" in asked else None,
             self.why(sampler, ready, reverse, forward) if "why" in asked else None,
         )

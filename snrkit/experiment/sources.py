@@ -13,13 +13,14 @@ from safetensors.torch import load
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.files import read_json
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
-from snrkit.checkpoints.foreign import weights_of
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
-from snrkit.experiment.run import Run, stored_experiment
+from snrkit.experiment.models import Weights
+from snrkit.experiment.opening import Model, Opened, open_spectrum_model, open_weights
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_experiment
 from snrkit.sampling.sampler import OpenedSampler, Sampler, named, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import forward_arm
@@ -51,7 +52,8 @@ class RunSources:
             path = self.model.run.estimator / "network.safetensors"
             return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
         try:
-            return [str(what.run), *self._known(what)]
+            found = self._known(what)
+            return [str(what.run), found.name, found.images]
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
 
@@ -63,33 +65,30 @@ class RunSources:
     def _place(self, run: Path | None) -> tuple[Experiment, Run]:
         return (self.opened.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
 
-    def _known(self, named: NamedWeights) -> tuple[str, int]:
-        """(weights, images seen) of what is named, without loading it; ConfigError where it cannot stand beside."""
+    def _known(self, named: NamedWeights) -> Weights:
+        """What is named, without loading it; ConfigError where it cannot stand beside."""
         e, (other, run) = self.opened.experiment, self._place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        if (other.network.scalars, other.network.scalars and other.levels) != (
+        if (other.network.scalars, other.network.scalars and other.spectral) != (
             e.network.scalars,
-            e.network.scalars and e.levels,
+            e.network.scalars and e.spectral,
         ):
             raise ConfigError(
                 f"{named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
             )
-        if other.model is not None:
-            return weights_of(other.model), 0
-        weights = weights_name(other, named.average)
-        images = int(checkpoint_path(run, named.checkpoint, weights).name)
+        found = other.model.find(run, named.checkpoint, named.average)
         itself = run.path.resolve() == self.model.run.path.resolve()
-        if itself and (weights, images) == (self.model.weights, self.model.images):
+        if itself and (found.name, found.images) == (self.model.weights, self.model.images):
             raise ConfigError(
-                f"{weights} at {images} images is the sampled model itself; name an earlier checkpoint, "
+                f"{found.name} at {found.images} images is the sampled model itself; name an earlier checkpoint, "
                 "another average or another run."
             )
-        return weights, images
+        return found
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
