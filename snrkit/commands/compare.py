@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
@@ -104,7 +103,7 @@ def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str
     return {
         "format": FORMAT, "measured": fingerprint(repr(measured_seeds(opened))),
         **manifest(opened, model, row.sampler), "seeds": e.sample.seeds, "features": features,
-        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"), "version": __version__,
+        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
-from snrkit.base.streams import SUBSET, stream
+from snrkit.base.streams import MEMORISATION
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import choose, is_made, load_images, make_images
@@ -144,7 +144,7 @@ def _memorisation(opened: Opened, images: Tensor) -> Memorisation:
             if opened.experiment.data.flip:
                 yield x0.flip(3)
 
-    held = stream(SUBSET, 1).permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
+    held = MEMORISATION.open().permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
     return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.labelled.x0(held), train)
 
 

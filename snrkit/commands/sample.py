@@ -15,6 +15,7 @@ from torch import Tensor
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
+from snrkit.base.numerics import NUMERICS
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
@@ -145,6 +146,7 @@ def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
     """What decides the images of a seed, beside the seed."""
     e = opened.experiment
     return {
+        "numerics": NUMERICS,
         "sampler": sampler.model_dump(mode="json"),
         "training": e.training_part(),
         "checkpoint_images": model.images,

@@ -23,10 +23,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
@@ -227,7 +227,7 @@ def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
 
 def _facts(trial: Trial) -> dict[str, Any]:
     content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
-    return {"format": FORMAT, "version": __version__, **content}
+    return {"format": FORMAT, "numerics": NUMERICS, **content}
 
 
 def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import torch
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.commands.eval_fid import open_reference
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -224,7 +224,7 @@ class Bench:
         e = self.opened.experiment
         more = e.metrics if what == "fd" else e.shift
         facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
-                 __version__]  # fmt: skip
+                 NUMERICS]  # fmt: skip
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
             result = measure(sampler)
