@@ -311,7 +311,7 @@ def _faults_of_the_rest(content: Mapping[str, Any], faults: Sequence[Mapping[str
     return []
 
 
-def _as_written() -> type[Value]:
+def as_written() -> type[Value]:
     """The class of an experiment as a file has it: what words faults and makes the schema of files."""
     fields: dict[str, Any] = {}
     for name, field in Experiment.model_fields.items():
@@ -325,7 +325,7 @@ def _as_written() -> type[Value]:
     return made
 
 
-AsWritten = _as_written()
+AsWritten = as_written()
 
 
 def file_schema() -> dict[str, Any]:
