@@ -24,8 +24,7 @@ from snrkit.sampling.corrections import Autoguidance, NoiseAwarenessClassifier
 from snrkit.sampling.sampler import OpenedSampler, Sampler, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.shift.arms import forward_arm
-from snrkit.shift.config import EstimatorConfig
-from snrkit.shift.estimator import Estimator, make_estimator
+from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
 from snrkit.spectral.grid import SLACK, Spectral, SpectralGrid
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
