@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -352,6 +353,23 @@ def test_a_row_has_the_shift_of_its_equal():
     for key in ("norm_gap", "log_variance_ratio"):
         assert torch.equal(plain[key], again[key])
         assert not torch.equal(plain[key], other[key])
+
+
+def test_samplers_of_one_grid_share_what_does_not_depend_on_them():
+    """Forward arms and the matrices of wrong levels are made once a grid, the audit once."""
+    options = {"images": 32, "batch": 16, "bootstrap": 100, "window_images": 8, "audit_pairs": 64}
+    instrument = small_instrument(shift={**options, "probes": ["window", "audit"]})
+    samplers = [Sampler(grid=Karras(steps=n), solver=solver) for n, solver in ((3, Euler()), (3, Heun()), (4, Euler()))]
+    one, alike, other = map(instrument.specimen, samplers)
+    assert one.forward is alike.forward
+    assert one.train is alike.train
+    assert one.forward is not other.forward
+    window, audit = instrument.opened.experiment.shift.probes
+    assert audit.read(one) is audit.read(other)
+    first, silent = window.read(one), Wrapped(Edm(), lambda *_: 1 / 0)
+    assert window.read(replace(alike, denoise=silent)).eps_square == first.eps_square  # without a further call
+    with pytest.raises(ZeroDivisionError):
+        window.read(replace(other, denoise=silent))
 
 
 @pytest.mark.parametrize("labels", [None, 1])
