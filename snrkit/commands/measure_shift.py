@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose
@@ -21,7 +21,8 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import Facts, ShiftRecord, as_csv, as_png, probes_before
@@ -67,7 +68,7 @@ def _facts(opened: Opened, model: Model, name: str, sampler: Sampler, seeds: Seq
         held_out_images=len(opened.split.held),
         confidence=e.shift.confidence,
         seeds=fingerprint(repr(list(seeds))),
-        version=__version__,
+        numerics=NUMERICS,
     )
 
 

@@ -29,7 +29,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     check_samplers(opened, list(opened.experiment.samplers))
     check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.labelled)
-    if experiment.model is None:
+    if experiment.model.trains:
         run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)
     run_measuring(experiment, runs, world, quiet=quiet)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import views
-from snrkit.base.streams import FORWARD
+from snrkit.base.streams import FORWARD_HELD, FORWARD_TRAIN
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
@@ -228,10 +228,10 @@ class Instrument:
         o, e = self.opened, self.opened.experiment
         train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
         arms = []
-        for number, rows in enumerate((self.held_rows, train)):
+        for noise, rows in ((FORWARD_HELD, self.held_rows), (FORWARD_TRAIN, train)):
             own, cond = self.placed(ready, rows)
             arms.append(forward_arm(
-                self.model.denoiser, own.levels[:-1], self.shown(rows), rows, cond, key=(FORWARD, e.seed, number),
+                self.model.denoiser, own.levels[:-1], self.shown(rows), rows, cond, key=noise.key(e.seed),
                 batch=e.shift.batch, device=o.world.device,
             ))  # fmt: skip
         return arms[0], arms[1]
@@ -255,7 +255,7 @@ class Instrument:
 
     def pairs(self, count: int) -> Pairs | None:
         """Training pairs; None for a model from elsewhere."""
-        return None if self.opened.experiment.model is not None else training_pairs(open_task(self.opened), count)
+        return training_pairs(open_task(self.opened), count) if self.opened.experiment.model.trains else None
 
     def estimator(self) -> Estimator:
         """The run's fitted estimator of levels."""

@@ -15,15 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.streams import FORWARD, stream
+from snrkit.base.streams import PERTURBATION
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.sample import sample
-from snrkit.sampling.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.sampling.step import Step
-from snrkit.shift.bootstrap import Bootstrap, Curve
+from snrkit.shift.bootstrap import OF_GAIN, Bootstrap, Curve
 from snrkit.shift.drawing import draw_curve, finite_only, png
 from snrkit.shift.probe import ProbeValue, Specimen
 
@@ -60,7 +59,7 @@ Walk = Callable[[Tensor, Sequence[Nudge]], Iterable[Step]]
 
 def errors(shape: tuple[int, ...], seed: int) -> dict[str, Tensor]:
     """White errors (n, C, H, W) of unit variance, and their low and high shares (Haar)."""
-    white = torch.from_numpy(stream(FORWARD, seed, 4).standard_normal(shape))
+    white = torch.from_numpy(PERTURBATION.open(seed).standard_normal(shape))
     if min(shape[2:]) < 2:
         return {"all": white}
     low = low_part(white)
@@ -131,22 +130,12 @@ def read_gain(
 ) -> Amplification:
     """The gains with intervals, beside those of Gaussian data."""
     images = next(iter(found.values())).shape[1]
-    weights = bootstrap.weights(torch.arange(images), 4)
+    weights = bootstrap.weights(torch.arange(images), OF_GAIN)
     gains = {
         name: bootstrap.curve(((squares[..., 0] @ weights.T) / (squares[..., 1] @ weights.T)).sqrt())
         for name, squares in found.items()
     }
     return Amplification([float(level.logsnr) for level in levels], images, gains, gaussian)
-
-
-def renewed_noise(solver: AnySolver) -> float | None:
-    """The share of the noise that a solver renews in every step, 0 or 1; None where it is another or changes."""
-    if isinstance(solver, Churn):
-        return 0.0 if solver.s_churn == 0 else None
-    if not isinstance(solver, Ancestral | AnalyticDpm) or solver.eta == 0:
-        return 0.0
-    cut = isinstance(solver, Ancestral) and not (solver.logsnr_min is None and solver.logsnr_max is None)
-    return 1.0 if solver.eta == 1 and not cut else None
 
 
 def without_autocast(denoise: Denoiser) -> Denoiser:
@@ -217,7 +206,7 @@ def _walk(s: Specimen, seeds: Sequence[int]) -> Walk:
 
 def _gaussian(s: Specimen) -> dict[str, list[float]]:
     """The gains of Gaussian data as the training split; none where they are not known, and for large images."""
-    share = renewed_noise(s.sampler.solver)
+    share = s.ready.solver.renews
     covariance = s.equipment.covariance if share in (0.0, 1.0) else None
     if covariance is None:
         return {}

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import FORWARD
+from snrkit.base.streams import RESPONSE
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
 from snrkit.shift.arms import Arm, noised
@@ -90,7 +90,7 @@ class EstimatorProbe(ProbeValue):
         """The response is taken on the held-out images."""
         s, estimator = specimen, specimen.equipment.estimator()
         x0 = s.equipment.shown(s.forward.groups)
-        response = respond(estimator, s.denoise.process, s.levels, x0, (FORWARD, s.seed, 5))
+        response = respond(estimator, s.denoise.process, s.levels, x0, RESPONSE.key(s.seed))
         return read_estimator(estimator, s.reverse, s.forward, s.levels, response, s.bootstrap)
 
     def cells(self, record: EstimatedLevel) -> tuple[str, ...]:

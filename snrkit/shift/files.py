@@ -27,7 +27,7 @@ class Facts:
     held_out_images: int
     confidence: float
     seeds: str  # a fingerprint of them
-    version: str
+    numerics: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.streams import FORWARD
+from snrkit.base.streams import WINDOW
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_WINDOW, Bootstrap, Curve, Number
 from snrkit.shift.drawing import png
 from snrkit.shift.probe import ProbeValue, Specimen
 
@@ -91,7 +91,7 @@ def window_arm(
 
 def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tensor, bootstrap: Bootstrap) -> Window:
     """The readings; `gap` and its `null` (L, 1 + R) are norm gaps on these levels, as often resampled."""
-    weights = bootstrap.weights(arm.groups, 3)
+    weights = bootstrap.weights(arm.groups, OF_WINDOW)
     curves = (arm.beside @ weights.T).log()  # (L, K, 1 + R)
     middle = OFFSETS.index(0.0)
     slope = (curves[:, middle + 1] - curves[:, middle - 1]) / (OFFSETS[middle + 1] - OFFSETS[middle - 1])
@@ -157,7 +157,7 @@ class WindowProbe(ProbeValue):
     def _arm(self, s: Specimen) -> WindowArm:
         rows = s.forward.groups[: self.images]
         own, cond = s.equipment.placed(s.ready, rows)
-        levels, x0, key = own.levels[:-1], s.equipment.shown(rows), (FORWARD, s.seed, 3)
+        levels, x0, key = own.levels[:-1], s.equipment.shown(rows), WINDOW.key(s.seed)
         return window_arm(s.denoise, levels, x0, rows, cond, key=key, batch=s.batch, device=s.device)
 
     def cells(self, record: Window) -> tuple[str, ...]:

@@ -25,10 +25,9 @@ from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import EpsilonScaling, TimeShift
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
-from snrkit.shift.amplification import renewed_noise
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png
@@ -403,4 +402,5 @@ def test_what_is_known_of_the_images_is_what_training_shows(labels):
 )  # fmt: skip
 def test_which_gains_have_a_null(solver, share):
     """The exact flow's, or those of the chain that renews all noise; nothing between has a closed form here."""
-    assert renewed_noise(solver) == share
+    sampler = Sampler(grid=Karras(steps=4), solver=solver)
+    assert open_with(sampler, Edm(), Dummy(Edm())).solver.renews == share
