@@ -106,6 +106,6 @@ def _without_none(kind: Any) -> Any:
 
 def _misfit(at: str, what: str) -> SnrkitError:
     return SnrkitError(
-        f"{at.removesuffix('.').removesuffix(': ')} {what}; the file is damaged or of another version: run the command "
-        "that makes it again."
+        f"{at.removesuffix('.').removesuffix(': ')} {what}; the file is damaged or of another version: delete it and "
+        "run the command that makes it."
     )

@@ -109,7 +109,9 @@ MISFITS = {
 def test_what_does_not_fit_is_named(name):
     """One sentence with the file, the key and what to do."""
     content, words = MISFITS[name]
-    with pytest.raises(SnrkitError, match=rf"^runs/a\.json.*{words}; .* run the command that makes it again\.$"):
+    with pytest.raises(
+        SnrkitError, match=rf"^runs/a\.json.*{words}; .* delete it and run the command that makes it\.$"
+    ):
         from_json(Row, content, "runs/a.json")
 
 
