@@ -1,6 +1,6 @@
 """`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
 
-Rows are laid out by jobs/rows.py. All make the same seeds, so that scores differ range by range: a row's difference
+Rows are laid out by compare_rows.py. All make the same seeds, so that scores differ range by range: a row's difference
 from its base has a paired t-interval over the ranges, and the row says whether it clears 0. The sizes of a row's shift
 and of its base's are compared by resamples that both share.
 """

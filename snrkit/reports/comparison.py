@@ -125,7 +125,7 @@ SHIFT_GUIDE = (
 
 DIFFERENCE_GUIDE = (
     "Of a row less its base, over ranges of equal seeds, with paired 95 % t-intervals. Better and worse mean that the "
-    "interval clears 0, on the side that is better or worse for this score."
+    "interval clears 0, on the side that is better or worse for this score; one in twenty would by chance alone."
 )
 
 

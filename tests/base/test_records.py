@@ -86,6 +86,8 @@ def test_flat_fields_lie_beside_the_record_s_own():
     row = Row("a", (), [], {}, None, {}, Better("worse", 2.0))
     assert {"verdict": "worse", "by": 2.0}.items() <= to_json(row).items()
     assert not {"verdict", "by", "better"} & to_json(Row("a", (), [], {}, None, {}, None)).keys()
+    with pytest.raises(AssertionError, match="a key stands twice"):
+        to_json(Scored(3, {"warnings": 1.0}))
 
 
 WHOLE = to_json(Row("a", (Point(1.0, None),), [1], {"x": (1.0,)}, None, {"kind": "euler"}, None))
