@@ -24,7 +24,7 @@ from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.experiment.faults import CUT, describe, prune
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
-from snrkit.networks import AnyNetwork, Foreign, Mlp
+from snrkit.networks import AnyNetwork, Foreign
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
@@ -116,10 +116,11 @@ class Experiment(Value):
 
     def capabilities(self) -> Capabilities:
         """What the trained model can be asked."""
-        labels = self.network.classes > 0
+        takes = self.network.conditioning
         if isinstance(self.network, Foreign):
-            return Capabilities(labels, self.network.null_label, False)
-        return Capabilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
+            return Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
+        unlabelled = takes.classes > 0 and takes.unlabelled and self.train.label_dropout > 0
+        return Capabilities(takes.classes > 0, unlabelled, takes.untold and self.train.noise_dropout > 0)
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
@@ -154,13 +155,8 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
         near = f"{below} or {above}" if below else str(above)
         yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
-    if train.label_dropout and not e.network.classes:
-        yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
-    if (train.augment is None) == e.network.augment:
-        yield "train.augment: needs network.augment: true, and the other way round"
+    yield from _network_faults(e)
     yield from _weighting_faults(e)
-    if e.compute.checkpointing and isinstance(e.network, Mlp):
-        yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
     yield from _spectral_faults(e)
     if isinstance(train.perturb, MixFlow) and not isinstance(e.process, Flow):
         yield f"train.perturb: mixflow is about the straight line of flow matching, not {e.process.kind}"
@@ -169,9 +165,28 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
 
+def _network_faults(e: Experiment) -> Iterable[str]:
+    """What training asks of a network that it does not take or cannot do."""
+    takes, train, options = e.network.conditioning, e.train, type(e.network).model_fields
+    its = f"a network of kind {e.network.kind}"
+    if train.label_dropout and not takes.classes:
+        remedy = "set network.classes or drop it" if "classes" in options else f"{its} takes none; drop it"
+        yield f"train.label_dropout: has no effect without labels; {remedy}"
+    elif train.label_dropout and not takes.unlabelled:
+        yield f"train.label_dropout: {its} cannot be asked without a label (-1 in labels); drop it"
+    if train.noise_dropout and not takes.untold:
+        yield f"train.noise_dropout: {its} cannot be asked without the level (a NaN in time); drop it"
+    if train.augment is not None and "augment" not in options:
+        yield f"train.augment: {its} cannot be told of augmentation, which would leak into its images; drop it"
+    elif (train.augment is None) == takes.augment:
+        yield "train.augment: needs network.augment: true, and the other way round"
+    if e.compute.checkpointing and not e.network.blockwise:
+        yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
+
+
 def _spectral_faults(e: Experiment) -> Iterable[str]:
     """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = e.spectral is not None, e.network.scalars
+    spectral, scalars = e.spectral is not None, e.network.conditioning.scalars
     if scalars and scalars != SCALARS:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
     elif scalars and (e.spectral is None or e.spectral.scope != "instance"):
@@ -181,11 +196,11 @@ def _spectral_faults(e: Experiment) -> Iterable[str]:
         )
     if spectral and e.train.augment is not None:
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if e.spectral is not None and e.spectral.scope == "class" and not e.network.classes:
+    if e.spectral is not None and e.spectral.scope == "class" and not e.network.conditioning.classes:
         yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
     for name, sampler in e.samplers.items():
         grid = sampler.grid
-        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
+        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.conditioning.classes:
             yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
         if isinstance(grid, SpectralGrid) and grid.scale != 1 and not scalars:
             yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
@@ -238,8 +253,9 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield from (f"sample.average: {fault}" for fault in afterwards_faults(chosen))
     elif chosen is not None and chosen not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
-    if e.sample.labels is not None and e.sample.labels >= e.network.classes:
-        yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+    classes = e.network.conditioning.classes
+    if e.sample.labels is not None and e.sample.labels >= classes:
+        yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
