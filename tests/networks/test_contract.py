@@ -25,7 +25,7 @@ from snrkit.experiment.experiment import Experiment, parse_experiment
 from snrkit.experiment.opening import open_experiment, open_model, open_network, open_task
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.networks import AnyNetwork, Conditioning, Dit, Foreign, Mlp, NetworkValue, UNet, make_network, output_layer
-from snrkit.networks.modules import Checkpointed, check_storable, output_weights
+from snrkit.networks.modules import Checkpointed, output_weights
 from snrkit.reports.run_report import write_report
 from snrkit.training.clipping import Adaptive, AdaptiveLayer, AnyClip, Groups, clip, remark
 from snrkit.training.train import make_state, train
@@ -90,9 +90,16 @@ class WithToys(Experiment):
 
 
 PLAIN = {**SMALL["train"], "images": 640, "label_dropout": 0.0, "noise_dropout": 0.0, "augment": None}
-TOY = {**SMALL, "network": {"kind": "toy"}, "train": PLAIN}
+SAMPLERS = {
+    "euler": SMALL["samplers"]["euler"],
+    "analytic": {
+        "grid": {"kind": "karras", "steps": 4},
+        "solver": {"kind": "analytic_dpm"},
+    },  # looks at training images
+}
+TOY = {**SMALL, "network": {"kind": "toy"}, "train": PLAIN, "samplers": SAMPLERS}
 TOLD = {
-    **SMALL,
+    **TOY,
     "network": {"kind": "tellable", "classes": 4, "augment": True},
     "train": {**PLAIN, "augment": {"kind": "edm"}},
 }
@@ -138,7 +145,7 @@ def test_a_network_that_knows_forward_alone_goes_through_every_command(tmp_path,
     run_sampling(e, tmp_path, WORLD, quiet=True)
     shifts = run_measuring(e, tmp_path, WORLD, quiet=True)
     scores = run_scoring(e, tmp_path, WORLD, quiet=True)
-    assert set(shifts) == set(scores) == {"euler", "ancestral"}
+    assert set(shifts) == set(scores) == set(SAMPLERS)
     page, _ = write_report(run, e)
     assert e.network.kind in Path(page).read_text()
 
@@ -263,11 +270,18 @@ def test_a_network_may_name_its_output_layer_or_have_one_of_that_name(rule):
 
 def test_networks_that_no_checkpoint_can_hold_or_that_answer_in_another_shape_are_refused(monkeypatch, tmp_path):
     """Before a step is made: two names for one tensor, and fewer channels than the states have."""
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    tied[1].weight = tied[0].weight
-    with pytest.raises(ConfigError, match=r"0.weight and 1.weight share their memory"):
-        check_storable(tied)
-    whole = ToyModule.forward
+    make, whole = Toy.make, ToyModule.forward
+
+    def tied(self, shape):
+        network = make(self, shape)
+        network.twin = nn.Conv2d(8, 1, 3)
+        network.twin.weight = network.outer.weight
+        return network
+
+    monkeypatch.setattr(Toy, "make", tied)
+    with pytest.raises(ConfigError, match=r"outer.weight and twin.weight share their memory"):
+        run_training(parse(TOY), tmp_path, WORLD, quiet=True)
+    monkeypatch.setattr(Toy, "make", make)
     monkeypatch.setattr(ToyModule, "forward", lambda self, x, time, cond=None: whole(self, x, time)[:, :, :4])
     with pytest.raises(ConfigError, match=r"it answers \(2, 1, 4, 8\) to states of \(2, 1, 8, 8\)"):
         run_training(parse(TOY), tmp_path, WORLD, quiet=True)
