@@ -84,12 +84,19 @@ REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller b
 def budget(opened: Opened) -> Budget:
     """Counted on tensors that hold nothing, so that any size can be asked about."""
     e = opened.experiment
-    with FakeTensorMode():
-        network = open_network(opened)
-        count = sum(p.numel() for p in network.parameters())
-        each = activation_bytes(opened, network)
+    try:
+        with FakeTensorMode():
+            count, each = _counted(opened)
+    except RuntimeError:  # such tensors have no values for a network that looks at them
+        count, each = _counted(opened)
     micro = e.train.batch // (e.train.accumulate * opened.world.size)
     return Budget(count, 4 * count * (4 + len(e.train.averages)), each * micro, memory_of(opened.world.device))
+
+
+def _counted(opened: Opened) -> tuple[int, int]:
+    """(parameters, bytes of activations an image)."""
+    network = open_network(opened)
+    return sum(p.numel() for p in network.parameters()), activation_bytes(opened, network)
 
 
 def check_memory(opened: Opened) -> None:
@@ -125,7 +132,10 @@ def _average(average: AnyAveraging, e: Experiment) -> str:
 
 
 def activation_bytes(opened: Opened, network: nn.Module) -> int:
-    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded)."""
+    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded).
+
+    ConfigError for a network that does not answer in the shape of its states.
+    """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -137,10 +147,16 @@ def activation_bytes(opened: Opened, network: nn.Module) -> int:
 
     batch = 2
     x = torch.zeros(batch, *opened.dataset.shape)
-    labels = torch.zeros(batch, dtype=torch.int64)
+    takes = opened.experiment.network.conditioning
+    labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
+    scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        cond = Cond(labels, torch.zeros(batch, len(opened.experiment.network.scalars)))
-        network(x, torch.zeros(batch), cond).square().mean()
+        out = network(x, torch.zeros(batch), Cond(labels, scalars, takes.unaugmented(batch)))
+        out.square().mean()
+    if out.shape != x.shape:
+        raise ConfigError(
+            f"network: it answers {tuple(out.shape)} to states of {tuple(x.shape)}; it needs their shape."
+        )
     return sum(storage.nbytes() for storage in kept.values()) // batch
 
 

@@ -57,7 +57,7 @@ def run_exporting(
 
 def whole(e: Experiment) -> bool:
     """Whether diffusers has a pipeline for it: DDIM's, which takes no labels."""
-    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.classes
+    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.conditioning.classes
 
 
 def unfit(e: Experiment) -> str | None:

@@ -93,7 +93,7 @@ def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> 
             raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
     if not made:
         raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
-    if not experiment.network.scalars:
+    if not experiment.network.conditioning.scalars:
         raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
 

@@ -30,6 +30,7 @@ from snrkit.experiment.stored import (
     write_config,
     write_environment,
 )
+from snrkit.training.clipping import remark
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
     ResumeFrom,
@@ -105,6 +106,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     check_fits(run, opened.experiment)
     check_data(run, opened.dataset.fingerprint)
     state = make_state(task, network)
+    if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
+        console.print(note)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between

@@ -207,16 +207,17 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield from (f"sample.average: {fault}" for fault in afterwards_faults(chosen))
     elif chosen is not None and chosen not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
-    if e.sample.labels is not None and e.sample.labels >= e.network.classes:
-        yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+    classes = e.network.conditioning.classes
+    if e.sample.labels is not None and e.sample.labels >= classes:
+        yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
 
 
 def _spectral_grid_faults(e: Experiment, name: str, sampler: Sampler) -> Iterable[str]:
     """What a grid that follows spectra asks of the network."""
     grid = sampler.grid
-    if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
+    if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.conditioning.classes:
         yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-    if isinstance(grid, SpectralGrid) and grid.scale != 1 and not e.network.scalars:
+    if isinstance(grid, SpectralGrid) and grid.scale != 1 and not e.network.conditioning.scalars:
         yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
 
 

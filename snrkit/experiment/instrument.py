@@ -214,7 +214,8 @@ class Instrument:
         """
         labels = None if self.labels is None else self.labels[: len(rows)]
         own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
-        return own, Cond(labels, ends)
+        takes = self.opened.experiment.network.conditioning
+        return own, Cond(labels, ends, takes.unaugmented(len(rows)))
 
     def spectra(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
         """Of images of the data set (n,), where the grid differs from image to image."""

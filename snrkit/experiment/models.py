@@ -23,7 +23,7 @@ from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess, Flow
 from snrkit.experiment.run import Run
-from snrkit.networks import AnyNetwork, Mlp, make_network, set_checkpointing
+from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.step import Capabilities
 from snrkit.spectral.levels import SCALARS, SpectralLevels
@@ -109,7 +109,8 @@ class FromElsewhere(Value):
     @property
     def parts(self) -> Parts:
         found = self.described
-        able = Capabilities(found.network.classes > 0, found.network.null_label, False)
+        takes = found.network.conditioning
+        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
         return Parts(found.process, found.target, found.precondition, found.network, able, False)
 
     @property
@@ -151,8 +152,9 @@ class TrainedHere(Value):
 
     @property
     def parts(self) -> Parts:
-        labels, train = self.network.classes > 0, self.train
-        able = Capabilities(labels, labels and train.label_dropout > 0, train.noise_dropout > 0)
+        takes, train = self.network.conditioning, self.train
+        unlabelled = takes.classes > 0 and takes.unlabelled and train.label_dropout > 0
+        able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0)
         return Parts(self.process, self.target, self.precondition, self.network, able, True)
 
     @property
@@ -179,13 +181,8 @@ class TrainedHere(Value):
             below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
             near = f"{below} or {above}" if below else str(above)
             yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
-        if train.label_dropout and not self.network.classes:
-            yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
-        if (train.augment is None) == self.network.augment:
-            yield "train.augment: needs network.augment: true, and the other way round"
+        yield from _network_faults(self, checkpointing)
         yield from _weighting_faults(self)
-        if checkpointing and isinstance(self.network, Mlp):
-            yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
         yield from _spectral_faults(self)
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
@@ -212,6 +209,7 @@ class TrainedHere(Value):
             network = make_network(self.network, shape, seed)
         except ValueError as error:
             raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+        check_storable(network)
         set_checkpointing(network, checkpointing)
         return network
 
@@ -219,9 +217,29 @@ class TrainedHere(Value):
 AnyModel = Annotated[TrainedHere | FromElsewhere, Field(discriminator="kind")]
 
 
+def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
+    """What training asks of a network that it does not take or cannot do."""
+    network, train = model.network, model.train
+    takes, options = network.conditioning, type(network).model_fields
+    its = f"a network of kind {network.kind}"
+    if train.label_dropout and not takes.classes:
+        remedy = "set network.classes or drop it" if "classes" in options else f"{its} takes none; drop it"
+        yield f"train.label_dropout: has no effect without labels; {remedy}"
+    elif train.label_dropout and not takes.unlabelled:
+        yield f"train.label_dropout: {its} cannot be asked without a label (-1 in labels); drop it"
+    if train.noise_dropout and not takes.untold:
+        yield f"train.noise_dropout: {its} cannot be asked without the level (a NaN in time); drop it"
+    if train.augment is not None and "augment" not in options:
+        yield f"train.augment: {its} cannot be told of augmentation, which would leak into its images; drop it"
+    elif (train.augment is None) == takes.augment:
+        yield "train.augment: needs network.augment: true, and the other way round"
+    if checkpointing and not network.blockwise:
+        yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
+
+
 def _spectral_faults(model: TrainedHere) -> Iterable[str]:
     """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = model.spectral, model.network.scalars
+    spectral, scalars = model.spectral, model.network.conditioning.scalars
     if scalars and scalars != SCALARS:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
     elif scalars and (spectral is None or spectral.scope != "instance"):
@@ -231,7 +249,7 @@ def _spectral_faults(model: TrainedHere) -> Iterable[str]:
         )
     if spectral and model.train.augment is not None:
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if spectral is not None and spectral.scope == "class" and not model.network.classes:
+    if spectral is not None and spectral.scope == "class" and not model.network.conditioning.classes:
         yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
     if isinstance(model.weighting, Sigmoid) and isinstance(model.weighting.bias, SpectralBias) and not spectral:
         yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"

@@ -23,7 +23,6 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyNetwork
-from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.networks.foreign import Foreign
 from snrkit.spectral.grid import SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
@@ -98,7 +97,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
             raise SnrkitError(f"{dataset.name}: all images are one constant; give data.sigma_data as a number.")
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
-    seen = dataset if experiment.network.classes else replace(dataset, labels=None, classes=0)
+    seen = dataset if experiment.network.conditioning.classes else replace(dataset, labels=None, classes=0)
     if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
         check_square(dataset.shape)
     spectra = cache(partial(measure_spectra, dataset, parts, world.device))
@@ -107,7 +106,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
 
 def _check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:
     """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
-    classes = network.classes
+    classes = network.conditioning.classes
     if isinstance(network, Foreign) and network.shape != dataset.shape:
         ours, theirs = _shape(dataset.shape), _shape(network.shape)
         if latent:
@@ -182,7 +181,7 @@ def open_task(opened: Opened) -> Task:
         e.train, objective, opened.dataset, opened.split.train, opened.split.held, e.seed, opened.world,
         flip=e.data.flip, workers=e.data.workers, autocast=AUTOCAST[compute.precision],
         channels_last=compute.channels_last, compile=compute.compile,
-        dropout=getattr(e.network, "dropout", 0.0) > 0, tables=tables, tells_ends=bool(e.network.scalars),
+        dropout=e.training.network.stochastic, tables=tables, tells_ends=bool(e.network.conditioning.scalars),
     )  # fmt: skip
 
 
@@ -203,13 +202,13 @@ def level_sampler(opened: Opened) -> LevelSampler:
 def condition_of(opened: Opened, rows: Tensor) -> Cond:
     """What the network is told of images of the data set (n,): labels, the ends of their schedules; on the CPU."""
     e, dataset = opened.experiment, opened.dataset
+    takes = e.network.conditioning
     labels = None if dataset.labels is None else dataset.labels[rows]
-    augment = torch.zeros(len(rows), AUGMENT_PARAMETERS) if e.network.augment else None
     ends = None
-    if e.network.scalars and e.spectral is not None:
+    if takes.scalars and e.spectral is not None:
         power, of_image = opened.spectra().scoped(e.spectral.scope)
         ends = told_ends(*e.spectral.schedule.ends(power[of_image[rows]]))
-    return Cond(labels, ends, augment)
+    return Cond(labels, ends, takes.unaugmented(len(rows)))
 
 
 def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:

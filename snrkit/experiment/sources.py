@@ -41,7 +41,7 @@ class RunSources:
         """Which weights, estimators and spectra the sampler depends on beside its own model, as they are now."""
         e = self.opened.experiment
         found = [self._fact(kind, what) for kind, what in named(sampler, e.process, e.spectral)]
-        if isinstance(sampler.grid, SpectralGrid) or e.network.scalars:
+        if isinstance(sampler.grid, SpectralGrid) or e.network.conditioning.scalars:
             open_spectrum_model(self.opened, self.model.run)
             found.append([fingerprint(self.model.run.spectra.read_bytes())])
         return found
@@ -72,10 +72,8 @@ class RunSources:
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        if (other.network.scalars, other.network.scalars and other.spectral) != (
-            e.network.scalars,
-            e.network.scalars and e.spectral,
-        ):
+        theirs, ours = other.network.conditioning.scalars, e.network.conditioning.scalars
+        if (theirs, theirs and other.spectral) != (ours, ours and e.spectral):
             raise ConfigError(
                 f"{named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
@@ -96,9 +94,10 @@ class RunSources:
     def spectral(self, asked: bool) -> Spectral | None:
         """The run's model of spectra, with what the network is told of them."""
         e = self.opened.experiment
-        if not asked and not e.network.scalars:
+        told = bool(e.network.conditioning.scalars)
+        if not asked and not told:
             return None
-        return Spectral(open_spectrum_model(self.opened, self.model.run), e.spectral, bool(e.network.scalars))
+        return Spectral(open_spectrum_model(self.opened, self.model.run), e.spectral, told)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
@@ -107,8 +106,9 @@ class RunSources:
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
         spectral = self.spectral(False)
         ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
+        cond = Cond(labels, ends, opened.experiment.network.conditioning.unaugmented(len(rows)))
         arm = forward_arm(
-            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
+            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), cond,
             key=FORWARD_STATISTICS.key(opened.experiment.seed), batch=opened.experiment.sample.batch,
             device=opened.world.device,
         )  # fmt: skip
@@ -125,7 +125,7 @@ def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | Non
     e, grid = opened.experiment, sampler.grid
     if e.spectral is None and not isinstance(grid, SpectralGrid):
         return None
-    known = Spectral(open_spectrum_model(opened, model.run), e.spectral, bool(e.network.scalars))
+    known = Spectral(open_spectrum_model(opened, model.run), e.spectral, bool(e.network.conditioning.scalars))
     if isinstance(grid, SpectralGrid):
         return known.cut(grid, e.process)
     levels, (low, high) = grid.levels(e.process), known.trained(e.process)
