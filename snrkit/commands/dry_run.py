@@ -82,12 +82,12 @@ REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller b
 
 
 def budget(opened: Opened) -> Budget:
-    """Counted on tensors that hold nothing, so that any size can be asked about."""
+    """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such."""
     e = opened.experiment
     try:
         with FakeTensorMode():
             count, each = _counted(opened)
-    except RuntimeError:  # such tensors have no values for a network that looks at them
+    except RuntimeError:  # it looks at values, which these do not have
         count, each = _counted(opened)
     micro = e.train.batch // (e.train.accumulate * opened.world.size)
     return Budget(count, 4 * count * (4 + len(e.train.averages)), each * micro, memory_of(opened.world.device))

@@ -20,7 +20,10 @@ from snrkit.networks.embed import AUGMENT_PARAMETERS
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What a network takes beside a state and its level: that part of `Cond` is given, and no other."""
+    """What a network takes beside a state and its level: that part of `Cond` it is given, and no other.
+
+    But a weaker network that guides (autoguidance) is given what the guided one takes.
+    """
 
     classes: int = 0  # of `labels`; 0: none
     scalars: tuple[str, ...] = ()  # their names, in order
@@ -53,7 +56,7 @@ class NetworkConfig(Protocol):
         """Whether passes in training may draw from torch's generator, as dropout does, which is then seeded by step."""
 
     def make(self, shape: tuple[int, int, int]) -> nn.Module:
-        """The network for images of `shape` (C, H, W), initialised from torch's generator. ValueError: none fits."""
+        """The network for images of `shape` (C, H, W), initialised by torch's generator; ValueError: none is of it."""
 
 
 class NetworkValue(Value):
@@ -73,6 +76,3 @@ class NetworkValue(Value):
     def stochastic(self) -> bool:
         """True: a seed that nothing draws from does no harm; without one a restart would draw other masks."""
         return True
-
-
-__all__ = ["Conditioning", "NetworkConfig", "NetworkValue"]
