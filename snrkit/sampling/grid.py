@@ -16,7 +16,7 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
-from snrkit.diffusion.process import Ddpm, Process
+from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.spectral.grid import SpectralGrid
 
 
@@ -99,11 +99,12 @@ class UniformTime(Value):
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels uniform in time, then clean."""
-        ends_clean = bool(torch.isposinf(process.sweep(torch.zeros((), dtype=torch.float64))))
+        sweep = own_time(process).sweep
+        ends_clean = bool(torch.isposinf(sweep(torch.zeros((), dtype=torch.float64))))
 
         def place(steps: int) -> Tensor:
             fractions = _fractions(steps + 1, 1, 0)[:-1] if ends_clean else _fractions(steps, 1, 0)
-            return process.sweep(fractions)
+            return sweep(fractions)
 
         return finish(process, place, self.steps)
 
