@@ -32,9 +32,9 @@ from snrkit.experiment.run import Run, locked, trained_run, write_config
 from snrkit.experiment.sources import open_sampler
 from snrkit.experiment.trajectories import sample_steps, starting_point
 from snrkit.reports.comparison import comparison_page
+from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import parse_seeds
 from snrkit.shift.bootstrap import bounds
-from snrkit.spectral.grid import scope_of
 
 FORMAT = 3  # of what is kept of a row
 SHIFTS = ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")
@@ -150,7 +150,7 @@ def make_record(
         if row.base is not None:
             entry["overhead"] = times[name] / times[row.base] - 1
             grids = (row.sampler.grid, rows[row.base].sampler.grid)
-            scopes = {scope_of(grid, opened.experiment.spectral) for grid in grids}
+            scopes = {scope_of(grid, opened.experiment.levels) for grid in grids}
             entry |= beside(found[name], found[row.base], len(scopes) == 1, confidence)
         table.append(entry)
     first = next(iter(found.values()))["score"]
@@ -164,7 +164,7 @@ def make_record(
 
 
 def beside(row: Mapping[str, Any], base: Mapping[str, Any], one_scope: bool, confidence: float) -> dict[str, Any]:
-    """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow equal spectra."""
+    """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow the same."""
     scores = [part["score"] for part in (row, base)]
     difference = {
         key: against(scores[0]["ranges"], scores[1]["ranges"], key)

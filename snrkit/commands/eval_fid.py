@@ -110,7 +110,7 @@ def score_folder(
     return {
         "sampler": name,
         "definition": made["sampler"],
-        "nfe": dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral),
+        "nfe": dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.levels),
         "checkpoint_images": made["checkpoint_images"],
         "weights": made["weights"],
         "seeds": e.sample.seeds,

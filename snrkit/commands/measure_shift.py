@@ -18,9 +18,9 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import LARGEST_COVARIANCE, Instrument, Measurement, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.experiment.run import locked, trained_run, write_config
+from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
-from snrkit.spectral.grid import scope_of
 
 STATE_BYTES, IMAGE_BYTES = 4, 8  # of a number in an arm, and where a covariance is taken
 
@@ -55,7 +55,7 @@ def run_measuring(
 def check_one_grid_for_why(e: Experiment, names: Sequence[str]) -> None:
     """Refuse the probe `why` for grids that differ from image to image: ConfigError."""
     for name in names if "why" in e.shift.probes else ():
-        if scope_of(e.samplers[name].grid, e.spectral) != "dataset":
+        if scope_of(e.samplers[name].grid, e.levels) != "dataset":
             raise ConfigError(
                 f"shift.probes: why cuts the steps of one grid for all images; give samplers.{name}.grid scope: "
                 "dataset, or leave the probe out."
@@ -88,7 +88,7 @@ def _write(
     opened: Opened, model: Model, name: str, sampler: Sampler, measurement: Measurement, seeds: Sequence[int]
 ) -> dict[str, Any]:
     e, shift, run = opened.experiment, measurement.shift, model.run
-    nfe = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+    nfe = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.levels)
     probes = {key: value for key, value in asdict(measurement).items() if key not in ("shift", "sizes")}
     facts = {
         "sampler": name, "definition": sampler.model_dump(mode="json"), "nfe": nfe, "weights": model.weights,

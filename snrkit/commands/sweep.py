@@ -302,7 +302,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
             "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
             "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
             "made": manifest(opened, model, sampler),
-            "nfe": dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral),
+            "nfe": dry_run(sampler, e.process, e.target, (1, 2, 2), e.levels),
         }  # fmt: skip
     return found
 

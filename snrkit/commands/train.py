@@ -17,7 +17,6 @@ from snrkit.experiment.opening import (
     load_weights,
     open_experiment,
     open_network,
-    open_spectrum_model,
     open_task,
     refuse_foreign,
     stoppable,
@@ -34,6 +33,7 @@ from snrkit.experiment.run import (
     write_config,
     write_environment,
 )
+from snrkit.experiment.sources import prepare_sampling
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
     Task,
@@ -120,8 +120,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
-        if opened.experiment.spectral is not None:
-            open_spectrum_model(opened, run)
+        prepare_sampling(opened, run)
         _loop(run, task, state, tally, quiet)
     return run
 

@@ -391,7 +391,7 @@ def works(bench: Bench, values: Values) -> bool:
     e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.levels)
     except SnrkitError:
         return False
     return True

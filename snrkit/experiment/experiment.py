@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
-from torch import Tensor
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
@@ -18,13 +17,13 @@ from snrkit.checkpoints.foreign import DERIVED, sections
 from snrkit.checkpoints.models import AnyModel, kinds_of
 from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.experiment.faults import CUT, describe, prune
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork, Foreign, Mlp
+from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
@@ -36,20 +35,16 @@ from snrkit.sampling.sampler import (
 )
 from snrkit.sampling.step import Capabilities
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral.grid import UNTOLD, SpectralGrid
-from snrkit.spectral.levels import SCALARS, SpectralLevels
-from snrkit.spectral.tabulated import Tabulated
+from snrkit.spectral.faults import spectral_faults
 from snrkit.training.ema import afterwards_faults, made_afterwards
-from snrkit.training.level_samplers import AnyLevels, LevelSampler
+from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import LOWEST_LOGSNR
 from snrkit.training.perturb import MixFlow
 from snrkit.training.train import TrainConfig
-from snrkit.training.weighting import AnyWeighting, Sigmoid, SpectralBias
+from snrkit.training.weighting import AnyWeighting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWS = 4000  # of levels, that a weighting is tried at
-# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
-WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 
 
@@ -109,11 +104,6 @@ class Experiment(Value):
             raise ValueError(CUT.join(faults))
         return self
 
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels, where they follow spectra."""
-        return self.levels if isinstance(self.levels, SpectralLevels) else None
-
     def capabilities(self) -> Capabilities:
         """What the trained model can be asked."""
         labels = self.network.classes > 0
@@ -161,7 +151,10 @@ def _training_faults(e: Experiment) -> Iterable[str]:
     yield from _weighting_faults(e)
     if e.compute.checkpointing and isinstance(e.network, Mlp):
         yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
-    yield from _spectral_faults(e)
+    yield from spectral_faults(
+        e.levels, getattr(e.weighting, "bias", None), {name: sampler.grid for name, sampler in e.samplers.items()},
+        classes=e.network.classes, scalars=e.network.scalars, augmented=train.augment is not None,
+    )  # fmt: skip
     if isinstance(train.perturb, MixFlow) and not isinstance(e.process, Flow):
         yield f"train.perturb: mixflow is about the straight line of flow matching, not {e.process.kind}"
     names = [value.name for value in train.averages]
@@ -169,39 +162,9 @@ def _training_faults(e: Experiment) -> Iterable[str]:
         yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
 
-def _spectral_faults(e: Experiment) -> Iterable[str]:
-    """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = e.spectral is not None, e.network.scalars
-    if scalars and scalars != SCALARS:
-        yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
-    elif scalars and (e.spectral is None or e.spectral.scope != "instance"):
-        yield (
-            "network.scalars: only levels of kind spectral and scope instance provide them (those of a class would "
-            "tell the label, also where guidance drops it, and the data set's are one for all); drop them"
-        )
-    if spectral and e.train.augment is not None:
-        yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if e.spectral is not None and e.spectral.scope == "class" and not e.network.classes:
-        yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
-    for name, sampler in e.samplers.items():
-        grid = sampler.grid
-        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
-            yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-        if isinstance(grid, SpectralGrid) and grid.scale != 1 and not scalars:
-            yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
-    if isinstance(e.weighting, Sigmoid) and isinstance(e.weighting.bias, SpectralBias) and not spectral:
-        yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
-
-
-def _widest(levels: SpectralLevels) -> Tensor:
-    """A schedule as wide as any 8-bit image's (1, 2)."""
-    noisy, clean = levels.schedule.ends(WIDEST)
-    return torch.stack([clean, noisy], 1)
-
-
 def _weighting_faults(e: Experiment) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
-    sampler: LevelSampler = e.levels if not isinstance(e.levels, SpectralLevels) else Tabulated(_widest(e.levels))
+    sampler: LevelSampler = e.levels.widest() if isinstance(e.levels, LevelsOfData) else e.levels
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
         logsnr = e.process.snap(sampler.logsnr(draws, e.process))
@@ -225,7 +188,7 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         for index, why in missing_capabilities(sampler, e.capabilities()):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral)
+            dry_run(sampler, e.process, e.target, (1, 2, 2), e.levels)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)
@@ -243,9 +206,9 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
-    """A grid that starts short of a table's pure noise (Lin et al. 2024); a spectral one does so on purpose."""
+    """A grid that starts short of a table's pure noise (Lin et al. 2024); one of each image's own may."""
     if (
-        not isinstance(sampler.grid, SpectralGrid)
+        not isinstance(sampler.grid, ImageGrid)
         and isinstance(process, Ddpm)
         and float(process.table()[-1]) == -math.inf
     ):

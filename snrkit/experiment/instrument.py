@@ -32,7 +32,6 @@ from snrkit.shift.measure import Reference, Shift, read, summarise
 from snrkit.shift.nearest import Spectrum
 from snrkit.shift.why import Why, read_why, refined
 from snrkit.shift.window import Window, WindowArm, read_window, window_arm
-from snrkit.spectral.schedule import power_spectra
 from snrkit.training.holdout import training_pairs
 from snrkit.training.randomness import ImageStreams
 
@@ -171,14 +170,14 @@ class Instrument:
     def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int] | None = None) -> Arm:
         """The reverse arm of a sampler, at all its levels or at those `visited`.
 
-        Where the grid differs from image to image, trajectories follow the spectra of the forward arm's images.
+        Where the grid differs from image to image, trajectories follow the images of the forward arm.
         """
         e, number = self.opened.experiment, {seed: k for k, seed in enumerate(self.seeds)}
 
         def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
             def steps(denoise: Denoiser) -> Iterable[Step]:
                 rows = self.held_rows[[number[seed] for seed in batch]]
-                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.spectra(ready, rows))
+                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.followed(ready, rows))
                 return sample_steps(denoise, own, x, noise, cond)
 
             return steps
@@ -192,15 +191,17 @@ class Instrument:
     def placed(self, ready: OpenedSampler, rows: Tensor) -> tuple[OpenedSampler, Cond]:
         """The sampler as it would be for images of the data set (n,), and what the network is told of them.
 
-        They have the labels of the trajectories; where the grid follows spectra it follows theirs.
+        They have the labels of the trajectories; where the grid follows images it follows these.
         """
         labels = None if self.labels is None else self.labels[: len(rows)]
-        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
-        return own, Cond(labels, ends)
+        own, told = ready.of_images(rows.tolist(), labels, self.followed(ready, rows))
+        return own, Cond(labels, told)
 
-    def spectra(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
-        """Of images of the data set (n,), where the grid differs from image to image."""
-        return power_spectra(self.opened.shown(rows.tolist())) if ready.varies else None
+    def followed(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
+        """What levels follow of images of the data set (n,), where the grid differs from image to image."""
+        if ready.placement is None or not ready.varies:
+            return None
+        return ready.placement.follows(self.opened.shown(rows.tolist()))
 
     def forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
         """The forward arms of held-out and of training images at the levels of a sampler."""
@@ -295,4 +296,5 @@ def without_autocast(denoise: Denoiser) -> Denoiser:
 
 def _key(ready: OpenedSampler) -> tuple[object, ...]:
     """What the forward arms of a sampler depend on."""
-    return (ready.grid if ready.spectral else None, *(float(level.logsnr) for level in ready.typical[:-1]))
+    own = None if ready.placement is None else ready.placement.key
+    return (own, *(float(level.logsnr) for level in ready.typical[:-1]))

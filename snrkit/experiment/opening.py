@@ -2,42 +2,34 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
-from snrkit.base.files import disk_errors, write_bytes
 from snrkit.checkpoints.codec import Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import weights_of
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
+from snrkit.data.measured import Measured
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
 from snrkit.networks.embed import AUGMENT_PARAMETERS
-from snrkit.spectral.grid import SpectralGrid
-from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
-from snrkit.spectral.measure import measure_spectra
-from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectrum_model
-from snrkit.spectral.schedule import check_square
-from snrkit.spectral.spectra import Spectra
-from snrkit.spectral.tabulated import Tabulated
+from snrkit.sampling.grid import ImageGrid
 from snrkit.training.ema import longest, made_afterwards
-from snrkit.training.level_samplers import LevelSampler
+from snrkit.training.level_samplers import LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
-from snrkit.training.train import Task
+from snrkit.training.train import Scalars, Task
+from snrkit.training.weighting import beside
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,7 +44,7 @@ class Opened:
     split: Split
     moments: Moments | None  # where something needs them
     world: World
-    spectra: Callable[[], Spectra]  # of all images, measured when first asked for
+    measured: Measured  # the dataset, with what is measured of it when first asked for
     codec: Codec | None = None  # between images and states, for latent models
 
     @property
@@ -102,10 +94,10 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
     seen = dataset if experiment.network.classes else replace(dataset, labels=None, classes=0)
-    if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
-        check_square(dataset.shape)
-    spectra = cache(partial(measure_spectra, dataset, parts, world.device))
-    return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
+    for made in (experiment.levels, *(sampler.grid for sampler in experiment.samplers.values())):
+        if isinstance(made, LevelsOfData | ImageGrid):
+            made.check(dataset.shape)
+    return Opened(experiment, seen, images, parts, measured, world, Measured(seen, parts, world.device), codec)
 
 
 def _check_fit(network: AnyNetwork, dataset: Dataset, latent: bool) -> None:
@@ -180,8 +172,9 @@ def open_task(opened: Opened) -> Task:
     """The surroundings of training. ConfigError for a model from elsewhere."""
     refuse_foreign(opened.experiment)
     e, compute = opened.experiment, opened.experiment.compute
-    tables = spectral_tables(opened)
-    objective = Objective(e.process, e.target, e.precondition, level_sampler(opened), e.weighting, opened.sigma_data)
+    levels = level_sampler(opened)
+    weighting = beside(e.weighting, levels)
+    objective = Objective(e.process, e.target, e.precondition, levels, weighting, opened.sigma_data)
     if (e.train.batch // e.train.slice) % (opened.world.size * e.train.accumulate):
         raise ConfigError(
             f"train.batch: {e.train.batch // e.train.slice} slices of {e.train.slice} images do not divide over "
@@ -191,7 +184,7 @@ def open_task(opened: Opened) -> Task:
         e.train, objective, opened.dataset, opened.split.train, opened.split.held, e.seed, opened.world,
         flip=e.data.flip, workers=e.data.workers, autocast=AUTOCAST[compute.precision],
         channels_last=compute.channels_last, compile=compute.compile,
-        dropout=getattr(e.network, "dropout", 0.0) > 0, tables=tables, tells_ends=bool(e.network.scalars),
+        dropout=getattr(e.network, "dropout", 0.0) > 0, scalars=scalars(opened),
     )  # fmt: skip
 
 
@@ -201,48 +194,25 @@ def refuse_foreign(experiment: Experiment) -> None:
         raise ConfigError("model: one from elsewhere is taken as it is; this needs an experiment that trains its own.")
 
 
-def spectral_tables(opened: Opened) -> Tables | None:
-    """The schedules of all images, where levels are spectral."""
-    levels = opened.experiment.spectral
-    return None if levels is None else levels.tables(opened.spectra())
-
-
 def level_sampler(opened: Opened) -> LevelSampler:
-    """Where training looks: with spectral levels, the schedule of the mean spectrum."""
+    """Where training looks; where that is another place for every image, made of the images once."""
     levels = opened.experiment.levels
-    if not isinstance(levels, SpectralLevels):
-        return levels
-    return Tabulated(levels.schedule.table(opened.spectra().mean[None]))
+    return opened.measured.once(levels.open) if isinstance(levels, LevelsOfData) else levels
+
+
+def scalars(opened: Opened) -> Scalars | None:
+    """What the network is told of each image beside level and label, by the level sampler; None where it takes none."""
+    levels = level_sampler(opened) if opened.experiment.network.scalars else None
+    return levels if isinstance(levels, Scalars) else None
 
 
 def condition_of(opened: Opened, rows: Tensor) -> Cond:
-    """What the network is told of images of the data set (n,): labels, the ends of their schedules; on the CPU."""
+    """What the network is told of images of the data set (n,), nothing of it left to chance; on the CPU."""
     e, dataset = opened.experiment, opened.dataset
     labels = None if dataset.labels is None else dataset.labels[rows]
     augment = torch.zeros(len(rows), AUGMENT_PARAMETERS) if e.network.augment else None
-    ends = None
-    if e.network.scalars and e.spectral is not None:
-        power, of_image = opened.spectra().scoped(e.spectral.scope)
-        ends = told_ends(*e.spectral.schedule.ends(power[of_image[rows]]))
-    return Cond(labels, ends, augment)
-
-
-def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:
-    """The run's model of spectra, fitted to the images it is trained on and written when first asked for."""
-    world = opened.world
-    if not run.spectra.exists() and world.leads:
-        model = fit_spectrum_model(opened.spectra())
-        with disk_errors(f"writing {run.spectra}", "free space and run the same command again"):
-            write_bytes(run.spectra, save(model.tensors()))
-    world.barrier()
-    try:
-        found = load_spectrum_model(load(run.spectra.read_bytes()))
-    except (OSError, SafetensorError, TypeError):
-        raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
-    shape = (opened.dataset.shape[1] // 2 + 1, opened.dataset.classes if opened.dataset.labels is not None else 0)
-    if (len(found.mean), len(found.class_means)) != shape:
-        raise RunError(f"{run.spectra} is of other images; delete it and run the same command again.")
-    return found
+    says = scalars(opened)
+    return Cond(labels, None if says is None else says.told(rows, torch.ones(len(rows))), augment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,16 @@ from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
+from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_weights, weights_name
 from snrkit.experiment.run import Run, stored_experiment
 from snrkit.sampling.corrections import Autoguidance, NoiseAwarenessClassifier
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sampler import OpenedSampler, Sampler, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
-from snrkit.spectral.grid import SLACK, Spectral, SpectralGrid
+from snrkit.spectral.kept import RunSpectra
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 
@@ -47,10 +48,7 @@ class RunSources:
             if isinstance(correction, NoiseAwarenessClassifier):
                 path = self.model.run.estimator / "network.safetensors"
                 found.append([fingerprint(path.read_bytes()) if path.exists() else "absent"])
-        if isinstance(sampler.grid, SpectralGrid) or self.opened.experiment.network.scalars:
-            open_spectrum_model(self.opened, self.model.run)
-            found.append([fingerprint(self.model.run.spectra.read_bytes())])
-        return found
+        return [*found, *([mark] for mark in run_spectra(self.opened, self.model.run).facts(sampler.grid))]
 
     def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
         """The model of another run, checkpoint or average. It must share scaling and shape: ConfigError."""
@@ -92,25 +90,33 @@ class RunSources:
         """The estimator that snrkit fit-estimator made."""
         return open_estimator(self.opened, self.model.run)
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """The run's model of spectra, with what the network is told of them."""
-        e = self.opened.experiment
-        if not asked and not e.network.scalars:
-            return None
-        return Spectral(open_spectrum_model(self.opened, self.model.run), e.spectral, bool(e.network.scalars))
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """By the run's model of spectra."""
+        return run_spectra(self.opened, self.model.run).placement(grid)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
         opened = self.opened
         rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
-        spectral = self.spectral(False)
-        ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
+        shared = run_spectra(opened, self.model.run).placement(None)
+        told = None if shared is None else shared.told(rows.tolist(), None)
         arm = forward_arm(
-            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
+            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, told),
             key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
+
+
+def run_spectra(opened: Opened, run: Run) -> RunSpectra:
+    """What a run knows of its images' power spectra: nothing is read or measured before it is needed."""
+    e = opened.experiment
+    return RunSpectra(run.path, opened.measured, opened.world, e.process, e.levels, bool(e.network.scalars))
+
+
+def prepare_sampling(opened: Opened, run: Run) -> None:
+    """Keep in the run what its samplers will take of the training images."""
+    run_spectra(opened, run).keep()
 
 
 def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSampler:
@@ -120,20 +126,7 @@ def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSample
 
 def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:
     """What to say of a grid that asks for levels or texture which training has not seen; None where it does not."""
-    e, grid = opened.experiment, sampler.grid
-    if e.spectral is None and not isinstance(grid, SpectralGrid):
-        return None
-    known = Spectral(open_spectrum_model(opened, model.run), e.spectral, bool(e.network.scalars))
-    if isinstance(grid, SpectralGrid):
-        return known.cut(grid, e.process)
-    levels, (low, high) = grid.levels(e.process), known.trained(e.process)
-    first, last = float(levels[0].logsnr), float(levels[-2].logsnr)
-    if low - SLACK <= first and last <= high + SLACK:
-        return None
-    return (
-        f"its grid visits logsnr {first:.1f} to {last:.1f}, where training saw {low:.1f} to {high:.1f}; a grid of kind "
-        "spectral, or karras between a sigma_min and a sigma_max, stays within."
-    )
+    return run_spectra(opened, model.run).beyond(sampler.grid)
 
 
 def open_estimator(opened: Opened, run: Run) -> Estimator:

@@ -6,11 +6,14 @@ expected loss (Kingma & Gao 2023); what differs is the variance of the gradient,
 `uniform_sigma`, `loguniform`, `laplace`, `cauchy` and `cosine` stay inside the process's bounds, between which their
 density is renormalised; `lognormal` and `logit_normal` do not, as published, and draws beyond the ends of a table fall
 on its ends. Small u is clean.
+
+A level sampler may be one for each image (`OwnLevels`), and levels may have to see the images of a data set before they
+are a level sampler (`LevelsOfData`).
 """
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
+from snrkit.data.measured import Measured
 from snrkit.diffusion.process import Process, own_time, shift_of
 from snrkit.spectral.levels import SpectralLevels
 
@@ -33,6 +37,33 @@ class LevelSampler(Protocol):
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """p(logsnr), which integrates to 1."""
+
+
+@runtime_checkable
+class OwnLevels(Protocol):
+    """A level sampler that is another one for each image; itself it draws for the data set as a whole."""
+
+    def of(self, images: Tensor) -> LevelSampler:
+        """That of these images (B,) of the data set, drawn and weighed row by row."""
+
+
+def levels_of(levels: LevelSampler, images: Tensor) -> LevelSampler:
+    """The level sampler of these images (B,) of the data set: their own where they have one."""
+    return levels.of(images) if isinstance(levels, OwnLevels) else levels
+
+
+@runtime_checkable
+class LevelsOfData(Protocol):
+    """Levels that follow from the images of a data set, of which they are yet to be made."""
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """SnrkitError where images of this shape (C, H, W) have no such levels."""
+
+    def open(self, images: Measured) -> LevelSampler:
+        """The level sampler of these images; DataError where it cannot be made of them."""
+
+    def widest(self) -> LevelSampler:
+        """One that reaches as far as that of any data set, to try out what is to hold for all."""
 
 
 class UniformTime(Value):
