@@ -58,11 +58,12 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
     process, target = experiment.process, experiment.target
     given = {
-        name: (s, dry_run(s, process, target, SHAPE, experiment.levels)) for name, s in experiment.samplers.items()
+        name: (s, dry_run(s, process, target, SHAPE, experiment.model.levels))
+        for name, s in experiment.samplers.items()
     }
     named = experiment.compare.bases
     _check_named(named, given)
-    layout, bases = Layout(process, target, dict(given), experiment.levels), dict(named)
+    layout, bases = Layout(process, target, dict(given), experiment.model.levels), dict(named)
     for name, (sampler, nfe) in given.items():
         plain = sampler.model_copy(update={"corrections": ()})
         if sampler.corrections and name not in bases:

@@ -10,7 +10,6 @@ from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.sources import open_sampler
-from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance
 from snrkit.sampling.step import Noise, Step
@@ -49,7 +48,7 @@ def starting_point(
     variance = first_variance(sampler, opened.moments.variance if opened.moments else None)
     ready, told = ready.of_images(seeds, labels, own)
     x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
-    augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
+    augment = opened.experiment.network.conditioning.unaugmented(len(seeds))
     return ready, x, Cond(labels, told, augment).to(opened.world.device), streams
 
 

@@ -9,7 +9,7 @@ A grid whose levels follow from the images (`ImageGrid`) cannot be laid out by i
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -79,6 +79,9 @@ class ImageGrid(Protocol):
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """SnrkitError where images of this shape (C, H, W) have no such levels."""
+
+    def faults(self, classes: int, scalars: Sequence[str]) -> Iterable[str]:
+        """What it asks that a network of these classes and scalars does not have, as `option: sentence`."""
 
     def scope_under(self, levels: object) -> str:
         """As `scope_of`."""

@@ -1,19 +1,15 @@
-"""What spectral levels, grids and biases ask of the rest of an experiment, and what asks for them."""
+"""What spectral levels and biases ask of the rest of a training, and what asks for them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from snrkit.spectral.grid import UNTOLD, SpectralGrid, spectral_levels
+from snrkit.spectral.grid import spectral_levels
 from snrkit.spectral.levels import SCALARS, SpectralBias
 
 
-def spectral_faults(
-    levels: object, bias: object, grids: Mapping[str, object],
-    *, classes: int, scalars: Sequence[str], augmented: bool,
-) -> Iterable[str]:  # fmt: skip
-    """Of an experiment's levels, the bias of its weighting and the grids of its samplers by name.
-
-    `classes` and `scalars` are the network's; `augmented`: whether training changes images.
-    """
+def training_faults(
+    levels: object, bias: object, classes: int, scalars: Sequence[str], augmented: bool
+) -> Iterable[str]:
+    """Of levels and the bias of a weighting beside a network of these classes and scalars, one sentence each."""
     spectral = spectral_levels(levels)
     if scalars and tuple(scalars) != SCALARS:
         yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
@@ -26,10 +22,5 @@ def spectral_faults(
         yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
     if spectral is not None and spectral.scope == "class" and not classes:
         yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
-    for name, grid in grids.items():
-        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not classes:
-            yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-        if isinstance(grid, SpectralGrid) and grid.scale != 1 and not scalars:
-            yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
     if isinstance(bias, SpectralBias) and spectral is None:
         yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"

@@ -11,7 +11,7 @@ A reconstruction after Esteves & Makadia 2026.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.streams import SPECTRUM, stream
+from snrkit.base.streams import SPECTRUM
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
@@ -51,6 +51,13 @@ class SpectralGrid(Value):
     def check(self, shape: tuple[int, int, int]) -> None:
         """Images must be square."""
         check_square(shape)
+
+    def faults(self, classes: int, scalars: Sequence[str]) -> Iterable[str]:
+        """Scope class needs classes, and a scale a network that is told of it."""
+        if self.scope == "class" and not classes:
+            yield "scope: class needs a network with classes; take instance or dataset"
+        if self.scale != 1 and not scalars:
+            yield f"scale: {UNTOLD}; drop it"
 
     def scope_under(self, levels: object) -> Scope:
         """Whose spectrum it follows after training at `levels`: its own scope, theirs if they have one, or dataset."""
@@ -98,7 +105,7 @@ class Spectral:
         return torch.cat([self.model.class_means, self.model.mean[None]])[rows].exp()
 
     def _drawn(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        streams = [stream(SPECTRUM, seed) for seed in seeds]
+        streams = [SPECTRUM.open(seed) for seed in seeds]
         u = torch.tensor([rng.random() for rng in streams], dtype=torch.float64)
         z = torch.stack([torch.from_numpy(rng.standard_normal(len(self.model.axes))) for rng in streams])
         return self.model.draw(u, z, labels)

@@ -47,6 +47,9 @@ class Staggered(Value):
     def check(self, shape):
         pass
 
+    def faults(self, classes, scalars):
+        return ()
+
     def scope_under(self, levels):
         return "instance"
 

@@ -82,7 +82,7 @@ def opened(**changes):
     e = parse_experiment({**CONFIG, **changes}, "small")
     network = e.network.model_copy(update={"scalars": ("a", "b")})
     own = {"levels": Brightness(), "weighting": Rank(), "network": network}
-    return open_experiment(e.model_copy(update=own), WORLD)
+    return open_experiment(e.model_copy(update={"model": e.model.model_copy(update=own)}), WORLD)
 
 
 class Noting(torch.nn.Module):

@@ -32,6 +32,7 @@ class Dpmpp2m(Value):
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
     order: ClassVar[int] = 2
+    renews: ClassVar[float] = 0.0
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
@@ -58,6 +59,7 @@ class Dpmpp3m(Value):
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
     published: bool = False
     lower_order_final: bool = True
+    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:

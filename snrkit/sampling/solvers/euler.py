@@ -24,6 +24,7 @@ class Euler(Value):
 
     kind: Literal["euler"] = "euler"
     order: ClassVar[int] = 1
+    renews: ClassVar[float] = 0.0
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

@@ -33,6 +33,7 @@ class Heun(Value):
 
     kind: Literal["heun"] = "heun"
     order: ClassVar[int] = 2
+    renews: ClassVar[float] = 0.0
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

@@ -8,7 +8,7 @@ In x/alpha and r = sigma/alpha the dynamics are d(x/alpha) = eps dr, so with eps
 `ipndm_v` takes those of the steps in r that were made.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,7 @@ class Ipndm(Value):
 
     kind: Literal["ipndm"] = "ipndm"
     k: int = Field(default=4, ge=1, le=4)
+    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:
@@ -60,6 +61,7 @@ class IpndmV(Value):
 
     kind: Literal["ipndm_v"] = "ipndm_v"
     k: int = Field(default=3, ge=1, le=4)
+    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:

@@ -9,7 +9,7 @@ the step is kept.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,6 +45,7 @@ class Unipc(Value):
     p: int = Field(default=2, ge=1, le=3, description="order of the predictor")
     corrector: bool = True
     lower_order_final: bool = True
+    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:
