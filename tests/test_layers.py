@@ -50,6 +50,15 @@ def test_imports_point_down_the_list_of_rooms():
         assert not set(imported(tree)) - below, name
 
 
+def test_spectra_are_known_in_their_own_room():
+    """Beside it: the three unions that list their values, what a run is composed of, and two commands about them."""
+    known = {name for name, tree in modules() if "spectral" in imported(tree) and not name.startswith("spectral")}
+    assert known == {
+        "training.level_samplers", "training.weighting", "sampling.grid",
+        "experiment.models", "experiment.sources", "commands.sample", "commands.analyze_spectrum",
+    }  # fmt: skip
+
+
 def test_no_function_is_over_forty_lines():
     """Networks' constructors excepted; the docstring does not count."""
     long = []

@@ -44,7 +44,7 @@ from snrkit.diffusion.betas import (
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
-from snrkit.diffusion.process import Ddpm, Process
+from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model
@@ -214,7 +214,7 @@ def metric_charts(level: Level, x: Tensor, variance: float, axis: str = AXIS, su
 def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     """The eight metrics over the share of the process's own time: its table's index, sigma in edm, t in flow and vp."""
     time = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS  # the ends of some have no level
-    level = _levels(e.process, e.process.sweep(time))
+    level = _levels(e.process, own_time(e.process).sweep(time))
     return metric_charts(level, time, spectrum.variance, f"share of {e.process.kind}'s time (image left)", "-over-t")
 
 

@@ -35,10 +35,10 @@ from snrkit.metrics.records import SamplerScores
 from snrkit.metrics.scores import PRIMARY, keys
 from snrkit.reports.comparison import comparison_page
 from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
+from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
-from snrkit.spectral.grid import scope_of
 
 FORMAT = 3  # of what is kept of a row
 
@@ -196,12 +196,12 @@ def table_row(name: str, row: Row, kept: Kept, seconds: float, beside: Beside | 
 
 
 def alike(opened: Opened, sampler: Sampler, base: Sampler) -> bool:
-    """Whether the grids of two samplers follow equal spectra."""
-    return len({scope_of(each.grid, opened.experiment.spectral) for each in (sampler, base)}) == 1
+    """Whether the grids of two samplers follow the same."""
+    return len({scope_of(each.grid, opened.experiment.model.levels) for each in (sampler, base)}) == 1
 
 
 def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float, confidence: float) -> Beside:
-    """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow equal spectra."""
+    """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow the same."""
     found = {key: difference(row.score, base.score, key) for key in keys()}
     known = {key: each for key, each in found.items() if each is not None}
     same = one_scope and to_json(row.shift.logsnr) == to_json(base.shift.logsnr)  # pure noise is read as NaN

@@ -46,7 +46,7 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     lines = [dump_yaml(e).rstrip(), "", f"# data: {opened.dataset.count} images {opened.dataset.shape}, "
              f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
     for name, sampler in e.samplers.items():
-        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.model.levels)
         lines.append(f"# {name}: {calls} evaluations per image")
     return "\n".join([*lines, *(_of_training(opened, peak) if e.model.trains else _of_model(e))])
 

@@ -108,7 +108,7 @@ def score_folder(opened: Opened, name: str, folder: Path, extractor: Extractor, 
     return SamplerScores(
         sampler=name,
         definition=made["sampler"],
-        nfe=dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral),
+        nfe=dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.model.levels),
         checkpoint_images=made["checkpoint_images"],
         weights=made["weights"],
         seeds=e.sample.seeds,

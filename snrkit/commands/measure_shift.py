@@ -62,7 +62,7 @@ def _facts(opened: Opened, model: Model, name: str, sampler: Sampler, seeds: Seq
     return Facts(
         sampler=name,
         definition=sampler.model_dump(mode="json"),
-        nfe=dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral),
+        nfe=dry_run(sampler, e.process, e.target, opened.dataset.shape, e.model.levels),
         weights=model.weights,
         checkpoint_images=model.images,
         held_out_images=len(opened.split.held),

@@ -103,7 +103,7 @@ def check_samplers(opened: Opened, names: Sequence[str]) -> None:
     e = opened.experiment
     for name in names:
         try:
-            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
+            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.model.levels)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
 

@@ -337,7 +337,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
             names=titles_on(extractor.name),
             looks=looks(appearance([to_unit(images)], opened.dataset.shape), data),
             made=manifest(opened, model, sampler),
-            nfe=dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral),
+            nfe=dry_run(sampler, e.process, e.target, (1, 2, 2), e.model.levels),
         )
     return found
 

@@ -17,11 +17,11 @@ from snrkit.experiment.opening import (
     Opened,
     open_experiment,
     open_network,
-    open_spectrum_model,
     open_task,
     stoppable,
 )
 from snrkit.experiment.run import Run, append_log, locked, rewind_log
+from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
     check_data,
     check_fits,
@@ -120,8 +120,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
-        if opened.experiment.spectral is not None:
-            open_spectrum_model(opened, run)
+        prepare_sampling(opened, run)
         _loop(run, task, state, tally, quiet)
     return run
 

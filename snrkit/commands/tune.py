@@ -394,7 +394,7 @@ def works(bench: Bench, values: Values) -> bool:
     e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.model.levels)
     except SnrkitError:
         return False
     return True

@@ -31,6 +31,7 @@ from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork
 from snrkit.networks.foreign import Foreign
+from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
@@ -41,8 +42,6 @@ from snrkit.sampling.sampler import (
     parse_seeds,
 )
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral.grid import UNTOLD, SpectralGrid
-from snrkit.spectral.levels import SpectralLevels
 from snrkit.training.ema import afterwards_faults, made_afterwards
 from snrkit.training.level_samplers import AnyLevels
 from snrkit.training.train import TrainConfig
@@ -163,11 +162,6 @@ class Experiment(Value):
         """How the model is trained."""
         return self.training.train
 
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels of training, where they follow spectra."""
-        return self.model.spectral
-
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
         part = self.model_dump(mode="json", include={"seed", "data"}) | self.model.identity()
@@ -190,11 +184,14 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
-        yield from _spectral_grid_faults(e, name, sampler)
+        if isinstance(sampler.grid, ImageGrid):
+            takes = e.network.conditioning
+            asked = sampler.grid.faults(takes.classes, takes.scalars)
+            yield from (f"samplers.{name}.grid.{fault}" for fault in asked)
         for index, why in missing_capabilities(sampler, e.model.parts.capabilities):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral)
+            dry_run(sampler, e.process, e.target, (1, 2, 2), e.model.levels)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)
@@ -212,19 +209,10 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
 
 
-def _spectral_grid_faults(e: Experiment, name: str, sampler: Sampler) -> Iterable[str]:
-    """What a grid that follows spectra asks of the network."""
-    grid = sampler.grid
-    if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.conditioning.classes:
-        yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-    if isinstance(grid, SpectralGrid) and grid.scale != 1 and not e.network.conditioning.scalars:
-        yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
-
-
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
-    """A grid that starts short of a table's pure noise (Lin et al. 2024); a spectral one does so on purpose."""
+    """A grid that starts short of a table's pure noise (Lin et al. 2024); one of each image's own may."""
     if (
-        not isinstance(sampler.grid, SpectralGrid)
+        not isinstance(sampler.grid, ImageGrid)
         and isinstance(process, Ddpm)
         and float(process.table()[-1]) == -math.inf
     ):

@@ -21,6 +21,7 @@ from snrkit.experiment.reference import by_part, class_shares, matching, part_mo
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import open_estimator, open_sampler
 from snrkit.experiment.trajectories import chosen_labels, sample_steps, starting_point
+from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
@@ -30,8 +31,6 @@ from snrkit.shift.estimator import Estimator
 from snrkit.shift.measure import Reference, Shift, read, summarise
 from snrkit.shift.nearest import GaussianFit
 from snrkit.shift.probe import Circumstances, Probe, Specimen
-from snrkit.spectral.grid import scope_of
-from snrkit.spectral.schedule import power_spectra
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
@@ -63,7 +62,7 @@ def check_probes(e: Experiment, run: Run, names: Sequence[str]) -> None:
     """Refuse probes that ask for what is not there, of these samplers: ConfigError."""
     fitted = (run.estimator / "estimator.json").exists()
     for name in names:
-        given = Circumstances(name, scope_of(e.samplers[name].grid, e.spectral) == "dataset", fitted)
+        given = Circumstances(name, scope_of(e.samplers[name].grid, e.model.levels) == "dataset", fitted)
         for probe in e.shift.probes:
             why = probe.missing(given)
             if why is not None:
@@ -189,14 +188,14 @@ class Instrument:
     def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int] | None = None) -> Arm:
         """The reverse arm of a sampler, at all its levels or at those `visited`.
 
-        Where the grid differs from image to image, trajectories follow the spectra of the forward arm's images.
+        Where the grid differs from image to image, trajectories follow the images of the forward arm.
         """
         e, number = self.opened.experiment, {seed: k for k, seed in enumerate(self.seeds)}
 
         def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
             def steps(denoise: Denoiser) -> Iterable[Step]:
                 rows = self.held_rows[[number[seed] for seed in batch]]
-                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.spectra(ready, rows))
+                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.followed(ready, rows))
                 return sample_steps(denoise, own, x, noise, cond)
 
             return steps
@@ -210,16 +209,18 @@ class Instrument:
     def placed(self, ready: OpenedSampler, rows: Tensor) -> tuple[OpenedSampler, Cond]:
         """The sampler as it would be for images of the data set (n,), and what the network is told of them.
 
-        They have the labels of the trajectories; where the grid follows spectra it follows theirs.
+        They have the labels of the trajectories; where the grid follows images it follows these.
         """
         labels = None if self.labels is None else self.labels[: len(rows)]
-        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
+        own, told = ready.of_images(rows.tolist(), labels, self.followed(ready, rows))
         takes = self.opened.experiment.network.conditioning
-        return own, Cond(labels, ends, takes.unaugmented(len(rows)))
+        return own, Cond(labels, told, takes.unaugmented(len(rows)))
 
-    def spectra(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
-        """Of images of the data set (n,), where the grid differs from image to image."""
-        return power_spectra(self.shown(rows)) if ready.varies else None
+    def followed(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
+        """What levels follow of images of the data set (n,), where the grid differs from image to image."""
+        if ready.placement is None or not ready.varies:
+            return None
+        return ready.placement.follows(self.shown(rows))
 
     def forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
         """The forward arms of held-out and of training images at the levels of a sampler."""
@@ -265,4 +266,5 @@ class Instrument:
 
 def _key(ready: OpenedSampler) -> tuple[object, ...]:
     """What the forward arms of a sampler depend on."""
-    return (ready.grid if ready.spectral else None, *(float(level.logsnr) for level in ready.typical[:-1]))
+    own = None if ready.placement is None else ready.placement.key
+    return (own, *(float(level.logsnr) for level in ready.typical[:-1]))

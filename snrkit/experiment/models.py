@@ -19,25 +19,21 @@ from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess, Flow
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.step import Capabilities
-from snrkit.spectral.levels import SCALARS, SpectralLevels
-from snrkit.spectral.tabulated import Tabulated
+from snrkit.spectral.faults import training_faults
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
-from snrkit.training.level_samplers import AnyLevels, LevelSampler
+from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import LOWEST_LOGSNR
 from snrkit.training.perturb import MixFlow
 from snrkit.training.train import TrainConfig
-from snrkit.training.weighting import AnyWeighting, Sigmoid, SpectralBias
+from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at
-# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
-WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 
 
@@ -75,8 +71,8 @@ class Origin(Protocol):
         """The averages of weights that its training keeps."""
 
     @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels of its training, where they follow spectra."""
+    def levels(self) -> AnyLevels | None:
+        """Where its training looked; None where that is not known."""
 
     def identity(self) -> dict[str, Any]:
         """What decides its weights beside seed and data, as plain data: a run directory holds one such model."""
@@ -118,7 +114,7 @@ class FromElsewhere(Value):
         return ()
 
     @property
-    def spectral(self) -> SpectralLevels | None:
+    def levels(self) -> None:
         return None
 
     def identity(self) -> dict[str, Any]:
@@ -158,11 +154,6 @@ class TrainedHere(Value):
         return Parts(self.process, self.target, self.precondition, self.network, able, True)
 
     @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels, where they follow spectra."""
-        return self.levels if isinstance(self.levels, SpectralLevels) else None
-
-    @property
     def averages(self) -> tuple[AnyAveraging, ...]:
         return self.train.averages
 
@@ -183,7 +174,8 @@ class TrainedHere(Value):
             yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
         yield from _network_faults(self, checkpointing)
         yield from _weighting_faults(self)
-        yield from _spectral_faults(self)
+        takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
+        yield from training_faults(self.levels, bias, takes.classes, takes.scalars, augmented=train.augment is not None)
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
         names = [value.name for value in train.averages]
@@ -237,34 +229,10 @@ def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
         yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
 
 
-def _spectral_faults(model: TrainedHere) -> Iterable[str]:
-    """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = model.spectral, model.network.conditioning.scalars
-    if scalars and scalars != SCALARS:
-        yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
-    elif scalars and (spectral is None or spectral.scope != "instance"):
-        yield (
-            "network.scalars: only levels of kind spectral and scope instance provide them (those of a class would "
-            "tell the label, also where guidance drops it, and the data set's are one for all); drop them"
-        )
-    if spectral and model.train.augment is not None:
-        yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if spectral is not None and spectral.scope == "class" and not model.network.conditioning.classes:
-        yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
-    if isinstance(model.weighting, Sigmoid) and isinstance(model.weighting.bias, SpectralBias) and not spectral:
-        yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
-
-
-def _widest(levels: SpectralLevels) -> Tensor:
-    """A schedule as wide as any 8-bit image's (1, 2)."""
-    noisy, clean = levels.schedule.ends(WIDEST)
-    return torch.stack([clean, noisy], 1)
-
-
 def _weighting_faults(model: TrainedHere) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
     levels, process = model.levels, model.process
-    sampler: LevelSampler = levels if not isinstance(levels, SpectralLevels) else Tabulated(_widest(levels))
+    sampler: LevelSampler = levels.widest() if isinstance(levels, LevelsOfData) else levels
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
         logsnr = process.snap(sampler.logsnr(draws, process))

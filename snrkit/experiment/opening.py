@@ -2,38 +2,30 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from types import FrameType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.base.files import disk_errors, write_bytes
+from snrkit.base.errors import ConfigError, SnrkitError, Stopped
 from snrkit.checkpoints.codec import Codec, encoded, load_codec
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
+from snrkit.data.measured import Measured
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyNetwork
 from snrkit.networks.foreign import Foreign
-from snrkit.spectral.grid import SpectralGrid
-from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
-from snrkit.spectral.measure import measure_spectra
-from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectrum_model
-from snrkit.spectral.schedule import check_square
-from snrkit.spectral.spectra import Spectra
-from snrkit.spectral.tabulated import Tabulated
-from snrkit.training.level_samplers import LevelSampler
+from snrkit.sampling.grid import ImageGrid
+from snrkit.training.level_samplers import LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
-from snrkit.training.train import Task
+from snrkit.training.train import Scalars, Task
+from snrkit.training.weighting import beside
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +40,7 @@ class Opened:
     split: Split
     moments: Moments | None  # where something needs them
     world: World
-    spectra: Callable[[], Spectra]  # of all images, measured when first asked for
+    measured: Measured  # the dataset, with what is measured of it when first asked for
     codec: Codec | None = None  # between images and states, for latent models
 
     @property
@@ -98,10 +90,10 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         data = experiment.data.model_copy(update={"sigma_data": round(measured.sigma_data, 6)})
         experiment = experiment.model_copy(update={"data": data})
     seen = dataset if experiment.network.conditioning.classes else replace(dataset, labels=None, classes=0)
-    if experiment.spectral or any(isinstance(s.grid, SpectralGrid) for s in experiment.samplers.values()):
-        check_square(dataset.shape)
-    spectra = cache(partial(measure_spectra, dataset, parts, world.device))
-    return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
+    for made in (experiment.model.levels, *(sampler.grid for sampler in experiment.samplers.values())):
+        if isinstance(made, LevelsOfData | ImageGrid):
+            made.check(dataset.shape)
+    return Opened(experiment, seen, images, parts, measured, world, Measured(seen, parts, world.device), codec)
 
 
 def _check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:
@@ -170,8 +162,9 @@ def open_network(opened: Opened) -> nn.Module:
 def open_task(opened: Opened) -> Task:
     """The surroundings of training. ConfigError for a model from elsewhere."""
     e, compute = opened.experiment, opened.experiment.compute
-    tables = spectral_tables(opened)
-    objective = Objective(e.process, e.target, e.precondition, level_sampler(opened), e.weighting, opened.sigma_data)
+    levels = level_sampler(opened)
+    weighting = beside(e.weighting, levels)
+    objective = Objective(e.process, e.target, e.precondition, levels, weighting, opened.sigma_data)
     if (e.train.batch // e.train.slice) % (opened.world.size * e.train.accumulate):
         raise ConfigError(
             f"train.batch: {e.train.batch // e.train.slice} slices of {e.train.slice} images do not divide over "
@@ -181,52 +174,28 @@ def open_task(opened: Opened) -> Task:
         e.train, objective, opened.dataset, opened.split.train, opened.split.held, e.seed, opened.world,
         flip=e.data.flip, workers=e.data.workers, autocast=AUTOCAST[compute.precision],
         channels_last=compute.channels_last, compile=compute.compile,
-        dropout=e.training.network.stochastic, tables=tables, tells_ends=bool(e.network.conditioning.scalars),
+        dropout=e.training.network.stochastic, scalars=scalars(opened),
     )  # fmt: skip
 
 
-def spectral_tables(opened: Opened) -> Tables | None:
-    """The schedules of all images, where levels are spectral."""
-    levels = opened.experiment.spectral
-    return None if levels is None else levels.tables(opened.spectra())
-
-
 def level_sampler(opened: Opened) -> LevelSampler:
-    """Where training looks: with spectral levels, the schedule of the mean spectrum."""
+    """Where training looks; where that is another place for every image, made of the images once."""
     levels = opened.experiment.levels
-    if not isinstance(levels, SpectralLevels):
-        return levels
-    return Tabulated(levels.schedule.table(opened.spectra().mean[None]))
+    return opened.measured.once(levels.open) if isinstance(levels, LevelsOfData) else levels
+
+
+def scalars(opened: Opened) -> Scalars | None:
+    """What the network is told of each image beside level and label, by the level sampler; None where it takes none."""
+    levels = level_sampler(opened) if opened.experiment.network.conditioning.scalars else None
+    return levels if isinstance(levels, Scalars) else None
 
 
 def condition_of(opened: Opened, rows: Tensor) -> Cond:
-    """What the network is told of images of the data set (n,): labels, the ends of their schedules; on the CPU."""
-    e, dataset = opened.experiment, opened.dataset
-    takes = e.network.conditioning
+    """What the network is told of images of the data set (n,), nothing of it left to chance; on the CPU."""
+    dataset, says = opened.dataset, scalars(opened)
     labels = None if dataset.labels is None else dataset.labels[rows]
-    ends = None
-    if takes.scalars and e.spectral is not None:
-        power, of_image = opened.spectra().scoped(e.spectral.scope)
-        ends = told_ends(*e.spectral.schedule.ends(power[of_image[rows]]))
-    return Cond(labels, ends, takes.unaugmented(len(rows)))
-
-
-def open_spectrum_model(opened: Opened, run: Run) -> SpectrumModel:
-    """The run's model of spectra, fitted to the images it is trained on and written when first asked for."""
-    world = opened.world
-    if not run.spectra.exists() and world.leads:
-        model = fit_spectrum_model(opened.spectra())
-        with disk_errors(f"writing {run.spectra}", "free space and run the same command again"):
-            write_bytes(run.spectra, save(model.tensors()))
-    world.barrier()
-    try:
-        found = load_spectrum_model(load(run.spectra.read_bytes()))
-    except (OSError, SafetensorError, TypeError):
-        raise RunError(f"{run.spectra} is damaged; delete it and run the same command again.") from None
-    shape = (opened.dataset.shape[1] // 2 + 1, opened.dataset.classes if opened.dataset.labels is not None else 0)
-    if (len(found.mean), len(found.class_means)) != shape:
-        raise RunError(f"{run.spectra} is of other images; delete it and run the same command again.")
-    return found
+    told = None if says is None else says.told(rows, torch.ones(len(rows)))
+    return Cond(labels, told, opened.experiment.network.conditioning.unaugmented(len(rows)))
 
 
 @dataclass(frozen=True, slots=True)

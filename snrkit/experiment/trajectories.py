@@ -41,15 +41,15 @@ def starting_point(
 ) -> tuple[OpenedSampler, Tensor, Cond, ImageStreams]:
     """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
 
-    `own` (n, K + 1): spectra that their grids are to follow, instead of drawn ones.
+    `own`: what their grids are to follow, as in `Placement`.
     """
     streams = ImageStreams(seeds, opened.world.device)
     labels = chosen_labels(opened, streams)
     variance = first_variance(sampler, opened.moments.variance if opened.moments else None)
-    ready, ends = ready.of_images(opened.experiment.process, seeds, labels, own)
+    ready, told = ready.of_images(seeds, labels, own)
     x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
     augment = opened.experiment.network.conditioning.unaugmented(len(seeds))
-    return ready, x, Cond(labels, ends, augment).to(opened.world.device), streams
+    return ready, x, Cond(labels, told, augment).to(opened.world.device), streams
 
 
 def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:

@@ -76,7 +76,7 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
     was_training = network.training
     network.eval()
     u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
-    objective = task.objective_of(torch.tensor(held))
+    objective = task.objective.of(torch.tensor(held))
     logsnr = objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
     weights = torch.stack([objective.weight(logsnr), objective.eps_weight(logsnr)])
     noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
@@ -86,7 +86,7 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
         images = torch.tensor(held)[rows]
         labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
         x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
-        cond = Cond(labels, task.ends_of(images, torch.ones(len(rows))), takes.unaugmented(len(rows))).to(device)
+        cond = Cond(labels, task.told(images, torch.ones(len(rows))), takes.unaugmented(len(rows))).to(device)
         error = objective.output_error(network, x0, noise[rows].to(device), logsnr[rows], told, cond).cpu().double()
         results.append(weights[:, rows] * error)
     network.train(was_training)
