@@ -238,7 +238,7 @@ class Hook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        """Remove it."""
+        """Remove the hook."""
         self.remove()
         return False
 

@@ -70,7 +70,6 @@ class Noise:
         self.rng = rng
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Shaped as `x0`."""
         return torch.from_numpy(self.rng.standard_normal(tuple(x0.shape), dtype="float32")).to(x0)
 
 

@@ -62,7 +62,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, step: TrainStep) -> None:
-        """Count one step."""
+        """Add a step to the running sums."""
         self.steps += 1
         self.skipped += step.skipped
         if not step.skipped:

@@ -373,7 +373,7 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
 
 
 def root_mean_square(gap: Sequence[float]) -> float:
-    """Over levels, nats."""
+    """The root mean square of a gap over levels, nats."""
     return math.sqrt(sum(g**2 for g in gap) / len(gap))
 
 

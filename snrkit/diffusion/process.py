@@ -223,23 +223,18 @@ class Edm(Value):
         return level_of(logsnr, "ve")
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """ln(sigma)/4, EDM's c_noise."""
         return -logsnr.to(torch.float64) / 8
 
     def logsnr(self, time: Tensor) -> Tensor:
-        """-8 time."""
         return -8 * time.to(torch.float64)
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
-        """Uniform in sigma."""
         return -2 * torch.log(self.sigma_min + u.to(torch.float64) * (self.sigma_max - self.sigma_min))
 
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform in sigma."""
         return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
@@ -279,7 +274,6 @@ class Flow(Value):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """(logsnr_min, logsnr_max), shifted."""
         return self.logsnr_min + self.logsnr_shift, self.logsnr_max + self.logsnr_shift
 
     def level(self, logsnr: Tensor) -> Level:
@@ -287,7 +281,6 @@ class Flow(Value):
         return level_of(logsnr, "flow")
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """t = sigma."""
         return torch.sigmoid(-logsnr.to(torch.float64) / 2)
 
     def logsnr(self, time: Tensor) -> Tensor:
@@ -296,7 +289,6 @@ class Flow(Value):
         return 2 * (torch.log1p(-time) - torch.log(time))
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
@@ -344,7 +336,6 @@ class Cosine(Value):
     kind: Literal["cosine"] = "cosine"
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
-        """As given."""
         return low, high
 
     def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
@@ -358,7 +349,6 @@ class Cosine(Value):
         return -4 * (last - first) / torch.sin(2 * (first + time * (last - first)))
 
     def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
-        """The angle's fraction."""
         first, last = _angles(low, high)
         return (torch.atan(torch.exp(-logsnr / 2)) - first) / (last - first)
 
@@ -411,7 +401,6 @@ class LinearLogsnr(Value):
     kind: Literal["linear_logsnr"] = "linear_logsnr"
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
-        """As given."""
         return low, high
 
     def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
@@ -419,7 +408,6 @@ class LinearLogsnr(Value):
         return high + time * (low - high)
 
     def slope(self, time: Tensor, low: float, high: float) -> Tensor:
-        """low - high."""
         return torch.full_like(time, low - high)
 
     def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
@@ -476,15 +464,12 @@ class Vp(Value):
         return self.sweep(time) if self.clock == "t" else -8 * time.to(torch.float64)
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
-        """Uniform in t."""
         return self.schedule.logsnr(u.to(torch.float64), self.logsnr_min, self.logsnr_max) + self.logsnr_shift
 
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform in t."""
         return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
@@ -495,7 +480,6 @@ class Vp(Value):
         return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
 
     def fraction(self, logsnr: Tensor) -> Tensor:
-        """t."""
         plain = logsnr.to(torch.float64) - self.logsnr_shift
         return self.schedule.time(plain, self.logsnr_min, self.logsnr_max)
 

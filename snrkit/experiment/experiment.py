@@ -121,7 +121,6 @@ class Experiment(Value):
 
     @property
     def process(self) -> AnyProcess:
-        """The model's."""
         return self.model.parts.process
 
     @property
@@ -148,7 +147,6 @@ class Experiment(Value):
 
     @property
     def levels(self) -> AnyLevels:
-        """Where training looks."""
         return self.training.levels
 
     @property

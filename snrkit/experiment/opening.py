@@ -59,12 +59,12 @@ class Opened:
 
     @property
     def data(self) -> OpenedData:
-        """The setting's."""
+        """The images of the setting."""
         return self.setting.data
 
     @property
     def world(self) -> World:
-        """The setting's."""
+        """The processes and the device of the setting."""
         return self.setting.world
 
 

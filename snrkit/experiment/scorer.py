@@ -31,7 +31,7 @@ class Scorer:
     world: World
 
     def features(self, samples: Dataset, indices: Sequence[int]) -> FeatureSet:
-        """Of chosen images."""
+        """Moments and kept features of the images at `indices`."""
         return extract(self.extractor, samples, indices, self.config.batch, self.world)
 
     def ranges(self, samples: Dataset) -> tuple[Scores, ...]:

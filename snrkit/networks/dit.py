@@ -20,7 +20,7 @@ TIME_FEATURES = 256
 
 
 class Dit(NetworkValue):
-    """The transformer's shape."""
+    """A diffusion transformer: its patches, width, depth and heads."""
 
     kind: Literal["dit"] = "dit"
     unlabelled: ClassVar[bool] = True
@@ -118,7 +118,7 @@ def sine_positions(rows: int, columns: int, dim: int) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear."""
+    """The MLP of a block: linear, GELU, linear."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens."""
+    """Patches (p x p) of an image as tokens of the model's width."""
 
     def __init__(self, channels: int, value: Dit) -> None:
         super().__init__()

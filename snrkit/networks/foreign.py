@@ -19,5 +19,4 @@ class Foreign(Value):
 
     @property
     def conditioning(self) -> Conditioning:
-        """As read."""
         return Conditioning(self.classes, unlabelled=self.null_label)

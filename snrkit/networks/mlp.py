@@ -14,7 +14,7 @@ from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 
 
 class Mlp(NetworkValue):
-    """The perceptron's shape."""
+    """A residual perceptron on flattened images: its width and depth."""
 
     kind: Literal["mlp"] = "mlp"
     unlabelled: ClassVar[bool] = True

@@ -53,7 +53,6 @@ class UNet(NetworkValue):
 
     @property
     def stochastic(self) -> bool:
-        """By its dropout."""
         return self.dropout > 0
 
     def make(self, shape: tuple[int, int, int]) -> nn.Module:

@@ -17,7 +17,7 @@ Row = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A section."""
+    """The title of a section."""
 
     text: str
     level: int = 2
@@ -25,7 +25,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Running text."""
+    """A paragraph of running text."""
 
     text: str
 

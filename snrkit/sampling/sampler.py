@@ -221,7 +221,6 @@ class Dummy:
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
-        """(0, x)."""
         self.asked += 1
         return Prediction(torch.zeros_like(x), x)
 
@@ -236,7 +235,6 @@ class Dummy:
         return self
 
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """0."""
         return torch.zeros_like(x)
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
@@ -244,7 +242,6 @@ class Dummy:
         return grid.made_up(self.process, self.trained) if isinstance(grid, ImageGrid) else None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
-        """1 and 1."""
         ones = torch.ones(len(levels), dtype=torch.float64)
         return ForwardStatistics(ones, ones)
 

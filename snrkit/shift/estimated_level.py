@@ -79,7 +79,6 @@ class EstimatorProbe(ProbeValue):
     )
 
     def missing(self, given: Circumstances) -> str | None:
-        """An estimator."""
         if given.estimator:
             return None
         return (

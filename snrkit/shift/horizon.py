@@ -92,5 +92,4 @@ class HorizonProbe(ProbeValue):
         return read_horizon(arm, forward, s.ready, self.steps, s.reference, s.bootstrap)
 
     def cells(self, record: Horizon) -> tuple[str, ...]:
-        """Means over levels."""
         return record.mean_norm_gap.signed(), record.mean_log_variance_ratio.signed()

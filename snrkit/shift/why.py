@@ -115,7 +115,6 @@ class WhyProbe(ProbeValue):
         return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
 
     def cells(self, record: Why) -> tuple[str, ...]:
-        """Means over levels."""
         numbers = [
             number
             for shares in (record.norm_gap, record.log_variance_ratio)

@@ -200,7 +200,6 @@ class SpectralPlacement:
 
     @property
     def key(self) -> SpectralGrid | None:
-        """The grid."""
         return self.grid
 
     def typical(self) -> tuple[Level, ...]:
@@ -211,16 +210,13 @@ class SpectralPlacement:
         return levels if self.varies else tuple(level.at(0) for level in levels)
 
     def levels(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> tuple[Level, ...]:
-        """As Spectral.place."""
         assert self.grid is not None
         return self.known.place(self.grid, self.process, seeds, labels, own)
 
     def told(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor | None:
-        """As Spectral.told."""
         return self.known.told(self.grid, seeds, labels, own)
 
     def follows(self, x0: Tensor) -> Tensor:
-        """Their power spectra."""
         return power_spectra(x0)
 
 

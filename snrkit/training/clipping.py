@@ -45,7 +45,7 @@ def scale_tensors(tensors: list[Tensor], factors: Tensor) -> None:
 
 
 def gradients(named: Named) -> list[Tensor]:
-    """Of every parameter."""
+    """The gradients of all parameters that have one."""
     return [p.grad for _, p in named if p.grad is not None]
 
 
@@ -82,7 +82,6 @@ class ByValue(Value):
     limit: Positive = 0.01
 
     def apply(self, named: Named, output: str | None) -> Bounded:
-        """Clamp."""
         found = gradients(named)
         before = tensor_norms(found).norm()
         ends = torch.stack([end for gradient in found for end in gradient.aminmax()])
@@ -179,7 +178,6 @@ class Normalize(Value):
     norm: Positive = 1.0
 
     def apply(self, named: Named, output: str | None) -> Bounded:
-        """g norm/|g|."""
         found = gradients(named)
         norm = tensor_norms(found).norm()
         factor = self.norm / norm.clamp(min=TINY)

@@ -106,7 +106,6 @@ class LogNormal(Value):
         return -2 * (self.mean + self.std * normal_quantile(u))
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """The normal density."""
         return normal_density((logsnr + 2 * self.mean) / (2 * self.std)) / (2 * self.std)
 
 
@@ -125,11 +124,9 @@ class LogitNormal(Value):
         return LogNormal(mean=self.mean - shift_of(process) / 2, std=self.std)
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
-        """As lognormal."""
         return self._twin(process).logsnr(u, process)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """As lognormal."""
         return self._twin(process).density(logsnr, process)
 
 
@@ -298,7 +295,6 @@ class Laplace(Value):
         return truncated_draw(u, process, self._cdf, quantile)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """exp(-|z|)/(2 scale)."""
         density = torch.exp(-(logsnr - self.mean).abs() / self.scale) / (2 * self.scale)
         return truncated_density(logsnr, process, self._cdf, density)
 

@@ -64,8 +64,9 @@ class Objective:
     ) -> Tensor:  # fmt: skip
         """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *), told levels `logsnr` (B,).
 
-        `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is noise added to eps in what
-        the network is shown, not in what it is to say; `stands` (B,) where the state is, by default where it is told.
+        `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is further noise in the input of
+        the network that its target does not contain (input perturbation); `stands` (B,) is the logsnr of the state, by
+        default the one that is told.
         """
         told = self.process.level(logsnr)
         level = told if stands is None else self.process.level(stands)

@@ -79,7 +79,6 @@ class Simple(Value):
     kind: Literal["simple"] = "simple"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1."""
         return torch.ones_like(level.logsnr)
 
 
@@ -90,7 +89,6 @@ class SnrPower(Value):
     power: float = 1.0
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """snr^(power - 1)."""
         return torch.exp((self.power - 1) * level.logsnr)
 
 
@@ -100,7 +98,6 @@ class SnrPlusOne(Value):
     kind: Literal["snr_plus_one"] = "snr_plus_one"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1 + 1/snr."""
         return 1 + torch.exp(-level.logsnr)
 
 
@@ -122,7 +119,6 @@ class MinSnr(Value):
     gamma: float = Field(default=5.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """min(1, gamma/snr)."""
         return torch.clamp(self.gamma * torch.exp(-level.logsnr), max=1)
 
 
@@ -133,7 +129,6 @@ class SoftMinSnr(Value):
     gamma: float = Field(default=4.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """gamma/(snr + gamma)."""
         return torch.sigmoid(math.log(self.gamma) - level.logsnr)
 
 
@@ -144,7 +139,6 @@ class MaxSnr(Value):
     tau: float = Field(default=1.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """max(1, tau/snr)."""
         return torch.clamp(self.tau * torch.exp(-level.logsnr), min=1)
 
 
@@ -162,7 +156,6 @@ class SnrClip(Value):
         return self
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """clip(snr)/snr."""
         snr = torch.exp(level.logsnr)
         return snr.clamp(self.floor, self.ceiling) / snr
 
@@ -175,7 +168,6 @@ class P2(Value):
     gamma: float = Field(default=1.0, ge=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """(k + snr)^-gamma."""
         return (self.k + torch.exp(level.logsnr)) ** -self.gamma
 
 
@@ -185,7 +177,6 @@ class EdmWeighting(Value):
     kind: Literal["edm"] = "edm"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1 + exp(-logsnr)/sigma_data^2."""
         return 1 + torch.exp(-level.logsnr) / sigma_data**2
 
 
@@ -198,7 +189,6 @@ class Elbo(Value):
     kind: Literal["elbo"] = "elbo"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1/density."""
         return 1 / density()
 
 

@@ -73,7 +73,6 @@ class Guided:
 
     @property
     def process(self) -> Process:
-        """That of `base`."""
         return self.base.process
 
     def __call__(
@@ -187,7 +186,6 @@ class NoiseAwareness(Guidance):
     kind: Literal["noise_awareness"] = "noise_awareness"
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self, position)
         return denoise if weight is None else guide(denoise, Term(weight, untold=True))
 
@@ -234,7 +232,6 @@ class OpenedAutoguidance:
     weaker: Denoiser
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self.value, position)
         if weight is None:
             return denoise
@@ -264,7 +261,6 @@ class OpenedNoiseAwarenessClassifier:
     estimator: LevelPosterior | None
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self.value, position)
         if weight is None or self.estimator is None:
             return denoise

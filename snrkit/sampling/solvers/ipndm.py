@@ -65,7 +65,6 @@ class IpndmV(Value):
 
     @property
     def order(self) -> int:
-        """k."""
         return self.k
 
     def step(
