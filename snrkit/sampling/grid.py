@@ -9,7 +9,7 @@ A grid whose levels follow from the images (`ImageGrid`) cannot be laid out by i
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -46,8 +46,8 @@ class Placement(Protocol):
         """Whether the levels differ from image to image; else only what the network is told."""
 
     @property
-    def key(self) -> Hashable:
-        """Equal for placements of one run that visit equal levels."""
+    def key(self) -> object:
+        """Hashable; equal for placements of one run that visit equal levels."""
 
     def typical(self) -> tuple[Level, ...]:
         """The levels that stand for all images: as Grid.levels, or (1,) where they vary."""

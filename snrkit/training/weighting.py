@@ -206,13 +206,13 @@ class Sigmoid(Value):
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """sigmoid(bias - logsnr), over the density if that is asked for."""
-        bias = self.bias if isinstance(self.bias, float) else self.bias.at
+        bias = self.bias.at if isinstance(self.bias, SpectralBias) else self.bias
         weight = torch.sigmoid(bias - level.logsnr)
         return weight / density() if self.over_density else weight
 
     def follow(self, levels: LevelSampler) -> Weighting:
         """Itself, or with the bias of each image's own; SnrkitError where levels are one for all."""
-        if isinstance(self.bias, float):
+        if not isinstance(self.bias, SpectralBias):
             return self
         if not isinstance(levels, Offsets):
             raise SnrkitError(
