@@ -24,19 +24,6 @@ ASKED = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A folder with a small random UNet2DModel for digits, told ten labels and none."""
-    torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=11,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model")
-    diffusers.DDPMPipeline(network, diffusers.DDIMScheduler()).save_pretrained(folder)
-    return folder
-
-
 def experiment(folder, **changes):
     """The parsed experiment."""
     named = {"kind": "diffusers", "path": str(folder), "null_label": 10}
@@ -110,7 +97,8 @@ def test_the_whole_path_runs_on_a_model_from_elsewhere(model, tmp_path):
 
 def test_a_wrong_kind_is_recognised(model, tmp_path):
     """Each file, taken for another kind, is called by its own."""
-    from tests import test_adm, test_edm_files, test_hostile_files
+    from tests.checkpoints import test_edm_files, test_hostile_files
+    from tests.networks import test_adm
 
     pickled = test_edm_files.file_of("edm", tmp_path)
     torch.save(test_hostile_files.weights(), tmp_path / "dit.pt")
