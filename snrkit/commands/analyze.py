@@ -44,12 +44,13 @@ from snrkit.diffusion.betas import (
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
-from snrkit.diffusion.process import Ddpm, Process
+from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
+from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model
 from snrkit.experiment.reference import part_moments
-from snrkit.experiment.run import Run, trained_run
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import trained_run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.training.level_samplers import (
@@ -134,7 +135,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     """Write runs/<name>/analysis; returns what the command prints."""
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
-    refuse_foreign(experiment)
+    _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
     folder = Run(runs / experiment.name).path / "analysis"
     spectrum, sampler = data_spectrum(opened), level_sampler(opened)
@@ -213,7 +214,7 @@ def metric_charts(level: Level, x: Tensor, variance: float, axis: str = AXIS, su
 def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     """The eight metrics over the share of the process's own time: its table's index, sigma in edm, t in flow and vp."""
     time = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS  # the ends of some have no level
-    level = _levels(e.process, e.process.sweep(time))
+    level = _levels(e.process, own_time(e.process).sweep(time))
     return metric_charts(level, time, spectrum.variance, f"share of {e.process.kind}'s time (image left)", "-over-t")
 
 

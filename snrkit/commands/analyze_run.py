@@ -40,8 +40,10 @@ from snrkit.base.streams import (
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
-from snrkit.experiment.opening import Model, Opened, condition_of, load_weights, open_network, open_task
+from snrkit.experiment.models import Weights, fill
+from snrkit.experiment.opening import Model, Opened, condition_of, open_network, open_task
 from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.networks import output_layer, output_weights
 from snrkit.training.objective import Objective
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
@@ -167,10 +169,13 @@ def _information_charts(
 def _gradient_charts(
     opened: Opened, model: Model, spectrum: Spectrum, batches: list[Batch]
 ) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
-    """Gradients of single images' unit losses on F, in the weights of the output layer."""
+    """Gradients of single images' unit losses on F, in the weights of the output layer or of the last."""
     e, objective = opened.experiment, open_task(opened).objective
     logsnr = symmetric_levels(e.process, GRADIENT_LEVELS)
     network, images = loaded_network(opened, model), gradient_images(opened)
+    where = (
+        "output layer" if output_layer(network) is not None else f"layer {output_weights(network)[0]}, the last made"
+    )
     found = [level_gradients(objective, network, images, float(value)) for value in logsnr]
     norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
@@ -187,7 +192,7 @@ def _gradient_charts(
     own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
     ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
     return [
-        Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
+        Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, {where}", "root mean square norm",
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
                "residual of F, Gaussian": (logsnr, scale), "residual of F, this run's": (logsnr, own)}, scale="log"),
         Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
@@ -202,7 +207,7 @@ def _gradient_charts(
 def loaded_network(opened: Opened, model: Model) -> nn.Module:
     """The raw network with the model's weights, its gradients on."""
     network = open_network(opened)
-    network.load_state_dict(dict(load_weights(opened.experiment, model.run, model.images, model.weights).tensors))
+    fill(network, model.run, Weights(model.weights, model.images))
     return network.to(opened.world.device).eval()
 
 
@@ -212,21 +217,25 @@ def gradient_images(opened: Opened) -> Batch:
 
 
 def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
-    """Of unit losses on F at one level, of single images, in the weights of the output layer."""
+    """Of unit losses on F at one level, of single images, in `output_weights`."""
     x0, cond = images
-    layer, eps = network.get_submodule(str(network.output)), Noise(ANALYSIS_GRADIENTS.open())(x0)
+    eps = Noise(ANALYSIS_GRADIENTS.open())(x0)
     level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
 
     def loss(index: Tensor) -> Tensor:
         one = slice(int(index), int(index) + 1)
         return objective.output_error(network, x0[one], eps[one], level, untold, cond.at(one)).sum()
 
-    return gradients(loss, len(x0), list(layer.parameters()))
+    return gradients(loss, len(x0), output_weights(network)[1])
 
 
 def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> list[Chart]:
-    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's."""
-    if opened.labelled.labels is None or opened.dataset.labels is None:
+    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's.
+
+    None where there are no labels, or where the network cannot be asked without.
+    """
+    blindly = opened.experiment.network.conditioning.unlabelled
+    if opened.labelled.labels is None or opened.dataset.labels is None or not blindly:
         return []
     config = opened.experiment.metrics.model_copy(update={"features": "classifier"})
     extractor = make_extractor(config, opened.labelled, opened.split, opened.world.device)

@@ -14,7 +14,7 @@ from snrkit.diffusion.prediction import Target
 from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment
 from snrkit.sampling.sampler import Sampler, dry_run
-from snrkit.spectral.levels import SpectralLevels
+from snrkit.training.level_samplers import AnyLevels
 
 SHAPE = (1, 2, 2)
 MOST_STEPS = 2000
@@ -36,7 +36,7 @@ class Layout:
     process: Process
     target: Target
     found: dict[str, tuple[Sampler, int]]
-    trained: SpectralLevels | None
+    trained: AnyLevels | None
 
     def row(self, plain: Sampler, *costs: int) -> str | None:
         """The row of `plain` at the first of these costs that it can have, added where it is missing; else None."""
@@ -58,11 +58,12 @@ def lay_out(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
     process, target = experiment.process, experiment.target
     given = {
-        name: (s, dry_run(s, process, target, SHAPE, experiment.spectral)) for name, s in experiment.samplers.items()
+        name: (s, dry_run(s, process, target, SHAPE, experiment.model.levels))
+        for name, s in experiment.samplers.items()
     }
     named = experiment.compare.bases
     _check_named(named, given)
-    layout, bases = Layout(process, target, dict(given), experiment.spectral), dict(named)
+    layout, bases = Layout(process, target, dict(given), experiment.model.levels), dict(named)
     for name, (sampler, nfe) in given.items():
         plain = sampler.model_copy(update={"corrections": ()})
         if sampler.corrections and name not in bases:
@@ -97,7 +98,7 @@ def _same_but_steps(candidate: Sampler, plain: Sampler) -> bool:
 
 
 def with_nfe(
-    sampler: Sampler, nfe: int, process: Process, target: Target, trained: SpectralLevels | None = None
+    sampler: Sampler, nfe: int, process: Process, target: Target, trained: AnyLevels | None = None
 ) -> Sampler | None:
     """The sampler with the number of steps that costs exactly `nfe` evaluations; None if no number does."""
     low, high = 1, min(nfe, MOST_STEPS)

@@ -14,7 +14,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.opening import Opened, open_experiment, open_network, open_task
-from snrkit.networks import Foreign
+from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.sampling.sampler import dry_run
 from snrkit.training.ema import AnyAveraging
@@ -46,9 +46,9 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     lines = [dump_yaml(e).rstrip(), "", f"# data: {opened.dataset.count} images {opened.dataset.shape}, "
              f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
     for name, sampler in e.samplers.items():
-        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
+        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.model.levels)
         lines.append(f"# {name}: {calls} evaluations per image")
-    return "\n".join([*lines, *(_of_model(e) if e.model is not None else _of_training(opened, peak))])
+    return "\n".join([*lines, *(_of_training(opened, peak) if e.model.trains else _of_model(e))])
 
 
 def _of_model(e: Experiment) -> list[str]:
@@ -57,7 +57,7 @@ def _of_model(e: Experiment) -> list[str]:
     assert isinstance(network, Foreign)
     target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
     labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
-    coded = None if e.model is None else e.model.autoencoder()
+    coded = e.model.autoencoder()
     latent = [] if coded is None else [f"# states are latents, of the autoencoder in {coded.path}"]
     return [f"# model: {target}, {labels}", *latent, *(f"# {note}" for note in network.notes)]
 
@@ -82,14 +82,21 @@ REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller b
 
 
 def budget(opened: Opened) -> Budget:
-    """Counted on tensors that hold nothing, so that any size can be asked about."""
+    """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such."""
     e = opened.experiment
-    with FakeTensorMode():
-        network = open_network(opened)
-        count = sum(p.numel() for p in network.parameters())
-        each = activation_bytes(opened, network)
+    try:
+        with FakeTensorMode():
+            count, each = _counted(opened)
+    except RuntimeError:  # it looks at values, which these do not have
+        count, each = _counted(opened)
     micro = e.train.batch // (e.train.accumulate * opened.world.size)
     return Budget(count, 4 * count * (4 + len(e.train.averages)), each * micro, memory_of(opened.world.device))
+
+
+def _counted(opened: Opened) -> tuple[int, int]:
+    """(parameters, bytes of activations an image)."""
+    network = open_network(opened)
+    return sum(p.numel() for p in network.parameters()), activation_bytes(opened, network)
 
 
 def check_memory(opened: Opened) -> None:
@@ -125,7 +132,10 @@ def _average(average: AnyAveraging, e: Experiment) -> str:
 
 
 def activation_bytes(opened: Opened, network: nn.Module) -> int:
-    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded)."""
+    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded).
+
+    ConfigError for a network that does not answer in the shape of its states.
+    """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -137,10 +147,16 @@ def activation_bytes(opened: Opened, network: nn.Module) -> int:
 
     batch = 2
     x = torch.zeros(batch, *opened.dataset.shape)
-    labels = torch.zeros(batch, dtype=torch.int64)
+    takes = opened.experiment.network.conditioning
+    labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
+    scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        cond = Cond(labels, torch.zeros(batch, len(opened.experiment.network.scalars)))
-        network(x, torch.zeros(batch), cond).square().mean()
+        out = network(x, torch.zeros(batch), Cond(labels, scalars, takes.unaugmented(batch)))
+        out.square().mean()
+    if out.shape != x.shape:
+        raise ConfigError(
+            f"network: it answers {tuple(out.shape)} to states of {tuple(x.shape)}; it needs their shape."
+        )
     return sum(storage.nbytes() for storage in kept.values()) // batch
 
 

@@ -16,7 +16,8 @@ from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.opening import Opened, open_experiment, stoppable
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
 
 CALIBRATION_IMAGES = 4096

@@ -21,8 +21,9 @@ from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, stoppable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import RunSources, beyond_training
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Batch, chosen_labels, generate
 from snrkit.sampling.sampler import Sampler, dry_run, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
@@ -92,7 +93,7 @@ def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> 
             raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
     if not made:
         raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
-    if not experiment.network.scalars:
+    if not experiment.network.conditioning.scalars:
         raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
 
@@ -102,7 +103,7 @@ def check_samplers(opened: Opened, names: Sequence[str]) -> None:
     e = opened.experiment
     for name in names:
         try:
-            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
+            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.model.levels)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
 

@@ -24,8 +24,9 @@ import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.files import disk_errors, write_json, write_text
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.records import read_record, to_json
 from snrkit.commands.eval_fid import open_reference
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -33,12 +34,14 @@ from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import images_of
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.metrics.extractors import Extractor
-from snrkit.metrics.scores import FeatureSet, extract
+from snrkit.metrics.features import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
+from snrkit.reports.records import Found, Tuned, TunedNow
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
 from snrkit.sampling.sampler import Sampler, dry_run, first_variance, open_with, parse_seeds
@@ -240,7 +243,7 @@ class Bench:
 def run_tuning(
     experiment: Experiment, runs: Path, world: World, names: Sequence[str], method: Method, parameters: Sequence[str],
     quiet: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, TunedNow]:  # fmt: skip
     """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
 
     Without names, of all samplers that have coefficients other than neutral.
@@ -391,7 +394,7 @@ def works(bench: Bench, values: Values) -> bool:
     e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.model.levels)
     except SnrkitError:
         return False
     return True
@@ -442,30 +445,40 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
 
 
-def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> dict[str, Any]:
-    run, name = bench.run, bench.name
-    path, parameters = run.tuned(name), [knob.path for knob in bench.chosen]
-    record: dict[str, Any] = read_json(path) if path.exists() else {}
-    if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
-        record = {}
-    fd = bench.fd(values) if method in ("fd", "optuna") else None
-    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
-    clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
-    record |= {
-        "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
-        "checkpoint_images": bench.model.images, "weights": bench.model.weights,
-        "of": _blank(bench.sampler, bench.chosen),
-        "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
-    }  # fmt: skip
-    record.setdefault("found", {})[method] = {
-        "values": list(values), "fd_on_tuning_seeds": fd, "gap_before_and_after": gaps, "seeds": experiment.tune.seeds,
-        "checkpoint_images": bench.model.images, "at_the_end_of_its_range": clipped
-    }  # fmt: skip
-    written = run.tuned("tuned", ".yaml")
+def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> TunedNow:
+    path, written = bench.run.tuned(bench.name), bench.run.tuned("tuned", ".yaml")
+    record = Tuned(
+        sampler=bench.name,
+        parameters=tuple(knob.path for knob in bench.chosen),
+        seeds=experiment.tune.seeds,
+        chosen=method,
+        checkpoint_images=bench.model.images,
+        weights=bench.model.weights,
+        of=_blank(bench.sampler, bench.chosen),
+        corrections=with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
+        found={method: _found(bench, method, values)},
+    )
+    before = read_record(Tuned, path) if path.exists() else record
+    if (before.parameters, before.of) == (record.parameters, record.of):
+        record = replace(record, found={**before.found, **record.found})
     with disk_errors(f"writing {path}", "free space and run the same command again"):
-        write_json(path, record)
-        write_text(written, tuned_yaml(run, experiment))
-    return {**record, "values": list(values), "yaml": str(written)}
+        write_json(path, to_json(record))
+        write_text(written, tuned_yaml(bench.run, experiment))
+    return TunedNow(record, values, str(written))
+
+
+def _found(bench: Bench, method: str, values: Values) -> Found:
+    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
+    return Found(
+        values=values,
+        fd_on_tuning_seeds=bench.fd(values) if method in ("fd", "optuna") else None,
+        gap_before_and_after=None if gaps is None else tuple(gaps),
+        seeds=bench.opened.experiment.tune.seeds,
+        checkpoint_images=bench.model.images,
+        at_the_end_of_its_range=tuple(
+            k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)
+        ),
+    )
 
 
 def _blank(sampler: Sampler, chosen: Sequence[Knob]) -> dict[str, Any]:
@@ -478,14 +491,12 @@ def tuned_yaml(run: Run, experiment: Experiment) -> str:
     samplers, notes = dict(experiment.samplers), []
     for name, sampler in experiment.samplers.items():
         path = run.tuned(name)
-        record = read_json(path) if path.exists() else None
+        record = read_record(Tuned, path) if path.exists() else None
         if record is None:
             continue
-        chosen = [name.removeprefix("corrections.") for name in record["parameters"]]
-        if record["of"] != _blank(sampler, knobs(sampler, chosen)):
+        chosen = [name.removeprefix("corrections.") for name in record.parameters]
+        if record.of != _blank(sampler, knobs(sampler, chosen)):
             continue  # another sampler has this name now
-        samplers[name] = Sampler.model_validate(
-            {**sampler.model_dump(mode="json"), "corrections": record["corrections"]}
-        )
-        notes.append(f"# {name}: {', '.join(record['parameters'])} by {record['chosen']} on seeds {record['seeds']}")
+        samplers[name] = Sampler.model_validate({**sampler.model_dump(mode="json"), "corrections": record.corrections})
+        notes.append(f"# {name}: {', '.join(record.parameters)} by {record.chosen} on seeds {record.seeds}")
     return "\n".join([*notes, dump_yaml(experiment.model_copy(update={"samplers": samplers}))])

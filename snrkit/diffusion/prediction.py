@@ -68,7 +68,7 @@ class Network(Protocol):
     """A raw network: it knows nothing of noise."""
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN in `time` means "not told"."""
+        """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN means "not told", to networks that know it."""
 
 
 class Denoiser(Protocol):

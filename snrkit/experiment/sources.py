@@ -13,19 +13,20 @@ from safetensors.torch import load
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.files import read_json
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
-from snrkit.checkpoints.foreign import weights_of
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
-from snrkit.experiment.run import Run, stored_experiment
+from snrkit.experiment.models import Weights
+from snrkit.experiment.opening import Model, Opened, open_weights
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_experiment
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sampler import OpenedSampler, Sampler, named, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import forward_arm
-from snrkit.shift.config import EstimatorConfig
-from snrkit.shift.estimator import Estimator, make_estimator
-from snrkit.spectral.grid import SLACK, Spectral, SpectralGrid
+from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
+from snrkit.spectral.kept import RunSpectra
 
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 
@@ -40,18 +41,16 @@ class RunSources:
     def facts(self, sampler: Sampler) -> list[list[Any]]:
         """Which weights, estimators and spectra the sampler depends on beside its own model, as they are now."""
         e = self.opened.experiment
-        found = [self._fact(kind, what) for kind, what in named(sampler, e.process, e.spectral)]
-        if isinstance(sampler.grid, SpectralGrid) or e.network.scalars:
-            open_spectrum_model(self.opened, self.model.run)
-            found.append([fingerprint(self.model.run.spectra.read_bytes())])
-        return found
+        found = [self._fact(kind, what) for kind, what in named(sampler, e.process, e.model.levels)]
+        return [*found, *([mark] for mark in run_spectra(self.opened, self.model.run).facts(sampler.grid))]
 
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
             path = self.model.run.estimator / "network.safetensors"
             return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
         try:
-            return [str(what.run), *self._known(what)]
+            found = self._known(what)
+            return [str(what.run), found.name, found.images]
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
 
@@ -63,58 +62,62 @@ class RunSources:
     def _place(self, run: Path | None) -> tuple[Experiment, Run]:
         return (self.opened.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
 
-    def _known(self, named: NamedWeights) -> tuple[str, int]:
-        """(weights, images seen) of what is named, without loading it; ConfigError where it cannot stand beside."""
+    def _known(self, named: NamedWeights) -> Weights:
+        """What is named, without loading it; ConfigError where it cannot stand beside."""
         e, (other, run) = self.opened.experiment, self._place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        if (other.network.scalars, other.network.scalars and other.levels) != (
-            e.network.scalars,
-            e.network.scalars and e.levels,
-        ):
+        theirs, ours = other.network.conditioning.scalars, e.network.conditioning.scalars
+        if (theirs, theirs and other.model.levels) != (ours, ours and e.model.levels):
             raise ConfigError(
                 f"{named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
             )
-        if other.model is not None:
-            return weights_of(other.model), 0
-        weights = weights_name(other, named.average)
-        images = int(checkpoint_path(run, named.checkpoint, weights).name)
+        found = other.model.find(run, named.checkpoint, named.average)
         itself = run.path.resolve() == self.model.run.path.resolve()
-        if itself and (weights, images) == (self.model.weights, self.model.images):
+        if itself and (found.name, found.images) == (self.model.weights, self.model.images):
             raise ConfigError(
-                f"{weights} at {images} images is the sampled model itself; name an earlier checkpoint, "
+                f"{found.name} at {found.images} images is the sampled model itself; name an earlier checkpoint, "
                 "another average or another run."
             )
-        return weights, images
+        return found
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
         return open_estimator(self.opened, self.model.run)
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """The run's model of spectra, with what the network is told of them."""
-        e = self.opened.experiment
-        if not asked and not e.network.scalars:
-            return None
-        return Spectral(open_spectrum_model(self.opened, self.model.run), e.spectral, bool(e.network.scalars))
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """By the run's model of spectra."""
+        return run_spectra(self.opened, self.model.run).placement(grid)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
         opened = self.opened
         rows = STATISTICS.open().permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
-        spectral = self.spectral(False)
-        ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
+        shared = run_spectra(opened, self.model.run).placement(None)
+        told = None if shared is None else shared.told(rows.tolist(), None)
+        cond = Cond(labels, told, opened.experiment.network.conditioning.unaugmented(len(rows)))
         arm = forward_arm(
-            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
+            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), cond,
             key=FORWARD_STATISTICS.key(opened.experiment.seed), batch=opened.experiment.sample.batch,
             device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
+
+
+def run_spectra(opened: Opened, run: Run) -> RunSpectra:
+    """What a run knows of its images' power spectra: nothing is read or measured before it is needed."""
+    e, tells = opened.experiment, bool(opened.experiment.network.conditioning.scalars)
+    return RunSpectra(run.path, opened.measured, opened.world, e.process, e.model.levels, tells)
+
+
+def prepare_sampling(opened: Opened, run: Run) -> None:
+    """Keep in the run what its samplers will take of the training images."""
+    run_spectra(opened, run).keep()
 
 
 def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSampler:
@@ -124,20 +127,7 @@ def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSample
 
 def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:
     """What to say of a grid that asks for levels or texture which training has not seen; None where it does not."""
-    e, grid = opened.experiment, sampler.grid
-    if e.spectral is None and not isinstance(grid, SpectralGrid):
-        return None
-    known = Spectral(open_spectrum_model(opened, model.run), e.spectral, bool(e.network.scalars))
-    if isinstance(grid, SpectralGrid):
-        return known.cut(grid, e.process)
-    levels, (low, high) = grid.levels(e.process), known.trained(e.process)
-    first, last = float(levels[0].logsnr), float(levels[-2].logsnr)
-    if low - SLACK <= first and last <= high + SLACK:
-        return None
-    return (
-        f"its grid visits logsnr {first:.1f} to {last:.1f}, where training saw {low:.1f} to {high:.1f}; a grid of kind "
-        "spectral, or karras between a sigma_min and a sigma_max, stays within."
-    )
+    return run_spectra(opened, model.run).beyond(sampler.grid)
 
 
 def open_estimator(opened: Opened, run: Run) -> Estimator:

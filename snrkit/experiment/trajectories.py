@@ -10,7 +10,6 @@ from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.sources import open_sampler
-from snrkit.networks.embed import AUGMENT_PARAMETERS
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance
 from snrkit.sampling.step import Noise, Step
@@ -42,15 +41,15 @@ def starting_point(
 ) -> tuple[OpenedSampler, Tensor, Cond, ImageStreams]:
     """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
 
-    `own` (n, K + 1): spectra that their grids are to follow, instead of drawn ones.
+    `own`: what their grids are to follow, as in `Placement`.
     """
     streams = ImageStreams(seeds, opened.world.device)
     labels = chosen_labels(opened, streams)
     variance = first_variance(sampler, opened.moments.variance if opened.moments else None)
-    ready, ends = ready.of_images(opened.experiment.process, seeds, labels, own)
+    ready, told = ready.of_images(seeds, labels, own)
     x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
-    augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
-    return ready, x, Cond(labels, ends, augment).to(opened.world.device), streams
+    augment = opened.experiment.network.conditioning.unaugmented(len(seeds))
+    return ready, x, Cond(labels, told, augment).to(opened.world.device), streams
 
 
 def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:

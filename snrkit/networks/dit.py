@@ -11,18 +11,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
+from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, label_rows, sinusoid
 
 TIME_FEATURES = 256
 
 
-class Dit(Value):
+class Dit(NetworkValue):
     """The transformer's shape."""
 
     kind: Literal["dit"] = "dit"
+    unlabelled: ClassVar[bool] = True
+    untold: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
+
     patch: int = Field(default=2, ge=1)
     dim: int = Field(default=192, ge=8)
     depth: int = Field(default=6, ge=1)
@@ -40,6 +44,11 @@ class Dit(Value):
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim {self.dim} must be a multiple of 4 * heads = {4 * self.heads}")
         return self
+
+    @property
+    def stochastic(self) -> bool:
+        """It has no dropout."""
+        return False
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, H, W), whose sides the patch must divide; C or `outputs` come out."""

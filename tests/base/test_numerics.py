@@ -19,7 +19,7 @@ from snrkit.experiment.opening import Model, open_experiment, open_network
 from snrkit.experiment.run import Run
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import make_extractor
-from snrkit.metrics.scores import reference_features
+from snrkit.metrics.features import reference_features
 from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -70,6 +70,6 @@ def test_cached_features_are_kept_under_it(features, tmp_path, monkeypatch):
 
     first = made()
     assert made() == first
-    for module in ("scores", "extractors", "classifier"):
+    for module in ("features", "extractors", "classifier"):
         monkeypatch.setattr(f"snrkit.metrics.{module}.NUMERICS", NUMERICS + 1)
     assert len(made()) == 2 * len(first)

@@ -24,6 +24,7 @@ from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import Dpmpp2m, Euler
 from snrkit.sampling.step import Call, Position, Step
 from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.measure import spectra_of
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
 from snrkit.training.train import make_state, train
@@ -191,13 +192,13 @@ def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
     found = spectral(opened)
     e, network = found.experiment, open_network(found).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, found.sigma_data)
-    known = Spectral(fit_spectrum_model(found.spectra()), e.levels, True)
+    known = Spectral(fit_spectrum_model(found.measured.once(spectra_of)), e.levels, True)
     runs = []
     for scope in ("instance", "dataset"):
         sampler = Sampler(grid=SpectralGrid(steps=16, scope=scope), solver=Dpmpp2m())
         dummy = Dummy(e.process)
         dummy_ready = open_with(sampler, e.process, dummy)
-        runs.append((sampler, replace(dummy_ready, spectral=known)))
+        runs.append((sampler, replace(dummy_ready, placement=known.placement(sampler.grid, e.process))))
 
     def walk(sampler, ready):
         own, x, cond, noise = starting_point(found, sampler, ready, range(250))

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snrkit.base.errors import ConfigError
-from snrkit.commands.compare import against, size_change, verdict
+from snrkit.base.records import to_json
+from snrkit.commands.compare import size_change
 from snrkit.commands.compare_rows import lay_out, with_nfe
 from snrkit.commands.tune import by_gap, knobs, sweep, with_values
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.sampling.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sampler import Sampler
@@ -160,20 +162,25 @@ def test_paired_intervals():
     """Student's t over the ranges' differences, as scipy has it; one range has none; verdicts follow the interval."""
     scipy = pytest.importorskip("scipy.stats")
     a, b = [3.1, 2.9, 3.3, 3.0, 2.8], [3.0, 3.0, 3.4, 3.2, 2.9]
-    found = against([{"fd": v} for v in a], [{"fd": v} for v in b], "fd")
+    found = against(a, b)
     differences = [x - y for x, y in zip(a, b, strict=True)]
     low, high = scipy.t.interval(0.95, 4, statistics.fmean(differences), scipy.sem(differences))
-    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-3)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
     assert verdict(found) == ("better" if high < 0 else "no difference shown")
     for count in (2, 3, 4, 5, 6, 10, 12, 30):
         exact = scipy.t.ppf(0.975, count - 1)
-        spread = against([{"fd": float(i)} for i in range(count)], [{"fd": 0.0}] * count, "fd")
+        spread = against([float(i) for i in range(count)], [0.0] * count)
         deviation = statistics.stdev(float(i) for i in range(count))
-        assert (spread["high"] - spread["mean"]) / (deviation / count**0.5) == pytest.approx(exact, rel=1e-3)
-    alone = against([{"fd": 1.0}], [{"fd": 2.0}], "fd")
-    assert alone == {"mean": -1.0, "low": None, "high": None}
+        assert (spread.high - spread.mean) / (deviation / count**0.5) == pytest.approx(exact, rel=1e-3)
+    alone = against([1.0], [2.0])
+    assert alone == Difference(-1.0, None, None)
     assert verdict(alone) == "one range: no interval"
-    assert verdict({"mean": 1.0, "low": 0.5, "high": 1.5}) == "worse"
+    assert verdict(Difference(1.0, 0.5, 1.5)) == "worse"
+    assert verdict(Difference(1.0, 0.5, 1.5), "higher") == "better"
+    assert verdict(Difference(-1.0, -1.5, -0.5)) == "better"
+    assert verdict(Difference(-1.0, -1.5, -0.5), "higher") == "worse"
+    for better in ("lower", "higher"):
+        assert verdict(Difference(0.1, -0.5, 0.7), better) == "no difference shown"
 
 
 @pytest.fixture(scope="module")
@@ -319,10 +326,10 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
 def test_the_size_of_a_shift_is_compared_resample_by_resample():
     """Noise that both share cancels, a row equals itself, None is no reading; sizes are roots of mean squares."""
     base = [0.04, 0.01, 0.09, 0.0625]
-    same = size_change(base, base, 0.95)
+    same = to_json(size_change(base, base, 0.95))
     assert same["mean_square"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert same["verdict"] == "no difference shown"
-    less = size_change([v - 0.03 for v in base], base, 0.95)
+    less = to_json(size_change([v - 0.03 for v in base], base, 0.95))
     assert (less["row"], less["base"], less["verdict"]) == (pytest.approx(0.1), pytest.approx(0.2), "smaller")
     assert less["mean_square"] == pytest.approx({"mean": -0.03, "low": -0.03, "high": -0.03})
     assert size_change([None, 0.1, 0.1, 0.1], base, 0.95) is None

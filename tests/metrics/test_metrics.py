@@ -8,13 +8,16 @@ from safetensors.torch import load, save
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.commands.eval_fid import disjoint, score_pair, summarise
+from snrkit.base.records import to_json
+from snrkit.commands.eval_fid import disjoint, score_pair
 from snrkit.data import Digits
 from snrkit.data.dataset import Split, memory_dataset, split
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import INCEPTION_FILE, Extractor, cache_folder, make_extractor, principal
-from snrkit.metrics.scores import FeatureSet, extract, memorisation, nearest, reference_features, score
+from snrkit.metrics.extractors import INCEPTION_FILE, cache_folder, make_extractor, principal
+from snrkit.metrics.features import FeatureSet, extract, reference_features
+from snrkit.metrics.memorisation import memorisation, nearest
+from snrkit.metrics.scores import PRIMARY, Scores, score, summarise, titles_on
 from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -96,7 +99,7 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
     dataset, parts = digits
     config = MetricsConfig(features="classifier")
     extractor = make_extractor(config, dataset, parts, WORLD.device)
-    assert [extractor.label(s) for s in ("fd", "is", "kid")] == ["FD-digits", "IS-digits", "KID-digits"]
+    assert list(titles_on(extractor.name).values()) == ["FD-digits", "IS-digits", "KID-digits"]
     reference = reference_features(extractor, dataset, parts.train, 256, WORLD)
     real = dataset.pixels(parts.train[:600]).float()
     noisy = (real + 60 * torch.randn(real.shape)).clamp(0, 255)
@@ -106,11 +109,12 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
         )
         for images in (real, noisy, 255 * torch.rand(real.shape))
     ]
-    assert scores[0].fd < scores[1].fd < scores[2].fd
-    assert scores[0].kid < scores[1].kid < scores[2].kid
-    assert scores[0].inception_score > scores[1].inception_score > scores[2].inception_score
-    assert scores[0].precision > 0.9
-    assert scores[2].recall < 0.1
+    real, noisy, wrong = (found.values for found in scores)
+    assert real["fd"] < noisy["fd"] < wrong["fd"]
+    assert real["kid"] < noisy["kid"] < wrong["kid"]
+    assert real["inception_score"] > noisy["inception_score"] > wrong["inception_score"]
+    assert real["precision"] > 0.9
+    assert wrong["recall"] < 0.1
 
 
 def test_reference_statistics_are_cached_by_content(digits, tmp_path, monkeypatch):
@@ -208,7 +212,7 @@ def test_inception_path_equals_torch_fidelity(tmp_path, digits, inception):
             pixels = torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
             (tmp_path / name / f"{i:02d}.png").write_bytes(encode(pixels))
     config = MetricsConfig(features="inception", weights=inception, batch=8)
-    ours = score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD)
+    ours = to_json(score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD))
     theirs = torch_fidelity.calculate_metrics(
         input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=12,
         kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8,
@@ -258,9 +262,9 @@ def test_kid_and_precision_recall_are_guarded():
     """Fewer images than the subset size: KID uses all; fewer than the neighbourhood: no precision, a warning."""
     reference = feature_set(torch.randn(50, 4))
     found = score(feature_set(torch.randn(40, 4)), reference, MetricsConfig())
-    assert np.isfinite(found.kid)
+    assert np.isfinite(found.values["kid"])
     few = score(feature_set(torch.randn(3, 4)), reference, MetricsConfig())
-    assert few.precision is None
+    assert few.values["precision"] is None
     assert any("precision and recall" in w for w in few.warnings)
     assert any("too few for 4 features" in w for w in few.warnings)
     with pytest.raises(SnrkitError, match="too few to score"):
@@ -270,7 +274,8 @@ def test_kid_and_precision_recall_are_guarded():
 def test_kid_has_no_bias():
     """KID of two samples of one distribution is 0 on average, unlike FD."""
     values = [
-        score(feature_set(torch.randn(60, 4)), feature_set(torch.randn(60, 4)), MetricsConfig()).kid for _ in range(40)
+        score(feature_set(torch.randn(60, 4)), feature_set(torch.randn(60, 4)), MetricsConfig()).values["kid"]
+        for _ in range(40)
     ]
     assert abs(np.mean(values)) < 4 * np.std(values) / 40**0.5
 
@@ -295,9 +300,13 @@ def test_pairs_of_sets_are_checked(tmp_path, inception):
     np.savez(tmp_path / "colour.npz", images.repeat(3, axis=3))
     paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "c", "colour", "stats")}
     config = MetricsConfig(features="pixels")
-    assert score_pair(paths["a"], paths["a"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-4)
+
+    def distance(first, second, of=config):
+        return score_pair(paths[first], paths[second], of, None, WORLD).scores.values["fd"]
+
+    assert distance("a", "a") == pytest.approx(0, abs=1e-4)
     unequal = score_pair(paths["b"], paths["a"], config, None, WORLD)
-    assert any("20 images against 30" in w for w in unequal["warnings"])
+    assert any("20 images against 30" in w for w in unequal.scores.warnings)
     for first, second, words in (
         ("a", "c", "images of 6x6"),
         ("a", "colour", "with 3 channel"),
@@ -306,13 +315,12 @@ def test_pairs_of_sets_are_checked(tmp_path, inception):
     ):
         with pytest.raises(SnrkitError, match=words):
             score_pair(paths[first], paths[second], config, None, WORLD)
-    assert score_pair(paths["stats"], paths["stats"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-9)
+    assert distance("stats", "stats") == pytest.approx(0, abs=1e-9)
     with pytest.raises(SnrkitError, match="neither a folder"):
         score_pair("nothing", paths["a"], config, None, WORLD)
     with pytest.raises(SnrkitError, match="needs --root"):
         score_pair("cifar10", paths["a"], config, None, WORLD)
-    config = MetricsConfig(features="inception", weights=inception)
-    assert np.isfinite(score_pair(paths["b"], paths["stats"], config, None, WORLD)["fd"])
+    assert np.isfinite(distance("b", "stats", MetricsConfig(features="inception", weights=inception)))
 
 
 def test_ranges_are_disjoint_and_summarised():
@@ -320,14 +328,17 @@ def test_ranges_are_disjoint_and_summarised():
     assert [list(r) for r in disjoint(7, 3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(SnrkitError, match="do not make"):
         disjoint(3, 2)
-    each = [{"fd": v, "inception_score": None, "kid": 0.0, "precision": 1.0, "recall": 1.0} for v in (1.0, 2.0, 4.5)]
+    each = [
+        Scores(2, {"fd": v, "inception_score": None, "kid": 0.0, "precision": 1.0, "recall": 1.0})
+        for v in (1.0, 2.0, 4.5)
+    ]
     summary = summarise(each)
     assert "inception_score" not in summary
-    assert summary["fd"] == {"mean": 2.5, "min": 1.0, "max": 4.5, "std": pytest.approx(1.8028, abs=1e-4)}
+    assert to_json(summary["fd"]) == {"mean": 2.5, "min": 1.0, "max": 4.5, "std": pytest.approx(1.8028, abs=1e-4)}
 
 
-def test_extractors_are_records():
-    """FID's name belongs to Inception alone."""
-    other = Extractor("dinov2-vit-b-14", 4, "k", lambda x: (x, None))
-    assert other.label("fd") == "FD-dinov2-vit-b-14"
-    assert Extractor("inception", 4, "k", lambda x: (x, None)).label("fd") == "FID"
+def test_fid_is_inception_s_alone():
+    """FID's name belongs to Inception alone; a title that says nothing of features is the same on all."""
+    assert titles_on("dinov2-vit-b-14")["fd"] == PRIMARY.on("dinov2-vit-b-14") == "FD-dinov2-vit-b-14"
+    assert titles_on("inception")["fd"] == "FID"
+    assert "precision" not in titles_on("inception")
