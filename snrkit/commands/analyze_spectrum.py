@@ -35,7 +35,7 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     opened = open_experiment(experiment, world)
-    spectra = measure_spectra(opened.labelled, opened.split, world.device)
+    spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
     folder = Run(runs / experiment.name).path / "analysis" / "spectrum"
     levels = spectral_levels(experiment.levels)
     schedule = SpectralSchedule() if levels is None else levels.schedule

@@ -19,7 +19,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
 from snrkit.base.records import read_record, to_json
 from snrkit.commands.compare_rows import Row, lay_out
-from snrkit.commands.eval_fid import open_reference, provenance, score_folder
+from snrkit.commands.eval_fid import provenance, score_folder
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
@@ -27,16 +27,16 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
-from snrkit.experiment.sources import open_sampler
+from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run, write_config
-from snrkit.experiment.trajectories import sample_steps, starting_point
+from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.metrics.records import SamplerScores
 from snrkit.metrics.scores import PRIMARY, keys
 from snrkit.reports.comparison import comparison_page
 from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
 from snrkit.sampling.grid import scope_of
-from snrkit.sampling.sampler import Sampler, parse_seeds
+from snrkit.sampling.sampler import CompareConfig, parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
 
@@ -64,33 +64,35 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
         update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}
     )
     opened = open_experiment(everything, world)
-    check_held_out(opened)
-    check_samplers(opened, list(rows))
-    check_arms_fit(opened, [row.sampler for row in rows.values()])
-    check_untuned(Run(runs / experiment.name), opened.experiment)
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    e, samplers = opened.experiment, {name: row.sampler for name, row in rows.items()}
+    check_held_out(opened.data)
+    check_samplers(opened.setting, samplers)
+    check_arms_fit(opened.data, shift, samplers.values())
+    check_untuned(Run(runs / experiment.name), e)
+    run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), resumable("every row"):
         model = open_model(opened, run)
-        write_config(run, opened.experiment.model_copy(update={"shift": experiment.shift}))
+        write_config(run, e.model_copy(update={"shift": experiment.shift}))
         found = find_rows(opened, model, rows, quiet)
-        record = make_record(opened, model, rows, found, time_rows(opened, model, rows))
+        times = time_rows(trajectories(opened, model), rows, e.compare, measured_seeds(e))
+        record = make_record(e, model, rows, found, times, world)
         _write(run, record)
     return record
 
 
 def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool) -> dict[str, Kept]:
     """Scores and shifts of every row; what an earlier, interrupted command found is kept where nothing differs."""
-    extractor, reference = open_reference(opened)
-    instrument = Instrument(opened, model, measured_seeds(opened))
+    e, samples = opened.experiment, trajectories(opened, model)
+    scorer, instrument = open_scorer(opened.setting, e.metrics), Instrument(samples, e.shift, measured_seeds(e))
     found: dict[str, Kept] = {}
     with bar("comparing", len(rows), not quiet) as progress:
         for index, (name, row) in enumerate(rows.items()):
-            stored, facts = model.run.compared(name), row_facts(opened, model, row, extractor.key)
+            wanted = manifest(samples, row.sampler)
+            stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
             if not stored.exists() or read_json(stored)["facts"] != facts:
-                wanted = manifest(opened, model, row.sampler)
                 folder = model.run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
-                make_images(opened, model, name, folder, row.sampler, differs(folder, wanted), True)
-                score = score_folder(opened, name, folder, extractor, reference)
+                make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
+                score = score_folder(opened, name, folder, scorer)
                 measured = instrument.measure(row.sampler)
                 sizes = {key: values.tolist() for key, values in measured.sizes.items()}
                 write_json(stored, to_json(Kept(facts, score, measured.shift, sizes)))
@@ -111,13 +113,12 @@ def check_untuned(run: Run, experiment: Experiment) -> None:
             )
 
 
-def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str, Any]:
-    """What a row's numbers depend on."""
-    e = opened.experiment
+def row_facts(e: Experiment, made: Mapping[str, Any], features: str) -> dict[str, Any]:
+    """What a row's numbers depend on: how its images were `made`, and how they are scored and measured."""
     return {
-        "format": FORMAT, "scores": keys(), "measured": fingerprint(repr(measured_seeds(opened))),
-        **manifest(opened, model, row.sampler), "seeds": e.sample.seeds, "features": features,
-        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"),
+        "format": FORMAT, "scores": keys(), "measured": fingerprint(repr(measured_seeds(e))), **made,
+        "seeds": e.sample.seeds, "features": features, "metrics": e.metrics.model_dump(mode="json"),
+        "shift": e.shift.model_dump(mode="json"),
     }  # fmt: skip
 
 
@@ -128,18 +129,19 @@ def differs(folder: Path, wanted: Mapping[str, Any]) -> bool:
     return any(made.get(key) != value for key, value in wanted.items()) and path.exists()
 
 
-def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str, float]:
+def time_rows(
+    samples: Trajectories, rows: Mapping[str, Row], config: CompareConfig, seeds: Sequence[int]
+) -> dict[str, float]:
     """Median seconds per image of every row, over interleaved rounds; the first round warms up and is not counted."""
-    config = opened.experiment.compare
-    seeds = measured_seeds(opened)[: config.timed_images]
+    seeds = seeds[: config.timed_images]
     taken: dict[str, list[float]] = {name: [] for name in rows}
-    ready = {name: open_sampler(opened, model, row.sampler) for name, row in rows.items()}
+    ready = {name: samples.open(row.sampler) for name, row in rows.items()}
     for _ in range(config.rounds + 1):
         for name, row in rows.items():
-            own, x, cond, noise = starting_point(opened, row.sampler, ready[name], seeds)
+            own, x, cond, noise = samples.begin(row.sampler, ready[name], seeds)
             before = time.perf_counter()
             with torch.no_grad():
-                for step in sample_steps(model.denoiser, own, x, noise, cond):
+                for step in sample_steps(samples.model.denoiser, own, x, noise, cond):
                     x = step.x_next
             float(x.sum())  # waits for the device
             taken[name].append((time.perf_counter() - before) / len(seeds))
@@ -147,16 +149,17 @@ def time_rows(opened: Opened, model: Model, rows: Mapping[str, Row]) -> dict[str
 
 
 def make_record(
-    opened: Opened, model: Model, rows: Mapping[str, Row], found: Mapping[str, Kept], times: Mapping[str, float]
-) -> Comparison:
+    e: Experiment, model: Model, rows: Mapping[str, Row], found: Mapping[str, Kept], times: Mapping[str, float],
+    world: World,
+) -> Comparison:  # fmt: skip
     """The table: rows by NFE and then in the order of the file."""
-    e, first = opened.experiment, next(iter(found.values())).score
+    first = next(iter(found.values())).score
     beside = {}
     for name, row in rows.items():
         if row.base is not None:
-            one_scope = alike(opened, row.sampler, rows[row.base].sampler)
+            scopes = {scope_of(each.grid, e.model.parts.levels) for each in (row.sampler, rows[row.base].sampler)}
             overhead = times[name] / times[row.base] - 1
-            beside[name] = set_beside(found[name], found[row.base], one_scope, overhead, e.shift.confidence)
+            beside[name] = set_beside(found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence)
     return Comparison(
         rows=tuple(
             table_row(name, row, found[name], times[name], beside.get(name))
@@ -173,7 +176,7 @@ def make_record(
         warnings=tuple(sorted({warning for row in found.values() for warning in row.score.warnings})),
         confidence=e.shift.confidence,
         timed_images=e.compare.timed_images,
-        made_with=provenance(opened.world),
+        made_with=provenance(world),
     )
 
 
@@ -193,11 +196,6 @@ def table_row(name: str, row: Row, kept: Kept, seconds: float, beside: Beside | 
         mean_nearest=WithNull(shift.mean_nearest, shift.mean_nearest_null),
         beside=beside,
     )
-
-
-def alike(opened: Opened, sampler: Sampler, base: Sampler) -> bool:
-    """Whether the grids of two samplers follow the same."""
-    return len({scope_of(each.grid, opened.experiment.model.levels) for each in (sampler, base)}) == 1
 
 
 def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float, confidence: float) -> Beside:

@@ -1,39 +1,35 @@
 """`snrkit eval-fid`: scores of a run's samplers over disjoint seed ranges, of checkpoints, or of two sets of images."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from snrkit import __version__
 from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, DataError, RunError, SnrkitError
+from snrkit.base.errors import ConfigError, DataError, RunError
 from snrkit.base.files import disk_errors, read_json, write_json
 from snrkit.base.records import to_json
-from snrkit.base.streams import MEMORISATION
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import choose, is_made, load_images, make_images
 from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
-from snrkit.data.dataset import Dataset, Split, chunks, memory_dataset, to_unit
+from snrkit.data.dataset import Dataset, Split, memory_dataset
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
 from snrkit.experiment.run import Run, locked
+from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
+from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.metrics.extractors import make_extractor
 from snrkit.metrics.features import FeatureSet, extract, load_statistics, reference_features
-from snrkit.metrics.memorisation import Memorisation, memorisation
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
-from snrkit.metrics.scores import INCEPTION, PRIMARY, Scores, score, score_statistics, summarise, titles_on
-from snrkit.sampling.sampler import dry_run, parse_seeds
-
-MEMORISATION_IMAGES = 4096
+from snrkit.metrics.scores import INCEPTION, PRIMARY, score, score_statistics, summarise, titles_on
+from snrkit.sampling.sampler import parse_seeds
 
 
 def run_scoring(
@@ -42,14 +38,14 @@ def run_scoring(
     """Score the chosen samplers, all by default."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     records = {}
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
-        extractor, reference = open_reference(opened)
+        scorer = open_scorer(opened.setting, opened.experiment.metrics)
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
             for index, name in enumerate(chosen):
-                records[name] = score_folder(opened, name, run.samples(name), extractor, reference)
+                records[name] = score_folder(opened, name, run.samples(name), scorer)
                 progress.update(index + 1, name)
                 if world.leads:
                     _write(run.metrics(name), records[name])
@@ -62,12 +58,12 @@ def run_curves(
     """Score the chosen samplers at several checkpoints, `which`: all, or the 'last N'."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     paths = choose_checkpoints(run, which)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
-        extractor, reference = open_reference(opened)
-        return {name: _curve(opened, run, name, paths, extractor, reference, quiet) for name in chosen}
+        scorer = open_scorer(opened.setting, opened.experiment.metrics)
+        return {name: _curve(opened, run, name, paths, scorer, quiet) for name in chosen}
 
 
 def choose_checkpoints(run: Run, which: str) -> list[Path]:
@@ -80,20 +76,9 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
     return list_checkpoints(run.checkpoints)[-int(number) :]
 
 
-def open_reference(opened: Opened) -> tuple[Extractor, FeatureSet]:
-    """The extractor of an experiment and its features of the training split."""
-    config, world = opened.experiment.metrics, opened.world
-    if not world.leads:
-        world.barrier()  # the leader fills the cache before the others look
-    extractor = make_extractor(config, opened.labelled, opened.split, world.device)
-    if world.leads:
-        world.barrier()
-    return extractor, reference_features(extractor, opened.labelled, opened.split.train, config.batch, world)
-
-
-def score_folder(opened: Opened, name: str, folder: Path, extractor: Extractor, reference: FeatureSet) -> SamplerScores:
+def score_folder(opened: Opened, name: str, folder: Path, scorer: Scorer) -> SamplerScores:
     """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images."""
-    e, world = opened.experiment, opened.world
+    e, data, extractor = opened.experiment, opened.data, scorer.extractor
     seeds = parse_seeds(e.sample.seeds)
     missing = sum(not is_made(folder, seed) for seed in seeds)
     if missing:
@@ -102,13 +87,11 @@ def score_folder(opened: Opened, name: str, folder: Path, extractor: Extractor, 
     if made["sampler"] != e.samplers[name].model_dump(mode="json"):
         raise RunError(f"{folder} was made by another definition of {name}; run snrkit sample --overwrite first.")
     images = load_images(folder, seeds)
-    samples = memory_dataset(name, images)
-    each = score_ranges(opened, samples, extractor, reference)
-    near = _memorisation(opened, images) if opened.split.held and world.leads else None
+    each = scorer.ranges(memory_dataset(name, images))
     return SamplerScores(
         sampler=name,
         definition=made["sampler"],
-        nfe=dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.model.levels),
+        nfe=opened.setting.cost(e.samplers[name]),
         checkpoint_images=made["checkpoint_images"],
         weights=made["weights"],
         seeds=e.sample.seeds,
@@ -116,35 +99,12 @@ def score_folder(opened: Opened, name: str, folder: Path, extractor: Extractor, 
         features_note=extractor.note,
         features_key=extractor.key,
         names=titles_on(extractor.name),
-        reference=f"{opened.dataset.name}, training split, {len(opened.split.train)} images",
+        reference=f"{data.dataset.name}, training split, {len(data.split.train)} images",
         ranges=each,
         summary=summarise(each),
-        memorisation=near,
-        made_with=provenance(world),
+        memorisation=scorer.memorisation(images),
+        made_with=provenance(opened.world),
     )
-
-
-def score_ranges(opened: Opened, samples: Dataset, extractor: Extractor, reference: FeatureSet) -> tuple[Scores, ...]:
-    """The scores of images over metrics.ranges disjoint ranges."""
-    config, world = opened.experiment.metrics, opened.world
-    return tuple(
-        score(extract(extractor, samples, part, config.batch, world), reference, config)
-        for part in disjoint(samples.count, config.ranges)
-    )
-
-
-def _memorisation(opened: Opened, images: Tensor) -> Memorisation:
-    """Against the training split, mirrored too where training mirrors."""
-
-    def train() -> Iterator[Tensor]:
-        for run in chunks(opened.split.train, 8192):
-            x0 = opened.labelled.x0(run)
-            yield x0
-            if opened.experiment.data.flip:
-                yield x0.flip(3)
-
-    held = MEMORISATION.open().permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
-    return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.labelled.x0(held), train)
 
 
 def provenance(world: World) -> dict[str, Any]:
@@ -153,31 +113,14 @@ def provenance(world: World) -> dict[str, Any]:
     return {"snrkit": __version__, **versions, "device": str(world.device), "processes": world.size}
 
 
-def disjoint(count: int, ranges: int) -> list[range]:
-    """`ranges` disjoint runs of equal length over `count` images; a remainder is left out. SnrkitError when too few."""
-    size = count // ranges
-    if size < 2:
-        raise SnrkitError(f"{count} images do not make {ranges} ranges; make more images or lower metrics.ranges.")
-    return [range(i * size, (i + 1) * size) for i in range(ranges)]
-
-
-def _curve(
-    opened: Opened,
-    run: Run,
-    name: str,
-    paths: Sequence[Path],
-    extractor: Extractor,
-    reference: FeatureSet,
-    quiet: bool,
-) -> ScoreCurve:
+def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: Scorer, quiet: bool) -> ScoreCurve:
     """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
     points = []
     for images in (int(path.name) for path in paths):
         folder = run.samples(f"{name}@{images:09d}")
-        model = open_model(opened, run, images)
-        sampler = opened.experiment.samplers[name]
-        make_images(opened, model, f"{name} @{images}", folder, sampler, False, quiet)
-        points.append(score_folder(opened, name, folder, extractor, reference))
+        samples = trajectories(opened, open_model(opened, run, images))
+        make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
+        points.append(score_folder(opened, name, folder, scorer))
     best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, PRIMARY.key)
     if opened.world.leads:

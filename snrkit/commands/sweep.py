@@ -30,7 +30,6 @@ from snrkit.base.records import read_record, to_json
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
-from snrkit.commands.eval_fid import open_reference, score_ranges
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.train import run_training
@@ -38,8 +37,9 @@ from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
 from snrkit.experiment.run import Run, locked, read_log
+from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import trajectories
 from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
@@ -48,7 +48,7 @@ from snrkit.metrics.scores import Entry, keys, summarise, titles_on
 from snrkit.reports.blocks import markdown
 from snrkit.reports.records import Arm, OverSeeds, SweepTable, Swept
 from snrkit.reports.sweep_table import sweep_page
-from snrkit.sampling.sampler import dry_run, parse_seeds
+from snrkit.sampling.sampler import parse_seeds
 from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 
@@ -211,10 +211,10 @@ def _check(trial: Trial, world: World) -> None:
     try:
         choose(trial.experiment, ())
         opened = open_experiment(trial.experiment, world)
-        check_features(opened.experiment.metrics, opened.labelled)
+        check_features(opened.experiment.metrics, opened.data.labelled)
         _check_average(trial.experiment)
         if isinstance(rule := trial.experiment.train.clip, Groups):
-            rule.split(list(open_network(opened).named_parameters()))
+            rule.split(list(open_network(trial.experiment.training, opened.setting).named_parameters()))
     except SnrkitError as error:
         raise ConfigError(f"arm {trial.arm}: {error}") from None
 
@@ -276,8 +276,8 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), failed=str(error)))
             return
     opened = open_experiment(e, world)
-    check_samplers(opened, list(e.samplers))
-    trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    check_samplers(opened.setting, e.samplers)
+    trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)
     with locked(run):
         if stored_row(trial, runs) is None:  # another process may have made it in between
@@ -326,18 +326,19 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
     sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
-    model, (extractor, reference) = open_model(opened, run), open_reference(opened)
-    seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
+    samples, scorer = trajectories(opened, open_model(opened, run)), open_scorer(opened.setting, e.metrics)
+    dataset, seeds = opened.data.dataset, parse_seeds(e.sample.seeds)
+    data = data_appearance(dataset, opened.data.split.train)
     found = {}
     for name, sampler in e.samplers.items():
-        images = images_of(opened, model, sampler, seeds)
-        each = score_ranges(opened, memory_dataset(name, images), extractor, reference)
+        images = samples.images(sampler, seeds)
+        each = scorer.ranges(memory_dataset(name, images))
         found[name] = SamplerRow(
             summary=summarise(each),
-            names=titles_on(extractor.name),
-            looks=looks(appearance([to_unit(images)], opened.dataset.shape), data),
-            made=manifest(opened, model, sampler),
-            nfe=dry_run(sampler, e.process, e.target, (1, 2, 2), e.model.levels),
+            names=titles_on(scorer.extractor.name),
+            looks=looks(appearance([to_unit(images)], dataset.shape), data),
+            made=manifest(samples, sampler),
+            nfe=e.model.parts.cost(sampler),
         )
     return found
 

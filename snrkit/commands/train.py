@@ -12,9 +12,8 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.models import read_weights
+from snrkit.experiment.models import TrainedHere, read_weights
 from snrkit.experiment.opening import (
-    Opened,
     open_experiment,
     open_network,
     open_task,
@@ -33,7 +32,6 @@ from snrkit.experiment.stored import (
 from snrkit.training.clipping import remark
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
-    ResumeFrom,
     Task,
     TrainState,
     TrainStep,
@@ -98,13 +96,14 @@ class Tally:
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
-    origin = experiment.training.train.resume_from
+    _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
-    check_memory(opened)
-    task, network = open_task(opened), open_network(opened)
+    training, setting = opened.experiment.training, opened.setting
+    check_memory(training, setting)
+    task, network = open_task(training, setting), open_network(training, setting)
     run = Run(runs / experiment.name)
     check_fits(run, opened.experiment)
-    check_data(run, opened.dataset.fingerprint)
+    check_data(run, opened.data.dataset.fingerprint)
     state = make_state(task, network)
     if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
         console.print(note)
@@ -113,14 +112,14 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
         if not state.step:
-            _begin_from(origin, opened, state)
+            _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
+            facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
-        prepare_sampling(opened, run)
+        prepare_sampling(setting, run)
         _loop(run, task, state, tally, quiet)
     return run
 
@@ -140,13 +139,14 @@ def _resume(run: Run, state: TrainState) -> Tally:
     return Tally(**checkpoint.numbers["tally"])
 
 
-def _begin_from(origin: ResumeFrom | None, opened: Opened, state: TrainState) -> None:
+def _begin_from(training: TrainedHere, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
+    origin = training.train.resume_from
     if origin is None:
         return
     trained = stored_experiment(origin.run)
     parts = ("process", "target", "precondition")
-    if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
+    if any(getattr(trained, part) != getattr(training, part) for part in parts):
         raise ConfigError(
             f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
             "train from scratch."

@@ -27,24 +27,22 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_json, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
-from snrkit.commands.eval_fid import open_reference
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
-from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
+from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.experiment.yaml_files import apply_settings
-from snrkit.metrics.extractors import Extractor
-from snrkit.metrics.features import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
 from snrkit.reports.records import Found, Tuned, TunedNow
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, dry_run, first_variance, open_with, parse_seeds
+from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
@@ -134,27 +132,31 @@ class Tools:
     opened: Opened
     run: Run
 
+    @property
+    def experiment(self) -> Experiment:
+        """As resolved."""
+        return self.opened.experiment
+
     @cached_property
     def seeds(self) -> list[int]:
         """The tuning seeds."""
-        return parse_seeds(self.opened.experiment.tune.seeds)
+        return parse_seeds(self.experiment.tune.seeds)
 
     @cached_property
-    def model(self) -> Model:
-        """The run's model."""
-        return open_model(self.opened, self.run)
+    def samples(self) -> Trajectories:
+        """What samplers make of the run's model."""
+        return trajectories(self.opened, open_model(self.opened, self.run))
 
     @cached_property
     def instrument(self) -> Instrument:
         """What measures norm gaps and knows the data's covariance."""
-        plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
-        experiment = self.opened.experiment.model_copy(update={"shift": plain})
-        return Instrument(replace(self.opened, experiment=experiment), self.model, self.seeds)
+        plain = self.experiment.shift.model_copy(update={"probes": ()})
+        return Instrument(self.samples, plain, self.seeds)
 
     @cached_property
-    def scorer(self) -> tuple[Extractor, FeatureSet]:
+    def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
-        return open_reference(self.opened)
+        return open_scorer(self.opened.setting, self.experiment.metrics)
 
     @cached_property
     def controls(self) -> dict[bool, ModeDenoiser]:
@@ -182,9 +184,14 @@ class Bench:
             write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
 
     @property
-    def opened(self) -> Opened:
-        """The experiment."""
-        return self.tools.opened
+    def experiment(self) -> Experiment:
+        """As resolved."""
+        return self.tools.experiment
+
+    @property
+    def setting(self) -> Setting:
+        """Of the model that is sampled."""
+        return self.tools.opened.setting
 
     @property
     def run(self) -> Run:
@@ -194,22 +201,21 @@ class Bench:
     @property
     def model(self) -> Model:
         """What is sampled."""
-        return self.tools.model
+        return self.tools.samples.model
 
     @property
     def sampler(self) -> Sampler:
         """As the experiment defines it."""
-        return self.opened.experiment.samplers[self.name]
+        return self.experiment.samplers[self.name]
 
     def fd(self, values: Values) -> float:
         """The Frechet distance of the tuning seeds' images to the training split."""
 
         def measure(sampler: Sampler) -> float:
-            extractor, reference = self.tools.scorer
-            images = memory_dataset("tuning", images_of(self.opened, self.model, sampler, self.tools.seeds))
-            found = extract(extractor, images, range(images.count), self.opened.experiment.metrics.batch,
-                            self.opened.world)  # fmt: skip
-            return frechet(found.gaussian, reference.gaussian)
+            scorer = self.tools.scorer
+            images = memory_dataset("tuning", self.tools.samples.images(sampler, self.tools.seeds))
+            found = scorer.features(images, range(images.count))
+            return frechet(found.gaussian, scorer.reference.gaussian)
 
         return float(self._remember("fd", values, measure))
 
@@ -224,9 +230,9 @@ class Bench:
 
     def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
         sampler = with_values(self.sampler, self.chosen, values)
-        e = self.opened.experiment
+        e = self.experiment
         more = e.metrics if what == "fd" else e.shift
-        facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
+        facts = [what, manifest(self.tools.samples, sampler), e.tune.seeds, more.model_dump(mode="json"),
                  NUMERICS]  # fmt: skip
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
@@ -256,9 +262,9 @@ def run_tuning(
     for name, chosen in wanted.items():
         _blank(experiment.samplers[name], chosen)
     opened = open_experiment(experiment, world)
-    check_held_out(opened)
-    check_samplers(opened, list(wanted))
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    check_held_out(opened.data)
+    check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
+    run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records = {}
     with locked(run), resumable("every evaluation"):
@@ -277,7 +283,7 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
         return by_gap(bench, say)
     if method == "fd":
         return by_fd(bench, say)
-    return by_optuna(bench, bench.opened.experiment.tune.trials)
+    return by_optuna(bench, bench.experiment.tune.trials)
 
 
 def _check_disjoint(experiment: Experiment) -> None:
@@ -304,8 +310,7 @@ def predict(bench: Bench) -> Values:
     if apart not in bench.tools.controls:
         bench.tools.controls[apart] = _control(bench, apart)
     control = bench.tools.controls[apart]
-    moments = bench.opened.moments
-    variance = first_variance(bench.sampler, moments.variance if moments else None)
+    variance = first_variance(bench.sampler, bench.setting.data.variance)
 
     def ratio(place: int, value: float) -> float:
         tried = tuple(value if i == place else v for i, v in enumerate(values))
@@ -334,7 +339,7 @@ def _control(bench: Bench, apart: bool) -> ModeDenoiser:
     Modes are taken within the low and the high bands only where a coefficient of bands is at work, `apart`. The
     covariance is within classes, where the network knows them; the bands are those of all images together.
     """
-    process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
+    process, shape = bench.setting.parts.process, bench.setting.data.dataset.shape
     covariance = bench.tools.instrument.covariance
     if covariance is not None and (not apart or shape[1] % 2 == shape[2] % 2 == 0):
         return of_covariance(process, covariance, shape, apart)
@@ -391,10 +396,9 @@ def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
 
 def works(bench: Bench, values: Values) -> bool:
     """Whether a sampler with these coefficients can run at all; a window, say, may be too wide for the grid."""
-    e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.model.levels)
+        bench.setting.cost(tried)
     except SnrkitError:
         return False
     return True
@@ -434,7 +438,7 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     except ImportError:
         raise SnrkitError("--by optuna needs the extra: pip install 'snrkit[optuna]'; or tune by fd.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.opened.experiment.seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.experiment.seed))
     study.enqueue_trial({knob.path: knob.range.neutral for knob in bench.chosen})
 
     def objective(trial: Any) -> float:
@@ -473,7 +477,7 @@ def _found(bench: Bench, method: str, values: Values) -> Found:
         values=values,
         fd_on_tuning_seeds=bench.fd(values) if method in ("fd", "optuna") else None,
         gap_before_and_after=None if gaps is None else tuple(gaps),
-        seeds=bench.opened.experiment.tune.seeds,
+        seeds=bench.experiment.tune.seeds,
         checkpoint_images=bench.model.images,
         at_the_end_of_its_range=tuple(
             k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)

@@ -37,7 +37,6 @@ from snrkit.sampling.sampler import (
     SampleConfig,
     Sampler,
     TuneConfig,
-    dry_run,
     missing_capabilities,
     parse_seeds,
 )
@@ -191,7 +190,7 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         for index, why in missing_capabilities(sampler, e.model.parts.capabilities):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            dry_run(sampler, e.process, e.target, (1, 2, 2), e.model.levels)
+            e.model.parts.cost(sampler)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)

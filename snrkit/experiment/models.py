@@ -24,6 +24,7 @@ from snrkit.diffusion.process import AnyProcess, Flow
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
 from snrkit.spectral.faults import training_faults
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
@@ -45,8 +46,13 @@ class Parts:
     target: AnyTarget
     precondition: AnyPrecondition
     network: AnyNetwork | Foreign
+    levels: AnyLevels | None  # where its training looked; None where that is not known
     capabilities: Capabilities
     precision_known: bool  # whether it is known in which precision it was trained
+
+    def cost(self, sampler: Sampler, shape: tuple[int, int, int] = (1, 2, 2)) -> int:
+        """Network calls per image (C, H, W) of a sampler. SnrkitError for whatever cannot work."""
+        return dry_run(sampler, self.process, self.target, shape, self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,6 @@ class Origin(Protocol):
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:
         """The averages of weights that its training keeps."""
-
-    @property
-    def levels(self) -> AnyLevels | None:
-        """Where its training looked; None where that is not known."""
 
     def identity(self) -> dict[str, Any]:
         """What decides its weights beside seed and data, as plain data: a run directory holds one such model."""
@@ -107,15 +109,11 @@ class FromElsewhere(Value):
         found = self.described
         takes = found.network.conditioning
         able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
-        return Parts(found.process, found.target, found.precondition, found.network, able, False)
+        return Parts(found.process, found.target, found.precondition, found.network, None, able, False)
 
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:
         return ()
-
-    @property
-    def levels(self) -> None:
-        return None
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.source.model_dump(mode="json")}
@@ -151,7 +149,7 @@ class TrainedHere(Value):
         takes, train = self.network.conditioning, self.train
         unlabelled = takes.classes > 0 and takes.unlabelled and train.label_dropout > 0
         able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0)
-        return Parts(self.process, self.target, self.precondition, self.network, able, True)
+        return Parts(self.process, self.target, self.precondition, self.network, self.levels, able, True)
 
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:

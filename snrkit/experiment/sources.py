@@ -18,11 +18,11 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import Weights
-from snrkit.experiment.opening import Model, Opened, open_weights
+from snrkit.experiment.opening import Model, Setting, open_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
-from snrkit.sampling.sampler import OpenedSampler, Sampler, named, open_with
+from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
@@ -35,14 +35,20 @@ FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale a
 class RunSources:
     """The sources of a run's samplers."""
 
-    opened: Opened
+    experiment: Experiment
+    setting: Setting
     model: Model
 
     def facts(self, sampler: Sampler) -> list[list[Any]]:
         """Which weights, estimators and spectra the sampler depends on beside its own model, as they are now."""
-        e = self.opened.experiment
-        found = [self._fact(kind, what) for kind, what in named(sampler, e.process, e.model.levels)]
-        return [*found, *([mark] for mark in run_spectra(self.opened, self.model.run).facts(sampler.grid))]
+        parts = self.setting.parts
+        found = [self._fact(kind, what) for kind, what in named(sampler, parts.process, parts.levels)]
+        return [*found, *([mark] for mark in self.spectra.facts(sampler.grid))]
+
+    @property
+    def spectra(self) -> RunSpectra:
+        """What the run knows of its images' power spectra."""
+        return run_spectra(self.setting, self.model.run)
 
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
@@ -57,21 +63,21 @@ class RunSources:
     def denoiser(self, named: NamedWeights) -> Denoiser:
         """The model of these weights. It must share scaling and shape: ConfigError."""
         self._known(named)
-        return open_weights(self.opened, *self._place(named.run), named.checkpoint, named.average).denoiser
+        return open_weights(self.setting, *self._place(named.run), named.checkpoint, named.average).denoiser
 
     def _place(self, run: Path | None) -> tuple[Experiment, Run]:
-        return (self.opened.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
+        return (self.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
 
     def _known(self, named: NamedWeights) -> Weights:
         """What is named, without loading it; ConfigError where it cannot stand beside."""
-        e, (other, run) = self.opened.experiment, self._place(named.run)
+        e, (other, run) = self.experiment, self._place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
         theirs, ours = other.network.conditioning.scalars, e.network.conditioning.scalars
-        if (theirs, theirs and other.model.levels) != (ours, ours and e.model.levels):
+        if (theirs, theirs and other.model.parts.levels) != (ours, ours and e.model.parts.levels):
             raise ConfigError(
                 f"{named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
@@ -87,65 +93,55 @@ class RunSources:
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
-        return open_estimator(self.opened, self.model.run)
+        return open_estimator(self.setting, self.model.run)
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """By the run's model of spectra."""
-        return run_spectra(self.opened, self.model.run).placement(grid)
+        return self.spectra.placement(grid)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
-        opened = self.opened
-        rows = STATISTICS.open().permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
-        labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
-        shared = run_spectra(opened, self.model.run).placement(None)
+        setting, dataset, takes = self.setting, self.setting.data.dataset, self.setting.parts.network.conditioning
+        rows = STATISTICS.open().permutation(np.asarray(setting.data.split.train))[:FORWARD_IMAGES]
+        labels = None if dataset.labels is None else dataset.labels[torch.from_numpy(rows)]
+        shared = self.spectra.placement(None)
         told = None if shared is None else shared.told(rows.tolist(), None)
-        cond = Cond(labels, told, opened.experiment.network.conditioning.unaugmented(len(rows)))
         arm = forward_arm(
-            self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), cond,
-            key=FORWARD_STATISTICS.key(opened.experiment.seed), batch=opened.experiment.sample.batch,
-            device=opened.world.device,
+            self.model.denoiser, levels, setting.data.shown(rows.tolist()), torch.from_numpy(rows),
+            Cond(labels, told, takes.unaugmented(len(rows))), key=FORWARD_STATISTICS.key(setting.seed),
+            batch=self.experiment.sample.batch, device=setting.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 
 
-def run_spectra(opened: Opened, run: Run) -> RunSpectra:
+def run_spectra(setting: Setting, run: Run) -> RunSpectra:
     """What a run knows of its images' power spectra: nothing is read or measured before it is needed."""
-    e, tells = opened.experiment, bool(opened.experiment.network.conditioning.scalars)
-    return RunSpectra(run.path, opened.measured, opened.world, e.process, e.model.levels, tells)
+    parts = setting.parts
+    tells = bool(parts.network.conditioning.scalars)
+    return RunSpectra(run.path, setting.data.measured, setting.world, parts.process, parts.levels, tells)
 
 
-def prepare_sampling(opened: Opened, run: Run) -> None:
+def prepare_sampling(setting: Setting, run: Run) -> None:
     """Keep in the run what its samplers will take of the training images."""
-    run_spectra(opened, run).keep()
+    run_spectra(setting, run).keep()
 
 
-def open_sampler(opened: Opened, model: Model, sampler: Sampler) -> OpenedSampler:
-    """A sampler of a run with all that it names."""
-    return open_with(sampler, opened.experiment.process, RunSources(opened, model))
-
-
-def beyond_training(opened: Opened, model: Model, sampler: Sampler) -> str | None:
-    """What to say of a grid that asks for levels or texture which training has not seen; None where it does not."""
-    return run_spectra(opened, model.run).beyond(sampler.grid)
-
-
-def open_estimator(opened: Opened, run: Run) -> Estimator:
+def open_estimator(setting: Setting, run: Run) -> Estimator:
     """The estimator that snrkit fit-estimator made of this run. RunError when absent, damaged or of another config."""
-    path, e = run.estimator, opened.experiment
+    path, process = run.estimator, setting.parts.process
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
     record = read_json(path / "estimator.json")
     if (record["process"], record["dataset_fingerprint"]) != (
-        e.process.model_dump(mode="json"),
-        opened.dataset.fingerprint,
+        process.model_dump(mode="json"),
+        setting.data.dataset.fingerprint,
     ):
         raise RunError(f"the estimator in {path} is of another process or data set; run snrkit fit-estimator again.")
     config = EstimatorConfig.model_validate(record["config"])
-    estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
+    estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
     try:
         estimator.network.load_state_dict(load((path / "network.safetensors").read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{path} is damaged ({str(error)[:100]}); run snrkit fit-estimator again.") from None
-    estimator.network.to(opened.world.device).eval().requires_grad_(False)
+    estimator.network.to(setting.world.device).eval().requires_grad_(False)
     return estimator

@@ -81,13 +81,13 @@ def test_images_of_other_batches_agree_to_a_ten_thousandth(pair):
     from snrkit.data.dataset import chunks
     from snrkit.experiment.opening import open_experiment, open_model
     from snrkit.experiment.run import Run
-    from snrkit.experiment.trajectories import generate
+    from snrkit.experiment.trajectories import trajectories
 
     opened = open_experiment(load_experiment(pair[0] / "small.yaml"), World(0, 1, torch.device("cpu")))
-    model = open_model(opened, Run(pair[0] / "runs" / "small"))
+    samples = trajectories(opened, open_model(opened, Run(pair[0] / "runs" / "small")))
     for sampler in opened.experiment.samplers.values():
         made = [
-            torch.cat([batch.x0 for batch in generate(opened, model, sampler, list(chunks(range(48), size)))])
+            torch.cat([batch.x0 for batch in samples.generate(sampler, list(chunks(range(48), size)))])
             for size in (16, 16, 24)
         ]
         assert torch.equal(made[0], made[1])

@@ -103,7 +103,7 @@ def test_a_model_is_described_once_and_says_nothing_of_training(model, monkeypat
     describe = DiffusersModel.describe
     monkeypatch.setattr(DiffusersModel, "describe", lambda self: asked.append(self) or describe(self))
     e = experiment(model)
-    parts = (e.process, e.target, e.precondition, e.network, e.model.levels, e.training_part(), dump_yaml(e))
+    parts = (e.process, e.target, e.precondition, e.network, e.model.parts.levels, e.training_part(), dump_yaml(e))
     assert len(asked) == 1
     assert parts[:4] == (e.model.parts.process, e.model.parts.target, e.model.parts.precondition, e.model.parts.network)
     assert not {"levels", "weighting", "train"} & set(e.model_dump())

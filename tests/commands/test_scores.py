@@ -15,13 +15,14 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.records import to_json
 from snrkit.commands.compare import run_comparing
-from snrkit.commands.eval_fid import disjoint, open_reference, run_curves, run_scoring, score_pair
+from snrkit.commands.eval_fid import run_curves, run_scoring, score_pair
 from snrkit.commands.sample import load_images, run_sampling
 from snrkit.commands.sweep import lay_out, load_sweep, row_path, run_sweep
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
+from snrkit.experiment.scorer import disjoint, open_scorer
 from snrkit.metrics import scores
 from snrkit.metrics.scores import PRIMARY, SCORES, Score
 from snrkit.reports import terminal
@@ -100,7 +101,7 @@ def test_a_score_is_computed_and_kept(made, monkeypatch):
     """The toy score of every range is the mean absolute feature; files hold it, its summary and its differences."""
     monkeypatch.setenv("SNRKIT_CACHE", str(made.run.path.parent.parent / "cache"))
     opened = open_experiment(load_experiment(made.run.path.parent.parent / "small.yaml"), WORLD)
-    extractor, _ = open_reference(opened)
+    extractor = open_scorer(opened.setting, opened.experiment.metrics).extractor
     images = load_images(made.run.samples("euler"), range(64))
     wanted = [float(extractor.run(images[list(part)])[0].abs().mean()) for part in disjoint(64, 2)]
     for record in (made.json["scores"]["euler"], json.loads(made.run.metrics("euler").read_text())):

@@ -16,7 +16,7 @@ from snrkit.commands.sweep import check_file, lay_out, load_sweep, run_sweep
 from snrkit.data.dataset import to_unit
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.run import Run, locked
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.appearance import appearance, looks
 from tests.small import SMALL, snrkit, write_config, written
 
@@ -222,9 +222,9 @@ def test_rows_hold_what_the_log_and_the_images_say(swept):
     trial = lay_out(load_sweep(folder / "knobs.yaml"), "knobs")[0]
     opened = open_experiment(trial.experiment, WORLD)
     run = Run(folder / "runs" / "knobs-plain-3")
-    images = images_of(opened, open_model(opened, run), trial.experiment.samplers["euler"], range(32))
-    data = appearance([opened.dataset.x0(opened.split.train)], opened.dataset.shape)
-    wanted = looks(appearance([to_unit(images)], opened.dataset.shape), data)
+    images = trajectories(opened, open_model(opened, run)).images(trial.experiment.samplers["euler"], range(32))
+    data = appearance([opened.data.dataset.x0(opened.data.split.train)], opened.data.dataset.shape)
+    wanted = looks(appearance([to_unit(images)], opened.data.dataset.shape), data)
     row = sweeping.stored_row(trial, folder / "runs")
     assert row.samplers["euler"].looks.power == pytest.approx(wanted.power, rel=1e-4)
     norms = [json.loads(line)["grad_norm"] for line in run.log.read_text().splitlines() if '"train"' in line]

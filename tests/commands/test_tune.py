@@ -20,7 +20,7 @@ from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.sampling.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.sampling.grid import Karras
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.solvers import Euler, Heun
 from snrkit.sampling.step import Range
 from tests.small import SMALL, snrkit, write_config, written
@@ -111,13 +111,13 @@ def test_a_base_may_be_named():
 @given(steps=st.integers(1, 60))
 def test_with_nfe_finds_the_steps(steps):
     """It inverts the cost exactly, or says that no number of steps has it."""
-    plain = Sampler(grid=Karras(steps=3), solver=Euler())
+    plain, cost = Sampler(grid=Karras(steps=3), solver=Euler()), lambda s: dry_run(s, Edm(), X0(), (1, 2, 2))
     guided = plain.model_copy(update={"corrections": (NoiseAwareness(weight=1.0),)})
-    assert with_nfe(plain, steps, Edm(), X0()).grid.steps == steps
-    assert with_nfe(guided, 2 * steps, Edm(), X0()).grid.steps == steps
-    assert with_nfe(guided, 2 * steps + 1, Edm(), X0()) is None
+    assert with_nfe(plain, steps, cost).grid.steps == steps
+    assert with_nfe(guided, 2 * steps, cost).grid.steps == steps
+    assert with_nfe(guided, 2 * steps + 1, cost) is None
     heun = plain.model_copy(update={"solver": Heun()})
-    assert with_nfe(heun, 2 * steps - 1, Edm(), X0()).grid.steps == steps
+    assert with_nfe(heun, 2 * steps - 1, cost).grid.steps == steps
 
 
 def test_the_base_of_an_even_cost_where_only_odd_ones_are():

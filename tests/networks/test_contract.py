@@ -22,13 +22,14 @@ from snrkit.commands.sample import run_sampling
 from snrkit.commands.train import run_training
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, parse_experiment
-from snrkit.experiment.opening import open_experiment, open_model, open_network, open_task
+from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.networks import AnyNetwork, Conditioning, Dit, Foreign, Mlp, NetworkValue, UNet, make_network, output_layer
 from snrkit.networks.modules import Checkpointed, output_weights
 from snrkit.reports.run_report import write_report
 from snrkit.training.clipping import Adaptive, AdaptiveLayer, AnyClip, Groups, clip, remark
 from snrkit.training.train import make_state, train
+from tests.opened import open_network, open_task
 from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -15,7 +15,6 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.experiment.experiment import load_experiment, parse_experiment
-from snrkit.experiment.opening import open_network
 from snrkit.experiment.run import Run
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.grid import Karras
@@ -29,6 +28,7 @@ from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import SpectralSchedule
 from snrkit.training.randomness import ImageStreams
 from tests.exact import gaussian
+from tests.opened import instrument, open_network
 from tests.sampling.test_solvers import ALL
 from tests.small import SMALL, snrkit, write_config
 from tests.spectral.test_levels import SPECTRAL
@@ -253,22 +253,21 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
             ends.append(found)
             return found
 
-    from snrkit.experiment.instrument import Instrument
     from snrkit.experiment.opening import Model, open_experiment
 
     opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
-    known = Spectral(fit_spectrum_model(opened.measured.once(spectra_of)), opened.experiment.levels, True)
+    known = Spectral(fit_spectrum_model(opened.data.measured.once(spectra_of)), opened.experiment.levels, True)
     sampler = opened.experiment.samplers["own"]
     dummy = Dummy(Vp(), opened.experiment.levels)
     ready = replace(open_with(sampler, Vp(), dummy), placement=Noted(known, sampler.grid, Vp()))
     network = open_network(opened).eval().requires_grad_(False)
-    denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.sigma_data)
-    instrument = Instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
-    instrument.walk(sampler, ready)
+    denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.data.sigma_data)
+    made = instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
+    made.walk(sampler, ready)
     reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
     for parts in (levels, ends, classes):
         parts.clear()
-    _, cond = instrument.placed(ready, instrument.held_rows)
+    _, cond = made.placed(ready, made.held_rows)
     for ours, theirs in zip(reverse, (levels[0], cond.scalars, cond.labels), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert len(reverse[0][:, 0].unique()) > 10

@@ -22,9 +22,9 @@ def test_a_network_without_labels_keeps_spectra_without_classes(tmp_path):
     for classes in (0, 4):
         run, found = Run(tmp_path / str(classes)), opened(classes=classes)
         run.path.mkdir()
-        prepare_sampling(found, run)
+        prepare_sampling(found.setting, run)
         written = (run.path / "spectra.safetensors").read_bytes()
-        model = run_spectra(found, run).known().model
+        model = run_spectra(found.setting, run).known().model
         assert model.class_means.shape == (classes, 5)
         assert model.weights.shape[0] == classes + 1
         assert (run.path / "spectra.safetensors").read_bytes() == written
@@ -40,8 +40,8 @@ def test_nothing_is_measured_before_it_is_asked_for_nor_twice():
             return super().once(measure)
 
     found = opened()
-    assert not found.measured._found
-    counted = Counted(found.measured.dataset, found.measured.split, torch.device("cpu"))
+    assert not found.data.measured._found
+    counted = Counted(found.data.measured.dataset, found.data.measured.split, torch.device("cpu"))
     levels = found.experiment.levels
     assert counted.once(levels.open) is counted.once(levels.open)
     assert asked == [True, True, False]  # the levels, for them the spectra, and neither again

@@ -13,7 +13,7 @@ from snrkit.data.dataset import memory_dataset, split
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import open_experiment, open_network, open_task
+from snrkit.experiment.opening import open_experiment
 from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra
@@ -23,6 +23,7 @@ from snrkit.training.holdout import held_out_loss
 from snrkit.training.level_samplers import LogNormal
 from snrkit.training.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
 from snrkit.training.weighting import Sigmoid, SpectralBias
+from tests.opened import open_network, open_task
 from tests.small import SMALL
 from tests.spectral.test_schedule import pictures
 

@@ -11,11 +11,12 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import condition_of, level_sampler, open_experiment, open_network, open_task
+from snrkit.experiment.opening import open_experiment
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.objective import Objective
 from snrkit.training.train import make_state, micro_losses, train
 from snrkit.training.weighting import Simple, beside
+from tests.opened import level_sampler, open_network, open_task
 from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -120,7 +121,7 @@ def test_what_is_told_of_an_image_is_asked_of_the_level_sampler():
     micro_losses(task, network, draws, task.dataset.pixels(images.tolist()), (3, 0))
     torch.testing.assert_close(network.cond.scalars, torch.stack([images, draws.scalars], 1).float())
     rows = torch.tensor([7, 2])
-    assert condition_of(found, rows).scalars.tolist() == [[7, 1], [2, 1]]
+    assert found.setting.condition(rows).scalars.tolist() == [[7, 1], [2, 1]]
 
 
 def test_held_out_images_are_weighed_at_their_own_levels():
