@@ -83,11 +83,12 @@ def digits():
 
 def test_the_classifier_is_good_repeatable_and_cached(digits, tmp_path):
     """Right on more than 95 % of held-out digits; the cached weights are those that training gives again."""
-    first = train_classifier(*digits, tmp_path / "a")
+    first = train_classifier(*digits, cache_folder())
     assert first.accuracy > 0.95
-    stored = load(next((tmp_path / "a").glob("*")).read_bytes())
-    again = train_classifier(*digits, tmp_path / "a").network.state_dict()
-    afresh = train_classifier(*digits, tmp_path / "b").network.state_dict()
+    afresh = train_classifier(*digits, tmp_path).network.state_dict()
+    (path,) = tmp_path.iterdir()
+    stored = load((cache_folder() / path.name).read_bytes())
+    again = train_classifier(*digits, cache_folder()).network.state_dict()
     for name, tensor in stored.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, afresh[name])
@@ -116,8 +117,9 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
     assert wrong["recall"] < 0.1
 
 
-def test_reference_statistics_are_cached_by_content(digits):
+def test_reference_statistics_are_cached_by_content(digits, tmp_path, monkeypatch):
     """The same images give the same file; another choice of images or features another; the result is equal."""
+    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
     dataset, parts = digits
     extractor = make_extractor(MetricsConfig(features="pixels"), dataset, parts, WORLD.device)
     first = reference_features(extractor, dataset, parts.train, 256, WORLD)
@@ -175,7 +177,8 @@ def test_pixel_components_are_found_once(digits, tmp_path, monkeypatch):
     torch.testing.assert_close(other.run(pixels)[0], -first.run(pixels)[0])
 
 
-def seeded_inception(path):
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
     """Random weights in torch-fidelity's layout, saved as its file is."""
     from unittest.mock import patch
 
@@ -191,29 +194,29 @@ def seeded_inception(path):
         if name.endswith("conv.weight") or name == "fc.weight":
             fan = tensor[0].numel()
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan) ** 0.5)
+    path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
     torch.save(network.state_dict(), path)
     return path
 
 
-def test_inception_path_equals_torch_fidelity(tmp_path, digits):
+def test_inception_path_equals_torch_fidelity(tmp_path, digits, inception):
     """Our FID, IS and KID with random Inception weights are those that torch-fidelity computes from two folders."""
     import torch_fidelity
 
     from snrkit.commands.sample import encode
 
-    weights = seeded_inception(tmp_path / INCEPTION_FILE)
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        for i in range(24):
+        for i in range(12):
             pixels = torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
             (tmp_path / name / f"{i:02d}.png").write_bytes(encode(pixels))
-    config = MetricsConfig(features="inception", weights=weights, batch=8)
+    config = MetricsConfig(features="inception", weights=inception, batch=8)
     ours = to_json(score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD))
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=24,
+        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=12,
         kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8,
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception),
     )  # fmt: skip
     assert ours["names"] == {"fd": "FID", "is": "IS", "kid": "KID"}
     assert ours["fd"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
@@ -287,7 +290,7 @@ def test_memorisation_sees_copies():
     assert 6 < float(far) < 14
 
 
-def test_pairs_of_sets_are_checked(tmp_path, digits):
+def test_pairs_of_sets_are_checked(tmp_path, inception):
     """Unequal counts warn; different sizes and a reference that is not images are refused; EDM statistics are read."""
     images = torch.randint(0, 256, (30, 6, 6, 1), dtype=torch.uint8).numpy()
     np.savez(tmp_path / "a.npz", images)
@@ -317,9 +320,7 @@ def test_pairs_of_sets_are_checked(tmp_path, digits):
         score_pair("nothing", paths["a"], config, None, WORLD)
     with pytest.raises(SnrkitError, match="needs --root"):
         score_pair("cifar10", paths["a"], config, None, WORLD)
-    weights = seeded_inception(tmp_path / INCEPTION_FILE)
-    inception = MetricsConfig(features="inception", weights=weights)
-    assert np.isfinite(distance("b", "stats", inception))
+    assert np.isfinite(distance("b", "stats", MetricsConfig(features="inception", weights=inception)))
 
 
 def test_ranges_are_disjoint_and_summarised():
