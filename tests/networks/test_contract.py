@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-import snrkit.experiment.experiment as experiments
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.commands.analyze import data_spectrum
@@ -21,16 +20,19 @@ from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.sample import run_sampling
 from snrkit.commands.train import run_training
 from snrkit.diffusion.prediction import Cond
-from snrkit.experiment.experiment import Experiment, parse_experiment
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.yaml_files import apply_settings
-from snrkit.networks import AnyNetwork, Conditioning, Dit, Foreign, Mlp, NetworkValue, UNet, make_network, output_layer
+from snrkit.networks import AnyNetwork, Conditioning, Dit, Mlp, NetworkValue, UNet, make_network, output_layer
+from snrkit.networks.foreign import Foreign
 from snrkit.networks.modules import Checkpointed, output_weights
 from snrkit.reports.run_report import write_report
 from snrkit.training.clipping import Adaptive, AdaptiveLayer, AnyClip, Groups, clip, remark
 from snrkit.training.train import make_state, train
 from tests.opened import open_network, open_task
 from tests.small import SMALL
+from tests.toys import member
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -84,12 +86,6 @@ class Tellable(Toy):
         return TellableModule(shape, self)
 
 
-class WithToys(Experiment):
-    """An experiment whose union of networks has two more."""
-
-    network: Annotated[UNet | Dit | Mlp | Foreign | Toy | Tellable, Field(discriminator="kind")]
-
-
 PLAIN = {**SMALL["train"], "images": 640, "label_dropout": 0.0, "noise_dropout": 0.0, "augment": None}
 SAMPLERS = {
     "euler": SMALL["samplers"]["euler"],
@@ -113,8 +109,9 @@ MEMBERS = {
 
 
 @pytest.fixture(autouse=True)
-def _with_toys(monkeypatch):
-    monkeypatch.setattr(experiments, "Experiment", WithToys)
+def _with_toys():
+    with member(TrainedHere, "network", Toy), member(TrainedHere, "network", Tellable):
+        yield
 
 
 def parse(content, *settings):
@@ -136,7 +133,7 @@ def test_a_network_that_knows_forward_alone_goes_through_every_command(tmp_path,
     told = capsys.readouterr()
     assert "agc bounds every layer" in " ".join((told.out + told.err).split())
     opened = open_experiment(e, WORLD)
-    found = analyze_run(opened, open_model(opened, run), data_spectrum(opened))
+    found = analyze_run(opened.experiment, opened.setting, open_model(opened, run), data_spectrum(opened.data))
     charts = {chart.name: chart for group in found.charts.values() for chart in group}
     assert {"run-error", "run-gradients", "run-gsnr"} <= charts.keys()
     assert "run-accuracy" not in charts  # made without the label, which this network has no answer to
@@ -206,24 +203,27 @@ def test_the_trained_model_is_not_asked_what_its_network_has_no_answer_to():
     """Even where training dropped what it is to do without; a network that answers is asked then, and only then."""
     for content, name in ((TOY, "toy"), (TOLD, "tellable"), (SMALL, "unet")):
         e = parse(content)
-        dropped = e.model_copy(
-            update={"train": e.train.model_copy(update={"label_dropout": 0.1, "noise_dropout": 0.1})}
+        dropped, kept = (
+            e.training.model_copy(
+                update={"train": e.train.model_copy(update={"label_dropout": share, "noise_dropout": share})}
+            ).parts.capabilities
+            for share in (0.1, 0.0)
         )
-        kept = e.model_copy(update={"train": e.train.model_copy(update={"label_dropout": 0.0, "noise_dropout": 0.0})})
-        asked = dropped.capabilities()
+        asked = dropped
         assert (asked.labels, asked.unlabelled, asked.untold) == (name != "toy", name == "unet", name == "unet")
-        assert (kept.capabilities().unlabelled, kept.capabilities().untold) == (False, False)
+        assert (kept.unlabelled, kept.untold) == (False, False)
+
+
+def test_a_network_from_elsewhere_says_what_it_takes():
+    """As it was read; it is loaded, and so no member of the union of those that are made."""
+    value = Foreign(shape=(1, 8, 8), classes=3, null_label=True)
+    assert value.conditioning == Conditioning(classes=3, unlabelled=True)
+    assert Foreign not in get_args(get_args(AnyNetwork)[0])
 
 
 @pytest.mark.parametrize("kind", [kind.model_fields["kind"].default for kind in get_args(get_args(AnyNetwork)[0])])
 def test_every_network_of_the_union_answers_the_protocol_and_trains(kind):
     """What its Value says is so: options, null label and null time, blocks, chance, the layer that gives the output."""
-    if kind == "foreign":
-        value = Foreign(shape=(1, 8, 8), classes=3, null_label=True)
-        assert value.conditioning == Conditioning(classes=3, unlabelled=True)
-        with pytest.raises(ConfigError, match="cannot be made anew"):
-            value.make((1, 8, 8))
-        return
     value = MEMBERS[kind]
     network = make_network(value, (1, 8, 8), 0)
     with torch.no_grad():
