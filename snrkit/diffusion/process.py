@@ -21,7 +21,7 @@ last entry is -inf, zero terminal SNR) and to 1e-12 for continuous clocks.
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -169,14 +169,22 @@ class Edm(Value):
     kind: Literal["edm"] = "edm"
     sigma_min: float = Field(default=0.002, gt=0)
     sigma_max: float = Field(default=80.0, gt=0)
-    scaling: ClassVar[Scaling] = "ve"
-    logsnr_shift: ClassVar[float] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> "Edm":
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         return self
+
+    @property
+    def scaling(self) -> Scaling:
+        """ve, as the state is x0 + sigma*eps."""
+        return "ve"
+
+    @property
+    def logsnr_shift(self) -> float:
+        """0, as its levels are stated as sigma."""
+        return 0.0
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -231,12 +239,16 @@ class Flow(Value):
     logsnr_shift: float = Field(
         default=0.0, description="added to the bounds and to levels uniform in t, nats: -2 ln of `shift`"
     )
-    scaling: ClassVar[Scaling] = "flow"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Flow":
         _check_order(self.logsnr_min, self.logsnr_max)
         return self
+
+    @property
+    def scaling(self) -> Scaling:
+        """flow, as alpha + sigma is 1."""
+        return "flow"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -404,7 +416,6 @@ class Vp(Value):
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     logsnr_shift: float = Field(default=0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
-    scaling: ClassVar[Scaling] = "vp"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Vp":
@@ -413,6 +424,11 @@ class Vp(Value):
         if not (self.schedule.slope(times, self.logsnr_min, self.logsnr_max) < 0).all():
             raise ValueError("logsnr would rise with t somewhere; bring the schedule's ends nearer to each other")
         return self
+
+    @property
+    def scaling(self) -> Scaling:
+        """vp, as alpha^2 + sigma^2 is 1."""
+        return "vp"
 
     @property
     def bounds(self) -> tuple[float, float]:

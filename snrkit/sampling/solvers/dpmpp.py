@@ -9,7 +9,7 @@ diffusers' default (midpoint). The third order integrates the parabola through t
 form halves its quadratic term and is of order 2. Written so, nothing divides by alpha.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class Dpmpp2m(Value):
     """
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
-    order: ClassVar[int] = 2
+
+    @property
+    def order(self) -> int:
+        """Second, by the prediction before."""
+        return 2
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

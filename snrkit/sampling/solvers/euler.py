@@ -3,7 +3,7 @@
 It is DDIM (Song et al. 2021, eq. 12 with eta = 0) in vp, Euler's step in sigma in ve, Euler's step in t in flow.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,7 +23,11 @@ class Euler(Value):
     """Order 1, one evaluation per step."""
 
     kind: Literal["euler"] = "euler"
-    order: ClassVar[int] = 1
+
+    @property
+    def order(self) -> int:
+        """First, as one evaluation without memory allows."""
+        return 1
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

@@ -4,7 +4,7 @@ In the ve scaling it is EDM's Algorithm 1 (Karras et al. 2022), in flow the velo
 line; unlike Euler's, the path differs between scalings. Into the clean level it is one Euler step.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -32,7 +32,11 @@ class Heun(Value):
     """Order 2, two evaluations per step, one in the last."""
 
     kind: Literal["heun"] = "heun"
-    order: ClassVar[int] = 2
+
+    @property
+    def order(self) -> int:
+        """Second, by the mean of two slopes."""
+        return 2
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
