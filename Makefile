@@ -21,13 +21,13 @@ demo: .venv/installed
 	$(BIN)/snrkit run --config configs/digits.yaml
 
 corrections-study: .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/corrections/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/corrections/run.sh
 
 training-study: .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/sweeps/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/training/run.sh
 
 spectral-study: .venv/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/spectral/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/spectral/run.sh
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal

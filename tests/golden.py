@@ -255,7 +255,7 @@ class Sources:
     def denoiser(self, *_, **__):
         return self.denoise
 
-    def estimator(self):
+    def estimator(self, *_):
         return self
 
     def gradient(self, x, logsnr):

@@ -61,6 +61,7 @@ class Midpoint:
     """A solver of one's own."""
 
     order = 1
+    renews = 0.0
 
     def step(
         self, denoise: snrkit.Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

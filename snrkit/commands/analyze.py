@@ -47,9 +47,10 @@ from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
 from snrkit.diffusion.process import Ddpm, Process
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model, refuse_foreign
+from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model
 from snrkit.experiment.reference import part_moments
-from snrkit.experiment.run import Run, trained_run
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import trained_run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.training.level_samplers import (
@@ -134,7 +135,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     """Write runs/<name>/analysis; returns what the command prints."""
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
-    refuse_foreign(experiment)
+    _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
     folder = Run(runs / experiment.name).path / "analysis"
     spectrum, sampler = data_spectrum(opened), level_sampler(opened)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +28,20 @@ from snrkit.analysis.empirical import (
     x0_errors,
 )
 from snrkit.base.charts import Chart
-from snrkit.base.streams import ANALYSIS, stream
+from snrkit.base.streams import (
+    ANALYSIS_ERRORS,
+    ANALYSIS_EXCESS,
+    ANALYSIS_GRADIENTS,
+    ANALYSIS_HELD,
+    ANALYSIS_LABELS,
+    ANALYSIS_RECONSTRUCTION,
+    ANALYSIS_TRAIN,
+)
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
-from snrkit.experiment.opening import Model, Opened, condition_of, load_weights, open_network, open_task
+from snrkit.experiment.models import Weights, fill
+from snrkit.experiment.opening import Model, Opened, condition_of, open_network, open_task
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.training.objective import Objective
 
@@ -52,8 +62,8 @@ class Dissection:
 class Noise:
     """Standard normal noise by a stream of its own."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = stream(ANALYSIS, seed)
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
 
     def __call__(self, x0: Tensor) -> Tensor:
         """Shaped as `x0`."""
@@ -66,7 +76,9 @@ def analyze_run(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
     logsnr = symmetric_levels(process, LEVELS)
     batches = held_out_batches(opened)
     with torch.no_grad():
-        errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(opened.experiment.seed))
+        errors = x0_errors(
+            model.denoiser, process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(opened.experiment.seed))
+        )
     mse = errors.mean(1)
     known, facts = _information_charts(spectrum, logsnr, mse)
     labelled = opened.dataset.labels is not None
@@ -85,7 +97,7 @@ def analyze_run(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
 
 def held_out_batches(opened: Opened) -> list[Batch]:
     """Up to IMAGES held-out images with their labels, on the device."""
-    rows = stream(ANALYSIS, 1).permutation(opened.split.held)[:IMAGES].tolist()
+    rows = ANALYSIS_HELD.open().permutation(opened.split.held)[:IMAGES].tolist()
     return [_batch(opened, run) for run in chunks(rows, BATCH)]
 
 
@@ -109,7 +121,7 @@ def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
 @torch.no_grad()
 def _excess_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart:
     """How far the run's x0 is from the exact denoiser's, where the data have one and the network takes no label."""
-    process, noise = opened.experiment.process, Noise(6)
+    process, noise = opened.experiment.process, Noise(ANALYSIS_EXCESS.open())
     assert opened.dataset.exact is not None
     exact, found = opened.dataset.exact(process), []
     for value in logsnr:
@@ -172,7 +184,7 @@ def _gradient_charts(
     weight = weight.where(weight.isfinite(), 0.0)  # over a density of 0, where training does not look
     weighted = weight / weight.max() * norms
     with torch.no_grad():
-        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(e.seed)).mean(1)
+        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(e.seed))).mean(1)
     own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
     ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
     return [
@@ -191,19 +203,19 @@ def _gradient_charts(
 def loaded_network(opened: Opened, model: Model) -> nn.Module:
     """The raw network with the model's weights, its gradients on."""
     network = open_network(opened)
-    network.load_state_dict(dict(load_weights(opened.experiment, model.run, model.images, model.weights).tensors))
+    fill(network, model.run, Weights(model.weights, model.images))
     return network.to(opened.world.device).eval()
 
 
 def gradient_images(opened: Opened) -> Batch:
     """GRADIENT_IMAGES training images with their labels, on the device."""
-    return _batch(opened, stream(ANALYSIS, 2).permutation(opened.split.train)[:GRADIENT_IMAGES].tolist())
+    return _batch(opened, ANALYSIS_TRAIN.open().permutation(opened.split.train)[:GRADIENT_IMAGES].tolist())
 
 
 def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
     """Of unit losses on F at one level, of single images, in the weights of the output layer."""
     x0, cond = images
-    layer, eps = network.get_submodule(str(network.output)), Noise(3)(x0)
+    layer, eps = network.get_submodule(str(network.output)), Noise(ANALYSIS_GRADIENTS.open())(x0)
     level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
 
     def loss(index: Tensor) -> Tensor:
@@ -223,7 +235,7 @@ def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: 
     blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
     own, plain = _read(extractor, [x0 for x0, _ in batches])
     apart = 2 * own.var(0).sum()  # between two images at random
-    noise, right, distance = Noise(4), [], []
+    noise, right, distance = Noise(ANALYSIS_LABELS.open()), [], []
     with torch.no_grad():
         for value in logsnr:
             made = guesses(model.denoiser, opened.experiment.process.level(value), blind, noise)
@@ -261,7 +273,7 @@ def _bound_facts(
     if not all(torch.equal(to_unit(to_bytes(x0.cpu())), x0.cpu()) for x0, _ in batches):
         return {"Bound, bits per dimension": f"prior {prior:.3g} + denoising {denoising:.3f}; no reconstruction term, "
                 "as the images are not of 8 bits"}  # fmt: skip
-    noise, parts = Noise(5), []
+    noise, parts = Noise(ANALYSIS_RECONSTRUCTION.open()), []
     for x0, _ in batches:
         parts.append(reconstruction_nats(noised(x0, last, noise).cpu(), x0.cpu(), last))
     rest = float(torch.stack(parts).mean()) / NATS_A_BIT

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
@@ -28,8 +27,9 @@ from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import open_sampler
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import sample_steps, starting_point
 from snrkit.reports.comparison import comparison_page
 from snrkit.sampling.sampler import parse_seeds
@@ -104,7 +104,7 @@ def row_facts(opened: Opened, model: Model, row: Row, features: str) -> dict[str
     return {
         "format": FORMAT, "measured": fingerprint(repr(measured_seeds(opened))),
         **manifest(opened, model, row.sampler), "seeds": e.sample.seeds, "features": features,
-        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"), "version": __version__,
+        "metrics": e.metrics.model_dump(mode="json"), "shift": e.shift.model_dump(mode="json"),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.opening import Opened, open_experiment, open_network, open_task
-from snrkit.networks import Foreign
+from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.sampling.sampler import dry_run
 from snrkit.training.ema import AnyAveraging
@@ -48,7 +48,7 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     for name, sampler in e.samplers.items():
         calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
         lines.append(f"# {name}: {calls} evaluations per image")
-    return "\n".join([*lines, *(_of_model(e) if e.model is not None else _of_training(opened, peak))])
+    return "\n".join([*lines, *(_of_training(opened, peak) if e.model.trains else _of_model(e))])
 
 
 def _of_model(e: Experiment) -> list[str]:
@@ -57,7 +57,7 @@ def _of_model(e: Experiment) -> list[str]:
     assert isinstance(network, Foreign)
     target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
     labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
-    coded = None if e.model is None else e.model.autoencoder()
+    coded = e.model.autoencoder()
     latent = [] if coded is None else [f"# states are latents, of the autoencoder in {coded.path}"]
     return [f"# model: {target}, {labels}", *latent, *(f"# {note}" for note in network.notes)]
 

@@ -15,7 +15,7 @@ from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
-from snrkit.base.streams import SUBSET, stream
+from snrkit.base.streams import MEMORISATION
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import choose, is_made, load_images, make_images
@@ -23,7 +23,8 @@ from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist,
 from snrkit.data.dataset import Dataset, Split, chunks, memory_dataset, to_unit
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
 from snrkit.metrics.scores import (
@@ -144,7 +145,7 @@ def _memorisation(opened: Opened, images: Tensor) -> Memorisation:
             if opened.experiment.data.flip:
                 yield x0.flip(3)
 
-    held = stream(SUBSET, 1).permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
+    held = MEMORISATION.open().permutation(opened.split.held)[:MEMORISATION_IMAGES].tolist()
     return memorisation(to_unit(images[:MEMORISATION_IMAGES]), opened.labelled.x0(held), train)
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import disk_errors, write_bytes, write_json
-from snrkit.base.streams import ESTIMATOR, stream
+from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.opening import Opened, open_experiment, stoppable
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
 
 CALIBRATION_IMAGES = 4096
@@ -32,26 +33,26 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
     e, config = opened.experiment, opened.experiment.shift.estimator
     with locked(run):
         estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
-        batches = forward_batches(opened, opened.split.train, config.batch, 0)
+        batches = forward_batches(opened, opened.split.train, config.batch, ESTIMATOR_TRAIN)
         with stoppable() as stop, bar("fitting the estimator", config.images, not quiet) as progress:
             for images, loss in fit(estimator, batches, config, world.device):
                 progress.update(images, f"cross-entropy {loss:.3f}")
                 if stop.asked:
                     raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
-        states, logsnr = next(forward_batches(opened, opened.split.held, CALIBRATION_IMAGES, 1))
+        states, logsnr = next(forward_batches(opened, opened.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
         record = {**asdict(calibrate(estimator, states, logsnr)), **describe(opened)}
         with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
             save_estimator(run, estimator.network.state_dict(), record)
     return record
 
 
-def forward_batches(opened: Opened, pool: Sequence[int], batch: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+def forward_batches(opened: Opened, pool: Sequence[int], batch: int, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
     """(states (batch, *), logsnr (batch,)) of images from `pool`, at levels uniform in logsnr, a MARGIN wide."""
     process = opened.experiment.process
     low, high = process.bounds[0] - MARGIN, process.bounds[1] + MARGIN
     step = 0
     while True:
-        rng = stream(ESTIMATOR, opened.experiment.seed, number, step)
+        rng = stream.open(opened.experiment.seed, step)
         rows = [pool[i] for i in rng.integers(len(pool), size=batch).tolist()]
         logsnr = low + (high - low) * torch.from_numpy(rng.random(batch))
         x0 = opened.shown(rows)

@@ -7,17 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import LARGEST_COVARIANCE, Instrument, Measurement, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import locked, trained_run, write_config
+from snrkit.experiment.run import locked
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.shift.files import as_csv, as_png, as_record, window_png
 from snrkit.spectral.grid import scope_of
@@ -93,7 +94,7 @@ def _write(
     facts = {
         "sampler": name, "definition": sampler.model_dump(mode="json"), "nfe": nfe, "weights": model.weights,
         "checkpoint_images": model.images, "held_out_images": len(opened.split.held), "confidence": e.shift.confidence,
-        "seeds": fingerprint(repr(list(seeds))), "version": __version__,
+        "seeds": fingerprint(repr(list(seeds))), "numerics": NUMERICS,
     }  # fmt: skip
     before = read_json(run.shift(name)) if run.shift(name).exists() else {}
     if all(before.get(key) == value for key, value in facts.items()):  # probes not asked for now are kept

@@ -27,7 +27,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     check_held_out(opened)
     check_samplers(opened, list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.labelled)
-    if experiment.model is None:
+    if experiment.model.trains:
         run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)
     run_measuring(experiment, runs, world, quiet=quiet)

@@ -15,13 +15,15 @@ from torch import Tensor
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
+from snrkit.base.numerics import NUMERICS
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, stoppable
-from snrkit.experiment.run import Run, locked, trained_run, write_config
+from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import RunSources, beyond_training
+from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Batch, chosen_labels, generate
 from snrkit.sampling.sampler import Sampler, dry_run, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
@@ -145,6 +147,7 @@ def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
     """What decides the images of a seed, beside the seed."""
     e = opened.experiment
     return {
+        "numerics": NUMERICS,
         "sampler": sampler.model_dump(mode="json"),
         "training": e.training_part(),
         "checkpoint_images": model.images,

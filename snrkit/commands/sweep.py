@@ -23,10 +23,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
@@ -38,7 +38,8 @@ from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
-from snrkit.experiment.run import Run, locked, read_log, trained_run
+from snrkit.experiment.run import Run, locked, read_log
+from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import images_of
 from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, appearance, looks
@@ -227,7 +228,7 @@ def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
 
 def _facts(trial: Trial) -> dict[str, Any]:
     content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
-    return {"format": FORMAT, "version": __version__, **content}
+    return {"format": FORMAT, "numerics": NUMERICS, **content}
 
 
 def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:

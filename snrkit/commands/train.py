@@ -12,30 +12,27 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import read_weights
 from snrkit.experiment.opening import (
     Opened,
-    load_weights,
     open_experiment,
     open_network,
     open_spectrum_model,
     open_task,
-    refuse_foreign,
     stoppable,
 )
-from snrkit.experiment.run import (
-    Run,
-    append_log,
+from snrkit.experiment.run import Run, append_log, locked, rewind_log
+from snrkit.experiment.stored import (
     check_data,
     check_fits,
     describe_environment,
-    locked,
-    rewind_log,
     stored_experiment,
     write_config,
     write_environment,
 )
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
+    ResumeFrom,
     Task,
     TrainState,
     TrainStep,
@@ -100,7 +97,7 @@ class Tally:
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
-    refuse_foreign(experiment)
+    origin = experiment.training.train.resume_from
     opened = open_experiment(experiment, world)
     check_memory(opened)
     task, network = open_task(opened), open_network(opened)
@@ -113,7 +110,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
         if not state.step:
-            _begin_from(opened, state)
+            _begin_from(origin, opened, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
@@ -141,9 +138,8 @@ def _resume(run: Run, state: TrainState) -> Tally:
     return Tally(**checkpoint.numbers["tally"])
 
 
-def _begin_from(opened: Opened, state: TrainState) -> None:
+def _begin_from(origin: ResumeFrom | None, opened: Opened, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
-    origin = opened.experiment.train.resume_from
     if origin is None:
         return
     trained = stored_experiment(origin.run)
@@ -153,9 +149,10 @@ def _begin_from(opened: Opened, state: TrainState) -> None:
             f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
             "train from scratch."
         )
-    weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
+    run = Run(origin.run)
+    weights = trained.model.find(run, origin.checkpoint, origin.average)
     try:
-        state.network.load_state_dict(dict(weights.tensors))
+        state.network.load_state_dict(dict(read_weights(run, weights)))
     except RuntimeError as error:
         raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason_of(error)}).") from None
     for average in state.averages.values():

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import torch
 
-from snrkit import __version__
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.commands.eval_fid import open_reference
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -33,7 +33,8 @@ from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked, trained_run
+from snrkit.experiment.run import Run, locked
+from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import images_of
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.metrics.extractors import Extractor
@@ -224,7 +225,7 @@ class Bench:
         e = self.opened.experiment
         more = e.metrics if what == "fd" else e.shift
         facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
-                 __version__]  # fmt: skip
+                 NUMERICS]  # fmt: skip
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
             result = measure(sampler)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import views
-from snrkit.base.streams import FORWARD
+from snrkit.base.streams import FORWARD_HELD, FORWARD_TRAIN, RESPONSE, WINDOW
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
@@ -20,7 +20,6 @@ from snrkit.experiment.reference import by_part, class_shares, matching, part_mo
 from snrkit.experiment.sources import open_estimator, open_sampler
 from snrkit.experiment.trajectories import chosen_labels, sample_steps, starting_point
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
-from snrkit.sampling.solvers import AnalyticDpm, Ancestral, AnySolver, Churn
 from snrkit.sampling.step import Step
 from snrkit.shift.amplification import Amplification, Modes, Nudge, gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
@@ -163,7 +162,7 @@ class Instrument:
             self.window(ready, reverse, forward, train) if "window" in asked else None,
             self.horizon(ready, forward) if "horizon" in asked and len(levels) > config.horizon_steps else None,
             self.amplification(sampler, ready) if "amplification" in asked else None,
-            self.audited if "audit" in asked and self.opened.experiment.model is None else None,
+            self.audited if "audit" in asked and self.opened.experiment.model.trains else None,
             self.estimator(reverse, forward, levels) if "estimator" in asked else None,
             self.why(sampler, ready, reverse, forward) if "why" in asked else None,
         )
@@ -209,11 +208,11 @@ class Instrument:
             o, e = self.opened, self.opened.experiment
             train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
             arms = []
-            for number, rows in enumerate((self.held_rows, train)):
+            for noise, rows in ((FORWARD_HELD, self.held_rows), (FORWARD_TRAIN, train)):
                 own, cond = self.placed(ready, rows)
                 arms.append(forward_arm(
                     self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
-                    key=(FORWARD, e.seed, number), batch=e.shift.batch, device=o.world.device,
+                    key=noise.key(e.seed), batch=e.shift.batch, device=o.world.device,
                 ))  # fmt: skip
             self._arms[key] = arms[0], arms[1]
         return self._arms[key]
@@ -226,7 +225,7 @@ class Instrument:
             own, cond = self.placed(ready, rows)
             self._windows[key] = window_arm(
                 self.model.denoiser, own.levels[:-1], o.shown(rows.tolist()), rows, cond,
-                key=(FORWARD, e.seed, 3), batch=e.shift.batch, device=o.world.device,
+                key=WINDOW.key(e.seed), batch=e.shift.batch, device=o.world.device,
             )  # fmt: skip
         b = self.bootstrap
         arms = (reverse, forward, train)
@@ -255,7 +254,7 @@ class Instrument:
             nudged = replace(own, corrections=(*own.corrections, *nudges))
             return sample_steps(precise, nudged, x + error, noise, cond)
 
-        spectrum, share = self.reference.spectrum.variance, renewed_noise(sampler.solver)
+        spectrum, share = self.reference.spectrum.variance, ready.solver.renews
         known = self.modes if share in (0.0, 1.0) else None
         gaussian = {} if known is None else gaussian_gain(known, levels, share == 1.0)
         spread = torch.stack([(level.alpha**2 * spectrum.mean() + level.sigma**2).sqrt() for level in levels])
@@ -266,7 +265,7 @@ class Instrument:
         """The shift that the fitted estimator of levels sees."""
         estimator, e = open_estimator(self.opened, self.model.run), self.opened.experiment
         x0 = self.opened.shown(self.held_rows.tolist())
-        response = respond(estimator, e.process, levels, x0, (FORWARD, e.seed, 5))
+        response = respond(estimator, e.process, levels, x0, RESPONSE.key(e.seed))
         return read_estimator(estimator, reverse, forward, levels, response, self.bootstrap)
 
     def why(self, sampler: Sampler, ready: OpenedSampler, reverse: Arm, forward: Arm) -> Why:
@@ -276,16 +275,6 @@ class Instrument:
         ideal, visited = refined(ready, e.process, substeps)
         arm = self.walk(sampler, ideal, visited)
         return read_why(reverse, arm, forward, ready.typical[:-1], self.reference, self.bootstrap, ideal, substeps)
-
-
-def renewed_noise(solver: AnySolver) -> float | None:
-    """The share of the noise that a solver renews in every step, 0 or 1; None where it is another or changes."""
-    if isinstance(solver, Churn):
-        return 0.0 if solver.s_churn == 0 else None
-    if not isinstance(solver, Ancestral | AnalyticDpm) or solver.eta == 0:
-        return 0.0
-    cut = isinstance(solver, Ancestral) and not (solver.logsnr_min is None and solver.logsnr_max is None)
-    return 1.0 if solver.eta == 1 and not cut else None
 
 
 def without_autocast(denoise: Denoiser) -> Denoiser:

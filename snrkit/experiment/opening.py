@@ -2,11 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -15,18 +14,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, write_bytes
 from snrkit.checkpoints.codec import Codec, encoded, load_codec
-from snrkit.checkpoints.foreign import weights_of
-from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.run import Run
-from snrkit.networks import AnyNetwork, Foreign, make_network, set_checkpointing
+from snrkit.networks import AnyNetwork
 from snrkit.networks.embed import AUGMENT_PARAMETERS
+from snrkit.networks.foreign import Foreign
 from snrkit.spectral.grid import SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, Tables, told_ends
 from snrkit.spectral.measure import measure_spectra
@@ -34,7 +32,6 @@ from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectr
 from snrkit.spectral.schedule import check_square
 from snrkit.spectral.spectra import Spectra
 from snrkit.spectral.tabulated import Tabulated
-from snrkit.training.ema import longest, made_afterwards
 from snrkit.training.level_samplers import LevelSampler
 from snrkit.training.objective import Objective
 from snrkit.training.train import Task
@@ -80,7 +77,7 @@ class Opened:
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:
     """Open the data, measure what is `auto`, and check that data and network fit."""
-    compute = resolve_precision(experiment.compute, world.device, experiment.model is not None)
+    compute = resolve_precision(experiment.compute, world.device, experiment.model.parts.precision_known)
     experiment = experiment.model_copy(update={"compute": compute})
     set_compute(experiment.compute, world.device)
     dataset = experiment.data.open()
@@ -108,7 +105,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     return Opened(experiment, seen, images, parts, measured, world, spectra, codec)
 
 
-def _check_fit(network: AnyNetwork, dataset: Dataset, latent: bool) -> None:
+def _check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:
     """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
     classes = network.classes
     if isinstance(network, Foreign) and network.shape != dataset.shape:
@@ -129,7 +126,7 @@ def _check_fit(network: AnyNetwork, dataset: Dataset, latent: bool) -> None:
 
 def _codec(experiment: Experiment, device: torch.device) -> Codec | None:
     """Between images and states, for a latent model."""
-    asked = None if experiment.model is None else experiment.model.autoencoder()
+    asked = experiment.model.autoencoder()
     if asked is None:
         return None
     if experiment.data.flip:
@@ -141,14 +138,14 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def resolve_precision(compute: ComputeConfig, device: torch.device, foreign: bool = False) -> ComputeConfig:
-    """`auto` made concrete: bf16 where a CUDA device has it, else fp32, as for all models from elsewhere.
+def resolve_precision(compute: ComputeConfig, device: torch.device, known: bool = True) -> ComputeConfig:
+    """`auto` made concrete: bf16 where a CUDA device has it, else fp32.
 
-    How these were trained is not known, and rounding would be measured as shift.
+    fp32 too where it is not `known` in which precision a model was trained: rounding would be measured as shift.
     """
     if compute.precision != "auto":
         return compute
-    quick = device.type == "cuda" and not foreign and torch.cuda.is_bf16_supported()
+    quick = device.type == "cuda" and known and torch.cuda.is_bf16_supported()
     chosen = "bf16" if quick else "fp32"
     return compute.model_copy(update={"precision": chosen})
 
@@ -165,20 +162,14 @@ def set_compute(compute: ComputeConfig, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
 
 
-def open_network(opened: Opened, trained: Experiment | None = None) -> nn.Module:
-    """The network (of another experiment, where one is given), freshly initialised from its experiment's seed."""
-    e = trained or opened.experiment
-    try:
-        network = make_network(e.network, opened.dataset.shape, e.seed)
-    except ValueError as error:
-        raise ConfigError(f"network: {error}; change the network or the images' size.") from None
-    set_checkpointing(network, e.compute.checkpointing)
-    return network
+def open_network(opened: Opened) -> nn.Module:
+    """The network that the experiment trains, freshly initialised from its seed."""
+    e = opened.experiment
+    return e.training.make(opened.dataset.shape, e.seed, e.compute.checkpointing)
 
 
 def open_task(opened: Opened) -> Task:
     """The surroundings of training. ConfigError for a model from elsewhere."""
-    refuse_foreign(opened.experiment)
     e, compute = opened.experiment, opened.experiment.compute
     tables = spectral_tables(opened)
     objective = Objective(e.process, e.target, e.precondition, level_sampler(opened), e.weighting, opened.sigma_data)
@@ -193,12 +184,6 @@ def open_task(opened: Opened) -> Task:
         channels_last=compute.channels_last, compile=compute.compile,
         dropout=getattr(e.network, "dropout", 0.0) > 0, tables=tables, tells_ends=bool(e.network.scalars),
     )  # fmt: skip
-
-
-def refuse_foreign(experiment: Experiment) -> None:
-    """ConfigError where the model is one from elsewhere, of whose training nothing is known."""
-    if experiment.model is not None:
-        raise ConfigError("model: one from elsewhere is taken as it is; this needs an experiment that trains its own.")
 
 
 def spectral_tables(opened: Opened) -> Tables | None:
@@ -266,7 +251,8 @@ def open_weights(
 ) -> Model:
     """The denoiser of any run of `trained`, on images as those of `opened`."""
     e = opened.experiment
-    network, name, seen = _trained_network(opened, trained, run, images, average)
+    found = trained.model.find(run, images, average)
+    network = trained.model.load(run, found, opened.dataset.shape, trained.seed)
     memory = torch.channels_last if e.compute.channels_last else torch.preserve_format
     network = network.to(device=opened.world.device).to(memory_format=memory).eval().requires_grad_(False)
     caller = torch.compile(network) if e.compute.compile else network
@@ -274,61 +260,7 @@ def open_weights(
         caller, trained.process, trained.target, trained.precondition, float(trained.data.sigma_data),
         autocast=AUTOCAST[e.compute.precision],
     )  # fmt: skip
-    return Model(denoiser, name, seen, run)
-
-
-def _trained_network(
-    opened: Opened, trained: Experiment, run: Run, images: int | None, average: str | None
-) -> tuple[nn.Module, str, int]:
-    """(the network with its weights, their name, the images they have seen; 0 where that is not known)."""
-    if trained.model is not None:
-        return trained.model.load(), weights_of(trained.model), 0
-    network, found = open_network(opened, trained), load_weights(trained, run, images, average)
-    try:
-        network.load_state_dict(dict(found.tensors))
-    except RuntimeError as error:
-        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason_of(error)}).") from None
-    return network, found.name, found.images
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """One set of weights of a checkpoint."""
-
-    tensors: Mapping[str, Tensor]
-    name: str  # of an average, or network
-    images: int
-
-
-def load_weights(trained: Experiment, run: Run, images: int | None, average: str | None) -> Weights:
-    """The weights of a run of `trained`: newest checkpoint and longest average unless told otherwise."""
-    name = weights_name(trained, average)
-    path = checkpoint_path(run, images, name)
-    checkpoint = load_checkpoint(path, only=name)
-    return Weights(checkpoint.tensors[name], name, checkpoint.images)
-
-
-def weights_name(trained: Experiment, average: str | None) -> str:
-    """The name of an average, or network: the longest average unless told otherwise."""
-    chosen = longest(trained.train.averages, trained.train.batch)
-    return average or (chosen.name if chosen else "network")
-
-
-def checkpoint_path(run: Run, images: int | None, name: str = "network") -> Path:
-    """The newest checkpoint or that at `images`, of what `snrkit average` made where that made it. RunError if none."""
-    folder = run.averages(name) if made_afterwards(name) else run.checkpoints
-    path = newest_checkpoint(folder) if images is None else folder / f"{images:09d}"
-    if path is None and made_afterwards(name):
-        raise RunError(f"{run.path} has no weights called '{name}'; make them with snrkit average.")
-    if path is None:
-        raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
-    if not path.is_dir():
-        known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder)) or "none"
-        raise RunError(
-            f"{run.path} has no checkpoint at {images} images; it has {known} (train.keep_last and train.keep_every "
-            "decide how many are kept)."
-        )
-    return path
+    return Model(denoiser, found.name, found.images, run)
 
 
 class Stop:

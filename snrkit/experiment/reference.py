@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.frequency import View
-from snrkit.base.streams import SUBSET, stream
+from snrkit.base.streams import MATCHING
 from snrkit.experiment.opening import Opened
 
 
@@ -46,7 +46,7 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
 
     The order is shuffled, as files often lie sorted by class or origin. SnrkitError where no image has a label.
     """
-    images = stream(SUBSET, len(pool)).permutation(np.asarray(pool))
+    images = MATCHING.open(len(pool)).permutation(np.asarray(pool))
     if labels is None or known is None:
         return torch.from_numpy(images[np.arange(count) % len(images)])
     own = known.numpy()[images]

@@ -12,17 +12,17 @@ from safetensors.torch import load
 
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.files import read_json
-from snrkit.base.streams import FORWARD, SUBSET, stream
-from snrkit.checkpoints.foreign import weights_of
+from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, checkpoint_path, open_spectrum_model, open_weights, weights_name
-from snrkit.experiment.run import Run, stored_experiment
-from snrkit.sampling.corrections import Autoguidance, NoiseAwarenessClassifier
-from snrkit.sampling.sampler import OpenedSampler, Sampler, open_with
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior
+from snrkit.experiment.models import Weights
+from snrkit.experiment.opening import Model, Opened, open_spectrum_model, open_weights
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_experiment
+from snrkit.sampling.sampler import OpenedSampler, Sampler, named, open_with
+from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import forward_arm
 from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.estimator import Estimator, make_estimator
@@ -39,56 +39,58 @@ class RunSources:
     model: Model
 
     def facts(self, sampler: Sampler) -> list[list[Any]]:
-        """Which weights and estimators the sampler's corrections name, as they are now."""
-        found: list[list[Any]] = []
-        for correction in sampler.corrections:
-            if isinstance(correction, Autoguidance):
-                found.append([str(correction.run), *self._weaker(correction)])
-            if isinstance(correction, NoiseAwarenessClassifier):
-                path = self.model.run.estimator / "network.safetensors"
-                found.append([fingerprint(path.read_bytes()) if path.exists() else "absent"])
-        if isinstance(sampler.grid, SpectralGrid) or self.opened.experiment.network.scalars:
+        """Which weights, estimators and spectra the sampler depends on beside its own model, as they are now."""
+        e = self.opened.experiment
+        found = [self._fact(kind, what) for kind, what in named(sampler, e.process, e.spectral)]
+        if isinstance(sampler.grid, SpectralGrid) or e.network.scalars:
             open_spectrum_model(self.opened, self.model.run)
             found.append([fingerprint(self.model.run.spectra.read_bytes())])
         return found
 
-    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
-        """The model of another run, checkpoint or average. It must share scaling and shape: ConfigError."""
-        self._weaker(Autoguidance(run=run, checkpoint=checkpoint, average=average))
-        return open_weights(self.opened, *self._place(run), checkpoint, average).denoiser
+    def _fact(self, kind: str, what: Named) -> list[Any]:
+        if isinstance(what, NamedEstimator):
+            path = self.model.run.estimator / "network.safetensors"
+            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
+        try:
+            found = self._known(what)
+            return [str(what.run), found.name, found.images]
+        except ConfigError as error:
+            raise ConfigError(f"{kind}: {error}") from None
+
+    def denoiser(self, named: NamedWeights) -> Denoiser:
+        """The model of these weights. It must share scaling and shape: ConfigError."""
+        self._known(named)
+        return open_weights(self.opened, *self._place(named.run), named.checkpoint, named.average).denoiser
 
     def _place(self, run: Path | None) -> tuple[Experiment, Run]:
         return (self.opened.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
 
-    def _weaker(self, named: Autoguidance) -> tuple[str, int]:
-        """(weights, images seen) of what autoguidance names, without loading it; ConfigError where it cannot guide."""
+    def _known(self, named: NamedWeights) -> Weights:
+        """What is named, without loading it; ConfigError where it cannot stand beside."""
         e, (other, run) = self.opened.experiment, self._place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
-                f"autoguidance: {named.run} has states in {other.process.scaling} scaling and {e.name} in "
+                f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
                 f"{e.process.scaling}; name a run of the same scaling."
             )
-        if (other.network.scalars, other.network.scalars and other.levels) != (
+        if (other.network.scalars, other.network.scalars and other.spectral) != (
             e.network.scalars,
-            e.network.scalars and e.levels,
+            e.network.scalars and e.spectral,
         ):
             raise ConfigError(
-                f"autoguidance: {named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
+                f"{named.run} is told other ends of schedules than {e.name} (network.scalars, levels); "
                 "name a run that is told the same."
             )
-        if other.model is not None:
-            return weights_of(other.model), 0
-        weights = weights_name(other, named.average)
-        images = int(checkpoint_path(run, named.checkpoint, weights).name)
+        found = other.model.find(run, named.checkpoint, named.average)
         itself = run.path.resolve() == self.model.run.path.resolve()
-        if itself and (weights, images) == (self.model.weights, self.model.images):
+        if itself and (found.name, found.images) == (self.model.weights, self.model.images):
             raise ConfigError(
-                f"autoguidance: {weights} at {images} images is the sampled model itself; name an earlier checkpoint, "
+                f"{found.name} at {found.images} images is the sampled model itself; name an earlier checkpoint, "
                 "another average or another run."
             )
-        return weights, images
+        return found
 
-    def estimator(self) -> LevelPosterior:
+    def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
         return open_estimator(self.opened, self.model.run)
 
@@ -102,13 +104,14 @@ class RunSources:
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
         opened = self.opened
-        rows = stream(SUBSET, 2).permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
+        rows = STATISTICS.open().permutation(np.asarray(opened.split.train))[:FORWARD_IMAGES]
         labels = None if opened.dataset.labels is None else opened.dataset.labels[torch.from_numpy(rows)]
         spectral = self.spectral(False)
         ends = None if spectral is None else spectral.told(None, rows.tolist(), None)
         arm = forward_arm(
             self.model.denoiser, levels, opened.shown(rows.tolist()), torch.from_numpy(rows), Cond(labels, ends),
-            key=(FORWARD, opened.experiment.seed, 2), batch=opened.experiment.sample.batch, device=opened.world.device,
+            key=FORWARD_STATISTICS.key(opened.experiment.seed), batch=opened.experiment.sample.batch,
+            device=opened.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 

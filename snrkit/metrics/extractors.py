@@ -20,6 +20,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import write_bytes
+from snrkit.base.numerics import NUMERICS
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
@@ -93,7 +94,7 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
     count = min(config.pixel_components, math.prod(dataset.shape))
-    recipe = fingerprint("pixels", dataset.fingerprint, repr(split.train), str(count))
+    recipe = fingerprint("pixels", str(NUMERICS), dataset.fingerprint, repr(split.train), str(count))
     path = cache_folder() / f"pixels-{recipe}.safetensors"
     if not path.is_file():
         write_bytes(path, save(_components(dataset, split, count)))

@@ -19,7 +19,8 @@ from snrkit.base.arrays import DAMAGED, read_array
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import write_bytes
-from snrkit.base.streams import SUBSET, stream
+from snrkit.base.numerics import NUMERICS
+from snrkit.base.streams import KEPT_FEATURES
 from snrkit.data.dataset import Dataset, chunks, fingerprint
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, cache_folder
@@ -41,7 +42,7 @@ class FeatureSet:
 def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
     """The features of the chosen images, each process taking a contiguous share."""
     if len(indices) > KEPT:  # what is kept must not be the first classes of a sorted set
-        indices = stream(SUBSET, len(indices)).permutation(np.asarray(indices)).tolist()
+        indices = KEPT_FEATURES.open(len(indices)).permutation(np.asarray(indices)).tolist()
     share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
     moments = RunningMoments(extractor.dim)
     features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
@@ -61,7 +62,9 @@ def reference_features(
 ) -> FeatureSet:
     """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
     rows = np.asarray(indices, dtype=np.int64).tobytes()
-    path = cache_folder() / f"reference-{fingerprint('1', dataset.fingerprint, rows, extractor.key)}.safetensors"
+    path = (
+        cache_folder() / f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}.safetensors"
+    )
     if not world.any(not path.is_file()):  # all processes must take the same way
         stored = load(path.read_bytes())
         gaussian = Gaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.dit import Attention, Dit
-from snrkit.networks.foreign import Foreign
 from snrkit.networks.mlp import Mlp
 from snrkit.networks.unet import UNet
 
-AnyNetwork = Annotated[UNet | Dit | Mlp | Foreign, Field(discriminator="kind")]
+AnyNetwork = Annotated[UNet | Dit | Mlp, Field(discriminator="kind")]
 
 
-def make_network(value: UNet | Dit | Mlp | Foreign, shape: tuple[int, int, int], seed: int) -> nn.Module:
+def make_network(value: UNet | Dit | Mlp, shape: tuple[int, int, int], seed: int) -> nn.Module:
     """The network for images of `shape` (C, H, W), initialised from `seed` and from nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,7 +48,6 @@ def largest_logit(network: nn.Module) -> Tensor | None:
 __all__ = [
     "AnyNetwork",
     "Dit",
-    "Foreign",
     "Mlp",
     "UNet",
     "largest_logit",

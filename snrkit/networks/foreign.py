@@ -3,9 +3,7 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
-from snrkit.base.errors import ConfigError
 from snrkit.base.value import Value
 
 
@@ -19,7 +17,3 @@ class Foreign(Value):
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
     scalars: tuple[str, ...] = ()
     augment: Literal[False] = False
-
-    def make(self, shape: tuple[int, int, int]) -> nn.Module:
-        """ConfigError: such a network is loaded, not made."""
-        raise ConfigError("network: foreign is what `model` brings; it cannot be made anew. Name another kind.")

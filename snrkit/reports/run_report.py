@@ -12,8 +12,8 @@ from typing import Any
 
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run, read_all, read_log
-from snrkit.networks import Foreign
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -146,15 +146,16 @@ def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
 def _facts(run: Run, experiment: Experiment) -> str:
     environment = run.path / "environment.json"
     found = read_json(environment) if environment.exists() else {}
-    e, origin = experiment, experiment.train.resume_from
-    if e.model is not None:
-        notes = "".join(f" Note: {note}." for note in e.network.notes) if isinstance(e.network, Foreign) else ""
+    e = experiment
+    if isinstance(e.model, FromElsewhere):
+        notes = "".join(f" Note: {note}." for note in e.model.described.network.notes)
         return (
-            f"Data {e.data.kind}; a model from elsewhere, {e.model.kind} at {e.model.path}: "
+            f"Data {e.data.kind}; a model from elsewhere, {e.model.source.kind} at {e.model.source.path}: "
             f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}.{notes} "
             "Which images it was trained on is not known here; nulls and the memorisation check take the held-out ones "
             "for new."
         )
+    origin = e.train.resume_from
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "

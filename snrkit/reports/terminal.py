@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.run import Run, stored_experiment
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_experiment
 from snrkit.reports.comparison import comparison_rows
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows

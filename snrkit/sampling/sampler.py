@@ -1,14 +1,14 @@
 """One sampler of an experiment, what sampling needs beside it, and what it costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from snrkit.base.errors import ConfigError
 from snrkit.base.value import Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level
@@ -25,6 +25,9 @@ from snrkit.sampling.step import (
     ForwardStatistics,
     LevelCorrection,
     LevelPosterior,
+    Named,
+    NamedEstimator,
+    NamedWeights,
     Opens,
     Requires,
     Solver,
@@ -177,9 +180,26 @@ def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSam
     grid = sampler.grid if isinstance(sampler.grid, SpectralGrid) else None
     spectral = sources.spectral(grid is not None)
     levels = _levels(sampler, process, spectral)
-    solver = sampler.solver.open(sources, levels) if isinstance(sampler.solver, Opens) else sampler.solver
-    corrections = [c.open(sources, levels) if isinstance(c, Opens) else c for c in sampler.corrections]
+    solver, *corrections = (_opened(value, sources, levels) for value in (sampler.solver, *sampler.corrections))
     return OpenedSampler(levels, solver, tuple(corrections), spectral, grid)
+
+
+def _opened(value: AnySolver | AnyCorrection, sources: Sources, levels: Sequence[Level]) -> Any:
+    try:
+        return value.open(sources, levels) if isinstance(value, Opens) else value
+    except ConfigError as error:  # of the sources, which do not know who asks
+        raise ConfigError(f"{value.kind}: {error}") from None
+
+
+def named(sampler: Sampler, process: Process, trained: SpectralLevels | None = None) -> list[tuple[str, Named]]:
+    """(kind of the solver or correction, what it names), in order: what each asks of its sources when it is opened."""
+    dummy, found = Dummy(process, trained), list[tuple[str, Named]]()
+    levels = _levels(sampler, process, dummy.spectral(isinstance(sampler.grid, SpectralGrid)))
+    for value in (sampler.solver, *sampler.corrections):
+        before = len(dummy.named)
+        _opened(value, dummy, levels)
+        found += [(value.kind, asked) for asked in dummy.named[before:]]
+    return found
 
 
 def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tuple[Level, ...]:
@@ -207,6 +227,7 @@ class Dummy:
     process: Process
     trained: SpectralLevels | None = None
     asked: int = 0
+    named: list[Named] = field(default_factory=list)  # what was opened
 
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
@@ -215,12 +236,14 @@ class Dummy:
         self.asked += 1
         return Prediction(torch.zeros_like(x), x)
 
-    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+    def denoiser(self, named: NamedWeights) -> Denoiser:
         """Itself, so that what a guide costs is counted."""
+        self.named.append(named)
         return self
 
-    def estimator(self) -> LevelPosterior:
+    def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """Itself; an estimator is no evaluation of the model."""
+        self.named.append(named)
         return self
 
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import FORWARD, stream
+from snrkit.base.streams import PERTURBATION
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.level import Level
 from snrkit.sampling.step import Step
-from snrkit.shift.bootstrap import Bootstrap, Curve
+from snrkit.shift.bootstrap import OF_GAIN, Bootstrap, Curve
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
 
@@ -50,7 +50,7 @@ Walk = Callable[[Tensor, Sequence[Nudge]], Iterable[Step]]
 
 def errors(shape: tuple[int, ...], seed: int) -> dict[str, Tensor]:
     """White errors (n, C, H, W) of unit variance, and their low and high shares (Haar)."""
-    white = torch.from_numpy(stream(FORWARD, seed, 4).standard_normal(shape))
+    white = torch.from_numpy(PERTURBATION.open(seed).standard_normal(shape))
     if min(shape[2:]) < 2:
         return {"all": white}
     low = low_part(white)
@@ -121,7 +121,7 @@ def read_gain(
 ) -> Amplification:
     """The gains with intervals, beside those of Gaussian data."""
     images = next(iter(found.values())).shape[1]
-    weights = bootstrap.weights(torch.arange(images), 4)
+    weights = bootstrap.weights(torch.arange(images), OF_GAIN)
     gains = {
         name: bootstrap.curve(((squares[..., 0] @ weights.T) / (squares[..., 1] @ weights.T)).sqrt())
         for name, squares in found.items()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_BINS, OF_SIGMA_DATA, Bootstrap, Curve, Number
 from snrkit.training.holdout import Pairs
 
 
@@ -38,9 +38,9 @@ def audit(pairs: Pairs, sigma_data: float, bins: int, bootstrap: Bootstrap) -> A
     rows = torch.tensor_split(order, min(bins, len(order)))
     found: list[tuple[Tensor, Tensor]] = []
     for number, part in enumerate(rows):
-        weights = bootstrap.weights(torch.arange(len(part)), 10 + number)
+        weights = bootstrap.weights(torch.arange(len(part)), OF_BINS + number)
         found.append(_bin(x0[part], x[part], alpha[part], sigma[part], weights))
-    weights = bootstrap.weights(torch.arange(len(x0)), 5)
+    weights = bootstrap.weights(torch.arange(len(x0)), OF_SIGMA_DATA)
     first, second = weights @ x0.mean(1), weights @ x0.square().mean(1)
     return Audit(
         [float(pairs.level.logsnr[part].mean()) for part in rows],

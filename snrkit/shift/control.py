@@ -14,7 +14,6 @@ picture of a spectrum that spans orders of magnitude.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.diffusion.process import Process
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior
+from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights
 from snrkit.spectral.grid import Spectral
 
 BISECTIONS = 50
@@ -59,11 +58,11 @@ class ModeDenoiser:
         """(B, C, H, W) of coordinates (B, D)."""
         return torch.einsum("bd,d...->b...", coordinates, self.directions)
 
-    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+    def denoiser(self, named: NamedWeights) -> Denoiser:
         """No weaker model has a closed form: SnrkitError."""
         raise SnrkitError("autoguidance has no Gaussian control; tune it by fd or gap")
 
-    def estimator(self) -> LevelPosterior:
+    def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
 

@@ -14,7 +14,7 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.shift.arms import Arm, Rows, make_arm
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_FORWARD, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
 from snrkit.training.randomness import ImageStreams
 
@@ -57,7 +57,7 @@ def read_horizon(
     arm: Arm, forward: Arm, ready: OpenedSampler, steps: int, reference: Reference, bootstrap: Bootstrap
 ) -> Horizon:
     """The readings; images are resampled together in both arms."""
-    levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, 1)
+    levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, OF_FORWARD)
     gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
     mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
     whole = mine / known

@@ -17,7 +17,7 @@ from snrkit.diffusion.process import Process
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_FORWARD, OF_REVERSE, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
 
 
@@ -61,7 +61,7 @@ def read_why(
     ready: OpenedSampler, substeps: int,
 ) -> Why:  # fmt: skip
     """The split; both arms of trajectories begin at the same states, so images are resampled together."""
-    weights, of_forward = bootstrap.weights(reverse.groups, 0), bootstrap.weights(forward.groups, 1)
+    weights, of_forward = bootstrap.weights(reverse.groups, OF_REVERSE), bootstrap.weights(forward.groups, OF_FORWARD)
     expected = forward.eps_square @ of_forward.T
     gaps = [((arm.eps_square @ weights.T) / expected).log() for arm in (reverse, ideal)]
     ratios = [pixel_ratio(arm, levels, reference, weights).log() for arm in (reverse, ideal)]

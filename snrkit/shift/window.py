@@ -19,7 +19,7 @@ from torch import Tensor
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_WINDOW, Bootstrap, Curve, Number
 
 FARTHEST = 3.0  # nats
 OFFSETS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)  # nats of logsnr
@@ -85,7 +85,7 @@ def window_arm(
 
 def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tensor, bootstrap: Bootstrap) -> Window:
     """The readings; `gap` and its `null` (L, 1 + R) are norm gaps on these levels, as often resampled."""
-    weights = bootstrap.weights(arm.groups, 3)
+    weights = bootstrap.weights(arm.groups, OF_WINDOW)
     curves = (arm.beside @ weights.T).log()  # (L, K, 1 + R)
     middle = OFFSETS.index(0.0)
     slope = (curves[:, middle + 1] - curves[:, middle - 1]) / (OFFSETS[middle + 1] - OFFSETS[middle - 1])

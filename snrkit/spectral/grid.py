@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.streams import SPECTRUM, stream
+from snrkit.base.streams import SPECTRUM
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
@@ -84,7 +84,7 @@ class Spectral:
         return torch.cat([self.model.class_means, self.model.mean[None]])[rows].exp()
 
     def _drawn(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        streams = [stream(SPECTRUM, seed) for seed in seeds]
+        streams = [SPECTRUM.open(seed) for seed in seeds]
         u = torch.tensor([rng.random() for rng in streams], dtype=torch.float64)
         z = torch.stack([torch.from_numpy(rng.standard_normal(len(self.model.axes))) for rng in streams])
         return self.model.draw(u, z, labels)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.streams import HOLDOUT
-from snrkit.base.streams import stream as random_stream
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond
@@ -71,7 +70,7 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
     """The loss of `network` on held-out images, levels and noise depending on the seed only; None without any."""
     if not task.held:
         return None
-    rng = random_stream(HOLDOUT, task.seed)
+    rng = HOLDOUT.open(task.seed)
     held = rng.permutation(task.held)[:HOLDOUT_IMAGES].tolist()  # shuffled: files often lie sorted by class
     was_training = network.training
     network.eval()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import IMAGE, TRAIN, stream
+from snrkit.base.streams import IMAGE, TRAIN
 from snrkit.data.augment import DRAWS
 
 Array = np.ndarray[Any, Any]
@@ -61,7 +61,7 @@ class Plan:
 
     def _slice(self, step: int, index: int) -> tuple[Array, Array, Array, Array, Array]:
         """(positions, uniforms, noise (slice, k, *), chances, for ends) of one slice, in this order from its stream."""
-        rng = stream(TRAIN, self.seed, step, index)
+        rng = TRAIN.open(self.seed, step, index)
         positions = rng.integers(self.pool, size=self.slice)
         uniform = rng.random((self.slice, 4 + DRAWS))
         count = 1 + (self.extras or 0)
@@ -73,7 +73,7 @@ class ImageStreams:
     """The random streams of a batch of images to be sampled, one per seed: a label first, then noise."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self._streams = [stream(IMAGE, seed) for seed in seeds]
+        self._streams = [IMAGE.open(seed) for seed in seeds]
         self._device = device
         self._labels = torch.tensor([rng.random() for rng in self._streams], dtype=torch.float64)
 

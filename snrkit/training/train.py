@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from snrkit.base.distributed import World
 from snrkit.base.errors import DivergedError
 from snrkit.base.streams import DROPOUT
-from snrkit.base.streams import stream as random_stream
 from snrkit.base.value import Value
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
@@ -389,7 +388,7 @@ def micro_losses(
     x0, cond = prepare(task, draws, images, pixels)
     untold = draws.noise_drop < config.noise_dropout
     if task.dropout:
-        torch.manual_seed(int(random_stream(DROPOUT, task.seed, *key).integers(2**31)))
+        torch.manual_seed(int(DROPOUT.open(task.seed, *key).integers(2**31)))
     noise = draws.noise.to(device, non_blocking=True)
     if task.channels_last:
         x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)

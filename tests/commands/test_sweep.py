@@ -23,7 +23,9 @@ WORLD = World(0, 1, torch.device("cpu"))
 ARMS = {"plain": [], "raw": ["sample.average=network"], "cold": ["train.lr=1e-5"]}
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+SHIPPED = [
+    path for path in sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml")) if "\narms:" in path.read_text()
+]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -17,14 +17,14 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.instrument import Instrument, renewed_noise
+from snrkit.experiment.instrument import Instrument
 from snrkit.experiment.opening import Model, open_experiment, open_network
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import EpsilonScaling, TimeShift
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
@@ -383,4 +383,5 @@ def test_what_is_known_of_the_images_is_what_training_shows(labels):
 )  # fmt: skip
 def test_which_gains_have_a_null(solver, share):
     """The exact flow's, or those of the chain that renews all noise; nothing between has a closed form here."""
-    assert renewed_noise(solver) == share
+    sampler = Sampler(grid=Karras(steps=4), solver=solver)
+    assert open_with(sampler, Edm(), Dummy(Edm())).solver.renews == share

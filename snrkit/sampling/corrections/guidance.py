@@ -28,7 +28,7 @@ from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
-from snrkit.sampling.step import Capabilities, LevelPosterior, Position, Range, Sources
+from snrkit.sampling.step import Capabilities, LevelPosterior, NamedEstimator, NamedWeights, Position, Range, Sources
 
 Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 
@@ -233,7 +233,7 @@ class Autoguidance(Guidance):
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedAutoguidance":
         """The correction with its weaker model."""
-        return OpenedAutoguidance(self, sources.denoiser(self.run, self.checkpoint, self.average))
+        return OpenedAutoguidance(self, sources.denoiser(NamedWeights(self.run, self.checkpoint, self.average)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ class NoiseAwarenessClassifier(Guidance):
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedNoiseAwarenessClassifier":
         """The correction with its estimator."""
-        return OpenedNoiseAwarenessClassifier(self, sources.estimator() if self.weight else None)
+        return OpenedNoiseAwarenessClassifier(self, sources.estimator(NamedEstimator()) if self.weight else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,12 @@ class Ancestral(Value):
         """First, of the distribution."""
         return 1
 
+    @property
+    def renews(self) -> float | None:
+        """All with eta 1 at every level, none with eta 0."""
+        everywhere = self.logsnr_min is None and self.logsnr_max is None
+        return whole_share(self.eta) if everywhere else None
+
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
@@ -72,6 +78,11 @@ class Ancestral(Value):
         low = -math.inf if self.logsnr_min is None else self.logsnr_min
         high = math.inf if self.logsnr_max is None else self.logsnr_max
         return ((level.logsnr >= low) & (level.logsnr <= high)).to(level.logsnr)
+
+
+def whole_share(eta: float) -> float | None:
+    """`eta` where it is 0 or 1."""
+    return eta if eta in (0.0, 1.0) else None
 
 
 def renewed_share(eta: float, position: Position) -> Tensor:
@@ -115,6 +126,11 @@ class AnalyticSteps:
     value: AnalyticDpm
     unknown: Tensor
     order: int = 1
+
+    @property
+    def renews(self) -> float | None:
+        """As the ancestral step of the same eta."""
+        return whole_share(self.value.eta)
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

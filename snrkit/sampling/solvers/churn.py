@@ -38,6 +38,11 @@ class Churn(Value):
         """Second, Heun's, where no noise is raised."""
         return 2
 
+    @property
+    def renews(self) -> float | None:
+        """0 without churn; otherwise noise is added, not renewed, and only between s_min and s_max."""
+        return None if self.s_churn else 0.0
+
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:

@@ -7,10 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def recompose(prediction: Prediction, level: Level) -> Tensor:
@@ -19,7 +18,7 @@ def recompose(prediction: Prediction, level: Level) -> Tensor:
     return alpha * prediction.x0 + sigma * prediction.eps
 
 
-class Euler(Value):
+class Euler(Deterministic):
     """Order 1, one evaluation per step."""
 
     kind: Literal["euler"] = "euler"

@@ -8,10 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def heun_step(denoise: Denoiser, x: Tensor, position: Position) -> tuple[Tensor, tuple[Call, ...]]:
@@ -28,7 +27,7 @@ def heun_step(denoise: Denoiser, x: Tensor, position: Position) -> tuple[Tensor,
     return x_next, (Call(position.here, first), Call(position.there, second))
 
 
-class Heun(Value):
+class Heun(Deterministic):
     """Order 2, two evaluations per step, one in the last."""
 
     kind: Literal["heun"] = "heun"
