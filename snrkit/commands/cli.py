@@ -1,7 +1,7 @@
 """The command line. torch is imported inside commands, so that --help is fast."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -388,13 +388,13 @@ def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[
     return _load(config, settings), open_world(device)
 
 
-def _show(records: dict[str, Any], as_json: bool, world: "World", show: Any) -> None:
+def _show(records: Mapping[str, Any], as_json: bool, world: "World", show: Any) -> None:
     import json
 
     if world.leads:
-        from snrkit.base.files import finite
+        from snrkit.base.records import to_json
 
-        print(json.dumps(finite(records), indent=1)) if as_json else show(records)
+        print(json.dumps(to_json(records), indent=1)) if as_json else show(records)
 
 
 def _pair(

@@ -20,12 +20,11 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
 from snrkit.commands.compare_rows import Row, lay_out
 from snrkit.commands.eval_fid import SCORED, open_reference, provenance, score_folder
-from snrkit.commands.measure_shift import check_memory
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.instrument import Instrument, check_held_out, measured_seeds
+from snrkit.experiment.instrument import Instrument, check_arms_fit, check_held_out, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.sources import open_sampler
@@ -53,7 +52,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     opened = open_experiment(everything, world)
     check_held_out(opened)
     check_samplers(opened, list(rows))
-    check_memory(opened, [row.sampler for row in rows.values()])
+    check_arms_fit(opened, [row.sampler for row in rows.values()])
     check_untuned(Run(runs / experiment.name), opened.experiment)
     run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
     with locked(run), resumable("every row"):

@@ -9,8 +9,9 @@ from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.sample import check_samplers, choose, run_sampling
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.instrument import check_held_out, check_probes
 from snrkit.experiment.opening import open_experiment
+from snrkit.experiment.run import Run
 from snrkit.metrics.extractors import check_features
 from snrkit.reports.terminal import show_report
 
@@ -26,6 +27,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     opened = open_experiment(experiment, world)
     check_held_out(opened)
     check_samplers(opened, list(opened.experiment.samplers))
+    check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.labelled)
     if experiment.model.trains:
         run_training(experiment, runs, world, quiet)

@@ -27,6 +27,9 @@ from snrkit.reports.blocks import (
     short,
     spread,
 )
+from snrkit.shift.config import every_probe
+from snrkit.shift.files import ShiftRecord, shift_record
+from snrkit.shift.probe import Probe
 
 
 def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
@@ -44,7 +47,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         *_curves(run, experiment),
         *_pictures(run, experiment),
         Heading("How to read this page"),
-        *[Paragraph(text) for text in GUIDE],
+        *[Paragraph(text) for text in guide()],
     ]
     with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
         write_text(run.report(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
@@ -68,20 +71,24 @@ GUIDE = (
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
     "near 0 when samples lie farther from every image than real ones do.",
+)
+PROBES_GUIDE = (
     "Probes, all negative where states are noisier than told if in nats of logsnr. Nearest level: the forward level at "
     "which a Gaussian fit of the data finds the states most likely, less the nominal one, over the levels where "
-    "held-out images are found at their own. Estimator: a small network's reading of the level, less that on held-out "
-    "images, divided by its response; levels to which it does not respond are left out. Shift by the norm's slope: the "
-    "change of level that would cause the norm gap. Short horizon: the same readings after one step from states that "
-    "are right. Network, and solver and corrections: the sampler's grid, refined and walked by Heun without "
-    "corrections, keeps the network's share; what the sampler has beyond it is the rest. Gain: the largest ratio, over "
-    "levels, of what is left of a small error in the image to what Gaussian data would keep. In the picture of the "
-    "window, row s is told, column t is shown: ln of the noise seen over that at t = s, and the excess error; white: "
-    "not measured.",
+    "held-out images are found at their own."
+)
+SCORES_GUIDE = (
     "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
-    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both).",
+    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both)."
 )
+
+
+def guide() -> tuple[str, ...]:
+    """How to read the page, a paragraph each."""
+    probes = every_probe()
+    texts = (PROBES_GUIDE, *(probe.guide for probe in probes), *(probe.picture_guide for probe in probes))
+    return (*GUIDE, " ".join(text for text in texts if text), SCORES_GUIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class Found:
     """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
 
     metrics: Mapping[str, Any]
-    shifts: Mapping[str, Any]
+    shifts: Mapping[str, ShiftRecord]
     outdated: Sequence[str]
 
 
@@ -104,7 +111,8 @@ def find(run: Run, experiment: Experiment) -> Found:
         }
         outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
         kept.append(same)
-    return Found(kept[0], kept[1], sorted(outdated))
+    shifts = {name: shift_record(record, run.shift(name)) for name, record in kept[1].items()}
+    return Found(kept[0], shifts, sorted(outdated))
 
 
 def sampler_table(found: Found, experiment: Experiment) -> Table:
@@ -114,33 +122,22 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
         "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
         "precision", "recall", "norm gap, nats", "its null", "ln variance ratio", "its null",
     )  # fmt: skip
-    shifted = (
-        "mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null",
-    )  # fmt: skip
     rows = []
     for name, sampler in experiment.samplers.items():
         record, shift = found.metrics.get(name), found.shifts.get(name)
         summary = {} if record is None or record["names"] != names else record["summary"]
-        source = record or shift
+        nfe = record["nfe"] if record else shift.facts.nfe if shift else "?"
+        shifted = ("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())
         rows.append((
             name, short(sampler.solver), short(sampler.grid, first="steps"),
             ", ".join(short(c) for c in sampler.corrections) or "none",
-            "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
-            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
+            str(nfe), spread(summary.get("fd"), 4),
+            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *shifted,
         ))  # fmt: skip
     return Table(header, rows)
 
 
 DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
-
-
-def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
-    if shift is None:
-        return "-"
-    number = shift[key]
-    if None in (number["value"], number["low"], number["high"]):
-        return "-"
-    return f"{number['value']:+.4f} [{number['low']:+.4f}, {number['high']:+.4f}]"
 
 
 def _facts(run: Run, experiment: Experiment) -> str:
@@ -201,17 +198,18 @@ def _sources(found: Found) -> list[str]:
         )
         scored.setdefault(text, []).append(name)
     measured: dict[str, list[str]] = {}
-    for name, record in found.shifts.items():
+    for name, shift in found.shifts.items():
+        facts = shift.facts
         text = (
-            f"{record['images']} trajectories, of the first seeds and those that follow, and as many forward samples "
-            f"of {record['held_out_images']} held-out images; {record['confidence']:.0%} intervals; weights "
-            f"{record['weights']} of the checkpoint at {record['checkpoint_images']:,} images."
+            f"{shift.shift.images} trajectories, of the first seeds and those that follow, and as many forward samples "
+            f"of {facts.held_out_images} held-out images; {facts.confidence:.0%} intervals; weights "
+            f"{facts.weights} of the checkpoint at {facts.checkpoint_images:,} images."
         )
         measured.setdefault(text, []).append(name)
     texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
     texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
     for name in found.metrics.keys() & found.shifts.keys():
-        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name]["checkpoint_images"])
+        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name].facts.checkpoint_images)
         if made != seen:
             texts.append(
                 f"Warning: {name} was scored at {made:,} images and its shift measured at {seen:,}; run both again."
@@ -223,57 +221,26 @@ def _sources(found: Found) -> list[str]:
 
 def _readings(found: Found) -> list[Block]:
     """What the probes found, one row a sampler: means over levels with their nulls."""
-    rows = []
-    for name, record in found.shifts.items():
-        horizon, why, window = (record.get(key) for key in ("horizon", "why", "window"))
-        estimated = record.get("estimator")
-        gain = record.get("amplification")
-        rows.append((
-            name, _interval(record, "mean_nearest"), _interval(record, "mean_nearest_null"),
-            "-" if estimated is None
-            else f"{_interval(estimated, 'mean_shift')}, {estimated['levels_read']} of {len(record['logsnr'])} levels",
-            "-" if window is None or window["mean_equivalent_shift"] is None
-            else _interval(window, "mean_equivalent_shift"),
-            "-" if horizon is None else _interval(horizon, "mean_norm_gap"),
-            "-" if horizon is None else _interval(horizon, "mean_log_variance_ratio"),
-            *(("-",) * 4 if why is None else (
-                _interval(why[key], part) for key in ("norm_gap", "log_variance_ratio")
-                for part in ("mean_network", "mean_solver"))),
-            "-" if gain is None else _gains(gain),
-        ))  # fmt: skip
-    header = (
-        "sampler", "nearest level, nats", "its null", "estimator's shift less its null", "shift by the norm's slope",
-        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network",
-        "of solver and corrections", "ln variance ratio of the network", "of solver and corrections",
-        "gain of an error over Gaussian data's, most",
-    )  # fmt: skip
-    audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
-    blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []
-    return [*blocks, Paragraph(_audited(audits[0]))] if audits else blocks
-
-
-def _gains(gain: Mapping[str, Any]) -> str:
-    """The largest ratio of a gain to that of Gaussian data, where the latter is known."""
-    known = gain["gaussian"].get("all")
-    return (
-        "-" if known is None else f"{max(a / b for a, b in zip(gain['gain']['all']['value'], known, strict=True)):.2f}"
-    )
-
-
-def _audited(audit: Mapping[str, Any]) -> str:
-    parts = []
-    for key in ("alpha", "sigma"):
-        curve = audit[key]
-        held = sum(low <= 1 <= high for low, high in zip(curve["low"], curve["high"], strict=True))
-        worst = max(curve["value"], key=lambda v: abs(v - 1))
-        parts.append(
-            f"{key} over nominal: farthest from 1 is {worst:.4f}, {held} of {len(curve['value'])} intervals hold 1"
+    if not found.shifts:
+        return []
+    probes, shifts = every_probe(), found.shifts
+    header = ("sampler", "nearest level, nats", "its null", *(column for probe in probes for column in probe.columns))
+    rows = [
+        (
+            name,
+            record.shift.mean_nearest.signed(),
+            record.shift.mean_nearest_null.signed(),
+            *(cell for probe in probes for cell in _cells(probe, record.probes[probe.kind])),
         )
-    return (
-        f"Training audit on {audit['pairs']} training pairs, by bins of the told level: {'; '.join(parts)}; sigma_data "
-        f"{_interval({'v': audit['sigma_data']}, 'v').lstrip('+')} against {audit['sigma_data_nominal']:.4f} as "
-        "configured."
-    )
+        for name, record in shifts.items()
+    ]
+    of_each = {p: [r.probes[p.kind] for r in shifts.values() if r.probes[p.kind] is not None] for p in probes}
+    remarks = [probe.remark(records) for probe, records in of_each.items() if records]
+    return [Heading("Probes"), Table(header, rows), *(Paragraph(text) for text in remarks if text is not None)]
+
+
+def _cells(probe: Probe[Any], record: object) -> tuple[str, ...]:
+    return ("-",) * len(probe.columns) if record is None else probe.cells(record)
 
 
 def _tuned(run: Run, experiment: Experiment) -> list[Block]:
@@ -319,8 +286,9 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
             Heading("Training"),
             Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
         ]
+    drawn = (".png", *(f"-{probe.kind}.png" for probe in every_probe()))
     for title, paths in (
-        ("Shift", [run.shift(name, kind) for name in experiment.samplers for kind in (".png", "-window.png")]),
+        ("Shift", [run.shift(name, suffix) for name in experiment.samplers for suffix in drawn]),
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
         samples = title == "Samples"

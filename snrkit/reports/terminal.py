@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +14,7 @@ from snrkit.reports.comparison import comparison_rows
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
-from snrkit.shift.config import Probe
+from snrkit.shift.files import ShiftRecord
 
 out = Console(soft_wrap=True)
 POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
@@ -27,15 +27,14 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     (Console(width=200) if not out.is_terminal else Console()).print(table)
 
 
-def show_shift(records: Mapping[str, Any]) -> None:
+def show_shift(records: Mapping[str, ShiftRecord]) -> None:
     """One row a sampler, with nulls."""
-    keys = ("mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null")
     rows = [
-        [name, str(r["nfe"]), *(f"{r[k]['value']:+.4f} [{r[k]['low']:+.4f}, {r[k]['high']:+.4f}]" for k in keys)]
-        for name, r in records.items()
+        [name, str(record.facts.nfe), *(number.signed() for number in record.shift.headline())]
+        for name, record in records.items()
     ]
     _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
-    if any(isinstance(r.get(probe), Mapping) for r in records.values() for probe in get_args(Probe)):
+    if any(found is not None for record in records.values() for found in record.probes.values()):
         out.print("what the probes found stands in the report: snrkit report with the same file")
 
 

@@ -1,5 +1,6 @@
 """Percentile bootstrap over images; samples of one image are resampled together."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,11 @@ class Number:
     value: float
     low: float
     high: float
+
+    def signed(self) -> str:
+        """Value [low, high] with their signs; a dash where nothing could be read."""
+        known = all(math.isfinite(part) for part in (self.value, self.low, self.high))
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]" if known else "-"
 
 
 @dataclass(frozen=True, slots=True)

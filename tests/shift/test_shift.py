@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import pixels, views
-from snrkit.commands.measure_shift import check_memory
+from snrkit.base.records import from_json, to_json
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.instrument import Instrument
+from snrkit.experiment.instrument import Instrument, check_arms_fit
 from snrkit.experiment.opening import Model, open_experiment, open_network
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
@@ -29,9 +30,9 @@ from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
-from snrkit.shift.files import as_csv, as_png, as_record
-from snrkit.shift.measure import Reference, compare, readable, size
-from snrkit.shift.nearest import Spectrum, leak, nearest_shift
+from snrkit.shift.files import as_csv, as_png
+from snrkit.shift.measure import Reference, Shift, compare, readable, size
+from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
 from tests.small import SMALL
@@ -48,7 +49,7 @@ def clean(count, seed):
 def reference(process, shape=SHAPE, variance=VARIANCE, count=COUNT, seen=None):
     """What is known of N(0, variance) data."""
     dims = math.prod(shape)
-    spectrum = Spectrum(process, torch.zeros(dims).double(), torch.full((dims,), variance, dtype=torch.float64))
+    spectrum = GaussianFit(process, torch.zeros(dims).double(), torch.full((dims,), variance, dtype=torch.float64))
     known = [(v, torch.full((len(v.names),), variance, dtype=torch.float64)) for v in seen or views(shape)]
     return Reference(known, spectrum, torch.full((count,), variance, dtype=torch.float64))
 
@@ -202,7 +203,7 @@ def test_pure_noise_is_measured_and_written(tmp_path):
 
     shift = measure(Flow(), Euler(), UniformTime(steps=4), exact_start=False)
     assert shift.logsnr[0] == -math.inf
-    write_json(tmp_path / "shift.json", as_record(shift))
+    write_json(tmp_path / "shift.json", to_json(shift))
     assert json.loads((tmp_path / "shift.json").read_text())["logsnr"][0] is None
     assert as_csv(shift).splitlines()[1].startswith("-inf,")
     assert math.isnan(shift.nearest.value[0])
@@ -231,8 +232,9 @@ def test_repeated_images_widen_the_interval():
 def test_files_hold_the_measurement():
     """JSON round-trips, CSV has a row a level with the same numbers, PNG is a picture."""
     shift = measure(Edm(), Euler(), Karras(steps=4))
-    record = json.loads(json.dumps(as_record(shift, nfe=4)))
+    record = json.loads(json.dumps(to_json(shift)))
     assert record["norm_gap"]["value"] == shift.norm_gap.value
+    assert to_json(from_json(Shift, record, "shift.json")) == record
     rows = as_csv(shift).splitlines()
     column = rows[0].split(",").index("variance_ratio")
     assert [float(row.split(",")[column]) for row in rows[1:]] == shift.variance_ratio.value
@@ -300,7 +302,7 @@ def test_what_cannot_be_held_is_refused_before_it_begins():
 
     def fits(samplers, memory):
         try:
-            check_memory(opened, samplers, memory)
+            check_arms_fit(opened, samplers, memory)
         except ConfigError as error:
             assert "shift.images: the states of 50 images" in str(error)  # noqa: PT017
             return False
@@ -350,6 +352,23 @@ def test_a_row_has_the_shift_of_its_equal():
     for key in ("norm_gap", "log_variance_ratio"):
         assert torch.equal(plain[key], again[key])
         assert not torch.equal(plain[key], other[key])
+
+
+def test_samplers_of_one_grid_share_what_does_not_depend_on_them():
+    """Forward arms and the matrices of wrong levels are made once a grid, the audit once."""
+    options = {"images": 32, "batch": 16, "bootstrap": 100, "window_images": 8, "audit_pairs": 64}
+    instrument = small_instrument(shift={**options, "probes": ["window", "audit"]})
+    samplers = [Sampler(grid=Karras(steps=n), solver=solver) for n, solver in ((3, Euler()), (3, Heun()), (4, Euler()))]
+    one, alike, other = map(instrument.specimen, samplers)
+    assert one.forward is alike.forward
+    assert one.train is alike.train
+    assert one.forward is not other.forward
+    window, audit = instrument.opened.experiment.shift.probes
+    assert audit.read(one) is audit.read(other)
+    first, silent = window.read(one), Wrapped(Edm(), lambda *_: 1 / 0)
+    assert window.read(replace(alike, denoise=silent)).eps_square == first.eps_square  # without a further call
+    with pytest.raises(ZeroDivisionError):
+        window.read(replace(other, denoise=silent))
 
 
 @pytest.mark.parametrize("labels", [None, 1])
