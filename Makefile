@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
 .PHONY: demo corrections-study training-study spectral-study test check bench format clean
 
@@ -35,6 +36,8 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file= --strict --follow-imports=silent --cache-dir=.mypy_cache/users $(USERS)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: .venv/installed-test
 	$(BIN)/pytest tests/bench -o norecursedirs=".*" -s --benchmark-disable-gc --benchmark-columns=median

@@ -7,12 +7,12 @@ from snrkit.experiment.trajectories import trajectories
 
 def open_task(found):
     """What its training is surrounded by."""
-    return opening.open_task(found.experiment.training, found.setting)
+    return found.task()
 
 
 def open_network(found):
     """The network that it trains, fresh."""
-    return opening.open_network(found.experiment.training, found.setting)
+    return found.network()
 
 
 def level_sampler(found):

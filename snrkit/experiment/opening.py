@@ -67,6 +67,14 @@ class Opened:
         """The processes and the device of the setting."""
         return self.setting.world
 
+    def network(self) -> nn.Module:
+        """The network that the experiment trains, freshly initialised. ConfigError for a model from elsewhere."""
+        return open_network(self.experiment.training, self.setting)
+
+    def task(self) -> Task:
+        """The surroundings of its training. ConfigError for a model from elsewhere."""
+        return open_task(self.experiment.training, self.setting)
+
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:
     """Open the data, measure what is `auto`, and check that data and network fit."""

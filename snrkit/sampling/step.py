@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.diffusion.process import Process
@@ -84,6 +85,15 @@ class Solver(Protocol):
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """(x_next, the answers it used in order, memory for the next step)."""
+
+
+class Deterministic(Value):
+    """What solvers that draw no noise share."""
+
+    @property
+    def renews(self) -> float:
+        """0, as every step is a function of its state."""
+        return 0.0
 
 
 @runtime_checkable

@@ -40,7 +40,6 @@ class Ancestral(Value):
     eta: float = Field(default=1.0, ge=0, le=1)
     logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
-    order: ClassVar[int] = 1
 
     @model_validator(mode="after")
     def _acts_somewhere(self) -> "Ancestral":
@@ -50,6 +49,11 @@ class Ancestral(Value):
         if low is not None and high is not None and low > high:
             raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
         return self
+
+    @property
+    def order(self) -> int:
+        """First, of the distribution."""
+        return 1
 
     @property
     def renews(self) -> float | None:

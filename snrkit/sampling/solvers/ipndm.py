@@ -8,18 +8,17 @@ In x/alpha and r = sigma/alpha the dynamics are d(x/alpha) = eps dr, so with eps
 `ipndm_v` takes those of the steps in r that were made.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, increment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: int, equal: bool
@@ -37,12 +36,11 @@ def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: 
     return x_next, (Call(position.here, prediction),), remember(prediction.eps, ratio, past, length)
 
 
-class Ipndm(Value):
+class Ipndm(Deterministic):
     """Order 2 on smooth grids, one evaluation per step; `k` predictions are used, fewer in the first steps."""
 
     kind: Literal["ipndm"] = "ipndm"
     k: int = Field(default=4, ge=1, le=4)
-    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:
@@ -56,12 +54,11 @@ class Ipndm(Value):
         return _step(denoise, x, position, memory or (), self.k - 1, True)
 
 
-class IpndmV(Value):
+class IpndmV(Deterministic):
     """Order k, one evaluation per step; fewer predictions are used in the first steps."""
 
     kind: Literal["ipndm_v"] = "ipndm_v"
     k: int = Field(default=3, ge=1, le=4)
-    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:

@@ -9,18 +9,17 @@ the step is kept.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class UnipcMemory:
     order: int
 
 
-class Unipc(Value):
+class Unipc(Deterministic):
     """Order p + 1 by the corrector, one evaluation per step; first order into the clean level.
 
     `lower_order_final`: the last steps into a clean level are of order 2 and 1, as in diffusers; it matters at p 3.
@@ -45,7 +44,6 @@ class Unipc(Value):
     p: int = Field(default=2, ge=1, le=3, description="order of the predictor")
     corrector: bool = True
     lower_order_final: bool = True
-    renews: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:
