@@ -18,7 +18,7 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, read_json, write_json
 from snrkit.base.records import read_record, to_json
-from snrkit.commands.compare_rows import Row, lay_out
+from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, make_images, manifest
@@ -58,7 +58,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     if world.size > 1:
         raise SnrkitError("compare runs in one process; start it without torchrun.")
     choose(experiment, ())
-    rows = lay_out(experiment)
+    rows = comparison_layout(experiment)
     shift = experiment.shift.model_copy(update={"probes": ()})
     everything = experiment.model_copy(
         update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}

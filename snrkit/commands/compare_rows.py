@@ -48,7 +48,7 @@ class Layout:
         return None
 
 
-def lay_out(experiment: Experiment) -> dict[str, Row]:
+def comparison_layout(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
     cost = experiment.model.parts.cost
     given = {name: (sampler, cost(sampler)) for name, sampler in experiment.samplers.items()}

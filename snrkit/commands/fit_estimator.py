@@ -41,7 +41,7 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
                 if stop.asked:
                     raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
         states, logsnr = next(forward_batches(setting, data.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
-        record = {**asdict(calibrate(estimator, states, logsnr)), **describe(config, setting)}
+        record = {**asdict(calibrate(estimator, states, logsnr)), **fitted_on(config, setting)}
         with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
             save_estimator(run, estimator.network.state_dict(), record)
     return record
@@ -65,7 +65,7 @@ def forward_batches(
         step += 1
 
 
-def describe(config: EstimatorConfig, setting: Setting) -> dict[str, Any]:
+def fitted_on(config: EstimatorConfig, setting: Setting) -> dict[str, Any]:
     """What an estimator was fitted to."""
     return {
         "config": config.model_dump(mode="json"),

@@ -201,15 +201,15 @@ def _finish(samples: Trajectories, folder: Path, seeds: Sequence[int], record: d
     if labels is not None:
         listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels.tolist(), strict=True)]
         write_json(folder / "dataset.json", {"labels": listed})
-    write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
+    write_bytes(path_beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
     if samples.config.npz:
         arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, arr_0=arrays)
-        write_bytes(beside(folder, ".npz"), buffer.getvalue())
+        write_bytes(path_beside(folder, ".npz"), buffer.getvalue())
 
 
-def beside(folder: Path, suffix: str) -> Path:
+def path_beside(folder: Path, suffix: str) -> Path:
     """The file next to a sampler's folder; its name may hold dots."""
     return folder.parent / f"{folder.name}{suffix}"
 

@@ -46,7 +46,7 @@ from snrkit.metrics.extractors import check_features
 from snrkit.metrics.paired import Difference, against
 from snrkit.metrics.scores import Entry, keys, summarise, titles_on
 from snrkit.reports.blocks import markdown
-from snrkit.reports.records import Arm, OverSeeds, SweepTable, Swept
+from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
 from snrkit.reports.sweep_table import sweep_page
 from snrkit.sampling.sampler import parse_seeds
 from snrkit.training.clipping import Groups
@@ -145,12 +145,12 @@ def _wording(fault: Mapping[str, Any]) -> str:
 def check_file(path: Path) -> None:
     """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
     if {"arms", "arm", "seeds"} & set(read_mapping(path)):  # what no experiment has
-        lay_out(load_sweep(path), path.stem)
+        sweep_trials(load_sweep(path), path.stem)
     else:
         load_experiment(path)
 
 
-def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
+def sweep_trials(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
     """All trials, seed by seed. ConfigError lists the faults of every arm."""
     trials, faults = [], []
     for seed in sweep.seeds:
@@ -187,7 +187,7 @@ def run_sweep(
     unknown = [arm for arm in arms if arm not in sweep.arms]
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
-    trials = lay_out(sweep, path.stem, settings)
+    trials = sweep_trials(sweep, path.stem, settings)
     for trial in trials[: len(sweep.arms)]:  # of one seed
         _check(trial, world)
     wanted = [trial for trial in trials if not arms or trial.arm in arms]
@@ -379,7 +379,7 @@ def make_table(sweep: Sweep, rows: Sequence[tuple[Trial, TrialRow]], everywhere:
     )
 
 
-def over_seeds(by_seed: Mapping[int, Scored], table: Mapping[str, Mapping[int, Scored]], first: str) -> Arm:
+def over_seeds(by_seed: Mapping[int, Scored], table: Mapping[str, Mapping[int, Scored]], first: str) -> SweepArm:
     """One row of the table."""
     seeds = sorted(by_seed)
     found = [by_seed[seed] for seed in seeds]
@@ -387,7 +387,7 @@ def over_seeds(by_seed: Mapping[int, Scored], table: Mapping[str, Mapping[int, S
     shared = [seed for seed in seeds if seed in beside]
     of_looks = [each.row.looks for each in found]
     scores = {key: means for key in keys() if (means := _means(found, key)) is not None}
-    return Arm(
+    return SweepArm(
         seeds=tuple(seeds),
         nfe=found[0].row.nfe,
         weights=found[0].row.made["weights"],

@@ -39,7 +39,7 @@ from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.experiment.yaml_files import apply_settings
 from snrkit.metrics.statistics import frechet
-from snrkit.reports.records import Found, Tuned, TunedNow
+from snrkit.reports.records import Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
 from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
@@ -471,9 +471,9 @@ def _write(bench: Bench, experiment: Experiment, method: str, values: Values) ->
     return TunedNow(record, values, str(written))
 
 
-def _found(bench: Bench, method: str, values: Values) -> Found:
+def _found(bench: Bench, method: str, values: Values) -> TunedValues:
     gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
-    return Found(
+    return TunedValues(
         values=values,
         fd_on_tuning_seeds=bench.fd(values) if method in ("fd", "optuna") else None,
         gap_before_and_after=None if gaps is None else tuple(gaps),

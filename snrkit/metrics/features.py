@@ -20,7 +20,7 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import KEPT_FEATURES
 from snrkit.data.dataset import Dataset, chunks, fingerprint
 from snrkit.metrics.extractors import Extractor, cache_folder
-from snrkit.metrics.statistics import Gaussian, RunningMoments
+from snrkit.metrics.statistics import FeatureGaussian, RunningMoments
 
 KEPT = 10_000
 
@@ -29,7 +29,7 @@ KEPT = 10_000
 class FeatureSet:
     """What is known of a set of images: moments of all its features, and up to KEPT features and logits themselves."""
 
-    gaussian: Gaussian
+    gaussian: FeatureGaussian
     features: Tensor | None = None  # (n, dim) float32
     logits: Tensor | None = None  # (n, classes) float32
 
@@ -62,7 +62,7 @@ def reference_features(
     )
     if not world.any(not path.is_file()):  # all processes must take the same way
         stored = load(path.read_bytes())
-        gaussian = Gaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
+        gaussian = FeatureGaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
         return FeatureSet(gaussian, stored["features"])
     found = extract(extractor, dataset, indices, batch, world)
     gaussian = found.gaussian.with_root()
@@ -77,7 +77,7 @@ def reference_features(
     return FeatureSet(gaussian, found.features)
 
 
-def load_statistics(path: Path) -> Gaussian:
+def load_statistics(path: Path) -> FeatureGaussian:
     """Mean and covariance of an EDM-style .npz (`mu`, `sigma`). SnrkitError when it holds none."""
     try:
         mean, covariance = (torch.from_numpy(read_array(path, name)).double() for name in ("mu", "sigma"))
@@ -85,4 +85,4 @@ def load_statistics(path: Path) -> Gaussian:
         raise SnrkitError(f"{path} holds no statistics mu and sigma ({error}); give an EDM-style .npz.") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise SnrkitError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not fit together.")
-    return Gaussian(mean, covariance, 0)
+    return FeatureGaussian(mean, covariance, 0)

@@ -66,7 +66,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreDefinition:
     """One score: how it is called, shown and computed."""
 
     key: str  # in records
@@ -145,12 +145,16 @@ def _precision_recall(
 BOTH: tuple[Need, ...] = ("features", "reference features")
 MOST: tuple[Page, ...] = ("scores", "compare", "sweep")
 
-SCORES: tuple[Score, ...] = (
-    Score("fd", "FD", _fd, 4, "lower", inception="FID"),
-    Score("inception_score", "IS", _inception_score, 3, "higher", ("logits",), inception="IS", short="is", stands=MOST),
-    Score("kid", "KID", _kid, 5, "lower", BOTH, inception="KID", stands=MOST),
-    Score("precision", "precision", lambda pair: pair.precision_recall[0], 3, "higher", BOTH, stands=("scores",)),
-    Score("recall", "recall", lambda pair: pair.precision_recall[1], 3, "higher", BOTH, stands=("scores",)),
+SCORES: tuple[ScoreDefinition, ...] = (
+    ScoreDefinition("fd", "FD", _fd, 4, "lower", inception="FID"),
+    ScoreDefinition(
+        "inception_score", "IS", _inception_score, 3, "higher", ("logits",), inception="IS", short="is", stands=MOST
+    ),
+    ScoreDefinition("kid", "KID", _kid, 5, "lower", BOTH, inception="KID", stands=MOST),
+    ScoreDefinition(
+        "precision", "precision", lambda pair: pair.precision_recall[0], 3, "higher", BOTH, stands=("scores",)
+    ),
+    ScoreDefinition("recall", "recall", lambda pair: pair.precision_recall[1], 3, "higher", BOTH, stands=("scores",)),
 )
 PRIMARY = SCORES[0]
 
@@ -233,11 +237,11 @@ def summarise(each: Sequence[Scores]) -> dict[str, Entry]:
 class Columns:
     """The scores that a table shows beside PRIMARY."""
 
-    standing: tuple[Score, ...]  # whose column is part of the table
-    others: tuple[Score, ...]  # of which a row has a value
+    standing: tuple[ScoreDefinition, ...]  # whose column is part of the table
+    others: tuple[ScoreDefinition, ...]  # of which a row has a value
 
     @property
-    def every(self) -> tuple[Score, ...]:
+    def every(self) -> tuple[ScoreDefinition, ...]:
         """Both, in this order."""
         return self.standing + self.others
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
 from snrkit.metrics.paired import Difference, verdict
-from snrkit.metrics.scores import PRIMARY, Columns, Score, columns
+from snrkit.metrics.scores import PRIMARY, Columns, ScoreDefinition, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -53,7 +53,7 @@ def score_columns(record: Comparison) -> Columns:
     return replace(found, standing=tuple(sorted(found.standing, key=lambda score: score.better == "higher")))
 
 
-def _difference(row: ComparisonRow, score: Score) -> str:
+def _difference(row: ComparisonRow, score: ScoreDefinition) -> str:
     return "-" if row.beside is None else interval(row.beside.difference.get(score.key), score.digits)
 
 
@@ -82,7 +82,7 @@ def difference_rows(record: Comparison) -> tuple[Row, list[Row]]:
     return header, rows if scores else []
 
 
-def _told(found: Difference | None, score: Score) -> str:
+def _told(found: Difference | None, score: ScoreDefinition) -> str:
     return "-" if found is None else f"{interval(found, score.digits)}, {verdict(found, score.better)}"
 
 

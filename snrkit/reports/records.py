@@ -85,7 +85,7 @@ class OverSeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class SweepArm:
     """One arm and sampler of a sweep."""
 
     seeds: tuple[int, ...]
@@ -108,7 +108,7 @@ class SweepTable:
     seeds: tuple[int, ...]
     reference: str  # the first arm
     failed: Mapping[str, str]  # why, by arm and seed
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, SweepArm]
     settings: Mapping[str, tuple[str, ...]]  # of each arm
     everywhere: tuple[str, ...]
 
@@ -122,7 +122,7 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TunedValues:
     """The coefficients that one method chose, in the order of the parameters."""
 
     values: tuple[float, ...]
@@ -145,7 +145,7 @@ class Tuned:
     weights: str
     of: Mapping[str, Any]  # the sampler with these parameters neutral
     corrections: tuple[Mapping[str, Any], ...]  # with those chosen
-    found: Mapping[str, Found]
+    found: Mapping[str, TunedValues]
 
 
 @dataclass(frozen=True, slots=True)

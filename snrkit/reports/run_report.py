@@ -96,7 +96,7 @@ def guide() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RunFindings:
     """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
 
     metrics: Mapping[str, SamplerScores]
@@ -104,7 +104,7 @@ class Found:
     outdated: Sequence[str]
 
 
-def find(run: Run, experiment: Experiment) -> Found:
+def find(run: Run, experiment: Experiment) -> RunFindings:
     """The stored scores and measurements that belong to the samplers as they are defined now."""
     defined = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
     scored = {name: read_record(SamplerScores, path) for name in defined if (path := run.metrics(name)).exists()}
@@ -114,10 +114,10 @@ def find(run: Run, experiment: Experiment) -> Found:
     shifts = {name: shift_record(record, run.shift(name)) for name, record in same.items()}
     outdated = [f"scores of {name}" for name in scored.keys() - metrics.keys()]
     outdated += [f"shift of {name}" for name in measured.keys() - shifts.keys()]
-    return Found(metrics, shifts, sorted(outdated))
+    return RunFindings(metrics, shifts, sorted(outdated))
 
 
-def sampler_table(found: Found, experiment: Experiment) -> Table:
+def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
     """One row a sampler, in the config's order."""
     first = next(iter(found.metrics.values()), None)
     scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
@@ -143,7 +143,7 @@ def sampler_table(found: Found, experiment: Experiment) -> Table:
     return Table(header, rows)
 
 
-def _nfe(found: Found, name: str) -> str:
+def _nfe(found: RunFindings, name: str) -> str:
     if name in found.metrics:
         return str(found.metrics[name].nfe)
     return str(found.shifts[name].facts.nfe) if name in found.shifts else "?"
@@ -176,7 +176,7 @@ def _facts(run: Run, experiment: Experiment) -> str:
     )
 
 
-def _reading(found: Found, experiment: Experiment) -> list[str]:
+def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
     """What the numbers were made from, warnings, and what is missing."""
     texts = _sources(found)
     near = {name: record.memorisation for name, record in found.metrics.items() if record.memorisation is not None}
@@ -196,7 +196,7 @@ def _reading(found: Found, experiment: Experiment) -> list[str]:
     return texts
 
 
-def _sources(found: Found) -> list[str]:
+def _sources(found: RunFindings) -> list[str]:
     """One sentence a distinct origin of scores and of measurements; two sentences mean that rows do not compare."""
     scored: dict[str, list[str]] = {}
     for name, record in found.metrics.items():
@@ -228,7 +228,7 @@ def _sources(found: Found) -> list[str]:
     return texts
 
 
-def _readings(found: Found) -> list[Block]:
+def _readings(found: RunFindings) -> list[Block]:
     """What the probes found, one row a sampler: means over levels with their nulls."""
     if not found.shifts:
         return []

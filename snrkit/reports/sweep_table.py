@@ -1,8 +1,8 @@
 """The page of `snrkit sweep`: one row an arm and sampler, differences from the first arm."""
 
-from snrkit.metrics.scores import PRIMARY, Score, columns
+from snrkit.metrics.scores import PRIMARY, ScoreDefinition, columns
 from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, interval, mean_of, spread
-from snrkit.reports.records import Arm, SweepTable
+from snrkit.reports.records import SweepArm, SweepTable
 
 FEWER = 1  # digits than of one training
 
@@ -62,10 +62,10 @@ def difference_table(record: SweepTable) -> tuple[Row, list[Row]]:
     return header, rows if known else []
 
 
-def _first(arm: Arm) -> str:
+def _first(arm: SweepArm) -> str:
     found, digits = arm.scores.get(PRIMARY.key), PRIMARY.digits - FEWER
     return spread(found, digits) if len(arm.seeds) > 1 else mean_of(found, digits)
 
 
-def _less(arm: Arm, score: Score) -> str:
+def _less(arm: SweepArm, score: ScoreDefinition) -> str:
     return interval((arm.less_first or {}).get(score.key), score.digits - FEWER)

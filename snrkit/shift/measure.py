@@ -159,7 +159,7 @@ def read(
     )  # fmt: skip
 
 
-def compare(
+def compare_arms(
     reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap
 ) -> Shift:
     """All readings of the three arms, with intervals."""

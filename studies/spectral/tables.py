@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
-from snrkit.commands.sweep import SamplerRow, lay_out, load_sweep, stored_row
+from snrkit.commands.sweep import SamplerRow, load_sweep, stored_row, sweep_trials
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.reports.blocks import Table, interval, markdown
 
@@ -53,7 +53,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def read(name: str, runs: Path) -> dict[str, dict[str, BySeed]]:
     """arm -> sampler -> seed -> what was found, of the rows that are made. `x-long` is x with more steps."""
     found: dict[str, dict[str, BySeed]] = {}
-    rows = [(trial, stored_row(trial, runs)) for trial in lay_out(load_sweep(HERE / f"{name}.yaml"), name)]
+    rows = [(trial, stored_row(trial, runs)) for trial in sweep_trials(load_sweep(HERE / f"{name}.yaml"), name)]
     missing = sum(row is None for _, row in rows)
     if missing:
         print(f"{name}: {missing} of {len(rows)} rows are not made yet", file=sys.stderr)

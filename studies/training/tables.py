@@ -15,7 +15,7 @@ import torch
 
 from snrkit.analysis.closed_form import difficulty
 from snrkit.analysis.empirical import rank_correlation
-from snrkit.commands.sweep import lay_out, load_sweep, make_table, stored_row
+from snrkit.commands.sweep import load_sweep, make_table, stored_row, sweep_trials
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, Target, V
 from snrkit.metrics.paired import against
@@ -78,7 +78,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def arms(name: str, runs: Path) -> Iterator[str]:
     """One sweep: every arm, pairs of arms, what the trainings went through, what broke off."""
     sweep = load_sweep(HERE / f"{name}.yaml")
-    rows = [(trial, row) for trial in lay_out(sweep, name) if (row := stored_row(trial, runs)) is not None]
+    rows = [(trial, row) for trial in sweep_trials(sweep, name) if (row := stored_row(trial, runs)) is not None]
     if not rows:
         return
     record = make_table(sweep, rows, sweep.settings)

@@ -17,21 +17,25 @@ from snrkit.base.records import to_json
 from snrkit.commands.compare import run_comparing
 from snrkit.commands.eval_fid import run_curves, run_scoring, score_pair
 from snrkit.commands.sample import load_images, run_sampling
-from snrkit.commands.sweep import lay_out, load_sweep, row_path, run_sweep
+from snrkit.commands.sweep import load_sweep, row_path, run_sweep, sweep_trials
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import disjoint, open_scorer
 from snrkit.metrics import scores
-from snrkit.metrics.scores import PRIMARY, SCORES, Score
+from snrkit.metrics.scores import PRIMARY, SCORES, ScoreDefinition
 from snrkit.reports import terminal
 from tests.small import SMALL, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
-TOY = Score("toy_score", "toy", lambda pair: float(pair.features[0].abs().mean()), 4, "higher", ("features",), "u")
-NAMED = Score("named", "new", lambda pair: float(pair.found.gaussian.mean.norm()), 3, "lower", inception="new")
-SILENT = Score("silent", "silent", lambda pair: None, 2, "lower")
+TOY = ScoreDefinition(
+    "toy_score", "toy", lambda pair: float(pair.features[0].abs().mean()), 4, "higher", ("features",), "u"
+)
+NAMED = ScoreDefinition(
+    "named", "new", lambda pair: float(pair.found.gaussian.mean.norm()), 3, "lower", inception="new"
+)
+SILENT = ScoreDefinition("silent", "silent", lambda pair: None, 2, "lower")
 EVERY = (*SCORES, TOY, NAMED, SILENT)
 EULER = SMALL["samplers"]["euler"]
 CHANGES = {
@@ -189,7 +193,7 @@ def test_a_pair_has_every_score(made, monkeypatch):
 def test_rows_of_before_a_score_are_made_again(made, monkeypatch):
     """What a sweep or a comparison keeps of a row is of the scores that were known then."""
     folder = made.run.path.parent.parent
-    trial = lay_out(load_sweep(folder / "arms.yaml"), "arms")[0]
+    trial = sweep_trials(load_sweep(folder / "arms.yaml"), "arms")[0]
     assert not row_path(trial, folder / "runs").exists()
     for path in (made.run.path / "compare").glob("*.json"):
         assert json.loads(path.read_text())["facts"]["scores"] == [score.key for score in EVERY]

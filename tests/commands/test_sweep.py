@@ -12,7 +12,7 @@ from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.base.records import to_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
-from snrkit.commands.sweep import check_file, lay_out, load_sweep, run_sweep
+from snrkit.commands.sweep import check_file, load_sweep, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.run import Run, locked
@@ -33,7 +33,7 @@ SHIPPED = [
 def test_every_shipped_sweep_is_valid(path):
     """Every arm with every seed is an experiment; `validate` knows sweeps from experiments."""
     sweep = load_sweep(path)
-    assert len(lay_out(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
+    assert len(sweep_trials(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
     assert check_file(path) is None
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_made_twice(swept, monkeypatch):
 def test_an_interrupted_arm_goes_on(tmp_path):
     """A run that stopped half-way is trained to its end, not from its beginning."""
     path = write_sweep(tmp_path, arms={"plain": []}, seeds=[0])
-    trial = lay_out(load_sweep(path), "knobs", ["train.images=320"])[0]
+    trial = sweep_trials(load_sweep(path), "knobs", ["train.images=320"])[0]
     sweeping.run_training(trial.experiment, tmp_path / "runs", WORLD, True)
     run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     log = [json.loads(line) for line in (tmp_path / "runs/knobs-plain-0/train.jsonl").read_text().splitlines()]
@@ -155,7 +155,7 @@ def test_arms_that_compute_or_clip_otherwise_do_not_share(tmp_path):
         "a": [], "half": ["compute.precision=bf16"], "kept": ["train.snapshot_every=320"],
         "g1": [groups.format("conv: 1, mid: 2")], "g2": [groups.format("mid: 2, conv: 1")], "b": ["shift.images=31"],
     }  # fmt: skip
-    trials = lay_out(load_sweep(write_sweep(tmp_path, arms=arms, seeds=[0])), "s")
+    trials = sweep_trials(load_sweep(write_sweep(tmp_path, arms=arms, seeds=[0])), "s")
     assert [t.experiment.name for t in trials] == ["s-a-0", "s-half-0", "s-kept-0", "s-g1-0", "s-g2-0", "s-a-0"]
 
 
@@ -219,7 +219,7 @@ def test_what_the_log_says_of_a_training(tmp_path):
 def test_rows_hold_what_the_log_and_the_images_say(swept):
     """The table's power is that of the images that the arm makes, its norms those of its log."""
     folder, record = swept
-    trial = lay_out(load_sweep(folder / "knobs.yaml"), "knobs")[0]
+    trial = sweep_trials(load_sweep(folder / "knobs.yaml"), "knobs")[0]
     opened = open_experiment(trial.experiment, WORLD)
     run = Run(folder / "runs" / "knobs-plain-3")
     images = trajectories(opened, open_model(opened, run)).images(trial.experiment.samplers["euler"], range(32))

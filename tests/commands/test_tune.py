@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import to_json
 from snrkit.commands.compare import size_change
-from snrkit.commands.compare_rows import lay_out, with_nfe
+from snrkit.commands.compare_rows import comparison_layout, with_nfe
 from snrkit.commands.tune import by_gap, knobs, sweep, with_values
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
@@ -69,7 +69,7 @@ def test_knobs_are_the_coefficients_that_are_not_neutral():
 
 def test_bases_cost_what_their_rows_cost():
     """Every corrected row gets its own solver without corrections at equal NFE; the solvers of compare at every NFE."""
-    rows = lay_out(parse_experiment({**SMALL, "samplers": SAMPLERS}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": SAMPLERS}, "small"))
     assert rows["dcw"].base == rows["es"].base == "euler-5"
     assert rows["nag"].base == "euler-6"
     for name, row in rows.items():
@@ -92,7 +92,7 @@ def test_the_order_of_the_file_does_not_choose_bases(order):
                 "corrections": [{"kind": "noise_awareness", "weight": 0.5}]},
         "fourteen": {"grid": {"kind": "karras", "steps": 14}, "solver": {"kind": "euler"}},
     }  # fmt: skip
-    rows = lay_out(parse_experiment({**SMALL, "samplers": dict(list(samplers.items())[::order])}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": dict(list(samplers.items())[::order])}, "small"))
     assert (rows["pixel"].base, rows["nag"].base) == ("euler-13", "fourteen")
     assert rows["heun-13"].nfe == 13
 
@@ -100,12 +100,14 @@ def test_the_order_of_the_file_does_not_choose_bases(order):
 def test_a_base_may_be_named():
     """compare.bases sets a row beside another; a name that is none, itself, or a cheaper row is refused."""
     samplers = {**SAMPLERS, "cheap": {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "euler"}}}
-    rows = lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": {"es": "dcw"}}}, "small"))
+    rows = comparison_layout(
+        parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": {"es": "dcw"}}}, "small")
+    )
     assert (rows["es"].base, rows["dcw"].base) == ("dcw", "euler-5")
     for bases, said in (({"es": "no"}, "no sampler is named no"), ({"es": "es"}, "name another"),
                         ({"es": "cheap"}, "costs 3 evaluations and es 5")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
-            lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": bases}}, "small"))
+            comparison_layout(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": bases}}, "small"))
 
 
 @given(steps=st.integers(1, 60))
@@ -124,7 +126,7 @@ def test_the_base_of_an_even_cost_where_only_odd_ones_are():
     """Noise awareness doubles Heun's odd cost: its base has one evaluation more, never less."""
     heun = {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "heun"},
             "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
-    rows = lay_out(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
     assert (rows["nag"].nfe, rows["nag"].base, rows["heun-11"].nfe) == (10, "heun-11", 11)
 
 
@@ -134,7 +136,7 @@ def test_a_cost_that_no_base_has_is_refused():
                "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
     content = {**SMALL, "process": {"kind": "ddpm"}, "samplers": {"nag": sampler}}
     with pytest.raises(ConfigError, match="no base of equal cost"):
-        lay_out(parse_experiment(content, "small"))
+        comparison_layout(parse_experiment(content, "small"))
 
 
 class GapOf:

@@ -9,16 +9,17 @@ from safetensors.torch import load, save
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.records import to_json
-from snrkit.commands.eval_fid import disjoint, score_pair
+from snrkit.commands.eval_fid import score_pair
 from snrkit.data import Digits
 from snrkit.data.dataset import Split, memory_dataset, split
+from snrkit.experiment.scorer import disjoint
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import INCEPTION_FILE, cache_folder, make_extractor, principal
 from snrkit.metrics.features import FeatureSet, extract, reference_features
 from snrkit.metrics.memorisation import memorisation, nearest
 from snrkit.metrics.scores import PRIMARY, Scores, score, summarise, titles_on
-from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
+from snrkit.metrics.statistics import FeatureGaussian, RunningMoments, frechet
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -55,8 +56,8 @@ def test_frechet_is_the_textbook_formula():
 def test_frechet_of_shifted_and_scaled_gaussians_in_closed_form():
     """|shift|^2 + d (s - 1)^2 for N(0, I) against N(shift, s^2 I); 0 with itself; symmetric."""
     eye = torch.eye(5, dtype=torch.float64)
-    a = Gaussian(torch.zeros(5, dtype=torch.float64), eye, 9)
-    b = Gaussian(torch.full((5,), 0.3, dtype=torch.float64), 4 * eye, 9)
+    a = FeatureGaussian(torch.zeros(5, dtype=torch.float64), eye, 9)
+    b = FeatureGaussian(torch.full((5,), 0.3, dtype=torch.float64), 4 * eye, 9)
     assert frechet(a, b) == pytest.approx(5 * 0.09 + 5 * 1.0)
     assert frechet(b, a) == pytest.approx(frechet(a, b))
     assert frechet(b, b.with_root()) == pytest.approx(0, abs=1e-12)

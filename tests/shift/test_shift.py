@@ -31,7 +31,7 @@ from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png
-from snrkit.shift.measure import Reference, Shift, compare, readable, size
+from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
 from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
@@ -60,7 +60,7 @@ def whole(arm, level, variance, resamples, seed):
     """The variance ratio of one arm put in all three places."""
     shape = tuple(arm.states.shape[2:])
     known = reference(Edm(), shape, variance, arm.states.shape[1], [pixels(shape)])
-    return compare(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
+    return compare_arms(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
 
 
 def an_arm(states, groups):
@@ -90,7 +90,7 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
                     device=torch.device("cpu"))
         for seed in (1, 2)
     ]  # fmt: skip
-    return compare(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
+    return compare_arms(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
 
 
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=["edm", "ddpm", "flow"])
@@ -226,7 +226,7 @@ def test_repeated_images_widen_the_interval():
                         device=torch.device("cpu"))
             for k in range(3)
         ]  # fmt: skip
-        curve = compare(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
+        curve = compare_arms(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
         widths.append(curve.high[0] - curve.low[0])
     assert widths[0] > 3 * widths[1]
 

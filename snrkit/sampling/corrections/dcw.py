@@ -27,7 +27,7 @@ from snrkit.sampling.step import Position, Range, Step
 Gains = tuple[Tensor, Tensor]
 
 
-class Schedule(Protocol):
+class GainSchedule(Protocol):
     """How the coefficients change from step to step."""
 
     def gains(self, position: Position) -> Gains:
