@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
 .PHONY: demo corrections-study training-study spectral-study test check bench format clean
 
@@ -20,13 +21,13 @@ demo: .venv/installed
 	$(BIN)/snrkit run --config configs/digits.yaml
 
 corrections-study: .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/corrections/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/corrections/run.sh
 
 training-study: .venv/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/sweeps/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/training/run.sh
 
 spectral-study: .venv/installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh configs/spectral/study.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/spectral/run.sh
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
@@ -35,6 +36,8 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file= --strict --follow-imports=silent --cache-dir=.mypy_cache/users $(USERS)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: .venv/installed-test
 	$(BIN)/pytest tests/bench -o norecursedirs=".*" -s --benchmark-disable-gc --benchmark-columns=median

@@ -6,19 +6,48 @@ Three equations carry the package (docs/architecture.md):
     belief    y  = a * x0 + b * eps              every prediction type is one pair (a, b)
     dynamics  dx = x0 d(alpha) + eps d(sigma)    every ODE solver discretises this line
 
-Import from the modules (`from snrkit.diffusion.process import Edm`); this one imports nothing until `snrkit.wrap` is
-asked for, so that `snrkit --help` is fast.
+What a script needs is offered here by name (`snrkit.Karras`, `snrkit.sample`) and imported when it is first asked for,
+so that `import snrkit` and `snrkit --help` are fast. `__init__.pyi` says the same to type checkers and editors.
 """
 
 import importlib
-from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["wrap"]
+
+_NAMES = {  # by the module where they live
+    "base.distributed": "open_world",
+    "base.errors": "SnrkitError",
+    "data.dataset": "memory_dataset",
+    "data.toy": "gaussian_denoiser",
+    "diffusion.denoiser": "EdmPrecondition NoPrecondition RawPrecondition wrap",
+    "diffusion.level": "Level",
+    "diffusion.prediction": "Cond Denoiser Eps FlowVelocity Prediction Score Target V X0",
+    "diffusion.process": "Ddpm Edm Flow Process Vp",
+    "experiment.experiment": "load_experiment",
+    "experiment.opening": "open_experiment",
+    "pipelines": "correct record",
+    "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling "
+    "NoiseAwareness NoiseAwarenessClassifier TimeShift X0Rescale",
+    "sampling.grid": "BetaSigma Karras KlOptimal Leading Polyexponential Trailing UniformLogsnr UniformTime",
+    "sampling.sample": "sample start",
+    "sampling.sampler": "OpenedSampler Sampler",
+    "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Heun Ipndm IpndmV Unipc",
+    "sampling.step": "Correction Solver Step",
+    "spectral.grid": "SpectralGrid",
+    "training.train": "make_state train",
+}
+_HOMES = {name: f"snrkit.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [*_HOMES]  # noqa: PLE0604 - strings all of them
 
 
-def __getattr__(name: str) -> Any:
-    """`wrap` of snrkit.diffusion.denoiser."""
-    if name == "wrap":
-        return importlib.import_module("snrkit.diffusion.denoiser").wrap
-    raise AttributeError(f"module 'snrkit' has no attribute '{name}'")
+def __getattr__(name: str) -> object:
+    """What a script asks for, from the module where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'snrkit' has no attribute '{name}'")
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

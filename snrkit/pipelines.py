@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.streams import FORWARD, stream
+from snrkit.base.streams import PIPELINE
 from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
 from snrkit.diffusion.level import Level, Scaling, broadcast, level_of
 from snrkit.diffusion.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
 from snrkit.diffusion.process import Flow
-from snrkit.sampling.sample import correct as wrapped
+from snrkit.sampling.sample import wrapped
 from snrkit.sampling.step import (
     BeliefCorrection,
     Call,
@@ -42,7 +42,7 @@ from snrkit.sampling.step import (
     StateCorrection,
     Step,
 )
-from snrkit.shift.bootstrap import Bootstrap, Curve, variance
+from snrkit.shift.bootstrap import OF_NOMINAL, Bootstrap, Curve, variance
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
@@ -238,7 +238,7 @@ class Hook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        """Remove it."""
+        """Remove the hook."""
         self.remove()
         return False
 
@@ -414,7 +414,7 @@ class Recording:
         known, held = x0[: len(x0) // 2], x0[len(x0) // 2 :]
         boot = Bootstrap(resamples, confidence, seed)
         each = torch.arange(len(known))
-        nominal = variance(known.flatten(1), each, boot.weights(each, len(keys)))
+        nominal = variance(known.flatten(1), each, boot.weights(each, OF_NOMINAL))
         rows = {"own": [state[:count] for state in states], "null": [_noised(held, self.levels[k], k) for k in keys]}
         curves = {}
         for number, (name, arms) in enumerate(rows.items()):
@@ -432,7 +432,7 @@ FEWEST = 20
 
 def _noised(x0: Tensor, level: Level, key: float) -> Tensor:
     number = int.from_bytes(torch.tensor(key, dtype=torch.float64).numpy().tobytes(), "little")
-    noise = torch.from_numpy(stream(FORWARD, number % 2**32).standard_normal(tuple(x0.shape)))
+    noise = torch.from_numpy(PIPELINE.open(number % 2**32).standard_normal(tuple(x0.shape)))
     return level.alpha * x0 + level.sigma * noise
 
 

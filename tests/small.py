@@ -3,9 +3,18 @@
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
 import yaml
+
+from snrkit.commands.cli import main
 
 SMALL = {
     "name": "small",
@@ -33,7 +42,7 @@ SMALL = {
     "metrics": {"features": "pixels", "pixel_components": 4, "ranges": 2},
 }  # fmt: skip
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def write_config(folder: Path, **changes) -> Path:
@@ -43,30 +52,89 @@ def write_config(folder: Path, **changes) -> Path:
     return path
 
 
-def command(folder: Path, *arguments, config="small.yaml", processes=1):
-    """The command line of `snrkit ARGUMENTS` on a config of `folder`, with runs and cache inside it."""
+def options(folder: Path, config: str) -> list[str]:
+    """What makes a command read a config of `folder` and keep its runs inside it."""
+    return ["--config", str(folder / config), "--runs", str(folder / "runs")]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process: one thread, its own cache."""
+    return {**os.environ, **SETTINGS, "SNRKIT_CACHE": str(folder / "cache")}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed, named as `subprocess` names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=True, plain=False) -> Done:
+    """Run the tool to its end and return what it printed. `plain`: without --config and --runs.
+
+    One process is this one, which has imported torch already; more are started by torchrun.
+    """
+    if processes > 1:
+        return process(folder, *arguments, config=config, processes=processes, check=check)
+    line = [*arguments, *([] if plain else options(folder, config))]
+    done = call(*map(str, line))
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def call(*arguments: str) -> Done:
+    """The console script's `main` on a command line, leaving the interpreter as a process of its own would."""
+    out, err = StringIO(), StringIO()
+    with (
+        patch.dict(os.environ, SETTINGS), patch.object(sys, "argv", ["snrkit", *arguments]),
+        patch.object(sys, "excepthook", sys.excepthook), as_torch_was(), redirect_stdout(out), redirect_stderr(err),
+    ):  # fmt: skip
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def as_torch_was() -> Iterator[None]:
+    """Gradients as at the start of a process; global random state and switches are put back afterwards."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    switches = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = switches
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+
+
+def command(folder: Path, *arguments, config="small.yaml", processes=1) -> list[str]:
+    """The line that starts `snrkit ARGUMENTS` as a process of its own, or as several by torchrun."""
     launch = [sys.executable, "-m", "snrkit"]
     if processes > 1:
         launch = [
             sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0",
             "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "snrkit",
         ]  # fmt: skip
-    return [*launch, *arguments, "--config", str(folder / config), "--runs", str(folder / "runs")]
+    return [*launch, *arguments, *options(folder, config)]
 
 
-def environment(folder: Path):
-    """The environment of a command: one thread, its own cache."""
-    return {**ENVIRONMENT, "SNRKIT_CACHE": str(folder / "cache")}
-
-
-def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=True, plain=False):
-    """Run the tool to its end and return what it printed. `plain`: without --config and --runs."""
+def process(folder: Path, *arguments, config="small.yaml", processes=1, check=True) -> Done:
+    """As `snrkit`, for tests of what only a process of its own shows: it imports torch anew, which takes seconds."""
     line = command(folder, *arguments, config=config, processes=processes)
-    line = line[: len(line) - 4] if plain else line
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(folder), timeout=300, check=False)
+    ran = subprocess.run(line, capture_output=True, text=True, env=environment(folder), timeout=300, check=False)
     if check:
-        assert done.returncode == 0, done.stderr
-    return done
+        assert ran.returncode == 0, ran.stderr
+    return Done(ran.returncode, ran.stdout, ran.stderr)
 
 
 def written(folder: Path):

@@ -1,5 +1,7 @@
 """The examples run as they are written."""
 
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +35,16 @@ def test_somebody_else_s_model_is_trained_measured_and_compared(tmp_path):
     assert "a model from elsewhere, diffusers" in (run / "report.md").read_text()
     snrkit(tmp_path, "compare", "-q", *QUICK, config="diffusers_digits.yaml")
     assert (run / "compare.md").exists()
+
+
+def test_the_library_is_used_as_written(monkeypatch, capsys):
+    """A network of one's own, exact images by two samplers, and a short training, in one script."""
+    settings = ["train.images=128", "train.batch=32", "network.channels=8", "network.groups=4"]
+    monkeypatch.setattr(sys, "argv", ["from_python.py", "configs/digits.yaml", *settings])
+    monkeypatch.chdir(EXAMPLES.parent)
+    runpy.run_path(str(EXAMPLES / "from_python.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "a network of one's own: (16, 1, 8, 8)" in said
+    heun, scaled = (float(found) for found in re.findall(r"(?:Heun|scaled) (\d\.\d+)", said))
+    assert heun == pytest.approx(0.520, abs=0.005)
+    assert scaled == pytest.approx(0.5, abs=0.005)

@@ -75,7 +75,7 @@ def open_world(device: str) -> World:
 
 
 def close_world() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -90,5 +90,5 @@ def _device(name: str, local_rank: int) -> torch.device:
     except RuntimeError:
         raise SnrkitError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise SnrkitError(f"--device {name}: states are float64, which {device.type} missing; use cpu or cuda")
+        raise SnrkitError(f"--device {name}: states are float64, which {device.type} lacks; use cpu or cuda")
     return torch.device("cuda", local_rank) if name == "cuda" else device

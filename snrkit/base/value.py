@@ -11,3 +11,8 @@ class Value(BaseModel):
     """Base of all configuration. Unknown keys are refused, instances are immutable and hashable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def file_keys(cls) -> tuple[str, ...]:
+        """The keys that its mapping in a file may have."""
+        return tuple(cls.model_fields)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -128,17 +128,3 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     network = make()
     network.load_state_dict(weights, strict=not unset)
     return network
-
-
-DERIVED = ("process", "target", "precondition", "levels", "weighting", "network", "train")
-
-
-def sections(described: Described) -> Mapping[str, Any]:
-    """The parts of an experiment that a model brings; those about training say nothing and are never read."""
-    parts = {name: getattr(described, name) for name in ("process", "target", "precondition", "network")}
-    return {
-        **{name: value.model_dump() for name, value in parts.items()},
-        "levels": {"kind": "uniform_time"},
-        "weighting": {"kind": "simple"},
-        "train": {"images": 1, "batch": 1, "slice": 1, "averages": []},
-    }

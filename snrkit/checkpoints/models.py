@@ -13,7 +13,7 @@ from snrkit.checkpoints.pickles import PERSISTENT, read_pickle
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.checkpoints.transformers import DitModel, SitModel
 
-AnyModel = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]
+AnyForeign = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]
 MARKS = {"x_embedder.proj.weight": ("dit", "sit"), "input_blocks.0.0.weight": ("adm",)}  # names of weights
 
 

@@ -19,8 +19,9 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import load_weights
-from snrkit.experiment.run import Run, stored_experiment
+from snrkit.experiment.models import FromElsewhere, read_weights
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_experiment
 from snrkit.networks import UNet
 from snrkit.networks.unet import EPSILON
 
@@ -39,9 +40,9 @@ def run_exporting(
         raise SnrkitError(f"{path} cannot become a folder of diffusers: {reason}.")
     package = diffusers_package()
     scheduler = _scheduler(package, experiment)
-    weights = load_weights(experiment, run, checkpoint, average)
+    weights = experiment.model.find(run, checkpoint, average)
     network = _network(package, experiment)
-    kept = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("extras.")}
+    kept = {name: tensor for name, tensor in read_weights(run, weights).items() if not name.startswith("extras.")}
     try:
         network.load_state_dict(kept)
     except RuntimeError as error:
@@ -56,7 +57,7 @@ def run_exporting(
 
 def whole(e: Experiment) -> bool:
     """Whether diffusers has a pipeline for it: DDIM's, which takes no labels."""
-    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.classes
+    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.conditioning.classes
 
 
 def unfit(e: Experiment) -> str | None:
@@ -65,8 +66,8 @@ def unfit(e: Experiment) -> str | None:
 
 
 def _reasons(e: Experiment) -> Iterator[str]:
-    if e.model is not None:
-        yield f"its model is one from elsewhere, {e.model.path}, which need not be exported"
+    if isinstance(e.model, FromElsewhere):
+        yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
     if not isinstance(e.network, UNet):
         yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
     elif e.network.scalars:

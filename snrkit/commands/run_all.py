@@ -9,8 +9,9 @@ from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.sample import check_samplers, choose, run_sampling
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.instrument import check_held_out, check_probes
 from snrkit.experiment.opening import open_experiment
+from snrkit.experiment.run import Run
 from snrkit.metrics.extractors import check_features
 from snrkit.reports.terminal import show_report
 
@@ -24,10 +25,11 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
         raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
     choose(experiment, ())
     opened = open_experiment(experiment, world)
-    check_held_out(opened)
-    check_samplers(opened, list(opened.experiment.samplers))
-    check_features(opened.experiment.metrics, opened.labelled)
-    if experiment.model is None:
+    check_held_out(opened.data)
+    check_samplers(opened.setting, opened.experiment.samplers)
+    check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
+    check_features(opened.experiment.metrics, opened.data.labelled)
+    if experiment.model.trains:
         run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)
     run_measuring(experiment, runs, world, quiet=quiet)

@@ -12,28 +12,24 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import TrainedHere, read_weights
 from snrkit.experiment.opening import (
-    Opened,
-    load_weights,
     open_experiment,
     open_network,
-    open_spectrum_model,
     open_task,
-    refuse_foreign,
     stoppable,
 )
-from snrkit.experiment.run import (
-    Run,
-    append_log,
+from snrkit.experiment.run import Run, append_log, locked, rewind_log
+from snrkit.experiment.sources import prepare_sampling
+from snrkit.experiment.stored import (
     check_data,
     check_fits,
     describe_environment,
-    locked,
-    rewind_log,
     stored_experiment,
     write_config,
     write_environment,
 )
+from snrkit.training.clipping import remark
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
     Task,
@@ -66,7 +62,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, step: TrainStep) -> None:
-        """Count one step."""
+        """Add a step to the running sums."""
         self.steps += 1
         self.skipped += step.skipped
         if not step.skipped:
@@ -100,28 +96,30 @@ class Tally:
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
-    refuse_foreign(experiment)
+    _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
-    check_memory(opened)
-    task, network = open_task(opened), open_network(opened)
+    training, setting = opened.experiment.training, opened.setting
+    check_memory(training, setting)
+    task, network = open_task(training, setting), open_network(training, setting)
     run = Run(runs / experiment.name)
     check_fits(run, opened.experiment)
-    check_data(run, opened.dataset.fingerprint)
+    check_data(run, opened.data.dataset.fingerprint)
     state = make_state(task, network)
+    if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
+        console.print(note)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
         if not state.step:
-            _begin_from(opened, state)
+            _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
+            facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
-        if opened.experiment.spectral is not None:
-            open_spectrum_model(opened, run)
+        prepare_sampling(setting, run)
         _loop(run, task, state, tally, quiet)
     return run
 
@@ -141,21 +139,22 @@ def _resume(run: Run, state: TrainState) -> Tally:
     return Tally(**checkpoint.numbers["tally"])
 
 
-def _begin_from(opened: Opened, state: TrainState) -> None:
+def _begin_from(training: TrainedHere, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
-    origin = opened.experiment.train.resume_from
+    origin = training.train.resume_from
     if origin is None:
         return
     trained = stored_experiment(origin.run)
     parts = ("process", "target", "precondition")
-    if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
+    if any(getattr(trained, part) != getattr(training, part) for part in parts):
         raise ConfigError(
             f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
             "train from scratch."
         )
-    weights = load_weights(trained, Run(origin.run), origin.checkpoint, origin.average)
+    run = Run(origin.run)
+    weights = trained.model.find(run, origin.checkpoint, origin.average)
     try:
-        state.network.load_state_dict(dict(weights.tensors))
+        state.network.load_state_dict(dict(read_weights(run, weights)))
     except RuntimeError as error:
         raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason_of(error)}).") from None
     for average in state.averages.values():

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.streams import DATA, stream
+from snrkit.base.streams import PHOTOS
 from snrkit.data.dataset import Dataset, Source, memory_dataset
 
 PHOTOGRAPHS = (
@@ -42,7 +42,7 @@ class Photos(Source):
 
     def open(self) -> Dataset:
         """`count` images (3, size, size); the side of each crop is log-uniform between `size` and the photograph's."""
-        rng = stream(DATA, self.seed, 0, self.size)
+        rng = PHOTOS.open(self.seed, self.size)
         pictures = [_picture(name) for name in PHOTOGRAPHS]
         labels = rng.integers(len(pictures), size=self.count)
         crops = np.stack([_crop(pictures[label], self.size, rng) for label in labels])

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.streams import DATA, stream
+from snrkit.base.streams import GAUSSIAN, MIXTURE, MIXTURE_MEANS
 from snrkit.data.dataset import Dataset, Exact, OpensDataset, Source, memory_dataset
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
@@ -92,7 +92,7 @@ class Gaussian(Source):
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
-        draws = stream(DATA, self.seed, 1).standard_normal((self.count, *self.shape), dtype=np.float32)
+        draws = GAUSSIAN.open(self.seed).standard_normal((self.count, *self.shape), dtype=np.float32)
         pixels = torch.from_numpy(draws) * self.std + self.mean
 
         def exact(process: Process, prior: Tensor | None = None) -> Denoiser:
@@ -115,9 +115,10 @@ class Mixture(Source):
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
         means = (
-            torch.from_numpy(stream(DATA, self.seed, 2).standard_normal((self.components, *self.shape))) * self.spread
+            torch.from_numpy(MIXTURE_MEANS.open(self.seed).standard_normal((self.components, *self.shape)))
+            * self.spread
         )
-        rng = stream(DATA, self.seed, 3)
+        rng = MIXTURE.open(self.seed)
         labels = torch.from_numpy(rng.integers(self.components, size=self.count))
         noise = torch.from_numpy(rng.standard_normal((self.count, *self.shape)))
 

@@ -7,50 +7,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
-from torch import Tensor
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
-from snrkit.checkpoints.foreign import DERIVED, sections
-from snrkit.checkpoints.models import AnyModel, kinds_of
+from snrkit.checkpoints.models import AnyForeign, kinds_of
 from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
-from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
+from snrkit.diffusion.process import AnyProcess, Ddpm
 from snrkit.experiment.faults import CUT, describe, prune
+from snrkit.experiment.models import AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
-from snrkit.networks import AnyNetwork, Foreign, Mlp
+from snrkit.networks import AnyNetwork
+from snrkit.networks.foreign import Foreign
+from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
     Sampler,
     TuneConfig,
-    dry_run,
     missing_capabilities,
     parse_seeds,
 )
-from snrkit.sampling.step import Capabilities
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral.grid import UNTOLD, SpectralGrid
-from snrkit.spectral.levels import SCALARS, SpectralLevels
-from snrkit.spectral.tabulated import Tabulated
 from snrkit.training.ema import afterwards_faults, made_afterwards
-from snrkit.training.level_samplers import AnyLevels, LevelSampler
-from snrkit.training.objective import LOWEST_LOGSNR
-from snrkit.training.perturb import MixFlow
+from snrkit.training.level_samplers import AnyLevels
 from snrkit.training.train import TrainConfig
-from snrkit.training.weighting import AnyWeighting, Sigmoid, SpectralBias
+from snrkit.training.weighting import AnyWeighting
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-DRAWS = 4000  # of levels, that a weighting is tried at
-# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
-WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
-FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 
 
 class ComputeConfig(Value):
@@ -71,20 +67,14 @@ class ComputeConfig(Value):
 class Experiment(Value):
     """One model and the samplers to compare on it.
 
-    `model` is one from elsewhere, and brings all that follows up to `train`.
+    In a file the parts of a model that is trained here stand side by side with the rest; `model` there is one from
+    elsewhere, and brings process, target, precondition and network.
     """
 
     name: str
     seed: int = Field(default=0, ge=0)
     data: AnySource
-    model: AnyModel | None = None
-    process: AnyProcess
-    target: AnyTarget
-    precondition: AnyPrecondition
-    levels: AnyLevels
-    weighting: AnyWeighting
-    network: AnyNetwork
-    train: TrainConfig
+    model: AnyModel
     compute: ComputeConfig = ComputeConfig()
     samplers: dict[str, Sampler] = Field(default_factory=dict)
     sample: SampleConfig = SampleConfig()
@@ -92,6 +82,26 @@ class Experiment(Value):
     metrics: MetricsConfig = MetricsConfig()
     tune: TuneConfig = TuneConfig()
     compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, content: Any) -> Any:
+        """As in a file: the parts of a model that is trained here gathered into one."""
+        if not isinstance(content, Mapping) or content.get("model") is not None:
+            return content
+        rest = {key: value for key, value in content.items() if key not in PARTS and key != "model"}
+        return {**rest, "model": {"kind": "trained", **{key: content[key] for key in PARTS if key in content}}}
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in a file."""
+        written: dict[str, Any] = {}
+        for key, value in handler(self).items():
+            if key == "model":
+                written |= {"model": value["source"]} if value.pop("kind") == "elsewhere" else value
+            else:
+                written[key] = value
+        return written
 
     @field_validator("name")
     @classmethod
@@ -104,148 +114,102 @@ class Experiment(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        faults = [*_training_faults(self), *_sampler_faults(self)]
+        faults = [*_target_faults(self), *self.model.faults(self.compute.checkpointing), *_sampler_faults(self)]
         if faults:
             raise ValueError(CUT.join(faults))
         return self
 
     @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels, where they follow spectra."""
-        return self.levels if isinstance(self.levels, SpectralLevels) else None
+    def process(self) -> AnyProcess:
+        return self.model.parts.process
 
-    def capabilities(self) -> Capabilities:
-        """What the trained model can be asked."""
-        labels = self.network.classes > 0
-        if isinstance(self.network, Foreign):
-            return Capabilities(labels, self.network.null_label, False)
-        return Capabilities(labels, labels and self.train.label_dropout > 0, self.train.noise_dropout > 0)
+    @property
+    def target(self) -> AnyTarget:
+        """The model's."""
+        return self.model.parts.target
+
+    @property
+    def precondition(self) -> AnyPrecondition:
+        """The model's."""
+        return self.model.parts.precondition
+
+    @property
+    def network(self) -> AnyNetwork | Foreign:
+        """The model's."""
+        return self.model.parts.network
+
+    @property
+    def training(self) -> TrainedHere:
+        """What trains the model. ConfigError for one from elsewhere, of whose training nothing is known."""
+        if isinstance(self.model, TrainedHere):
+            return self.model
+        raise ConfigError("model: one from elsewhere is taken as it is; this needs an experiment that trains its own.")
+
+    @property
+    def levels(self) -> AnyLevels:
+        return self.training.levels
+
+    @property
+    def weighting(self) -> AnyWeighting:
+        """How much levels count in training."""
+        return self.training.weighting
+
+    @property
+    def train(self) -> TrainConfig:
+        """How the model is trained."""
+        return self.training.train
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
-        kept = {"seed", "data"} | (set(DERIVED) if self.model is None else {"model"})
-        part = self.model_dump(mode="json", include=kept)
-        for free in FREE if self.model is None else ():
-            part["train"].pop(free)
-        if self.model is None and self.train.decay in (
-            "constant",
-            "rsqrt",
-        ):  # the length does not shape what came before: a run may be extended
-            part["train"].pop("images")
+        part = self.model_dump(mode="json", include={"seed", "data"}) | self.model.identity()
         for place in ("workers", "path", "root", "download"):  # the content is compared by its fingerprint instead
             part["data"].pop(place, None)
         return part
 
 
-def _training_faults(e: Experiment) -> Iterable[str]:
-    if (
-        isinstance(e.target, Eps | Score)
-        and isinstance(e.process, Ddpm)
-        and float(e.process.table()[-1]) == -float("inf")
-    ):
-        yield f"target: {e.target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
-    if e.model is not None:
-        return
-    if isinstance(e.network, Foreign):
-        yield "network: foreign is what `model` brings; name another kind"
-    train = e.train
-    if train.batch % (train.slice * train.accumulate):
-        unit = train.slice * train.accumulate
-        below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
-        near = f"{below} or {above}" if below else str(above)
-        yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
-    if train.label_dropout and not e.network.classes:
-        yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
-    if (train.augment is None) == e.network.augment:
-        yield "train.augment: needs network.augment: true, and the other way round"
-    yield from _weighting_faults(e)
-    if e.compute.checkpointing and isinstance(e.network, Mlp):
-        yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
-    yield from _spectral_faults(e)
-    if isinstance(train.perturb, MixFlow) and not isinstance(e.process, Flow):
-        yield f"train.perturb: mixflow is about the straight line of flow matching, not {e.process.kind}"
-    names = [value.name for value in train.averages]
-    if len(set(names)) < len(names):
-        yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
+PARTS = tuple(name for name in TrainedHere.model_fields if name != "kind")
 
 
-def _spectral_faults(e: Experiment) -> Iterable[str]:
-    """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = e.spectral is not None, e.network.scalars
-    if scalars and scalars != SCALARS:
-        yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
-    elif scalars and (e.spectral is None or e.spectral.scope != "instance"):
-        yield (
-            "network.scalars: only levels of kind spectral and scope instance provide them (those of a class would "
-            "tell the label, also where guidance drops it, and the data set's are one for all); drop them"
-        )
-    if spectral and e.train.augment is not None:
-        yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if e.spectral is not None and e.spectral.scope == "class" and not e.network.classes:
-        yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
-    for name, sampler in e.samplers.items():
-        grid = sampler.grid
-        if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
-            yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-        if isinstance(grid, SpectralGrid) and grid.scale != 1 and not scalars:
-            yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
-    if isinstance(e.weighting, Sigmoid) and isinstance(e.weighting.bias, SpectralBias) and not spectral:
-        yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
-
-
-def _widest(levels: SpectralLevels) -> Tensor:
-    """A schedule as wide as any 8-bit image's (1, 2)."""
-    noisy, clean = levels.schedule.ends(WIDEST)
-    return torch.stack([clean, noisy], 1)
-
-
-def _weighting_faults(e: Experiment) -> Iterable[str]:
-    """A weight that is not finite somewhere where training looks."""
-    sampler: LevelSampler = e.levels if not isinstance(e.levels, SpectralLevels) else Tabulated(_widest(e.levels))
-    draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
-    try:
-        logsnr = e.process.snap(sampler.logsnr(draws, e.process))
-    except SnrkitError as error:
-        yield f"levels ({e.levels.kind}): {error}"
-        return
-    level = e.process.level(logsnr.clamp(min=LOWEST_LOGSNR))
-    weight = e.weighting.weight(level, lambda: sampler.density(logsnr, e.process), 1.0)
-    wrong = ~(weight.isfinite() & (weight >= 0))
-    if wrong.any():
-        yield (
-            f"weighting: {e.weighting.kind} gives {float(weight[wrong][0]):g} at logsnr {float(logsnr[wrong][0]):g}, "
-            f"which {e.levels.kind} draws on this process; choose another weighting"
-        )
+def _target_faults(e: Experiment) -> Iterable[str]:
+    process, target = e.process, e.target
+    blind = isinstance(target, Eps | Score)
+    if blind and isinstance(process, Ddpm) and float(process.table()[-1]) == -math.inf:
+        yield f"target: {target.kind} says nothing about the image at zero terminal SNR; use x0, v or flow"
 
 
 def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
-        for index, why in missing_capabilities(sampler, e.capabilities()):
+        if isinstance(sampler.grid, ImageGrid):
+            takes = e.network.conditioning
+            asked = sampler.grid.faults(takes.classes, takes.scalars)
+            yield from (f"samplers.{name}.grid.{fault}" for fault in asked)
+        for index, why in missing_capabilities(sampler, e.model.parts.capabilities):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral)
+            e.model.parts.cost(sampler)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)
     seeds = len(parse_seeds(e.sample.seeds))
     if e.samplers and seeds < 2 * e.metrics.ranges:
         yield f"metrics.ranges: {e.metrics.ranges} ranges need at least {2 * e.metrics.ranges} seeds, not {seeds}"
-    known = {value.name for value in e.train.averages} | {"network"}
+    known = {value.name for value in e.model.averages} | {"network"}
     chosen = e.sample.average
     if chosen is not None and made_afterwards(chosen):
         yield from (f"sample.average: {fault}" for fault in afterwards_faults(chosen))
     elif chosen is not None and chosen not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
-    if e.sample.labels is not None and e.sample.labels >= e.network.classes:
-        yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
+    classes = e.network.conditioning.classes
+    if e.sample.labels is not None and e.sample.labels >= classes:
+        yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
-    """A grid that starts short of a table's pure noise (Lin et al. 2024); a spectral one does so on purpose."""
+    """A grid that starts short of a table's pure noise (Lin et al. 2024); one of each image's own may."""
     if (
-        not isinstance(sampler.grid, SpectralGrid)
+        not isinstance(sampler.grid, ImageGrid)
         and isinstance(process, Ddpm)
         and float(process.table()[-1]) == -math.inf
     ):
@@ -268,37 +232,49 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experimen
 
 
 def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment of a mapping."""
+    """The experiment of a mapping, as a file has it."""
     content = _with_model(content, where)
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        faults = [line for fault in error.errors() for line in describe(fault, where, Experiment)]
-        faults += _faults_of_the_rest(content, error, where)
-        raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+        found = _faults(error)
+        lines = [line for fault in found for line in describe(fault, where, AsWritten)]
+        lines += _faults_of_the_rest(content, found, where)
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _faults(error: ValidationError) -> list[dict[str, Any]]:
+    """Its faults, each where a file has what is wrong."""
+    return [{**fault, "loc": _written(fault["loc"])} for fault in error.errors()]
+
+
+def _written(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where a file has what stands at a place of the experiment."""
+    return loc[2:] if loc[:2] == ("model", "trained") else loc
 
 
 def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The mapping with all that its `model` brings. ConfigError where that cannot be read, or is given too."""
+    """The mapping with its `model` described. ConfigError where that cannot be read, or parts are given beside it."""
     if content.get("model") is None:
         return content
-    if given := [key for key in DERIVED if key in content]:
+    if given := [key for key in PARTS if key in content]:
         raise ConfigError(f"{where}: {given[0]}: has no effect, as `model` brings its own; drop {', '.join(given)}")
     try:
-        described = TypeAdapter(AnyModel).validate_python(content["model"]).describe()
+        model = FromElsewhere(source=content["model"])
+        sigma_data = model.described.sigma_data
     except ValidationError as error:
-        faults = [{**fault, "loc": ("model", *fault["loc"])} for fault in error.errors()]
-        raise ConfigError("\n".join(line for fault in faults for line in describe(fault, where, Experiment))) from None
+        faults = [{**fault, "loc": ("model", *fault["loc"][1:])} for fault in error.errors()]
+        raise ConfigError("\n".join(line for f in faults for line in describe(f, where, AsWritten))) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}{_other_kind(content['model'])}") from None
     if not isinstance(content.get("data"), Mapping):
         raise ConfigError(f"{where}: data: it needs a mapping, such as {{kind: ...}}, also beside a model")
     data = dict(content["data"])
-    if described.sigma_data is not None:
-        if data.setdefault("sigma_data", described.sigma_data) not in ("auto", described.sigma_data):
-            raise ConfigError(f"{where}: data.sigma_data: the model was trained with {described.sigma_data:g}; drop it")
-        data["sigma_data"] = described.sigma_data
-    return {**content, **sections(described), "data": data}
+    if sigma_data is not None:
+        if data.setdefault("sigma_data", sigma_data) not in ("auto", sigma_data):
+            raise ConfigError(f"{where}: data.sigma_data: the model was trained with {sigma_data:g}; drop it")
+        data["sigma_data"] = sigma_data
+    return {**content, "model": model, "data": data}
 
 
 def _other_kind(model: Mapping[str, Any]) -> str:
@@ -307,22 +283,40 @@ def _other_kind(model: Mapping[str, Any]) -> str:
     return "" if not kinds or model["kind"] in kinds else f" It looks like kind: {' or '.join(kinds)}."
 
 
-def _faults_of_the_rest(content: Mapping[str, Any], error: ValidationError, where: str) -> list[str]:
+def _faults_of_the_rest(content: Mapping[str, Any], faults: Sequence[Mapping[str, Any]], where: str) -> list[str]:
     """Faults between fields, which pydantic looks for only once every field is right: without those that are wrong."""
-    rest: Any = copy.deepcopy(dict(content))
-    for fault in error.errors():
+    rest: Any = {key: copy.deepcopy(value) for key, value in content.items() if key != "model"}
+    rest |= {"model": content["model"]} if "model" in content else {}
+    for fault in faults:
         prune(rest, fault["loc"])
     try:
         Experiment.model_validate(rest)
     except ValidationError as second:
-        between = [dict(fault) for fault in second.errors() if fault["type"] == "value_error"]
-        return [line for fault in between for line in describe(fault, where, Experiment)]
+        between = [fault for fault in _faults(second) if fault["type"] == "value_error"]
+        return [line for fault in between for line in describe(fault, where, AsWritten)]
     return []
+
+
+def as_written() -> type[Value]:
+    """The class of an experiment as a file has it: what words faults and makes the schema of files."""
+    fields: dict[str, Any] = {}
+    for name, field in Experiment.model_fields.items():
+        if name == "model":
+            fields["model"] = (AnyForeign | None, None)
+            parts = {part: TrainedHere.model_fields[part] for part in PARTS}
+            fields |= {part: (field.annotation, field) for part, field in parts.items()}
+        else:
+            fields[name] = (field.annotation, field)
+    made: type[Value] = create_model("Experiment", __base__=Value, __doc__=Experiment.__doc__, **fields)
+    return made
+
+
+AsWritten = as_written()
 
 
 def file_schema() -> dict[str, Any]:
     """The JSON schema of experiment files: as of the experiment, with `base`, from which any key may come."""
-    schema = Experiment.model_json_schema()
+    schema = AsWritten.model_json_schema()
     schema.pop("required", None)
     schema["properties"]["base"] = {"type": "string", "description": "another file to inherit from"}
     return schema
@@ -340,5 +334,4 @@ def parse_metrics(settings: Sequence[str]) -> MetricsConfig:
 
 def dump_yaml(experiment: Experiment) -> str:
     """The resolved experiment, every default written out."""
-    brought = set() if experiment.model is None else set(DERIVED)
-    return yaml.safe_dump(experiment.model_dump(mode="json", exclude=brought), sort_keys=False, width=120)
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)

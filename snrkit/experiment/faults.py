@@ -28,7 +28,7 @@ def describe(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterabl
     at = f"{where}: {place}: " if place else f"{where}: "
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        known = list(owner.model_fields) if owner else []
+        known = owner.file_keys() if owner else ()
         key = str(fault["loc"][-1])
         yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
     elif kind == "union_tag_invalid":

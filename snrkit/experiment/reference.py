@@ -8,13 +8,13 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.frequency import View
-from snrkit.base.streams import SUBSET, stream
-from snrkit.experiment.opening import Opened
+from snrkit.base.streams import MATCHING
+from snrkit.experiment.images import OpenedData
 
 
-def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:
+def class_shares(data: OpenedData, labels: Tensor | None) -> Tensor:
     """The weights (n,) of the training images, summing to 1, that mix classes as `labels` does."""
-    dataset, pool = opened.dataset, opened.split.train
+    dataset, pool = data.dataset, data.split.train
     if labels is None or dataset.labels is None:
         return torch.full((len(pool),), 1 / len(pool), dtype=torch.float64)
     own = dataset.labels[torch.as_tensor(pool)]
@@ -23,14 +23,14 @@ def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:
     return (wanted / torch.bincount(own, minlength=classes).clamp(min=1))[own]
 
 
-def part_moments(opened: Opened, labels: Tensor | None, view: View, batch: int = 1024) -> tuple[Tensor, Tensor]:
+def part_moments(data: OpenedData, labels: Tensor | None, view: View, batch: int = 1024) -> tuple[Tensor, Tensor]:
     """Mean and variance (D,) of a view's coordinates over training images, mixed as `labels` (n,) mixes classes."""
-    pool, share = opened.split.train, class_shares(opened, labels)
+    pool, share = data.split.train, class_shares(data, labels)
     mean = square = torch.zeros(len(view.parts), dtype=torch.float64)
     for part in torch.split(torch.arange(len(pool)), batch):
-        for mirrored in opened.ways:
-            coordinates = view.coordinates(opened.shown([pool[i] for i in part.tolist()], mirrored).double())
-            weight = share[part] / len(opened.ways)
+        for mirrored in data.ways:
+            coordinates = view.coordinates(data.shown([pool[i] for i in part.tolist()], mirrored).double())
+            weight = share[part] / len(data.ways)
             mean, square = mean + weight @ coordinates, square + weight @ coordinates.square()
     return mean, square - mean**2
 
@@ -46,7 +46,7 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
 
     The order is shuffled, as files often lie sorted by class or origin. SnrkitError where no image has a label.
     """
-    images = stream(SUBSET, len(pool)).permutation(np.asarray(pool))
+    images = MATCHING.open(len(pool)).permutation(np.asarray(pool))
     if labels is None or known is None:
         return torch.from_numpy(images[np.arange(count) % len(images)])
     own = known.numpy()[images]

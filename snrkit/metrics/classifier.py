@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snrkit.base.files import write_bytes
-from snrkit.base.streams import CLASSIFIER, stream
+from snrkit.base.numerics import NUMERICS
+from snrkit.base.streams import CLASSIFIER
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint
 
 RECIPE = "1"  # change with anything below that changes the weights
@@ -64,7 +65,7 @@ class TrainedClassifier:
 def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClassifier:
     """The classifier of a labelled data set's training split, from the cache where it was trained before."""
     assert dataset.labels is not None
-    recipe = fingerprint("classifier", RECIPE, dataset.fingerprint, repr(split.train))
+    recipe = fingerprint("classifier", str(NUMERICS), RECIPE, dataset.fingerprint, repr(split.train))
     path = cache / f"classifier-{recipe}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -81,7 +82,7 @@ def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClas
 
 def _fit(network: Classifier, dataset: Dataset, split: Split) -> None:
     assert dataset.labels is not None
-    train, rng = np.asarray(split.train), stream(CLASSIFIER)
+    train, rng = np.asarray(split.train), CLASSIFIER.open()
     steps = max(IMAGES, EPOCHS * len(train)) // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)

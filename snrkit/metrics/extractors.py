@@ -20,6 +20,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import write_bytes
+from snrkit.base.numerics import NUMERICS
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
@@ -35,18 +36,12 @@ INCEPTION_DIM = 2048
 class Extractor:
     """Features (n, dim) of uint8 or [-1, 1] images (n, C, H, W), with logits (n, classes) where it has them."""
 
-    name: str  # inception, or what is put behind FD-
+    name: str  # inception, or what stands in titles behind FD-
     dim: int
     key: str  # changes with weights and settings
     run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     classes: int = 0  # number of logits; 0 for none
     note: str = ""
-
-    def label(self, score: str) -> str:
-        """The printed name of a score: FID and IS only for Inception."""
-        if self.name == "inception":
-            return {"fd": "FID", "is": "IS", "kid": "KID"}[score]
-        return {"fd": "FD", "is": "IS", "kid": "KID"}[score] + "-" + self.name
 
 
 def cache_folder() -> Path:
@@ -93,7 +88,7 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
     count = min(config.pixel_components, math.prod(dataset.shape))
-    recipe = fingerprint("pixels", dataset.fingerprint, repr(split.train), str(count))
+    recipe = fingerprint("pixels", str(NUMERICS), dataset.fingerprint, repr(split.train), str(count))
     path = cache_folder() / f"pixels-{recipe}.safetensors"
     if not path.is_file():
         write_bytes(path, save(_components(dataset, split, count)))

@@ -264,7 +264,7 @@ def _up(block: nn.Module, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor
 
 
 class SongModule(EdmModule):
-    """SongUNet's module."""
+    """The U-Net of DDPM++ and NCSN++ (Song et al. 2021), as EDM has it."""
 
     def __init__(self, value: SongUNet, shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
@@ -343,7 +343,7 @@ class SongModule(EdmModule):
 
 
 class DhariwalModule(EdmModule):
-    """DhariwalUNet's module."""
+    """The U-Net of ADM (Dhariwal & Nichol 2021), as EDM has it."""
 
     output = "out_conv"
 

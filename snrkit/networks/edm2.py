@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class Edm2Module(nn.Module):
-    """Edm2UNet's module."""
+    """The magnitude-preserving U-Net of EDM2 (Karras et al. 2024)."""
 
     output = "out_conv"
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.base.records import read_record
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run, read_all, read_log
-from snrkit.networks import Foreign
+from snrkit.metrics.records import SamplerScores, ScoreCurve
+from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -27,6 +30,10 @@ from snrkit.reports.blocks import (
     short,
     spread,
 )
+from snrkit.reports.records import Tuned
+from snrkit.shift.config import every_probe
+from snrkit.shift.files import ShiftRecord, shift_record
+from snrkit.shift.probe import Probe
 
 
 def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
@@ -44,7 +51,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         *_curves(run, experiment),
         *_pictures(run, experiment),
         Heading("How to read this page"),
-        *[Paragraph(text) for text in GUIDE],
+        *[Paragraph(text) for text in guide()],
     ]
     with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
         write_text(run.report(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
@@ -68,93 +75,93 @@ GUIDE = (
     "Nearer-than-held-out is the share of pairs in which a sample lies nearer to a training image than a held-out "
     "image does: 0.5 when samples are as new as held-out images, near 1 when the model repeats its training set, "
     "near 0 when samples lie farther from every image than real ones do.",
+)
+PROBES_GUIDE = (
     "Probes, all negative where states are noisier than told if in nats of logsnr. Nearest level: the forward level at "
     "which a Gaussian fit of the data finds the states most likely, less the nominal one, over the levels where "
-    "held-out images are found at their own. Estimator: a small network's reading of the level, less that on held-out "
-    "images, divided by its response; levels to which it does not respond are left out. Shift by the norm's slope: the "
-    "change of level that would cause the norm gap. Short horizon: the same readings after one step from states that "
-    "are right. Network, and solver and corrections: the sampler's grid, refined and walked by Heun without "
-    "corrections, keeps the network's share; what the sampler has beyond it is the rest. Gain: the largest ratio, over "
-    "levels, of what is left of a small error in the image to what Gaussian data would keep. In the picture of the "
-    "window, row s is told, column t is shown: ln of the noise seen over that at t = s, and the excess error; white: "
-    "not measured.",
+    "held-out images are found at their own."
+)
+SCORES_GUIDE = (
     "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
-    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both).",
+    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both)."
 )
 
 
+def guide() -> tuple[str, ...]:
+    """How to read the page, a paragraph each."""
+    probes = every_probe()
+    texts = (PROBES_GUIDE, *(probe.guide for probe in probes), *(probe.picture_guide for probe in probes))
+    return (*GUIDE, " ".join(text for text in texts if text), SCORES_GUIDE)
+
+
 @dataclass(frozen=True, slots=True)
-class Found:
+class RunFindings:
     """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
 
-    metrics: Mapping[str, Any]
-    shifts: Mapping[str, Any]
+    metrics: Mapping[str, SamplerScores]
+    shifts: Mapping[str, ShiftRecord]
     outdated: Sequence[str]
 
 
-def find(run: Run, experiment: Experiment) -> Found:
+def find(run: Run, experiment: Experiment) -> RunFindings:
     """The stored scores and measurements that belong to the samplers as they are defined now."""
-    outdated: list[str] = []
-    kept: list[dict[str, Any]] = []
-    for place, what in ((run.metrics, "scores"), (run.shift, "shift")):
-        records = read_all([place(name) for name in experiment.samplers])
-        same = {
-            n: r for n, r in records.items() if r.get("definition") == experiment.samplers[n].model_dump(mode="json")
-        }
-        outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
-        kept.append(same)
-    return Found(kept[0], kept[1], sorted(outdated))
+    defined = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
+    scored = {name: read_record(SamplerScores, path) for name in defined if (path := run.metrics(name)).exists()}
+    measured = read_all([run.shift(name) for name in defined])
+    metrics = {name: record for name, record in scored.items() if record.definition == defined[name]}
+    same = {name: record for name, record in measured.items() if record.get("definition") == defined[name]}
+    shifts = {name: shift_record(record, run.shift(name)) for name, record in same.items()}
+    outdated = [f"scores of {name}" for name in scored.keys() - metrics.keys()]
+    outdated += [f"shift of {name}" for name in measured.keys() - shifts.keys()]
+    return RunFindings(metrics, shifts, sorted(outdated))
 
 
-def sampler_table(found: Found, experiment: Experiment) -> Table:
+def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
     """One row a sampler, in the config's order."""
-    names = next((record["names"] for record in found.metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
+    first = next(iter(found.metrics.values()), None)
+    scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
+    scores, names = columns("scores", scored.values()), {} if first is None else first.names
     header = (
-        "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
-        "precision", "recall", "norm gap, nats", "its null", "ln variance ratio", "its null",
-    )  # fmt: skip
-    shifted = (
-        "mean_norm_gap", "mean_norm_gap_null", "mean_log_variance_ratio", "mean_log_variance_ratio_null",
-    )  # fmt: skip
+        *("sampler", "solver", "grid", "corrections", "NFE", f"{PRIMARY.head(names)} (min, max)"),
+        *(score.head(names) for score in scores.standing),
+        *("norm gap, nats", "its null", "ln variance ratio", "its null"),
+        *(score.head(names) for score in scores.others),
+    )
     rows = []
     for name, sampler in experiment.samplers.items():
-        record, shift = found.metrics.get(name), found.shifts.get(name)
-        summary = {} if record is None or record["names"] != names else record["summary"]
-        source = record or shift
-        rows.append((
-            name, short(sampler.solver), short(sampler.grid, first="steps"),
-            ", ".join(short(c) for c in sampler.corrections) or "none",
-            "?" if source is None else str(source["nfe"]), spread(summary.get("fd"), 4),
-            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *(_interval(shift, key) for key in shifted),
-        ))  # fmt: skip
+        shift, summary = found.shifts.get(name), scored.get(name, {})
+        corrections = ", ".join(short(c) for c in sampler.corrections) or "none"
+        row = (
+            *(name, short(sampler.solver), short(sampler.grid, first="steps"), corrections, _nfe(found, name)),
+            spread(summary.get(PRIMARY.key), PRIMARY.digits),
+            *(mean_of(summary.get(score.key), score.digits) for score in scores.standing),
+            *(("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())),
+            *(mean_of(summary.get(score.key), score.digits) for score in scores.others),
+        )
+        rows.append(row)
     return Table(header, rows)
 
 
-DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
-
-
-def _interval(shift: Mapping[str, Any] | None, key: str) -> str:
-    if shift is None:
-        return "-"
-    number = shift[key]
-    if None in (number["value"], number["low"], number["high"]):
-        return "-"
-    return f"{number['value']:+.4f} [{number['low']:+.4f}, {number['high']:+.4f}]"
+def _nfe(found: RunFindings, name: str) -> str:
+    if name in found.metrics:
+        return str(found.metrics[name].nfe)
+    return str(found.shifts[name].facts.nfe) if name in found.shifts else "?"
 
 
 def _facts(run: Run, experiment: Experiment) -> str:
     environment = run.path / "environment.json"
     found = read_json(environment) if environment.exists() else {}
-    e, origin = experiment, experiment.train.resume_from
-    if e.model is not None:
-        notes = "".join(f" Note: {note}." for note in e.network.notes) if isinstance(e.network, Foreign) else ""
+    e = experiment
+    if isinstance(e.model, FromElsewhere):
+        notes = "".join(f" Note: {note}." for note in e.model.described.network.notes)
         return (
-            f"Data {e.data.kind}; a model from elsewhere, {e.model.kind} at {e.model.path}: "
+            f"Data {e.data.kind}; a model from elsewhere, {e.model.source.kind} at {e.model.source.path}: "
             f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}.{notes} "
             "Which images it was trained on is not known here; nulls and the memorisation check take the held-out ones "
             "for new."
         )
+    origin = e.train.resume_from
     model = (
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "
@@ -169,14 +176,14 @@ def _facts(run: Run, experiment: Experiment) -> str:
     )
 
 
-def _reading(found: Found, experiment: Experiment) -> list[str]:
+def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
     """What the numbers were made from, warnings, and what is missing."""
     texts = _sources(found)
-    near = {name: record["memorisation"] for name, record in found.metrics.items() if record["memorisation"]}
+    near = {name: record.memorisation for name, record in found.metrics.items() if record.memorisation is not None}
     if near:
-        shares = ", ".join(f"{name} {entry['nearer']:.3f}" for name, entry in near.items())
+        shares = ", ".join(f"{name} {entry.nearer:.3f}" for name, entry in near.items())
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
-    warnings = {w for record in found.metrics.values() for part in record["ranges"] for w in part["warnings"]}
+    warnings = {warning for record in found.metrics.values() for warning in record.warnings}
     texts += [f"Warning: {warning}" for warning in sorted(warnings)]
     if found.outdated:
         texts.append(f"Left out, as the sampler has been redefined since: {', '.join(found.outdated)}; run them again.")
@@ -189,28 +196,29 @@ def _reading(found: Found, experiment: Experiment) -> list[str]:
     return texts
 
 
-def _sources(found: Found) -> list[str]:
+def _sources(found: RunFindings) -> list[str]:
     """One sentence a distinct origin of scores and of measurements; two sentences mean that rows do not compare."""
     scored: dict[str, list[str]] = {}
     for name, record in found.metrics.items():
         text = (
-            f"{len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds {record['seeds']}), "
-            f"weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} images; features: "
-            f"{record['features_note'] or record['features']}; reference: {record['reference']}."
+            f"{len(record.ranges)} ranges of {record.ranges[0].images} images each (seeds {record.seeds}), "
+            f"weights {record.weights} of the checkpoint at {record.checkpoint_images:,} images; features: "
+            f"{record.features_note or record.features}; reference: {record.reference}."
         )
         scored.setdefault(text, []).append(name)
     measured: dict[str, list[str]] = {}
-    for name, record in found.shifts.items():
+    for name, shift in found.shifts.items():
+        facts = shift.facts
         text = (
-            f"{record['images']} trajectories, of the first seeds and those that follow, and as many forward samples "
-            f"of {record['held_out_images']} held-out images; {record['confidence']:.0%} intervals; weights "
-            f"{record['weights']} of the checkpoint at {record['checkpoint_images']:,} images."
+            f"{shift.shift.images} trajectories, of the first seeds and those that follow, and as many forward samples "
+            f"of {facts.held_out_images} held-out images; {facts.confidence:.0%} intervals; weights "
+            f"{facts.weights} of the checkpoint at {facts.checkpoint_images:,} images."
         )
         measured.setdefault(text, []).append(name)
     texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
     texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
     for name in found.metrics.keys() & found.shifts.keys():
-        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name]["checkpoint_images"])
+        made, seen = found.metrics[name].checkpoint_images, found.shifts[name].facts.checkpoint_images
         if made != seen:
             texts.append(
                 f"Warning: {name} was scored at {made:,} images and its shift measured at {seen:,}; run both again."
@@ -220,59 +228,28 @@ def _sources(found: Found) -> list[str]:
     return texts
 
 
-def _readings(found: Found) -> list[Block]:
+def _readings(found: RunFindings) -> list[Block]:
     """What the probes found, one row a sampler: means over levels with their nulls."""
-    rows = []
-    for name, record in found.shifts.items():
-        horizon, why, window = (record.get(key) for key in ("horizon", "why", "window"))
-        estimated = record.get("estimator")
-        gain = record.get("amplification")
-        rows.append((
-            name, _interval(record, "mean_nearest"), _interval(record, "mean_nearest_null"),
-            "-" if estimated is None
-            else f"{_interval(estimated, 'mean_shift')}, {estimated['levels_read']} of {len(record['logsnr'])} levels",
-            "-" if window is None or window["mean_equivalent_shift"] is None
-            else _interval(window, "mean_equivalent_shift"),
-            "-" if horizon is None else _interval(horizon, "mean_norm_gap"),
-            "-" if horizon is None else _interval(horizon, "mean_log_variance_ratio"),
-            *(("-",) * 4 if why is None else (
-                _interval(why[key], part) for key in ("norm_gap", "log_variance_ratio")
-                for part in ("mean_network", "mean_solver"))),
-            "-" if gain is None else _gains(gain),
-        ))  # fmt: skip
-    header = (
-        "sampler", "nearest level, nats", "its null", "estimator's shift less its null", "shift by the norm's slope",
-        "short horizon: norm gap", "short horizon: ln variance ratio", "norm gap of the network",
-        "of solver and corrections", "ln variance ratio of the network", "of solver and corrections",
-        "gain of an error over Gaussian data's, most",
-    )  # fmt: skip
-    audits = [record["audit"] for record in found.shifts.values() if record.get("audit")]
-    blocks: list[Block] = [Heading("Probes"), Table(header, rows)] if rows else []
-    return [*blocks, Paragraph(_audited(audits[0]))] if audits else blocks
-
-
-def _gains(gain: Mapping[str, Any]) -> str:
-    """The largest ratio of a gain to that of Gaussian data, where the latter is known."""
-    known = gain["gaussian"].get("all")
-    return (
-        "-" if known is None else f"{max(a / b for a, b in zip(gain['gain']['all']['value'], known, strict=True)):.2f}"
-    )
-
-
-def _audited(audit: Mapping[str, Any]) -> str:
-    parts = []
-    for key in ("alpha", "sigma"):
-        curve = audit[key]
-        held = sum(low <= 1 <= high for low, high in zip(curve["low"], curve["high"], strict=True))
-        worst = max(curve["value"], key=lambda v: abs(v - 1))
-        parts.append(
-            f"{key} over nominal: farthest from 1 is {worst:.4f}, {held} of {len(curve['value'])} intervals hold 1"
+    if not found.shifts:
+        return []
+    probes, shifts = every_probe(), found.shifts
+    header = ("sampler", "nearest level, nats", "its null", *(column for probe in probes for column in probe.columns))
+    rows = [
+        (
+            name,
+            record.shift.mean_nearest.signed(),
+            record.shift.mean_nearest_null.signed(),
+            *(cell for probe in probes for cell in _cells(probe, record.probes[probe.kind])),
         )
-    return (
-        f"Training audit on {audit['pairs']} training pairs, by bins of the told level: {'; '.join(parts)}; sigma_data "
-        f"{_interval({'v': audit['sigma_data']}, 'v').lstrip('+')} against {audit['sigma_data_nominal']:.4f} as "
-        "configured."
-    )
+        for name, record in shifts.items()
+    ]
+    of_each = {p: [r.probes[p.kind] for r in shifts.values() if r.probes[p.kind] is not None] for p in probes}
+    remarks = [probe.remark(records) for probe, records in of_each.items() if records]
+    return [Heading("Probes"), Table(header, rows), *(Paragraph(text) for text in remarks if text is not None)]
+
+
+def _cells(probe: Probe[Any], record: object) -> tuple[str, ...]:
+    return ("-",) * len(probe.columns) if record is None else probe.cells(record)
 
 
 def _tuned(run: Run, experiment: Experiment) -> list[Block]:
@@ -280,28 +257,35 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
     rows = []
     for name in experiment.samplers:
         path = run.tuned(name)
-        record = read_json(path) if path.exists() else None
+        record = read_record(Tuned, path) if path.exists() else None
         if record is None:
             continue
-        for place, parameter in enumerate(record["parameters"]):
-            cells = [record["found"].get(method) for method in ("predicted", "gap", "fd", "optuna")]
-            rows.append((name, parameter, *("-" if c is None else f"{c['values'][place]:.4g}" for c in cells)))
+        for place, parameter in enumerate(record.parameters):
+            cells = [record.found.get(method) for method in ("predicted", "gap", "fd", "optuna")]
+            rows.append((name, parameter, *("-" if c is None else f"{c.values[place]:.4g}" for c in cells)))
     header = ("sampler", "coefficient", "predicted (Gaussian control)", "fitted (norm gap)", "best score", "optuna")
     return [Heading("Coefficients"), Table(header, rows)] if rows else []
 
 
 def _curves(run: Run, experiment: Experiment) -> list[Block]:
     """Scores over checkpoints, where eval-fid --checkpoints made them."""
-    rows = []
-    for name in experiment.samplers:
-        path = run.metrics(f"{name}-checkpoints")
-        for point in read_json(path)["points"] if path.exists() else []:
-            selected = (
-                "selected by this score" if point["checkpoint_images"] == read_json(path)["selected_images"] else ""
-            )
-            score = spread(point["summary"]["fd"], 4)
-            rows.append((name, f"{point['checkpoint_images']:,}", point["names"]["fd"], score, selected))
-    header = ("sampler", "images trained", "score", "mean (min, max)", "")
+    paths = [run.metrics(f"{name}-checkpoints") for name in experiment.samplers]
+    curves = [read_record(ScoreCurve, path) for path in paths if path.exists()]
+    scores = columns("checkpoints", [point.summary for curve in curves for point in curve.points]).every
+    rows = [
+        (
+            curve.sampler,
+            f"{point.checkpoint_images:,}",
+            PRIMARY.head(point.names),
+            spread(point.summary.get(PRIMARY.key), PRIMARY.digits),
+            "selected by this score" if point.checkpoint_images == curve.selected_images else "",
+            *(mean_of(point.summary.get(score.key), score.digits) for score in scores),
+        )
+        for curve in curves
+        for point in curve.points
+    ]
+    names = next((point.names for curve in curves for point in curve.points), {})
+    header = ("sampler", "images trained", "score", "mean (min, max)", "", *(score.head(names) for score in scores))
     return [Heading("Over training"), Table(header, rows)] if rows else []
 
 
@@ -318,8 +302,9 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
             Heading("Training"),
             Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
         ]
+    drawn = (".png", *(f"-{probe.kind}.png" for probe in every_probe()))
     for title, paths in (
-        ("Shift", [run.shift(name, kind) for name in experiment.samplers for kind in (".png", "-window.png")]),
+        ("Shift", [run.shift(name, suffix) for name in experiment.samplers for suffix in drawn]),
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
         samples = title == "Samples"

@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.diffusion.process import Process
-from snrkit.spectral.grid import Spectral
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,27 @@ class Solver(Protocol):
     def order(self) -> int:
         """The order of convergence: a promise that a test measures."""
 
+    @property
+    def renews(self) -> float | None:
+        """The share of DDPM's posterior noise that every step renews, which decides how a small error decays.
+
+        0: none, the step is deterministic; 1: all (Ho et al. 2020); None: a part, or one that changes. A test holds
+        every solver to it.
+        """
+
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """(x_next, the answers it used in order, memory for the next step)."""
+
+
+class Deterministic(Value):
+    """What solvers that draw no noise share."""
+
+    @property
+    def renews(self) -> float:
+        """0, as every step is a function of its state."""
+        return 0.0
 
 
 @runtime_checkable
@@ -139,6 +157,23 @@ class Requires(Protocol):
         """Why it cannot act on this model and what to do; None if it can."""
 
 
+@dataclass(frozen=True, slots=True)
+class NamedWeights:
+    """Weights that a solver or correction names: of a run, at a checkpoint, of an average."""
+
+    run: Path | None = None  # None: that of the sampler itself
+    checkpoint: int | None = None  # images seen; None: the newest
+    average: str | None = None  # None: what the sampler itself uses
+
+
+@dataclass(frozen=True, slots=True)
+class NamedEstimator:
+    """The run's estimator of levels, named by a solver or correction."""
+
+
+Named = NamedWeights | NamedEstimator
+
+
 class LevelPosterior(Protocol):
     """An estimator of the level of a state, q(logsnr | x)."""
 
@@ -155,19 +190,23 @@ class ForwardStatistics:
 
 
 class Sources(Protocol):
-    """Opens what a sampler names: weights, estimators, statistics of forward samples."""
+    """The only door to what a sampler names: weights, estimators, statistics of forward samples.
 
-    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
-        """The model of another run, checkpoint or average; None is what the sampler itself uses."""
+    What a solver or correction asks of it while it is opened is what its images depend on: `sampler.named` notes it,
+    and manifests, checks and messages follow from that.
+    """
 
-    def estimator(self) -> LevelPosterior:
+    def denoiser(self, named: NamedWeights) -> Denoiser:
+        """The model of these weights."""
+
+    def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The run's estimator of levels (snrkit fit-estimator)."""
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics of the sampler's own model on training images, at levels of shape ()."""
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """What is known of power spectra; None where neither the sampler asks for it nor the network is told of it."""
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """What is each image's own on this grid; None where levels and what the network is told are one for all."""
 
 
 def check_one_grid(levels: Sequence[Level]) -> None:

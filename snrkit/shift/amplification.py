@@ -8,18 +8,27 @@ classes, where the network knows them), mode by mode: the exact flow has the gai
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.streams import FORWARD, stream
+from snrkit.base.streams import PERTURBATION
 from snrkit.base.wavelet import low_part
+from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Denoiser
+from snrkit.sampling.sample import sample
 from snrkit.sampling.step import Step
-from snrkit.shift.bootstrap import Bootstrap, Curve
+from snrkit.shift.bootstrap import OF_GAIN, Bootstrap, Curve
+from snrkit.shift.drawing import draw_curve, finite_only, png
+from snrkit.shift.probe import ProbeValue, Specimen
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
+LARGEST_COVARIANCE = 4096  # dimensions
+COVARIANCE_BYTES = 2 * 8  # of a number in an image where a covariance is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ Walk = Callable[[Tensor, Sequence[Nudge]], Iterable[Step]]
 
 def errors(shape: tuple[int, ...], seed: int) -> dict[str, Tensor]:
     """White errors (n, C, H, W) of unit variance, and their low and high shares (Haar)."""
-    white = torch.from_numpy(stream(FORWARD, seed, 4).standard_normal(shape))
+    white = torch.from_numpy(PERTURBATION.open(seed).standard_normal(shape))
     if min(shape[2:]) < 2:
         return {"all": white}
     low = low_part(white)
@@ -121,9 +130,86 @@ def read_gain(
 ) -> Amplification:
     """The gains with intervals, beside those of Gaussian data."""
     images = next(iter(found.values())).shape[1]
-    weights = bootstrap.weights(torch.arange(images), 4)
+    weights = bootstrap.weights(torch.arange(images), OF_GAIN)
     gains = {
         name: bootstrap.curve(((squares[..., 0] @ weights.T) / (squares[..., 1] @ weights.T)).sqrt())
         for name, squares in found.items()
     }
     return Amplification([float(level.logsnr) for level in levels], images, gains, gaussian)
+
+
+def without_autocast(denoise: Denoiser) -> Denoiser:
+    """The model without autocast."""
+    return replace(denoise, autocast=None) if isinstance(denoise, NetworkDenoiser) else denoise
+
+
+class AmplificationProbe(ProbeValue):
+    """How much of a small error is left in the image; without autocast, as bf16 would round the error away."""
+
+    kind: Literal["amplification"] = "amplification"
+    images: int = Field(default=8, ge=2, description="images behind the gains (3 L trajectories each)")
+
+    record: ClassVar[type[Amplification]] = Amplification
+    columns: ClassVar[tuple[str, ...]] = ("gain of an error over Gaussian data's, most",)
+    guide: ClassVar[str] = (
+        "Gain: the largest ratio, over levels, of what is left of a small error in the image to what Gaussian data "
+        "would keep."
+    )
+
+    def memory(self, images: int, dimensions: int) -> int:
+        """Of the covariance, where one is taken."""
+        return COVARIANCE_BYTES * images * dimensions if dimensions <= LARGEST_COVARIANCE else 0
+
+    def read(self, specimen: Specimen) -> Amplification:
+        """Three errors at every level, on the first trajectories."""
+        s, seeds, levels = specimen, specimen.seeds[: self.images], specimen.levels
+        shape = (len(seeds), *s.forward.states.shape[2:])
+        variance = s.reference.spectrum.variance.mean()
+        spread = torch.stack([(level.alpha**2 * variance + level.sigma**2).sqrt() for level in levels])
+        found = measure_gain(_walk(s, seeds), levels, shape, spread, s.seed, s.device)
+        return read_gain(found, levels, _gaussian(s), s.bootstrap)
+
+    def cells(self, record: Amplification) -> tuple[str, ...]:
+        """The largest ratio of a gain to that of Gaussian data, where the latter is known."""
+        if "all" not in record.gaussian:
+            return ("-",)
+        pairs = zip(record.gain["all"].value, record.gaussian["all"], strict=True)
+        return (f"{max(gain / gaussian for gain, gaussian in pairs):.2f}",)
+
+    def picture(self, record: Amplification, title: str) -> bytes:
+        """The gains, and dotted those of Gaussian data."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, curve) in enumerate(record.gain.items()):
+            draw_curve(axes, record.logsnr, curve, f"C{index}", name)
+            if name in record.gaussian:
+                axes.plot(
+                    finite_only(record.logsnr), record.gaussian[name], color=f"C{index}", linestyle=":", linewidth=1
+                )
+        axes.set(xlabel="logsnr of the error", ylabel="gain in the image (dotted: Gaussian data)", yscale="log")
+        axes.legend(fontsize=7)
+        return png(figure, title)
+
+
+def _walk(s: Specimen, seeds: Sequence[int]) -> Walk:
+    precise = without_autocast(s.denoise)
+
+    def walk(error: Tensor, nudges: Sequence[Nudge]) -> Iterable[Step]:
+        own, x, cond, noise = s.equipment.begin(s.sampler, s.ready, seeds)
+        corrections = (*own.corrections, *nudges)
+        return sample(precise, own.solver, own.levels, x + error, corrections=corrections, noise=noise, cond=cond)
+
+    return walk
+
+
+def _gaussian(s: Specimen) -> dict[str, list[float]]:
+    """The gains of Gaussian data as the training split; none where they are not known, and for large images."""
+    share = s.ready.solver.renews
+    covariance = s.equipment.covariance if share in (0.0, 1.0) else None
+    if covariance is None:
+        return {}
+    channels, height, width = s.forward.states.shape[2:]
+    known = s.equipment.once("modes", lambda: modes(covariance, (channels, height, width)))
+    return gaussian_gain(known, s.levels, share == 1.0)

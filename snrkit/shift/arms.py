@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import stream
+from snrkit.base.streams import generator
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.sampling.step import Step
@@ -127,7 +127,7 @@ def reverse_arm(
 
 def noised(x0: Tensor, level: Level, key: Sequence[int]) -> Tensor:
     """alpha*x0 + sigma*eps, float64, of images x0 (n, *), with noise drawn from `key`."""
-    noise = stream(*key).standard_normal(tuple(x0.shape), dtype=np.float32)
+    noise = generator(*key).standard_normal(tuple(x0.shape), dtype=np.float32)
     alpha, sigma = level.scales(x0.double())
     return alpha * x0.double() + sigma * torch.from_numpy(noise)
 

@@ -9,13 +9,19 @@ Both are compared with the nominal alpha and sigma of the told level; the null i
 as sigma_hat/sigma = sqrt(1 + gamma^2).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_BINS, OF_SIGMA_DATA, Bootstrap, Curve, Number
+from snrkit.shift.probe import ProbeValue, Specimen
 from snrkit.training.holdout import Pairs
+
+BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,9 @@ def audit(pairs: Pairs, sigma_data: float, bins: int, bootstrap: Bootstrap) -> A
     rows = torch.tensor_split(order, min(bins, len(order)))
     found: list[tuple[Tensor, Tensor]] = []
     for number, part in enumerate(rows):
-        weights = bootstrap.weights(torch.arange(len(part)), 10 + number)
+        weights = bootstrap.weights(torch.arange(len(part)), OF_BINS + number)
         found.append(_bin(x0[part], x[part], alpha[part], sigma[part], weights))
-    weights = bootstrap.weights(torch.arange(len(x0)), 5)
+    weights = bootstrap.weights(torch.arange(len(x0)), OF_SIGMA_DATA)
     first, second = weights @ x0.mean(1), weights @ x0.square().mean(1)
     return Audit(
         [float(pairs.level.logsnr[part].mean()) for part in rows],
@@ -63,3 +69,40 @@ def _bin(x0: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, weights: Tensor) -
     slope = (weights @ sz) / (weights @ ss)
     left = (weights @ zz) - slope * (weights @ sz)
     return slope, left.sqrt()
+
+
+class AuditProbe(ProbeValue):
+    """Whether training pairs are at the level that the network is told; the same for all samplers of a run."""
+
+    kind: Literal["audit"] = "audit"
+    pairs: int = Field(default=8192, ge=64, description="training pairs behind the audit")
+
+    record: ClassVar[type[Audit]] = Audit
+    columns: ClassVar[tuple[str, ...]] = ()
+    guide: ClassVar[str] = ""
+
+    def read(self, specimen: Specimen) -> Audit | None:
+        """None for a network that was trained elsewhere."""
+        return specimen.equipment.once(self, lambda: self._audit(specimen))
+
+    def _audit(self, s: Specimen) -> Audit | None:
+        pairs = s.equipment.pairs(self.pairs)
+        return None if pairs is None else audit(pairs, s.sigma_data, BINS, s.bootstrap)
+
+    def cells(self, record: Audit) -> tuple[str, ...]:
+        """None: it is said once for all samplers."""
+        return ()
+
+    def remark(self, records: Sequence[Audit]) -> str:
+        """What lies farthest from 1, and how many intervals hold it."""
+        found, parts = records[0], []
+        for name, curve in (("alpha", found.alpha), ("sigma", found.sigma)):
+            held = sum(low <= 1 <= high for low, high in zip(curve.low, curve.high, strict=True))
+            worst = max(curve.value, key=lambda v: abs(v - 1))
+            parts.append(
+                f"{name} over nominal: farthest from 1 is {worst:.4f}, {held} of {len(curve.value)} intervals hold 1"
+            )
+        return (
+            f"Training audit on {found.pairs} training pairs, by bins of the told level: {'; '.join(parts)}; "
+            f"sigma_data {found.sigma_data.signed().lstrip('+')} against {found.sigma_data_nominal:.4f} as configured."
+        )

@@ -1,12 +1,17 @@
 """Percentile bootstrap over images; samples of one image are resampled together."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import BOOTSTRAP, stream
+from snrkit.base.streams import BOOTSTRAP
+
+# what is resampled: readings of the same name and groups share their resamples
+OF_REVERSE, OF_FORWARD, OF_TRAIN, OF_WINDOW, OF_GAIN, OF_SIGMA_DATA, OF_NOMINAL = range(7)
+OF_BINS = 10  # and the number of the bin
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,11 @@ class Number:
     low: float
     high: float
 
+    def signed(self) -> str:
+        """Value [low, high] with their signs; a dash where nothing could be read."""
+        known = all(math.isfinite(part) for part in (self.value, self.low, self.high))
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]" if known else "-"
+
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
@@ -38,10 +48,10 @@ class Bootstrap:
     def weights(self, groups: Tensor, number: int) -> Tensor:
         """(1 + R, n) weights that sum to 1: the sample itself, then R resamples of whole groups.
 
-        Arms of the same `number` and groups get the same resamples.
+        Arms of the same `number`, one of the names above, and groups get the same resamples.
         """
         kinds, place = torch.unique(groups, return_inverse=True)
-        rng = stream(BOOTSTRAP, self.seed, number)
+        rng = BOOTSTRAP.open(self.seed, number)
         counts = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), size=self.resamples)
         weights = torch.cat([torch.ones(1, len(groups)), torch.from_numpy(counts)[:, place].double()]).double()
         return weights / weights.sum(1, keepdim=True)

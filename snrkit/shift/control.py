@@ -14,7 +14,6 @@ picture of a spectrum that spans orders of magnitude.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +23,10 @@ from snrkit.base.wavelet import Bands, idwt2
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.diffusion.process import Process
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior
-from snrkit.spectral.grid import Spectral
+from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights
 
 BISECTIONS = 50
 BANDS = 4
@@ -59,18 +58,18 @@ class ModeDenoiser:
         """(B, C, H, W) of coordinates (B, D)."""
         return torch.einsum("bd,d...->b...", coordinates, self.directions)
 
-    def denoiser(self, run: Path | None, checkpoint: int | None, average: str | None) -> Denoiser:
+    def denoiser(self, named: NamedWeights) -> Denoiser:
         """No weaker model has a closed form: SnrkitError."""
         raise SnrkitError("autoguidance has no Gaussian control; tune it by fd or gap")
 
-    def estimator(self) -> LevelPosterior:
+    def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """Gaussian data have no images, each with a spectrum: SnrkitError."""
-        if asked:
-            raise SnrkitError("a spectral grid has no Gaussian control; tune it by fd or gap")
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """Gaussian data have no images, each with levels of its own: SnrkitError."""
+        if isinstance(grid, ImageGrid):
+            raise SnrkitError(f"a {grid.kind} grid has no Gaussian control; tune it by fd or gap")
         return None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:

@@ -1,36 +1,34 @@
-"""An estimator of the level of a state, q(logsnr | x), and the shift that it sees.
+"""An estimator of the level of a state, q(logsnr | x).
 
 A small network is shown forward samples alpha*x0 + sigma*eps of training images at levels uniform in logsnr between the
 process's bounds, without being told the level, and says in which of K bins it lies (cross-entropy, the weight of a
 level shared linearly between its two nearest bin centres). Its input is x over its root mean square, with ln of that as
-one more number, so that it works in every scaling.
-
-    shift(x) = E_q[logsnr] - nominal logsnr
-
-An estimator shrinks towards the middle of what it is unsure of: so the reading is the reverse arm's mean minus that of
-held-out forward samples of the same level, its null, divided by the estimator's response, by how much its mean moves
-when forward samples move by one nat; where it responds by less than half, nothing is read. Levels are drawn MARGIN nats
-beyond the bounds at both ends, so that it can also say that a state lies outside. The recipe is snrkit's choice; Zhong
-et al. 2025 leave it open.
+one more number, so that it works in every scaling. Levels are drawn MARGIN nats beyond the bounds at both ends, so that
+it can also say that a state lies outside. The recipe is snrkit's choice; Zhong et al. 2025 leave it open.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from snrkit.diffusion.level import Level
-from snrkit.diffusion.process import Process
-from snrkit.shift.arms import Arm, noised
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
-from snrkit.shift.config import EstimatorConfig
+from snrkit.base.value import Value
 
 CHUNK = 1024
 MARGIN = 2.0  # nats
-STEP = 0.25  # nats, of the response
-WEAKEST = 0.5
+
+
+class EstimatorConfig(Value):
+    """Size and training of the estimator of levels (snrkit fit-estimator)."""
+
+    images: int = Field(default=200_000, ge=1)
+    batch: int = Field(default=256, ge=2)
+    lr: float = Field(default=5e-3, gt=0)
+    bins: int = Field(default=64, ge=4)
+    channels: int = Field(default=32, ge=4)
 
 
 class LevelNetwork(nn.Module):
@@ -153,43 +151,3 @@ def calibrate(estimator: Estimator, states: Tensor, logsnr: Tensor) -> Calibrati
     coverage = (estimator.targets(logsnr).double() * inside).sum(1).mean()  # a bin's mass spread evenly over its range
     error = (q @ estimator.centres - logsnr).square().mean().sqrt()
     return Calibration(float(error), float(coverage))
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """E_q[logsnr] - nominal, nats: of the sampler's states, of forward ones (its null), and the shift they say."""
-
-    reverse: Curve
-    forward: Curve
-    response: list[float]
-    shift: Curve  # (reverse - forward) / response; NaN where the response is too weak
-    mean_shift: Number
-    levels_read: int
-
-
-def respond(estimator: Estimator, process: Process, levels: Sequence[Level], x0: Tensor, key: Sequence[int]) -> Tensor:
-    """(L,) d E_q[logsnr] / d logsnr of images x0 (n, *) noised to STEP nats below and above every level."""
-    found = []
-    for level in levels:
-        beside = [noised(x0, process.level(level.logsnr + way * STEP), key) for way in (-1, 1)]
-        low, high = (estimator.mean(states.float()).mean() for states in beside)
-        found.append((high - low) / (2 * STEP))
-    return torch.stack(found)
-
-
-def read_estimator(
-    estimator: Estimator, reverse: Arm, forward: Arm, levels: Sequence[Level], response: Tensor, bootstrap: Bootstrap
-) -> Reading:
-    """The readings at every level; NaN at pure noise."""
-    nominal = torch.stack([level.logsnr for level in levels])[:, None]
-    found = []
-    for number, arm in enumerate((reverse, forward)):
-        means = torch.stack([estimator.mean(states) for states in arm.states]) - nominal
-        means[nominal[:, 0].isinf()] = torch.nan
-        found.append(means @ bootstrap.weights(arm.groups, number).T)
-    shift = (found[0] - found[1]) / response[:, None]
-    shift = shift.masked_fill(~(response[:, None] >= WEAKEST), torch.nan)
-    return Reading(
-        bootstrap.curve(found[0]), bootstrap.curve(found[1]), response.tolist(), bootstrap.curve(shift),
-        bootstrap.number(shift.nanmean(0)), int((~shift[:, 0].isnan()).sum()),
-    )  # fmt: skip

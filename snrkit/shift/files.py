@@ -2,19 +2,60 @@
 
 import csv
 import io
-import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from snrkit.shift.amplification import Amplification
+from snrkit.base.files import read_json
+from snrkit.base.records import FLAT, from_json, to_json
 from snrkit.shift.bootstrap import Curve
+from snrkit.shift.config import every_probe
+from snrkit.shift.drawing import draw_curve, png
 from snrkit.shift.measure import Shift
-from snrkit.shift.window import Window
 
 
-def as_record(shift: Shift, **facts: Any) -> dict[str, Any]:
-    """The measurement with the facts needed to compare it, as plain JSON."""
-    return {**facts, **asdict(shift)}
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a measurement was made of and with; probes of equal facts belong together."""
+
+    sampler: str
+    definition: Mapping[str, Any]  # of the sampler, as JSON has it
+    nfe: int
+    weights: str
+    checkpoint_images: int
+    held_out_images: int
+    confidence: float
+    seeds: str  # a fingerprint of them
+    numerics: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftRecord:
+    """What measure-shift writes of one sampler; all its keys lie side by side in the file."""
+
+    facts: Facts = field(metadata=FLAT)
+    shift: Shift = field(metadata=FLAT)
+    probes: Mapping[str, object] = field(metadata=FLAT)  # the record of every kind, None where there is none
+
+
+def shift_record(content: Mapping[str, Any], where: Path) -> ShiftRecord:
+    """The record of a file's content. SnrkitError names what does not fit."""
+    own, kinds = {entry.name for entry in fields(Facts)}, {probe.kind: probe.record for probe in every_probe()}
+    probes = {
+        kind: None if content.get(kind) is None else from_json(record, content[kind], f"{where}: {kind}")
+        for kind, record in kinds.items()
+    }
+    rest = {key: value for key, value in content.items() if key not in own and key not in kinds}
+    facts = from_json(Facts, {key: value for key, value in content.items() if key in own}, where)
+    return ShiftRecord(facts, from_json(Shift, rest, where), probes)
+
+
+def probes_before(path: Path, facts: Facts) -> Mapping[str, object]:
+    """What an earlier measurement of equal facts has found; nothing where there is none."""
+    content = read_json(path) if path.exists() else {}
+    alike = all(content.get(key) == value for key, value in to_json(facts).items())
+    return shift_record(content, path).probes if alike else {}
 
 
 def as_csv(shift: Shift) -> str:
@@ -34,7 +75,7 @@ def as_csv(shift: Shift) -> str:
     return out.getvalue()
 
 
-def vars_of(shift: Shift) -> dict[str, Any]:
+def vars_of(shift: Shift) -> dict[str, object]:
     """The fields of a measurement by name."""
     return {name: getattr(shift, name) for name in Shift.__dataclass_fields__}
 
@@ -50,18 +91,18 @@ def as_png(shift: Shift, title: str) -> bytes:
         ("forward, held-out", shift.rms_forward, "C0"),
         ("forward, training", shift.rms_train, "C7"),
     ):
-        _draw(norms, shift.logsnr, curve, colour, name)
-    _draw(gaps, shift.logsnr, shift.norm_gap, "C3", "reverse over forward")
-    _draw(gaps, shift.logsnr, shift.norm_gap_null, "C7", "null: training over held-out")
-    _draw(ratios, shift.logsnr, shift.variance_ratio, "C3", "reverse")
-    _draw(ratios, shift.logsnr, shift.variance_ratio_null, "C7", "null: held-out")
-    _draw(near, shift.logsnr, shift.nearest, "C3", "reverse")
-    _draw(near, shift.logsnr, shift.nearest_null, "C7", "null: held-out")
-    _draw(clean, shift.logsnr, shift.x0_rms_reverse, "C3", "reverse")
-    _draw(clean, shift.logsnr, shift.x0_rms_forward, "C0", "forward, held-out")
+        draw_curve(norms, shift.logsnr, curve, colour, name)
+    draw_curve(gaps, shift.logsnr, shift.norm_gap, "C3", "reverse over forward")
+    draw_curve(gaps, shift.logsnr, shift.norm_gap_null, "C7", "null: training over held-out")
+    draw_curve(ratios, shift.logsnr, shift.variance_ratio, "C3", "reverse")
+    draw_curve(ratios, shift.logsnr, shift.variance_ratio_null, "C7", "null: held-out")
+    draw_curve(near, shift.logsnr, shift.nearest, "C3", "reverse")
+    draw_curve(near, shift.logsnr, shift.nearest_null, "C7", "null: held-out")
+    draw_curve(clean, shift.logsnr, shift.x0_rms_reverse, "C3", "reverse")
+    draw_curve(clean, shift.logsnr, shift.x0_rms_forward, "C0", "forward, held-out")
     clean.axhline(shift.x0_rms_true.value, color="black", linewidth=0.5, label="true x0")
     for index, (name, curve) in enumerate((n, c) for n, c in shift.part_ratio.items() if not n.startswith("ring")):
-        _draw(parts, shift.logsnr, curve, f"C{index}", name)
+        draw_curve(parts, shift.logsnr, curve, f"C{index}", name)
     for axes, null in ((gaps, 0), (ratios, 1), (near, 0), (parts, 1)):
         axes.axhline(null, color="black", linewidth=0.5)
     labels = ("rms of eps_hat", "norm gap, nats", "variance ratio", "nearest level - nominal, nats", "rms of x0_hat",
@@ -69,43 +110,4 @@ def as_png(shift: Shift, title: str) -> bytes:
     for axes, label in zip((norms, gaps, ratios, near, clean, parts), labels, strict=True):
         axes.set(xlabel="logsnr, nats (noise left, image right)", ylabel=label)
         axes.legend(fontsize=7)
-    return _png(figure, title)
-
-
-def window_png(window: Window, amplification: Amplification | None, title: str) -> bytes:
-    """The matrix of wrong levels, what they cost, and the gains of small errors."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    matrix, excess, gains = figure.subplots(1, 3)
-    for axes, values, name in ((matrix, window.eps_square, "ln E|eps_hat|^2"), (excess, window.excess, "ln excess")):
-        logs = [[math.log(v) if v > 0 else math.nan for v in row] for row in values]
-        shown = axes.imshow(logs, origin="lower", aspect="auto")
-        ticks = range(0, len(window.logsnr), max(1, len(window.logsnr) // 6))
-        axes.set_xticks(ticks, [f"{window.logsnr[i]:.1f}" for i in ticks])
-        axes.set_yticks(ticks, [f"{window.logsnr[i]:.1f}" for i in ticks])
-        axes.set(xlabel="logsnr of the state", ylabel="logsnr told", title=name)
-        figure.colorbar(shown, ax=axes)
-    for index, (name, curve) in enumerate([] if amplification is None else amplification.gain.items()):
-        assert amplification is not None
-        _draw(gains, amplification.logsnr, curve, f"C{index}", name)
-        known = [v if math.isfinite(v) else math.nan for v in amplification.logsnr]
-        if name in amplification.gaussian:
-            gains.plot(known, amplification.gaussian[name], color=f"C{index}", linestyle=":", linewidth=1)
-    gains.set(xlabel="logsnr of the error", ylabel="gain in the image (dotted: Gaussian data)", yscale="log")
-    if amplification is not None:
-        gains.legend(fontsize=7)
-    return _png(figure, title)
-
-
-def _png(figure: Any, title: str) -> bytes:
-    figure.suptitle(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _draw(axes: Any, x: list[float], curve: Curve, colour: str, name: str) -> None:
-    x = [value if math.isfinite(value) else math.nan for value in x]  # pure noise has no place on this axis
-    axes.plot(x, curve.value, color=colour, marker=".", markersize=4, linewidth=1, label=name)
-    axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+    return png(figure, title)

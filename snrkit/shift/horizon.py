@@ -7,15 +7,18 @@ starts without a history here, as it does at the first step of a grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.shift.arms import Arm, Rows, make_arm
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_FORWARD, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
+from snrkit.shift.probe import ProbeValue, Specimen
 from snrkit.training.randomness import ImageStreams
 
 
@@ -57,7 +60,7 @@ def read_horizon(
     arm: Arm, forward: Arm, ready: OpenedSampler, steps: int, reference: Reference, bootstrap: Bootstrap
 ) -> Horizon:
     """The readings; images are resampled together in both arms."""
-    levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, 1)
+    levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, OF_FORWARD)
     gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
     mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
     whole = mine / known
@@ -65,3 +68,28 @@ def read_horizon(
         steps, [float(level.logsnr) for level in levels], bootstrap.curve(gap), bootstrap.curve(whole),
         bootstrap.number(gap.mean(0)), bootstrap.number(whole.log().mean(0)),
     )  # fmt: skip
+
+
+class HorizonProbe(ProbeValue):
+    """What a few steps do to states that are right."""
+
+    kind: Literal["horizon"] = "horizon"
+    steps: int = Field(default=1, ge=1, description="steps walked from states that are right")
+    images: int = Field(default=256, ge=8, description="images behind the short horizon")
+
+    record: ClassVar[type[Horizon]] = Horizon
+    columns: ClassVar[tuple[str, ...]] = ("short horizon: norm gap", "short horizon: ln variance ratio")
+    guide: ClassVar[str] = "Short horizon: the same readings after one step from states that are right."
+
+    def read(self, specimen: Specimen) -> Horizon | None:
+        """On the first held-out images; None for a grid of too few steps."""
+        s = specimen
+        if len(s.levels) <= self.steps:
+            return None
+        forward = s.forward.first(min(self.images, len(s.seeds)))
+        own, cond = s.equipment.placed(s.ready, forward.groups)
+        arm = horizon_arm(s.denoise, own, forward, cond, self.steps, s.seeds, batch=s.batch, device=s.device)
+        return read_horizon(arm, forward, s.ready, self.steps, s.reference, s.bootstrap)
+
+    def cells(self, record: Horizon) -> tuple[str, ...]:
+        return record.mean_norm_gap.signed(), record.mean_log_variance_ratio.signed()

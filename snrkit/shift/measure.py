@@ -32,7 +32,7 @@ from snrkit.base.frequency import View
 from snrkit.diffusion.level import Level
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
-from snrkit.shift.nearest import Spectrum, leak, nearest_shift
+from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
 
 BLIND = 0.1  # nats
 
@@ -67,13 +67,22 @@ class Shift:
     mean_nearest: Number
     mean_nearest_null: Number
 
+    def headline(self) -> tuple[Number, ...]:
+        """Norm gap, its null, ln variance ratio, its null: means over levels."""
+        return (
+            self.mean_norm_gap,
+            self.mean_norm_gap_null,
+            self.mean_log_variance_ratio,
+            self.mean_log_variance_ratio_null,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What is known of the images: Var[x0] of the training split by part of each view, its spectrum, and E|x0|^2."""
 
     views: Sequence[tuple[View, Tensor]]  # each with Var[x0] (G,) of its parts
-    spectrum: Spectrum
+    spectrum: GaussianFit
     true_square: Tensor  # (n,) mean over dimensions of x0^2 of the forward arm's images
 
 
@@ -150,7 +159,7 @@ def read(
     )  # fmt: skip
 
 
-def compare(
+def compare_arms(
     reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap
 ) -> Shift:
     """All readings of the three arms, with intervals."""
@@ -200,7 +209,7 @@ def _nearest(
     return found[0].masked_fill(~seen, torch.nan), found[1].masked_fill(~seen, torch.nan)
 
 
-def readable(forward: Tensor, levels: Sequence[Level], spectrum: Spectrum) -> Tensor:
+def readable(forward: Tensor, levels: Sequence[Level], spectrum: GaussianFit) -> Tensor:
     """(L,) whether the nearest level can be read there, decided by the forward arm and the data alone.
 
     So all samplers of a grid are read at the same levels. Left out are levels where an error of 1 % in the variance of

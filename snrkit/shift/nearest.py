@@ -19,7 +19,7 @@ REACH, POINTS = 3.0, 61  # nats either side, and levels tried
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class GaussianFit:
     """Mean and variance (D,) of every Hartley coefficient of the data, and the process that noises them."""
 
     process: Process
@@ -27,7 +27,7 @@ class Spectrum:
     variance: Tensor
 
 
-def nearest_shift(states: Tensor, levels: Sequence[Level], spectrum: Spectrum, weights: Tensor) -> Tensor:
+def nearest_shift(states: Tensor, levels: Sequence[Level], spectrum: GaussianFit, weights: Tensor) -> Tensor:
     """(L, 1 + R) logsnr of the level at which states (L, n, C, H, W) are most likely, minus the nominal one.
 
     The likelihood is that of all images together under each row of weights (1 + R, n). NaN at pure noise.
@@ -41,7 +41,7 @@ def nearest_shift(states: Tensor, levels: Sequence[Level], spectrum: Spectrum, w
     return torch.stack(found)
 
 
-def _one_level(p: Tensor, level: Level, spectrum: Spectrum, weights: Tensor) -> Tensor:
+def _one_level(p: Tensor, level: Level, spectrum: GaussianFit, weights: Tensor) -> Tensor:
     offsets = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
     tried = spectrum.process.level(level.logsnr + offsets)
     alpha, sigma = tried.alpha[:, None], tried.sigma[:, None]
@@ -54,7 +54,7 @@ def _one_level(p: Tensor, level: Level, spectrum: Spectrum, weights: Tensor) -> 
     return offsets[best] + ((left - right) / (2 * bend)).clamp(-1, 1) * float(offsets[1] - offsets[0])
 
 
-def leak(levels: Sequence[Level], spectrum: Spectrum) -> Tensor:
+def leak(levels: Sequence[Level], spectrum: GaussianFit) -> Tensor:
     """(L,) nats that are read for a relative error of 1 in the variance of all coefficients of the data.
 
     With w = sigma^2/(alpha^2 v + sigma^2), the share of noise in a coefficient, it is sum w (1 - w)/sum w^2: small

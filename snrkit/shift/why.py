@@ -8,8 +8,10 @@ solver's and its corrections'.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from snrkit.diffusion.level import Level
@@ -17,12 +19,15 @@ from snrkit.diffusion.process import Process
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_FORWARD, OF_REVERSE, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
+from snrkit.shift.probe import Circumstances, ProbeValue, Specimen
+
+REFERENCE_STEPS = 60  # at least, of the sampler that splits the network's share from the solver's
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class Shares:
     """One reading, split in two; nats."""
 
     network: Curve
@@ -37,8 +42,8 @@ class Why:
 
     substeps: int
     nfe: int  # of the reference
-    norm_gap: Split
-    log_variance_ratio: Split
+    norm_gap: Shares
+    log_variance_ratio: Shares
 
 
 def refined(ready: OpenedSampler, process: Process, substeps: int) -> tuple[OpenedSampler, list[int]]:
@@ -61,17 +66,58 @@ def read_why(
     ready: OpenedSampler, substeps: int,
 ) -> Why:  # fmt: skip
     """The split; both arms of trajectories begin at the same states, so images are resampled together."""
-    weights, of_forward = bootstrap.weights(reverse.groups, 0), bootstrap.weights(forward.groups, 1)
+    weights, of_forward = bootstrap.weights(reverse.groups, OF_REVERSE), bootstrap.weights(forward.groups, OF_FORWARD)
     expected = forward.eps_square @ of_forward.T
     gaps = [((arm.eps_square @ weights.T) / expected).log() for arm in (reverse, ideal)]
     ratios = [pixel_ratio(arm, levels, reference, weights).log() for arm in (reverse, ideal)]
-    gap, ratio = _split(gaps[0], gaps[1], bootstrap), _split(ratios[0], ratios[1], bootstrap)
+    gap, ratio = _shares(gaps[0], gaps[1], bootstrap), _shares(ratios[0], ratios[1], bootstrap)
     return Why(substeps, 2 * (len(ready.levels) - 1) - 1, gap, ratio)
 
 
-def _split(whole: Tensor, network: Tensor, bootstrap: Bootstrap) -> Split:
+def _shares(whole: Tensor, network: Tensor, bootstrap: Bootstrap) -> Shares:
     rest = whole - network
-    return Split(
+    return Shares(
         bootstrap.curve(network), bootstrap.curve(rest),
         bootstrap.number(network.mean(0)), bootstrap.number(rest.mean(0)),
     )  # fmt: skip
+
+
+class WhyProbe(ProbeValue):
+    """The network's share of the shift and the solver's."""
+
+    kind: Literal["why"] = "why"
+    substeps: int = Field(default=4, ge=2, description="steps of the reference sampler for each step of the sampler")
+
+    record: ClassVar[type[Why]] = Why
+    columns: ClassVar[tuple[str, ...]] = (
+        "norm gap of the network",
+        "of solver and corrections",
+        "ln variance ratio of the network",
+        "of solver and corrections",
+    )
+    guide: ClassVar[str] = (
+        "Network, and solver and corrections: the sampler's grid, refined and walked by Heun without corrections, "
+        "keeps the network's share; what the sampler has beyond it is the rest."
+    )
+
+    def missing(self, given: Circumstances) -> str | None:
+        """One grid for all images, as its steps are cut."""
+        if given.one_grid:
+            return None
+        return f"cuts the steps of one grid for all images; give samplers.{given.sampler}.grid scope: dataset"
+
+    def read(self, specimen: Specimen) -> Why:
+        """Walks the refined grid from the same first states."""
+        s = specimen
+        substeps = max(self.substeps, -(-REFERENCE_STEPS // len(s.levels)))
+        ideal, visited = refined(s.ready, s.denoise.process, substeps)
+        arm = s.equipment.walk(s.sampler, ideal, visited)
+        return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
+
+    def cells(self, record: Why) -> tuple[str, ...]:
+        numbers = [
+            number
+            for shares in (record.norm_gap, record.log_variance_ratio)
+            for number in (shares.mean_network, shares.mean_solver)
+        ]
+        return tuple(number.signed() for number in numbers)

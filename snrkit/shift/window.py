@@ -10,16 +10,22 @@ is the shift of the norm gap's own null. E's excess over its diagonal at the sam
 unit of the loss.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.streams import WINDOW
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number
+from snrkit.shift.bootstrap import OF_WINDOW, Bootstrap, Curve, Number
+from snrkit.shift.drawing import png
+from snrkit.shift.probe import ProbeValue, Specimen
 
 FARTHEST = 3.0  # nats
 OFFSETS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)  # nats of logsnr
@@ -85,7 +91,7 @@ def window_arm(
 
 def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tensor, bootstrap: Bootstrap) -> Window:
     """The readings; `gap` and its `null` (L, 1 + R) are norm gaps on these levels, as often resampled."""
-    weights = bootstrap.weights(arm.groups, 3)
+    weights = bootstrap.weights(arm.groups, OF_WINDOW)
     curves = (arm.beside @ weights.T).log()  # (L, K, 1 + R)
     middle = OFFSETS.index(0.0)
     slope = (curves[:, middle + 1] - curves[:, middle - 1]) / (OFFSETS[middle + 1] - OFFSETS[middle - 1])
@@ -124,3 +130,55 @@ def invert(curve: Tensor, rise: Tensor) -> Tensor:
             guess = torch.where(inside, offsets[k - way] + share * (offsets[k] - offsets[k - way]), guess)
         found[side] = guess[side]
     return found.clamp(-FARTHEST, FARTHEST)
+
+
+class WindowProbe(ProbeValue):
+    """The matrix of wrong levels, and the shift of level that the norm gap is equivalent to."""
+
+    kind: Literal["window"] = "window"
+    images: int = Field(default=64, ge=8, description="images behind the matrices of wrong levels (L^2 calls each)")
+
+    record: ClassVar[type[Window]] = Window
+    columns: ClassVar[tuple[str, ...]] = ("shift by the norm's slope",)
+    guide: ClassVar[str] = "Shift by the norm's slope: the change of level that would cause the norm gap."
+    picture_guide: ClassVar[str] = (
+        "In the picture of the window, row s is told, column t is shown: ln of the noise seen over that at t = s, and "
+        "the excess error; white: not measured."
+    )
+
+    def read(self, specimen: Specimen) -> Window:
+        """What wrong levels do, on the first held-out images; the matrices are the same for samplers of a grid."""
+        s, b = specimen, specimen.bootstrap
+        arm = s.equipment.once((self, s.levels_key), lambda: self._arm(s))
+        arms = (s.reverse, s.forward, s.train)
+        mine, held, seen = (arm.eps_square @ b.weights(arm.groups, number).T for number, arm in enumerate(arms))
+        return read_window(arm, s.levels, (mine / held).log(), (seen / held).log(), b)
+
+    def _arm(self, s: Specimen) -> WindowArm:
+        rows = s.forward.groups[: self.images]
+        own, cond = s.equipment.placed(s.ready, rows)
+        levels, x0, key = own.levels[:-1], s.equipment.shown(rows), WINDOW.key(s.seed)
+        return window_arm(s.denoise, levels, x0, rows, cond, key=key, batch=s.batch, device=s.device)
+
+    def cells(self, record: Window) -> tuple[str, ...]:
+        """The mean over the levels that can be read."""
+        return ("-" if record.mean_equivalent_shift is None else record.mean_equivalent_shift.signed(),)
+
+    def picture(self, record: Window, title: str) -> bytes:
+        """The matrix of wrong levels, and what they cost."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        matrix, excess = figure.subplots(1, 2)
+        for axes, values, name in (
+            (matrix, record.eps_square, "ln E|eps_hat|^2"),
+            (excess, record.excess, "ln excess"),
+        ):
+            logs = [[math.log(v) if v > 0 else math.nan for v in row] for row in values]
+            shown = axes.imshow(logs, origin="lower", aspect="auto")
+            ticks = range(0, len(record.logsnr), max(1, len(record.logsnr) // 6))
+            axes.set_xticks(ticks, [f"{record.logsnr[i]:.1f}" for i in ticks])
+            axes.set_yticks(ticks, [f"{record.logsnr[i]:.1f}" for i in ticks])
+            axes.set(xlabel="logsnr of the state", ylabel="logsnr told", title=name)
+            figure.colorbar(shown, ax=axes)
+        return png(figure, title)

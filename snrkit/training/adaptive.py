@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.distributed import World
-from snrkit.base.streams import UNCERTAINTY, stream
+from snrkit.base.streams import UNCERTAINTY
 from snrkit.base.value import Value
 from snrkit.training.objective import LOWEST_LOGSNR
 
@@ -135,7 +135,7 @@ class UncertaintyModule(nn.Module):
 
     def __init__(self, value: Uncertainty) -> None:
         super().__init__()
-        rng = stream(UNCERTAINTY, value.seed)
+        rng = UNCERTAINTY.open(value.seed)
         for name, drawn in (
             ("frequencies", rng.standard_normal(value.features)),
             ("phases", rng.random(value.features)),

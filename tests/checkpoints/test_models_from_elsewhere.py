@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.experiment.experiment import ComputeConfig, dump_yaml, parse_experiment
 from snrkit.experiment.opening import open_experiment, resolve_precision
+from snrkit.sampling.step import Capabilities
 from tests.small import snrkit, written
 from tests.spectral.test_levels import WORLD
 
@@ -24,19 +26,6 @@ ASKED = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A folder with a small random UNet2DModel for digits, told ten labels and none."""
-    torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=11,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model")
-    diffusers.DDPMPipeline(network, diffusers.DDIMScheduler()).save_pretrained(folder)
-    return folder
-
-
 def experiment(folder, **changes):
     """The parsed experiment."""
     named = {"kind": "diffusers", "path": str(folder), "null_label": 10}
@@ -47,7 +36,7 @@ def test_a_model_brings_process_target_and_labels(model):
     """And these are not written into the resolved file, which reads back as the same experiment."""
     e = experiment(model)
     assert (e.process.kind, e.target.kind, e.network.classes) == ("ddpm", "eps", 10)
-    assert (e.capabilities().labels, e.capabilities().unlabelled, e.capabilities().untold) == (True, True, False)
+    assert e.model.parts.capabilities == Capabilities(labels=True, unlabelled=True, untold=False)
     text = dump_yaml(e)
     assert "betas" not in text
     assert "train" not in text
@@ -108,9 +97,25 @@ def test_the_whole_path_runs_on_a_model_from_elsewhere(model, tmp_path):
     assert written(run) == before
 
 
+def test_a_model_is_described_once_and_says_nothing_of_training(model, monkeypatch):
+    """One reading of its configuration serves every part; levels, weighting and train are refused, not made up."""
+    asked = []
+    describe = DiffusersModel.describe
+    monkeypatch.setattr(DiffusersModel, "describe", lambda self: asked.append(self) or describe(self))
+    e = experiment(model)
+    parts = (e.process, e.target, e.precondition, e.network, e.model.parts.levels, e.training_part(), dump_yaml(e))
+    assert len(asked) == 1
+    assert parts[:4] == (e.model.parts.process, e.model.parts.target, e.model.parts.precondition, e.model.parts.network)
+    assert not {"levels", "weighting", "train"} & set(e.model_dump())
+    for name in ("levels", "weighting", "train"):
+        with pytest.raises(ConfigError, match="taken as it is"):
+            getattr(e, name)
+
+
 def test_a_wrong_kind_is_recognised(model, tmp_path):
     """Each file, taken for another kind, is called by its own."""
-    from tests import test_adm, test_edm_files, test_hostile_files
+    from tests.checkpoints import test_edm_files, test_hostile_files
+    from tests.networks import test_adm
 
     pickled = test_edm_files.file_of("edm", tmp_path)
     torch.save(test_hostile_files.weights(), tmp_path / "dit.pt")
@@ -147,7 +152,7 @@ def test_a_network_of_kind_foreign_needs_a_model():
     """It cannot be trained."""
     from tests.small import SMALL
 
-    with pytest.raises(SnrkitError, match="foreign is what `model` brings"):
+    with pytest.raises(SnrkitError, match="network: unknown kind 'foreign'"):
         parse_experiment({**SMALL, "network": {"kind": "foreign", "shape": [1, 8, 8]}}, "small")
 
 
@@ -156,7 +161,7 @@ def test_precision_is_not_lowered_unasked(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     auto, gpu = ComputeConfig(), torch.device("cuda")
     assert resolve_precision(auto, gpu).precision == "bf16"
-    assert resolve_precision(auto, gpu, foreign=True).precision == "fp32"
+    assert resolve_precision(auto, gpu, known=False).precision == "fp32"
     asked = ComputeConfig(precision="bf16")
-    assert resolve_precision(asked, gpu, foreign=True).precision == "bf16"
+    assert resolve_precision(asked, gpu, known=False).precision == "bf16"
     assert open_experiment(experiment(model), WORLD).experiment.compute.precision == "fp32"

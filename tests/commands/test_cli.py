@@ -3,11 +3,12 @@
 import errno
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, save_chec
 from snrkit.commands.sample import image_path, load_images
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.run import Run, locked
-from tests.small import SMALL, command, environment, snrkit, write_config, written
+from tests.small import SMALL, command, environment, process, snrkit, write_config, written
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +117,16 @@ def test_missing_images_are_made_again_and_equal(copied):
 def test_interrupted_sampling_goes_on(copied):
     """SIGKILL while sampling: whole images stay, the same command makes the rest, and the manifest is complete."""
     shutil.rmtree(copied / "runs" / "small" / "samples")
-    line = command(
-        copied, "sample", "-q", "--set", "sample.seeds=0-299", "--set", "sample.batch=8", "--sampler", "euler"
-    )
-    process = subprocess.Popen(line, env=environment(copied))
+    sampling = ["sample", "-q", "--set", "sample.seeds=0-299", "--set", "sample.batch=8", "--sampler", "euler"]
+    started = subprocess.Popen(command(copied, *sampling), env=environment(copied))
     folder = copied / "runs" / "small" / "samples" / "euler"
-    while len(list(folder.glob("*/*.png"))) < 20 and process.poll() is None:
+    while len(list(folder.glob("*/*.png"))) < 20 and started.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    started.send_signal(signal.SIGKILL)
+    started.wait()
     made = len(list(folder.glob("*/*.png")))
     assert 20 <= made < 300
-    subprocess.run(line, env=environment(copied), check=True)
+    snrkit(copied, *sampling)
     assert load_images(folder, range(300)).shape[0] == 300
     assert json.loads((folder / "manifest.json").read_text())["finished"] == "0-299"
 
@@ -138,20 +137,21 @@ def test_a_signal_while_sampling_stops_the_whole_run(copied):
     for folder in ("samples", "metrics", "shift"):
         shutil.rmtree(run / folder)
     line = command(copied, "run", "-q", "--set", "sample.seeds=0-1999", "--set", "sample.batch=8")
-    process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
     while len(list((run / "samples").glob("*/*/*.png"))) < 20:
-        assert process.poll() is None
+        assert started.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130
     assert "run the same command to go on" in errors
     assert not (run / "shift").exists()
     assert not (run / "metrics").exists()
 
 
-def test_run_says_first_what_cannot_work(tmp_path):
+def test_run_says_first_what_cannot_work(tmp_path, monkeypatch):
     """No samplers, no labels for the classifier, no weights for Inception: refused before any training."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     write_config(tmp_path)
     cases = {
         "samplers={}": "this experiment has none",
@@ -160,9 +160,7 @@ def test_run_says_first_what_cannot_work(tmp_path):
     }
     for setting, words in cases.items():
         extra = ["--set", "metrics.pixel_components=64"] if "inception" in setting else []
-        line = command(tmp_path, "run", "-q", "--set", setting, *extra)
-        home = {**environment(tmp_path), "TORCH_HOME": str(tmp_path)}
-        done = subprocess.run(line, capture_output=True, text=True, env=home, check=False)
+        done = snrkit(tmp_path, "run", "-q", "--set", setting, *extra, check=False)
         assert done.returncode == 1
         assert words in done.stderr
         assert not (tmp_path / "runs").exists()
@@ -220,15 +218,13 @@ def test_validate_and_schema(tmp_path):
     """Valid files are named, faults of all others shown, exit code 1; the schema is JSON."""
     good = write_config(tmp_path)
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**SMALL, "bogus": 1, "seed": -1}))
-    line = [sys.executable, "-m", "snrkit", "validate", str(good), str(tmp_path / "bad.yaml")]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = snrkit(tmp_path, "validate", good, tmp_path / "bad.yaml", plain=True, check=False)
     assert done.returncode == 1
     assert "small.yaml: valid" in done.stdout
     assert "unknown key 'bogus'" in done.stderr
     assert "seed" in done.stderr
     assert "Traceback" not in done.stderr
-    line = [sys.executable, "-m", "snrkit", "schema"]
-    assert json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)["properties"]
+    assert json.loads(snrkit(tmp_path, "schema", plain=True).stdout)["properties"]
 
 
 REFUSED = {
@@ -263,8 +259,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, name):
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    kept = {k: v for k, v in written(tmp_path).items() if "cache" not in k.parts}
-    assert kept == before
+    assert written(tmp_path) == before
 
 
 def newest(run):
@@ -329,7 +324,7 @@ def test_two_processes_on_one_run_directory_are_refused(copied):
     """The second is told in one sentence; the lock of a killed process does not stay."""
     run = Run(copied / "runs" / "small")
     with locked(run):
-        done = snrkit(copied, "train", "-q", check=False)
+        done = process(copied, "train", "-q", check=False)
     assert done.returncode == 1
     assert "another process is working in" in done.stderr
     snrkit(copied, "train", "-q")
@@ -360,13 +355,23 @@ def test_a_full_disk_leaves_older_checkpoints_whole(copied, monkeypatch):
     assert load_checkpoint(save_checkpoint(run / "checkpoints", later)).images == later.images
 
 
+@contextmanager
+def no_file_beyond(size):
+    """Within the block a file that grows past `size` bytes meets what a full disk says."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("arguments", [["sample", "--overwrite"], ["measure-shift"], ["eval-fid"], ["report"]])
-def test_a_full_disk_gets_one_sentence_in_every_command(copied, arguments):
+def test_a_full_disk_gets_one_sentence_in_every_command(copied, arguments, monkeypatch):
     """With no file allowed to grow past four blocks each command says what failed, without a traceback."""
-    line = command(copied, *arguments) if arguments == ["report"] else command(copied, *arguments, "-q")
-    shutil.rmtree(copied / "cache", ignore_errors=True)
-    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "limited", *line]
-    done = subprocess.run(limited, capture_output=True, text=True, env=environment(copied), check=False)
+    monkeypatch.setenv("SNRKIT_CACHE", str(copied / "cache"))
+    with no_file_beyond(4096):
+        done = snrkit(copied, *arguments, *([] if arguments == ["report"] else ["-q"]), check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -376,8 +381,9 @@ def test_a_full_disk_gets_one_sentence_in_every_command(copied, arguments):
 def test_an_unwritable_place_gets_one_sentence(tmp_path):
     """--runs where nothing can be made."""
     write_config(tmp_path)
-    line = [*command(tmp_path, "train", "-q")[:-1], "/proc/nope"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(tmp_path), check=False)
+    done = snrkit(
+        tmp_path, "train", "-q", "--config", tmp_path / "small.yaml", "--runs", "/proc/nope", plain=True, check=False
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "/proc/nope" in done.stderr
@@ -401,23 +407,9 @@ def test_a_run_directory_takes_over_new_samplers(copied):
     path.write_text(yaml.safe_dump(content))
     snrkit(copied, "sample", "-q", "--sampler", "heun")
     assert "heun" in yaml.safe_load((copied / "runs/small/config.yaml").read_text())["samplers"]
-    report = snrkit_report(copied)
+    report = snrkit(copied, "report").stdout
     assert "heun" in report
     assert "Not scored yet: heun" in (copied / "runs/small/report.md").read_text()
-
-
-def snrkit_report(folder):
-    line = [
-        sys.executable,
-        "-m",
-        "snrkit",
-        "report",
-        "--config",
-        str(folder / "small.yaml"),
-        "--runs",
-        str(folder / "runs"),
-    ]
-    return subprocess.run(line, capture_output=True, text=True, check=True, env=environment(folder)).stdout
 
 
 def test_a_redefined_sampler_does_not_keep_its_old_scores(copied):
@@ -426,7 +418,7 @@ def test_a_redefined_sampler_does_not_keep_its_old_scores(copied):
     content = yaml.safe_load(path.read_text())
     content["samplers"]["euler"]["grid"]["steps"] = 9
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    snrkit_report(copied)
+    snrkit(copied, "report")
     text = (copied / "runs/small/report.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| euler"))
     assert [cell.strip() for cell in row.split("|")][5:7] == ["?", "-"]
@@ -452,15 +444,14 @@ def test_other_images_under_the_same_name_are_refused(tmp_path):
 
 def test_eval_fid_on_two_sets(tmp_path):
     """Any two of folder, zip, npz or data set name, without an experiment."""
-    line = [sys.executable, "-m", "snrkit", "eval-fid", "digits", "digits", "--set", "features=pixels", "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment(tmp_path))
+    done = snrkit(tmp_path, "eval-fid", "digits", "digits", "--set", "features=pixels", "--json", plain=True)
     assert json.loads(done.stdout)["fd"] == pytest.approx(0, abs=1e-6)
     for arguments, words in (
         (["digits"], "compares two sets"),
         ([], "takes either"),
         (["digits", "digits", "--sampler", "x"], "need --config"),
     ):
-        done = subprocess.run([*line[:4], *arguments], capture_output=True, text=True, check=False)
+        done = snrkit(tmp_path, "eval-fid", *arguments, plain=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr
 
@@ -506,16 +497,16 @@ def test_an_interrupted_search_goes_on(copied):
     path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1127"}}))
     line, kept = command(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
     while not kept.exists() or len(kept.read_text().splitlines()) < 2:
-        assert process.poll() is None
+        assert started.poll() is None
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, "every evaluation so far is kept" in errors) == (130, True)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert (started.returncode, "every evaluation so far is kept" in errors) == (130, True)
     found = kept.read_text().splitlines()
-    subprocess.run(line, env=environment(copied), check=True, capture_output=True)
+    snrkit(copied, "tune", "-q")
     after = kept.read_text().splitlines()
     assert after[: len(found)] == found
     assert len({json.loads(record)["key"] for record in after}) == len(after)

@@ -10,8 +10,14 @@ from snrkit.base.errors import ConfigError
 from snrkit.experiment.experiment import dump_yaml, file_schema, load_experiment, parse_experiment
 from snrkit.experiment.yaml_files import apply_settings, merge, read_yaml
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-EXPERIMENTS = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "sweeps"]
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = [
+    path
+    for folder in ("configs", "studies")
+    for path in sorted((ROOT / folder).rglob("*.yaml"))
+    if "\narms:" not in path.read_text()
+]
 SMALL = {
     "name": "small",
     "data": {"kind": "digits", "sigma_data": 0.75},

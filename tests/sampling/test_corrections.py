@@ -75,7 +75,7 @@ ACTIVE = {
 class Around(Dummy):
     """Sources made up for a test: a weaker mixture, a pull to the centre, spreads of 1/2."""
 
-    def denoiser(self, run, checkpoint, average):
+    def denoiser(self, named):
         return mixture(self.process, seed=9)
 
     def gradient(self, x, logsnr):

@@ -1,11 +1,14 @@
 """Guidance: its formulas, costs, intervals, how it adds, and what it needs of a model."""
 
 import math
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.value import Value
 from snrkit.data.toy import blind_prior
 from snrkit.diffusion.prediction import X0, Cond, Eps, FlowVelocity, Prediction, V, Wrapped, from_x0
 from snrkit.diffusion.process import Ddpm, Edm, Flow
@@ -20,9 +23,9 @@ from snrkit.sampling.corrections import (
 )
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
+from snrkit.sampling.sampler import Dummy, Sampler, dry_run, named, open_with
 from snrkit.sampling.solvers import Euler, Heun
-from snrkit.sampling.step import Capabilities, Position
+from snrkit.sampling.step import Capabilities, NamedEstimator, NamedWeights, Position
 from snrkit.training.level_samplers import LogNormal
 from tests.exact import gaussian, mixture, run, tensor
 from tests.sampling.test_corrections import labelled, place_at
@@ -241,7 +244,7 @@ class Known(Dummy):
         super().__init__(process)
         self.weaker, self._gradient = weaker, gradient
 
-    def denoiser(self, run, checkpoint, average):
+    def denoiser(self, named):
         return self.weaker
 
     def gradient(self, x, logsnr):
@@ -340,3 +343,31 @@ def test_guidance_changes_samples_of_a_blind_network():
     steps = list(sample(blind(process), Euler(), levels, x, corrections=(NoiseAwareness(weight=1.0),)))
     assert not torch.allclose(plain, steps[-1].x_next, atol=1e-4)
     assert math.isfinite(float(steps[-1].x_next.sum()))
+
+
+class Borrowed(Value):
+    """A correction of its own that opens weights, an estimator and statistics."""
+
+    kind: Literal["borrowed"] = "borrowed"
+
+    def open(self, sources, levels):
+        sources.denoiser(NamedWeights(Path("runs/other"), average="ema-500"))
+        sources.estimator(NamedEstimator())
+        sources.forward(levels[:-1])
+        return self
+
+    def wrap(self, denoise, position):
+        return denoise
+
+
+def test_what_is_named_is_what_is_asked_for():
+    """Whatever a correction asks of its sources is known by its kind, in order, without a list of corrections."""
+    sampler = Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(Autoguidance(weight=0.0, checkpoint=5),))
+    assert named(sampler, Edm()) == [("autoguidance", NamedWeights(checkpoint=5))]
+    more = sampler.model_copy(update={"corrections": (*sampler.corrections, Borrowed())})
+    assert named(more, Edm()) == [
+        ("autoguidance", NamedWeights(checkpoint=5)),
+        ("borrowed", NamedWeights(Path("runs/other"), average="ema-500")), ("borrowed", NamedEstimator()),
+    ]  # fmt: skip
+    silent = sampler.model_copy(update={"corrections": (NoiseAwarenessClassifier(weight=0.0),)})
+    assert named(silent, Edm()) == []

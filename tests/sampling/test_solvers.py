@@ -1,7 +1,9 @@
 """Solvers: their order, their published forms, and what they share between scalings."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,8 +17,21 @@ from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.grid import Karras, Trailing, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
-from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Dpmpp3m, Euler, Heun, Ipndm, IpndmV, Unipc
+from snrkit.sampling.solvers import (
+    AnalyticDpm,
+    Ancestral,
+    AnySolver,
+    Churn,
+    Dpmpp2m,
+    Dpmpp3m,
+    Euler,
+    Heun,
+    Ipndm,
+    IpndmV,
+    Unipc,
+)
 from snrkit.sampling.step import ForwardStatistics, Position
+from snrkit.shift.amplification import Modes, gaussian_gain
 from tests.exact import (
     MEAN,
     THREE,
@@ -42,6 +57,34 @@ STOCHASTIC = {
     "churn": Churn(s_churn=10, s_min=0, s_max=None, s_noise=1.0),
 }
 ALL = DETERMINISTIC | STOCHASTIC
+
+
+def union(annotated):
+    """The classes of a union of Values."""
+    return get_args(get_args(annotated)[0])
+
+
+@pytest.mark.parametrize("kind", union(AnySolver))
+def test_what_a_solver_says_it_renews_is_what_it_does(kind):
+    """0: the noise that is offered changes no bit, and an error decays as in the flow of Gaussian data; 1: noise acts,
+    and an error decays as in the chain that renews all of it; None: noise acts."""
+    process, denoise = Flow(), gaussian(Flow(), mean=0.0)
+    levels = (*uniform_levels(process, 600), process.level(tensor(math.inf)))
+    solver = open_with(Sampler(grid=Karras(steps=4), solver=kind()), process, Dummy(process)).solver
+    if isinstance(kind(), AnalyticDpm):
+        solver = replace(solver, unknown=torch.zeros(len(levels), dtype=torch.float64))
+    x, error = torch.randn(2, 1, 1, 1, dtype=torch.float64), 0.1
+
+    def final(start, seed):
+        draws = torch.Generator().manual_seed(seed)
+        return run(solver, denoise, levels, start, lambda t: torch.randn(t.shape, generator=draws, dtype=t.dtype))
+
+    plain = final(x, 1)
+    assert torch.equal(plain, final(x, 2)) == (solver.renews == 0)
+    if solver.renews is not None:
+        known = Modes(torch.tensor([VARIANCE], dtype=torch.float64), {"all": torch.ones(1, dtype=torch.float64)})
+        (gain,) = gaussian_gain(known, levels[:1], solver.renews == 1)["all"]
+        torch.testing.assert_close((final(x + error, 1) - plain) / error, torch.full_like(x, gain), rtol=0.02, atol=0)
 
 
 def slope(error):

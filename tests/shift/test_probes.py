@@ -16,7 +16,6 @@ from snrkit.data.toy import Gaussian, Mixture
 from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.experiment.instrument import REFERENCE_STEPS
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
@@ -27,12 +26,12 @@ from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_
 from snrkit.shift.arms import forward_arm, reverse_arm
 from snrkit.shift.audit import audit
 from snrkit.shift.bootstrap import Bootstrap
-from snrkit.shift.config import EstimatorConfig
 from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
-from snrkit.shift.estimator import Estimator, calibrate, fit, make_estimator, read_estimator, respond
+from snrkit.shift.estimated_level import read_estimator, respond
+from snrkit.shift.estimator import Estimator, EstimatorConfig, calibrate, fit, make_estimator
 from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
-from snrkit.shift.why import read_why, refined
+from snrkit.shift.why import REFERENCE_STEPS, read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.training.holdout import training_pairs
 from snrkit.training.level_samplers import LogNormal

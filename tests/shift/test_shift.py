@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,28 +13,30 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import pixels, views
-from snrkit.commands.measure_shift import check_memory
+from snrkit.base.records import from_json, to_json
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.instrument import Instrument, renewed_noise
-from snrkit.experiment.opening import Model, open_experiment, open_network
+from snrkit.experiment.instrument import check_arms_fit
+from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import EpsilonScaling, TimeShift
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
-from snrkit.shift.files import as_csv, as_png, as_record
-from snrkit.shift.measure import Reference, compare, readable, size
-from snrkit.shift.nearest import Spectrum, leak, nearest_shift
+from snrkit.shift.files import as_csv, as_png
+from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
+from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
+from tests.opened import instrument as instrument_of
+from tests.opened import open_network
 from tests.small import SMALL
 
 SHAPE, VARIANCE, COUNT = (1, 4, 4), 0.25, 600
@@ -48,7 +51,7 @@ def clean(count, seed):
 def reference(process, shape=SHAPE, variance=VARIANCE, count=COUNT, seen=None):
     """What is known of N(0, variance) data."""
     dims = math.prod(shape)
-    spectrum = Spectrum(process, torch.zeros(dims).double(), torch.full((dims,), variance, dtype=torch.float64))
+    spectrum = GaussianFit(process, torch.zeros(dims).double(), torch.full((dims,), variance, dtype=torch.float64))
     known = [(v, torch.full((len(v.names),), variance, dtype=torch.float64)) for v in seen or views(shape)]
     return Reference(known, spectrum, torch.full((count,), variance, dtype=torch.float64))
 
@@ -57,7 +60,7 @@ def whole(arm, level, variance, resamples, seed):
     """The variance ratio of one arm put in all three places."""
     shape = tuple(arm.states.shape[2:])
     known = reference(Edm(), shape, variance, arm.states.shape[1], [pixels(shape)])
-    return compare(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
+    return compare_arms(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
 
 
 def an_arm(states, groups):
@@ -87,7 +90,7 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
                     device=torch.device("cpu"))
         for seed in (1, 2)
     ]  # fmt: skip
-    return compare(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
+    return compare_arms(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
 
 
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=["edm", "ddpm", "flow"])
@@ -202,7 +205,7 @@ def test_pure_noise_is_measured_and_written(tmp_path):
 
     shift = measure(Flow(), Euler(), UniformTime(steps=4), exact_start=False)
     assert shift.logsnr[0] == -math.inf
-    write_json(tmp_path / "shift.json", as_record(shift))
+    write_json(tmp_path / "shift.json", to_json(shift))
     assert json.loads((tmp_path / "shift.json").read_text())["logsnr"][0] is None
     assert as_csv(shift).splitlines()[1].startswith("-inf,")
     assert math.isnan(shift.nearest.value[0])
@@ -223,7 +226,7 @@ def test_repeated_images_widen_the_interval():
                         device=torch.device("cpu"))
             for k in range(3)
         ]  # fmt: skip
-        curve = compare(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
+        curve = compare_arms(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
         widths.append(curve.high[0] - curve.low[0])
     assert widths[0] > 3 * widths[1]
 
@@ -231,8 +234,9 @@ def test_repeated_images_widen_the_interval():
 def test_files_hold_the_measurement():
     """JSON round-trips, CSV has a row a level with the same numbers, PNG is a picture."""
     shift = measure(Edm(), Euler(), Karras(steps=4))
-    record = json.loads(json.dumps(as_record(shift, nfe=4)))
+    record = json.loads(json.dumps(to_json(shift)))
     assert record["norm_gap"]["value"] == shift.norm_gap.value
+    assert to_json(from_json(Shift, record, "shift.json")) == record
     rows = as_csv(shift).splitlines()
     column = rows[0].split(",").index("variance_ratio")
     assert [float(row.split(",")[column]) for row in rows[1:]] == shift.variance_ratio.value
@@ -296,11 +300,11 @@ def test_what_cannot_be_held_is_refused_before_it_begins():
     content = {**SMALL, "shift": {"images": 50, "probes": []}}
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
     sampler = lambda n, solver: Sampler(grid=Karras(steps=n), solver=solver)  # noqa: E731
-    states = 50 * math.prod(opened.dataset.shape) * 4
+    states = 50 * math.prod(opened.data.dataset.shape) * 4
 
     def fits(samplers, memory):
         try:
-            check_memory(opened, samplers, memory)
+            check_arms_fit(opened.data, opened.experiment.shift, samplers, memory)
         except ConfigError as error:
             assert "shift.images: the states of 50 images" in str(error)  # noqa: PT017
             return False
@@ -331,13 +335,13 @@ def test_a_mean_square_has_its_noise_taken_out():
 
 
 def small_instrument(**changes):
-    """An instrument on the small experiment's untrained network, and its experiment opened."""
+    """An instrument on the small experiment's untrained network."""
     opened = open_experiment(parse_experiment({**SMALL, **changes}, "small"), World(0, 1, torch.device("cpu")))
     e = opened.experiment
     denoiser = NetworkDenoiser(
-        open_network(opened).eval().requires_grad_(False), e.process, e.target, e.precondition, opened.sigma_data
+        open_network(opened).eval().requires_grad_(False), e.process, e.target, e.precondition, opened.data.sigma_data
     )
-    return Instrument(opened, Model(denoiser, "network", 0, Run(Path("unused"))), list(range(32)))
+    return instrument_of(opened, Model(denoiser, "network", 0, Run(Path("unused"))), list(range(32)))
 
 
 def test_a_row_has_the_shift_of_its_equal():
@@ -352,26 +356,46 @@ def test_a_row_has_the_shift_of_its_equal():
         assert not torch.equal(plain[key], other[key])
 
 
+def test_samplers_of_one_grid_share_what_does_not_depend_on_them():
+    """Forward arms and the matrices of wrong levels are made once a grid, the audit once."""
+    options = {"images": 32, "batch": 16, "bootstrap": 100, "window_images": 8, "audit_pairs": 64}
+    instrument = small_instrument(shift={**options, "probes": ["window", "audit"]})
+    samplers = [Sampler(grid=Karras(steps=n), solver=solver) for n, solver in ((3, Euler()), (3, Heun()), (4, Euler()))]
+    one, alike, other = map(instrument.specimen, samplers)
+    assert one.forward is alike.forward
+    assert one.train is alike.train
+    assert one.forward is not other.forward
+    window, audit = instrument.config.probes
+    assert audit.read(one) is audit.read(other)
+    first, silent = window.read(one), Wrapped(Edm(), lambda *_: 1 / 0)
+    assert window.read(replace(alike, denoise=silent)).eps_square == first.eps_square  # without a further call
+    with pytest.raises(ZeroDivisionError):
+        window.read(replace(other, denoise=silent))
+
+
 @pytest.mark.parametrize("labels", [None, 1])
 def test_what_is_known_of_the_images_is_what_training_shows(labels):
     """With flips, moments and covariance are those of images and mirror images, at the trajectories' mix of labels."""
     data = {**SMALL["data"], "flip": True, "holdout": 0.2}
     sample = {"seeds": "0-63", "batch": 16} | ({} if labels is None else {"labels": labels})
     instrument = small_instrument(data=data, sample=sample)
-    opened = instrument.opened
-    x0 = opened.dataset.x0(opened.split.train).double()
-    both, own = torch.cat([x0, x0.flip(3)]).flatten(1), opened.dataset.labels[torch.as_tensor(opened.split.train)]
+    data = instrument.setting.data
+    x0 = data.dataset.x0(data.split.train).double()
+    both, own = (
+        torch.cat([x0, x0.flip(3)]).flatten(1),
+        data.dataset.labels[torch.as_tensor(data.split.train)],
+    )
     own = own.repeat(2)
     drawn = torch.bincount(instrument.labels, minlength=4).double() / 32
     weight = (drawn / torch.bincount(own, minlength=4))[own]
-    view = pixels(opened.dataset.shape)
-    mean, spread = part_moments(opened, instrument.labels, view)
+    view = pixels(data.dataset.shape)
+    mean, spread = part_moments(data, instrument.labels, view)
     wanted = weight @ both
     torch.testing.assert_close(mean, wanted)
     torch.testing.assert_close(spread, weight @ (both - wanted).square())
     centred = both - torch.stack([both[own == k].mean(0) for k in range(4)])[own]
     torch.testing.assert_close(instrument.covariance, centred.T @ (weight[:, None] * centred))
-    shown = [opened.shown(opened.split.train, mirrored) for mirrored in (False, True)]
+    shown = [data.shown(data.split.train, mirrored) for mirrored in (False, True)]
     assert not torch.equal(shown[0], shown[1])
     torch.testing.assert_close(shown[0] + shown[1], (x0 + x0.flip(3)).float())
 
@@ -383,4 +407,5 @@ def test_what_is_known_of_the_images_is_what_training_shows(labels):
 )  # fmt: skip
 def test_which_gains_have_a_null(solver, share):
     """The exact flow's, or those of the chain that renews all noise; nothing between has a closed form here."""
-    assert renewed_noise(solver) == share
+    sampler = Sampler(grid=Karras(steps=4), solver=solver)
+    assert open_with(sampler, Edm(), Dummy(Edm())).solver.renews == share

@@ -259,7 +259,7 @@ def test_distances_of_spectra():
 def test_spectral_grids_beat_cosine_on_gaussian_photographs():
     """64 pixels, 16 evaluations: mixed has the least W2, frequency-focused the least KL of what is each image's own;
     uniform logsnr between the same bounds is close to mixed, and mixed on the mean spectrum closer."""
-    spec = importlib.util.spec_from_file_location("gaussian", ROOT / "configs" / "spectral" / "gaussian.py")
+    spec = importlib.util.spec_from_file_location("gaussian", ROOT / "studies" / "spectral" / "gaussian.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.SIDES, module.STEPS = (64,), (16,)

@@ -40,7 +40,6 @@ class Ancestral(Value):
     eta: float = Field(default=1.0, ge=0, le=1)
     logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
-    order: ClassVar[int] = 1
 
     @model_validator(mode="after")
     def _acts_somewhere(self) -> "Ancestral":
@@ -50,6 +49,17 @@ class Ancestral(Value):
         if low is not None and high is not None and low > high:
             raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
         return self
+
+    @property
+    def order(self) -> int:
+        """First, of the distribution."""
+        return 1
+
+    @property
+    def renews(self) -> float | None:
+        """All with eta 1 at every level, none with eta 0."""
+        everywhere = self.logsnr_min is None and self.logsnr_max is None
+        return whole_share(self.eta) if everywhere else None
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
@@ -68,6 +78,11 @@ class Ancestral(Value):
         low = -math.inf if self.logsnr_min is None else self.logsnr_min
         high = math.inf if self.logsnr_max is None else self.logsnr_max
         return ((level.logsnr >= low) & (level.logsnr <= high)).to(level.logsnr)
+
+
+def whole_share(eta: float) -> float | None:
+    """`eta` where it is 0 or 1."""
+    return eta if eta in (0.0, 1.0) else None
 
 
 def renewed_share(eta: float, position: Position) -> Tensor:
@@ -111,6 +126,11 @@ class AnalyticSteps:
     value: AnalyticDpm
     unknown: Tensor
     order: int = 1
+
+    @property
+    def renews(self) -> float | None:
+        """As the ancestral step of the same eta."""
+        return whole_share(self.value.eta)
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

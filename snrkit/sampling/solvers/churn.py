@@ -5,7 +5,7 @@ the state is noised to r^,  x^ = (alpha^/alpha) (x + alpha sqrt(r^^2 - r^2) S_no
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,13 +26,22 @@ class Churn(Value):
     s_min: float = Field(default=0.05, ge=0)
     s_max: float | None = Field(default=50.0, gt=0, description="null: no upper limit")
     s_noise: float = Field(default=1.003, gt=0)
-    order: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _ordered(self) -> "Churn":
         if self.s_max is not None and self.s_min > self.s_max:
             raise ValueError(f"s_min {self.s_min} must not be above s_max {self.s_max}")
         return self
+
+    @property
+    def order(self) -> int:
+        """Second, Heun's, where no noise is raised."""
+        return 2
+
+    @property
+    def renews(self) -> float | None:
+        """0 without churn; otherwise noise is added, not renewed, and only between s_min and s_max."""
+        return None if self.s_churn else 0.0
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

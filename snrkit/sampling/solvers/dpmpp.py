@@ -9,29 +9,32 @@ diffusers' default (midpoint). The third order integrates the parabola through t
 form halves its quadratic term and is of order 2. Written so, nothing divides by alpha.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 FEW = 15  # steps, below which diffusers lowers the order at the end
 
 
-class Dpmpp2m(Value):
+class Dpmpp2m(Deterministic):
     """Order 2, one evaluation per step; first order in the first step and into the clean level.
 
     Memory: (x0 of the last step, its logsnr).
     """
 
     kind: Literal["dpmpp_2m"] = "dpmpp_2m"
-    order: ClassVar[int] = 2
+
+    @property
+    def order(self) -> int:
+        """Second, by the prediction before."""
+        return 2
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
@@ -47,7 +50,7 @@ class Dpmpp2m(Value):
         return x_next, (Call(position.here, prediction),), (prediction.x0, position.here.logsnr)
 
 
-class Dpmpp3m(Value):
+class Dpmpp3m(Deterministic):
     """Order 3, one evaluation per step; lower orders in the first two steps, first order into the clean level.
 
     `published: true` halves the quadratic term, as the paper and diffusers do: order 2. `lower_order_final`: on grids

@@ -3,14 +3,13 @@
 It is DDIM (Song et al. 2021, eq. 12 with eta = 0) in vp, Euler's step in sigma in ve, Euler's step in t in flow.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def recompose(prediction: Prediction, level: Level) -> Tensor:
@@ -19,11 +18,15 @@ def recompose(prediction: Prediction, level: Level) -> Tensor:
     return alpha * prediction.x0 + sigma * prediction.eps
 
 
-class Euler(Value):
+class Euler(Deterministic):
     """Order 1, one evaluation per step."""
 
     kind: Literal["euler"] = "euler"
-    order: ClassVar[int] = 1
+
+    @property
+    def order(self) -> int:
+        """First, as one evaluation without memory allows."""
+        return 1
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

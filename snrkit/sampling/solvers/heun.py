@@ -4,14 +4,13 @@ In the ve scaling it is EDM's Algorithm 1 (Karras et al. 2022), in flow the velo
 line; unlike Euler's, the path differs between scalings. Into the clean level it is one Euler step.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def heun_step(denoise: Denoiser, x: Tensor, position: Position) -> tuple[Tensor, tuple[Call, ...]]:
@@ -28,11 +27,15 @@ def heun_step(denoise: Denoiser, x: Tensor, position: Position) -> tuple[Tensor,
     return x_next, (Call(position.here, first), Call(position.there, second))
 
 
-class Heun(Value):
+class Heun(Deterministic):
     """Order 2, two evaluations per step, one in the last."""
 
     kind: Literal["heun"] = "heun"
-    order: ClassVar[int] = 2
+
+    @property
+    def order(self) -> int:
+        """Second, by the mean of two slopes."""
+        return 2
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise

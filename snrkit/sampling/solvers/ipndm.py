@@ -14,12 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, increment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: int, equal: bool
@@ -37,7 +36,7 @@ def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: 
     return x_next, (Call(position.here, prediction),), remember(prediction.eps, ratio, past, length)
 
 
-class Ipndm(Value):
+class Ipndm(Deterministic):
     """Order 2 on smooth grids, one evaluation per step; `k` predictions are used, fewer in the first steps."""
 
     kind: Literal["ipndm"] = "ipndm"
@@ -55,7 +54,7 @@ class Ipndm(Value):
         return _step(denoise, x, position, memory or (), self.k - 1, True)
 
 
-class IpndmV(Value):
+class IpndmV(Deterministic):
     """Order k, one evaluation per step; fewer predictions are used in the first steps."""
 
     kind: Literal["ipndm_v"] = "ipndm_v"
@@ -63,7 +62,6 @@ class IpndmV(Value):
 
     @property
     def order(self) -> int:
-        """k."""
         return self.k
 
     def step(

@@ -15,12 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, exponential_moments, increment, midpoint_moment, remember
-from snrkit.sampling.step import Call, Memory, Noise, Position
+from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class UnipcMemory:
     order: int
 
 
-class Unipc(Value):
+class Unipc(Deterministic):
     """Order p + 1 by the corrector, one evaluation per step; first order into the clean level.
 
     `lower_order_final`: the last steps into a clean level are of order 2 and 1, as in diffusers; it matters at p 3.

@@ -1,0 +1,277 @@
+"""What an experiment's model is: one that is trained here, or one from elsewhere.
+
+Both give the same parts, from which denoisers, grids and measurements are made; only what trains asks for more.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
+from snrkit.base.value import Value
+from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
+from snrkit.checkpoints.models import AnyForeign
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.diffusion.denoiser import AnyPrecondition
+from snrkit.diffusion.prediction import AnyTarget
+from snrkit.diffusion.process import AnyProcess, Flow
+from snrkit.experiment.run import Run
+from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
+from snrkit.networks.foreign import Foreign
+from snrkit.sampling.sampler import Sampler, dry_run
+from snrkit.sampling.step import Capabilities
+from snrkit.spectral.faults import training_faults
+from snrkit.training.ema import AnyAveraging, longest, made_afterwards
+from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
+from snrkit.training.objective import LOWEST_LOGSNR
+from snrkit.training.perturb import MixFlow
+from snrkit.training.train import TrainConfig
+from snrkit.training.weighting import AnyWeighting
+
+DRAWS = 4000  # of levels, that a weighting is tried at
+FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every model has: how its states and its network's output are to be read."""
+
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition
+    network: AnyNetwork | Foreign
+    levels: AnyLevels | None  # where its training looked; None where that is not known
+    capabilities: Capabilities
+    precision_known: bool  # whether it is known in which precision it was trained
+
+    def cost(self, sampler: Sampler, shape: tuple[int, int, int] = (1, 2, 2)) -> int:
+        """Network calls per image (C, H, W) of a sampler. SnrkitError for whatever cannot work."""
+        return dry_run(sampler, self.process, self.target, shape, self.levels)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which weights of a model: the name of an average, or network, or of files; and the images that they have seen."""
+
+    name: str
+    images: int  # 0 where that is not known
+
+
+class Origin(Protocol):
+    """Where an experiment's model comes from, and all that any command asks of it."""
+
+    trains: ClassVar[bool]  # whether the experiment trains it
+
+    @property
+    def parts(self) -> Parts:
+        """What it is. ConfigError where a file cannot be read."""
+
+    @property
+    def averages(self) -> tuple[AnyAveraging, ...]:
+        """The averages of weights that its training keeps."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its weights beside seed and data, as plain data: a run directory holds one such model."""
+
+    def faults(self, checkpointing: bool) -> Iterable[str]:
+        """What is wrong between its parts."""
+
+    def autoencoder(self) -> Autoencoder | None:
+        """Of a latent model; None where states are images."""
+
+    def find(self, run: Run, images: int | None, average: str | None) -> Weights:
+        """Which weights are meant: the newest and the longest average where None. RunError where there are none."""
+
+    def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        """The network with these weights, for states of `shape`, on the CPU. RunError where they do not fit."""
+
+
+class FromElsewhere(Value):
+    """A model from elsewhere, which is taken as it is."""
+
+    kind: Literal["elsewhere"] = "elsewhere"
+    source: AnyForeign
+    trains: ClassVar[bool] = False
+
+    @cached_property
+    def described(self) -> Described:
+        """What its configuration says, read once."""
+        return self.source.describe()
+
+    @property
+    def parts(self) -> Parts:
+        found = self.described
+        takes = found.network.conditioning
+        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
+        return Parts(found.process, found.target, found.precondition, found.network, None, able, False)
+
+    @property
+    def averages(self) -> tuple[AnyAveraging, ...]:
+        return ()
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.source.model_dump(mode="json")}
+
+    def faults(self, checkpointing: bool) -> Iterable[str]:
+        return ()
+
+    def autoencoder(self) -> Autoencoder | None:
+        return self.source.autoencoder()
+
+    def find(self, run: Run, images: int | None, average: str | None) -> Weights:
+        return Weights(weights_of(self.source), 0)
+
+    def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        return self.source.load()
+
+
+class TrainedHere(Value):
+    """A model that this experiment trains."""
+
+    kind: Literal["trained"] = "trained"
+    process: AnyProcess
+    target: AnyTarget
+    precondition: AnyPrecondition
+    levels: AnyLevels
+    weighting: AnyWeighting
+    network: AnyNetwork
+    train: TrainConfig
+    trains: ClassVar[bool] = True
+
+    @property
+    def parts(self) -> Parts:
+        takes, train = self.network.conditioning, self.train
+        unlabelled = takes.classes > 0 and takes.unlabelled and train.label_dropout > 0
+        able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0)
+        return Parts(self.process, self.target, self.precondition, self.network, self.levels, able, True)
+
+    @property
+    def averages(self) -> tuple[AnyAveraging, ...]:
+        return self.train.averages
+
+    def identity(self) -> dict[str, Any]:
+        part = self.model_dump(mode="json", exclude={"kind"})
+        for free in FREE:
+            part["train"].pop(free)
+        if self.train.decay in ("constant", "rsqrt"):  # the length does not shape what came before: it may be extended
+            part["train"].pop("images")
+        return part
+
+    def faults(self, checkpointing: bool) -> Iterable[str]:
+        train = self.train
+        if train.batch % (train.slice * train.accumulate):
+            unit = train.slice * train.accumulate
+            below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
+            near = f"{below} or {above}" if below else str(above)
+            yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
+        yield from _network_faults(self, checkpointing)
+        yield from _weighting_faults(self)
+        takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
+        yield from training_faults(self.levels, bias, takes.classes, takes.scalars, augmented=train.augment is not None)
+        if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
+            yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
+        names = [value.name for value in train.averages]
+        if len(set(names)) < len(names):
+            yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
+
+    def autoencoder(self) -> Autoencoder | None:
+        return None
+
+    def find(self, run: Run, images: int | None, average: str | None) -> Weights:
+        chosen = longest(self.train.averages, self.train.batch)
+        name = average or (chosen.name if chosen else "network")
+        return Weights(name, int(checkpoint_path(run, images, name).name))
+
+    def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        network = self.make(shape, seed)
+        fill(network, run, weights)
+        return network
+
+    def make(self, shape: tuple[int, int, int], seed: int, checkpointing: bool = False) -> nn.Module:
+        """The network, freshly initialised. ConfigError where it cannot take such images."""
+        try:
+            network = make_network(self.network, shape, seed)
+        except ValueError as error:
+            raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+        check_storable(network)
+        set_checkpointing(network, checkpointing)
+        return network
+
+
+AnyModel = Annotated[TrainedHere | FromElsewhere, Field(discriminator="kind")]
+
+
+def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
+    """What training asks of a network that it does not take or cannot do."""
+    network, train = model.network, model.train
+    takes, options = network.conditioning, type(network).model_fields
+    its = f"a network of kind {network.kind}"
+    if train.label_dropout and not takes.classes:
+        remedy = "set network.classes or drop it" if "classes" in options else f"{its} takes none; drop it"
+        yield f"train.label_dropout: has no effect without labels; {remedy}"
+    elif train.label_dropout and not takes.unlabelled:
+        yield f"train.label_dropout: {its} cannot be asked without a label (-1 in labels); drop it"
+    if train.noise_dropout and not takes.untold:
+        yield f"train.noise_dropout: {its} cannot be asked without the level (a NaN in time); drop it"
+    if train.augment is not None and "augment" not in options:
+        yield f"train.augment: {its} cannot be told of augmentation, which would leak into its images; drop it"
+    elif (train.augment is None) == takes.augment:
+        yield "train.augment: needs network.augment: true, and the other way round"
+    if checkpointing and not network.blockwise:
+        yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
+
+
+def _weighting_faults(model: TrainedHere) -> Iterable[str]:
+    """A weight that is not finite somewhere where training looks."""
+    levels, process = model.levels, model.process
+    sampler: LevelSampler = levels.widest() if isinstance(levels, LevelsOfData) else levels
+    draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    try:
+        logsnr = process.snap(sampler.logsnr(draws, process))
+    except SnrkitError as error:
+        yield f"levels ({levels.kind}): {error}"
+        return
+    level = process.level(logsnr.clamp(min=LOWEST_LOGSNR))
+    weight = model.weighting.weight(level, lambda: sampler.density(logsnr, process), 1.0)
+    wrong = ~(weight.isfinite() & (weight >= 0))
+    if wrong.any():
+        yield (
+            f"weighting: {model.weighting.kind} gives {float(weight[wrong][0]):g} at logsnr "
+            f"{float(logsnr[wrong][0]):g}, which {levels.kind} draws on this process; choose another weighting"
+        )
+
+
+def checkpoint_path(run: Run, images: int | None, name: str = "network") -> Path:
+    """The newest checkpoint or that at `images`, of what `snrkit average` made where that made it. RunError if none."""
+    folder = run.averages(name) if made_afterwards(name) else run.checkpoints
+    path = newest_checkpoint(folder) if images is None else folder / f"{images:09d}"
+    if path is None and made_afterwards(name):
+        raise RunError(f"{run.path} has no weights called '{name}'; make them with snrkit average.")
+    if path is None:
+        raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
+    if not path.is_dir():
+        known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder)) or "none"
+        raise RunError(
+            f"{run.path} has no checkpoint at {images} images; it has {known} (train.keep_last and train.keep_every "
+            "decide how many are kept)."
+        )
+    return path
+
+
+def read_weights(run: Run, weights: Weights) -> Mapping[str, Tensor]:
+    """The tensors of weights that were trained in a run."""
+    return load_checkpoint(checkpoint_path(run, weights.images, weights.name), only=weights.name).tensors[weights.name]
+
+
+def fill(network: nn.Module, run: Run, weights: Weights) -> None:
+    """Give a network the weights of a run. RunError where they are of another network."""
+    try:
+        network.load_state_dict(dict(read_weights(run, weights)))
+    except RuntimeError as error:
+        raise RunError(f"the checkpoint in {run.checkpoints} is of another network ({reason_of(error)}).") from None

@@ -1,0 +1,122 @@
+"""Whether a run directory fits an experiment, and what it keeps of one."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snrkit import __version__
+from snrkit.base.errors import RunError
+from snrkit.base.files import disk_errors, read_json, remove_leftovers, write_json, write_text
+from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
+from snrkit.experiment.run import Run
+from snrkit.experiment.yaml_files import read_yaml
+
+
+def check_data(run: Run, fingerprint: str) -> None:
+    """Refuse to go on with other images than the run was trained on: RunError."""
+    path = run.path / "environment.json"
+    if path.exists() and read_json(path).get("dataset_fingerprint") != fingerprint:
+        raise RunError(f"the images differ from those {run.path} was trained on; bring them back or name a new run.")
+
+
+def check_fits(run: Run, experiment: Experiment) -> None:
+    """Refuse a directory that holds another model: RunError names the first keys that differ."""
+    if not run.config.exists():
+        return
+    stored = parse_experiment(read_yaml(run.config), str(run.config))
+    differing = list(_differences(stored.training_part(), experiment.training_part()))
+    if differing:
+        shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
+        raise RunError(
+            f"{run.path} holds another experiment ({shown}); "
+            "give this one another name, or delete the folder to begin anew."
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield f"{path} is {old!r} there and {new!r} here"
+
+
+def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
+    """The run directory of a resolved experiment that was trained, or of a model from elsewhere, which may be empty.
+
+    RunError when absent or of another experiment.
+    """
+    run = Run(runs / experiment.name)
+    check_fits(run, experiment)
+    check_data(run, fingerprint)
+    if experiment.model.trains and newest_checkpoint(run.checkpoints) is None:
+        raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
+    return run
+
+
+def write_config(run: Run, experiment: Experiment) -> None:
+    """Have config.yaml hold the resolved experiment, which may have gained samplers."""
+    with disk_errors(f"writing {run.config}", "free space or choose another --runs folder"):
+        remove_leftovers(run.path)
+        write_text(run.config, dump_yaml(experiment))
+
+
+def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> dict[str, Any]:
+    """What a number from this run depends on beside its configuration."""
+    packages = ("torch", "torchvision", "numpy", "torch_fidelity", "pywt", "safetensors", "pydantic")
+    return {
+        "snrkit": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " cpu",
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "threads": torch.get_num_threads(),
+        "deterministic": experiment.compute.deterministic,
+        "tf32": experiment.compute.tf32,
+        "precision": experiment.compute.precision,
+        "dataset_fingerprint": fingerprint,
+        "command": sys.argv[1:],
+    }
+
+
+def _version(name: str) -> str:
+    from importlib import metadata
+
+    names = {"torch_fidelity": "torch-fidelity", "pywt": "PyWavelets"}
+    try:
+        return metadata.version(names.get(name, name))
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def write_environment(run: Run, record: Mapping[str, Any]) -> None:
+    """Write environment.json."""
+    write_json(run.path / "environment.json", dict(record))
+
+
+def stored_experiment(path: Path) -> Experiment:
+    """The experiment of an existing run directory."""
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path} is not a run directory (it has no config.yaml); train one first.")
+    return parse_experiment(read_yaml(path / "config.yaml"), str(path / "config.yaml"))

@@ -1,0 +1,199 @@
+"""Contracts in full: what a test defines for itself goes through every command and is seen wherever others are.
+
+Each of these was a second half that nobody had written down: a solver got the reference of another, a correction's
+weights stayed out of the manifest.
+"""
+
+import json
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+import yaml
+
+from snrkit.base.value import Value
+from snrkit.checkpoints.foreign import Described
+from snrkit.data.dataset import Source, memory_dataset
+from snrkit.diffusion.denoiser import EdmPrecondition
+from snrkit.diffusion.prediction import X0
+from snrkit.diffusion.process import Edm
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import FromElsewhere
+from snrkit.networks.foreign import Foreign
+from snrkit.sampling.grid import UniformLogsnr
+from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.solvers.ancestral import Ancestral
+from snrkit.sampling.step import NamedWeights
+from tests.small import SMALL, snrkit, write_config
+from tests.toys import member
+
+GRID = {"kind": "karras", "steps": 4}
+TRAIN = {**SMALL["train"], "images": 320}
+
+
+class Renewing(Value):
+    """DDPM's steps under another name: order 1, all of the posterior's noise renewed."""
+
+    kind: Literal["renewing"] = "renewing"
+    order: ClassVar[int] = 1
+    renews: ClassVar[float] = 1.0
+
+    def step(self, denoise, x, position, memory, noise):
+        return Ancestral(eta=1.0).step(denoise, x, position, memory, noise)
+
+
+class Leaning(Value):
+    """A correction that moves the state a little towards what the weights of another run say."""
+
+    kind: Literal["leaning"] = "leaning"
+    run: Path
+
+    def open(self, sources, levels):
+        return OpenedLeaning(sources.denoiser(NamedWeights(self.run)))
+
+
+class OpenedLeaning:
+    """The same with the other model."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def after(self, step):
+        return step.x_next + 0.05 * (self.other(step.x, step.position.here).x0 - step.calls[-1].prediction.x0)
+
+
+def small(folder, **changes):
+    """The small experiment in a file, trained for a moment."""
+    (folder / "small.yaml").unlink(missing_ok=True)
+    return write_config(folder, **{"train": TRAIN, **changes})
+
+
+def test_a_new_solver_is_known_by_what_it_says_it_renews(tmp_path):
+    """It samples, is measured beside the Gaussian chain that renews all noise, is scored, compared and reported."""
+    samplers = {
+        "mine": {"grid": GRID, "solver": {"kind": "renewing"}}, "twin": {"grid": GRID, "solver": {"kind": "ancestral"}},
+        "flow": {"grid": GRID, "solver": {"kind": "euler"}},
+    }  # fmt: skip
+    with member(Sampler, "solver", Renewing):
+        small(tmp_path, samplers=samplers, compare={"solvers": [], "timed_images": 2, "rounds": 1},
+              shift={**SMALL["shift"], "probes": ["amplification"]})  # fmt: skip
+        for command in ("train", "sample", "measure-shift", "eval-fid", "compare"):
+            snrkit(tmp_path, command, "-q")
+        snrkit(tmp_path, "report")
+    run = tmp_path / "runs/small"
+    shift = {name: json.loads((run / f"shift/{name}.json").read_text()) for name in samplers}
+    gaussian = {name: record["amplification"]["gaussian"]["all"] for name, record in shift.items()}
+    assert gaussian["mine"] == gaussian["twin"] != gaussian["flow"]
+    assert shift["mine"]["norm_gap"] == shift["twin"]["norm_gap"]
+    assert (run / "samples/mine.png").read_bytes() == (run / "samples/twin.png").read_bytes()
+    for page in ("report.md", "compare.md"):
+        assert "| mine |" in (run / page).read_text()
+
+
+@pytest.mark.parametrize("command", ["sample", "compare"])
+def test_images_depend_on_whatever_a_new_correction_opens(command, tmp_path):
+    """When the weights that it names have been trained on, its images are refused (or made anew in a comparison)."""
+    sampler = {"grid": GRID, "solver": {"kind": "euler"}}
+    leaning = {**sampler, "corrections": [{"kind": "leaning", "run": str(tmp_path / "runs/other")}]}
+    with member(Sampler, "corrections", Leaning):
+        small(tmp_path, samplers={"leaning": leaning, "plain": sampler},
+              compare={"solvers": [], "timed_images": 2, "rounds": 1})  # fmt: skip
+        other = ["--set", "name=other", "--set", "seed=5"]
+        snrkit(tmp_path, "train", "-q", *other)
+        snrkit(tmp_path, "train", "-q")
+        snrkit(tmp_path, command, "-q")
+        folder = tmp_path / "runs/small" / ("samples" if command == "sample" else "compare/samples") / "leaning"
+        made = lambda: json.loads((folder / "manifest.json").read_text())["named"]  # noqa: E731
+        assert [(Path(run).name, images) for run, _, images in made()] == [("other", 320)]
+        snrkit(tmp_path, "train", "-q", *other, "--set", "train.images=640")
+        again = snrkit(tmp_path, command, "-q", check=False)
+    if command == "sample":
+        assert again.returncode == 1
+        assert "(named differ)" in again.stderr
+    else:
+        assert again.returncode == 0
+        assert [images for *_, images in made()] == [640]
+
+
+class Stripes(Source):
+    """Grey stripes of random width: a data set of one class."""
+
+    kind: Literal["stripes"] = "stripes"
+    count: int = 400
+
+    def open(self):
+        widths = 1 + torch.arange(self.count) % 4
+        rows = (torch.arange(8)[None] // widths[:, None]) % 2
+        return memory_dataset("stripes", (rows[:, None, :, None] * 255).expand(-1, 1, -1, 8).to(torch.uint8))
+
+
+class Even(Value):
+    """A grid of even steps in logsnr under another name."""
+
+    kind: Literal["even"] = "even"
+    steps: int = 4
+
+    def levels(self, process):
+        return UniformLogsnr(steps=self.steps).levels(process)
+
+
+class Constant(Value):
+    """A model from elsewhere without a file format: EDM's preconditioning round a network that answers 0."""
+
+    kind: Literal["constant"] = "constant"
+    path: Path
+
+    def describe(self):
+        return Described(Edm(), X0(), EdmPrecondition(), Foreign(shape=(1, 8, 8)), sigma_data=0.5)
+
+    def autoencoder(self):
+        return None
+
+    def load(self):
+        return Zero()
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, time, cond=None):
+        return torch.zeros_like(x)
+
+
+def test_a_new_data_set_and_a_new_grid_go_the_whole_way(tmp_path):
+    """From a file that names them to scores, shifts and the report; the grid samples as the one that it copies."""
+    samplers = {
+        name: {"grid": {"kind": kind, "steps": 4}, "solver": {"kind": "euler"}}
+        for name, kind in (("mine", "even"), ("twin", "uniform_logsnr"))
+    }
+    network = {**SMALL["network"], "classes": 0}
+    with member(Experiment, "data", Stripes), member(Sampler, "grid", Even):
+        small(tmp_path, samplers=samplers, data={"kind": "stripes"}, network=network,
+              train={**TRAIN, "label_dropout": 0.0})  # fmt: skip
+        for command in ("train", "sample", "measure-shift", "eval-fid"):
+            snrkit(tmp_path, command, "-q")
+        snrkit(tmp_path, "report")
+    run = tmp_path / "runs/small"
+    assert (run / "samples/mine.png").read_bytes() == (run / "samples/twin.png").read_bytes()
+    assert "stripes, training split" in json.loads((run / "metrics/mine.json").read_text())["reference"]
+    assert "Data stripes" in (run / "report.md").read_text()
+
+
+def test_a_new_kind_of_model_from_elsewhere_goes_the_whole_way(tmp_path):
+    """It brings process, target, preconditioning and sigma_data; its images are those of Gaussian data, whose mean is
+    the best answer of a network that says 0."""
+    (tmp_path / "weights").write_text("none are needed")
+    content = {key: SMALL[key] for key in ("shift", "metrics", "sample", "samplers")}
+    content |= {"name": "small", "model": {"kind": "constant", "path": str(tmp_path / "weights")},
+                "data": {**SMALL["data"], "sigma_data": 0.5}}  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    with member(FromElsewhere, "source", Constant):
+        for command in ("sample", "measure-shift", "eval-fid"):
+            snrkit(tmp_path, command, "-q")
+        snrkit(tmp_path, "report")
+        refused = snrkit(tmp_path, "train", "-q", check=False)
+    run = tmp_path / "runs/small"
+    page = (run / "report.md").read_text()
+    assert "a model from elsewhere, constant at" in page
+    assert "| euler |" in page
+    assert json.loads((run / "samples/euler/manifest.json").read_text())["weights"].startswith("constant-")
+    assert "taken as it is" in refused.stderr
