@@ -1,13 +1,13 @@
-"""Running pickles that may be hostile, so that they have no effect, come to an end and take little memory.
+"""Running pickles that may be hostile: they have no effect, they come to an end, and they take little memory.
 
-A pickle is a program for a small machine, which calls whatever the file names. Python's own machine runs it here, but a
-name stands for what the caller says it means, and all that a program makes is plain or inert: a call stays a record of
-what would have been called with what.
+A pickle is a program for a small machine, which calls whatever the file names. Python's own machine (pickle.Unpickler)
+runs it here, but a name stands for what the caller says it means, and everything that a program makes is plain or
+inert: a call stays a record of what would have been called with what.
 
-What is left to a hostile program is to last and to grow. It has no loops, so it is read through before it runs: its
-instructions are counted, its arguments weighed, its lengths checked against the file. It then runs in other words where
-its own would cost more than they say: mappings are made as `Plain`, which checks keys before they are hashed (a tuple
-of tuples that doubles sixty times would be hashed for years), sets as lists, and byte strings stay in the file.
+A hostile program could still last for hours and fill the memory. It has no loops, so it is read through before it runs:
+its instructions are counted, its arguments weighed, and its lengths checked against the file. Instructions whose cost
+cannot be seen in this way are replaced. Mappings are made as `Plain`, which checks a key before it is hashed (hashing a
+tuple of two tuples of two tuples, sixty deep, takes years), sets are made as lists, and byte strings stay in the file.
 """
 
 import pickle
@@ -21,38 +21,41 @@ from typing import Any
 
 from snrkit.base.errors import SnrkitError, reason_of
 
-STEPS = 1_000_000  # instructions, at most; a network of a thousand layers takes some 100,000
-COPIED = 2**24  # bytes of their arguments; published files carry their source, of some 100,000
-COST = 128  # bytes of them for a call, and for a byte string, which stays in the file
-LONGEST_INTEGER, LONGEST_NAME, LONGEST_KEY, MOST_ARGUMENTS = 128, 128, 1024, 16  # bytes, letters, letters, values
+STEPS = 1_000_000  # instructions of a file, at most; a network of a thousand layers takes some 100,000
+COPIED = 2**24  # bytes of their arguments, at most; published files carry their source, of some 100,000
+COST = 128  # bytes that a call or a byte string counts for: a record or tensor, and a view of the file
+LONGEST_INTEGER = 128  # bytes
+LONGEST_NAME, LONGEST_KEY = 128, 1024  # letters
+MOST_ARGUMENTS = 16  # of a call
 USED = """
     PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINUNICODE
     BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_SET ADDITEMS EMPTY_TUPLE TUPLE TUPLE1
     TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE
     NEWOBJ BUILD BINPERSID
-"""  # by the files of protocols 2 to 5
+"""  # instructions of files of protocols 2 to 5
 SIZES = {
     op.code.encode("latin-1"): op.arg.n if op.arg else 0 for op in pickletools.opcodes if op.name in USED.split()
-}  # bytes of an instruction's argument, or one of pickletools' marks
-LENGTHS = {  # bytes of the length that an argument begins with
+}  # bytes of an instruction's argument; negative where the argument itself says them
+LENGTHS = {  # bytes of the length that such an argument begins with
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
 BYTES, CALLS = (pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8), (pickle.REDUCE, pickle.NEWOBJ)
-OTHER_WORDS = {
+MAPPING = "collections.OrderedDict"  # which `empty` is made for
+REPLACED = {
     pickle.PROTO: b"",
     pickle.FRAME: b"",
-    pickle.EMPTY_DICT: b"ccollections\nOrderedDict\n)R",  # which means `empty`
+    pickle.EMPTY_DICT: b"ccollections\nOrderedDict\n)R",
     pickle.EMPTY_SET: pickle.EMPTY_LIST,
     pickle.ADDITEMS: pickle.APPENDS,
     pickle.NEWOBJ: pickle.REDUCE,
 }
-Meaning = Callable[[str], Callable[..., Any] | None]  # from a name to what calls of it make, None for records
+Meaning = Callable[[str], Callable[..., Any] | None]  # from a name to what its calls make; None makes records of them
 
 
 class Inert:
-    """What a program can hand on, and no more: a state that it is given is left out."""
+    """A value that a program can hand on and cannot change: a state that it is given is dropped."""
 
     __slots__ = ()
 
@@ -87,13 +90,13 @@ class Name(Inert):
 
 @dataclass(slots=True, eq=False)
 class Held(Inert):
-    """Bytes or a tensor in the file, to which a program could write."""
+    """Bytes or a tensor in the file. A program cannot write to them while they are wrapped."""
 
     content: Any
 
 
 class Plain(Inert, dict[Any, Any]):
-    """A mapping; programs reach nothing that is in it, so that bytes and tensors are there as they are."""
+    """A mapping. No instruction reads what lies in one, so bytes and tensors lie there unwrapped."""
 
     __slots__ = ()
 
@@ -104,14 +107,14 @@ class Plain(Inert, dict[Any, Any]):
 
 
 def _is_key(key: Any) -> bool:
-    """Whether it is soon hashed and compared, as long texts are not, few others have its hash, and it can be shown."""
+    """Whether a key is fast to hash and compare, shares its hash with few others, and can be shown in a message."""
     if isinstance(key, str):
         return len(key) <= LONGEST_KEY and key.isprintable()
     return key is None or isinstance(key, float) or (isinstance(key, int) and key.bit_length() <= 64)
 
 
 def empty(*args: Any) -> Plain:
-    """A mapping as files begin it."""
+    """The mapping that a call of any kind of dict makes; files fill it afterwards."""
     if args:
         raise SnrkitError("makes a mapping of something, as no checkpoint does")
     return Plain()
@@ -119,13 +122,13 @@ def empty(*args: Any) -> Plain:
 
 @dataclass(slots=True)
 class Allowance:
-    """What is left of what one file may take, with all programs inside it."""
+    """What one file may still take, with all programs inside it."""
 
     steps: int = STEPS
     copied: int = COPIED
 
     def take(self, copied: int) -> None:
-        """An instruction and bytes of memory. SnrkitError where they are not there."""
+        """Subtract one instruction and some bytes; SnrkitError where nothing is left."""
         self.steps, self.copied = self.steps - 1, self.copied - copied
         if self.steps < 0:
             raise SnrkitError("goes on for longer than any checkpoint")
@@ -135,15 +138,15 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A pickle in words that cost no more than they say."""
+    """A pickle that was read through, with its costly instructions replaced."""
 
     code: bytes
-    held: tuple[Held, ...]  # its byte strings
+    held: tuple[Held, ...]  # its byte strings, to which the code refers by number
 
     def run(self, meaning: Meaning, persistent: Callable[[Any], Any] | None = None) -> Any:
-        """The value that it ends with. `persistent` gives a persistent id its meaning; without it there may be none.
+        """The value that the program ends with; SnrkitError where it is no valid program.
 
-        SnrkitError where it is no valid program.
+        `persistent` makes something of persistent ids; without it there may be none.
         """
         try:
             found = _Machine(self, meaning, persistent).load()
@@ -156,7 +159,7 @@ class _Machine(pickle.Unpickler):
     def __init__(self, program: Program, meaning: Meaning, persistent: Callable[[Any], Any] | None) -> None:
         super().__init__(BytesIO(program.code))
         self.held, self.persistent = program.held, persistent
-        self.named = cache(lambda full: Name(full, meaning(full)))
+        self.named = cache(lambda full: Name(full, empty if full == MAPPING else meaning(full)))
 
     def find_class(self, module: str, name: str) -> Name:
         return self.named(f"{module}.{name}")
@@ -170,7 +173,7 @@ class _Machine(pickle.Unpickler):
 
 
 def program(data: memoryview, left: Allowance) -> tuple[Program, memoryview]:
-    """(the pickle that `data` begins with, the rest). SnrkitError where it is damaged or more than any checkpoint."""
+    """(the pickle that `data` begins with, the data after it). SnrkitError where it is damaged or takes too much."""
     code, held, last, place = BytesIO(), list[Held](), b"", 0
     while last != pickle.STOP:
         last = bytes(data[place : place + 1])
@@ -180,13 +183,13 @@ def program(data: memoryview, left: Allowance) -> tuple[Program, memoryview]:
             code.write(pickle.BININT + struct.pack("<i", len(held)) + pickle.BINPERSID)
             held.append(Held(data[begin:end]))
         else:
-            code.write(OTHER_WORDS.get(last, data[place:end]))
+            code.write(REPLACED.get(last, data[place:end]))
         place = end
     return Program(code.getvalue(), tuple(held)), data[place:]
 
 
 def _argument(code: bytes, data: memoryview, begin: int) -> tuple[int, int]:
-    """Where the argument of an instruction begins and ends."""
+    """Where the argument of an instruction begins and ends; `begin` is where its length or itself begins."""
     if code and code not in SIZES:
         raise SnrkitError(f"uses the pickle instruction {code!r}, which no checkpoint needs")
     size = SIZES.get(code, 1)

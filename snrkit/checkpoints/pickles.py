@@ -22,7 +22,7 @@ from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.checkpoints.machine import LONGEST_NAME, Allowance, Held, Inert, Name, empty, program
 
 DEPTH = 8  # dimensions of a tensor
-MAGIC = 0x1950A86A20F9469CFC6C
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # the first program of the older format
 DTYPES = {
     "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
@@ -79,7 +79,6 @@ def _unknown(*args: Any) -> Row:
 
 
 MADE: Mapping[str, Callable[..., Any]] = {
-    "collections.OrderedDict": empty,
     "dnnlib.util.EasyDict": empty,
     "builtins.set": _listed,
     "__builtin__.set": _listed,
@@ -116,9 +115,9 @@ def numbers(data: memoryview, dtype: torch.dtype, count: int) -> Row:
 
 
 def older(data: memoryview, left: Allowance) -> Any:
-    """What the older format holds. The objects are run twice: for the kinds of the rows, and when these are found."""
+    """What the older format holds. Its objects are run twice: to know the rows' sizes, and when the rows are found."""
     magic, data = program(data, left)
-    if magic.run(meaning) != MAGIC:
+    if magic.code != MAGIC:
         raise SnrkitError("is no file of torch's")
     for _ in ("protocol", "machine"):
         _, data = program(data, left)
