@@ -2,9 +2,10 @@
 
 What a file may name is a short list; anything else is refused by its name, and nothing of it is run (machine.py).
 
-Numbers lie beside the pickle in torch's own files since torch 1.6 (torch_files.py). Before, and to this day for each
-storage within a plain pickle, it was magic number, protocol, machine, objects and keys, a pickle each, and behind them
-a row of numbers for each key, after its length.
+Storages, the rows of numbers that tensors are views of, are written in two ways. Since torch 1.6 torch's own files hold
+them beside the pickle (torch_files.py). Older files, and to this day every storage within a plain pickle, consist of
+five pickles (a magic number, a protocol, facts of the machine, the objects, and the keys of their storages), followed
+by the length and the numbers of each key's storage.
 """
 
 import math
