@@ -24,7 +24,8 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, parse_experiment
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.yaml_files import apply_settings
-from snrkit.networks import AnyNetwork, Conditioning, Dit, Foreign, Mlp, NetworkValue, UNet, make_network, output_layer
+from snrkit.networks import AnyNetwork, Conditioning, Dit, Mlp, NetworkValue, UNet, make_network, output_layer
+from snrkit.networks.foreign import Foreign
 from snrkit.networks.modules import Checkpointed, output_weights
 from snrkit.reports.run_report import write_report
 from snrkit.training.clipping import Adaptive, AdaptiveLayer, AnyClip, Groups, clip, remark
