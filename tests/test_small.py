@@ -32,7 +32,7 @@ def test_a_call_leaves_torch_as_it_was(tmp_path):
 
 
 def test_what_nobody_caught_is_a_traceback(tmp_path, monkeypatch):
-    """On standard error, with exit code 1, as the interpreter does; so is a warning, which a process would only show."""
+    """On standard error, with exit code 1; so is a warning, which a process would only show."""
 
     def broken(*_):
         warnings.warn("that is no warning of torch's", stacklevel=1)
