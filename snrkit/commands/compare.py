@@ -116,10 +116,15 @@ def check_untuned(run: Run, experiment: Experiment) -> None:
 def row_facts(e: Experiment, made: Mapping[str, Any], features: str) -> dict[str, Any]:
     """What a row's numbers depend on: how its images were `made`, and how they are scored and measured."""
     return {
-        "format": FORMAT, "scores": keys(), "measured": fingerprint(repr(measured_seeds(e))), **made,
-        "seeds": e.sample.seeds, "features": features, "metrics": e.metrics.model_dump(mode="json"),
+        "format": FORMAT,
+        "scores": keys(),
+        "measured": fingerprint(repr(measured_seeds(e))),
+        **made,
+        "seeds": e.sample.seeds,
+        "features": features,
+        "metrics": e.metrics.model_dump(mode="json"),
         "shift": e.shift.model_dump(mode="json"),
-    }  # fmt: skip
+    }
 
 
 def differs(folder: Path, wanted: Mapping[str, Any]) -> bool:
@@ -149,9 +154,13 @@ def time_rows(
 
 
 def make_record(
-    e: Experiment, model: Model, rows: Mapping[str, Row], found: Mapping[str, Kept], times: Mapping[str, float],
+    e: Experiment,
+    model: Model,
+    rows: Mapping[str, Row],
+    found: Mapping[str, Kept],
+    times: Mapping[str, float],
     world: World,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """The table: rows by NFE and then in the order of the file."""
     first = next(iter(found.values())).score
     beside = {}

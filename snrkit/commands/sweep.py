@@ -132,9 +132,10 @@ def _wording(fault: Mapping[str, Any]) -> str:
     """A fault of a sweep's file in its users' words."""
     place = str(fault["loc"][0]) if fault["loc"] else ""
     shapes = {
-        "seeds": "a list such as [0, 1, 2]", "settings": "a list of path=value",
+        "seeds": "a list such as [0, 1, 2]",
+        "settings": "a list of path=value",
         "arms": "a mapping from names to lists of path=value, such as {edm: [], p2: [weighting.kind=p2]}",
-    }  # fmt: skip
+    }
     if fault["type"] == "extra_forbidden":
         return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
     if fault["type"] == "value_error" or place not in shapes:
@@ -305,8 +306,7 @@ def training_facts(run: Run, until: int) -> TrainingFacts:
     lines = [line for line in log if line["kind"] == "train"]
     held = [line for line in log if line["kind"] == "held_out"]
     steps = [line["step"] for line in lines]
-    made = [here - before - line["skipped"]
-            for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]  # fmt: skip
+    made = [here - before - line["skipped"] for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]
     counted = sum(made)
 
     def mean(key: str) -> float | None:

@@ -81,11 +81,16 @@ class Tally:
         """The line of the log; `seconds` and `images_per_second` are all that a rerun may change."""
         counted, now = self.steps - self.skipped, time.monotonic()
         record: dict[str, Any] = {
-            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted if counted else None,
+            "kind": "train",
+            "step": step.step,
+            "images": step.images,
+            "loss": self.loss / counted if counted else None,
             "grad_norm": self.grad_norm / counted if counted else None,
             "clipped_norm": self.clipped_norm / counted if counted else None,
-            "clipped_share": self.clipped / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
-        }  # fmt: skip
+            "clipped_share": self.clipped / counted if counted else None,
+            "lr": step.lr,
+            "skipped": self.skipped,
+        }
         if self.largest is not None:
             record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest[0], "its_share": self.largest[1]}
         if self.logit is not None:

@@ -232,8 +232,7 @@ class Bench:
         sampler = with_values(self.sampler, self.chosen, values)
         e = self.experiment
         more = e.metrics if what == "fd" else e.shift
-        facts = [what, manifest(self.tools.samples, sampler), e.tune.seeds, more.model_dump(mode="json"),
-                 NUMERICS]  # fmt: skip
+        facts = [what, manifest(self.tools.samples, sampler), e.tune.seeds, more.model_dump(mode="json"), NUMERICS]
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
             result = measure(sampler)
@@ -247,9 +246,14 @@ class Bench:
 
 
 def run_tuning(
-    experiment: Experiment, runs: Path, world: World, names: Sequence[str], method: Method, parameters: Sequence[str],
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str],
+    method: Method,
+    parameters: Sequence[str],
     quiet: bool = False,
-) -> dict[str, TunedNow]:  # fmt: skip
+) -> dict[str, TunedNow]:
     """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
 
     Without names, of all samplers that have coefficients other than neutral.

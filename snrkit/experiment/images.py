@@ -57,9 +57,12 @@ class OpenedData:
 
 
 def open_data(
-    source: AnySource, network: AnyNetwork | Foreign, autoencoder: Autoencoder | None, variance: bool,
+    source: AnySource,
+    network: AnyNetwork | Foreign,
+    autoencoder: Autoencoder | None,
+    variance: bool,
     device: torch.device,
-) -> OpenedData:  # fmt: skip
+) -> OpenedData:
     """Open the images, measure what is `auto`, and check that they fit the network: ConfigError.
 
     `variance`: whether it is asked for beside sigma_data.

@@ -131,11 +131,21 @@ def open_task(training: TrainedHere, setting: Setting) -> Task:
             f"{world.size} processes times accumulate {train.accumulate}; change batch, slice or processes."
         )
     return Task(
-        train, objective, data.dataset, data.split.train, data.split.held, setting.seed, world,
-        flip=data.source.flip, workers=data.source.workers, autocast=AUTOCAST[compute.precision],
-        channels_last=compute.channels_last, compile=compute.compile,
-        dropout=training.network.stochastic, scalars=scalars(setting),
-    )  # fmt: skip
+        train,
+        objective,
+        data.dataset,
+        data.split.train,
+        data.split.held,
+        setting.seed,
+        world,
+        flip=data.source.flip,
+        workers=data.source.workers,
+        autocast=AUTOCAST[compute.precision],
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+        dropout=training.network.stochastic,
+        scalars=scalars(setting),
+    )
 
 
 def level_sampler(levels: AnyLevels, data: OpenedData) -> LevelSampler:
@@ -180,9 +190,13 @@ def open_weights(
     network = network.to(device=setting.world.device).to(memory_format=memory).eval().requires_grad_(False)
     caller = torch.compile(network) if compute.compile else network
     denoiser = NetworkDenoiser(
-        caller, parts.process, parts.target, parts.precondition, float(trained.data.sigma_data),
+        caller,
+        parts.process,
+        parts.target,
+        parts.precondition,
+        float(trained.data.sigma_data),
         autocast=AUTOCAST[compute.precision],
-    )  # fmt: skip
+    )
     return Model(denoiser, found.name, found.images, run)
 
 

@@ -69,9 +69,12 @@ def reference_features(
     assert gaussian.root is not None
     assert found.features is not None
     tensors = {
-        "mean": gaussian.mean, "covariance": gaussian.covariance, "root": gaussian.root.contiguous(),
-        "count": torch.tensor(gaussian.count), "features": found.features.contiguous(),
-    }  # fmt: skip
+        "mean": gaussian.mean,
+        "covariance": gaussian.covariance,
+        "root": gaussian.root.contiguous(),
+        "count": torch.tensor(gaussian.count),
+        "features": found.features.contiguous(),
+    }
     if world.leads:
         write_bytes(path, save(tensors))
     return FeatureSet(gaussian, found.features)

@@ -111,8 +111,13 @@ def show_tuned(records: Mapping[str, TunedNow]) -> None:
         for method, found in record.tuned.found.items()
     ]
     header = (
-        "sampler", "by", "coefficients", "score on the tuning seeds", "norm gap, nats (rms)", "at the end of its range"
-    )  # fmt: skip
+        "sampler",
+        "by",
+        "coefficients",
+        "score on the tuning seeds",
+        "norm gap, nats (rms)",
+        "at the end of its range",
+    )
     _print(header, rows)
     for path in {record.yaml for record in records.values()}:
         out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")

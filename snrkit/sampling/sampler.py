@@ -247,9 +247,12 @@ class Dummy:
 
 
 def dry_run(
-    sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int],
+    sampler: Sampler,
+    process: Process,
+    target: Target,
+    shape: tuple[int, int, int],
     trained: AnyLevels | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """The number of network calls per image, counted by running the sampler once on a dummy that says x0 = 0.
 
     Raises SnrkitError for whatever cannot work: repeated levels, a target that says nothing where the grid starts, a
@@ -261,8 +264,14 @@ def dry_run(
     x = start(process, torch.zeros(1, *shape), ready.levels[0])
     cond = Cond(labels=torch.zeros(1, dtype=torch.int64))
     steps = sample(
-        dummy, ready.solver, ready.levels, x, corrections=ready.corrections, noise=torch.zeros_like, cond=cond,
-    )  # fmt: skip
+        dummy,
+        ready.solver,
+        ready.levels,
+        x,
+        corrections=ready.corrections,
+        noise=torch.zeros_like,
+        cond=cond,
+    )
     for _ in steps:
         pass
     return dummy.asked

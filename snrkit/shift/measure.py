@@ -155,8 +155,10 @@ def read(
         {name: arm.eps_square @ weights[name].T for name, arm in arms.items()},
         {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in two},
         {name: part_ratios(arms[name], levels, reference, weights[name]) for name in two},
-        nearest, nearest_null, (weights["forward"] @ reference.true_square).sqrt(),
-    )  # fmt: skip
+        nearest,
+        nearest_null,
+        (weights["forward"] @ reference.true_square).sqrt(),
+    )
 
 
 def compare_arms(

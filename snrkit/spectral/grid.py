@@ -154,9 +154,13 @@ class Spectral:
         return None
 
     def place(
-        self, grid: SpectralGrid, process: Process, seeds: Sequence[int], labels: Tensor | None,
+        self,
+        grid: SpectralGrid,
+        process: Process,
+        seeds: Sequence[int],
+        labels: Tensor | None,
         own: Tensor | None = None,
-    ) -> tuple[Level, ...]:  # fmt: skip
+    ) -> tuple[Level, ...]:
         """`steps` + 1 snapped levels of shape (n,), rising, the last clean; images as in `power`.
 
         Entries of a table that would repeat move to the next free ones. SnrkitError where the table has too few, or

@@ -59,9 +59,17 @@ class Objective:
         return self.process.snap(self.levels.logsnr(u, self.process))
 
     def output_error(
-        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
-        *, beyond: Tensor | None = None, stands: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        network: nn.Module,
+        x0: Tensor,
+        eps: Tensor,
+        logsnr: Tensor,
+        untold: Tensor,
+        cond: Cond | None,
+        *,
+        beyond: Tensor | None = None,
+        stands: Tensor | None = None,
+    ) -> Tensor:
         """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *), told levels `logsnr` (B,).
 
         `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is further noise in the input of

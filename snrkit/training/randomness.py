@@ -54,10 +54,17 @@ class Plan:
         level = torch.from_numpy((place + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
         drops = torch.from_numpy(uniform)
         return Draws(
-            torch.from_numpy(positions), level, drops[:, 1], drops[:, 2], drops[:, 3], drops[:, 4:],
-            torch.from_numpy(noise[:, 0]), torch.from_numpy(chance), torch.from_numpy(scalars),
+            torch.from_numpy(positions),
+            level,
+            drops[:, 1],
+            drops[:, 2],
+            drops[:, 3],
+            drops[:, 4:],
+            torch.from_numpy(noise[:, 0]),
+            torch.from_numpy(chance),
+            torch.from_numpy(scalars),
             None if self.extras is None else torch.from_numpy(noise[:, 1:]),
-        )  # fmt: skip
+        )
 
     def _slice(self, step: int, index: int) -> tuple[Array, Array, Array, Array, Array]:
         """(positions, uniforms, noise (slice, k, *), chances, for scalars) of one slice, drawn in this order."""

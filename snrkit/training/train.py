@@ -303,9 +303,20 @@ def _one_step(
     largest = largest_logit(state.network) if watch else None
     logit = None if largest is None else float(largest)
     return TrainStep(
-        state.step, state.images, loss, clipped.before, clipped.after, clipped.cut, lr, skipped, logit,
-        clipped.cosine, clipped.largest, logsnr, tuple(culprits),
-    )  # fmt: skip
+        state.step,
+        state.images,
+        loss,
+        clipped.before,
+        clipped.after,
+        clipped.cut,
+        lr,
+        skipped,
+        logit,
+        clipped.cosine,
+        clipped.largest,
+        logsnr,
+        tuple(culprits),
+    )
 
 
 def _backward(
