@@ -61,7 +61,7 @@ def shift(variance: float) -> snrkit.Measured:
 def train(path: str, settings: Sequence[str]) -> nn.Module:
     """The network of an experiment's file after its training."""
     opened = snrkit.open_experiment(snrkit.load_experiment(path, settings), snrkit.open_world("cpu"))
-    task, network = snrkit.open_task(opened), snrkit.open_network(opened)
+    task, network = opened.task(), opened.network()
     for step in snrkit.train(task, snrkit.make_state(task, network)):
         if step.step % 50 == 0:
             print(f"{step.images} images: loss {step.loss:.3f}")

@@ -24,7 +24,7 @@ _NAMES = {  # by the module where they live
     "diffusion.prediction": "Cond Denoiser Eps FlowVelocity Prediction Score Target V X0",
     "diffusion.process": "Ddpm Edm Flow Process Vp",
     "experiment.experiment": "load_experiment",
-    "experiment.opening": "open_experiment open_network open_task",
+    "experiment.opening": "open_experiment",
     "pipelines": "correct record",
     "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling "
     "NoiseAwareness NoiseAwarenessClassifier TimeShift X0Rescale",

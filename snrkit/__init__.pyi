@@ -25,8 +25,6 @@ from snrkit.diffusion.process import Process as Process
 from snrkit.diffusion.process import Vp as Vp
 from snrkit.experiment.experiment import load_experiment as load_experiment
 from snrkit.experiment.opening import open_experiment as open_experiment
-from snrkit.experiment.opening import open_network as open_network
-from snrkit.experiment.opening import open_task as open_task
 from snrkit.pipelines import correct as correct
 from snrkit.pipelines import record as record
 from snrkit.sampling.corrections import Autoguidance as Autoguidance

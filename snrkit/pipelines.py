@@ -31,7 +31,7 @@ from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
 from snrkit.diffusion.level import Level, Scaling, broadcast, level_of
 from snrkit.diffusion.prediction import X0, Cond, Denoiser, FlowVelocity, Prediction, Same, Target, Wrapped, solve
 from snrkit.diffusion.process import Flow
-from snrkit.sampling.sample import correct as wrapped
+from snrkit.sampling.sample import wrapped
 from snrkit.sampling.step import (
     BeliefCorrection,
     Call,
@@ -238,7 +238,7 @@ class Hook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        """Remove it."""
+        """Remove the hook."""
         self.remove()
         return False
 

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU with one thread, deterministic, and with a cache of its own."""
+"""Every test runs on the CPU with one thread, deterministic, and with the cache of this run of the tests."""
 
 import os
 
@@ -12,7 +12,16 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """What is kept in it is known by its content, so all workers share it: a classifier takes seconds to train."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNRKIT_CACHE", str(folder / "cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _alone(tmp_path_factory, monkeypatch):
+def _seeded():
     torch.manual_seed(0)
-    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -13,10 +13,11 @@ from torch.overrides import TorchFunctionMode
 from snrkit.base.distributed import World
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import open_experiment, open_network, open_task
+from snrkit.experiment.opening import open_experiment
 from snrkit.networks import Dit, Mlp, UNet, make_network
 from snrkit.reports.blocks import Table, markdown
 from snrkit.training.train import make_state, train
+from tests.opened import open_network, open_task
 from tests.small import SMALL
 
 PAGE = Path(__file__).parents[1] / "docs" / "precision.md"

@@ -45,7 +45,7 @@ def shape(root):
     every = "\n".join(files.values())
     functions = [n for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     return {
-        "files at the root of the package": len([p for p in (root / "snrkit").iterdir() if p.is_file()]),
+        "files at the root of the package": len([*(root / "snrkit").glob("*.py*")]),
         "modules": len(files),
         "lines without blanks and docstrings": sum(lines_of(files[name], trees[name]) for name in files),
         "functions": len(functions),

@@ -42,7 +42,7 @@ SMALL = {
     "metrics": {"features": "pixels", "pixel_components": 4, "ranges": 2},
 }  # fmt: skip
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def write_config(folder: Path, **changes) -> Path:
@@ -58,8 +58,8 @@ def options(folder: Path, config: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a command: one thread, its own cache."""
-    return {**ENVIRONMENT, "SNRKIT_CACHE": str(folder / "cache")}
+    """The environment of a process: one thread, its own cache."""
+    return {**os.environ, **SETTINGS, "SNRKIT_CACHE": str(folder / "cache")}
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=Tru
     if processes > 1:
         return process(folder, *arguments, config=config, processes=processes, check=check)
     line = [*arguments, *([] if plain else options(folder, config))]
-    done = call([str(argument) for argument in line], environment(folder))
+    done = call(*map(str, line))
     if check:
         assert done.returncode == 0, done.stderr
     return done
 
 
-def call(arguments: list[str], variables: dict[str, str]) -> Done:
+def call(*arguments: str) -> Done:
     """The console script's `main` on a command line, leaving the interpreter as a process of its own would."""
     out, err = StringIO(), StringIO()
     with (
-        patch.dict(os.environ, variables), patch.object(sys, "argv", ["snrkit", *arguments]),
+        patch.dict(os.environ, SETTINGS), patch.object(sys, "argv", ["snrkit", *arguments]),
         patch.object(sys, "excepthook", sys.excepthook), as_torch_was(), redirect_stdout(out), redirect_stderr(err),
     ):  # fmt: skip
         try:

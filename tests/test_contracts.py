@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+import torch
+import yaml
 
 from snrkit.base.value import Value
+from snrkit.checkpoints.foreign import Described
+from snrkit.data.dataset import Source, memory_dataset
+from snrkit.diffusion.denoiser import EdmPrecondition
+from snrkit.diffusion.prediction import X0
+from snrkit.diffusion.process import Edm
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import FromElsewhere
+from snrkit.networks.foreign import Foreign
+from snrkit.sampling.grid import UniformLogsnr
 from snrkit.sampling.sampler import Sampler
 from snrkit.sampling.solvers.ancestral import Ancestral
 from snrkit.sampling.step import NamedWeights
@@ -103,3 +114,86 @@ def test_images_depend_on_whatever_a_new_correction_opens(command, tmp_path):
     else:
         assert again.returncode == 0
         assert [images for *_, images in made()] == [640]
+
+
+class Stripes(Source):
+    """Grey stripes of random width: a data set of one class."""
+
+    kind: Literal["stripes"] = "stripes"
+    count: int = 400
+
+    def open(self):
+        widths = 1 + torch.arange(self.count) % 4
+        rows = (torch.arange(8)[None] // widths[:, None]) % 2
+        return memory_dataset("stripes", (rows[:, None, :, None] * 255).expand(-1, 1, -1, 8).to(torch.uint8))
+
+
+class Even(Value):
+    """A grid of even steps in logsnr under another name."""
+
+    kind: Literal["even"] = "even"
+    steps: int = 4
+
+    def levels(self, process):
+        return UniformLogsnr(steps=self.steps).levels(process)
+
+
+class Constant(Value):
+    """A model from elsewhere without a file format: EDM's preconditioning round a network that answers 0."""
+
+    kind: Literal["constant"] = "constant"
+    path: Path
+
+    def describe(self):
+        return Described(Edm(), X0(), EdmPrecondition(), Foreign(shape=(1, 8, 8)), sigma_data=0.5)
+
+    def autoencoder(self):
+        return None
+
+    def load(self):
+        return Zero()
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, time, cond=None):
+        return torch.zeros_like(x)
+
+
+def test_a_new_data_set_and_a_new_grid_go_the_whole_way(tmp_path):
+    """From a file that names them to scores, shifts and the report; the grid samples as the one that it copies."""
+    samplers = {
+        name: {"grid": {"kind": kind, "steps": 4}, "solver": {"kind": "euler"}}
+        for name, kind in (("mine", "even"), ("twin", "uniform_logsnr"))
+    }
+    network = {**SMALL["network"], "classes": 0}
+    with member(Experiment, "data", Stripes), member(Sampler, "grid", Even):
+        small(tmp_path, samplers=samplers, data={"kind": "stripes"}, network=network,
+              train={**TRAIN, "label_dropout": 0.0})  # fmt: skip
+        for command in ("train", "sample", "measure-shift", "eval-fid"):
+            snrkit(tmp_path, command, "-q")
+        snrkit(tmp_path, "report")
+    run = tmp_path / "runs/small"
+    assert (run / "samples/mine.png").read_bytes() == (run / "samples/twin.png").read_bytes()
+    assert "stripes, training split" in json.loads((run / "metrics/mine.json").read_text())["reference"]
+    assert "Data stripes" in (run / "report.md").read_text()
+
+
+def test_a_new_kind_of_model_from_elsewhere_goes_the_whole_way(tmp_path):
+    """It brings process, target, preconditioning and sigma_data; its images are those of Gaussian data, whose mean is
+    the best answer of a network that says 0."""
+    (tmp_path / "weights").write_text("none are needed")
+    content = {key: SMALL[key] for key in ("shift", "metrics", "sample", "samplers")}
+    content |= {"name": "small", "model": {"kind": "constant", "path": str(tmp_path / "weights")},
+                "data": {**SMALL["data"], "sigma_data": 0.5}}  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    with member(FromElsewhere, "source", Constant):
+        for command in ("sample", "measure-shift", "eval-fid"):
+            snrkit(tmp_path, command, "-q")
+        snrkit(tmp_path, "report")
+        refused = snrkit(tmp_path, "train", "-q", check=False)
+    run = tmp_path / "runs/small"
+    page = (run / "report.md").read_text()
+    assert "a model from elsewhere, constant at" in page
+    assert "| euler |" in page
+    assert json.loads((run / "samples/euler/manifest.json").read_text())["weights"].startswith("constant-")
+    assert "taken as it is" in refused.stderr

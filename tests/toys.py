@@ -5,9 +5,14 @@ from typing import Annotated, Union, get_args, get_origin
 
 from snrkit.experiment import experiment
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import FromElsewhere, TrainedHere
 from snrkit.sampling.sampler import CompareConfig, Sampler
 
-ABOVE = {Sampler: (CompareConfig, Experiment)}  # what is made of what, to be built anew
+ABOVE = {
+    Sampler: (CompareConfig, Experiment),
+    TrainedHere: (Experiment,),
+    FromElsewhere: (Experiment,),
+}  # what is made of what, to be built anew
 
 
 def widened(annotation, kind):

@@ -43,9 +43,15 @@ def difficulty(level: Level, target: Target, variance: float) -> Difficulty:
     d = level.alpha**2 * variance + level.sigma**2
     correlation = covariance / (d * total).sqrt()
     return Difficulty(
-        correlation, known, known.sqrt(), (total / known).log() / 2, covariance**2 / (d * known), covariance / d, total,
+        correlation,
+        known,
+        known.sqrt(),
+        (total / known).log() / 2,
+        covariance**2 / (d * known),
+        covariance / d,
+        total,
         known.rsqrt(),
-    )  # fmt: skip
+    )
 
 
 def moments(level: Level, target: Target, variance: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -98,9 +104,7 @@ def ring_difficulty(level: Level, target: Target, spectrum: Spectrum) -> RingDif
     return RingDifficulty(error, whole, 1 - error / whole, information, 1 - torch.where(total > 0, known / total, 1.0))
 
 
-def weighted_scale(
-    level: Level, density: Density, weighting: Weighting, sigma_data: float, variance: float
-) -> Tensor:  # fmt: skip
+def weighted_scale(level: Level, density: Density, weighting: Weighting, sigma_data: float, variance: float) -> Tensor:
     """The root of the weighted loss at the optimum, which is one for all targets: sqrt(w_eps alpha^2 s^2/d).
 
     It is no gradient: that of w |F - F*|^2 goes with w and the root of the Bayes error, and is each target's own.
@@ -113,7 +117,7 @@ def weighted_scale(
 
 def output_scale(
     level: Level, target: Target, precondition: Precondition, process: Process, sigma_data: float, variance: float
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The root of the Bayes error of the network's own output F = (y - c_skip x)/c_out: 1 with EDM's at its own s."""
     known, _ = moments(level, target, variance)
     c = precondition.coefficients(level, target, process.scaling, sigma_data)
@@ -121,9 +125,14 @@ def output_scale(
 
 
 def output_signal_to_noise(
-    level: Level, target: Target, precondition: Precondition, process: Process, sigma_data: float, variance: float,
+    level: Level,
+    target: Target,
+    precondition: Precondition,
+    process: Process,
+    sigma_data: float,
+    variance: float,
     mean_square: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """|E[F* | x]|^2 over tr Var(F* | x), averaged over x, of what the network is to put out.
 
     Of data of this variance round a mean image whose mean square is `mean_square`. It is the signal to noise of a

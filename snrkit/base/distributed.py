@@ -75,7 +75,7 @@ def open_world(device: str) -> World:
 
 
 def close_world() -> None:
-    """Leave the group."""
+    """Leave the process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """As write_bytes, UTF-8."""
+    """Write text as UTF-8, through a temporary file as write_bytes does."""
     write_bytes(path, content.encode())
 
 

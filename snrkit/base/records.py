@@ -39,7 +39,9 @@ def to_json(record: Any) -> Any:
     content: dict[str, Any] = {}
     for entry in fields(record):
         value = to_json(getattr(record, entry.name))
-        content |= (value or {}) if _is_flat(entry) else {entry.name: value}
+        part = (value or {}) if _is_flat(entry) else {entry.name: value}
+        assert not part.keys() & content.keys(), f"{entry.name}: a key stands twice"
+        content |= part
     return content
 
 
@@ -106,6 +108,6 @@ def _without_none(kind: Any) -> Any:
 
 def _misfit(at: str, what: str) -> SnrkitError:
     return SnrkitError(
-        f"{at.removesuffix('.').removesuffix(': ')} {what}; the file is damaged or of another version: run the command "
-        "that makes it again."
+        f"{at.removesuffix('.').removesuffix(': ')} {what}; the file is damaged or of another version: delete it and "
+        "run the command that makes it."
     )

@@ -25,8 +25,12 @@ from snrkit.networks.adm import AdmUNet
 from snrkit.networks.foreign import Foreign
 
 MULTIPLIERS: dict[int, tuple[float, ...]] = {
-    512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2),
-}  # fmt: skip
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}
 IMAGE_CHANNELS = 3
 CLIPPED = "its own samplers limit x0, as the correction {kind: clip_x0} does"
 
@@ -128,11 +132,16 @@ class AdmModel(Value):
     def _value(self, classes: int) -> AdmUNet:
         try:
             return AdmUNet(
-                channels=self.num_channels, multipliers=self.channel_mult or MULTIPLIERS[self.image_size],
-                blocks=self.num_res_blocks, attention=self.attention_resolutions, heads=self.num_heads,
-                head_channels=self.num_head_channels if self.num_head_channels > 0 else None, classes=classes,
-                scale_shift=self.use_scale_shift_norm, resample_blocks=self.resblock_updown,
+                channels=self.num_channels,
+                multipliers=self.channel_mult or MULTIPLIERS[self.image_size],
+                blocks=self.num_res_blocks,
+                attention=self.attention_resolutions,
+                heads=self.num_heads,
+                head_channels=self.num_head_channels if self.num_head_channels > 0 else None,
+                classes=classes,
+                scale_shift=self.use_scale_shift_norm,
+                resample_blocks=self.resblock_updown,
                 new_order=self.use_new_attention_order,
-            )  # fmt: skip
+            )
         except ValidationError as error:
             raise ConfigError(f"model: no network has these flags ({error.errors()[0]['msg']}).") from None

@@ -25,7 +25,7 @@ SIDES = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """An autoencoder."""
+    """An autoencoder with the scale and the shift of its latents."""
 
     network: Any
     image_channels: int

@@ -239,8 +239,10 @@ def _flow(scheduler: Any, tokens: int) -> Clock:
         shift = dynamic_shift(config, tokens)
         notes = (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift",)
     elif shift != 1:
-        notes = (f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift; left to itself its scheduler "
-                 "shifts its last level, too, and so ends nearer to clean than uniform_time",)  # fmt: skip
+        notes = (
+            f"its pipeline shifts t by {shift:g}: levels follow, as logsnr_shift; left to itself its scheduler "
+            "shifts its last level, too, and so ends nearer to clean than uniform_time",
+        )
     process = Flow(logsnr_shift=-2 * float(torch.tensor(shift, dtype=torch.float64).log()))
     return Clock(process, FlowVelocity(), factor=float(config.num_train_timesteps), notes=notes)
 

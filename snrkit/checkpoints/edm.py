@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Clock, Clocked, Described, filled
-from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, Record, read_pickle
+from snrkit.checkpoints.machine import Record
+from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, read_pickle
 from snrkit.diffusion.betas import TrainedSigmas
 from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
 from snrkit.diffusion.prediction import X0, AnyTarget, Eps
@@ -40,7 +41,9 @@ AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
 SIGMAS = 0.002, 80.0  # the most that the published samplers visit, of any network
 LATENT_ENCODER = "StabilityVAEEncoder"  # in EDM2's files, which say by channel what their latents are
 ROWS = {"f4": "<f", "f8": "<d"}  # of numpy, and struct's
-LARGEST, DEEPEST = 20_000, 32  # modules of a network, and within each other
+LONGEST_ROW = 2**16  # bytes of its means and spreads
+LARGEST, DEEPEST = 100_000, 32  # modules and weights of a network, and modules within each other
+LONGEST = 100  # lists among its arguments, and of its buffers that are not stored
 
 
 class EdmModel(Value):
@@ -68,7 +71,8 @@ class EdmModel(Value):
                 raise ConfigError(f"model.vae: has no effect, as {self.path} makes images; drop it.")
             return None
         if self.vae is None:
-            said = str(encoder.state.get("vae_name"))[:80]
+            named = encoder.state.get("vae_name")
+            said = " ".join(named.split())[:80] if isinstance(named, str) else "which it does not name"
             raise ConfigError(f"model.vae: {self.path} makes latents; give the folder of their autoencoder ({said}).")
         scale, bias = (_row(encoder, key) for key in ("scale", "bias"))
         if len(bias) != len(scale) or not all(scale):
@@ -134,8 +138,9 @@ def _found(value: Any, path: Path) -> Persistent | None:
     """An object of one of the file's own classes; None for anything else."""
     if isinstance(value, Record) and value.name == PERSISTENT and len(value.args) == 1:
         meta = value.args[0]
-        if isinstance(meta, dict) and isinstance(meta.get("class_name"), str) and isinstance(meta.get("state"), dict):
-            return Persistent(meta["class_name"], meta["state"], path)
+        name, state = (meta.get("class_name"), meta.get("state")) if isinstance(meta, dict) else (None, None)
+        if isinstance(name, str) and name.isidentifier() and isinstance(state, dict):
+            return Persistent(name, state, path)
     return None
 
 
@@ -154,9 +159,9 @@ def _encoder(content: Mapping[str, Any], path: Path) -> Persistent | None:
 def _row(encoder: Persistent, key: str) -> tuple[float, ...]:
     """A row of finite numbers, not all of them 0, as numpy stores it."""
     try:
-        _, shape, dtype, _, content = encoder.state[key].state
-        layout = ROWS[dtype.args[0]]
-        found = tuple(number for (number,) in struct.iter_unpack(layout, content))
+        _, shape, dtype, _, held = encoder.state[key].state
+        layout = ROWS[dtype.args[0] if isinstance(dtype.args[0], str) else ""]  # other values may hash for ever
+        found = tuple(number for (number,) in struct.iter_unpack(layout, held.content[:LONGEST_ROW]))
     except (KeyError, AttributeError, TypeError, ValueError, IndexError, struct.error):
         raise ConfigError(f"model.path: the encoder of {encoder.path} has no usable {key}.") from None
     if shape != (len(found),) or not all(map(math.isfinite, found)) or not any(found):
@@ -280,11 +285,14 @@ def _network(inner: Persistent, path: Path) -> AnyUNet:
     given = {names[key]: value for key, value in inner.arguments.items() if key in names}
     if kind is SongUNet:
         given.setdefault("multipliers", (1, 2, 2, 2))  # as the original's own default
+    said = f"model.path: {path} has a {inner.name} of impossible"
+    for name, value in given.items():
+        if isinstance(value, list | tuple) and len(value) > LONGEST:  # pydantic has a record of every wrong member
+            raise ConfigError(f"{said} {name}.")
     try:
         return kind(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"model.path: {path} has a {inner.name} of impossible {first['loc'][0]}.") from None
+        raise ConfigError(f"{said} {error.errors()[0]['loc'][0]}.") from None
 
 
 def _weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -292,15 +300,16 @@ def _weights(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     waiting, seen = [("", 0, state)], 0
     while waiting:
         prefix, depth, current = waiting.pop()
-        seen += 1
+        parts, modules = [_mapping(current, key) for key in ("_parameters", "_buffers")], _mapping(current, "_modules")
+        seen += 1 + sum(map(len, parts)) + len(modules)
         if depth > DEEPEST or seen > LARGEST:
             raise SnrkitError("it has more modules than any network, or they lie within themselves")
-        skipped = current.get("_non_persistent_buffers_set")
-        for kind in ("_parameters", "_buffers"):
-            for name, value in _mapping(current, kind).items():
-                if isinstance(value, Tensor) and not (isinstance(skipped, list) and name in skipped):
-                    yield f"{prefix}{name}", value
-        for name, value in _mapping(current, "_modules").items():
+        listed = current.get("_non_persistent_buffers_set")
+        skipped = listed[:LONGEST] if isinstance(listed, list) else []
+        for name, value in (item for part in parts for item in part.items()):
+            if isinstance(value, Tensor) and name not in skipped:
+                yield f"{prefix}{name}", value
+        for name, value in modules.items():
             if (inner := _state_of(value)) is not None:
                 waiting.append((f"{prefix}{name}.", depth + 1, inner))
 

@@ -83,9 +83,13 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
     _check_size(kind, config, folder, key)
     try:
         module, found = kind.from_pretrained(
-            folder, local_files_only=True, variant=variant, use_safetensors=safe, output_loading_info=True,
+            folder,
+            local_files_only=True,
+            variant=variant,
+            use_safetensors=safe,
+            output_loading_info=True,
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
-        )  # fmt: skip
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):

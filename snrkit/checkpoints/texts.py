@@ -29,9 +29,12 @@ Ask = Callable[[Any, Tensor, Tensor, Told, float], Tensor]
 def ask_sd3(inner: Any, x: Tensor, time: Tensor, told: Told, guidance: float) -> Tensor:
     """SD3's transformer, which takes latents as they are."""
     out: Tensor = inner(
-        hidden_states=x, timestep=time, encoder_hidden_states=told["prompt_embeds"],
-        pooled_projections=told["pooled_prompt_embeds"], return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=x,
+        timestep=time,
+        encoder_hidden_states=told["prompt_embeds"],
+        pooled_projections=told["pooled_prompt_embeds"],
+        return_dict=False,
+    )[0]
     return out
 
 
@@ -46,19 +49,27 @@ def ask_flux(inner: Any, x: Tensor, time: Tensor, told: Told, guidance: float) -
     ids = torch.cat([torch.zeros_like(place[:, :1]), place], dim=1)
     text = told["prompt_embeds"]
     out: Tensor = inner(
-        hidden_states=tokens, timestep=time / 1000, encoder_hidden_states=text,
-        pooled_projections=told["pooled_prompt_embeds"], img_ids=ids, txt_ids=ids.new_zeros(text.shape[1], 3),
-        guidance=torch.full_like(time, guidance) if inner.config.guidance_embeds else None, return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=tokens,
+        timestep=time / 1000,
+        encoder_hidden_states=text,
+        pooled_projections=told["pooled_prompt_embeds"],
+        img_ids=ids,
+        txt_ids=ids.new_zeros(text.shape[1], 3),
+        guidance=torch.full_like(time, guidance) if inner.config.guidance_embeds else None,
+        return_dict=False,
+    )[0]
     return out.reshape(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
 def ask_sana(inner: Any, x: Tensor, time: Tensor, told: Told, guidance: float) -> Tensor:
     """Sana's, which is told which tokens of the text there are."""
     out: Tensor = inner(
-        x, encoder_hidden_states=told["prompt_embeds"], encoder_attention_mask=told["prompt_attention_mask"],
-        timestep=time * inner.config.timestep_scale, return_dict=False,
-    )[0]  # fmt: skip
+        x,
+        encoder_hidden_states=told["prompt_embeds"],
+        encoder_attention_mask=told["prompt_attention_mask"],
+        timestep=time * inner.config.timestep_scale,
+        return_dict=False,
+    )[0]
     return out
 
 

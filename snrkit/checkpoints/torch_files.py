@@ -1,24 +1,24 @@
-"""Reading torch's own files (`.pt`, `.pth`, `.bin`) without running them, in both their formats.
+"""Torch's own files (`.pt`, `.pth`, `.bin`), read without running them, in both their formats.
 
-Since torch 1.6 a file is an uncompressed zip of a pickle and one entry for each storage; before, pickles followed by
-the storages. Either is read by the machine of pickles.py. Tensors lie in the mapped file until they are used.
+Since torch 1.6 a file is an uncompressed zip of a pickle and one entry for each storage; before, it was pickles
+followed by the storages (pickles.py). Tensors lie in the mapped file until they are used.
 """
 
+import io
+import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.checkpoints.pickles import Allowance, Machine, Storage, asked, counted, mapped, numbers
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.checkpoints.machine import Allowance, program
+from snrkit.checkpoints.pickles import Row, asked, mapped, meaning, numbers, older
 
-ZIP, MAGIC = b"PK\x03\x04", 0x1950A86A20F9469CFC6C
+ZIP, HEADER, PICKLE = b"PK\x03\x04", 30, "data.pkl"  # a local header's bytes before the name; the entry of the objects
 LARGEST_DIRECTORY = 2**23  # bytes of a zip's list of entries, some hundred each
-END, LOCATOR, LARGE_END, LONGEST_COMMENT = 22, 20, 56, 2**16  # bytes of a zip's last records, from behind
-HEADER, PICKLE = 30, "data.pkl"  # bytes of a zip's local header before the name; the entry of the objects
 
 
 def read_torch(path: Path) -> Any:
@@ -26,41 +26,49 @@ def read_torch(path: Path) -> Any:
     data = mapped(path)
     try:
         if data[:4] == ZIP:
-            return _zipped(path, memoryview(data))
-        return _older(memoryview(data))
+            return _zipped(_entries(path, data))
+        if bytes(data[:1]) != pickle.PROTO:
+            raise SnrkitError("is no file of torch's")
+        return older(data, Allowance())
     except SnrkitError as error:
-        raise SnrkitError(f"{path} {error}.") from None
+        raise SnrkitError(f"{path} {reason_of(error)}.") from None
 
 
-def _zipped(path: Path, data: memoryview) -> Any:
-    entries = _entries(path, data)
+def _zipped(entries: Mapping[str, memoryview]) -> Any:
     main = next((name for name in entries if name.split("/")[-1] == PICKLE and name.count("/") <= 1), None)
     if main is None:
         raise SnrkitError("is a zip without data.pkl, and so none of torch's")
     folder = main.removesuffix(PICKLE)
-    if bytes(entries.get(f"{folder}byteorder", memoryview(b"little"))) != b"little":
+    if entries.get(f"{folder}byteorder", b"little") != b"little":
         raise SnrkitError("was written on a machine of the other byte order")
-    known: dict[str, Storage] = {}
+    stored = {name.removeprefix(f"{folder}data/"): content for name, content in entries.items()}
+    rows: dict[str, Row] = {}
 
-    def find(what: Any) -> Storage:
+    def find(what: Any) -> Row:
         dtype, key, count = asked(what)
-        if key not in known:
-            held = entries.get(f"{folder}data/{key}")
-            if held is None or len(held) < count * dtype.itemsize:
-                raise SnrkitError(f"missing the numbers of storage {key[:20]}")
-            known[key] = numbers(held[: count * dtype.itemsize], dtype)
-        return known[key]
+        if key not in rows:
+            if key not in stored:
+                raise SnrkitError(f"is missing the numbers of storage {key[:20]}")
+            rows[key] = numbers(stored[key], dtype, count)
+        return rows[key]
 
-    return Machine(entries[main], persistent=find).run()
+    return program(entries[main], Allowance())[0].run(meaning, find)
+
+
+class _Directory(io.FileIO):
+    """A zip as its list of entries is read: at once, and as long as it says."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > LARGEST_DIRECTORY:
+            raise SnrkitError("has more entries than any checkpoint")
+        return super().read(LARGEST_DIRECTORY if size is None or size < 0 else size) or b""
 
 
 def _entries(path: Path, data: memoryview) -> Mapping[str, memoryview]:
     """The entries of a zip, each a part of the file, none of them compressed."""
     found: dict[str, memoryview] = {}
-    if _directory(data) > LARGEST_DIRECTORY:
-        raise SnrkitError("has more entries than any checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Directory(path) as file, zipfile.ZipFile(file) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         raise SnrkitError("is no whole zip") from None
@@ -68,77 +76,10 @@ def _entries(path: Path, data: memoryview) -> Mapping[str, memoryview]:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise SnrkitError("is a compressed zip, as torch writes none")
         header = data[entry.header_offset : entry.header_offset + HEADER]
-        if len(header) < HEADER or header[:4] != ZIP:
-            raise SnrkitError("is a damaged zip")
-        start = entry.header_offset + HEADER + _short(header, 26) + _short(header, 28)
-        if start + entry.file_size > len(data):
+        start = entry.header_offset + HEADER + sum(int.from_bytes(header[k : k + 2], "little") for k in (26, 28))
+        if header[:4] != ZIP or start + entry.file_size > len(data):
             raise SnrkitError("is a damaged zip")
         found[entry.filename] = data[start : start + entry.file_size]
-    return found
-
-
-def _directory(data: memoryview) -> int:
-    """Bytes of a zip's list of entries, as its last record says and, before it, that of large files."""
-    tail = bytes(data[-END - LONGEST_COMMENT :])
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0:
-        return 0
-    if tail[max(0, place - LOCATOR) : place][:4] != b"PK\x06\x07":
-        return int.from_bytes(tail[place + 12 : place + 16], "little")
-    large = tail[max(0, place - LOCATOR - LARGE_END) : place]
-    return int.from_bytes(large[40:48], "little") if large[:4] == b"PK\x06\x06" else len(data)
-
-
-def _short(data: memoryview, place: int) -> int:
-    return int.from_bytes(data[place : place + 2], "little")
-
-
-def _older(data: memoryview) -> Any:
-    """Magic number, protocol, machine, objects and keys, a pickle each; then the storages in the order of the keys.
-
-    The objects are read twice: to know which storages there are, and again when these are found behind the keys.
-    """
-    left = Allowance()
-    place, uses = 0, dict[str, tuple[torch.dtype, int]]()
-
-    def note(what: Any) -> Storage:
-        dtype, key, count = asked(what)
-        if count * dtype.itemsize > len(data):
-            raise SnrkitError("is cut short, or lies about its lengths")
-        uses[key] = (dtype, count)
-        return Storage(torch.zeros(count, dtype=dtype, device="meta"))
-
-    def step(persistent: Callable[[Any], Any] | None = None) -> Any:
-        nonlocal place
-        machine = Machine(data[place:], left, persistent)
-        value = machine.run()
-        place += machine.place
-        return value
-
-    if bytes(data[:1]) != b"\x80" or step() != MAGIC:
-        raise SnrkitError("is no file of torch's")
-    step(), step()
-    objects = place
-    step(note)
-    keys = step()
-    found = _rows(data[place:], keys, uses)
-
-    def find(what: Any) -> Storage:
-        key = asked(what)[1]
-        if key not in found:
-            raise SnrkitError(f"missing the numbers of storage {key[:20]}")
-        return found[key]
-
-    return Machine(data[objects:], left, find).run()
-
-
-def _rows(data: memoryview, keys: Any, uses: Mapping[str, tuple[torch.dtype, int]]) -> Mapping[str, Storage]:
-    """The storages that lie one behind the other, each after its length, by key."""
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key in uses for key in keys):
-        raise SnrkitError("lists storages that it does not use")
-    machine, found = Machine(data), dict[str, Storage]()
-    for key in keys:
-        found[key] = counted(machine, *uses[key])
     return found
 
 

@@ -25,6 +25,7 @@ from snrkit.diffusion.process import Ddpm, Flow
 from snrkit.networks.dit import Dit
 from snrkit.networks.foreign import Foreign
 
+DEEPEST = 200  # blocks; published sizes have 28 at most
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published sizes S, B, L and XL
 
 
@@ -108,6 +109,8 @@ def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit,
         wide = weights["blocks.0.mlp.fc1.bias"].shape[0]
     except (KeyError, ValueError, IndexError):
         raise ConfigError(f"model.path: {model.path} does not hold the weights of a DiT or SiT.") from None
+    if depth > DEEPEST:
+        raise ConfigError(f"model.path: {model.path} holds a DiT or SiT of {depth} blocks, more than any.")
     heads = model.heads or HEADS.get(dim)
     if heads is None:
         raise ConfigError(f"model.heads: no published DiT is {dim} wide; say how many heads it has.")

@@ -44,10 +44,11 @@ from snrkit.diffusion.betas import (
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import ROUNDING_VARIANCE, Level, level_of
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, Score, Target, V
-from snrkit.diffusion.process import Ddpm, Process
+from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.images import OpenedData
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model
+from snrkit.experiment.opening import level_sampler, open_experiment, open_model
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
@@ -138,7 +139,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
     folder = Run(runs / experiment.name).path / "analysis"
-    spectrum, sampler = data_spectrum(opened), level_sampler(opened)
+    spectrum, sampler = data_spectrum(opened.data), level_sampler(experiment.levels, opened.data)
     groups = {
         HARD: target_charts(opened.experiment, spectrum),
         TIMED: time_charts(opened.experiment, spectrum),
@@ -148,10 +149,10 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     facts: dict[str, str] = {}
     run = Run(runs / experiment.name)
     if newest_checkpoint(run.checkpoints) is not None:
-        run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
-        check_held_out(opened)
+        run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
+        check_held_out(opened.data)
         model = open_model(opened, run)
-        found = analyze_run(opened, model, spectrum)
+        found = analyze_run(opened.experiment, opened.setting, model, spectrum)
         groups |= found.charts
         facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
     record = {
@@ -167,10 +168,10 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     return {"page": str(folder / "index.html"), **record}
 
 
-def data_spectrum(opened: Opened) -> Spectrum:
+def data_spectrum(data: OpenedData) -> Spectrum:
     """Power by frequency ring of the training split, about the data's mean, not below the rounding of 8 bits."""
-    view = views(opened.dataset.shape)[-1]
-    means, variances = part_moments(opened, None, view)
+    view = views(data.dataset.shape)[-1]
+    means, variances = part_moments(data, None, view)
     sizes = torch.bincount(view.parts).double()
     power = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, view.parts, variances) / sizes
     return Spectrum(power.clamp(min=ROUNDING_VARIANCE), sizes / len(view.parts), float(means.square().mean()))
@@ -214,7 +215,7 @@ def metric_charts(level: Level, x: Tensor, variance: float, axis: str = AXIS, su
 def time_charts(e: Experiment, spectrum: Spectrum) -> list[Chart]:
     """The eight metrics over the share of the process's own time: its table's index, sigma in edm, t in flow and vp."""
     time = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS  # the ends of some have no level
-    level = _levels(e.process, e.process.sweep(time))
+    level = _levels(e.process, own_time(e.process).sweep(time))
     return metric_charts(level, time, spectrum.variance, f"share of {e.process.kind}'s time (image left)", "-over-t")
 
 

@@ -40,9 +40,13 @@ from snrkit.base.streams import (
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
-from snrkit.experiment.models import Weights, fill
-from snrkit.experiment.opening import Model, Opened, condition_of, open_network, open_task
+from snrkit.diffusion.process import Process
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.models import TrainedHere, Weights, fill
+from snrkit.experiment.opening import Model, Setting, open_network, open_task
+from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.networks import output_layer, output_weights
 from snrkit.training.objective import Objective
 
 LEVELS, IMAGES, BATCH = 33, 512, 128
@@ -66,44 +70,41 @@ class Noise:
         self.rng = rng
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Shaped as `x0`."""
         return torch.from_numpy(self.rng.standard_normal(tuple(x0.shape), dtype="float32")).to(x0)
 
 
-def analyze_run(opened: Opened, model: Model, spectrum: Spectrum) -> Dissection:
+def analyze_run(experiment: Experiment, setting: Setting, model: Model, spectrum: Spectrum) -> Dissection:
     """All that the run's weights and held-out images say."""
-    process = opened.experiment.process
+    process, dataset = setting.parts.process, setting.data.dataset
     logsnr = symmetric_levels(process, LEVELS)
-    batches = held_out_batches(opened)
+    batches = held_out_batches(setting)
     with torch.no_grad():
-        errors = x0_errors(
-            model.denoiser, process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(opened.experiment.seed))
-        )
+        errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(setting.seed)))
     mse = errors.mean(1)
     known, facts = _information_charts(spectrum, logsnr, mse)
-    labelled = opened.dataset.labels is not None
-    gradient, more = _gradient_charts(opened, model, spectrum, batches)
+    labelled = dataset.labels is not None
+    gradient, more = _gradient_charts(experiment.training, setting, model, spectrum, batches)
     charts = {
         MEASURED: [_error_chart(spectrum, logsnr, errors), *known],
         GRADED: gradient,
     }
-    if opened.dataset.exact is not None and opened.dataset.labels is None:
-        excess = _excess_chart(opened, model, batches, logsnr)
+    if dataset.exact is not None and not labelled:
+        excess = _excess_chart(setting, model, batches, logsnr)
         charts[MEASURED].append(excess)
-    charts[MEASURED] += _reading_charts(opened, model, batches, logsnr)
+    charts[MEASURED] += _reading_charts(setting, experiment.metrics, model, batches, logsnr)
     told = {"Told beside the level": "the label: errors, information and bound are given it"} if labelled else {}
-    return Dissection(charts, {**told, **facts, **more, **_bound_facts(opened, spectrum, batches, logsnr, mse)})
+    return Dissection(charts, {**told, **facts, **more, **_bound_facts(process, spectrum, batches, logsnr, mse)})
 
 
-def held_out_batches(opened: Opened) -> list[Batch]:
+def held_out_batches(setting: Setting) -> list[Batch]:
     """Up to IMAGES held-out images with their labels, on the device."""
-    rows = ANALYSIS_HELD.open().permutation(opened.split.held)[:IMAGES].tolist()
-    return [_batch(opened, run) for run in chunks(rows, BATCH)]
+    rows = ANALYSIS_HELD.open().permutation(setting.data.split.held)[:IMAGES].tolist()
+    return [_batch(setting, run) for run in chunks(rows, BATCH)]
 
 
-def _batch(opened: Opened, rows: Sequence[int]) -> Batch:
-    device = opened.world.device
-    return opened.dataset.x0(rows).to(device), condition_of(opened, torch.as_tensor(rows)).to(device)
+def _batch(setting: Setting, rows: Sequence[int]) -> Batch:
+    device = setting.world.device
+    return setting.data.dataset.x0(rows).to(device), setting.condition(torch.as_tensor(rows)).to(device)
 
 
 def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
@@ -119,11 +120,11 @@ def _error_chart(spectrum: Spectrum, logsnr: Tensor, errors: Tensor) -> Chart:
 
 
 @torch.no_grad()
-def _excess_chart(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart:
+def _excess_chart(setting: Setting, model: Model, batches: list[Batch], logsnr: Tensor) -> Chart:
     """How far the run's x0 is from the exact denoiser's, where the data have one and the network takes no label."""
-    process, noise = opened.experiment.process, Noise(ANALYSIS_EXCESS.open())
-    assert opened.dataset.exact is not None
-    exact, found = opened.dataset.exact(process), []
+    process, noise = setting.parts.process, Noise(ANALYSIS_EXCESS.open())
+    assert setting.data.dataset.exact is not None
+    exact, found = setting.data.dataset.exact(process), []
     for value in logsnr:
         level, total = process.level(value), 0.0
         for _, x, guess in guesses(model.denoiser, level, batches, noise):
@@ -166,16 +167,19 @@ def _information_charts(
 
 
 def _gradient_charts(
-    opened: Opened, model: Model, spectrum: Spectrum, batches: list[Batch]
+    training: TrainedHere, setting: Setting, model: Model, spectrum: Spectrum, batches: list[Batch]
 ) -> tuple[list[Chart], dict[str, str]]:  # fmt: skip
-    """Gradients of single images' unit losses on F, in the weights of the output layer."""
-    e, objective = opened.experiment, open_task(opened).objective
+    """Gradients of single images' unit losses on F, in the weights of the output layer or of the last."""
+    e, objective = setting.parts, open_task(training, setting).objective
     logsnr = symmetric_levels(e.process, GRADIENT_LEVELS)
-    network, images = loaded_network(opened, model), gradient_images(opened)
+    network, images = loaded_network(training, setting, model), gradient_images(setting)
+    where = (
+        "output layer" if output_layer(network) is not None else f"layer {output_weights(network)[0]}, the last made"
+    )
     found = [level_gradients(objective, network, images, float(value)) for value in logsnr]
     norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
-    level, s = level_of(logsnr, e.process.scaling), opened.sigma_data
+    level, s = level_of(logsnr, e.process.scaling), setting.data.sigma_data
     scale = output_scale(level, e.target, e.precondition, e.process, s, spectrum.variance)
     untrained = output_signal_to_noise(
         level, e.target, e.precondition, e.process, s, spectrum.variance, spectrum.mean_square
@@ -184,11 +188,11 @@ def _gradient_charts(
     weight = weight.where(weight.isfinite(), 0.0)  # over a density of 0, where training does not look
     weighted = weight / weight.max() * norms
     with torch.no_grad():
-        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(e.seed))).mean(1)
+        mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(setting.seed))).mean(1)
     own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
     ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
     return [
-        Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, output layer", "root mean square norm",
+        Chart("run-gradients", f"gradients of {GRADIENT_IMAGES} single images, {where}", "root mean square norm",
               {"unit loss on F": (logsnr, norms), "with this experiment's weight": (logsnr, weighted),
                "residual of F, Gaussian": (logsnr, scale), "residual of F, this run's": (logsnr, own)}, scale="log"),
         Chart("run-gsnr", "gradient signal to noise", "|mean|^2 over trace of covariance",
@@ -200,37 +204,43 @@ def _gradient_charts(
     }  # fmt: skip
 
 
-def loaded_network(opened: Opened, model: Model) -> nn.Module:
+def loaded_network(training: TrainedHere, setting: Setting, model: Model) -> nn.Module:
     """The raw network with the model's weights, its gradients on."""
-    network = open_network(opened)
+    network = open_network(training, setting)
     fill(network, model.run, Weights(model.weights, model.images))
-    return network.to(opened.world.device).eval()
+    return network.to(setting.world.device).eval()
 
 
-def gradient_images(opened: Opened) -> Batch:
+def gradient_images(setting: Setting) -> Batch:
     """GRADIENT_IMAGES training images with their labels, on the device."""
-    return _batch(opened, ANALYSIS_TRAIN.open().permutation(opened.split.train)[:GRADIENT_IMAGES].tolist())
+    return _batch(setting, ANALYSIS_TRAIN.open().permutation(setting.data.split.train)[:GRADIENT_IMAGES].tolist())
 
 
 def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
-    """Of unit losses on F at one level, of single images, in the weights of the output layer."""
+    """Of unit losses on F at one level, of single images, in `output_weights`."""
     x0, cond = images
-    layer, eps = network.get_submodule(str(network.output)), Noise(ANALYSIS_GRADIENTS.open())(x0)
+    eps = Noise(ANALYSIS_GRADIENTS.open())(x0)
     level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
 
     def loss(index: Tensor) -> Tensor:
         one = slice(int(index), int(index) + 1)
         return objective.output_error(network, x0[one], eps[one], level, untold, cond.at(one)).sum()
 
-    return gradients(loss, len(x0), list(layer.parameters()))
+    return gradients(loss, len(x0), output_weights(network)[1])
 
 
-def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: Tensor) -> list[Chart]:
-    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's."""
-    if opened.labelled.labels is None or opened.dataset.labels is None:
+def _reading_charts(
+    setting: Setting, metrics: MetricsConfig, model: Model, batches: list[Batch], logsnr: Tensor
+) -> list[Chart]:
+    """What a classifier sees of x0_hat, made without the label: how often that, how far its features are from x0's.
+
+    None where there are no labels, or where the network cannot be asked without.
+    """
+    data, blindly = setting.data, setting.parts.network.conditioning.unlabelled
+    if data.labelled.labels is None or data.dataset.labels is None or not blindly:
         return []
-    config = opened.experiment.metrics.model_copy(update={"features": "classifier"})
-    extractor = make_extractor(config, opened.labelled, opened.split, opened.world.device)
+    config = metrics.model_copy(update={"features": "classifier"})
+    extractor = make_extractor(config, data.labelled, data.split, setting.world.device)
     labels = torch.cat([cond.labels.cpu() for _, cond in batches if cond.labels is not None])
     blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
     own, plain = _read(extractor, [x0 for x0, _ in batches])
@@ -238,7 +248,7 @@ def _reading_charts(opened: Opened, model: Model, batches: list[Batch], logsnr: 
     noise, right, distance = Noise(ANALYSIS_LABELS.open()), [], []
     with torch.no_grad():
         for value in logsnr:
-            made = guesses(model.denoiser, opened.experiment.process.level(value), blind, noise)
+            made = guesses(model.denoiser, setting.parts.process.level(value), blind, noise)
             features, read = _read(extractor, [guess for *_, guess in made])
             right.append((read == labels).double().mean())
             distance.append((features - own).square().sum(1).mean() / apart)
@@ -263,10 +273,9 @@ def _read(extractor: Extractor, images: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 
 def _bound_facts(
-    opened: Opened, spectrum: Spectrum, batches: list[Batch], logsnr: Tensor, mse: Tensor
+    process: Process, spectrum: Spectrum, batches: list[Batch], logsnr: Tensor, mse: Tensor
 ) -> dict[str, str]:  # fmt: skip
     """The three terms in bits per dimension, between the ends of the curve."""
-    process = opened.experiment.process
     first, last = (process.level(logsnr[k]) for k in (0, -1))
     prior = float(prior_nats(first, process.scaling, spectrum.second_moment)) / NATS_A_BIT
     denoising = float(denoising_nats(logsnr, mse)) / NATS_A_BIT

@@ -20,6 +20,7 @@ from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.reports.spectrum_table import spectrum_rows
+from snrkit.spectral.grid import spectral_levels
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.schedule import POINTS, SpectralSchedule
 from snrkit.spectral.spectra import Spectra, slope
@@ -34,9 +35,10 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     opened = open_experiment(experiment, world)
-    spectra = measure_spectra(opened.labelled, opened.split, world.device)
+    spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
     folder = Run(runs / experiment.name).path / "analysis" / "spectrum"
-    schedule = SpectralSchedule() if experiment.spectral is None else experiment.spectral.schedule
+    levels = spectral_levels(experiment.levels)
+    schedule = SpectralSchedule() if levels is None else levels.schedule
     charts, record = spectrum_charts(spectra, schedule), facts(spectra, schedule)
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write(folder, experiment, charts, record)

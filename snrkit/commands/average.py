@@ -55,10 +55,17 @@ def _posthoc(run: Run, kept: Sequence[Power], folders: Sequence[Path], width: fl
     wanted = Snapshot(Power(width=width).gamma, images)
     coefficients = posthoc(profiles, wanted)
     tensors = combine(coefficients, (load_checkpoint(f, only=name).tensors[name] for name, f in sources))
-    return _keep(run, f"posthoc-{width:g}", images, tensors, {
-        "snapshots": len(folders), "profile_error": distance(coefficients, profiles, wanted),
-        "coefficients": coefficients.tolist(),
-    })  # fmt: skip
+    return _keep(
+        run,
+        f"posthoc-{width:g}",
+        images,
+        tensors,
+        {
+            "snapshots": len(folders),
+            "profile_error": distance(coefficients, profiles, wanted),
+            "coefficients": coefficients.tolist(),
+        },
+    )
 
 
 def _geometric(run: Run, folders: Sequence[Path], decay: float) -> dict[str, Any]:
@@ -71,9 +78,16 @@ def _geometric(run: Run, folders: Sequence[Path], decay: float) -> dict[str, Any
         raise SnrkitError(f"--decay {decay:g} must lie in (0, 1]; 1 weighs all snapshots alike.")
     coefficients = geometric(len(folders), decay)
     tensors = combine(coefficients, (load_checkpoint(f, only="network").tensors["network"] for f in folders))
-    return _keep(run, f"snapshots-{decay:g}", int(folders[-1].name), tensors, {
-        "snapshots": len(folders), "coefficients": coefficients.tolist(),
-    })  # fmt: skip
+    return _keep(
+        run,
+        f"snapshots-{decay:g}",
+        int(folders[-1].name),
+        tensors,
+        {
+            "snapshots": len(folders),
+            "coefficients": coefficients.tolist(),
+        },
+    )
 
 
 def _keep(run: Run, name: str, images: int, tensors: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

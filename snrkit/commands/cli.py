@@ -1,7 +1,7 @@
 """The command line. torch is imported inside commands, so that --help is fast."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -240,11 +240,13 @@ def eval_fid(
     from snrkit.reports.terminal import show_curves, show_pair, show_scores
 
     if config is not None:
-        from snrkit.commands.eval_fid import run_scoring
+        from snrkit.commands.eval_fid import run_curves, run_scoring
 
         experiment, world = _begin(config, settings, device)
-        records = run_scoring(experiment, runs, world, sampler or (), checkpoints, quiet)
-        _show(records, json, world, show_scores if checkpoints is None else show_curves)
+        if checkpoints is None:
+            _show(run_scoring(experiment, runs, world, sampler or (), quiet), json, world, show_scores)
+        else:
+            _show(run_curves(experiment, runs, world, sampler or (), checkpoints, quiet), json, world, show_curves)
         return
     _pair(images or [], settings, root, device, json, show_pair)
 
@@ -388,7 +390,7 @@ def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[
     return _load(config, settings), open_world(device)
 
 
-def _show(records: Mapping[str, Any], as_json: bool, world: "World", show: Any) -> None:
+def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
     import json
 
     if world.leads:

@@ -6,17 +6,13 @@ odd one); `compare.bases` may name another row. To every NFE come the solvers of
 cannot have that NFE, with one evaluation less. So a base is never cheaper than its row, and a rival never dearer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.diffusion.prediction import Target
-from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment
-from snrkit.sampling.sampler import Sampler, dry_run
-from snrkit.spectral.levels import SpectralLevels
+from snrkit.sampling.sampler import Sampler
 
-SHAPE = (1, 2, 2)
 MOST_STEPS = 2000
 
 
@@ -33,10 +29,8 @@ class Row:
 class Layout:
     """The samplers of the table with their NFE, by name; rows are added while it is laid out."""
 
-    process: Process
-    target: Target
+    cost: Callable[[Sampler], int]
     found: dict[str, tuple[Sampler, int]]
-    trained: SpectralLevels | None
 
     def row(self, plain: Sampler, *costs: int) -> str | None:
         """The row of `plain` at the first of these costs that it can have, added where it is missing; else None."""
@@ -44,7 +38,7 @@ class Layout:
             for name, (sampler, nfe) in self.found.items():
                 if nfe == cost and _same_but_steps(sampler, plain):
                     return name
-            fitted = with_nfe(plain, cost, self.process, self.target, self.trained)
+            fitted = with_nfe(plain, cost, self.cost)
             if fitted is not None:
                 name = f"{fitted.solver.kind}-{cost}"
                 while name in self.found:
@@ -54,15 +48,13 @@ class Layout:
         return None
 
 
-def lay_out(experiment: Experiment) -> dict[str, Row]:
+def comparison_layout(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
-    process, target = experiment.process, experiment.target
-    given = {
-        name: (s, dry_run(s, process, target, SHAPE, experiment.spectral)) for name, s in experiment.samplers.items()
-    }
+    cost = experiment.model.parts.cost
+    given = {name: (sampler, cost(sampler)) for name, sampler in experiment.samplers.items()}
     named = experiment.compare.bases
     _check_named(named, given)
-    layout, bases = Layout(process, target, dict(given), experiment.spectral), dict(named)
+    layout, bases = Layout(cost, dict(given)), dict(named)
     for name, (sampler, nfe) in given.items():
         plain = sampler.model_copy(update={"corrections": ()})
         if sampler.corrections and name not in bases:
@@ -96,19 +88,17 @@ def _same_but_steps(candidate: Sampler, plain: Sampler) -> bool:
     return not candidate.corrections and same and candidate.start == plain.start
 
 
-def with_nfe(
-    sampler: Sampler, nfe: int, process: Process, target: Target, trained: SpectralLevels | None = None
-) -> Sampler | None:
+def with_nfe(sampler: Sampler, nfe: int, cost: Callable[[Sampler], int]) -> Sampler | None:
     """The sampler with the number of steps that costs exactly `nfe` evaluations; None if no number does."""
     low, high = 1, min(nfe, MOST_STEPS)
     while low <= high:
         steps = (low + high) // 2
         tried = sampler.model_copy(update={"grid": sampler.grid.model_copy(update={"steps": steps})})
         try:
-            cost = dry_run(tried, process, target, SHAPE, trained)
+            calls = cost(tried)
         except SnrkitError:  # more steps than the table has
-            cost = nfe + 1
-        if cost == nfe:
+            calls = nfe + 1
+        if calls == nfe:
             return tried
-        low, high = (steps + 1, high) if cost < nfe else (low, steps - 1)
+        low, high = (steps + 1, high) if calls < nfe else (low, steps - 1)
     return None

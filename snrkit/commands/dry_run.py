@@ -13,12 +13,12 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
-from snrkit.experiment.opening import Opened, open_experiment, open_network, open_task
+from snrkit.experiment.models import TrainedHere
+from snrkit.experiment.opening import Setting, open_experiment, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
-from snrkit.sampling.sampler import dry_run
 from snrkit.training.ema import AnyAveraging
-from snrkit.training.train import make_state, train
+from snrkit.training.train import TrainConfig, make_state, train
 
 GIBIBYTE = 2**30
 MEASURED_STEPS = 3
@@ -42,13 +42,12 @@ class Budget:
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     """The resolved config, parameters, evaluations of each sampler, memory estimated and, with `peak`, measured."""
     opened = open_experiment(experiment, world)
-    e = opened.experiment
-    lines = [dump_yaml(e).rstrip(), "", f"# data: {opened.dataset.count} images {opened.dataset.shape}, "
-             f"{len(opened.split.train)} to train on, {len(opened.split.held)} held out"]  # fmt: skip
+    e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
+    facts = f"{len(split.train)} to train on, {len(split.held)} held out"
+    lines = [dump_yaml(e).rstrip(), "", f"# data: {dataset.count} images {dataset.shape}, {facts}"]
     for name, sampler in e.samplers.items():
-        calls = dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral)
-        lines.append(f"# {name}: {calls} evaluations per image")
-    return "\n".join([*lines, *(_of_training(opened, peak) if e.model.trains else _of_model(e))])
+        lines.append(f"# {name}: {setting.cost(sampler)} evaluations per image")
+    return "\n".join([*lines, *(_of_training(e.training, setting, peak) if e.model.trains else _of_model(e))])
 
 
 def _of_model(e: Experiment) -> list[str]:
@@ -62,43 +61,50 @@ def _of_model(e: Experiment) -> list[str]:
     return [f"# model: {target}, {labels}", *latent, *(f"# {note}" for note in network.notes)]
 
 
-def _of_training(opened: Opened, peak: bool) -> list[str]:
+def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[str]:
     """Parameters, memory and averages."""
-    e, found = opened.experiment, budget(opened)
+    averages, found = training.train.averages, budget(training, setting)
     lines = [f"# parameters: {found.parameters:,}"]
     lines.append(
         f"# training memory per process, estimated in float32: {_size(found.weights)} for weights, gradients, two "
-        f"moments and {len(e.train.averages)} average(s); {_size(found.activations)} of activations"
-        + (" (mixed precision: about half)" if e.compute.precision != "fp32" else "")
+        f"moments and {len(averages)} average(s); {_size(found.activations)} of activations"
+        + (" (mixed precision: about half)" if setting.compute.precision != "fp32" else "")
     )
     if not found.fits:
-        lines.append(f"# DOES NOT FIT into the {_size(found.there)} of {opened.world.device}: {REMEDY}")
+        lines.append(f"# DOES NOT FIT into the {_size(found.there)} of {setting.world.device}: {REMEDY}")
     elif peak:
-        lines.append(f"# measured over {MEASURED_STEPS} steps: {_size(measured_peak(opened))} at most")
-    return [*lines, *(f"# {_average(average, e)}" for average in e.train.averages)]
+        lines.append(f"# measured over {MEASURED_STEPS} steps: {_size(measured_peak(training, setting))} at most")
+    return [*lines, *(f"# {_average(average, training.train)}" for average in averages)]
 
 
 REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller batch or network"
 
 
-def budget(opened: Opened) -> Budget:
-    """Counted on tensors that hold nothing, so that any size can be asked about."""
-    e = opened.experiment
-    with FakeTensorMode():
-        network = open_network(opened)
-        count = sum(p.numel() for p in network.parameters())
-        each = activation_bytes(opened, network)
-    micro = e.train.batch // (e.train.accumulate * opened.world.size)
-    return Budget(count, 4 * count * (4 + len(e.train.averages)), each * micro, memory_of(opened.world.device))
+def budget(training: TrainedHere, setting: Setting) -> Budget:
+    """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such."""
+    train, world = training.train, setting.world
+    try:
+        with FakeTensorMode():
+            count, each = _counted(training, setting)
+    except RuntimeError:  # it looks at values, which these do not have
+        count, each = _counted(training, setting)
+    micro = train.batch // (train.accumulate * world.size)
+    return Budget(count, 4 * count * (4 + len(train.averages)), each * micro, memory_of(world.device))
 
 
-def check_memory(opened: Opened) -> None:
+def _counted(training: TrainedHere, setting: Setting) -> tuple[int, int]:
+    """(parameters, bytes of activations an image)."""
+    network = open_network(training, setting)
+    return sum(p.numel() for p in network.parameters()), activation_bytes(setting, network)
+
+
+def check_memory(training: TrainedHere, setting: Setting) -> None:
     """ConfigError where the device cannot hold even the weights of a training."""
-    found = budget(opened)
+    found = budget(training, setting)
     if found.weights > found.there:
         raise ConfigError(
             f"network: {found.parameters:,} parameters need {_size(found.weights)} to train with "
-            f"{len(opened.experiment.train.averages)} average(s), and {opened.world.device} has {_size(found.there)}; "
+            f"{len(training.train.averages)} average(s), and {setting.world.device} has {_size(found.there)}; "
             "make the network smaller."
         )
 
@@ -114,18 +120,19 @@ def _size(count: int) -> str:
     return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE else f"{count / 2**20:.1f} MiB"
 
 
-def _average(average: AnyAveraging, e: Experiment) -> str:
-    late = average.beta(e.train.images, e.train.batch)
+def _average(average: AnyAveraging, train: TrainConfig) -> str:
+    late = average.beta(train.images, train.batch)
     if late <= 0:
-        return (
-            f"{average.name}: nothing is left of the step before, which was {e.train.batch} images ago; average longer"
-        )
-    half = math.log(0.5) / math.log(late) * e.train.batch
+        return f"{average.name}: nothing is left of the step before, which was {train.batch} images ago; average longer"
+    half = math.log(0.5) / math.log(late) * train.batch
     return f"{average.name}: at the end half-life {half:,.0f} images, decay {late:.7g} a step"
 
 
-def activation_bytes(opened: Opened, network: nn.Module) -> int:
-    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded)."""
+def activation_bytes(setting: Setting, network: nn.Module) -> int:
+    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded).
+
+    ConfigError for a network that does not answer in the shape of its states.
+    """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -136,19 +143,25 @@ def activation_bytes(opened: Opened, network: nn.Module) -> int:
         return tensor
 
     batch = 2
-    x = torch.zeros(batch, *opened.dataset.shape)
-    labels = torch.zeros(batch, dtype=torch.int64)
+    x = torch.zeros(batch, *setting.data.dataset.shape)
+    takes = setting.parts.network.conditioning
+    labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
+    scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        cond = Cond(labels, torch.zeros(batch, len(opened.experiment.network.scalars)))
-        network(x, torch.zeros(batch), cond).square().mean()
+        out = network(x, torch.zeros(batch), Cond(labels, scalars, takes.unaugmented(batch)))
+        out.square().mean()
+    if out.shape != x.shape:
+        raise ConfigError(
+            f"network: it answers {tuple(out.shape)} to states of {tuple(x.shape)}; it needs their shape."
+        )
     return sum(storage.nbytes() for storage in kept.values()) // batch
 
 
-def measured_peak(opened: Opened) -> int:
+def measured_peak(training: TrainedHere, setting: Setting) -> int:
     """Bytes more than before that a few steps of training take at most, network and optimizer included."""
-    device = opened.world.device
-    before, task = _most(device), open_task(opened)
-    for step in train(task, make_state(task, open_network(opened))):
+    device = setting.world.device
+    before, task = _most(device), open_task(training, setting)
+    for step in train(task, make_state(task, open_network(training, setting))):
         if step.step == MEASURED_STEPS:
             break
     return _most(device) - before

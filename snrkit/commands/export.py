@@ -57,7 +57,7 @@ def run_exporting(
 
 def whole(e: Experiment) -> bool:
     """Whether diffusers has a pipeline for it: DDIM's, which takes no labels."""
-    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.classes
+    return isinstance(e.process, Ddpm) and e.process.scaling == "vp" and not e.network.conditioning.classes
 
 
 def unfit(e: Experiment) -> str | None:
@@ -93,9 +93,11 @@ def _scheduler(package: ModuleType, e: Experiment) -> Any:
     log_abar = torch.nn.functional.logsigmoid(e.process.table())
     betas = -torch.expm1(torch.diff(log_abar, prepend=log_abar.new_zeros(1)))
     shared = {
-        "num_train_timesteps": e.process.steps, "trained_betas": betas.tolist(), "timestep_spacing": "trailing",
+        "num_train_timesteps": e.process.steps,
+        "trained_betas": betas.tolist(),
+        "timestep_spacing": "trailing",
         "prediction_type": PREDICTED[e.target.kind],
-    }  # fmt: skip
+    }
     if e.process.scaling == "ve":
         return package.EulerDiscreteScheduler(**shared)
     return package.DDIMScheduler(**shared, clip_sample=False)
@@ -108,11 +110,19 @@ def _network(package: ModuleType, e: Experiment) -> Any:
     size = shape[1] if shape[1] == shape[2] else shape[1:]
     attended = [shape[1] >> depth in value.attention for depth in range(len(value.multipliers))]
     return package.UNet2DModel(
-        sample_size=size, in_channels=shape[0], out_channels=shape[0], layers_per_block=value.blocks,
+        sample_size=size,
+        in_channels=shape[0],
+        out_channels=shape[0],
+        layers_per_block=value.blocks,
         block_out_channels=tuple(value.channels * multiplier for multiplier in value.multipliers),
         down_block_types=tuple("AttnDownBlock2D" if at else "DownBlock2D" for at in attended),
         up_block_types=tuple("AttnUpBlock2D" if at else "UpBlock2D" for at in reversed(attended)),
-        add_attention=attended[-1], attention_head_dim=value.head_channels, norm_num_groups=value.groups,
-        attn_norm_num_groups=value.groups, norm_eps=EPSILON, resnet_time_scale_shift="scale_shift",
-        num_class_embeds=value.classes + 1 if value.classes else None, dropout=value.dropout,
-    )  # fmt: skip
+        add_attention=attended[-1],
+        attention_head_dim=value.head_channels,
+        norm_num_groups=value.groups,
+        attn_norm_num_groups=value.groups,
+        norm_eps=EPSILON,
+        resnet_time_scale_shift="scale_shift",
+        num_class_embeds=value.classes + 1 if value.classes else None,
+        dropout=value.dropout,
+    )

@@ -15,10 +15,10 @@ from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import Opened, open_experiment, stoppable
+from snrkit.experiment.opening import Setting, open_experiment, stoppable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.stored import trained_run
-from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
+from snrkit.shift.estimator import MARGIN, EstimatorConfig, calibrate, fit, make_estimator
 
 CALIBRATION_IMAGES = 4096
 
@@ -28,47 +28,49 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
     if world.size > 1:
         raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
     opened = open_experiment(experiment, world)
-    check_held_out(opened)
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
-    e, config = opened.experiment, opened.experiment.shift.estimator
+    setting, e = opened.setting, opened.experiment
+    data, config = setting.data, e.shift.estimator
+    check_held_out(data)
+    run = trained_run(runs, e, data.dataset.fingerprint)
     with locked(run):
-        estimator = make_estimator(config, e.process.bounds, opened.dataset.shape[0], e.seed)
-        batches = forward_batches(opened, opened.split.train, config.batch, ESTIMATOR_TRAIN)
+        estimator = make_estimator(config, e.process.bounds, data.dataset.shape[0], e.seed)
+        batches = forward_batches(setting, data.split.train, config.batch, ESTIMATOR_TRAIN)
         with stoppable() as stop, bar("fitting the estimator", config.images, not quiet) as progress:
             for images, loss in fit(estimator, batches, config, world.device):
                 progress.update(images, f"cross-entropy {loss:.3f}")
                 if stop.asked:
                     raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
-        states, logsnr = next(forward_batches(opened, opened.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
-        record = {**asdict(calibrate(estimator, states, logsnr)), **describe(opened)}
+        states, logsnr = next(forward_batches(setting, data.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
+        record = {**asdict(calibrate(estimator, states, logsnr)), **fitted_on(config, setting)}
         with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
             save_estimator(run, estimator.network.state_dict(), record)
     return record
 
 
-def forward_batches(opened: Opened, pool: Sequence[int], batch: int, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+def forward_batches(
+    setting: Setting, pool: Sequence[int], batch: int, stream: Stream
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(states (batch, *), logsnr (batch,)) of images from `pool`, at levels uniform in logsnr, a MARGIN wide."""
-    process = opened.experiment.process
+    process = setting.parts.process
     low, high = process.bounds[0] - MARGIN, process.bounds[1] + MARGIN
     step = 0
     while True:
-        rng = stream.open(opened.experiment.seed, step)
+        rng = stream.open(setting.seed, step)
         rows = [pool[i] for i in rng.integers(len(pool), size=batch).tolist()]
         logsnr = low + (high - low) * torch.from_numpy(rng.random(batch))
-        x0 = opened.shown(rows)
+        x0 = setting.data.shown(rows)
         alpha, sigma = process.level(logsnr).scales(x0.double())
         noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype="float32"))
         yield alpha * x0.double() + sigma * noise, logsnr
         step += 1
 
 
-def describe(opened: Opened) -> dict[str, Any]:
+def fitted_on(config: EstimatorConfig, setting: Setting) -> dict[str, Any]:
     """What an estimator was fitted to."""
-    e = opened.experiment
     return {
-        "config": e.shift.estimator.model_dump(mode="json"),
-        "process": e.process.model_dump(mode="json"),
-        "dataset_fingerprint": opened.dataset.fingerprint,
+        "config": config.model_dump(mode="json"),
+        "process": setting.parts.process.model_dump(mode="json"),
+        "dataset_fingerprint": setting.data.dataset.fingerprint,
     }
 
 

@@ -20,10 +20,11 @@ from snrkit.experiment.instrument import (
     check_probes,
     measured_seeds,
 )
-from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
+from snrkit.experiment.opening import open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.stored import trained_run, write_config
-from snrkit.sampling.sampler import Sampler, dry_run
+from snrkit.experiment.trajectories import trajectories
+from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import Facts, ShiftRecord, as_csv, as_png, probes_before
 
@@ -37,37 +38,36 @@ def run_measuring(
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
     e = opened.experiment
-    check_held_out(opened)
-    check_samplers(opened, chosen)
-    check_arms_fit(opened, [e.samplers[name] for name in chosen])
-    run = trained_run(runs, e, opened.dataset.fingerprint)
+    samplers = {name: e.samplers[name] for name in chosen}
+    check_held_out(opened.data)
+    check_samplers(opened.setting, samplers)
+    check_arms_fit(opened.data, e.shift, samplers.values())
+    run = trained_run(runs, e, opened.data.dataset.fingerprint)
     check_probes(e, run, chosen)
     records: dict[str, ShiftRecord] = {}
     with locked(run), resumable("every sampler that was measured"):
-        model = open_model(opened, run)
         write_config(run, e)
-        instrument = Instrument(opened, model, measured_seeds(opened))
+        instrument = Instrument(trajectories(opened, open_model(opened, run)), e.shift, measured_seeds(e))
         with bar("measuring shift", len(chosen), not quiet) as progress:
-            for index, name in enumerate(chosen):
-                sampler = e.samplers[name]
+            for index, (name, sampler) in enumerate(samplers.items()):
                 measurement = instrument.measure(sampler)
                 progress.update(index + 1, name)
-                records[name] = _record(run, _facts(opened, model, name, sampler, instrument.seeds), measurement)
+                records[name] = _record(run, _facts(instrument, name, sampler), measurement)
                 _write(run, e.name, records[name], measurement)
     return records
 
 
-def _facts(opened: Opened, model: Model, name: str, sampler: Sampler, seeds: Sequence[int]) -> Facts:
-    e = opened.experiment
+def _facts(instrument: Instrument, name: str, sampler: Sampler) -> Facts:
+    setting, model = instrument.setting, instrument.model
     return Facts(
         sampler=name,
         definition=sampler.model_dump(mode="json"),
-        nfe=dry_run(sampler, e.process, e.target, opened.dataset.shape, e.spectral),
+        nfe=setting.cost(sampler),
         weights=model.weights,
         checkpoint_images=model.images,
-        held_out_images=len(opened.split.held),
-        confidence=e.shift.confidence,
-        seeds=fingerprint(repr(list(seeds))),
+        held_out_images=len(setting.data.split.held),
+        confidence=instrument.config.confidence,
+        seeds=fingerprint(repr(list(instrument.seeds))),
         numerics=NUMERICS,
     )
 

@@ -25,10 +25,10 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
         raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
     choose(experiment, ())
     opened = open_experiment(experiment, world)
-    check_held_out(opened)
-    check_samplers(opened, list(opened.experiment.samplers))
+    check_held_out(opened.data)
+    check_samplers(opened.setting, opened.experiment.samplers)
     check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
-    check_features(opened.experiment.metrics, opened.labelled)
+    check_features(opened.experiment.metrics, opened.data.labelled)
     if experiment.model.trains:
         run_training(experiment, runs, world, quiet)
     run_sampling(experiment, runs, world, quiet=quiet)

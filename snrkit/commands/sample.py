@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, stoppable
+from snrkit.experiment.opening import Setting, open_experiment, open_model, stoppable
 from snrkit.experiment.run import Run, locked
-from snrkit.experiment.sources import RunSources, beyond_training
 from snrkit.experiment.stored import trained_run, write_config
-from snrkit.experiment.trajectories import Batch, chosen_labels, generate
-from snrkit.sampling.sampler import Sampler, dry_run, parse_seeds
+from snrkit.experiment.trajectories import Batch, Trajectories, trajectories
+from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.training.randomness import ImageStreams
 
@@ -54,19 +53,19 @@ def run_sampling(
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
-    check_samplers(opened, chosen)
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    e = opened.experiment
+    check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
+    run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run) if world.leads else contextlib.nullcontext():
-        model = open_model(opened, run)
+        samples = trajectories(opened, open_model(opened, run))
         for name in chosen:
-            check_claim(run.samples(name), manifest(opened, model, opened.experiment.samplers[name]), overwrite)
+            check_claim(run.samples(name), manifest(samples, e.samplers[name]), overwrite)
         world.barrier()
         if world.leads:
-            write_config(run, opened.experiment)
+            write_config(run, e)
         world.barrier()
         for name in chosen:
-            sampler = opened.experiment.samplers[name]
-            make_images(opened, model, name, run.samples(name), sampler, overwrite, quiet)
+            make_images(samples, name, run.samples(name), e.samplers[name], overwrite, quiet)
     return run
 
 
@@ -93,42 +92,39 @@ def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> 
             raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
     if not made:
         raise ConfigError("--spectrum-scale: no sampler here has a grid of kind spectral.")
-    if not experiment.network.scalars:
+    if not experiment.network.conditioning.scalars:
         raise ConfigError(f"--spectrum-scale: {UNTOLD}.")
     return experiment.model_copy(update={"samplers": {**experiment.samplers, **made}}), list(made)
 
 
-def check_samplers(opened: Opened, names: Sequence[str]) -> None:
+def check_samplers(setting: Setting, samplers: Mapping[str, Sampler]) -> None:
     """Refuse samplers that cannot run on images of this shape, before anything is written: ConfigError."""
-    e = opened.experiment
-    for name in names:
+    for name, sampler in samplers.items():
         try:
-            dry_run(e.samplers[name], e.process, e.target, opened.dataset.shape, e.spectral)
+            setting.cost(sampler)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
 
 
-def make_images(
-    opened: Opened, model: Model, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool
-) -> None:
+def make_images(samples: Trajectories, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool) -> None:
     """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
-    world, e = opened.world, opened.experiment
-    record, warning = manifest(opened, model, sampler), beyond_training(opened, model, sampler)
+    world, config = samples.setting.world, samples.config
+    record, warning = manifest(samples, sampler), samples.sources.spectra.beyond(sampler.grid)
     if world.leads:
         _claim(folder, record, overwrite)
         if warning:
             console.print(f"{name}: {warning}")
     world.barrier()
-    seeds = parse_seeds(e.sample.seeds)
+    seeds = parse_seeds(config.seeds)
     missing = [seed for seed in seeds if not is_made(folder, seed)]
     world.barrier()  # all processes have listed what is missing before any of them writes
-    mine = list(chunks(missing, e.sample.batch))[world.rank :: world.size]
+    mine = list(chunks(missing, config.batch))[world.rank :: world.size]
     total = sum(len(batch) for batch in mine)
     done = 0
     with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
-        for batch in generate(opened, model, sampler, mine):
+        for batch in samples.generate(sampler, mine):
             with disk_errors(f"saving images in {folder}", "free space and run the same command again"):
-                _save(folder, Batch(batch.seeds, opened.images(batch.x0)))
+                _save(folder, Batch(batch.seeds, samples.setting.data.images(batch.x0)))
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:
@@ -136,25 +132,25 @@ def make_images(
     stopped = world.any(done < total)
     world.barrier()
     if world.leads:
-        _finish(opened, folder, seeds, record, stopped)
+        _finish(samples, folder, seeds, record, stopped)
     if stopped:
         made = sum(is_made(folder, seed) for seed in seeds)
         text = f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on."
         raise Stopped(text if world.leads else "")
 
 
-def manifest(opened: Opened, model: Model, sampler: Sampler) -> dict[str, Any]:
+def manifest(samples: Trajectories, sampler: Sampler) -> dict[str, Any]:
     """What decides the images of a seed, beside the seed."""
-    e = opened.experiment
+    model, e = samples.model, samples.sources.experiment
     return {
         "numerics": NUMERICS,
         "sampler": sampler.model_dump(mode="json"),
         "training": e.training_part(),
         "checkpoint_images": model.images,
         "weights": model.weights,
-        "labels": e.sample.labels,
+        "labels": samples.config.labels,
         "precision": e.compute.precision,
-        "named": RunSources(opened, model).facts(sampler),
+        "named": samples.sources.facts(sampler),
     }
 
 
@@ -196,24 +192,24 @@ def encode(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _finish(opened: Opened, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
+def _finish(samples: Trajectories, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
     finished = sorted(int(path.stem) for path in folder.glob("*/*.png") if path.stem.isdigit())
     write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
     if stopped:
         return
-    labels = chosen_labels(opened, ImageStreams(finished))
+    labels = samples.labels(ImageStreams(finished))
     if labels is not None:
         listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels.tolist(), strict=True)]
         write_json(folder / "dataset.json", {"labels": listed})
-    write_bytes(beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
-    if opened.experiment.sample.npz:
+    write_bytes(path_beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
+    if samples.config.npz:
         arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, arr_0=arrays)
-        write_bytes(beside(folder, ".npz"), buffer.getvalue())
+        write_bytes(path_beside(folder, ".npz"), buffer.getvalue())
 
 
-def beside(folder: Path, suffix: str) -> Path:
+def path_beside(folder: Path, suffix: str) -> Path:
     """The file next to a sampler's folder; its name may hold dots."""
     return folder.parent / f"{folder.name}{suffix}"
 

@@ -16,8 +16,7 @@ snapshots-0.9) are made.
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
-from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.files import disk_errors, write_json, write_text
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.records import read_record, to_json
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
-from snrkit.commands.compare import against
-from snrkit.commands.eval_fid import open_reference, score_ranges, summarise
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.train import run_training
@@ -39,14 +37,18 @@ from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
 from snrkit.experiment.run import Run, locked, read_log
+from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import trajectories
 from snrkit.experiment.yaml_files import read_mapping
-from snrkit.metrics.appearance import Appearance, appearance, looks
+from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
+from snrkit.metrics.paired import Difference, against
+from snrkit.metrics.scores import Entry, keys, summarise, titles_on
 from snrkit.reports.blocks import markdown
+from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
 from snrkit.reports.sweep_table import sweep_page
-from snrkit.sampling.sampler import dry_run, parse_seeds
+from snrkit.sampling.sampler import parse_seeds
 from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 
@@ -82,6 +84,37 @@ class Trial:
     experiment: Experiment  # named after the first arm that trains alike
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """What the log says of a training."""
+
+    skipped: int
+    grad_norm: float | None  # means over the steps that were not skipped
+    clipped_share: float | None
+    held_out: Mapping[str, Any] | None  # the last line of the held-out loss
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerRow:
+    """The scores and looks of one sampler's images of one trial."""
+
+    summary: Mapping[str, Entry]
+    names: Mapping[str, str]  # titles that depend on the features
+    looks: Looks
+    made: Mapping[str, Any]
+    nfe: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """What is kept of a trial; of a training that broke off there are no samplers."""
+
+    facts: Mapping[str, Any]
+    training: TrainingFacts
+    failed: str | None = None  # why it broke off
+    samplers: Mapping[str, SamplerRow] = field(default_factory=dict)
+
+
 def load_sweep(path: Path) -> Sweep:
     """The sweep of a YAML file. ConfigError names every fault."""
     content = read_mapping(path)
@@ -99,9 +132,10 @@ def _wording(fault: Mapping[str, Any]) -> str:
     """A fault of a sweep's file in its users' words."""
     place = str(fault["loc"][0]) if fault["loc"] else ""
     shapes = {
-        "seeds": "a list such as [0, 1, 2]", "settings": "a list of path=value",
+        "seeds": "a list such as [0, 1, 2]",
+        "settings": "a list of path=value",
         "arms": "a mapping from names to lists of path=value, such as {edm: [], p2: [weighting.kind=p2]}",
-    }  # fmt: skip
+    }
     if fault["type"] == "extra_forbidden":
         return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
     if fault["type"] == "value_error" or place not in shapes:
@@ -112,12 +146,12 @@ def _wording(fault: Mapping[str, Any]) -> str:
 def check_file(path: Path) -> None:
     """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
     if {"arms", "arm", "seeds"} & set(read_mapping(path)):  # what no experiment has
-        lay_out(load_sweep(path), path.stem)
+        sweep_trials(load_sweep(path), path.stem)
     else:
         load_experiment(path)
 
 
-def lay_out(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
+def sweep_trials(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:
     """All trials, seed by seed. ConfigError lists the faults of every arm."""
     trials, faults = [], []
     for seed in sweep.seeds:
@@ -146,15 +180,15 @@ def _own_words(arm: str, changes: Sequence[str]) -> list[str]:
 
 def run_sweep(
     path: Path, runs: Path, world: World, settings: Sequence[str] = (), arms: Sequence[str] = (), quiet: bool = False
-) -> dict[str, Any]:
-    """Train and score what is missing; returns the record of the table, which also lies in runs/<sweep>.json."""
+) -> Swept:
+    """Train and score what is missing; returns the table, which also lies in runs/<sweep>.json."""
     if world.size > 1:
         raise SnrkitError("sweep trains one run after the other in one process; start it without torchrun.")
     sweep = load_sweep(path)
     unknown = [arm for arm in arms if arm not in sweep.arms]
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
-    trials = lay_out(sweep, path.stem, settings)
+    trials = sweep_trials(sweep, path.stem, settings)
     for trial in trials[: len(sweep.arms)]:  # of one seed
         _check(trial, world)
     wanted = [trial for trial in trials if not arms or trial.arm in arms]
@@ -164,15 +198,13 @@ def run_sweep(
         names = ", ".join(f"{trial.arm} (seed {trial.seed})" for trial in busy)
         console.print(f"other processes work on {names}; run the same command again for the whole table")
     rows = [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None]
-    record = make_record(sweep, rows, [*sweep.settings, *settings])
+    table = make_table(sweep, rows, [*sweep.settings, *settings])
     name = path.stem if not settings else f"{path.stem}-{fingerprint(json.dumps(list(settings)))[:8]}"
     out = runs / f"{name}.json"  # a quick look with other settings leaves the page of the file alone
     with disk_errors(f"writing {out}", "free space and run the same command again"):
-        write_json(out, record)
-        write_text(
-            out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in sweep_page(path.stem, record))
-        )
-    return {**record, "written": str(out.with_suffix(".md"))}
+        write_json(out, to_json(table))
+        write_text(out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in sweep_page(path.stem, table)))
+    return Swept(table, str(out.with_suffix(".md")))
 
 
 def _check(trial: Trial, world: World) -> None:
@@ -180,10 +212,10 @@ def _check(trial: Trial, world: World) -> None:
     try:
         choose(trial.experiment, ())
         opened = open_experiment(trial.experiment, world)
-        check_features(opened.experiment.metrics, opened.labelled)
+        check_features(opened.experiment.metrics, opened.data.labelled)
         _check_average(trial.experiment)
         if isinstance(rule := trial.experiment.train.clip, Groups):
-            rule.split(list(open_network(opened).named_parameters()))
+            rule.split(list(open_network(trial.experiment.training, opened.setting).named_parameters()))
     except SnrkitError as error:
         raise ConfigError(f"arm {trial.arm}: {error}") from None
 
@@ -220,15 +252,15 @@ def row_path(trial: Trial, runs: Path) -> Path:
     return Run(runs / trial.experiment.name).path / "sweep" / f"{trial.arm}-{key}.json"
 
 
-def stored_row(trial: Trial, runs: Path) -> dict[str, Any] | None:
+def stored_row(trial: Trial, runs: Path) -> TrialRow | None:
     """The row that an earlier command made of exactly this trial."""
     path = row_path(trial, runs)
-    return read_json(path) if path.exists() else None
+    return read_record(TrialRow, path) if path.exists() else None
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
     content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
-    return {"format": FORMAT, "numerics": NUMERICS, **content}
+    return {"format": FORMAT, "numerics": NUMERICS, "scores": keys(), **content}
 
 
 def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
@@ -242,22 +274,22 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
         try:
             run_training(e, runs, world, quiet)
         except DivergedError as error:  # what can be put right, and tried again, is no result
-            _keep(trial, runs, {"failed": str(error), "training": training_facts(run, end)})
+            _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), failed=str(error)))
             return
     opened = open_experiment(e, world)
-    check_samplers(opened, list(e.samplers))
-    trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    check_samplers(opened.setting, e.samplers)
+    trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)
     with locked(run):
         if stored_row(trial, runs) is None:  # another process may have made it in between
             found = score_samplers(opened, run, e.sample.checkpoint or end)
-            _keep(trial, runs, {"training": training_facts(run, end), "samplers": found})
+            _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), samplers=found))
 
 
-def _keep(trial: Trial, runs: Path, row: Mapping[str, Any]) -> None:
+def _keep(trial: Trial, runs: Path, row: TrialRow) -> None:
     path = row_path(trial, runs)
     with disk_errors(f"writing {path}", "free space and run the same command again"):
-        write_json(path, {"facts": _facts(trial), **row})
+        write_json(path, to_json(row))
 
 
 def _make_average(run: Run, name: str | None, end: int) -> None:
@@ -268,43 +300,46 @@ def _make_average(run: Run, name: str | None, end: int) -> None:
         run_averaging(run.path, width, decay, end)
 
 
-def training_facts(run: Run, until: int) -> dict[str, Any]:
+def training_facts(run: Run, until: int) -> TrainingFacts:
     """What the log says of a training until `until` images: means over the steps that were not skipped."""
     log = [line for line in (read_log(run) if run.log.exists() else []) if line["images"] <= until]
     lines = [line for line in log if line["kind"] == "train"]
     held = [line for line in log if line["kind"] == "held_out"]
     steps = [line["step"] for line in lines]
-    made = [here - before - line["skipped"]
-            for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]  # fmt: skip
+    made = [here - before - line["skipped"] for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]
     counted = sum(made)
 
     def mean(key: str) -> float | None:
         total = sum(count * line[key] for count, line in zip(made, lines, strict=True) if count)
         return total / counted if counted else None
 
-    return {
-        "skipped": sum(line["skipped"] for line in lines), "grad_norm": mean("grad_norm"),
-        "clipped_share": mean("clipped_share"), "held_out": held[-1] if held else None,
-    }  # fmt: skip
+    return TrainingFacts(
+        skipped=sum(line["skipped"] for line in lines),
+        grad_norm=mean("grad_norm"),
+        clipped_share=mean("clipped_share"),
+        held_out=held[-1] if held else None,
+    )
 
 
-def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, Any]:
+def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
     """Scores and looks of every sampler's images, which are not kept, with the weights as of `at` images."""
     sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
-    model, (extractor, reference) = open_model(opened, run), open_reference(opened)
-    seeds, data = parse_seeds(e.sample.seeds), data_appearance(opened.dataset, opened.split.train)
+    samples, scorer = trajectories(opened, open_model(opened, run)), open_scorer(opened.setting, e.metrics)
+    dataset, seeds = opened.data.dataset, parse_seeds(e.sample.seeds)
+    data = data_appearance(dataset, opened.data.split.train)
     found = {}
     for name, sampler in e.samplers.items():
-        images = images_of(opened, model, sampler, seeds)
-        each = score_ranges(opened, memory_dataset(name, images), extractor, reference)
-        found[name] = {
-            "summary": summarise(each), "names": {key: extractor.label(key) for key in ("fd", "is", "kid")},
-            "looks": asdict(looks(appearance([to_unit(images)], opened.dataset.shape), data)),
-            "made": manifest(opened, model, sampler),
-            "nfe": dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral),
-        }  # fmt: skip
+        images = samples.images(sampler, seeds)
+        each = scorer.ranges(memory_dataset(name, images))
+        found[name] = SamplerRow(
+            summary=summarise(each),
+            names=titles_on(scorer.extractor.name),
+            looks=looks(appearance([to_unit(images)], dataset.shape), data),
+            made=manifest(samples, sampler),
+            nfe=e.model.parts.cost(sampler),
+        )
     return found
 
 
@@ -314,51 +349,65 @@ def data_appearance(dataset: Dataset, indices: Sequence[int]) -> Appearance:
     return appearance(map(dataset.x0, chunks(list(indices)[::step], READ)), dataset.shape)
 
 
-def make_record(
-    sweep: Sweep, rows: Sequence[tuple[Trial, Mapping[str, Any]]], everywhere: Sequence[str] = ()
-) -> dict[str, Any]:  # fmt: skip
-    """The table as plain data: every arm and sampler over seeds, and beside the first arm on equal seeds."""
-    table: dict[str, dict[int, dict[str, Any]]] = {}
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One sampler of one trial."""
+
+    sampler: str
+    row: SamplerRow
+    training: TrainingFacts
+
+
+def make_table(sweep: Sweep, rows: Sequence[tuple[Trial, TrialRow]], everywhere: Sequence[str] = ()) -> SweepTable:
+    """Every arm and sampler over seeds, and beside the first arm on equal seeds."""
+    table: dict[str, dict[int, Scored]] = {}
     names: Mapping[str, str] = {}
-    failed = {f"{trial.arm}, seed {trial.seed}": row["failed"] for trial, row in rows if "failed" in row}
     for trial, row in rows:
-        for sampler, found in row.get("samplers", {}).items():
-            several = len(row["samplers"]) > 1
-            label = f"{trial.arm} {sampler}" if several else trial.arm
-            table.setdefault(label, {})[trial.seed] = {**found, "training": row["training"], "sampler": sampler}
-            names = found["names"]
+        for sampler, found in row.samplers.items():
+            label = f"{trial.arm} {sampler}" if len(row.samplers) > 1 else trial.arm
+            table.setdefault(label, {})[trial.seed] = Scored(sampler, found, row.training)
+            names = found.names
     first = next(iter(sweep.arms))
-    return {
-        "names": names, "seeds": list(sweep.seeds), "reference": first, "failed": failed,
-        "arms": {label: _over_seeds(by_seed, table, first) for label, by_seed in table.items()},
-        "settings": {arm: list(changes) for arm, changes in sweep.arms.items()}, "everywhere": list(everywhere),
-    }  # fmt: skip
+    return SweepTable(
+        names=names,
+        seeds=sweep.seeds,
+        reference=first,
+        failed={f"{trial.arm}, seed {trial.seed}": row.failed for trial, row in rows if row.failed is not None},
+        arms={label: over_seeds(by_seed, table, first) for label, by_seed in table.items()},
+        settings=sweep.arms,
+        everywhere=tuple(everywhere),
+    )
 
 
-def _over_seeds(by_seed: Mapping[int, Any], table: Mapping[str, Mapping[int, Any]], first: str) -> dict[str, Any]:
+def over_seeds(by_seed: Mapping[int, Scored], table: Mapping[str, Mapping[int, Scored]], first: str) -> SweepArm:
+    """One row of the table."""
     seeds = sorted(by_seed)
-    rows = [by_seed[seed] for seed in seeds]
-    beside = table.get(first) or table.get(f"{first} {rows[0]['sampler']}") or {}
+    found = [by_seed[seed] for seed in seeds]
+    beside = table.get(first) or table.get(f"{first} {found[0].sampler}") or {}
     shared = [seed for seed in seeds if seed in beside]
-    keys = [key for key in ("fd", "inception_score", "kid") if key in rows[0]["summary"]]
-    looks_of = partial(_means, rows)
-    return {
-        "seeds": seeds, "nfe": rows[0]["nfe"], "weights": rows[0]["made"]["weights"],
-        **{key: {"mean": statistics.fmean(v), "min": min(v), "max": max(v), "values": v}
-           for key in keys for v in [[row["summary"][key]["mean"] for row in rows]]},
-        "less_first": {
-            key: against([_plain(by_seed[s]) for s in shared], [_plain(beside[s]) for s in shared], key) for key in keys
-        } if shared and beside is not by_seed else None,
-        "power": looks_of("power"), "brightness": statistics.fmean(row["looks"]["brightness"] for row in rows),
-        "skipped": sum(row["training"]["skipped"] for row in rows),
-        "grad_norm": [row["training"]["grad_norm"] for row in rows],
-        "clipped_share": [row["training"]["clipped_share"] for row in rows],
-    }  # fmt: skip
+    of_looks = [each.row.looks for each in found]
+    scores = {key: means for key in keys() if (means := _means(found, key)) is not None}
+    return SweepArm(
+        seeds=tuple(seeds),
+        nfe=found[0].row.nfe,
+        weights=found[0].row.made["weights"],
+        scores={key: OverSeeds(statistics.fmean(v), min(v), max(v), tuple(v)) for key, v in scores.items()},
+        less_first=None if beside is by_seed or not shared else _less(by_seed, beside, shared),
+        power=tuple(statistics.fmean(ring) for ring in zip(*(each.power for each in of_looks), strict=True)),
+        brightness=statistics.fmean(each.brightness for each in of_looks),
+        skipped=sum(each.training.skipped for each in found),
+        grad_norm=tuple(each.training.grad_norm for each in found),
+        clipped_share=tuple(each.training.clipped_share for each in found),
+    )
 
 
-def _means(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [statistics.fmean(ring) for ring in zip(*(row["looks"][key] for row in rows), strict=True)]
+def _means(rows: Sequence[Scored], key: str) -> list[float] | None:
+    """The means of a score, row by row; None where a row has none."""
+    found = [each.row.summary[key].mean for each in rows if key in each.row.summary]
+    return found if len(found) == len(rows) else None
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value["mean"] for key, value in row["summary"].items()}
+def _less(arm: Mapping[int, Scored], first: Mapping[int, Scored], shared: Sequence[int]) -> dict[str, Difference]:
+    """The differences over shared seeds of all scores that both have."""
+    pairs = {key: [_means([of[seed] for seed in shared], key) for of in (arm, first)] for key in keys()}
+    return {key: against(a, b) for key, (a, b) in pairs.items() if a is not None and b is not None}

@@ -12,16 +12,15 @@ from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoi
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.models import read_weights
+from snrkit.experiment.models import TrainedHere, read_weights
 from snrkit.experiment.opening import (
-    Opened,
     open_experiment,
     open_network,
-    open_spectrum_model,
     open_task,
     stoppable,
 )
 from snrkit.experiment.run import Run, append_log, locked, rewind_log
+from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
     check_data,
     check_fits,
@@ -30,9 +29,9 @@ from snrkit.experiment.stored import (
     write_config,
     write_environment,
 )
+from snrkit.training.clipping import remark
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
-    ResumeFrom,
     Task,
     TrainState,
     TrainStep,
@@ -63,7 +62,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, step: TrainStep) -> None:
-        """Count one step."""
+        """Add a step to the running sums."""
         self.steps += 1
         self.skipped += step.skipped
         if not step.skipped:
@@ -82,11 +81,16 @@ class Tally:
         """The line of the log; `seconds` and `images_per_second` are all that a rerun may change."""
         counted, now = self.steps - self.skipped, time.monotonic()
         record: dict[str, Any] = {
-            "kind": "train", "step": step.step, "images": step.images, "loss": self.loss / counted if counted else None,
+            "kind": "train",
+            "step": step.step,
+            "images": step.images,
+            "loss": self.loss / counted if counted else None,
             "grad_norm": self.grad_norm / counted if counted else None,
             "clipped_norm": self.clipped_norm / counted if counted else None,
-            "clipped_share": self.clipped / counted if counted else None, "lr": step.lr, "skipped": self.skipped,
-        }  # fmt: skip
+            "clipped_share": self.clipped / counted if counted else None,
+            "lr": step.lr,
+            "skipped": self.skipped,
+        }
         if self.largest is not None:
             record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest[0], "its_share": self.largest[1]}
         if self.logit is not None:
@@ -97,28 +101,30 @@ class Tally:
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
-    origin = experiment.training.train.resume_from
+    _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
-    check_memory(opened)
-    task, network = open_task(opened), open_network(opened)
+    training, setting = opened.experiment.training, opened.setting
+    check_memory(training, setting)
+    task, network = open_task(training, setting), open_network(training, setting)
     run = Run(runs / experiment.name)
     check_fits(run, opened.experiment)
-    check_data(run, opened.dataset.fingerprint)
+    check_data(run, opened.data.dataset.fingerprint)
     state = make_state(task, network)
+    if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
+        console.print(note)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         tally = _resume(run, state)
         if not state.step:
-            _begin_from(origin, opened, state)
+            _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.dataset.fingerprint)
+            facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
-        if opened.experiment.spectral is not None:
-            open_spectrum_model(opened, run)
+        prepare_sampling(setting, run)
         _loop(run, task, state, tally, quiet)
     return run
 
@@ -138,13 +144,14 @@ def _resume(run: Run, state: TrainState) -> Tally:
     return Tally(**checkpoint.numbers["tally"])
 
 
-def _begin_from(origin: ResumeFrom | None, opened: Opened, state: TrainState) -> None:
+def _begin_from(training: TrainedHere, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
+    origin = training.train.resume_from
     if origin is None:
         return
     trained = stored_experiment(origin.run)
     parts = ("process", "target", "precondition")
-    if any(getattr(trained, part) != getattr(opened.experiment, part) for part in parts):
+    if any(getattr(trained, part) != getattr(training, part) for part in parts):
         raise ConfigError(
             f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
             "train from scratch."

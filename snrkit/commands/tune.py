@@ -24,25 +24,25 @@ import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.files import disk_errors, read_json, write_json, write_text
+from snrkit.base.files import disk_errors, write_json, write_text
 from snrkit.base.numerics import NUMERICS
-from snrkit.commands.eval_fid import open_reference
+from snrkit.base.records import read_record, to_json
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
-from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
+from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.experiment.yaml_files import apply_settings
-from snrkit.metrics.extractors import Extractor
-from snrkit.metrics.scores import FeatureSet, extract
 from snrkit.metrics.statistics import frechet
+from snrkit.reports.records import Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, dry_run, first_variance, open_with, parse_seeds
+from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
@@ -132,27 +132,31 @@ class Tools:
     opened: Opened
     run: Run
 
+    @property
+    def experiment(self) -> Experiment:
+        """As resolved."""
+        return self.opened.experiment
+
     @cached_property
     def seeds(self) -> list[int]:
         """The tuning seeds."""
-        return parse_seeds(self.opened.experiment.tune.seeds)
+        return parse_seeds(self.experiment.tune.seeds)
 
     @cached_property
-    def model(self) -> Model:
-        """The run's model."""
-        return open_model(self.opened, self.run)
+    def samples(self) -> Trajectories:
+        """What samplers make of the run's model."""
+        return trajectories(self.opened, open_model(self.opened, self.run))
 
     @cached_property
     def instrument(self) -> Instrument:
         """What measures norm gaps and knows the data's covariance."""
-        plain = self.opened.experiment.shift.model_copy(update={"probes": ()})
-        experiment = self.opened.experiment.model_copy(update={"shift": plain})
-        return Instrument(replace(self.opened, experiment=experiment), self.model, self.seeds)
+        plain = self.experiment.shift.model_copy(update={"probes": ()})
+        return Instrument(self.samples, plain, self.seeds)
 
     @cached_property
-    def scorer(self) -> tuple[Extractor, FeatureSet]:
+    def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
-        return open_reference(self.opened)
+        return open_scorer(self.opened.setting, self.experiment.metrics)
 
     @cached_property
     def controls(self) -> dict[bool, ModeDenoiser]:
@@ -180,9 +184,14 @@ class Bench:
             write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
 
     @property
-    def opened(self) -> Opened:
-        """The experiment."""
-        return self.tools.opened
+    def experiment(self) -> Experiment:
+        """As resolved."""
+        return self.tools.experiment
+
+    @property
+    def setting(self) -> Setting:
+        """Of the model that is sampled."""
+        return self.tools.opened.setting
 
     @property
     def run(self) -> Run:
@@ -192,22 +201,21 @@ class Bench:
     @property
     def model(self) -> Model:
         """What is sampled."""
-        return self.tools.model
+        return self.tools.samples.model
 
     @property
     def sampler(self) -> Sampler:
         """As the experiment defines it."""
-        return self.opened.experiment.samplers[self.name]
+        return self.experiment.samplers[self.name]
 
     def fd(self, values: Values) -> float:
         """The Frechet distance of the tuning seeds' images to the training split."""
 
         def measure(sampler: Sampler) -> float:
-            extractor, reference = self.tools.scorer
-            images = memory_dataset("tuning", images_of(self.opened, self.model, sampler, self.tools.seeds))
-            found = extract(extractor, images, range(images.count), self.opened.experiment.metrics.batch,
-                            self.opened.world)  # fmt: skip
-            return frechet(found.gaussian, reference.gaussian)
+            scorer = self.tools.scorer
+            images = memory_dataset("tuning", self.tools.samples.images(sampler, self.tools.seeds))
+            found = scorer.features(images, range(images.count))
+            return frechet(found.gaussian, scorer.reference.gaussian)
 
         return float(self._remember("fd", values, measure))
 
@@ -222,10 +230,9 @@ class Bench:
 
     def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
         sampler = with_values(self.sampler, self.chosen, values)
-        e = self.opened.experiment
+        e = self.experiment
         more = e.metrics if what == "fd" else e.shift
-        facts = [what, manifest(self.opened, self.model, sampler), e.tune.seeds, more.model_dump(mode="json"),
-                 NUMERICS]  # fmt: skip
+        facts = [what, manifest(self.tools.samples, sampler), e.tune.seeds, more.model_dump(mode="json"), NUMERICS]
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
             result = measure(sampler)
@@ -239,9 +246,14 @@ class Bench:
 
 
 def run_tuning(
-    experiment: Experiment, runs: Path, world: World, names: Sequence[str], method: Method, parameters: Sequence[str],
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str],
+    method: Method,
+    parameters: Sequence[str],
     quiet: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, TunedNow]:
     """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
 
     Without names, of all samplers that have coefficients other than neutral.
@@ -254,9 +266,9 @@ def run_tuning(
     for name, chosen in wanted.items():
         _blank(experiment.samplers[name], chosen)
     opened = open_experiment(experiment, world)
-    check_held_out(opened)
-    check_samplers(opened, list(wanted))
-    run = trained_run(runs, opened.experiment, opened.dataset.fingerprint)
+    check_held_out(opened.data)
+    check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
+    run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records = {}
     with locked(run), resumable("every evaluation"):
@@ -275,7 +287,7 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
         return by_gap(bench, say)
     if method == "fd":
         return by_fd(bench, say)
-    return by_optuna(bench, bench.opened.experiment.tune.trials)
+    return by_optuna(bench, bench.experiment.tune.trials)
 
 
 def _check_disjoint(experiment: Experiment) -> None:
@@ -302,8 +314,7 @@ def predict(bench: Bench) -> Values:
     if apart not in bench.tools.controls:
         bench.tools.controls[apart] = _control(bench, apart)
     control = bench.tools.controls[apart]
-    moments = bench.opened.moments
-    variance = first_variance(bench.sampler, moments.variance if moments else None)
+    variance = first_variance(bench.sampler, bench.setting.data.variance)
 
     def ratio(place: int, value: float) -> float:
         tried = tuple(value if i == place else v for i, v in enumerate(values))
@@ -332,7 +343,7 @@ def _control(bench: Bench, apart: bool) -> ModeDenoiser:
     Modes are taken within the low and the high bands only where a coefficient of bands is at work, `apart`. The
     covariance is within classes, where the network knows them; the bands are those of all images together.
     """
-    process, shape = bench.opened.experiment.process, bench.opened.dataset.shape
+    process, shape = bench.setting.parts.process, bench.setting.data.dataset.shape
     covariance = bench.tools.instrument.covariance
     if covariance is not None and (not apart or shape[1] % 2 == shape[2] % 2 == 0):
         return of_covariance(process, covariance, shape, apart)
@@ -366,7 +377,7 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
 
 
 def root_mean_square(gap: Sequence[float]) -> float:
-    """Over levels, nats."""
+    """The root mean square of a gap over levels, nats."""
     return math.sqrt(sum(g**2 for g in gap) / len(gap))
 
 
@@ -389,10 +400,9 @@ def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
 
 def works(bench: Bench, values: Values) -> bool:
     """Whether a sampler with these coefficients can run at all; a window, say, may be too wide for the grid."""
-    e = bench.opened.experiment
     try:
         tried = with_values(bench.sampler, bench.chosen, values)
-        dry_run(tried, e.process, e.target, bench.opened.dataset.shape, e.spectral)
+        bench.setting.cost(tried)
     except SnrkitError:
         return False
     return True
@@ -432,7 +442,7 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     except ImportError:
         raise SnrkitError("--by optuna needs the extra: pip install 'snrkit[optuna]'; or tune by fd.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.opened.experiment.seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.experiment.seed))
     study.enqueue_trial({knob.path: knob.range.neutral for knob in bench.chosen})
 
     def objective(trial: Any) -> float:
@@ -443,30 +453,40 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
 
 
-def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> dict[str, Any]:
-    run, name = bench.run, bench.name
-    path, parameters = run.tuned(name), [knob.path for knob in bench.chosen]
-    record: dict[str, Any] = read_json(path) if path.exists() else {}
-    if (record.get("parameters"), record.get("of")) != (parameters, _blank(bench.sampler, bench.chosen)):
-        record = {}
-    fd = bench.fd(values) if method in ("fd", "optuna") else None
-    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
-    clipped = [k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)]
-    record |= {
-        "sampler": name, "parameters": parameters, "seeds": experiment.tune.seeds, "chosen": method,
-        "checkpoint_images": bench.model.images, "weights": bench.model.weights,
-        "of": _blank(bench.sampler, bench.chosen),
-        "corrections": with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
-    }  # fmt: skip
-    record.setdefault("found", {})[method] = {
-        "values": list(values), "fd_on_tuning_seeds": fd, "gap_before_and_after": gaps, "seeds": experiment.tune.seeds,
-        "checkpoint_images": bench.model.images, "at_the_end_of_its_range": clipped
-    }  # fmt: skip
-    written = run.tuned("tuned", ".yaml")
+def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> TunedNow:
+    path, written = bench.run.tuned(bench.name), bench.run.tuned("tuned", ".yaml")
+    record = Tuned(
+        sampler=bench.name,
+        parameters=tuple(knob.path for knob in bench.chosen),
+        seeds=experiment.tune.seeds,
+        chosen=method,
+        checkpoint_images=bench.model.images,
+        weights=bench.model.weights,
+        of=_blank(bench.sampler, bench.chosen),
+        corrections=with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
+        found={method: _found(bench, method, values)},
+    )
+    before = read_record(Tuned, path) if path.exists() else record
+    if (before.parameters, before.of) == (record.parameters, record.of):
+        record = replace(record, found={**before.found, **record.found})
     with disk_errors(f"writing {path}", "free space and run the same command again"):
-        write_json(path, record)
-        write_text(written, tuned_yaml(run, experiment))
-    return {**record, "values": list(values), "yaml": str(written)}
+        write_json(path, to_json(record))
+        write_text(written, tuned_yaml(bench.run, experiment))
+    return TunedNow(record, values, str(written))
+
+
+def _found(bench: Bench, method: str, values: Values) -> TunedValues:
+    gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
+    return TunedValues(
+        values=values,
+        fd_on_tuning_seeds=bench.fd(values) if method in ("fd", "optuna") else None,
+        gap_before_and_after=None if gaps is None else tuple(gaps),
+        seeds=bench.experiment.tune.seeds,
+        checkpoint_images=bench.model.images,
+        at_the_end_of_its_range=tuple(
+            k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)
+        ),
+    )
 
 
 def _blank(sampler: Sampler, chosen: Sequence[Knob]) -> dict[str, Any]:
@@ -479,14 +499,12 @@ def tuned_yaml(run: Run, experiment: Experiment) -> str:
     samplers, notes = dict(experiment.samplers), []
     for name, sampler in experiment.samplers.items():
         path = run.tuned(name)
-        record = read_json(path) if path.exists() else None
+        record = read_record(Tuned, path) if path.exists() else None
         if record is None:
             continue
-        chosen = [name.removeprefix("corrections.") for name in record["parameters"]]
-        if record["of"] != _blank(sampler, knobs(sampler, chosen)):
+        chosen = [name.removeprefix("corrections.") for name in record.parameters]
+        if record.of != _blank(sampler, knobs(sampler, chosen)):
             continue  # another sampler has this name now
-        samplers[name] = Sampler.model_validate(
-            {**sampler.model_dump(mode="json"), "corrections": record["corrections"]}
-        )
-        notes.append(f"# {name}: {', '.join(record['parameters'])} by {record['chosen']} on seeds {record['seeds']}")
+        samplers[name] = Sampler.model_validate({**sampler.model_dump(mode="json"), "corrections": record.corrections})
+        notes.append(f"# {name}: {', '.join(record.parameters)} by {record.chosen} on seeds {record.seeds}")
     return "\n".join([*notes, dump_yaml(experiment.model_copy(update={"samplers": samplers}))])

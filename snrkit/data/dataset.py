@@ -61,7 +61,7 @@ class Source(Value):
 
 
 class OpensDataset(Protocol):
-    """A source."""
+    """A source of images: what a file of an experiment names and a command opens."""
 
     def open(self) -> Dataset:
         """The data set. Raises DataError when it cannot be read."""

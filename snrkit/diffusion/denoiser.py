@@ -73,7 +73,6 @@ class RawPrecondition(Value):
     kind: Literal["raw"] = "raw"
 
     def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
-        """(1, 0, 1)."""
         one = torch.ones_like(level.sigma)
         return Coefficients(one, torch.zeros_like(one), one)
 

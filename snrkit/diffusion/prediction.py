@@ -68,7 +68,7 @@ class Network(Protocol):
     """A raw network: it knows nothing of noise."""
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN in `time` means "not told"."""
+        """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN means "not told", to networks that know it."""
 
 
 class Denoiser(Protocol):
@@ -97,7 +97,6 @@ class X0(Value):
     kind: Literal["x0"] = "x0"
 
     def direction(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(1, 0)."""
         return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
 
 
@@ -107,7 +106,6 @@ class Eps(Value):
     kind: Literal["eps"] = "eps"
 
     def direction(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(0, 1)."""
         return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
 
 
@@ -128,7 +126,6 @@ class FlowVelocity(Value):
     kind: Literal["flow"] = "flow"
 
     def direction(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(-1, 1)."""
         return -torch.ones_like(level.alpha), torch.ones_like(level.alpha)
 
 
@@ -138,7 +135,6 @@ class Score(Value):
     kind: Literal["score"] = "score"
 
     def direction(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(0, -1/sigma)."""
         return torch.zeros_like(level.alpha), -1 / level.sigma
 
 

@@ -18,15 +18,19 @@ et al. 2024). On `flow` it moves the bounds and what is uniform in t, and not th
 
 The promise that the whole package rests on: time(logsnr(k)) == k, exactly for every index of a table (also where the
 last entry is -inf, zero terminal SNR) and to 1e-12 for continuous clocks.
+
+A process is `Process`, six members. To be uniform in the time of its own (level samplers and grids of that name), it
+also answers `OwnTime`; one whose schedule is shifted says so as `Shifted`.
 """
 
 import math
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
 from snrkit.diffusion.level import Level, Scaling, level_of
@@ -43,10 +47,6 @@ class Process(Protocol):
     def bounds(self) -> tuple[float, float]:
         """The lowest and highest finite logsnr that grids span."""
 
-    @property
-    def logsnr_shift(self) -> float:
-        """What was added to its schedule."""
-
     def level(self, logsnr: Tensor) -> Level:
         """The level at `logsnr`."""
 
@@ -59,17 +59,49 @@ class Process(Protocol):
     def snap(self, logsnr: Tensor) -> Tensor:
         """The nearest trained level; the identity for continuous clocks."""
 
+
+@runtime_checkable
+class OwnTime(Protocol):
+    """A time that a process is published in, as a fraction u of its range: a table's index, edm's sigma, t.
+
+    It need not be what the network reads. u = 0 is the clean end, u = 1 the noisy one. All tensors are float64.
+    """
+
     def sweep(self, u: Tensor) -> Tensor:
-        """The logsnr at fraction u of the process's own time, u = 0 at the clean end and 1 at the noisy one."""
+        """The logsnr at u, both ends included: what a grid visits."""
 
     def draw(self, u: Tensor) -> Tensor:
-        """The inverse CDF of training levels uniform in the process's own time, u in (0, 1)."""
+        """The inverse CDF of training levels uniform in this time, u in (0, 1)."""
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
         """The density over logsnr that `draw` induces."""
 
     def fraction(self, logsnr: Tensor) -> Tensor:
         """The inverse of `draw`: its u at `logsnr`, in the middle of what a table's entry covers."""
+
+
+def own_time(process: Process) -> OwnTime:
+    """The process's own time. SnrkitError where it has none."""
+    if isinstance(process, OwnTime):
+        return process
+    raise SnrkitError(
+        f"{type(process).__name__} has no time of its own for levels to be uniform in (sweep, draw, draw_density, "
+        "fraction); use levels and grids that are laid out in logsnr or sigma"
+    )
+
+
+@runtime_checkable
+class Shifted(Protocol):
+    """A process to whose schedule a constant was added."""
+
+    @property
+    def logsnr_shift(self) -> float:
+        """That constant, nats."""
+
+
+def shift_of(process: Process) -> float:
+    """What was added to the process's schedule, nats; 0 where it has no shift."""
+    return process.logsnr_shift if isinstance(process, Shifted) else 0.0
 
 
 class Ddpm(Value):
@@ -178,13 +210,8 @@ class Edm(Value):
 
     @property
     def scaling(self) -> Scaling:
-        """ve, as the state is x0 + sigma*eps."""
+        """The state is x0 + sigma eps."""
         return "ve"
-
-    @property
-    def logsnr_shift(self) -> float:
-        """0, as its levels are stated as sigma."""
-        return 0.0
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -196,23 +223,18 @@ class Edm(Value):
         return level_of(logsnr, "ve")
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """ln(sigma)/4, EDM's c_noise."""
         return -logsnr.to(torch.float64) / 8
 
     def logsnr(self, time: Tensor) -> Tensor:
-        """-8 time."""
         return -8 * time.to(torch.float64)
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
-        """Uniform in sigma."""
         return -2 * torch.log(self.sigma_min + u.to(torch.float64) * (self.sigma_max - self.sigma_min))
 
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform in sigma."""
         return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
@@ -247,12 +269,11 @@ class Flow(Value):
 
     @property
     def scaling(self) -> Scaling:
-        """flow, as alpha + sigma is 1."""
+        """The state is (1 - t) x0 + t eps."""
         return "flow"
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """(logsnr_min, logsnr_max), shifted."""
         return self.logsnr_min + self.logsnr_shift, self.logsnr_max + self.logsnr_shift
 
     def level(self, logsnr: Tensor) -> Level:
@@ -260,7 +281,6 @@ class Flow(Value):
         return level_of(logsnr, "flow")
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """t = sigma."""
         return torch.sigmoid(-logsnr.to(torch.float64) / 2)
 
     def logsnr(self, time: Tensor) -> Tensor:
@@ -269,7 +289,6 @@ class Flow(Value):
         return 2 * (torch.log1p(-time) - torch.log(time))
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
@@ -317,7 +336,6 @@ class Cosine(Value):
     kind: Literal["cosine"] = "cosine"
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
-        """As given."""
         return low, high
 
     def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
@@ -331,7 +349,6 @@ class Cosine(Value):
         return -4 * (last - first) / torch.sin(2 * (first + time * (last - first)))
 
     def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
-        """The angle's fraction."""
         first, last = _angles(low, high)
         return (torch.atan(torch.exp(-logsnr / 2)) - first) / (last - first)
 
@@ -384,7 +401,6 @@ class LinearLogsnr(Value):
     kind: Literal["linear_logsnr"] = "linear_logsnr"
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
-        """As given."""
         return low, high
 
     def logsnr(self, time: Tensor, low: float, high: float) -> Tensor:
@@ -392,7 +408,6 @@ class LinearLogsnr(Value):
         return high + time * (low - high)
 
     def slope(self, time: Tensor, low: float, high: float) -> Tensor:
-        """low - high."""
         return torch.full_like(time, low - high)
 
     def time(self, logsnr: Tensor, low: float, high: float) -> Tensor:
@@ -427,7 +442,7 @@ class Vp(Value):
 
     @property
     def scaling(self) -> Scaling:
-        """vp, as alpha^2 + sigma^2 is 1."""
+        """The state has alpha^2 + sigma^2 = 1."""
         return "vp"
 
     @property
@@ -449,15 +464,12 @@ class Vp(Value):
         return self.sweep(time) if self.clock == "t" else -8 * time.to(torch.float64)
 
     def snap(self, logsnr: Tensor) -> Tensor:
-        """The identity."""
         return logsnr.to(torch.float64)
 
     def sweep(self, u: Tensor) -> Tensor:
-        """Uniform in t."""
         return self.schedule.logsnr(u.to(torch.float64), self.logsnr_min, self.logsnr_max) + self.logsnr_shift
 
     def draw(self, u: Tensor) -> Tensor:
-        """Uniform in t."""
         return self.sweep(u)
 
     def draw_density(self, logsnr: Tensor) -> Tensor:
@@ -468,7 +480,6 @@ class Vp(Value):
         return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
 
     def fraction(self, logsnr: Tensor) -> Tensor:
-        """t."""
         plain = logsnr.to(torch.float64) - self.logsnr_shift
         return self.schedule.time(plain, self.logsnr_min, self.logsnr_max)
 

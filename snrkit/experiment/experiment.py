@@ -31,18 +31,16 @@ from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyNetwork
 from snrkit.networks.foreign import Foreign
+from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
     Sampler,
     TuneConfig,
-    dry_run,
     missing_capabilities,
     parse_seeds,
 )
 from snrkit.shift.config import ShiftConfig
-from snrkit.spectral.grid import UNTOLD, SpectralGrid
-from snrkit.spectral.levels import SpectralLevels
 from snrkit.training.ema import afterwards_faults, made_afterwards
 from snrkit.training.level_samplers import AnyLevels
 from snrkit.training.train import TrainConfig
@@ -123,7 +121,6 @@ class Experiment(Value):
 
     @property
     def process(self) -> AnyProcess:
-        """The model's."""
         return self.model.parts.process
 
     @property
@@ -150,7 +147,6 @@ class Experiment(Value):
 
     @property
     def levels(self) -> AnyLevels:
-        """Where training looks."""
         return self.training.levels
 
     @property
@@ -162,11 +158,6 @@ class Experiment(Value):
     def train(self) -> TrainConfig:
         """How the model is trained."""
         return self.training.train
-
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels of training, where they follow spectra."""
-        return self.model.spectral
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
@@ -190,11 +181,14 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
         if not NAME.fullmatch(name):
             yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
-        yield from _spectral_grid_faults(e, name, sampler)
+        if isinstance(sampler.grid, ImageGrid):
+            takes = e.network.conditioning
+            asked = sampler.grid.faults(takes.classes, takes.scalars)
+            yield from (f"samplers.{name}.grid.{fault}" for fault in asked)
         for index, why in missing_capabilities(sampler, e.model.parts.capabilities):
             yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
         try:
-            dry_run(sampler, e.process, e.target, (1, 2, 2), e.spectral)
+            e.model.parts.cost(sampler)
         except SnrkitError as error:
             yield f"samplers.{name}: {error}"
         yield from _start_faults(name, sampler, e.process)
@@ -207,23 +201,15 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
         yield from (f"sample.average: {fault}" for fault in afterwards_faults(chosen))
     elif chosen is not None and chosen not in known:
         yield f"sample.average: unknown weights '{e.sample.average}'. Known: {', '.join(sorted(known))}"
-    if e.sample.labels is not None and e.sample.labels >= e.network.classes:
-        yield f"sample.labels: {e.sample.labels} is not below network.classes = {e.network.classes}"
-
-
-def _spectral_grid_faults(e: Experiment, name: str, sampler: Sampler) -> Iterable[str]:
-    """What a grid that follows spectra asks of the network."""
-    grid = sampler.grid
-    if isinstance(grid, SpectralGrid) and grid.scope == "class" and not e.network.classes:
-        yield f"samplers.{name}.grid.scope: class needs a network with classes; take instance or dataset"
-    if isinstance(grid, SpectralGrid) and grid.scale != 1 and not e.network.scalars:
-        yield f"samplers.{name}.grid.scale: {UNTOLD}; drop it"
+    classes = e.network.conditioning.classes
+    if e.sample.labels is not None and e.sample.labels >= classes:
+        yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:
-    """A grid that starts short of a table's pure noise (Lin et al. 2024); a spectral one does so on purpose."""
+    """A grid that starts short of a table's pure noise (Lin et al. 2024); one of each image's own may."""
     if (
-        not isinstance(sampler.grid, SpectralGrid)
+        not isinstance(sampler.grid, ImageGrid)
         and isinstance(process, Ddpm)
         and float(process.table()[-1]) == -math.inf
     ):

@@ -14,23 +14,25 @@ from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Model, Opened, open_task
+from snrkit.experiment.images import OpenedData
+from snrkit.experiment.models import TrainedHere
+from snrkit.experiment.opening import Model, Setting, open_task
 from snrkit.experiment.reference import class_shares, weighted_images
 from snrkit.experiment.run import Run
-from snrkit.experiment.sources import open_estimator, open_sampler
-from snrkit.experiment.trajectories import chosen_labels, sample_steps, starting_point
+from snrkit.experiment.sources import open_estimator
+from snrkit.experiment.trajectories import Trajectories, sample_steps
+from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
 from snrkit.shift.arms import Arm, reverse_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
+from snrkit.shift.config import ShiftConfig
 from snrkit.shift.estimator import Estimator
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.measure import Reference, Shift
 from snrkit.shift.probe import Circumstances, Probe, Specimen
 from snrkit.shift.reference import make_reference, matching
-from snrkit.spectral.grid import scope_of
-from snrkit.spectral.schedule import power_spectra
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
@@ -47,13 +49,13 @@ class Measurement:
     probes: Mapping[str, object]  # the record of every probe that was asked for, by kind; None where it has none
 
 
-def check_held_out(opened: Opened) -> None:
+def check_held_out(data: OpenedData) -> None:
     """Refuse to measure without enough held-out images for a null with an interval."""
-    held, share = len(opened.split.held), opened.experiment.data.holdout
+    held, share = len(data.split.held), data.source.holdout
     if held < FEWEST:
         raise ConfigError(
             f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
-            f"{share} holds out {held} of {opened.dataset.count}; raise it or use more images."
+            f"{share} holds out {held} of {data.dataset.count}; raise it or use more images."
         )
 
 
@@ -61,41 +63,43 @@ def check_probes(e: Experiment, run: Run, names: Sequence[str]) -> None:
     """Refuse probes that ask for what is not there, of these samplers: ConfigError."""
     fitted = (run.estimator / "estimator.json").exists()
     for name in names:
-        given = Circumstances(name, scope_of(e.samplers[name].grid, e.spectral) == "dataset", fitted)
+        given = Circumstances(name, scope_of(e.samplers[name].grid, e.model.parts.levels) == "dataset", fitted)
         for probe in e.shift.probes:
             why = probe.missing(given)
             if why is not None:
                 raise ConfigError(f"shift.probes: {probe.kind} {why}, or leave the probe out.")
 
 
-def check_arms_fit(opened: Opened, samplers: Iterable[Sampler], memory: int | None = None) -> None:
+def check_arms_fit(
+    data: OpenedData, shift: ShiftConfig, samplers: Iterable[Sampler], memory: int | None = None
+) -> None:
     """Refuse to begin what cannot be held, by estimate: ConfigError. Every level keeps its states until it is read.
 
     Two forward arms a grid, two reverse arms at most and room to join them, and what probes hold beside them.
 
     `memory`: bytes; default: all that this machine has.
     """
-    e, dims = opened.experiment, math.prod(opened.dataset.shape)
+    dims = math.prod(data.dataset.shape)
     grids = {sampler.grid for sampler in samplers}
     kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
-    needed = STATE_BYTES * e.shift.images * dims * kept
-    needed += sum(probe.memory(len(opened.split.train) * len(opened.ways), dims) for probe in e.shift.probes)
+    needed = STATE_BYTES * shift.images * dims * kept
+    needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
     if needed > memory:
         raise ConfigError(
-            f"shift.images: the states of {e.shift.images} images at every level need {needed / 2**30:.0f} GiB and "
+            f"shift.images: the states of {shift.images} images at every level need {needed / 2**30:.0f} GiB and "
             f"this machine has {memory / 2**30:.0f}; give fewer images, or measure fewer samplers at a time."
         )
 
 
-def measured_seeds(opened: Opened) -> list[int]:
+def measured_seeds(experiment: Experiment) -> list[int]:
     """The seeds of the trajectories: the first `shift.images` of `sample.seeds`, and those that follow if too few.
 
     Never one that `tune` has looked at.
     """
-    seeds, tuned = parse_seeds(opened.experiment.sample.seeds), set(parse_seeds(opened.experiment.tune.seeds))
-    wanted = opened.experiment.shift.images
+    seeds, tuned = parse_seeds(experiment.sample.seeds), set(parse_seeds(experiment.tune.seeds))
+    wanted = experiment.shift.images
     further = range(max(seeds) + 1, max(seeds) + 1 + wanted + len(tuned))
     return [*seeds, *(seed for seed in further if seed not in tuned)][:wanted]
 
@@ -104,38 +108,48 @@ def measured_seeds(opened: Opened) -> list[int]:
 class Instrument:
     """Measures samplers of one model; samplers of the same levels share forward arms and matrices."""
 
-    opened: Opened
-    model: Model
+    samples: Trajectories
+    config: ShiftConfig
     seeds: Sequence[int]
     _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> Setting:
+        """Of the model that is measured."""
+        return self.samples.setting
+
+    @property
+    def model(self) -> Model:
+        """What is measured."""
+        return self.samples.model
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
         """The resampling of every interval."""
-        e = self.opened.experiment
-        return Bootstrap(e.shift.bootstrap, e.shift.confidence, e.seed)
+        return Bootstrap(self.config.bootstrap, self.config.confidence, self.setting.seed)
 
     @cached_property
     def labels(self) -> Tensor | None:
         """The labels of the trajectories, which all arms share."""
-        labels = chosen_labels(self.opened, ImageStreams(self.seeds))
+        labels = self.samples.labels(ImageStreams(self.seeds))
         return None if labels is None else labels.cpu()
 
     @cached_property
     def held_rows(self) -> Tensor:
         """Indices of the held-out images of the forward arm."""
-        return matching(self.opened.dataset.labels, self.opened.split.held, self.labels, len(self.seeds))
+        data = self.setting.data
+        return matching(data.dataset.labels, data.split.held, self.labels, len(self.seeds))
 
     @cached_property
     def reference(self) -> Reference:
         """Var[x0] by part, the spectrum of the training split, and the true x0 of the forward arm."""
-        trained = partial(weighted_images, self.opened, self.labels)
-        return make_reference(self.opened.experiment.process, trained, self.shown(self.held_rows))
+        trained = partial(weighted_images, self.setting.data, self.labels)
+        return make_reference(self.setting.parts.process, trained, self.shown(self.held_rows))
 
     @cached_property
     def covariance(self) -> Tensor | None:
         """(D, D) of the training split, within classes where the network knows them; None for large images."""
-        o = self.opened
+        o = self.setting.data
         if math.prod(o.dataset.shape) > LARGEST_COVARIANCE:
             return None
         ways = len(o.ways)
@@ -153,32 +167,32 @@ class Instrument:
         """All that the config asks for, of one sampler."""
         ready, found = self.examined(sampler)
         specimen = self.specimen(sampler, ready, found)
-        asked: Sequence[Probe[Any]] = self.opened.experiment.shift.probes
+        asked: Sequence[Probe[Any]] = self.config.probes
         return Measurement(found.shift, found.sizes, {probe.kind: probe.read(specimen) for probe in asked})
 
     def examined(self, sampler: Sampler) -> tuple[OpenedSampler, Examined]:
         """A sampler with all that it names, and what is always read of it."""
-        ready = open_sampler(self.opened, self.model, sampler)
+        ready = self.samples.open(sampler)
         walks, real, levels = self.walks(sampler, ready), self.forward(ready), ready.typical[:-1]
         return ready, examine(self.model.denoiser, walks, real, levels, self.reference, self.bootstrap)
 
     def specimen(self, sampler: Sampler, ready: OpenedSampler, found: Examined) -> Specimen:
         """A sampler with its arms, as probes read it."""
-        o, e = self.opened, self.opened.experiment
+        setting = self.setting
         return Specimen(
             sampler=sampler,
             ready=ready,
             denoise=self.model.denoiser,
-            sigma_data=o.sigma_data,
+            sigma_data=setting.data.sigma_data,
             reverse=found.reverse,
             forward=found.forward,
             train=found.train,
             reference=self.reference,
             bootstrap=self.bootstrap,
             seeds=self.seeds,
-            seed=e.seed,
-            batch=e.shift.batch,
-            device=o.world.device,
+            seed=setting.seed,
+            batch=self.config.batch,
+            device=setting.world.device,
             levels_key=_key(ready),
             equipment=self,
         )
@@ -192,42 +206,45 @@ class Instrument:
     def walks(self, sampler: Sampler, ready: OpenedSampler) -> Iterator[Walk]:
         """The trajectories of a sampler, batch by batch.
 
-        Where the grid differs from image to image, they follow the spectra of the forward arm's images.
+        Where the grid differs from image to image, they follow the images of the forward arm.
         """
-        e, number = self.opened.experiment, {seed: k for k, seed in enumerate(self.seeds)}
+        number = {seed: k for k, seed in enumerate(self.seeds)}
 
         def trajectory(batch: Sequence[int]) -> Walk:
             def steps(denoise: Denoiser) -> Iterable[Step]:
                 rows = self.held_rows[[number[seed] for seed in batch]]
-                own, x, cond, noise = starting_point(self.opened, sampler, ready, batch, self.spectra(ready, rows))
+                own, x, cond, noise = self.samples.begin(sampler, ready, batch, self.followed(ready, rows))
                 return sample_steps(denoise, own, x, noise, cond)
 
             return steps
 
-        return (trajectory(batch) for batch in chunks(self.seeds, e.shift.batch))
+        return (trajectory(batch) for batch in chunks(self.seeds, self.config.batch))
 
     def placed(self, ready: OpenedSampler, rows: Tensor) -> tuple[OpenedSampler, Cond]:
         """The sampler as it would be for images of the data set (n,), and what the network is told of them.
 
-        They have the labels of the trajectories; where the grid follows spectra it follows theirs.
+        They have the labels of the trajectories; where the grid follows images it follows these.
         """
         labels = None if self.labels is None else self.labels[: len(rows)]
-        own, ends = ready.of_images(self.opened.experiment.process, rows.tolist(), labels, self.spectra(ready, rows))
-        return own, Cond(labels, ends)
+        own, told = ready.of_images(rows.tolist(), labels, self.followed(ready, rows))
+        takes = self.setting.parts.network.conditioning
+        return own, Cond(labels, told, takes.unaugmented(len(rows)))
 
-    def spectra(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
-        """Of images of the data set (n,), where the grid differs from image to image."""
-        return power_spectra(self.shown(rows)) if ready.varies else None
+    def followed(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
+        """What levels follow of images of the data set (n,), where the grid differs from image to image."""
+        if ready.placement is None or not ready.varies:
+            return None
+        return ready.placement.follows(self.shown(rows))
 
     def forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
         """The forward arms of held-out and of training images at the levels of a sampler."""
         return self.once(("forward", _key(ready)), lambda: self._forward(ready))
 
     def _forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
-        o, e = self.opened, self.opened.experiment
+        setting, o = self.setting, self.setting.data
         train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
         held, trained = (self._side(ready, rows) for rows in (self.held_rows, train))
-        return real_arms(self.model.denoiser, held, trained, e.seed, e.shift.batch, o.world.device)
+        return real_arms(self.model.denoiser, held, trained, setting.seed, self.config.batch, setting.world.device)
 
     def _side(self, ready: OpenedSampler, rows: Tensor) -> Side:
         own, cond = self.placed(ready, rows)
@@ -242,23 +259,25 @@ class Instrument:
 
     def shown(self, rows: Tensor) -> Tensor:
         """Images of the data set (n,), as training shows them."""
-        return self.opened.shown(rows.tolist())
+        return self.setting.data.shown(rows.tolist())
 
     def begin(
         self, sampler: Sampler, ready: OpenedSampler, seeds: Sequence[int]
     ) -> tuple[OpenedSampler, Tensor, Cond, Noise]:
         """As sampling begins the images of `seeds`."""
-        return starting_point(self.opened, sampler, ready, seeds)
+        return self.samples.begin(sampler, ready, seeds)
 
     def pairs(self, count: int) -> Pairs | None:
         """Training pairs; None for a model from elsewhere."""
-        return training_pairs(open_task(self.opened), count) if self.opened.experiment.model.trains else None
+        model = self.samples.sources.experiment.model
+        return training_pairs(open_task(model, self.setting), count) if isinstance(model, TrainedHere) else None
 
     def estimator(self) -> Estimator:
         """The run's fitted estimator of levels."""
-        return open_estimator(self.opened, self.model.run)
+        return open_estimator(self.setting, self.model.run)
 
 
 def _key(ready: OpenedSampler) -> tuple[object, ...]:
     """What the forward arms of a sampler depend on."""
-    return (ready.grid if ready.spectral else None, *(float(level.logsnr) for level in ready.typical[:-1]))
+    own = None if ready.placement is None else ready.placement.key
+    return (own, *(float(level.logsnr) for level in ready.typical[:-1]))

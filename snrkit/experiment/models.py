@@ -19,25 +19,22 @@ from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess, Flow
 from snrkit.experiment.run import Run
-from snrkit.networks import AnyNetwork, Mlp, make_network, set_checkpointing
+from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
-from snrkit.spectral.levels import SCALARS, SpectralLevels
-from snrkit.spectral.tabulated import Tabulated
+from snrkit.spectral.faults import training_faults
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
-from snrkit.training.level_samplers import AnyLevels, LevelSampler
+from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import LOWEST_LOGSNR
 from snrkit.training.perturb import MixFlow
 from snrkit.training.train import TrainConfig
-from snrkit.training.weighting import AnyWeighting, Sigmoid, SpectralBias
+from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at
-# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
-WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
 
 
@@ -49,8 +46,13 @@ class Parts:
     target: AnyTarget
     precondition: AnyPrecondition
     network: AnyNetwork | Foreign
+    levels: AnyLevels | None  # where its training looked; None where that is not known
     capabilities: Capabilities
     precision_known: bool  # whether it is known in which precision it was trained
+
+    def cost(self, sampler: Sampler, shape: tuple[int, int, int] = (1, 2, 2)) -> int:
+        """Network calls per image (C, H, W) of a sampler. SnrkitError for whatever cannot work."""
+        return dry_run(sampler, self.process, self.target, shape, self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,6 @@ class Origin(Protocol):
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:
         """The averages of weights that its training keeps."""
-
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels of its training, where they follow spectra."""
 
     def identity(self) -> dict[str, Any]:
         """What decides its weights beside seed and data, as plain data: a run directory holds one such model."""
@@ -109,16 +107,13 @@ class FromElsewhere(Value):
     @property
     def parts(self) -> Parts:
         found = self.described
-        able = Capabilities(found.network.classes > 0, found.network.null_label, False)
-        return Parts(found.process, found.target, found.precondition, found.network, able, False)
+        takes = found.network.conditioning
+        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
+        return Parts(found.process, found.target, found.precondition, found.network, None, able, False)
 
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:
         return ()
-
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        return None
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.source.model_dump(mode="json")}
@@ -151,14 +146,10 @@ class TrainedHere(Value):
 
     @property
     def parts(self) -> Parts:
-        labels, train = self.network.classes > 0, self.train
-        able = Capabilities(labels, labels and train.label_dropout > 0, train.noise_dropout > 0)
-        return Parts(self.process, self.target, self.precondition, self.network, able, True)
-
-    @property
-    def spectral(self) -> SpectralLevels | None:
-        """The levels, where they follow spectra."""
-        return self.levels if isinstance(self.levels, SpectralLevels) else None
+        takes, train = self.network.conditioning, self.train
+        unlabelled = takes.classes > 0 and takes.unlabelled and train.label_dropout > 0
+        able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0)
+        return Parts(self.process, self.target, self.precondition, self.network, self.levels, able, True)
 
     @property
     def averages(self) -> tuple[AnyAveraging, ...]:
@@ -179,14 +170,10 @@ class TrainedHere(Value):
             below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
             near = f"{below} or {above}" if below else str(above)
             yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
-        if train.label_dropout and not self.network.classes:
-            yield "train.label_dropout: has no effect without labels; set network.classes or drop it"
-        if (train.augment is None) == self.network.augment:
-            yield "train.augment: needs network.augment: true, and the other way round"
+        yield from _network_faults(self, checkpointing)
         yield from _weighting_faults(self)
-        if checkpointing and isinstance(self.network, Mlp):
-            yield "compute.checkpointing: has no effect on an mlp, which has no blocks; drop it"
-        yield from _spectral_faults(self)
+        takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
+        yield from training_faults(self.levels, bias, takes.classes, takes.scalars, augmented=train.augment is not None)
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
         names = [value.name for value in train.averages]
@@ -212,6 +199,7 @@ class TrainedHere(Value):
             network = make_network(self.network, shape, seed)
         except ValueError as error:
             raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+        check_storable(network)
         set_checkpointing(network, checkpointing)
         return network
 
@@ -219,34 +207,30 @@ class TrainedHere(Value):
 AnyModel = Annotated[TrainedHere | FromElsewhere, Field(discriminator="kind")]
 
 
-def _spectral_faults(model: TrainedHere) -> Iterable[str]:
-    """What spectral levels ask of the rest, and what asks for them."""
-    spectral, scalars = model.spectral, model.network.scalars
-    if scalars and scalars != SCALARS:
-        yield f"network.scalars: unknown; they are [{', '.join(SCALARS)}], in this order, or none"
-    elif scalars and (spectral is None or spectral.scope != "instance"):
-        yield (
-            "network.scalars: only levels of kind spectral and scope instance provide them (those of a class would "
-            "tell the label, also where guidance drops it, and the data set's are one for all); drop them"
-        )
-    if spectral and model.train.augment is not None:
-        yield "train.augment: changes images, whose spectra levels of kind spectral have measured as they lie; drop it"
-    if spectral is not None and spectral.scope == "class" and not model.network.classes:
-        yield "levels.scope: class needs a network with classes, for when it samples; set network.classes"
-    if isinstance(model.weighting, Sigmoid) and isinstance(model.weighting.bias, SpectralBias) and not spectral:
-        yield "weighting.bias: kind spectral follows levels of kind spectral; give a number"
-
-
-def _widest(levels: SpectralLevels) -> Tensor:
-    """A schedule as wide as any 8-bit image's (1, 2)."""
-    noisy, clean = levels.schedule.ends(WIDEST)
-    return torch.stack([clean, noisy], 1)
+def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
+    """What training asks of a network that it does not take or cannot do."""
+    network, train = model.network, model.train
+    takes, options = network.conditioning, type(network).model_fields
+    its = f"a network of kind {network.kind}"
+    if train.label_dropout and not takes.classes:
+        remedy = "set network.classes or drop it" if "classes" in options else f"{its} takes none; drop it"
+        yield f"train.label_dropout: has no effect without labels; {remedy}"
+    elif train.label_dropout and not takes.unlabelled:
+        yield f"train.label_dropout: {its} cannot be asked without a label (-1 in labels); drop it"
+    if train.noise_dropout and not takes.untold:
+        yield f"train.noise_dropout: {its} cannot be asked without the level (a NaN in time); drop it"
+    if train.augment is not None and "augment" not in options:
+        yield f"train.augment: {its} cannot be told of augmentation, which would leak into its images; drop it"
+    elif (train.augment is None) == takes.augment:
+        yield "train.augment: needs network.augment: true, and the other way round"
+    if checkpointing and not network.blockwise:
+        yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
 
 
 def _weighting_faults(model: TrainedHere) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
     levels, process = model.levels, model.process
-    sampler: LevelSampler = levels if not isinstance(levels, SpectralLevels) else Tabulated(_widest(levels))
+    sampler: LevelSampler = levels.widest() if isinstance(levels, LevelsOfData) else levels
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
         logsnr = process.snap(sampler.logsnr(draws, process))

@@ -6,27 +6,26 @@ import torch
 from torch import Tensor
 
 from snrkit.base.frequency import View
-from snrkit.experiment.opening import Opened
-from snrkit.shift.reference import READ_AT_ONCE, even_shares, moments_of
-from snrkit.shift.reference import class_shares as shares_of
+from snrkit.experiment.images import OpenedData
+from snrkit.shift.reference import READ_AT_ONCE, even_shares, moments_of, shares_by_class
 
 
-def class_shares(opened: Opened, labels: Tensor | None) -> Tensor:
+def class_shares(data: OpenedData, labels: Tensor | None) -> Tensor:
     """The weights (n,) of the training images, summing to 1, that mix classes as `labels` does."""
-    dataset, pool = opened.dataset, opened.split.train
+    dataset, pool = data.dataset, data.split.train
     if labels is None or dataset.labels is None:
         return even_shares(len(pool))
-    return shares_of(dataset.labels[torch.as_tensor(pool)], labels)
+    return shares_by_class(dataset.labels[torch.as_tensor(pool)], labels)
 
 
-def weighted_images(opened: Opened, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def weighted_images(data: OpenedData, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of training images in all the ways that training shows them, with their weights, mixed as `labels`."""
-    pool, share = opened.split.train, class_shares(opened, labels)
+    pool, share = data.split.train, class_shares(data, labels)
     for part in torch.split(torch.arange(len(pool)), READ_AT_ONCE):
-        for mirrored in opened.ways:
-            yield opened.shown([pool[i] for i in part.tolist()], mirrored), share[part] / len(opened.ways)
+        for mirrored in data.ways:
+            yield data.shown([pool[i] for i in part.tolist()], mirrored), share[part] / len(data.ways)
 
 
-def part_moments(opened: Opened, labels: Tensor | None, view: View) -> tuple[Tensor, Tensor]:
+def part_moments(data: OpenedData, labels: Tensor | None, view: View) -> tuple[Tensor, Tensor]:
     """Mean and variance (D,) of a view's coordinates over training images, mixed as `labels` (n,) mixes classes."""
-    return moments_of(weighted_images(opened, labels), view)
+    return moments_of(weighted_images(data, labels), view)

@@ -54,11 +54,6 @@ class Run:
         return self.path / "shift" / f"{sampler}{suffix}"
 
     @property
-    def spectra(self) -> Path:
-        """The model of the training images' power spectra."""
-        return self.path / "spectra.safetensors"
-
-    @property
     def estimator(self) -> Path:
         """The estimator of levels."""
         return self.path / "estimator"

@@ -103,8 +103,11 @@ def _git_commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

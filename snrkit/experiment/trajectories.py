@@ -1,4 +1,4 @@
-"""From seeds to images: labels, first states and the steps of one sampler of an experiment."""
+"""From seeds to images: labels, first states and the steps of the samplers of one model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from torch import Tensor
 
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.experiment.opening import Model, Opened
-from snrkit.experiment.sources import open_sampler
-from snrkit.networks.embed import AUGMENT_PARAMETERS
+from snrkit.experiment.opening import Model, Opened, Setting
+from snrkit.experiment.sources import RunSources
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance
+from snrkit.sampling.sampler import OpenedSampler, SampleConfig, Sampler, first_variance, open_with
 from snrkit.sampling.step import Noise, Step
 from snrkit.training.randomness import ImageStreams
 
@@ -25,48 +24,65 @@ class Batch:
     x0: Tensor
 
 
-def chosen_labels(opened: Opened, streams: ImageStreams) -> Tensor | None:
-    """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
-    if not opened.dataset.classes:
-        return None
-    fixed, only = opened.experiment.sample.labels, opened.experiment.data.only
-    if fixed is not None:
-        return torch.full_like(streams.labels(1), fixed)
-    if only is None:
-        return streams.labels(opened.dataset.classes)
-    return torch.tensor(only, device=opened.world.device)[streams.labels(len(only))]
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """What samplers make of a model in its setting."""
+
+    setting: Setting
+    model: Model
+    sources: RunSources
+    config: SampleConfig
+
+    def open(self, sampler: Sampler) -> OpenedSampler:
+        """A sampler with all that it names."""
+        return open_with(sampler, self.setting.parts.process, self.sources)
+
+    def labels(self, streams: ImageStreams) -> Tensor | None:
+        """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
+        data, fixed = self.setting.data, self.config.labels
+        if not data.dataset.classes:
+            return None
+        if fixed is not None:
+            return torch.full_like(streams.labels(1), fixed)
+        if data.source.only is None:
+            return streams.labels(data.dataset.classes)
+        return torch.tensor(data.source.only, device=self.setting.world.device)[streams.labels(len(data.source.only))]
+
+    def begin(
+        self, sampler: Sampler, ready: OpenedSampler, seeds: Sequence[int], own: Tensor | None = None
+    ) -> tuple[OpenedSampler, Tensor, Cond, ImageStreams]:
+        """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
+
+        `own`: what their grids are to follow, as in `Placement`.
+        """
+        parts, data, device = self.setting.parts, self.setting.data, self.setting.world.device
+        streams = ImageStreams(seeds, device)
+        labels = self.labels(streams)
+        ready, told = ready.of_images(seeds, labels, own)
+        variance = first_variance(sampler, data.variance)
+        x = start(parts.process, streams.normal(data.dataset.shape), ready.levels[0], variance)
+        augment = parts.network.conditioning.unaugmented(len(seeds))
+        return ready, x, Cond(labels, told, augment).to(device), streams
+
+    def generate(self, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """The clean states of each batch of seeds."""
+        ready = self.open(sampler)
+        for seeds in batches:
+            own, x, cond, noise = self.begin(sampler, ready, seeds)
+            for step in sample_steps(self.model.denoiser, own, x, noise, cond):
+                x = step.x_next
+            yield Batch(seeds, x)
+
+    def images(self, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
+        """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
+        made = self.generate(sampler, list(chunks(seeds, self.config.batch)))
+        return torch.cat([to_bytes(self.setting.data.images(batch.x0).cpu()) for batch in made])
 
 
-def starting_point(
-    opened: Opened, sampler: Sampler, ready: OpenedSampler, seeds: Sequence[int], own: Tensor | None = None
-) -> tuple[OpenedSampler, Tensor, Cond, ImageStreams]:
-    """(the sampler, first state, condition, noise streams) of the images of `seeds`, on the device.
-
-    `own` (n, K + 1): spectra that their grids are to follow, instead of drawn ones.
-    """
-    streams = ImageStreams(seeds, opened.world.device)
-    labels = chosen_labels(opened, streams)
-    variance = first_variance(sampler, opened.moments.variance if opened.moments else None)
-    ready, ends = ready.of_images(opened.experiment.process, seeds, labels, own)
-    x = start(opened.experiment.process, streams.normal(opened.dataset.shape), ready.levels[0], variance)
-    augment = torch.zeros(len(seeds), AUGMENT_PARAMETERS) if opened.experiment.network.augment else None
-    return ready, x, Cond(labels, ends, augment).to(opened.world.device), streams
-
-
-def generate(opened: Opened, model: Model, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-    """The images of each batch of seeds."""
-    ready = open_sampler(opened, model, sampler)
-    for seeds in batches:
-        own, x, cond, noise = starting_point(opened, sampler, ready, seeds)
-        for step in sample_steps(model.denoiser, own, x, noise, cond):
-            x = step.x_next
-        yield Batch(seeds, x)
-
-
-def images_of(opened: Opened, model: Model, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
-    """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
-    batches = list(chunks(seeds, opened.experiment.sample.batch))
-    return torch.cat([to_bytes(opened.images(b.x0).cpu()) for b in generate(opened, model, sampler, batches)])
+def trajectories(opened: Opened, model: Model) -> Trajectories:
+    """What the samplers of an experiment make of its model, or of another checkpoint of it."""
+    e = opened.experiment
+    return Trajectories(opened.setting, model, RunSources(e, opened.setting, model), e.sample)
 
 
 def sample_steps(denoise: Denoiser, ready: OpenedSampler, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:

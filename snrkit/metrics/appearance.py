@@ -43,6 +43,6 @@ def appearance(batches: Iterable[Tensor], shape: tuple[int, int, int]) -> Appear
 
 
 def looks(made: Appearance, data: Appearance) -> Looks:
-    """The ratios."""
+    """Power by ring and spread of brightness, each over that of the data."""
     power = [a / b for a, b in zip(made.power, data.power, strict=True)]
     return Looks(power, made.brightness / data.brightness)

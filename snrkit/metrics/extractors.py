@@ -36,18 +36,12 @@ INCEPTION_DIM = 2048
 class Extractor:
     """Features (n, dim) of uint8 or [-1, 1] images (n, C, H, W), with logits (n, classes) where it has them."""
 
-    name: str  # inception, or what is put behind FD-
+    name: str  # inception, or what stands in titles behind FD-
     dim: int
     key: str  # changes with weights and settings
     run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     classes: int = 0  # number of logits; 0 for none
     note: str = ""
-
-    def label(self, score: str) -> str:
-        """The printed name of a score: FID and IS only for Inception."""
-        if self.name == "inception":
-            return {"fd": "FID", "is": "IS", "kid": "KID"}[score]
-        return {"fd": "FD", "is": "IS", "kid": "KID"}[score] + "-" + self.name
 
 
 def cache_folder() -> Path:

@@ -1,143 +1,122 @@
-"""FD/FID, IS, KID, precision and recall of images against a reference: the one door to torch-fidelity's metrics.
+"""The scores of images against a reference: one table, read by whatever computes, summarises or shows them.
 
-Feature statistics are streamed in float64; KID and precision/recall keep at most KEPT features of each side. Known
-traps of torch-fidelity are closed here: too few images for its splits and subsets, unknown keyword arguments, caches by
-name. IS splits the images after torch-fidelity's own fixed shuffle, as it does by default.
+    SCORES     one record a score: FD/FID, IS, KID, precision, recall
+    score      computes all of them for one set of images
+    summarise  mean and spread of each over ranges of seeds
+    columns    which of them a table shows
+
+A further score is a further record in SCORES. The first, PRIMARY, is the distance that picks checkpoints and
+coefficients, that verdicts are about, and that every table shows with its spread.
+
+This is also the one door to torch-fidelity's metrics, whose known traps are closed here: too few images for its splits
+and subsets, unknown keyword arguments, caches by name. IS splits the images after torch-fidelity's own fixed shuffle,
+as it does by default.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from typing import Literal
 
-import numpy as np
-import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from snrkit.base.arrays import DAMAGED, read_array
-from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import write_bytes
-from snrkit.base.numerics import NUMERICS
-from snrkit.base.streams import KEPT_FEATURES
-from snrkit.data.dataset import Dataset, chunks, fingerprint
+from snrkit.base.records import FLAT
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import Extractor, cache_folder
-from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
+from snrkit.metrics.features import KEPT, FeatureSet
+from snrkit.metrics.statistics import frechet
 
-KEPT = 10_000
 IS_SPLITS = 10
+INCEPTION = "inception"  # the features whose distance is called FID
+
+Need = Literal["features", "logits", "reference features"]
+Page = Literal["scores", "checkpoints", "compare", "sweep"]  # tables of scores
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The images that are scored and those they are scored against; scores add to `warnings`."""
+
+    found: FeatureSet
+    reference: FeatureSet
+    config: MetricsConfig
+    warnings: list[str]
+
+    def has(self, need: Need) -> bool:
+        """Whether something that not every set of images or statistics offers is there."""
+        of = {
+            "features": self.found.features,
+            "logits": self.found.logits,
+            "reference features": self.reference.features,
+        }
+        return of[need] is not None
+
+    @property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Features (n, dim) of the images and (m, dim) of the reference, at most KEPT of each."""
+        assert self.found.features is not None
+        assert self.reference.features is not None
+        return self.found.features, self.reference.features
+
+    @cached_property
+    def precision_recall(self) -> tuple[float | None, float | None]:
+        """Both at once, since they share their distances."""
+        return _precision_recall(*self.features, self.config, self.warnings)
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureSet:
-    """What is known of a set of images: moments of all its features, and up to KEPT features and logits themselves."""
+class ScoreDefinition:
+    """One score: how it is called, shown and computed."""
 
-    gaussian: Gaussian
-    features: Tensor | None = None  # (n, dim) float32
-    logits: Tensor | None = None  # (n, classes) float32
+    key: str  # in records
+    title: str  # in tables
+    compute: Callable[[Pair], float | None]  # None: too few images, and a warning says so
+    digits: int  # after the point, in tables
+    better: Literal["lower", "higher"]
+    needs: tuple[Need, ...] = ()  # without which it is None
+    unit: str = ""
+    inception: str | None = None  # title on Inception's features; on others, the title and their name. None: one title
+    short: str | None = None  # the key of that title in records; None: `key`
+    stands: tuple[Page, ...] = ()  # tables that have its column whether or not a row has a value
 
+    def value(self, pair: Pair) -> float | None:
+        """The score of a pair; None where something that it needs is not there."""
+        return self.compute(pair) if all(pair.has(need) for need in self.needs) else None
 
-def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
-    """The features of the chosen images, each process taking a contiguous share."""
-    if len(indices) > KEPT:  # what is kept must not be the first classes of a sorted set
-        indices = KEPT_FEATURES.open(len(indices)).permutation(np.asarray(indices)).tolist()
-    share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
-    moments = RunningMoments(extractor.dim)
-    features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
-    for run in chunks(share.tolist(), batch):
-        found, scores = extractor.run(dataset.pixels([indices[i] for i in run]))
-        moments.add(found)
-        features.append(found[: max(0, KEPT - run[0])])
-        if scores is not None:
-            logits.append(scores)
-    kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
-    all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
-    return FeatureSet(moments.reduce(world), kept, all_logits)
+    def on(self, features: str) -> str:
+        """The title of the score on some features, such as FD-digits."""
+        if self.inception is None:
+            return self.title
+        return self.inception if features == INCEPTION else f"{self.title}-{features}"
 
-
-def reference_features(
-    extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World
-) -> FeatureSet:
-    """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
-    rows = np.asarray(indices, dtype=np.int64).tobytes()
-    path = (
-        cache_folder() / f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}.safetensors"
-    )
-    if not world.any(not path.is_file()):  # all processes must take the same way
-        stored = load(path.read_bytes())
-        gaussian = Gaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
-        return FeatureSet(gaussian, stored["features"])
-    found = extract(extractor, dataset, indices, batch, world)
-    gaussian = found.gaussian.with_root()
-    assert gaussian.root is not None
-    assert found.features is not None
-    tensors = {
-        "mean": gaussian.mean, "covariance": gaussian.covariance, "root": gaussian.root.contiguous(),
-        "count": torch.tensor(gaussian.count), "features": found.features.contiguous(),
-    }  # fmt: skip
-    if world.leads:
-        write_bytes(path, save(tensors))
-    return FeatureSet(gaussian, found.features)
+    def head(self, titles: Mapping[str, str]) -> str:
+        """The head of its column. `titles`: of a record, by `titles_on`; empty where there is no record."""
+        title = titles.get(self.short or self.key, self.title)
+        return f"{title}, {self.unit}" if self.unit else title
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """The scores of one set of images; None where one does not apply."""
-
-    images: int
-    fd: float
-    inception_score: float | None = None
-    kid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    warnings: list[str] = field(default_factory=list)
+def _fd(pair: Pair) -> float:
+    return frechet(pair.found.gaussian, pair.reference.gaussian)
 
 
-def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Scores:
-    """All scores of `found` against `reference`, computed in one process."""
-    count, dim = found.gaussian.count, len(found.gaussian.mean)
-    if count < 2:
-        raise SnrkitError(f"{count} image is too few to score; make at least 2, better more than {dim}.")
-    if len(reference.gaussian.mean) != dim:
-        raise SnrkitError(
-            f"the reference has {len(reference.gaussian.mean)} features and the images {dim}; they differ."
-        )
-    warnings = []
-    if 0 < reference.gaussian.count <= dim:
-        warnings.append(
-            f"the reference's {reference.gaussian.count} images are too few for {dim} features: its covariance is "
-            "singular; trust KID."
-        )
-    if count <= dim:
-        warnings.append(
-            f"{count} images are too few for {dim} features: the covariance is singular and the distance biased; "
-            f"use more than {dim}, or trust KID."
-        )
-    fd = frechet(found.gaussian, reference.gaussian)
-    inception_score = None if found.logits is None else _inception_score(found.logits, warnings)
-    if found.features is None or reference.features is None:
-        return Scores(count, fd, inception_score, warnings=warnings)
-    precision, recall = _precision_recall(found.features, reference.features, config, warnings)
-    kid = _kid(found.features, reference.features, config)
-    return Scores(count, fd, inception_score, kid, precision, recall, warnings)
-
-
-def _inception_score(logits: Tensor, warnings: list[str]) -> float:
+def _inception_score(pair: Pair) -> float:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
+    logits = pair.found.logits
+    assert logits is not None
     splits = min(IS_SPLITS, len(logits) // 2) or 1
     if splits < IS_SPLITS:
-        warnings.append(f"IS over {splits} splits instead of {IS_SPLITS}, as there are {len(logits)} images.")
+        pair.warnings.append(f"IS over {splits} splits instead of {IS_SPLITS}, as there are {len(logits)} images.")
     return float(isc_features_to_metric(logits, splits=splits)["inception_score_mean"])
 
 
-def _kid(features: Tensor, reference: Tensor, config: MetricsConfig) -> float:
+def _kid(pair: Pair) -> float:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    size = min(config.kid_subset_size, len(features), len(reference))
-    subsets = 1 if size == len(features) == len(reference) else config.kid_subsets
+    features, reference = pair.features
+    size = min(pair.config.kid_subset_size, len(features), len(reference))
+    subsets = 1 if size == len(features) == len(reference) else pair.config.kid_subsets
     found = kid_features_to_metric(
         features.double(), reference.double(), kid_subsets=subsets, kid_subset_size=size, verbose=False
     )
@@ -163,44 +142,113 @@ def _precision_recall(
     return float(found["precision"]), float(found["recall"])
 
 
-def load_statistics(path: Path) -> Gaussian:
-    """Mean and covariance of an EDM-style .npz (`mu`, `sigma`). SnrkitError when it holds none."""
-    try:
-        mean, covariance = (torch.from_numpy(read_array(path, name)).double() for name in ("mu", "sigma"))
-    except (TypeError, *DAMAGED) as error:
-        raise SnrkitError(f"{path} holds no statistics mu and sigma ({error}); give an EDM-style .npz.") from None
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise SnrkitError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not fit together.")
-    return Gaussian(mean, covariance, 0)
+BOTH: tuple[Need, ...] = ("features", "reference features")
+MOST: tuple[Page, ...] = ("scores", "compare", "sweep")
+
+SCORES: tuple[ScoreDefinition, ...] = (
+    ScoreDefinition("fd", "FD", _fd, 4, "lower", inception="FID"),
+    ScoreDefinition(
+        "inception_score", "IS", _inception_score, 3, "higher", ("logits",), inception="IS", short="is", stands=MOST
+    ),
+    ScoreDefinition("kid", "KID", _kid, 5, "lower", BOTH, inception="KID", stands=MOST),
+    ScoreDefinition(
+        "precision", "precision", lambda pair: pair.precision_recall[0], 3, "higher", BOTH, stands=("scores",)
+    ),
+    ScoreDefinition("recall", "recall", lambda pair: pair.precision_recall[1], 3, "higher", BOTH, stands=("scores",)),
+)
+PRIMARY = SCORES[0]
+
+
+def keys() -> list[str]:
+    """Of all scores, as records have them."""
+    return [score.key for score in SCORES]
+
+
+def titles_on(features: str) -> dict[str, str]:
+    """The titles that depend on the features, by their keys in records."""
+    return {score.short or score.key: score.on(features) for score in SCORES if score.inception is not None}
 
 
 @dataclass(frozen=True, slots=True)
-class Memorisation:
-    """Distances to the nearest training image, root mean square per pixel in [-1, 1]."""
+class Scores:
+    """The scores of one set of images by key; None where one does not apply."""
 
-    samples: float  # median over samples
-    held_out: float  # median over held-out images
-    nearer: float  # share of (sample, held-out) pairs in which the sample is nearer; 0.5 when alike
-
-
-@torch.no_grad()
-def memorisation(samples: Tensor, held: Tensor, train: Callable[[], Iterable[Tensor]]) -> Memorisation:
-    """Compare how near samples (n, *) and held-out images (m, *) come to training images, all in [-1, 1].
-
-    `train` gives the training images in batches, once for each of the two.
-    """
-    of_samples, of_held = nearest(samples, train()), nearest(held, train())
-    below = torch.searchsorted(of_held.sort().values, of_samples)
-    nearer = 1 - float(below.double().mean()) / len(of_held)
-    return Memorisation(float(of_samples.median()), float(of_held.median()), nearer)
+    images: int
+    values: Mapping[str, float | None] = field(metadata=FLAT)
+    warnings: tuple[str, ...] = ()
 
 
-def nearest(images: Tensor, train: Iterable[Tensor]) -> Tensor:
-    """Distance (n,) of each image to its nearest training image, root mean square per pixel, in float64."""
-    flat = images.flatten(1).double()
-    best = torch.full((len(flat),), torch.inf, dtype=torch.float64)
-    for batch in train:
-        rows = batch.flatten(1).double()
-        for part in torch.split(torch.arange(len(flat)), 4096):
-            best[part] = torch.minimum(best[part], torch.cdist(flat[part], rows).amin(1))
-    return best / math.sqrt(flat.shape[1])
+def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Scores:
+    """All scores of `found` against `reference`, computed in one process."""
+    count, dim = found.gaussian.count, len(found.gaussian.mean)
+    if count < 2:
+        raise SnrkitError(f"{count} image is too few to score; make at least 2, better more than {dim}.")
+    if len(reference.gaussian.mean) != dim:
+        raise SnrkitError(
+            f"the reference has {len(reference.gaussian.mean)} features and the images {dim}; they differ."
+        )
+    warnings = []
+    if 0 < reference.gaussian.count <= dim:
+        warnings.append(
+            f"the reference's {reference.gaussian.count} images are too few for {dim} features: its covariance is "
+            "singular; trust KID."
+        )
+    if count <= dim:
+        warnings.append(
+            f"{count} images are too few for {dim} features: the covariance is singular and the distance biased; "
+            f"use more than {dim}, or trust KID."
+        )
+    pair = Pair(found, reference, config, warnings)
+    values = {each.key: each.value(pair) for each in SCORES}  # which may add warnings
+    return Scores(count, values, tuple(warnings))
+
+
+def score_statistics(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Scores:
+    """The scores that moments alone allow, of images that are not counted."""
+    pair = Pair(found, reference, config, [])
+    return Scores(0, {each.key: each.value(pair) for each in SCORES})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A score over ranges of seeds."""
+
+    mean: float
+    min: float
+    max: float
+    std: float | None  # None for one range
+
+
+Summary = Mapping[str, Entry]  # by the key of a score
+
+
+def summarise(each: Sequence[Scores]) -> dict[str, Entry]:
+    """Mean, minimum, maximum and standard deviation over the ranges of every score that one of them has."""
+    summary = {}
+    for key in keys():
+        values = [value for scores in each if (value := scores.values[key]) is not None]
+        if values:
+            std = statistics.stdev(values) if len(values) > 1 else None
+            summary[key] = Entry(statistics.fmean(values), min(values), max(values), std)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The scores that a table shows beside PRIMARY."""
+
+    standing: tuple[ScoreDefinition, ...]  # whose column is part of the table
+    others: tuple[ScoreDefinition, ...]  # of which a row has a value
+
+    @property
+    def every(self) -> tuple[ScoreDefinition, ...]:
+        """Both, in this order."""
+        return self.standing + self.others
+
+
+def columns(page: Page, rows: Iterable[Mapping[str, object]]) -> Columns:
+    """Of a table whose rows have values by the keys of scores."""
+    present = {key for row in rows for key, value in row.items() if value is not None}
+    beside = [score for score in SCORES if score is not PRIMARY]
+    standing = tuple(score for score in beside if page in score.stands)
+    return Columns(standing, tuple(score for score in beside if score.key in present and score not in standing))

@@ -30,23 +30,23 @@ class RunningMoments:
         self.total += features.sum(0)
         self.outer += features.T @ features
 
-    def reduce(self, world: World) -> "Gaussian":
+    def reduce(self, world: World) -> "FeatureGaussian":
         """The moments over all processes."""
         if world.size > 1:
             for tensor in (self.count, self.total, self.outer):
                 tensor.copy_(world.sum(tensor.to(world.device)).cpu())
         return self.gaussian()
 
-    def gaussian(self) -> "Gaussian":
+    def gaussian(self) -> "FeatureGaussian":
         """The moments of what this process counted."""
         count = float(self.count)
         mean = self.total / count
         covariance = (self.outer - count * torch.outer(mean, mean)) / max(1.0, count - 1)
-        return Gaussian(mean, (covariance + covariance.T) / 2, int(count))
+        return FeatureGaussian(mean, (covariance + covariance.T) / 2, int(count))
 
 
 @dataclass(frozen=True, slots=True)
-class Gaussian:
+class FeatureGaussian:
     """Mean (d,) and covariance (d, d), float64, of `count` feature vectors (0: not known)."""
 
     mean: Tensor
@@ -54,10 +54,12 @@ class Gaussian:
     count: int
     root: Tensor | None = None  # symmetric root of the covariance, where it was computed before
 
-    def with_root(self) -> "Gaussian":
+    def with_root(self) -> "FeatureGaussian":
         """The same with its root."""
         return (
-            self if self.root is not None else Gaussian(self.mean, self.covariance, self.count, root(self.covariance))
+            self
+            if self.root is not None
+            else FeatureGaussian(self.mean, self.covariance, self.count, root(self.covariance))
         )
 
 
@@ -68,7 +70,7 @@ def root(covariance: Tensor) -> Tensor:
     return symmetric
 
 
-def frechet(sample: Gaussian, reference: Gaussian) -> float:
+def frechet(sample: FeatureGaussian, reference: FeatureGaussian) -> float:
     """The Frechet distance, at least 0 up to rounding."""
     half = reference.with_root().root
     assert half is not None

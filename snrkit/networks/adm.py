@@ -151,7 +151,7 @@ class First(nn.Conv2d):
 
 
 class AdmModule(nn.Module):
-    """AdmUNet's module."""
+    """The U-Net of ADM (Dhariwal & Nichol 2021), by its own parameter names."""
 
     output = "out.2"
 

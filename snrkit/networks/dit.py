@@ -11,18 +11,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
+from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, label_rows, sinusoid
 
 TIME_FEATURES = 256
 
 
-class Dit(Value):
-    """The transformer's shape."""
+class Dit(NetworkValue):
+    """A diffusion transformer: its patches, width, depth and heads."""
 
     kind: Literal["dit"] = "dit"
+    unlabelled: ClassVar[bool] = True
+    untold: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
+
     patch: int = Field(default=2, ge=1)
     dim: int = Field(default=192, ge=8)
     depth: int = Field(default=6, ge=1)
@@ -40,6 +44,11 @@ class Dit(Value):
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim {self.dim} must be a multiple of 4 * heads = {4 * self.heads}")
         return self
+
+    @property
+    def stochastic(self) -> bool:
+        """It has no dropout."""
+        return False
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, H, W), whose sides the patch must divide; C or `outputs` come out."""
@@ -109,7 +118,7 @@ def sine_positions(rows: int, columns: int, dim: int) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear."""
+    """The MLP of a block: linear, GELU, linear."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -147,7 +156,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches to tokens."""
+    """Patches (p x p) of an image as tokens of the model's width."""
 
     def __init__(self, channels: int, value: Dit) -> None:
         super().__init__()

@@ -52,9 +52,14 @@ class Conv(nn.Module):
     resample_filter: Tensor | None
 
     def __init__(
-        self, dim_in: int, dim_out: int, kernel: int, resample: Literal["up", "down"] | None = None,
-        taps: Sequence[float] = (1, 1), after: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        dim_in: int,
+        dim_out: int,
+        kernel: int,
+        resample: Literal["up", "down"] | None = None,
+        taps: Sequence[float] = (1, 1),
+        after: bool = False,
+    ) -> None:
         super().__init__()
         self.resample, self.after, self.pad = resample, after, kernel // 2
         self.weight = nn.Parameter(torch.empty(dim_out, dim_in, kernel, kernel)) if kernel else None
@@ -109,9 +114,13 @@ class Block(nn.Module):
     """A residual block with the embedding, and attention behind it."""
 
     def __init__(
-        self, dim_in: int, dim_out: int, style: Style, attention: bool = False,
+        self,
+        dim_in: int,
+        dim_out: int,
+        style: Style,
+        attention: bool = False,
         resample: Literal["up", "down"] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.dim_in, self.dim_out, self.style = dim_in, dim_out, style
         self.heads = 0 if not attention else dim_out // style.head_channels if style.head_channels else 1
@@ -264,7 +273,7 @@ def _up(block: nn.Module, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor
 
 
 class SongModule(EdmModule):
-    """SongUNet's module."""
+    """The U-Net of DDPM++ and NCSN++ (Song et al. 2021), as EDM has it."""
 
     def __init__(self, value: SongUNet, shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
@@ -343,7 +352,7 @@ class SongModule(EdmModule):
 
 
 class DhariwalModule(EdmModule):
-    """DhariwalUNet's module."""
+    """The U-Net of ADM (Dhariwal & Nichol 2021), as EDM has it."""
 
     output = "out_conv"
 

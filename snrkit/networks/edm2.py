@@ -108,9 +108,15 @@ class Block(nn.Module):
     """A residual block with the embedding, and attention behind it; in the encoder the pixels are normalised first."""
 
     def __init__(
-        self, dim_in: int, dim_out: int, dim_emb: int, value: Edm2UNet, encodes: bool, attention: bool = False,
+        self,
+        dim_in: int,
+        dim_out: int,
+        dim_emb: int,
+        value: Edm2UNet,
+        encodes: bool,
+        attention: bool = False,
         resample: Literal["up", "down"] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.value, self.encodes, self.resample, self.dim_out = value, encodes, resample, dim_out
         self.heads = dim_out // value.head_channels if attention else 0
@@ -148,7 +154,7 @@ class Block(nn.Module):
 
 
 class Edm2Module(nn.Module):
-    """Edm2UNet's module."""
+    """The magnitude-preserving U-Net of EDM2 (Karras et al. 2024)."""
 
     output = "out_conv"
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from snrkit.base.value import Value
+from snrkit.networks.config import Conditioning
 
 
 class Foreign(Value):
@@ -15,5 +16,7 @@ class Foreign(Value):
     classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
     null_label: bool = Field(default=False, description="whether it can be asked without a label, as guidance does")
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
-    scalars: tuple[str, ...] = ()
-    augment: Literal[False] = False
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return Conditioning(self.classes, unlabelled=self.null_label)

@@ -8,21 +8,29 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Cond
+from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 
 
-class Mlp(Value):
-    """The perceptron's shape."""
+class Mlp(NetworkValue):
+    """A residual perceptron on flattened images: its width and depth."""
 
     kind: Literal["mlp"] = "mlp"
+    unlabelled: ClassVar[bool] = True
+    untold: ClassVar[bool] = True
+
     dim: int = Field(default=256, ge=2)
     depth: int = Field(default=3, ge=1)
     classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
     scalars: tuple[str, ...] = ()
     augment: bool = False
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
+
+    @property
+    def stochastic(self) -> bool:
+        """It has no dropout."""
+        return False
 
     def make(self, shape: tuple[int, int, int]) -> nn.Module:
         """The network for images of `shape` (C, H, W)."""

@@ -12,18 +12,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
+from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 
 EPSILON = 1e-5
 
 
-class UNet(Value):
+class UNet(NetworkValue):
     """The U-Net's shape. Depth i has channels * multipliers[i] channels and half the side of the depth above."""
 
     kind: Literal["unet"] = "unet"
+    unlabelled: ClassVar[bool] = True
+    untold: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
+
     channels: int = Field(default=64, ge=4)
     multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2), min_length=1)
     blocks: int = Field(
@@ -46,6 +50,10 @@ class UNet(Value):
             if self.attention and self.channels * multiplier % self.head_channels:
                 raise ValueError(f"head_channels {self.head_channels} does not divide {self.channels * multiplier}")
         return self
+
+    @property
+    def stochastic(self) -> bool:
+        return self.dropout > 0
 
     def make(self, shape: tuple[int, int, int]) -> nn.Module:
         """The network for images of `shape` (C, H, W); H and W must halve len(multipliers) - 1 times."""

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.value import Value
+from snrkit.metrics.paired import Difference
+from snrkit.metrics.scores import Entry
+from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A section."""
+    """The title of a section."""
 
     text: str
     level: int = 2
@@ -22,7 +25,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Running text."""
+    """A paragraph of running text."""
 
     text: str
 
@@ -66,16 +69,21 @@ def _plain(entry: Any) -> str:
     return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
 
 
-def mean_of(entry: Mapping[str, float] | None, digits: int) -> str:
-    """The mean of a summary entry; a dash for none."""
-    return "-" if entry is None else f"{entry['mean']:.{digits}f}"
+def mean_of(entry: Entry | OverSeeds | None, digits: int) -> str:
+    """The mean of a score; a dash for none."""
+    return "-" if entry is None else f"{entry.mean:.{digits}f}"
 
 
-def spread(entry: Mapping[str, float] | None, digits: int) -> str:
-    """Mean (min, max) of a summary entry; a dash for none."""
-    if entry is None:
-        return "-"
-    return f"{entry['mean']:.{digits}f} ({entry['min']:.{digits}f}, {entry['max']:.{digits}f})"
+def spread(entry: Entry | OverSeeds | None, digits: int) -> str:
+    """Mean (min, max) of a score; a dash for none."""
+    return "-" if entry is None else f"{entry.mean:.{digits}f} ({entry.min:.{digits}f}, {entry.max:.{digits}f})"
+
+
+def interval(found: Difference | None, digits: int) -> str:
+    """A difference: mean [low, high]; a dash for none."""
+    if found is None or found.low is None or found.high is None:
+        return "-" if found is None else f"{found.mean:+.{digits}f}"
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
 def markdown(block: Block, base: Path) -> str:

@@ -1,72 +1,109 @@
 """The page of `snrkit compare`: one table, rows of equal cost together."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, as_html, markdown, mean_of, page, short, spread
+from snrkit.metrics.paired import Difference, verdict
+from snrkit.metrics.scores import PRIMARY, Columns, ScoreDefinition, columns
+from snrkit.reports.blocks import (
+    Block,
+    Heading,
+    Paragraph,
+    Row,
+    Table,
+    as_html,
+    interval,
+    markdown,
+    mean_of,
+    page,
+    short,
+    spread,
+)
+from snrkit.reports.records import Comparison, ComparisonRow, SizeChange, WithNull
 from snrkit.sampling.sampler import Sampler
 
 
-def comparison_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
     """(header, rows) of what snrkit compare found."""
-    names = record["names"]
+    scores, names, title = score_columns(record), record.names, PRIMARY.head(record.names)
     header: Row = (
-        "sampler", "what", "NFE", f"{names['fd']} (min, max)", names["kid"], names["is"], f"{names['fd']} minus base's",
-        "verdict", "norm gap (null)", "ln variance ratio (null)", "nearest level (null)", "ms/image", "overhead",
-    )  # fmt: skip
-    rows: list[Row] = []
-    for row in record["rows"]:
-        summary, difference = row["summary"], row.get("difference", {}).get("fd")
-        rows.append((
-            row["name"], _what(row), str(row["nfe"]), spread(summary.get("fd"), 4), mean_of(summary.get("kid"), 5),
-            mean_of(summary.get("inception_score"), 3), "-" if difference is None else _difference(difference),
-            _against(row),
-            *(_read(row[key]) for key in ("mean_norm_gap", "mean_log_variance_ratio", "mean_nearest")),
-            f"{1000 * row['seconds_per_image']:.2f}", "-" if row["base"] is None else f"{row['overhead']:+.1%}",
-        ))  # fmt: skip
-    return header, rows
-
-
-def _what(row: Mapping[str, Any]) -> str:
-    sampler = Sampler.model_validate(row["definition"])
-    corrections = "".join(f", {short(c)}" for c in sampler.corrections)
-    return f"{short(sampler.solver)}, {short(sampler.grid, first='steps')}{corrections}"
-
-
-def _against(row: Mapping[str, Any]) -> str:
-    if row["base"] is None:
-        return "-"
-    link = "than" if row["verdict"] in ("better", "worse") else "from" if "shown" in row["verdict"] else "beside"
-    return f"{row['verdict']} {link} {row['base']}"
-
-
-def shift_rows(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """(header, rows): how the size of each row's shift compares with that of its base's."""
-    header: Row = ("sampler", "base", "norm gap", "ln variance ratio", "nearest level")
+        *("sampler", "what", "NFE", f"{title} (min, max)", *(score.head(names) for score in scores.standing)),
+        *(f"{title} minus base's", "verdict", "norm gap (null)", "ln variance ratio (null)", "nearest level (null)"),
+        *("ms/image", "overhead", *(score.head(names) for score in scores.others)),
+    )
     rows: list[Row] = [
-        (row["name"], row["base"], *(_change(change) for change in row["shift_change"].values()))
-        for row in record["rows"]
-        if row["base"] is not None
+        (
+            *(row.name, _what(row), str(row.nfe), spread(row.summary.get(PRIMARY.key), PRIMARY.digits)),
+            *(mean_of(row.summary.get(score.key), score.digits) for score in scores.standing),
+            *(_difference(row, PRIMARY), _against(row)),
+            *(_read(reading) for reading in (row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest)),
+            *(f"{1000 * row.seconds_per_image:.2f}", "-" if row.beside is None else f"{row.beside.overhead:+.1%}"),
+            *(mean_of(row.summary.get(score.key), score.digits) for score in scores.others),
+        )
+        for row in record.rows
     ]
     return header, rows
 
 
-def _change(entry: Mapping[str, Any] | None) -> str:
-    return "-" if entry is None else f"{entry['base']:.3f} to {entry['row']:.3f}, {entry['verdict']}"
+def score_columns(record: Comparison) -> Columns:
+    """As metrics.scores has them, distances first."""
+    found = columns("compare", [row.summary for row in record.rows])
+    return replace(found, standing=tuple(sorted(found.standing, key=lambda score: score.better == "higher")))
 
 
-def _difference(entry: Mapping[str, float | None]) -> str:
-    if entry["low"] is None:
-        return f"{entry['mean']:+.4f}"
-    return f"{entry['mean']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
+def _difference(row: ComparisonRow, score: ScoreDefinition) -> str:
+    return "-" if row.beside is None else interval(row.beside.difference.get(score.key), score.digits)
 
 
-def _read(entry: Mapping[str, Any]) -> str:
-    values = [entry["value"], entry["null"]["value"]]
-    return "-" if None in values or any(math.isnan(v) for v in values) else f"{values[0]:+.3f} ({values[1]:+.3f})"
+def _what(row: ComparisonRow) -> str:
+    sampler = Sampler.model_validate(row.definition)
+    corrections = "".join(f", {short(c)}" for c in sampler.corrections)
+    return f"{short(sampler.solver)}, {short(sampler.grid, first='steps')}{corrections}"
+
+
+def _against(row: ComparisonRow) -> str:
+    if row.beside is None:
+        return "-"
+    found = row.beside.verdict
+    link = "than" if found in ("better", "worse") else "from" if "shown" in found else "beside"
+    return f"{found} {link} {row.base}"
+
+
+def difference_rows(record: Comparison) -> tuple[Row, list[Row]]:
+    """(header, rows): how the scores beside the first differ from the base's, where both have them."""
+    pairs = [(row, row.beside.difference) for row in record.rows if row.beside is not None]
+    scores = [s for s in score_columns(record).every if any(s.key in found for _, found in pairs)]
+    header: Row = ("sampler", "base", *(score.head(record.names) for score in scores))
+    rows: list[Row] = [
+        (row.name, str(row.base), *(_told(found.get(score.key), score) for score in scores)) for row, found in pairs
+    ]
+    return header, rows if scores else []
+
+
+def _told(found: Difference | None, score: ScoreDefinition) -> str:
+    return "-" if found is None else f"{interval(found, score.digits)}, {verdict(found, score.better)}"
+
+
+def shift_rows(record: Comparison) -> tuple[Row, list[Row]]:
+    """(header, rows): how the size of each row's shift compares with that of its base's."""
+    header: Row = ("sampler", "base", "norm gap", "ln variance ratio", "nearest level")
+    rows: list[Row] = [
+        (row.name, str(row.base), *(_change(change) for change in row.beside.shift_change.values()))
+        for row in record.rows
+        if row.beside is not None
+    ]
+    return header, rows
+
+
+def _change(entry: SizeChange | None) -> str:
+    return "-" if entry is None else f"{entry.base:.3f} to {entry.row:.3f}, {entry.verdict}"
+
+
+def _read(entry: WithNull) -> str:
+    values = [entry.reading.value, entry.null.value]
+    return "-" if any(math.isnan(v) for v in values) else f"{values[0]:+.3f} ({values[1]:+.3f})"
 
 
 COMPARISON_GUIDE = (
@@ -86,30 +123,40 @@ SHIFT_GUIDE = (
 )
 
 
-def chance(record: Mapping[str, Any]) -> str:
+DIFFERENCE_GUIDE = (
+    "Of a row less its base, over ranges of equal seeds, with paired 95 % t-intervals. Better and worse mean that the "
+    "interval clears 0, on the side that is better or worse for this score; one in twenty would by chance alone."
+)
+
+
+def chance(record: Comparison) -> str:
     """How many verdicts chance alone would give, and how little few ranges say."""
-    count = sum(row["base"] is not None for row in record["rows"])
+    count = sum(row.beside is not None for row in record.rows)
     text = f"If none of the {count} rows with a base differed from it, about {0.05 * count:.1f} would still seem to."
-    few = " Fewer than four ranges make intervals wide and fragile." if record["ranges"] < 4 else ""
+    few = " Fewer than four ranges make intervals wide and fragile." if record.ranges < 4 else ""
     return text + few
 
 
-def comparison_page(run: Run, record: Mapping[str, Any]) -> None:
+def comparison_page(run: Run, record: Comparison) -> None:
     """Write compare.md and compare.html."""
-    header, rows = comparison_rows(record)
     facts = (
-        f"{record['ranges']} ranges of {record['images_a_range']} images each (seeds {record['seeds']}), weights "
-        f"{record['weights']} at {record['checkpoint_images']:,} images, features {record['features']}, reference: "
-        f"{record['reference']}."
+        f"{record.ranges} ranges of {record.images_a_range} images each (seeds {record.seeds}), weights "
+        f"{record.weights} at {record.checkpoint_images:,} images, features {record.features}, reference: "
+        f"{record.reference}."
     )
-    header_of_shifts, shifts = shift_rows(record)
-    of_shifts: list[Block] = [
-        Heading("Size of the shift", 2), Paragraph(SHIFT_GUIDE), Table(header_of_shifts, shifts)
-    ]  # fmt: skip
     blocks: list[Block] = [
-        Heading(f"{run.path.name}: samplers compared", 1), Paragraph(facts), Table(header, rows),
-        *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))], *(of_shifts if shifts else []),
-        *[Paragraph(f"Warning: {w}") for w in record["warnings"]],
-    ]  # fmt: skip
+        Heading(f"{run.path.name}: samplers compared", 1),
+        Paragraph(facts),
+        Table(*comparison_rows(record)),
+        *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))],
+        *_section("Size of the shift", SHIFT_GUIDE, Table(*shift_rows(record))),
+        *_section("Differences of the other scores", DIFFERENCE_GUIDE, Table(*difference_rows(record))),
+        *[Paragraph(f"Warning: {w}") for w in record.warnings],
+    ]
     write_text(run.comparison(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
     write_text(run.comparison(".html"), page(run.path.name, [as_html(block) for block in blocks]))
+
+
+def _section(title: str, guide: str, table: Table) -> list[Block]:
+    """A table with what it says; nothing for one without rows."""
+    return [Heading(title, 2), Paragraph(guide), table] if table.rows else []

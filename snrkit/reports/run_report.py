@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.base.records import read_record
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run, read_all, read_log
+from snrkit.metrics.records import SamplerScores, ScoreCurve
+from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -27,6 +30,7 @@ from snrkit.reports.blocks import (
     short,
     spread,
 )
+from snrkit.reports.records import Tuned
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import ShiftRecord, shift_record
 from snrkit.shift.probe import Probe
@@ -92,52 +96,57 @@ def guide() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RunFindings:
     """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
 
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, SamplerScores]
     shifts: Mapping[str, ShiftRecord]
     outdated: Sequence[str]
 
 
-def find(run: Run, experiment: Experiment) -> Found:
+def find(run: Run, experiment: Experiment) -> RunFindings:
     """The stored scores and measurements that belong to the samplers as they are defined now."""
-    outdated: list[str] = []
-    kept: list[dict[str, Any]] = []
-    for place, what in ((run.metrics, "scores"), (run.shift, "shift")):
-        records = read_all([place(name) for name in experiment.samplers])
-        same = {
-            n: r for n, r in records.items() if r.get("definition") == experiment.samplers[n].model_dump(mode="json")
-        }
-        outdated += [f"{what} of {name}" for name in records.keys() - same.keys()]
-        kept.append(same)
-    shifts = {name: shift_record(record, run.shift(name)) for name, record in kept[1].items()}
-    return Found(kept[0], shifts, sorted(outdated))
+    defined = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
+    scored = {name: read_record(SamplerScores, path) for name in defined if (path := run.metrics(name)).exists()}
+    measured = read_all([run.shift(name) for name in defined])
+    metrics = {name: record for name, record in scored.items() if record.definition == defined[name]}
+    same = {name: record for name, record in measured.items() if record.get("definition") == defined[name]}
+    shifts = {name: shift_record(record, run.shift(name)) for name, record in same.items()}
+    outdated = [f"scores of {name}" for name in scored.keys() - metrics.keys()]
+    outdated += [f"shift of {name}" for name in measured.keys() - shifts.keys()]
+    return RunFindings(metrics, shifts, sorted(outdated))
 
 
-def sampler_table(found: Found, experiment: Experiment) -> Table:
+def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
     """One row a sampler, in the config's order."""
-    names = next((record["names"] for record in found.metrics.values()), {"fd": "FD", "is": "IS", "kid": "KID"})
+    first = next(iter(found.metrics.values()), None)
+    scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
+    scores, names = columns("scores", scored.values()), {} if first is None else first.names
     header = (
-        "sampler", "solver", "grid", "corrections", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"],
-        "precision", "recall", "norm gap, nats", "its null", "ln variance ratio", "its null",
-    )  # fmt: skip
+        *("sampler", "solver", "grid", "corrections", "NFE", f"{PRIMARY.head(names)} (min, max)"),
+        *(score.head(names) for score in scores.standing),
+        *("norm gap, nats", "its null", "ln variance ratio", "its null"),
+        *(score.head(names) for score in scores.others),
+    )
     rows = []
     for name, sampler in experiment.samplers.items():
-        record, shift = found.metrics.get(name), found.shifts.get(name)
-        summary = {} if record is None or record["names"] != names else record["summary"]
-        nfe = record["nfe"] if record else shift.facts.nfe if shift else "?"
-        shifted = ("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())
-        rows.append((
-            name, short(sampler.solver), short(sampler.grid, first="steps"),
-            ", ".join(short(c) for c in sampler.corrections) or "none",
-            str(nfe), spread(summary.get("fd"), 4),
-            *(mean_of(summary.get(key), digits) for key, digits in DIGITS), *shifted,
-        ))  # fmt: skip
+        shift, summary = found.shifts.get(name), scored.get(name, {})
+        corrections = ", ".join(short(c) for c in sampler.corrections) or "none"
+        row = (
+            *(name, short(sampler.solver), short(sampler.grid, first="steps"), corrections, _nfe(found, name)),
+            spread(summary.get(PRIMARY.key), PRIMARY.digits),
+            *(mean_of(summary.get(score.key), score.digits) for score in scores.standing),
+            *(("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())),
+            *(mean_of(summary.get(score.key), score.digits) for score in scores.others),
+        )
+        rows.append(row)
     return Table(header, rows)
 
 
-DIGITS = (("inception_score", 3), ("kid", 5), ("precision", 3), ("recall", 3))
+def _nfe(found: RunFindings, name: str) -> str:
+    if name in found.metrics:
+        return str(found.metrics[name].nfe)
+    return str(found.shifts[name].facts.nfe) if name in found.shifts else "?"
 
 
 def _facts(run: Run, experiment: Experiment) -> str:
@@ -167,14 +176,14 @@ def _facts(run: Run, experiment: Experiment) -> str:
     )
 
 
-def _reading(found: Found, experiment: Experiment) -> list[str]:
+def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
     """What the numbers were made from, warnings, and what is missing."""
     texts = _sources(found)
-    near = {name: record["memorisation"] for name, record in found.metrics.items() if record["memorisation"]}
+    near = {name: record.memorisation for name, record in found.metrics.items() if record.memorisation is not None}
     if near:
-        shares = ", ".join(f"{name} {entry['nearer']:.3f}" for name, entry in near.items())
+        shares = ", ".join(f"{name} {entry.nearer:.3f}" for name, entry in near.items())
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
-    warnings = {w for record in found.metrics.values() for part in record["ranges"] for w in part["warnings"]}
+    warnings = {warning for record in found.metrics.values() for warning in record.warnings}
     texts += [f"Warning: {warning}" for warning in sorted(warnings)]
     if found.outdated:
         texts.append(f"Left out, as the sampler has been redefined since: {', '.join(found.outdated)}; run them again.")
@@ -187,14 +196,14 @@ def _reading(found: Found, experiment: Experiment) -> list[str]:
     return texts
 
 
-def _sources(found: Found) -> list[str]:
+def _sources(found: RunFindings) -> list[str]:
     """One sentence a distinct origin of scores and of measurements; two sentences mean that rows do not compare."""
     scored: dict[str, list[str]] = {}
     for name, record in found.metrics.items():
         text = (
-            f"{len(record['ranges'])} ranges of {record['ranges'][0]['images']} images each (seeds {record['seeds']}), "
-            f"weights {record['weights']} of the checkpoint at {record['checkpoint_images']:,} images; features: "
-            f"{record['features_note'] or record['features']}; reference: {record['reference']}."
+            f"{len(record.ranges)} ranges of {record.ranges[0].images} images each (seeds {record.seeds}), "
+            f"weights {record.weights} of the checkpoint at {record.checkpoint_images:,} images; features: "
+            f"{record.features_note or record.features}; reference: {record.reference}."
         )
         scored.setdefault(text, []).append(name)
     measured: dict[str, list[str]] = {}
@@ -209,7 +218,7 @@ def _sources(found: Found) -> list[str]:
     texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
     texts += [f"Shift of {', '.join(names)}: {text}" for text, names in measured.items()]
     for name in found.metrics.keys() & found.shifts.keys():
-        made, seen = (found.metrics[name]["checkpoint_images"], found.shifts[name].facts.checkpoint_images)
+        made, seen = found.metrics[name].checkpoint_images, found.shifts[name].facts.checkpoint_images
         if made != seen:
             texts.append(
                 f"Warning: {name} was scored at {made:,} images and its shift measured at {seen:,}; run both again."
@@ -219,7 +228,7 @@ def _sources(found: Found) -> list[str]:
     return texts
 
 
-def _readings(found: Found) -> list[Block]:
+def _readings(found: RunFindings) -> list[Block]:
     """What the probes found, one row a sampler: means over levels with their nulls."""
     if not found.shifts:
         return []
@@ -248,28 +257,35 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
     rows = []
     for name in experiment.samplers:
         path = run.tuned(name)
-        record = read_json(path) if path.exists() else None
+        record = read_record(Tuned, path) if path.exists() else None
         if record is None:
             continue
-        for place, parameter in enumerate(record["parameters"]):
-            cells = [record["found"].get(method) for method in ("predicted", "gap", "fd", "optuna")]
-            rows.append((name, parameter, *("-" if c is None else f"{c['values'][place]:.4g}" for c in cells)))
+        for place, parameter in enumerate(record.parameters):
+            cells = [record.found.get(method) for method in ("predicted", "gap", "fd", "optuna")]
+            rows.append((name, parameter, *("-" if c is None else f"{c.values[place]:.4g}" for c in cells)))
     header = ("sampler", "coefficient", "predicted (Gaussian control)", "fitted (norm gap)", "best score", "optuna")
     return [Heading("Coefficients"), Table(header, rows)] if rows else []
 
 
 def _curves(run: Run, experiment: Experiment) -> list[Block]:
     """Scores over checkpoints, where eval-fid --checkpoints made them."""
-    rows = []
-    for name in experiment.samplers:
-        path = run.metrics(f"{name}-checkpoints")
-        for point in read_json(path)["points"] if path.exists() else []:
-            selected = (
-                "selected by this score" if point["checkpoint_images"] == read_json(path)["selected_images"] else ""
-            )
-            score = spread(point["summary"]["fd"], 4)
-            rows.append((name, f"{point['checkpoint_images']:,}", point["names"]["fd"], score, selected))
-    header = ("sampler", "images trained", "score", "mean (min, max)", "")
+    paths = [run.metrics(f"{name}-checkpoints") for name in experiment.samplers]
+    curves = [read_record(ScoreCurve, path) for path in paths if path.exists()]
+    scores = columns("checkpoints", [point.summary for curve in curves for point in curve.points]).every
+    rows = [
+        (
+            curve.sampler,
+            f"{point.checkpoint_images:,}",
+            PRIMARY.head(point.names),
+            spread(point.summary.get(PRIMARY.key), PRIMARY.digits),
+            "selected by this score" if point.checkpoint_images == curve.selected_images else "",
+            *(mean_of(point.summary.get(score.key), score.digits) for score in scores),
+        )
+        for curve in curves
+        for point in curve.points
+    ]
+    names = next((point.names for curve in curves for point in curve.points), {})
+    header = ("sampler", "images trained", "score", "mean (min, max)", "", *(score.head(names) for score in scores))
     return [Heading("Over training"), Table(header, rows)] if rows else []
 
 

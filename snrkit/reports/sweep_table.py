@@ -1,53 +1,71 @@
 """The page of `snrkit sweep`: one row an arm and sampler, differences from the first arm."""
 
-from collections.abc import Mapping
-from typing import Any
+from snrkit.metrics.scores import PRIMARY, ScoreDefinition, columns
+from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, interval, mean_of, spread
+from snrkit.reports.records import SweepArm, SweepTable
 
-from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, mean_of, spread
+FEWER = 1  # digits than of one training
 
 
-def sweep_page(name: str, record: Mapping[str, Any]) -> list[Block]:
-    """The page of a sweep's record: the table, what broke off, and what each arm changes."""
-    header, rows = arm_table(record)
-    told = [(arm, "; ".join(changes) or "-") for arm, changes in record["settings"].items()]
+def sweep_page(name: str, record: SweepTable) -> list[Block]:
+    """The page of a sweep's record: the tables, what broke off, and what each arm changes."""
+    differences = Table(*difference_table(record))
+    told = [(arm, "; ".join(changes) or "-") for arm, changes in record.settings.items()]
     blocks: list[Block] = [
         Heading(f"Sweep {name}", 1),
-        Paragraph(f"Seeds of training {', '.join(map(str, record['seeds']))}; brackets: paired 95 % t-intervals over "
-                  "them. Power and brightness: of the images over the data's, 1 is alike."),
-        Table(header, rows),
-    ]  # fmt: skip
-    if record["failed"]:
+        Paragraph(
+            f"Seeds of training {', '.join(map(str, record.seeds))}; brackets: paired 95 % t-intervals over them. "
+            "Power and brightness: of the images over the data's, 1 is alike."
+        ),
+        Table(*arm_table(record)),
+    ]
+    if differences.rows:
+        blocks += [Heading(f"Other scores less {record.reference}'s"), differences]
+    if record.failed:
         blocks += [
             Heading("Broken off"),
             Paragraph("Not tried again; to do so delete the arm's folder of rows, runs/<sweep>-<arm>-<seed>/sweep."),
-            Table(("arm", "why"), list(record["failed"].items())),
+            Table(("arm", "why"), list(record.failed.items())),
         ]
-    everywhere = "; ".join(record["everywhere"]) or "the base file as it is"
-    return [
-        *blocks, Heading("What each arm changes"), Paragraph(f"Everywhere: {everywhere}."),
-        Table(("arm", "settings"), told),
-    ]  # fmt: skip
+    everywhere = Paragraph(f"Everywhere: {'; '.join(record.everywhere) or 'the base file as it is'}.")
+    return [*blocks, Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told)]
 
 
-def arm_table(record: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+def arm_table(record: SweepTable) -> tuple[Row, list[Row]]:
     """(header, rows) as text: arm, seeds, scores, beside the first arm, looks."""
-    names = record["names"] or {"fd": "FD", "is": "IS", "kid": "KID"}
-    header: Row = ("arm", "seeds", f"{names['fd']} (min, max)", f"less {record['reference']}'s [95 %]", names["is"],
-                   names["kid"], "power by ring", "spread of brightness", "skipped steps")  # fmt: skip
-    rows: list[Row] = []
-    for label, arm in record["arms"].items():
-        less, several = arm["less_first"], len(arm["seeds"]) > 1
-        rows.append((
-            label, str(len(arm["seeds"])), spread(arm["fd"], 3) if several else mean_of(arm["fd"], 3),
-            "-" if less is None else interval(less["fd"]),
-            mean_of(arm.get("inception_score"), 2), mean_of(arm.get("kid"), 4),
-            " ".join(f"{ring:.2f}" for ring in arm["power"]), f"{arm['brightness']:.2f}", str(arm["skipped"]),
-        ))  # fmt: skip
+    scores, names = columns("sweep", [arm.scores for arm in record.arms.values()]), record.names
+    header: Row = (
+        *("arm", "seeds", f"{PRIMARY.head(names)} (min, max)", f"less {record.reference}'s [95 %]"),
+        *(score.head(names) for score in scores.standing),
+        *("power by ring", "spread of brightness", "skipped steps"),
+        *(score.head(names) for score in scores.others),
+    )
+    rows: list[Row] = [
+        (
+            *(label, str(len(arm.seeds)), _first(arm), _less(arm, PRIMARY)),
+            *(mean_of(arm.scores.get(score.key), score.digits - FEWER) for score in scores.standing),
+            *(" ".join(f"{ring:.2f}" for ring in arm.power), f"{arm.brightness:.2f}", str(arm.skipped)),
+            *(mean_of(arm.scores.get(score.key), score.digits - FEWER) for score in scores.others),
+        )
+        for label, arm in record.arms.items()
+    ]
     return header, rows
 
 
-def interval(found: Mapping[str, float | None]) -> str:
-    """A difference of `against`: mean [low, high]."""
-    if found["low"] is None:
-        return f"{found['mean']:+.3f}"
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+def difference_table(record: SweepTable) -> tuple[Row, list[Row]]:
+    """(header, rows): the scores beside the first less those of the first arm, where both have them."""
+    arms = {label: (arm, arm.less_first) for label, arm in record.arms.items() if arm.less_first is not None}
+    scores = columns("sweep", [less for _, less in arms.values()]).every
+    known = [score for score in scores if any(score.key in less for _, less in arms.values())]
+    header: Row = ("arm", *(score.head(record.names) for score in known))
+    rows: list[Row] = [(label, *(_less(arm, score) for score in known)) for label, (arm, _) in arms.items()]
+    return header, rows if known else []
+
+
+def _first(arm: SweepArm) -> str:
+    found, digits = arm.scores.get(PRIMARY.key), PRIMARY.digits - FEWER
+    return spread(found, digits) if len(arm.seeds) > 1 else mean_of(found, digits)
+
+
+def _less(arm: SweepArm, score: ScoreDefinition) -> str:
+    return interval((arm.less_first or {}).get(score.key), score.digits - FEWER)

@@ -10,13 +10,18 @@ from rich.table import Table
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
+from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
+from snrkit.metrics.scores import PRIMARY, columns
+from snrkit.reports.blocks import mean_of, spread
 from snrkit.reports.comparison import comparison_rows
+from snrkit.reports.records import Comparison, Swept, TunedNow
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
 from snrkit.shift.files import ShiftRecord
 
 out = Console(soft_wrap=True)
+DIGITS, PRECISE = 4, 6  # of every score in a table of means, and of single values
 POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
 
 
@@ -61,13 +66,13 @@ def show_spectrum(record: Mapping[str, Any]) -> None:
     out.print(f"written to {record['page']}")
 
 
-def show_sweep(record: Mapping[str, Any]) -> None:
+def show_sweep(swept: Swept) -> None:
     """The table, and where it lies."""
-    if record["arms"]:
-        _print(*arm_table(record))
-    for name, why in record["failed"].items():
+    if swept.table.arms:
+        _print(*arm_table(swept.table))
+    for name, why in swept.table.failed.items():
         out.print(f"broken off: {name}: {why}")
-    out.print(f"written to {record['written']}")
+    out.print(f"written to {swept.written}")
 
 
 def show_export(record: Mapping[str, Any]) -> None:
@@ -91,69 +96,84 @@ def show_average(record: Mapping[str, Any]) -> None:
     out.print(f"sample it with --set sample.average={record['name']} (--set sample.checkpoint={at}, if not the newest)")
 
 
-def show_tuned(records: Mapping[str, Any]) -> None:
+def show_tuned(records: Mapping[str, TunedNow]) -> None:
     """What each method found, and where the YAML lies."""
     rows = [
-        [name, method, ", ".join(f"{p} {v:g}" for p, v in zip(record["parameters"], found["values"], strict=True)),
-         "-" if found["fd_on_tuning_seeds"] is None else f"{found['fd_on_tuning_seeds']:.4f}",
-         " to ".join(f"{gap:.4f}" for gap in found.get("gap_before_and_after") or ()) or "-",
-         ", ".join(found["at_the_end_of_its_range"]) or "-"]
+        [
+            name,
+            method,
+            ", ".join(f"{p} {v:g}" for p, v in zip(record.tuned.parameters, found.values, strict=True)),
+            "-" if found.fd_on_tuning_seeds is None else f"{found.fd_on_tuning_seeds:.4f}",
+            " to ".join(f"{gap:.4f}" for gap in found.gap_before_and_after or ()) or "-",
+            ", ".join(found.at_the_end_of_its_range) or "-",
+        ]
         for name, record in records.items()
-        for method, found in record["found"].items()
-    ]  # fmt: skip
+        for method, found in record.tuned.found.items()
+    ]
     header = (
-        "sampler", "by", "coefficients", "score on the tuning seeds", "norm gap, nats (rms)", "at the end of its range"
-    )  # fmt: skip
+        "sampler",
+        "by",
+        "coefficients",
+        "score on the tuning seeds",
+        "norm gap, nats (rms)",
+        "at the end of its range",
+    )
     _print(header, rows)
-    for path in {record["yaml"] for record in records.values()}:
+    for path in {record.yaml for record in records.values()}:
         out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
 
 
-def show_comparison(record: Mapping[str, Any]) -> None:
+def show_comparison(record: Comparison) -> None:
     """The table of snrkit compare, by NFE."""
     _print(*comparison_rows(record))
-    for warning in record["warnings"]:
+    for warning in record.warnings:
         out.print(f"warning: {warning}")
 
 
-def show_scores(records: Mapping[str, Any]) -> None:
+def show_scores(records: Mapping[str, SamplerScores]) -> None:
     """One row a sampler: means over ranges, and the spread of the distance."""
-    names = next(iter(records.values()))["names"]
-    rows = []
-    for name, record in records.items():
-        summary = record["summary"]
-        fd = summary["fd"]
-        cells = [_cell(summary.get(key)) for key in ("inception_score", "kid", "precision", "recall")]
-        rows.append([name, str(record["nfe"]), f"{fd['mean']:.4f} ({fd['min']:.4f}, {fd['max']:.4f})", *cells])
-    _print(("sampler", "NFE", f"{names['fd']} (min, max)", names["is"], names["kid"], "precision", "recall"), rows)
-    for warning in sorted({w for r in records.values() for part in r["ranges"] for w in part["warnings"]}):
+    names = next(iter(records.values())).names
+    scores = columns("scores", [record.summary for record in records.values()]).every
+    rows = [
+        [
+            name,
+            str(record.nfe),
+            spread(record.summary.get(PRIMARY.key), DIGITS),
+            *(mean_of(record.summary.get(score.key), DIGITS) for score in scores),
+        ]
+        for name, record in records.items()
+    ]
+    _print(("sampler", "NFE", f"{PRIMARY.head(names)} (min, max)", *(score.head(names) for score in scores)), rows)
+    for warning in sorted({warning for record in records.values() for warning in record.warnings}):
         out.print(f"warning: {warning}")
 
 
-def _cell(entry: Mapping[str, float] | None) -> str:
-    return "-" if entry is None else f"{entry['mean']:.4f}"
-
-
-def show_curves(records: Mapping[str, Any]) -> None:
+def show_curves(records: Mapping[str, ScoreCurve]) -> None:
     """One row a checkpoint; the best is marked as selected, since choosing by the score biases it downwards."""
-    rows = []
-    for name, record in records.items():
-        for point in record["points"]:
-            fd = point["summary"]["fd"]
-            mark = "selected by this score" if point["checkpoint_images"] == record["selected_images"] else ""
-            rows.append([name, str(point["checkpoint_images"]), point["names"]["fd"], f"{fd['mean']:.4f}", mark])
-    _print(("sampler", "images trained", "score", "mean", ""), rows)
+    points = [(name, record, point) for name, record in records.items() for point in record.points]
+    scores = columns("checkpoints", [point.summary for _, _, point in points]).every
+    rows = [
+        [
+            name,
+            str(point.checkpoint_images),
+            PRIMARY.head(point.names),
+            mean_of(point.summary.get(PRIMARY.key), DIGITS),
+            "selected by this score" if point.checkpoint_images == record.selected_images else "",
+            *(mean_of(point.summary.get(score.key), DIGITS) for score in scores),
+        ]
+        for name, record, point in points
+    ]
+    names = points[0][2].names if points else {}
+    _print(("sampler", "images trained", "score", "mean", "", *(score.head(names) for score in scores)), rows)
 
 
-def show_pair(record: Mapping[str, Any]) -> None:
+def show_pair(record: PairScores) -> None:
     """The scores of two sets of images."""
-    names = record["names"]
-    scores = {
-        names["fd"]: record["fd"], names["is"]: record["inception_score"], names["kid"]: record["kid"],
-        "precision": record["precision"], "recall": record["recall"],
-    }  # fmt: skip
-    _print(("score", "value"), [[key, f"{value:.6f}"] for key, value in scores.items() if value is not None])
-    for warning in record["warnings"]:
+    values = record.scores.values
+    scores = (PRIMARY, *columns("scores", [values]).every)
+    known = [(score.head(record.names), value) for score in scores if (value := values.get(score.key)) is not None]
+    _print(("score", "value"), [[title, f"{value:.{PRECISE}f}"] for title, value in known])
+    for warning in record.scores.warnings:
         out.print(f"warning: {warning}")
 
 

@@ -3,11 +3,14 @@
 A grid is a list of n levels of rising logsnr, followed by the clean level sigma = 0: n steps, n + 1 levels. It snaps to
 the process's table where there is one; a grid whose levels repeat after that is refused. Grids are computed in float64
 with exp and log.
+
+A grid whose levels follow from the images (`ImageGrid`) cannot be laid out by itself: whoever knows the images makes a
+`Placement` of it.
 """
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -16,12 +19,12 @@ from torch import Tensor
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
-from snrkit.diffusion.process import Ddpm, Process
+from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.spectral.grid import SpectralGrid
 
 
 class Grid(Protocol):
-    """A rule that places the levels of a sampler; one that needs spectra for that is in spectral_grid.py."""
+    """A rule that places the levels of a sampler, the same for all images."""
 
     @property
     def steps(self) -> int:
@@ -29,6 +32,67 @@ class Grid(Protocol):
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` + 1 snapped levels of shape (), rising, no repeats; the last is clean."""
+
+
+class Placement(Protocol):
+    """What of a sampler is each image's own: the levels that it visits, what the network is told beside them, or both.
+
+    Images are given by their seeds (B) and labels (B,), -1 or None for none. `own` is what `follows` gave of images
+    that exist; where it is not given it is drawn, by a stream of each seed.
+    """
+
+    @property
+    def varies(self) -> bool:
+        """Whether the levels differ from image to image; else only what the network is told."""
+
+    @property
+    def key(self) -> object:
+        """Hashable; equal for placements of one run that visit equal levels."""
+
+    def typical(self) -> tuple[Level, ...]:
+        """The levels that stand for all images: as Grid.levels, or (1,) where they vary."""
+
+    def levels(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> tuple[Level, ...]:
+        """`steps` + 1 snapped levels (B,), rising, no repeats; the last is clean."""
+
+    def told(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor | None:
+        """What the network is told (B, S) as `Cond.scalars`; None for nothing."""
+
+    def follows(self, x0: Tensor) -> Tensor:
+        """What levels follow of images x0 (B, C, H, W)."""
+
+
+@runtime_checkable
+class ImageGrid(Protocol):
+    """A rule that places levels by what is known of the images.
+
+    `levels` are those of the training, as its experiment has them; None where they are not known.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Its name in an experiment."""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """SnrkitError where images of this shape (C, H, W) have no such levels."""
+
+    def faults(self, classes: int, scalars: Sequence[str]) -> Iterable[str]:
+        """What it asks that a network of these classes and scalars does not have, as `option: sentence`."""
+
+    def scope_under(self, levels: object) -> str:
+        """As `scope_of`."""
+
+    def made_up(self, process: Process, levels: object) -> Placement:
+        """A placement for images that do not exist, of which only the steps are right: for dry runs."""
+
+
+def scope_of(grid: Grid | ImageGrid, levels: object) -> str:
+    """Whose levels a grid visits after training at `levels`: instance, the image's own; class, its class's; dataset."""
+    return grid.scope_under(levels) if isinstance(grid, ImageGrid) else "dataset"
 
 
 def finish(process: Process, place: Callable[[int], Tensor], steps: int) -> tuple[Level, ...]:
@@ -99,11 +163,12 @@ class UniformTime(Value):
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels uniform in time, then clean."""
-        ends_clean = bool(torch.isposinf(process.sweep(torch.zeros((), dtype=torch.float64))))
+        sweep = own_time(process).sweep
+        ends_clean = bool(torch.isposinf(sweep(torch.zeros((), dtype=torch.float64))))
 
         def place(steps: int) -> Tensor:
             fractions = _fractions(steps + 1, 1, 0)[:-1] if ends_clean else _fractions(steps, 1, 0)
-            return process.sweep(fractions)
+            return sweep(fractions)
 
         return finish(process, place, self.steps)
 

@@ -67,7 +67,7 @@ def sample(
         position = Position(index, grid, here, there)
         for move in moves:
             position = move.move(x, position, denoise.process)
-        step, memory = _step(informed(correct(denoise, belief, position), cond), solver, x, position, memory, noise)
+        step, memory = _step(informed(wrapped(denoise, belief, position), cond), solver, x, position, memory, noise)
         for correction in state:
             step = replace(step, x_next=correction.after(step))
         yield step
@@ -81,7 +81,7 @@ def _step(
     return Step(position, x, calls, x_next), memory
 
 
-def correct(denoise: Denoiser, corrections: Sequence[BeliefCorrection], position: Position) -> Denoiser:
+def wrapped(denoise: Denoiser, corrections: Sequence[BeliefCorrection], position: Position) -> Denoiser:
     """`denoise` wrapped by every correction of belief, the first innermost."""
     for correction in corrections:
         denoise = correction.wrap(denoise, position)

@@ -16,7 +16,7 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.diffusion.process import Process
 from snrkit.sampling.corrections import AnyCorrection, Autoguidance
 from snrkit.sampling.corrections.guidance import Guidance
-from snrkit.sampling.grid import AnyGrid
+from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.sampling.step import (
@@ -34,9 +34,7 @@ from snrkit.sampling.step import (
     Sources,
     StateCorrection,
 )
-from snrkit.spectral.grid import Spectral, SpectralGrid
-from snrkit.spectral.levels import SpectralLevels
-from snrkit.spectral.model import SpectrumModel
+from snrkit.training.level_samplers import AnyLevels
 
 
 class Sampler(Value):
@@ -134,16 +132,15 @@ def parse_seeds(text: str) -> list[int]:
 class OpenedSampler:
     """A sampler with its grid laid out and all that it names opened."""
 
-    levels: tuple[Level, ...]  # shape (); where the grid differs from image to image (1,), of the mean spectrum
+    levels: tuple[Level, ...]  # shape (); where the grid differs from image to image (1,), those that stand for all
     solver: Solver
     corrections: tuple[Correction, ...]
-    spectral: Spectral | None = None  # where the grid or the network needs it
-    grid: SpectralGrid | None = None
+    placement: Placement | None = None  # where something is each image's own
 
     @property
     def varies(self) -> bool:
         """Whether the levels differ from image to image."""
-        return self.spectral is not None and self.spectral.scope(self.grid) != "dataset"
+        return self.placement is not None and self.placement.varies
 
     @property
     def typical(self) -> tuple[Level, ...]:
@@ -151,37 +148,34 @@ class OpenedSampler:
         return tuple(level.at(0) for level in self.levels)
 
     def of_images(
-        self, process: Process, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
+        self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
     ) -> tuple["OpenedSampler", Tensor | None]:
-        """(The sampler of the images of `seeds`, what the network is told of their spectra), as in Spectral.power."""
-        if self.spectral is None:
+        """(The sampler of the images of `seeds`, the scalars (B, S) that the network is told), as in Placement."""
+        if self.placement is None:
             return self, None
-        ends = self.spectral.told(self.grid, seeds, labels, own)
-        if self.grid is None or not self.varies:
-            return self, ends
-        return replace(self, levels=self.spectral.place(self.grid, process, seeds, labels, own)), ends
+        told = self.placement.told(seeds, labels, own)
+        return (replace(self, levels=self.placement.levels(seeds, labels, own)) if self.varies else self), told
 
 
 def first_variance(sampler: Sampler, data: float | None) -> float | None:
     """What `start` is to take for the variance of the data; None for the published start.
 
-    `data` is theirs, which `start: exact` adds. A spectral grid begins at the level where an image's strongest ring is
-    buried, which may be far from pure noise. There the finer rings hold sigma^2 and hardly more, not the 1 of a vp
-    state that begins at n: the state begins at sigma*n in every scaling.
+    `data` is theirs, which `start: exact` adds. A grid that follows the images begins where the strongest of what they
+    are made of is buried, which may be far from pure noise. There the rest holds sigma^2 and hardly more, not the 1 of
+    a vp state that begins at n: the state begins at sigma*n in every scaling.
     """
     if sampler.start == "exact":
         assert data is not None
         return data
-    return 0.0 if isinstance(sampler.grid, SpectralGrid) else None
+    return 0.0 if isinstance(sampler.grid, ImageGrid) else None
 
 
 def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
     """Lay out the grid and open what the solver and the corrections name."""
-    grid = sampler.grid if isinstance(sampler.grid, SpectralGrid) else None
-    spectral = sources.spectral(grid is not None)
-    levels = _levels(sampler, process, spectral)
+    placement = sources.placement(sampler.grid)
+    levels = _levels(sampler.grid, process, placement)
     solver, *corrections = (_opened(value, sources, levels) for value in (sampler.solver, *sampler.corrections))
-    return OpenedSampler(levels, solver, tuple(corrections), spectral, grid)
+    return OpenedSampler(levels, solver, tuple(corrections), placement)
 
 
 def _opened(value: AnySolver | AnyCorrection, sources: Sources, levels: Sequence[Level]) -> Any:
@@ -191,10 +185,10 @@ def _opened(value: AnySolver | AnyCorrection, sources: Sources, levels: Sequence
         raise ConfigError(f"{value.kind}: {error}") from None
 
 
-def named(sampler: Sampler, process: Process, trained: SpectralLevels | None = None) -> list[tuple[str, Named]]:
+def named(sampler: Sampler, process: Process, trained: AnyLevels | None = None) -> list[tuple[str, Named]]:
     """(kind of the solver or correction, what it names), in order: what each asks of its sources when it is opened."""
     dummy, found = Dummy(process, trained), list[tuple[str, Named]]()
-    levels = _levels(sampler, process, dummy.spectral(isinstance(sampler.grid, SpectralGrid)))
+    levels = _levels(sampler.grid, process, dummy.placement(sampler.grid))
     for value in (sampler.solver, *sampler.corrections):
         before = len(dummy.named)
         _opened(value, dummy, levels)
@@ -202,13 +196,11 @@ def named(sampler: Sampler, process: Process, trained: SpectralLevels | None = N
     return found
 
 
-def _levels(sampler: Sampler, process: Process, spectral: Spectral | None) -> tuple[Level, ...]:
-    grid = sampler.grid
-    if not isinstance(grid, SpectralGrid):
+def _levels(grid: Grid | ImageGrid, process: Process, placement: Placement | None) -> tuple[Level, ...]:
+    if not isinstance(grid, ImageGrid):
         return grid.levels(process)
-    assert spectral is not None
-    levels = spectral.place(grid.model_copy(update={"scope": "dataset"}), process, [0], None)
-    return tuple(level.at(0) for level in levels) if spectral.scope(grid) == "dataset" else levels
+    assert placement is not None
+    return placement.typical()
 
 
 def missing_capabilities(sampler: Sampler, model: Capabilities) -> list[tuple[int, str]]:
@@ -217,22 +209,18 @@ def missing_capabilities(sampler: Sampler, model: Capabilities) -> list[tuple[in
     return [(i, why) for i, why in answers if why is not None]
 
 
-DUMMY_RINGS = 17
-
-
 @dataclass(slots=True)
 class Dummy:
     """A model that says x0 = 0, counts how often it is asked, and stands in for everything a sampler may name."""
 
     process: Process
-    trained: SpectralLevels | None = None
+    trained: AnyLevels | None = None
     asked: int = 0
     named: list[Named] = field(default_factory=list)  # what was opened
 
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
-        """(0, x)."""
         self.asked += 1
         return Prediction(torch.zeros_like(x), x)
 
@@ -247,32 +235,28 @@ class Dummy:
         return self
 
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """0."""
         return torch.zeros_like(x)
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """One spectrum that falls as that of photographs."""
-        phi = -2 * torch.arange(1, DUMMY_RINGS + 1, dtype=torch.float64).log()
-        none = phi[None][:0]
-        model = SpectrumModel(
-            phi, none, phi.new_zeros(1, 0), phi.new_zeros(1, 0, 0), phi.new_ones(1, 1), phi, phi, phi[None]
-        )
-        return Spectral(model, self.trained) if asked else None
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """One of images that do not exist."""
+        return grid.made_up(self.process, self.trained) if isinstance(grid, ImageGrid) else None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
-        """1 and 1."""
         ones = torch.ones(len(levels), dtype=torch.float64)
         return ForwardStatistics(ones, ones)
 
 
 def dry_run(
-    sampler: Sampler, process: Process, target: Target, shape: tuple[int, int, int],
-    trained: SpectralLevels | None = None,
-) -> int:  # fmt: skip
+    sampler: Sampler,
+    process: Process,
+    target: Target,
+    shape: tuple[int, int, int],
+    trained: AnyLevels | None = None,
+) -> int:
     """The number of network calls per image, counted by running the sampler once on a dummy that says x0 = 0.
 
     Raises SnrkitError for whatever cannot work: repeated levels, a target that says nothing where the grid starts, a
-    correction that is undefined there or on images of this shape (C, H, W). `trained`: the training's spectral levels.
+    correction that is undefined there or on images of this shape (C, H, W). `trained`: the levels of the training.
     """
     dummy = Dummy(process, trained)
     ready = open_with(sampler, process, dummy)
@@ -280,8 +264,14 @@ def dry_run(
     x = start(process, torch.zeros(1, *shape), ready.levels[0])
     cond = Cond(labels=torch.zeros(1, dtype=torch.int64))
     steps = sample(
-        dummy, ready.solver, ready.levels, x, corrections=ready.corrections, noise=torch.zeros_like, cond=cond,
-    )  # fmt: skip
+        dummy,
+        ready.solver,
+        ready.levels,
+        x,
+        corrections=ready.corrections,
+        noise=torch.zeros_like,
+        cond=cond,
+    )
     for _ in steps:
         pass
     return dummy.asked

@@ -12,7 +12,7 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.diffusion.process import Process
-from snrkit.spectral.grid import Spectral
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,8 @@ class Sources(Protocol):
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics of the sampler's own model on training images, at levels of shape ()."""
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """What is known of power spectra; None where neither the sampler asks for it nor the network is told of it."""
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """What is each image's own on this grid; None where levels and what the network is told are one for all."""
 
 
 def check_one_grid(levels: Sequence[Level]) -> None:

@@ -19,6 +19,7 @@ from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import Dataset, chunks, moments
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights, Step
@@ -26,8 +27,7 @@ from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
 from snrkit.shift.measured import Measured
-from snrkit.shift.reference import READ_AT_ONCE, Weighted, class_shares, even_shares, make_reference, matching
-from snrkit.spectral.grid import Spectral
+from snrkit.shift.reference import READ_AT_ONCE, Weighted, even_shares, make_reference, matching, shares_by_class
 from snrkit.training.randomness import ImageStreams
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
@@ -68,7 +68,7 @@ def measure(
     `snrkit.memory_dataset(name, images, labels)` or the like. The network lies on `device`, in eval mode.
 
     SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], and for samplers that name
-    what only a run has (autoguidance, noise_awareness_classifier, grid spectral).
+    what only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image).
     """
     seen, real = _data_set("trained", trained), _data_set("held", held)
     if seen.shape != real.shape:
@@ -118,7 +118,7 @@ class _Bench:
     def weighted(self) -> Weighted:
         """All trained images, with weights that mix classes as the trajectories do."""
         data, known, labels = self.trained, self.trained.labels, self.labels
-        share = even_shares(data.count) if known is None or labels is None else class_shares(known, labels)
+        share = even_shares(data.count) if known is None or labels is None else shares_by_class(known, labels)
         for part in torch.split(torch.arange(data.count), READ_AT_ONCE):
             yield data.x0(part.tolist()), share[part]
 
@@ -159,17 +159,14 @@ class _Bench:
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 
     def denoiser(self, named: NamedWeights) -> Denoiser:
-        """ConfigError."""
         raise ConfigError("names other weights of a run, and there is none here; measure it with snrkit measure-shift.")
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
-        """ConfigError."""
         raise ConfigError("names a run's estimator, and there is no run here; measure it with snrkit measure-shift.")
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """None. ConfigError for a grid that needs spectra."""
-        if asked:
-            raise ConfigError("grid spectral follows the spectra of a run's images; measure it with measure-shift.")
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        if isinstance(grid, ImageGrid):
+            raise ConfigError("a grid that follows each image needs a run; measure it with snrkit measure-shift.")
         return None
 
 

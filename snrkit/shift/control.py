@@ -23,10 +23,10 @@ from snrkit.base.wavelet import Bands, idwt2
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.diffusion.process import Process
+from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights
-from snrkit.spectral.grid import Spectral
 
 BISECTIONS = 50
 BANDS = 4
@@ -66,10 +66,10 @@ class ModeDenoiser:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
 
-    def spectral(self, asked: bool) -> Spectral | None:
-        """Gaussian data have no images, each with a spectrum: SnrkitError."""
-        if asked:
-            raise SnrkitError("a spectral grid has no Gaussian control; tune it by fd or gap")
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """Gaussian data have no images, each with levels of its own: SnrkitError."""
+        if isinstance(grid, ImageGrid):
+            raise SnrkitError(f"a {grid.kind} grid has no Gaussian control; tune it by fd or gap")
         return None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:

@@ -61,9 +61,13 @@ def read_estimator(
     shift = (found[0] - found[1]) / response[:, None]
     shift = shift.masked_fill(~(response[:, None] >= WEAKEST), torch.nan)
     return EstimatedLevel(
-        bootstrap.curve(found[0]), bootstrap.curve(found[1]), response.tolist(), bootstrap.curve(shift),
-        bootstrap.number(shift.nanmean(0)), int((~shift[:, 0].isnan()).sum()),
-    )  # fmt: skip
+        bootstrap.curve(found[0]),
+        bootstrap.curve(found[1]),
+        response.tolist(),
+        bootstrap.curve(shift),
+        bootstrap.number(shift.nanmean(0)),
+        int((~shift[:, 0].isnan()).sum()),
+    )
 
 
 class EstimatorProbe(ProbeValue):
@@ -79,7 +83,6 @@ class EstimatorProbe(ProbeValue):
     )
 
     def missing(self, given: Circumstances) -> str | None:
-        """An estimator."""
         if given.estimator:
             return None
         return (

@@ -36,9 +36,16 @@ class Horizon:
 
 @torch.no_grad()
 def horizon_arm(
-    denoise: Denoiser, ready: OpenedSampler, forward: Arm, cond: Cond, steps: int, seeds: Sequence[int],
-    *, batch: int, device: torch.device,
-) -> Arm:  # fmt: skip
+    denoise: Denoiser,
+    ready: OpenedSampler,
+    forward: Arm,
+    cond: Cond,
+    steps: int,
+    seeds: Sequence[int],
+    *,
+    batch: int,
+    device: torch.device,
+) -> Arm:
     """The arm of levels `steps`, ..., L - 1: forward states walked `steps` steps; `seeds` give fresh noise."""
     levels = ready.levels[:-1]
     rows = [Rows() for _ in levels[steps:]]
@@ -48,9 +55,15 @@ def horizon_arm(
             x = forward.states[first, part].double().to(device)
             noise = ImageStreams([seeds[i] for i in part.tolist()], device)
             for step in sample(
-                denoise, ready.solver, grid, x, corrections=ready.corrections, noise=noise, cond=known,
+                denoise,
+                ready.solver,
+                grid,
+                x,
+                corrections=ready.corrections,
+                noise=noise,
+                cond=known,
                 steps=range(first, first + steps),
-            ):  # fmt: skip
+            ):
                 x = step.x_next
             rows[first].add(x, denoise(x, levels[first + steps].at(part), cond=known))
     return make_arm(rows, forward.groups)
@@ -65,9 +78,13 @@ def read_horizon(
     mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
     whole = mine / known
     return Horizon(
-        steps, [float(level.logsnr) for level in levels], bootstrap.curve(gap), bootstrap.curve(whole),
-        bootstrap.number(gap.mean(0)), bootstrap.number(whole.log().mean(0)),
-    )  # fmt: skip
+        steps,
+        [float(level.logsnr) for level in levels],
+        bootstrap.curve(gap),
+        bootstrap.curve(whole),
+        bootstrap.number(gap.mean(0)),
+        bootstrap.number(whole.log().mean(0)),
+    )
 
 
 class HorizonProbe(ProbeValue):
@@ -92,5 +109,4 @@ class HorizonProbe(ProbeValue):
         return read_horizon(arm, forward, s.ready, self.steps, s.reference, s.bootstrap)
 
     def cells(self, record: Horizon) -> tuple[str, ...]:
-        """Means over levels."""
         return record.mean_norm_gap.signed(), record.mean_log_variance_ratio.signed()

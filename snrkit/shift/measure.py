@@ -155,11 +155,13 @@ def read(
         {name: arm.eps_square @ weights[name].T for name, arm in arms.items()},
         {name: (arms[name].x0_square @ weights[name].T).sqrt() for name in two},
         {name: part_ratios(arms[name], levels, reference, weights[name]) for name in two},
-        nearest, nearest_null, (weights["forward"] @ reference.true_square).sqrt(),
-    )  # fmt: skip
+        nearest,
+        nearest_null,
+        (weights["forward"] @ reference.true_square).sqrt(),
+    )
 
 
-def compare(
+def compare_arms(
     reverse: Arm, forward: Arm, train: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap
 ) -> Shift:
     """All readings of the three arms, with intervals."""

@@ -133,17 +133,13 @@ class ProbeValue(Value):
     picture_guide: ClassVar[str] = ""
 
     def missing(self, given: Circumstances) -> str | None:
-        """Nothing."""
         return None
 
     def memory(self, images: int, dimensions: int) -> int:
-        """0."""
         return 0
 
     def remark(self, records: Sequence[Any]) -> str | None:
-        """None."""
         return None
 
     def picture(self, record: Any, title: str) -> bytes | None:
-        """None."""
         return None

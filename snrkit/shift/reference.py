@@ -24,7 +24,7 @@ def even_shares(count: int) -> Tensor:
     return torch.full((count,), 1 / count, dtype=torch.float64)
 
 
-def class_shares(known: Tensor, labels: Tensor) -> Tensor:
+def shares_by_class(known: Tensor, labels: Tensor) -> Tensor:
     """The weights (n,), summing to 1, that mix the classes of images with labels `known` (n,) as `labels` (B,) does."""
     classes = max(int(known.max()), int(labels.max())) + 1
     wanted = torch.bincount(labels.cpu(), minlength=classes).double() / len(labels)

@@ -62,9 +62,15 @@ def refined(ready: OpenedSampler, process: Process, substeps: int) -> tuple[Open
 
 
 def read_why(
-    reverse: Arm, ideal: Arm, forward: Arm, levels: Sequence[Level], reference: Reference, bootstrap: Bootstrap,
-    ready: OpenedSampler, substeps: int,
-) -> Why:  # fmt: skip
+    reverse: Arm,
+    ideal: Arm,
+    forward: Arm,
+    levels: Sequence[Level],
+    reference: Reference,
+    bootstrap: Bootstrap,
+    ready: OpenedSampler,
+    substeps: int,
+) -> Why:
     """The split; both arms of trajectories begin at the same states, so images are resampled together."""
     weights, of_forward = bootstrap.weights(reverse.groups, OF_REVERSE), bootstrap.weights(forward.groups, OF_FORWARD)
     expected = forward.eps_square @ of_forward.T
@@ -77,9 +83,11 @@ def read_why(
 def _shares(whole: Tensor, network: Tensor, bootstrap: Bootstrap) -> Shares:
     rest = whole - network
     return Shares(
-        bootstrap.curve(network), bootstrap.curve(rest),
-        bootstrap.number(network.mean(0)), bootstrap.number(rest.mean(0)),
-    )  # fmt: skip
+        bootstrap.curve(network),
+        bootstrap.curve(rest),
+        bootstrap.number(network.mean(0)),
+        bootstrap.number(rest.mean(0)),
+    )
 
 
 class WhyProbe(ProbeValue):
@@ -115,7 +123,6 @@ class WhyProbe(ProbeValue):
         return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
 
     def cells(self, record: Why) -> tuple[str, ...]:
-        """Means over levels."""
         numbers = [
             number
             for shares in (record.norm_gap, record.log_variance_ratio)

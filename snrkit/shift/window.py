@@ -98,17 +98,26 @@ def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tens
     curve = bootstrap.curve(slope)
     steep = torch.tensor([low > 0 or high < 0 for low, high in zip(curve.low, curve.high, strict=True)])
     shifts = [
-        torch.stack([invert(c - c[middle], g) for c, g in zip(curves, reading, strict=True)])
-        .masked_fill(~steep[:, None], torch.nan)
+        torch.stack([invert(c - c[middle], g) for c, g in zip(curves, reading, strict=True)]).masked_fill(
+            ~steep[:, None], torch.nan
+        )
         for reading in (gap, null)
-    ]  # fmt: skip
+    ]
     means = [bootstrap.number(shift[steep].mean(0)) if bool(steep.any()) else None for shift in shifts]
     error = arm.error.mean(2)
     return Window(
-        [float(level.logsnr) for level in levels], arm.error.shape[2], arm.eps_square.mean(2).tolist(), error.tolist(),
-        (error - error.diagonal()).tolist(), curve, bootstrap.curve(shifts[0]), bootstrap.curve(shifts[1]),
-        means[0], means[1], int(steep.sum()),
-    )  # fmt: skip
+        [float(level.logsnr) for level in levels],
+        arm.error.shape[2],
+        arm.eps_square.mean(2).tolist(),
+        error.tolist(),
+        (error - error.diagonal()).tolist(),
+        curve,
+        bootstrap.curve(shifts[0]),
+        bootstrap.curve(shifts[1]),
+        means[0],
+        means[1],
+        int(steep.sum()),
+    )
 
 
 def invert(curve: Tensor, rise: Tensor) -> Tensor:

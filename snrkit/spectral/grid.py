@@ -11,7 +11,7 @@ A reconstruction after Esteves & Makadia 2026.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +25,8 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
 from snrkit.spectral.levels import SpectralLevels, told_ends
-from snrkit.spectral.model import SpectrumModel
-from snrkit.spectral.schedule import SpectralSchedule
+from snrkit.spectral.model import SpectrumModel, photographic
+from snrkit.spectral.schedule import SpectralSchedule, check_square, power_spectra
 from snrkit.spectral.spectra import Scope
 
 SLACK = 0.01  # nats
@@ -48,12 +48,29 @@ class SpectralGrid(Value):
         default=1.0, gt=0, description="factor on the power of the finest rings: above 1 asks for more texture"
     )
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Images must be square."""
+        check_square(shape)
 
-def scope_of(grid: object, levels: SpectralLevels | None) -> Scope:
-    """Whose spectrum a grid follows: its own scope, the training's, or dataset, as do grids that follow no spectrum."""
-    if not isinstance(grid, SpectralGrid):
-        return "dataset"
-    return grid.scope or (levels.scope if levels else "dataset")
+    def faults(self, classes: int, scalars: Sequence[str]) -> Iterable[str]:
+        """Scope class needs classes, and a scale a network that is told of it."""
+        if self.scope == "class" and not classes:
+            yield "scope: class needs a network with classes; take instance or dataset"
+        if self.scale != 1 and not scalars:
+            yield f"scale: {UNTOLD}; drop it"
+
+    def scope_under(self, levels: object) -> Scope:
+        """Whose spectrum it follows after training at `levels`: its own scope, theirs if they have one, or dataset."""
+        return self.scope or (levels.scope if isinstance(levels, SpectralLevels) else "dataset")
+
+    def made_up(self, process: Process, levels: object) -> "SpectralPlacement":
+        """By one spectrum, which falls as those of photographs do."""
+        return Spectral(photographic(), spectral_levels(levels)).placement(self, process)
+
+
+def spectral_levels(levels: object) -> SpectralLevels | None:
+    """The levels of a training, if they are spectral."""
+    return levels if isinstance(levels, SpectralLevels) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +87,12 @@ class Spectral:
         return self.levels.schedule if self.levels else SpectralSchedule()
 
     def scope(self, grid: SpectralGrid | None) -> Scope:
-        """As scope_of, with the training's levels."""
-        return scope_of(grid, self.levels)
+        """Whose spectrum a grid follows; dataset for grids that follow none."""
+        return "dataset" if grid is None else grid.scope_under(self.levels)
+
+    def placement(self, grid: SpectralGrid | None, process: Process) -> "SpectralPlacement":
+        """A grid laid out by these spectra; None stands for one that follows none, where only the network is told."""
+        return SpectralPlacement(self, grid, process)
 
     def power(self, scope: Scope, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor:
         """Spectra (n, K + 1) of the images of `seeds` with `labels` (n,), -1 or None for none.
@@ -106,6 +127,17 @@ class Spectral:
         """The least and the largest (2,) that training told of the noisy end, and of the clean end."""
         return self.schedule.ends(torch.stack([self.model.high, self.model.low]).exp())
 
+    def outside(self, levels: Sequence[Level], process: Process) -> str | None:
+        """What a grid of these levels (), one for all, visits that training has not seen; None where it is nothing."""
+        low, high = self.trained(process)
+        first, last = float(levels[0].logsnr), float(levels[-2].logsnr)
+        if low - SLACK <= first and last <= high + SLACK:
+            return None
+        return (
+            f"its grid visits logsnr {first:.1f} to {last:.1f}, where training saw {low:.1f} to {high:.1f}; a grid of "
+            "kind spectral, or karras between a sigma_min and a sigma_max, stays within."
+        )
+
     def cut(self, grid: SpectralGrid, process: Process) -> str | None:
         """What a grid asks for that training has not seen, for the mean spectrum; None where there is nothing."""
         power = (self.model.mean.exp() * textured(len(self.model.mean), grid.scale))[None]
@@ -122,9 +154,13 @@ class Spectral:
         return None
 
     def place(
-        self, grid: SpectralGrid, process: Process, seeds: Sequence[int], labels: Tensor | None,
+        self,
+        grid: SpectralGrid,
+        process: Process,
+        seeds: Sequence[int],
+        labels: Tensor | None,
         own: Tensor | None = None,
-    ) -> tuple[Level, ...]:  # fmt: skip
+    ) -> tuple[Level, ...]:
         """`steps` + 1 snapped levels of shape (n,), rising, the last clean; images as in `power`.
 
         Entries of a table that would repeat move to the next free ones. SnrkitError where the table has too few, or
@@ -151,6 +187,41 @@ class Spectral:
         noisy, clean = self.levels.schedule.ends(seen[self.levels.scope].exp())
         low, high = float(noisy.min()), float(clean.max())
         return (max(low, process.bounds[0]), min(high, process.bounds[1])) if isinstance(process, Ddpm) else (low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralPlacement:
+    """A grid laid out image by image, and what the network is told; see snrkit.sampling.grid.Placement."""
+
+    known: Spectral
+    grid: SpectralGrid | None  # None: one that follows no spectrum, of which only what is told differs
+    process: Process
+
+    @property
+    def varies(self) -> bool:
+        """Where the grid follows the image or its class."""
+        return self.known.scope(self.grid) != "dataset"
+
+    @property
+    def key(self) -> SpectralGrid | None:
+        return self.grid
+
+    def typical(self) -> tuple[Level, ...]:
+        """Those of the mean spectrum."""
+        assert self.grid is not None
+        shared = self.grid.model_copy(update={"scope": "dataset"})
+        levels = self.known.place(shared, self.process, [0], None)
+        return levels if self.varies else tuple(level.at(0) for level in levels)
+
+    def levels(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> tuple[Level, ...]:
+        assert self.grid is not None
+        return self.known.place(self.grid, self.process, seeds, labels, own)
+
+    def told(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor | None:
+        return self.known.told(self.grid, seeds, labels, own)
+
+    def follows(self, x0: Tensor) -> Tensor:
+        return power_spectra(x0)
 
 
 def textured(rings: int, scale: float) -> Tensor:

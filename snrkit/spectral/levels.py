@@ -15,13 +15,19 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.spectral.schedule import SpectralSchedule
+from snrkit.data.measured import Measured
+from snrkit.diffusion.level import ROUNDING_VARIANCE
+from snrkit.diffusion.process import Process
+from snrkit.spectral.measure import spectra_of
+from snrkit.spectral.schedule import SpectralSchedule, check_square
 from snrkit.spectral.spectra import Scope, Spectra
 from snrkit.spectral.tabulated import Tabulated
 
 SCALARS = ("logsnr_noisy", "logsnr_clean")
 TABULATED = 2048  # spectra at a time
 UNIT = 4.0  # nats; what a network reads is in these
+# a spectrum with a wider schedule than any 8-bit image of up to 1024x1024 has
+WIDEST = torch.tensor([[2.0**20, 2.0**20, ROUNDING_VARIANCE]], dtype=torch.float64)
 
 
 def told_ends(noisy: Tensor, clean: Tensor) -> Tensor:
@@ -39,6 +45,19 @@ class SpectralLevels(Value):
     )
     mean_ends: float = Field(default=0.1, ge=0, lt=1, description="share of images that are told the data set's ends")
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Images must be square."""
+        check_square(shape)
+
+    def open(self, images: Measured) -> "Tables":
+        """The schedules of all images, measured if they were not yet."""
+        return self.tables(images.once(spectra_of))
+
+    def widest(self) -> Tabulated:
+        """A straight schedule between the ends of the widest."""
+        noisy, clean = self.schedule.ends(WIDEST)
+        return Tabulated(torch.stack([clean, noisy], 1))
+
     def tables(self, spectra: Spectra) -> "Tables":
         """The schedules of all images. DataError for scope class without labels."""
         power, of_image = spectra.scoped(self.scope)
@@ -48,14 +67,25 @@ class SpectralLevels(Value):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The schedules of a data set: logsnr at T even times from 0 to 1."""
+    """The schedules of a data set: logsnr at T even times from 0 to 1.
+
+    As a level sampler for all images it is that of the mean spectrum.
+    """
 
     rows: Tensor  # (r, T) float32
     of_image: Tensor  # (n,) int64, the row of each image
     mean: Tensor  # (1, T) float64, of the mean spectrum
     mean_ends: float
 
-    def levels(self, images: Tensor) -> Tabulated:
+    def logsnr(self, u: Tensor, process: Process) -> Tensor:
+        """That of the mean spectrum."""
+        return Tabulated(self.mean).logsnr(u, process)
+
+    def density(self, logsnr: Tensor, process: Process) -> Tensor:
+        """That of the mean spectrum."""
+        return Tabulated(self.mean).density(logsnr, process)
+
+    def of(self, images: Tensor) -> Tabulated:
         """The level sampler of these images (B,)."""
         return Tabulated(self._of(images))
 
@@ -77,3 +107,13 @@ def mean_logsnr(table: Tensor) -> Tensor:
     """(B,) mean over t of tables (B, T), linear between their points."""
     found: Tensor = torch.trapezoid(table, dx=1 / (table.shape[1] - 1))
     return found
+
+
+class SpectralBias(Value):
+    """The bias of a sigmoid weighting: `at` for the mean spectrum, higher by what an image's mean logsnr is higher.
+
+    A rule of ours.
+    """
+
+    kind: Literal["spectral"] = "spectral"
+    at: float = 0.0

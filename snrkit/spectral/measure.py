@@ -3,6 +3,7 @@
 import torch
 
 from snrkit.data.dataset import Dataset, Split, chunks
+from snrkit.data.measured import Measured
 from snrkit.spectral.schedule import check_square, power_spectra
 from snrkit.spectral.spectra import Spectra
 
@@ -14,3 +15,8 @@ def measure_spectra(dataset: Dataset, split: Split, device: torch.device) -> Spe
     check_square(dataset.shape)
     parts = [power_spectra(dataset.x0(list(run)).to(device)).cpu() for run in chunks(range(dataset.count), READ)]
     return Spectra(torch.cat(parts), torch.tensor(split.train), dataset.labels, dataset.classes)
+
+
+def spectra_of(images: Measured) -> Spectra:
+    """As measure_spectra, for `Measured.once`."""
+    return measure_spectra(images.dataset, images.split, images.device)

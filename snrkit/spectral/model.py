@@ -16,6 +16,7 @@ from snrkit.spectral.spectra import Spectra
 COMPONENTS, MIXTURE, EACH = 8, 16, 40  # at most: principal components, Gaussians; training images for each Gaussian
 FLOOR = 1e-3  # of the mixture's covariances
 RANGE = (0.005, 0.995)  # quantiles of the training images that draws are held within
+PHOTOGRAPHIC = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,15 @@ class SpectrumModel:
     def tensors(self) -> dict[str, Tensor]:
         """What a run keeps of it."""
         return {name: tensor.clone().contiguous() for name, tensor in asdict(self).items()}
+
+
+def photographic() -> SpectrumModel:
+    """One spectrum of PHOTOGRAPHIC rings that falls as those of photographs do, for runs that need any."""
+    phi = -2 * torch.arange(1, PHOTOGRAPHIC + 1, dtype=torch.float64).log()
+    none = phi[None][:0]
+    return SpectrumModel(
+        phi, none, phi.new_zeros(1, 0), phi.new_zeros(1, 0, 0), phi.new_ones(1, 1), phi, phi, phi[None]
+    )
 
 
 def load_spectrum_model(tensors: Mapping[str, Tensor]) -> SpectrumModel:

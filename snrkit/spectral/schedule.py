@@ -98,9 +98,11 @@ class SpectralSchedule(Value):
         by_power = kappa - _log_power(envelope, _by_power(_envelope(power), t))
         noisy, clean = (end[:, None] for end in self.ends(power))
         chosen = {
-            "spectral_freq": by_frequency, "spectral_power": by_power, "spectral_even": clean + t * (noisy - clean),
+            "spectral_freq": by_frequency,
+            "spectral_power": by_power,
+            "spectral_even": clean + t * (noisy - clean),
             "spectral_mixed": (by_frequency + by_power) / 2,
-        }  # fmt: skip
+        }
         return chosen[self.kind]
 
     def table(self, power: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Spectra:
 
     @property
     def mean(self) -> Tensor:
-        """(K + 1,)."""
+        """The geometric mean spectrum (K + 1,) of the images that are trained on."""
         return self.power[self.train].log().mean(0).exp()
 
     @property

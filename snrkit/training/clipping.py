@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.value import Value
+from snrkit.networks import output_layer
 
 Positive = Annotated[float, Field(gt=0)]
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -25,11 +26,11 @@ TINY = 1e-6  # as torch's clip_grad_norm_
 class Clip(Protocol):
     """A rule that bounds gradients."""
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """Bound the gradients of these parameters, all of which have one, in place; their norm before and after, and
         whether any was cut.
 
-        `output` is the name of the module that gives the network's output.
+        `output` is the name of the layer that gives the network's output, where the network says it.
         """
 
 
@@ -44,7 +45,7 @@ def scale_tensors(tensors: list[Tensor], factors: Tensor) -> None:
 
 
 def gradients(named: Named) -> list[Tensor]:
-    """Of every parameter."""
+    """The gradients of all parameters that have one."""
     return [p.grad for _, p in named if p.grad is not None]
 
 
@@ -54,7 +55,7 @@ class GlobalNorm(Value):
     kind: Literal["global_norm"] = "global_norm"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor for all."""
         found = gradients(named)
         norm = tensor_norms(found).norm()
@@ -69,7 +70,7 @@ class LayerNorm(Value):
     kind: Literal["per_layer"] = "per_layer"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a tensor."""
         return _each_below(gradients(named), self.norm, TENSORS)
 
@@ -80,8 +81,7 @@ class ByValue(Value):
     kind: Literal["value"] = "value"
     limit: Positive = 0.01
 
-    def apply(self, named: Named, output: str) -> Bounded:
-        """Clamp."""
+    def apply(self, named: Named, output: str | None) -> Bounded:
         found = gradients(named)
         before = tensor_norms(found).norm()
         ends = torch.stack([end for gradient in found for end in gradient.aminmax()])
@@ -124,7 +124,7 @@ class Groups(Value):
                 )
         return parts
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a group."""
         before, parts = tensor_norms(gradients(named)).norm(), self.split(named)
         norms = [nn.utils.clip_grad_norm_(members, self.norms[pattern]) for pattern, members in parts.items()]
@@ -138,7 +138,7 @@ class UnitNorm(Value):
     kind: Literal["per_unit"] = "per_unit"
     norm: Positive = 0.1
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a unit."""
         return _each_below(gradients(named), self.norm, UNITS)
 
@@ -146,15 +146,15 @@ class UnitNorm(Value):
 class Adaptive(Value):
     """AGC (Brock et al. 2021, eq. 3): every unit's gradient at most `ratio` times its weights' norm.
 
-    That norm counts as 1e-3 at least, which keeps layers that begin at 0 alive. The network's last layer is left alone.
-    Their ratio is 0.01 at batches of 4096; smaller batches want a larger one.
+    That norm counts as 1e-3 at least, which keeps layers that begin at 0 alive. The network's output layer is left
+    alone, where the network names it. Their ratio is 0.01 at batches of 4096; smaller batches want a larger one.
     """
 
     kind: Literal["agc"] = "agc"
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a unit."""
         return _below_weights(named, output, self.ratio, self.floor, UNITS)
 
@@ -166,7 +166,7 @@ class AdaptiveLayer(Value):
     ratio: Positive = 0.01
     floor: Positive = 1e-3
 
-    def apply(self, named: Named, output: str) -> Bounded:
+    def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a tensor."""
         return _below_weights(named, output, self.ratio, self.floor, TENSORS)
 
@@ -177,8 +177,7 @@ class Normalize(Value):
     kind: Literal["normalize"] = "normalize"
     norm: Positive = 1.0
 
-    def apply(self, named: Named, output: str) -> Bounded:
-        """g norm/|g|."""
+    def apply(self, named: Named, output: str | None) -> Bounded:
         found = gradients(named)
         norm = tensor_norms(found).norm()
         factor = self.norm / norm.clamp(min=TINY)
@@ -227,9 +226,11 @@ def _each_below(found: list[Tensor], limit: float, by: Division) -> Bounded:
     return norms.norm(), (norms * factors).norm(), (factors < 1).any()
 
 
-def _below_weights(named: Named, output: str, ratio: float, floor: float, by: Division) -> Bounded:
+def _below_weights(named: Named, output: str | None, ratio: float, floor: float, by: Division) -> Bounded:
     """No part's norm above `ratio` times its weights', which count as `floor` at least; the output layer's stay."""
     weights, found, last = _apart(named, output)
+    if not found:  # there is nothing but the output layer
+        return last.norm(), last.norm(), torch.zeros_like(last[0], dtype=torch.bool)
     norms = by.norms(found)
     bound = ratio * by.norms(weights).clamp(min=floor)
     factors = (bound / norms.clamp(min=TINY * floor)).clamp(max=1)
@@ -237,10 +238,10 @@ def _below_weights(named: Named, output: str, ratio: float, floor: float, by: Di
     return _joined(norms, last), _joined(norms * factors, last), (factors < 1).any()
 
 
-def _apart(named: Named, output: str) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def _apart(named: Named, output: str | None) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """(weights, gradients) of every layer but the one that gives the output, and the norms of that one's gradients."""
-    kept = [pair for pair in named if not pair[0].startswith(f"{output}.")]
-    last = gradients([pair for pair in named if pair[0].startswith(f"{output}.")])
+    kept = [pair for pair in named if output is None or not pair[0].startswith(f"{output}.")]
+    last = gradients([pair for pair in named if output is not None and pair[0].startswith(f"{output}.")])
     found = gradients(kept)
     return [p.detach() for _, p in kept], found, tensor_norms(last) if last else found[0].new_zeros(1)
 
@@ -263,6 +264,15 @@ AnyClip = Annotated[
 ]
 
 
+def remark(rule: Clip | None, network: nn.Module) -> str | None:
+    """What a user should know of a rule on this network; None where nothing."""
+    if isinstance(rule, Adaptive | AdaptiveLayer) and output_layer(network) is None:
+        return (
+            f"train.clip: {rule.kind} bounds every layer, as this network does not name the one that gives its output"
+        )
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Clipped:
     """What clipping did to one step's gradient."""
@@ -275,7 +285,7 @@ class Clipped:
 
 
 def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
-    """Bound the gradients of a network, whose `output` names its last layer, in place. `watch` compares with a copy."""
+    """Bound the gradients of a network in place. `watch` compares with a copy."""
     named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
     found = gradients(named)
     raw = [g.clone() for g in found] if watch else []
@@ -283,7 +293,7 @@ def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
         norm = after = tensor_norms(found).norm()
         cut = torch.zeros_like(norm)
     else:
-        norm, after, cut = rule.apply(named, str(network.output))
+        norm, after, cut = rule.apply(named, output_layer(network))
     before, left, acted = torch.stack([norm, after, cut.to(norm)]).tolist()  # one transfer
     if not watch:
         return Clipped(before, left, acted > 0)

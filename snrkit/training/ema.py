@@ -47,7 +47,6 @@ class HalfLife(Value):
 
     @property
     def name(self) -> str:
-        """ema-<half-life>."""
         return f"ema-{self.half_life:.0f}"
 
     def beta(self, images: int, batch: int) -> float:
@@ -56,7 +55,6 @@ class HalfLife(Value):
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
     def span(self, batch: int) -> float:
-        """The half-life."""
         return self.half_life
 
 
@@ -69,7 +67,6 @@ class Decay(Value):
 
     @property
     def name(self) -> str:
-        """ema-decay-<decay>."""
         return f"ema-decay-{self.decay:g}"
 
     def beta(self, images: int, batch: int) -> float:
@@ -95,12 +92,11 @@ class Power(Value):
 
     @property
     def name(self) -> str:
-        """power-<width>."""
         return f"power-{self.width:g}"
 
     @property
     def gamma(self) -> float:
-        """The exponent."""
+        """The exponent of the weights tau^gamma that have this relative width."""
         return gamma_of(self.width)
 
     def beta(self, images: int, batch: int) -> float:
@@ -120,7 +116,7 @@ AnyAveraging = Annotated[
 
 
 def gamma_of(width: float) -> float:
-    """The exponent of a power profile of relative standard deviation `width` (Karras et al. 2024, eq. 126)."""
+    """The exponent of a power profile of relative standard deviation `width`."""
     inverse = width**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9 * abs(root)))

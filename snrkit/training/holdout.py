@@ -9,6 +9,7 @@ from snrkit.base.streams import HOLDOUT
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond
+from snrkit.networks import Conditioning
 from snrkit.training.train import Task, micro_losses, prepare
 
 HOLDOUT_IMAGES = 2048
@@ -75,17 +76,17 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
     was_training = network.training
     network.eval()
     u = (torch.from_numpy(rng.permutation(len(held))).double() + torch.from_numpy(rng.random(len(held)))) / len(held)
-    objective = task.objective_of(torch.tensor(held))
+    objective = task.objective.of(torch.tensor(held))
     logsnr = objective.logsnr(u.clamp(2.0**-53, 1 - 2.0**-53))
     weights = torch.stack([objective.weight(logsnr), objective.eps_weight(logsnr)])
     noise = torch.from_numpy(rng.standard_normal((len(held), *task.dataset.shape), dtype="float32"))
-    results = []
+    results, takes = [], Conditioning(augment=task.config.augment is not None)
     for run in chunks(range(len(held)), batch):
         rows, device = torch.as_tensor(run), task.world.device
         images = torch.tensor(held)[rows]
         labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
         x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
-        cond = Cond(labels, task.ends_of(images, torch.ones(len(rows))))
+        cond = Cond(labels, task.told(images, torch.ones(len(rows))), takes.unaugmented(len(rows))).to(device)
         error = objective.output_error(network, x0, noise[rows].to(device), logsnr[rows], told, cond).cpu().double()
         results.append(weights[:, rows] * error)
     network.train(was_training)

@@ -6,11 +6,14 @@ expected loss (Kingma & Gao 2023); what differs is the variance of the gradient,
 `uniform_sigma`, `loguniform`, `laplace`, `cauchy` and `cosine` stay inside the process's bounds, between which their
 density is renormalised; `lognormal` and `logit_normal` do not, as published, and draws beyond the ends of a table fall
 on its ends. Small u is clean.
+
+A level sampler may be one for each image (`OwnLevels`), and levels may have to see the images of a data set before they
+are a level sampler (`LevelsOfData`).
 """
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -19,7 +22,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
-from snrkit.diffusion.process import Process
+from snrkit.data.measured import Measured
+from snrkit.diffusion.process import Process, own_time, shift_of
 from snrkit.spectral.levels import SpectralLevels
 
 Positive = Annotated[float, Field(gt=0)]
@@ -35,6 +39,33 @@ class LevelSampler(Protocol):
         """p(logsnr), which integrates to 1."""
 
 
+@runtime_checkable
+class OwnLevels(Protocol):
+    """A level sampler that is another one for each image; itself it draws for the data set as a whole."""
+
+    def of(self, images: Tensor) -> LevelSampler:
+        """That of these images (B,) of the data set, drawn and weighed row by row."""
+
+
+def levels_of(levels: LevelSampler, images: Tensor) -> LevelSampler:
+    """The level sampler of these images (B,) of the data set: their own where they have one."""
+    return levels.of(images) if isinstance(levels, OwnLevels) else levels
+
+
+@runtime_checkable
+class LevelsOfData(Protocol):
+    """Levels that follow from the images of a data set, of which they are yet to be made."""
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """SnrkitError where images of this shape (C, H, W) have no such levels."""
+
+    def open(self, images: Measured) -> LevelSampler:
+        """The level sampler of these images; DataError where it cannot be made of them."""
+
+    def widest(self) -> LevelSampler:
+        """One that reaches as far as that of any data set, to try out what is to hold for all."""
+
+
 class UniformTime(Value):
     """Uniform in the process's own time: index (ddpm), t (flow, vp), sigma (edm)."""
 
@@ -42,11 +73,11 @@ class UniformTime(Value):
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """The process's own draw."""
-        return process.draw(u)
+        return own_time(process).draw(u)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The process's own density."""
-        return process.draw_density(logsnr)
+        return own_time(process).draw_density(logsnr)
 
 
 def normal_quantile(u: Tensor) -> Tensor:
@@ -75,7 +106,6 @@ class LogNormal(Value):
         return -2 * (self.mean + self.std * normal_quantile(u))
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """The normal density."""
         return normal_density((logsnr + 2 * self.mean) / (2 * self.std)) / (2 * self.std)
 
 
@@ -91,14 +121,12 @@ class LogitNormal(Value):
     std: Positive = 1.0
 
     def _twin(self, process: Process) -> LogNormal:
-        return LogNormal(mean=self.mean - process.logsnr_shift / 2, std=self.std)
+        return LogNormal(mean=self.mean - shift_of(process) / 2, std=self.std)
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
-        """As lognormal."""
         return self._twin(process).logsnr(u, process)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """As lognormal."""
         return self._twin(process).density(logsnr, process)
 
 
@@ -118,14 +146,14 @@ class NormalTime(Value):
         """The process's draw at the truncated normal's quantile."""
         first, last = self._ends()
         inside = first + u.to(torch.float64) * (last - first)
-        return process.draw((self.mean + self.std * normal_quantile(inside)).clamp(0, 1))
+        return own_time(process).draw((self.mean + self.std * normal_quantile(inside)).clamp(0, 1))
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The truncated normal's at the process's fraction, times the process's own."""
         first, last = self._ends()
-        time = process.fraction(logsnr)
+        time = own_time(process).fraction(logsnr)
         density: Tensor = normal_density((time - self.mean) / self.std) / self.std / (last - first)
-        return density * process.draw_density(logsnr)
+        return density * own_time(process).draw_density(logsnr)
 
 
 class BetaTime(Value):
@@ -141,16 +169,16 @@ class BetaTime(Value):
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """The process's draw at 1 - the quantile of 1 - u."""
         clean = betaincinv(self.alpha, self.beta, 1 - u.to(torch.float64).numpy())
-        return process.draw(1 - torch.as_tensor(clean, dtype=torch.float64))
+        return own_time(process).draw(1 - torch.as_tensor(clean, dtype=torch.float64))
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """The beta density at 1 - the process's fraction, times the process's own."""
-        clean = 1 - process.fraction(logsnr)
+        clean = 1 - own_time(process).fraction(logsnr)
         log = (self.alpha - 1) * clean.log() + (self.beta - 1) * (1 - clean).log()
         whole = math.lgamma(self.alpha + self.beta) - math.lgamma(self.alpha) - math.lgamma(self.beta)
         density: Tensor = torch.exp(log + whole)
         inside = (clean > 0) & (clean < 1)
-        return torch.where(inside, density, 0.0) * process.draw_density(logsnr)
+        return torch.where(inside, density, 0.0) * own_time(process).draw_density(logsnr)
 
 
 BISECTIONS = 60
@@ -170,18 +198,18 @@ class Mode(Value):
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """The process's draw at t of 1 - u, so that small u is clean."""
-        return process.draw(self._time(1 - u.to(torch.float64)).clamp(0, 1))
+        return own_time(process).draw(self._time(1 - u.to(torch.float64)).clamp(0, 1))
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
         """1/|dt/du| where t(u) is the process's fraction, found by bisection, times the process's own density."""
-        time = process.fraction(logsnr)
+        time = own_time(process).fraction(logsnr)
         low, high = torch.zeros_like(time), torch.ones_like(time)  # of u, in which t falls
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             late = self._time(middle) > time
             low, high = torch.where(late, middle, low), torch.where(late, high, middle)
         steepness = 1 + self.scale * (1 - math.pi / 2 * torch.sin(math.pi * (low + high) / 2))
-        density: Tensor = process.draw_density(logsnr) / steepness
+        density: Tensor = own_time(process).draw_density(logsnr) / steepness
         return density
 
 
@@ -267,7 +295,6 @@ class Laplace(Value):
         return truncated_draw(u, process, self._cdf, quantile)
 
     def density(self, logsnr: Tensor, process: Process) -> Tensor:
-        """exp(-|z|)/(2 scale)."""
         density = torch.exp(-(logsnr - self.mean).abs() / self.scale) / (2 * self.scale)
         return truncated_density(logsnr, process, self._cdf, density)
 

@@ -6,7 +6,7 @@
 computed in float64 at max(logsnr, -40), so that a v-loss stays 1 and a min-SNR weight becomes 0 at zero terminal SNR.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from snrkit.diffusion.denoiser import Precondition
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond, Target
 from snrkit.diffusion.process import Process
-from snrkit.training.level_samplers import LevelSampler
-from snrkit.training.weighting import Density, Simple, Weighting
+from snrkit.training.level_samplers import LevelSampler, levels_of
+from snrkit.training.weighting import Density, Simple, Weighting, weighting_of
 
 LOWEST_LOGSNR = -40.0
 
@@ -50,18 +50,31 @@ class Objective:
     weighting: Weighting
     sigma_data: float
 
+    def of(self, images: Tensor) -> "Objective":
+        """That of these images (B,) of the data set: with levels and a weighting of their own, where there are such."""
+        return replace(self, levels=levels_of(self.levels, images), weighting=weighting_of(self.weighting, images))
+
     def logsnr(self, u: Tensor) -> Tensor:
         """Training levels (B,) of uniforms (B,), snapped to the process's table."""
         return self.process.snap(self.levels.logsnr(u, self.process))
 
     def output_error(
-        self, network: nn.Module, x0: Tensor, eps: Tensor, logsnr: Tensor, untold: Tensor, cond: Cond | None,
-        *, beyond: Tensor | None = None, stands: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        network: nn.Module,
+        x0: Tensor,
+        eps: Tensor,
+        logsnr: Tensor,
+        untold: Tensor,
+        cond: Cond | None,
+        *,
+        beyond: Tensor | None = None,
+        stands: Tensor | None = None,
+    ) -> Tensor:
         """|F - F*|^2 (B,) float32, averaged over the dimensions of x0 and eps (B, *), told levels `logsnr` (B,).
 
-        `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is noise added to eps in what
-        the network is shown, not in what it is to say; `stands` (B,) where the state is, by default where it is told.
+        `untold` (B,) marks images whose level the network is not told. `beyond` (B, *) is further noise in the input of
+        the network that its target does not contain (input perturbation); `stands` (B,) is the logsnr of the state, by
+        default the one that is told.
         """
         told = self.process.level(logsnr)
         level = told if stands is None else self.process.level(stands)

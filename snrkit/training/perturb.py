@@ -21,10 +21,10 @@ from snrkit.diffusion.process import Process
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a network is shown and asked of n images: the noise it is asked for, what is shown beyond it, and where."""
+    """A training pair of n images: the noise in the target, further noise in the input alone, and the state's level."""
 
     eps: Tensor  # (n, *)
-    beyond: Tensor | None  # (n, *), added to eps in what is shown
+    beyond: Tensor | None  # (n, *), added to eps in the input, not in the target
     logsnr: Tensor  # (n,), where the state stands
 
 

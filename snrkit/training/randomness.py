@@ -31,7 +31,7 @@ class Draws:
     augment: Tensor  # (n, 14) float64 in [0, 1)
     noise: Tensor  # (n, C, H, W) float32, standard normal
     chance: Tensor  # (n,) float64 in [0, 1), for perturbations
-    mean_ends: Tensor  # (n,) float64 in [0, 1), for the ends of spectral schedules
+    scalars: Tensor  # (n,) float64 in [0, 1), for what is left to chance of the scalars that a network is told
     extra: Tensor | None = None  # (n, extras, C, H, W), where the plan asks for it
 
 
@@ -49,18 +49,25 @@ class Plan:
     def draw(self, step: int, slices: Sequence[int]) -> Draws:
         """The draws of the given slices of step `step`, in order."""
         made = [self._slice(step, index) for index in slices]
-        positions, uniform, noise, chance, ends = (np.concatenate(part) for part in zip(*made, strict=True))
+        positions, uniform, noise, chance, scalars = (np.concatenate(part) for part in zip(*made, strict=True))
         place = np.concatenate([np.arange(i * self.slice, (i + 1) * self.slice) for i in slices])
         level = torch.from_numpy((place + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
         drops = torch.from_numpy(uniform)
         return Draws(
-            torch.from_numpy(positions), level, drops[:, 1], drops[:, 2], drops[:, 3], drops[:, 4:],
-            torch.from_numpy(noise[:, 0]), torch.from_numpy(chance), torch.from_numpy(ends),
+            torch.from_numpy(positions),
+            level,
+            drops[:, 1],
+            drops[:, 2],
+            drops[:, 3],
+            drops[:, 4:],
+            torch.from_numpy(noise[:, 0]),
+            torch.from_numpy(chance),
+            torch.from_numpy(scalars),
             None if self.extras is None else torch.from_numpy(noise[:, 1:]),
-        )  # fmt: skip
+        )
 
     def _slice(self, step: int, index: int) -> tuple[Array, Array, Array, Array, Array]:
-        """(positions, uniforms, noise (slice, k, *), chances, for ends) of one slice, in this order from its stream."""
+        """(positions, uniforms, noise (slice, k, *), chances, for scalars) of one slice, drawn in this order."""
         rng = TRAIN.open(self.seed, step, index)
         positions = rng.integers(self.pool, size=self.slice)
         uniform = rng.random((self.slice, 4 + DRAWS))

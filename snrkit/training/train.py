@@ -8,9 +8,9 @@ dropout, whose masks are drawn per process.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
@@ -25,14 +25,12 @@ from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.spectral.levels import Tables
 from snrkit.training.adaptive import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
 from snrkit.training.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.training.ema import AnyAveraging, Average, HalfLife
 from snrkit.training.objective import Objective
 from snrkit.training.perturb import AnyPerturbation, Shown
 from snrkit.training.randomness import Draws, Plan
-from snrkit.training.weighting import Sigmoid
 
 
 class ResumeFrom(Value):
@@ -152,6 +150,14 @@ class TrainState:
     nonfinite: int = 0  # in a row
 
 
+@runtime_checkable
+class Scalars(Protocol):
+    """Says what a network is told of each image beside level and label, as `Cond.scalars`."""
+
+    def told(self, images: Tensor, u: Tensor) -> Tensor:
+        """(B, S) float32 of these images (B,) of the data set; u (B,) in [0, 1] decides what is left to chance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """The fixed surroundings of training: data, objective, precision and processes."""
@@ -169,24 +175,11 @@ class Task:
     channels_last: bool = False
     compile: bool = False
     dropout: bool = False
-    tables: Tables | None = None  # of spectral levels
-    tells_ends: bool = False  # whether the network is told the ends of spectral schedules
+    scalars: Scalars | None = None  # None: the network is told none
 
-    def objective_of(self, images: Tensor) -> Objective:
-        """The objective for these images (B,) of the data set."""
-        objective, tables = self.objective, self.tables
-        if tables is None:
-            return objective
-        weighting = objective.weighting
-        if isinstance(weighting, Sigmoid):
-            weighting = weighting.follow(tables.offset(images))
-        return replace(objective, levels=tables.levels(images), weighting=weighting)
-
-    def ends_of(self, images: Tensor, u: Tensor) -> Tensor | None:
-        """What the network is told of the schedules of these images (B,), on the device; u (B,) as in Tables.told."""
-        if self.tables is None or not self.tells_ends:
-            return None
-        return self.tables.told(images, u).to(self.world.device)
+    def told(self, images: Tensor, u: Tensor) -> Tensor | None:
+        """As Scalars.told, on the device; None where the network is told no scalars."""
+        return None if self.scalars is None else self.scalars.told(images, u).to(self.world.device)
 
     def images(self, draws: Draws) -> Tensor:
         """The images (n,) of the data set that were drawn."""
@@ -310,9 +303,20 @@ def _one_step(
     largest = largest_logit(state.network) if watch else None
     logit = None if largest is None else float(largest)
     return TrainStep(
-        state.step, state.images, loss, clipped.before, clipped.after, clipped.cut, lr, skipped, logit,
-        clipped.cosine, clipped.largest, logsnr, tuple(culprits),
-    )  # fmt: skip
+        state.step,
+        state.images,
+        loss,
+        clipped.before,
+        clipped.after,
+        clipped.cut,
+        lr,
+        skipped,
+        logit,
+        clipped.cosine,
+        clipped.largest,
+        logsnr,
+        tuple(culprits),
+    )
 
 
 def _backward(
@@ -382,7 +386,7 @@ def micro_losses(
     device, config = task.world.device, task.config
     learned = learned or Learned()
     images = task.images(draws)
-    objective = task.objective_of(images)
+    objective = task.objective.of(images)
     u, factor = learned.draw(draws.level)
     logsnr = objective.logsnr(u)
     x0, cond = prepare(task, draws, images, pixels)
@@ -416,8 +420,8 @@ def prepare(task: Task, draws: Draws, images: Tensor, pixels: Tensor) -> tuple[T
     labels = None
     if dataset.labels is not None:
         labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
-    ends = task.ends_of(images, draws.mean_ends)
-    return x0.to(device), Cond(labels, ends, None if told is None else told.float().to(device))
+    scalars = task.told(images, draws.scalars)
+    return x0.to(device), Cond(labels, scalars, None if told is None else told.float().to(device))
 
 
 def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:

@@ -17,14 +17,17 @@ also found under the name min-SNR, is another weighting.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
+from snrkit.spectral.levels import SpectralBias
+from snrkit.training.level_samplers import LevelSampler
 
 Density = Callable[[], Tensor]  # of the level sampler, (B,): asked only by what needs it
 
@@ -36,13 +39,46 @@ class Weighting(Protocol):
         """The factor (B,) of the squared error in eps space, given the level sampler's density there."""
 
 
+@runtime_checkable
+class OwnWeighting(Protocol):
+    """A weighting that is another one for each image; itself it weighs the data set as a whole."""
+
+    def of(self, images: Tensor) -> Weighting:
+        """That of these images (B,) of the data set, row by row."""
+
+
+def weighting_of(weighting: Weighting, images: Tensor) -> Weighting:
+    """The weighting of these images (B,) of the data set: their own where they have one."""
+    return weighting.of(images) if isinstance(weighting, OwnWeighting) else weighting
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A weighting that may need to know where training looks."""
+
+    def follow(self, levels: LevelSampler) -> Weighting:
+        """The weighting beside this level sampler. SnrkitError where it cannot follow it."""
+
+
+def beside(weighting: Weighting, levels: LevelSampler) -> Weighting:
+    """The weighting as it is beside a level sampler."""
+    return weighting.follow(levels) if isinstance(weighting, Follows) else weighting
+
+
+@runtime_checkable
+class Offsets(Protocol):
+    """A level sampler that knows how much noisier or cleaner it is for single images."""
+
+    def offset(self, images: Tensor) -> Tensor:
+        """(B,) nats by which the mean logsnr of these images (B,) is above that of the data set as a whole."""
+
+
 class Simple(Value):
     """1 on eps (Ho et al. 2020, eq. 14)."""
 
     kind: Literal["simple"] = "simple"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1."""
         return torch.ones_like(level.logsnr)
 
 
@@ -53,7 +89,6 @@ class SnrPower(Value):
     power: float = 1.0
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """snr^(power - 1)."""
         return torch.exp((self.power - 1) * level.logsnr)
 
 
@@ -63,7 +98,6 @@ class SnrPlusOne(Value):
     kind: Literal["snr_plus_one"] = "snr_plus_one"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1 + 1/snr."""
         return 1 + torch.exp(-level.logsnr)
 
 
@@ -85,7 +119,6 @@ class MinSnr(Value):
     gamma: float = Field(default=5.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """min(1, gamma/snr)."""
         return torch.clamp(self.gamma * torch.exp(-level.logsnr), max=1)
 
 
@@ -96,7 +129,6 @@ class SoftMinSnr(Value):
     gamma: float = Field(default=4.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """gamma/(snr + gamma)."""
         return torch.sigmoid(math.log(self.gamma) - level.logsnr)
 
 
@@ -107,7 +139,6 @@ class MaxSnr(Value):
     tau: float = Field(default=1.0, gt=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """max(1, tau/snr)."""
         return torch.clamp(self.tau * torch.exp(-level.logsnr), min=1)
 
 
@@ -125,7 +156,6 @@ class SnrClip(Value):
         return self
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """clip(snr)/snr."""
         snr = torch.exp(level.logsnr)
         return snr.clamp(self.floor, self.ceiling) / snr
 
@@ -138,7 +168,6 @@ class P2(Value):
     gamma: float = Field(default=1.0, ge=0)
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """(k + snr)^-gamma."""
         return (self.k + torch.exp(level.logsnr)) ** -self.gamma
 
 
@@ -148,7 +177,6 @@ class EdmWeighting(Value):
     kind: Literal["edm"] = "edm"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1 + exp(-logsnr)/sigma_data^2."""
         return 1 + torch.exp(-level.logsnr) / sigma_data**2
 
 
@@ -161,26 +189,15 @@ class Elbo(Value):
     kind: Literal["elbo"] = "elbo"
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
-        """1/density."""
         return 1 / density()
-
-
-class SpectralBias(Value):
-    """A bias that follows the spectrum: `at` for the mean spectrum, higher by what an image's mean logsnr is higher.
-
-    A rule of ours.
-    """
-
-    kind: Literal["spectral"] = "spectral"
-    at: float = 0.0
 
 
 class Sigmoid(Value):
     """sigmoid(bias - logsnr) (Kingma & Gao 2023; Hoogeboom et al. 2024), which is e^bias sigmoid(logsnr - bias) on x0.
 
     `over_density` divides by the level sampler's density, so that the weighting no longer depends on where levels are
-    drawn. Shift the bias with the schedule: lower for larger images. Under spectral levels a bias of kind spectral
-    follows each image's own schedule.
+    drawn. Shift the bias with the schedule: lower for larger images. A bias that is no number is that of the data set
+    as a whole, and follows the levels of each image.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
@@ -193,14 +210,36 @@ class Sigmoid(Value):
         weight = torch.sigmoid(bias - level.logsnr)
         return weight / density() if self.over_density else weight
 
-    def follow(self, offset: Tensor) -> "Weighting":
-        """The weighting of images (B,) whose schedules lie `offset` (B,) nats above the mean spectrum's."""
-        return ShiftedSigmoid(self, offset) if isinstance(self.bias, SpectralBias) else self
+    def follow(self, levels: LevelSampler) -> Weighting:
+        """Itself, or with the bias of each image's own; SnrkitError where levels are one for all."""
+        if not isinstance(self.bias, SpectralBias):
+            return self
+        if not isinstance(levels, Offsets):
+            raise SnrkitError(
+                f"weighting.bias: kind {self.bias.kind} follows levels of each image's own; give a number"
+            )
+        return FollowingSigmoid(self, levels)
+
+
+@dataclass(frozen=True, slots=True)
+class FollowingSigmoid:
+    """A sigmoid weighting whose bias follows the levels of each image."""
+
+    value: Sigmoid
+    levels: Offsets
+
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
+        """That of the data set as a whole."""
+        return self.value.weight(level, density, sigma_data)
+
+    def of(self, images: Tensor) -> "ShiftedSigmoid":
+        """With the bias higher by what these images' (B,) mean logsnr is higher."""
+        return ShiftedSigmoid(self.value, self.levels.offset(images))
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftedSigmoid:
-    """A sigmoid weighting with a bias of every image's own."""
+    """A sigmoid weighting of images (B,) whose levels lie `offset` (B,) nats above those of the data set as a whole."""
 
     value: Sigmoid
     offset: Tensor  # (B,)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from snrkit.commands.compare import against
+from snrkit.base.records import to_json
+from snrkit.metrics.paired import against
 from snrkit.reports.blocks import Table, markdown
 
 FAMILIES = {
@@ -35,6 +36,7 @@ SOLVERS = ("euler", "dpmpp-2m", "heun", "ancestral", "churn")
 COSTS = (9, 10, 19, 20, 49, 50, 199, 200)  # of the configs shift-*.yaml
 SHIFTS = ("norm_gap", "log_variance_ratio")
 BANDS = ("ll", "lh", "hl", "hh")
+SCORED = {"fd": "fd", "inception_score": "is", "kid": "kid"}  # with the key of each name
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
@@ -84,10 +86,15 @@ def differences(compared: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> s
 
     def rows() -> Iterator[Sequence[str]]:
         for one, other in (pair for pair in pairs if set(pair) <= set(ranges)):
-            keys = ("fd", "inception_score", "kid")
-            yield [f"{one} less {other}", *(interval(against(ranges[one], ranges[other], k), "mean") for k in keys)]
+            yield [f"{one} less {other}", *(interval(less(ranges[one], ranges[other], key), "mean") for key in SCORED)]
 
-    return table(["rows", *compared["names"].values()], rows())
+    return table(["rows", *(compared["names"][name] for name in SCORED.values())], rows())
+
+
+def less(one: list[dict[str, Any]], other: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The mean difference of a score over the ranges of two rows, with its interval."""
+    found: dict[str, Any] = to_json(against([part[key] for part in one], [part[key] for part in other]))
+    return found
 
 
 def coefficients(run: Path, compared: dict[str, Any]) -> str:

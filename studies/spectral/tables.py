@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from snrkit.commands.compare import against, verdict
-from snrkit.commands.sweep import lay_out, load_sweep, stored_row
-from snrkit.reports.blocks import Table, markdown
-from snrkit.reports.sweep_table import interval
+from snrkit.commands.sweep import SamplerRow, load_sweep, stored_row, sweep_trials
+from snrkit.metrics.paired import Difference, against, verdict
+from snrkit.reports.blocks import Table, interval, markdown
 
 HERE = Path(__file__).parent
 LESS = {  # which arms are subtracted from which
@@ -44,8 +42,7 @@ TITLES = {
 BUDGETS = {"16k": 16_000, "32k": 32_000, "48k": 48_000, "": 64_000}  # suffix of an arm, and what it has seen
 MORE = "-more"  # suffix of an arm whose images are others
 LOOKED_AT = "euler-16"
-Record = Mapping[str, Any]
-BySeed = dict[int, Record]
+BySeed = dict[int, SamplerRow]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -56,20 +53,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def read(name: str, runs: Path) -> dict[str, dict[str, BySeed]]:
     """arm -> sampler -> seed -> what was found, of the rows that are made. `x-long` is x with more steps."""
     found: dict[str, dict[str, BySeed]] = {}
-    rows = [(trial, stored_row(trial, runs)) for trial in lay_out(load_sweep(HERE / f"{name}.yaml"), name)]
+    rows = [(trial, stored_row(trial, runs)) for trial in sweep_trials(load_sweep(HERE / f"{name}.yaml"), name)]
     missing = sum(row is None for _, row in rows)
     if missing:
         print(f"{name}: {missing} of {len(rows)} rows are not made yet", file=sys.stderr)
     for trial, row in rows:
         arm = found.setdefault(trial.arm.removesuffix("-long"), {})
-        for sampler, record in (row or {}).get("samplers", {}).items():
+        for sampler, record in row.samplers.items() if row is not None else ():
             arm.setdefault(sampler, {})[trial.seed] = record
     return {arm: samplers for arm, samplers in found.items() if samplers}
 
 
 def fd(by_seed: BySeed) -> dict[int, float]:
     """The distance of every seed."""
-    return {seed: record["summary"]["fd"]["mean"] for seed, record in by_seed.items()}
+    return {seed: record.summary["fd"].mean for seed, record in by_seed.items()}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -77,12 +74,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ({min(values):.3f}, {max(values):.3f})" if len(values) > 1 else "")
 
 
-def less(one: Mapping[int, float], other: Mapping[int, float]) -> Mapping[str, float | None] | None:
+def less(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
     """Mean difference over equal seeds with its paired 95 % t-interval; None without such."""
     seeds = sorted(one.keys() & other.keys())
     if not seeds:
         return None
-    return against([{"fd": one[s]} for s in seeds], [{"fd": other[s]} for s in seeds], "fd")
+    return against([one[seed] for seed in seeds], [other[seed] for seed in seeds])
 
 
 def differences(
@@ -98,7 +95,7 @@ def differences(
     clear = sum(verdict(each) in ("better", "worse") for each in known)
     yield f"{title} ({len(known)} intervals, {clear} without 0; by chance alone {len(known) / 20:.0f} would be):"
     names = [f"{a} less {b}" for a, b in made]
-    yield table(["arms", *samplers], [[n, *("-" if d is None else interval(d) for d in row)]
+    yield table(["arms", *samplers], [[n, *(interval(d, 3) for d in row)]
                                       for n, row in zip(names, cells, strict=True)])  # fmt: skip
 
 
@@ -112,7 +109,7 @@ def section(name: str, runs: Path) -> Iterator[str]:
     records = [record for arm in whole.values() for by_seed in arm.values() for record in by_seed.values()]
     seeds = sorted({seed for arm in whole.values() for by_seed in arm.values() for seed in by_seed})
     yield f"## {TITLES[name]}"
-    yield (f"`studies/spectral/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0]['names']['fd']}, "
+    yield (f"`studies/spectral/{name}.yaml`, training seeds {', '.join(map(str, seeds))}. {records[0].names['fd']}, "
            "mean (least, most) over the seeds:")  # fmt: skip
     yield table(["arm", *samplers], [[arm, *(cell(of.get(s), fd) for s in samplers)] for arm, of in whole.items()])
     yield from differences(whole, "Differences, seed by seed", fd)
@@ -131,7 +128,7 @@ def off(by_seed: BySeed) -> dict[int, float]:
     """How far the power by ring is off, of every seed."""
     found = {}
     for seed, record in by_seed.items():
-        found[seed] = math.sqrt(fmean(math.log(ring) ** 2 for ring in record["looks"]["power"]))
+        found[seed] = math.sqrt(fmean(math.log(ring) ** 2 for ring in record.looks.power))
     return found
 
 
@@ -142,9 +139,9 @@ def cell(by_seed: BySeed | None, measure: Callable[[BySeed], dict[int, float]]) 
 
 def looks(by_seed: BySeed) -> tuple[str, str]:
     """(power of every ring, spread of brightness), means over the seeds."""
-    rings = zip(*(record["looks"]["power"] for record in by_seed.values()), strict=True)
+    rings = zip(*(record.looks.power for record in by_seed.values()), strict=True)
     power = " ".join(f"{fmean(ring):.2f}" for ring in rings)
-    return power, f"{fmean(record['looks']['brightness'] for record in by_seed.values()):.2f}"
+    return power, f"{fmean(record.looks.brightness for record in by_seed.values()):.2f}"
 
 
 def budgets(found: Mapping[str, Mapping[str, BySeed]]) -> Iterator[str]:
@@ -161,7 +158,7 @@ def budgets(found: Mapping[str, Mapping[str, BySeed]]) -> Iterator[str]:
     head = [f"{images:,}" for images in BUDGETS.values()]
     yield table(["arm", *head], [[arm, *(spread(list(v.values())) for v in c)] for arm, c in curves.items()])
     area = {arm: {seed: mean_over_images([v[seed] for v in c]) for seed in c[0]} for arm, c in curves.items()}
-    rows = [[f"{a} less {b}", interval(difference)] for a, b in combinations(curves, 2)
+    rows = [[f"{a} less {b}", interval(difference, 3)] for a, b in combinations(curves, 2)
             if (difference := less(area[a], area[b]))]  # fmt: skip
     yield table(["area between the curves over its width", "FD [95 %]"], rows)
 

@@ -15,12 +15,13 @@ import torch
 
 from snrkit.analysis.closed_form import difficulty
 from snrkit.analysis.empirical import rank_correlation
-from snrkit.commands.compare import against
-from snrkit.commands.sweep import lay_out, load_sweep, make_record, stored_row
+from snrkit.commands.sweep import load_sweep, make_table, stored_row, sweep_trials
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, Target, V
-from snrkit.reports.blocks import Table, markdown
-from snrkit.reports.sweep_table import arm_table, interval
+from snrkit.metrics.paired import against
+from snrkit.reports.blocks import Table, interval, markdown
+from snrkit.reports.records import SweepTable
+from snrkit.reports.sweep_table import arm_table
 
 HERE = Path(__file__).parent
 SWEEPS = {
@@ -77,10 +78,10 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def arms(name: str, runs: Path) -> Iterator[str]:
     """One sweep: every arm, pairs of arms, what the trainings went through, what broke off."""
     sweep = load_sweep(HERE / f"{name}.yaml")
-    rows = [(trial, row) for trial in lay_out(sweep, name) if (row := stored_row(trial, runs)) is not None]
+    rows = [(trial, row) for trial in sweep_trials(sweep, name) if (row := stored_row(trial, runs)) is not None]
     if not rows:
         return
-    record = make_record(sweep, rows, sweep.settings)
+    record = make_table(sweep, rows, sweep.settings)
     head, cells = arm_table(record)
     yield f"## {SWEEPS[name]}"
     yield f"`studies/training/{name}.yaml`, {len(rows)} of {len(sweep.arms) * len(sweep.seeds)} rows."
@@ -89,31 +90,31 @@ def arms(name: str, runs: Path) -> Iterator[str]:
     yield table(head, iter(cells))
     yield pairs(record, PAIRS.get(name, []))
     yield table(["arm", "mean gradient norm, seed by seed", "share of clipped steps"], steps(record))
-    if record["failed"]:
-        yield table(["broken off", "why"], iter(record["failed"].items()))
+    if record.failed:
+        yield table(["broken off", "why"], iter(record.failed.items()))
 
 
-def pairs(record: dict[str, Any], wanted: Sequence[tuple[str, str]]) -> str:
+def pairs(record: SweepTable, wanted: Sequence[tuple[str, str]]) -> str:
     """FD of one arm less another's, seed by seed on equal seeds."""
 
     def rows() -> Iterator[Sequence[str]]:
         for one, other in wanted:
-            a, b = (record["arms"].get(SAME.get(each, each)) for each in (one, other))
+            a, b = (record.arms.get(SAME.get(each, each)) for each in (one, other))
             if a is None or b is None:  # not made yet
                 continue
-            shared = [seed for seed in a["seeds"] if seed in b["seeds"]]
-            fd = [[{"fd": each["fd"]["values"][each["seeds"].index(s)]} for s in shared] for each in (a, b)]
-            yield f"{one} less {other}", str(len(shared)), interval(against(*fd, "fd"))
+            shared = [seed for seed in a.seeds if seed in b.seeds]
+            fd = [[each.scores["fd"].values[each.seeds.index(seed)] for seed in shared] for each in (a, b)]
+            yield f"{one} less {other}", str(len(shared)), interval(against(*fd), 3)
 
     made = list(rows())
-    return table(["arms", "seeds", f"{record['names']['fd']} [95 %]"], iter(made)) if made else ""
+    return table(["arms", "seeds", f"{record.names['fd']} [95 %]"], iter(made)) if made else ""
 
 
-def steps(record: dict[str, Any]) -> Iterator[Sequence[str]]:
+def steps(record: SweepTable) -> Iterator[Sequence[str]]:
     """Norms and clipped steps of every arm."""
-    for name, arm in record["arms"].items():
-        norms = ", ".join("-" if norm is None else f"{norm:.3g}" for norm in arm["grad_norm"])
-        yield name, norms, ", ".join("-" if share is None else f"{share:.2f}" for share in arm["clipped_share"])
+    for name, arm in record.arms.items():
+        norms = ", ".join("-" if norm is None else f"{norm:.3g}" for norm in arm.grad_norm)
+        yield name, norms, ", ".join("-" if share is None else f"{share:.2f}" for share in arm.clipped_share)
 
 
 def curve(path: Path, name: str) -> tuple[torch.Tensor, torch.Tensor]:

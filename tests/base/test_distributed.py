@@ -50,7 +50,7 @@ def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
     from shutil import copytree
 
     source = pair[0]
-    made = {}
+    made, scores = {}, {}
     for name, processes, batch in (("one", 1, 16), ("two", 2, 16), ("odd", 1, 24)):
         folder = source.parent / f"{source.name}-{name}"
         copytree(source, folder)
@@ -63,14 +63,15 @@ def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
             "metrics.pixel_components=64",
         ]
         snrkit(folder, "sample", "-q", *set_batch, processes=processes)
-        printed = snrkit(folder, "eval-fid", "-q", "--json", *set_batch, processes=processes).stdout
-        images = {s: load_images(folder / "runs/small/samples" / s, range(64)) for s in ("euler", "ancestral")}
-        made[name] = images, json.loads(printed)
+        made[name] = {s: load_images(folder / "runs/small/samples" / s, range(64)) for s in ("euler", "ancestral")}
+        if name != "odd":
+            printed = snrkit(folder, "eval-fid", "-q", "--json", *set_batch, processes=processes).stdout
+            scores[name] = json.loads(printed)
     for sampler in ("euler", "ancestral"):
-        assert torch.equal(made["one"][0][sampler], made["two"][0][sampler])
-        difference = made["one"][0][sampler].int() - made["odd"][0][sampler].int()
+        assert torch.equal(made["one"][sampler], made["two"][sampler])
+        difference = made["one"][sampler].int() - made["odd"][sampler].int()
         assert difference.abs().max() <= 1
-        for a, b in zip(made["one"][1][sampler]["ranges"], made["two"][1][sampler]["ranges"], strict=True):
+        for a, b in zip(scores["one"][sampler]["ranges"], scores["two"][sampler]["ranges"], strict=True):
             for key in ("fd", "inception_score", "kid", "precision", "recall"):
                 assert a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-9)
 
@@ -80,13 +81,13 @@ def test_images_of_other_batches_agree_to_a_ten_thousandth(pair):
     from snrkit.data.dataset import chunks
     from snrkit.experiment.opening import open_experiment, open_model
     from snrkit.experiment.run import Run
-    from snrkit.experiment.trajectories import generate
+    from snrkit.experiment.trajectories import trajectories
 
     opened = open_experiment(load_experiment(pair[0] / "small.yaml"), World(0, 1, torch.device("cpu")))
-    model = open_model(opened, Run(pair[0] / "runs" / "small"))
+    samples = trajectories(opened, open_model(opened, Run(pair[0] / "runs" / "small")))
     for sampler in opened.experiment.samplers.values():
         made = [
-            torch.cat([batch.x0 for batch in generate(opened, model, sampler, list(chunks(range(48), size)))])
+            torch.cat([batch.x0 for batch in samples.generate(sampler, list(chunks(range(48), size)))])
             for size in (16, 16, 24)
         ]
         assert torch.equal(made[0], made[1])

@@ -15,11 +15,13 @@ from snrkit.commands.sample import check_claim, manifest
 from snrkit.data.dataset import Split, memory_dataset
 from snrkit.data.digits import Digits
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import Model, open_experiment, open_network
+from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
+from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import make_extractor
-from snrkit.metrics.scores import reference_features
+from snrkit.metrics.features import reference_features
+from tests.opened import open_network
 from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -35,11 +37,12 @@ def test_samples_of_other_numerics_are_refused(tmp_path, monkeypatch):
     """A folder whose manifest was written under another number is named, and deleted with --overwrite alone."""
     opened = open_experiment(parse_experiment(SMALL, "small"), WORLD)
     model, sampler = Model(open_network(opened), "network", 1, Run(tmp_path)), opened.experiment.samplers["euler"]
-    record = manifest(opened, model, sampler)
+    samples = trajectories(opened, model)
+    record = manifest(samples, sampler)
     (tmp_path / "manifest.json").write_text(json.dumps(record))
     assert not check_claim(tmp_path, json.loads(json.dumps(record)), False)
     monkeypatch.setattr("snrkit.commands.sample.NUMERICS", NUMERICS + 1)
-    later = manifest(opened, model, sampler)
+    later = manifest(samples, sampler)
     with pytest.raises(RunError, match="numerics"):
         check_claim(tmp_path, later, False)
     assert check_claim(tmp_path, later, True)
@@ -70,6 +73,6 @@ def test_cached_features_are_kept_under_it(features, tmp_path, monkeypatch):
 
     first = made()
     assert made() == first
-    for module in ("scores", "extractors", "classifier"):
+    for module in ("features", "extractors", "classifier"):
         monkeypatch.setattr(f"snrkit.metrics.{module}.NUMERICS", NUMERICS + 1)
     assert len(made()) == 2 * len(first)

@@ -86,6 +86,8 @@ def test_flat_fields_lie_beside_the_record_s_own():
     row = Row("a", (), [], {}, None, {}, Better("worse", 2.0))
     assert {"verdict": "worse", "by": 2.0}.items() <= to_json(row).items()
     assert not {"verdict", "by", "better"} & to_json(Row("a", (), [], {}, None, {}, None)).keys()
+    with pytest.raises(AssertionError, match="a key stands twice"):
+        to_json(Scored(3, {"warnings": 1.0}))
 
 
 WHOLE = to_json(Row("a", (Point(1.0, None),), [1], {"x": (1.0,)}, None, {"kind": "euler"}, None))
@@ -109,7 +111,9 @@ MISFITS = {
 def test_what_does_not_fit_is_named(name):
     """One sentence with the file, the key and what to do."""
     content, words = MISFITS[name]
-    with pytest.raises(SnrkitError, match=rf"^runs/a\.json.*{words}; .* run the command that makes it again\.$"):
+    with pytest.raises(
+        SnrkitError, match=rf"^runs/a\.json.*{words}; .* delete it and run the command that makes it\.$"
+    ):
         from_json(Row, content, "runs/a.json")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import load_experiment, parse_experiment
-from snrkit.experiment.opening import open_experiment, open_network, open_task
-from snrkit.experiment.trajectories import sample_steps, starting_point
+from snrkit.experiment.opening import Model, open_experiment
+from snrkit.experiment.run import Run
+from snrkit.experiment.trajectories import sample_steps, trajectories
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.grid import Karras
@@ -24,9 +26,11 @@ from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import Dpmpp2m, Euler
 from snrkit.sampling.step import Call, Position, Step
 from snrkit.spectral.grid import Spectral, SpectralGrid
+from snrkit.spectral.measure import spectra_of
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
 from snrkit.training.train import make_state, train
+from tests.opened import open_network, open_task
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -51,6 +55,10 @@ def ratio(benchmark, ours, baseline, rounds, bound):
     assert found <= bound
 
 
+def untrained(denoiser):
+    return Model(denoiser, "network", 0, Run(Path("unused")))
+
+
 @pytest.fixture(scope="module")
 def opened():
     torch.set_num_threads(2)
@@ -64,8 +72,8 @@ def test_sampling_loop_over_bare_network_calls(benchmark, opened):
     e = opened.experiment
     sampler = e.samplers["heun-35"]
     ready = open_with(sampler, e.process, Dummy(e.process))
-    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
-    ready, x, cond, noise = starting_point(opened, sampler, ready, range(250))
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
+    ready, x, cond, noise = trajectories(opened, untrained(denoiser)).begin(sampler, ready, range(250))
     small, time_input = x.float(), torch.rand(250)
 
     def ours():
@@ -84,13 +92,13 @@ def test_a_corrected_sampler_over_the_bare_one(benchmark, opened):
     """Euler with 13 evaluations at batch 250 on the digits' network, with Haar DCW in both bands: at most 1 % more."""
     network = open_network(opened).eval().requires_grad_(False)
     e = opened.experiment
-    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
     bare = Sampler(grid=Karras(steps=13), solver=Euler())
     readies = [
         open_with(bare.model_copy(update={"corrections": corrections}), e.process, Dummy(e.process))
         for corrections in ((Dcw(low=0.01, high=0.01),), ())
     ]
-    _, x, cond, noise = starting_point(opened, bare, readies[0], range(250))
+    _, x, cond, noise = trajectories(opened, untrained(denoiser)).begin(bare, readies[0], range(250))
 
     def walk(ready):
         for _ in sample_steps(denoiser, ready, x, noise, cond):
@@ -108,9 +116,9 @@ def test_training_loop_over_a_bare_loop(benchmark, opened):
     network = open_network(opened).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     average = [p.detach().clone() for p in network.parameters()]
-    pixels = opened.dataset.x0(opened.split.train)
-    labels = opened.dataset.labels[torch.tensor(opened.split.train)]
-    s = opened.sigma_data
+    pixels = opened.data.dataset.x0(opened.data.split.train)
+    labels = opened.data.dataset.labels[torch.tensor(opened.data.split.train)]
+    s = opened.data.sigma_data
 
     def bare_step():
         rows = torch.randint(len(pixels), (128,))
@@ -191,16 +199,16 @@ def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
     found = spectral(opened)
     e, network = found.experiment, open_network(found).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, found.sigma_data)
-    known = Spectral(fit_spectrum_model(found.spectra()), e.levels, True)
+    known = Spectral(fit_spectrum_model(found.measured.once(spectra_of)), e.levels, True)
     runs = []
     for scope in ("instance", "dataset"):
         sampler = Sampler(grid=SpectralGrid(steps=16, scope=scope), solver=Dpmpp2m())
         dummy = Dummy(e.process)
         dummy_ready = open_with(sampler, e.process, dummy)
-        runs.append((sampler, replace(dummy_ready, spectral=known)))
+        runs.append((sampler, replace(dummy_ready, placement=known.placement(sampler.grid, e.process))))
 
     def walk(sampler, ready):
-        own, x, cond, noise = starting_point(found, sampler, ready, range(250))
+        own, x, cond, noise = trajectories(found, untrained(denoiser)).begin(sampler, ready, range(250))
         for step in sample_steps(denoiser, own, x, noise, cond):
             x = step.x_next
 

@@ -10,8 +10,7 @@ from snrkit.commands.export import unfit
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.run import Run
-from snrkit.experiment.sources import open_sampler
-from snrkit.experiment.trajectories import generate, starting_point
+from snrkit.experiment.trajectories import trajectories
 from tests.small import SMALL, snrkit, write_config
 from tests.spectral.test_levels import SPECTRAL
 
@@ -65,9 +64,9 @@ def test_diffusers_makes_the_same_images(name, tmp_path):
     found = json.loads(snrkit(tmp_path, "export", str(run), "--json", plain=True).stdout)
     assert found["weights"] == "ema-1000"
     opened = open_experiment(load_experiment(path), WORLD)
-    model, sampler = open_model(opened, Run(run)), opened.experiment.samplers["own"]
-    (batch,) = generate(opened, model, sampler, [list(range(8))])
-    _, x, cond, _ = starting_point(opened, sampler, open_sampler(opened, model, sampler), list(range(8)))
+    samples, sampler = trajectories(opened, open_model(opened, Run(run))), opened.experiment.samplers["own"]
+    (batch,) = samples.generate(sampler, [list(range(8))])
+    _, x, cond, _ = samples.begin(sampler, samples.open(sampler), list(range(8)))
     made = theirs(run / "export" / "diffusers", x.float(), cond.labels)
     assert batch.x0.abs().max() > 0.1
     torch.testing.assert_close(batch.x0.float(), made, rtol=0, atol=1e-4 * max(1, float(made.abs().max())))

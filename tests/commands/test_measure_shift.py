@@ -238,17 +238,17 @@ def test_a_probe_says_what_it_holds():
     for probes in ([], ["amplification"]):
         opened = open_experiment(small(probes=probes), WORLD)
         with pytest.raises(ConfigError, match="GiB"):
-            check_arms_fit(opened, samplers, 0)
+            check_arms_fit(opened.data, opened.experiment.shift, samplers, 0)
         low, high = 0, 2**40
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                check_arms_fit(opened, samplers, middle)
+                check_arms_fit(opened.data, opened.experiment.shift, samplers, middle)
                 high = middle
             except ConfigError:
                 low = middle
         needed.append(high)
-    assert needed[1] - needed[0] == 2 * 8 * len(opened.split.train) * 64
+    assert needed[1] - needed[0] == 2 * 8 * len(opened.data.split.train) * 64
 
 
 def test_the_file_of_before(tmp_path):

@@ -9,13 +9,14 @@ import yaml
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError
+from snrkit.base.records import to_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
-from snrkit.commands.sweep import check_file, lay_out, load_sweep, run_sweep
+from snrkit.commands.sweep import check_file, load_sweep, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.run import Run, locked
-from snrkit.experiment.trajectories import images_of
+from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.appearance import appearance, looks
 from tests.small import SMALL, snrkit, write_config, written
 
@@ -32,7 +33,7 @@ SHIPPED = [
 def test_every_shipped_sweep_is_valid(path):
     """Every arm with every seed is an experiment; `validate` knows sweeps from experiments."""
     sweep = load_sweep(path)
-    assert len(lay_out(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
+    assert len(sweep_trials(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
     assert check_file(path) is None
 
 
@@ -46,11 +47,16 @@ def write_sweep(folder: Path, **changes) -> Path:
     return path
 
 
+def swept_json(path, runs, settings=()):
+    """What the command prints."""
+    return to_json(run_sweep(path, runs, WORLD, settings, quiet=True))
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """(folder, record) of a finished sweep."""
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, run_sweep(write_sweep(folder), folder / "runs", WORLD, quiet=True)
+    return folder, swept_json(write_sweep(folder), folder / "runs")
 
 
 def test_arms_that_train_alike_share_a_run(swept):
@@ -83,7 +89,7 @@ def test_nothing_is_made_twice(swept, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     monkeypatch.setattr(sweeping, "run_training", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(sweeping, "score_samplers", lambda *_: pytest.fail("scored again"))
-    again = run_sweep(folder / "knobs.yaml", folder / "runs", WORLD, quiet=True)
+    again = swept_json(folder / "knobs.yaml", folder / "runs")
     assert again == record
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
     with pytest.raises(BaseException, match="scored again"):
@@ -93,7 +99,7 @@ def test_nothing_is_made_twice(swept, monkeypatch):
 def test_an_interrupted_arm_goes_on(tmp_path):
     """A run that stopped half-way is trained to its end, not from its beginning."""
     path = write_sweep(tmp_path, arms={"plain": []}, seeds=[0])
-    trial = lay_out(load_sweep(path), "knobs", ["train.images=320"])[0]
+    trial = sweep_trials(load_sweep(path), "knobs", ["train.images=320"])[0]
     sweeping.run_training(trial.experiment, tmp_path / "runs", WORLD, True)
     run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     log = [json.loads(line) for line in (tmp_path / "runs/knobs-plain-0/train.jsonl").read_text().splitlines()]
@@ -105,7 +111,7 @@ def test_several_at_once_share_the_work(tmp_path, capsys):
     """A run that another process holds is left to it, said, and the rest is done."""
     path = write_sweep(tmp_path, seeds=[0])
     with locked(Run(tmp_path / "runs" / "knobs-cold-0")):
-        record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+        record = swept_json(path, tmp_path / "runs")
     assert "other processes work on cold (seed 0)" in " ".join(capsys.readouterr().err.split())
     assert {label.split()[0] for label in record["arms"]} == {"plain", "raw"}
 
@@ -149,21 +155,21 @@ def test_arms_that_compute_or_clip_otherwise_do_not_share(tmp_path):
         "a": [], "half": ["compute.precision=bf16"], "kept": ["train.snapshot_every=320"],
         "g1": [groups.format("conv: 1, mid: 2")], "g2": [groups.format("mid: 2, conv: 1")], "b": ["shift.images=31"],
     }  # fmt: skip
-    trials = lay_out(load_sweep(write_sweep(tmp_path, arms=arms, seeds=[0])), "s")
+    trials = sweep_trials(load_sweep(write_sweep(tmp_path, arms=arms, seeds=[0])), "s")
     assert [t.experiment.name for t in trials] == ["s-a-0", "s-half-0", "s-kept-0", "s-g1-0", "s-g2-0", "s-a-0"]
 
 
 def test_an_arm_that_breaks_off_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
     """Its sentence stands on the page; the same command does not try it again."""
     path = write_sweep(tmp_path, arms={"plain": [], "wild": ["train.lr=1e30", "train.images=1280"]}, seeds=[0])
-    record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    record = swept_json(path, tmp_path / "runs")
     assert "not finite in 10 steps" in record["failed"]["wild, seed 0"]
     assert {label.split()[0] for label in record["arms"]} == {"plain"}
     assert "Broken off" in (tmp_path / "runs" / "knobs.md").read_text()
     told = snrkit(tmp_path, "sweep", str(path), "--runs", str(tmp_path / "runs"), "-q", plain=True).stdout
     assert "broken off: wild, seed 0: training stopped" in " ".join(told.split())
     monkeypatch.setattr(sweeping, "run_training", lambda *_: pytest.fail("trained again"))
-    assert run_sweep(path, tmp_path / "runs", WORLD, quiet=True) == record
+    assert swept_json(path, tmp_path / "runs") == record
 
 
 def test_rows_are_of_the_images_they_say(tmp_path):
@@ -172,7 +178,7 @@ def test_rows_are_of_the_images_they_say(tmp_path):
     run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     with pytest.raises(SnrkitError, match="no checkpoint at 256 images"):
         run_sweep(path, tmp_path / "runs", WORLD, ["train.images=256"], quiet=True)
-    record = run_sweep(path, tmp_path / "runs", WORLD, ["train.images=320"], quiet=True)
+    record = swept_json(path, tmp_path / "runs", ["train.images=320"])
     assert record["everywhere"] == ["sample.seeds=0-31", "train.images=320"]
     stored = [json.loads(p.read_text()) for p in (tmp_path / "runs/knobs-plain-0/sweep").glob("*.json")]
     assert {row["samplers"]["euler"]["made"]["checkpoint_images"] for row in stored} == {320, 640}
@@ -186,7 +192,7 @@ def test_averages_made_afterwards_are_made(tmp_path):
         "mean": [*kept, "sample.average=snapshots-0.5"],
         "wide": [*kept, "sample.average=posthoc-0.2"],
     }
-    record = run_sweep(write_sweep(tmp_path, arms=arms, seeds=[0]), tmp_path / "runs", WORLD, quiet=True)
+    record = swept_json(write_sweep(tmp_path, arms=arms, seeds=[0]), tmp_path / "runs")
     assert record["arms"]["mean euler"]["weights"] == "snapshots-0.5"
     assert record["arms"]["wide euler"]["weights"] == "posthoc-0.2"
     assert [p.name for p in (tmp_path / "runs").iterdir() if p.is_dir()] == ["knobs-kept-0"]
@@ -203,7 +209,7 @@ def test_what_the_log_says_of_a_training(tmp_path):
     ]
     run = Run(tmp_path)
     run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    facts = sweeping.training_facts(run, 600)
+    facts = to_json(sweeping.training_facts(run, 600))
     assert facts == {
         "skipped": 20, "grad_norm": pytest.approx((10 * 1 + 30 * 3) / 40),
         "clipped_share": pytest.approx((10 * 0.5 + 30 * 0.1) / 40), "held_out": lines[2],
@@ -213,14 +219,14 @@ def test_what_the_log_says_of_a_training(tmp_path):
 def test_rows_hold_what_the_log_and_the_images_say(swept):
     """The table's power is that of the images that the arm makes, its norms those of its log."""
     folder, record = swept
-    trial = lay_out(load_sweep(folder / "knobs.yaml"), "knobs")[0]
+    trial = sweep_trials(load_sweep(folder / "knobs.yaml"), "knobs")[0]
     opened = open_experiment(trial.experiment, WORLD)
     run = Run(folder / "runs" / "knobs-plain-3")
-    images = images_of(opened, open_model(opened, run), trial.experiment.samplers["euler"], range(32))
-    data = appearance([opened.dataset.x0(opened.split.train)], opened.dataset.shape)
-    wanted = looks(appearance([to_unit(images)], opened.dataset.shape), data)
+    images = trajectories(opened, open_model(opened, run)).images(trial.experiment.samplers["euler"], range(32))
+    data = appearance([opened.data.dataset.x0(opened.data.split.train)], opened.data.dataset.shape)
+    wanted = looks(appearance([to_unit(images)], opened.data.dataset.shape), data)
     row = sweeping.stored_row(trial, folder / "runs")
-    assert row["samplers"]["euler"]["looks"]["power"] == pytest.approx(wanted.power, rel=1e-4)
+    assert row.samplers["euler"].looks.power == pytest.approx(wanted.power, rel=1e-4)
     norms = [json.loads(line)["grad_norm"] for line in run.log.read_text().splitlines() if '"train"' in line]
     assert record["arms"]["plain euler"]["grad_norm"][0] == pytest.approx(sum(norms) / len(norms))
     assert record["arms"]["plain euler"]["skipped"] == 0
@@ -238,7 +244,7 @@ def test_what_can_be_put_right_is_no_result(tmp_path, monkeypatch):
     with pytest.raises(SnrkitError, match="arm plain, seed 0: the checkpoint is damaged"):
         run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     monkeypatch.setattr(sweeping, "run_training", real)
-    assert set(run_sweep(path, tmp_path / "runs", WORLD, quiet=True)["arms"]) == {"plain euler", "plain ancestral"}
+    assert set(swept_json(path, tmp_path / "runs")["arms"]) == {"plain euler", "plain ancestral"}
 
 
 def test_what_another_process_finishes_in_between_is_in_the_table(tmp_path, monkeypatch):
@@ -252,7 +258,7 @@ def test_what_another_process_finishes_in_between_is_in_the_table(tmp_path, monk
         held.__exit__(None, None, None)
 
     monkeypatch.setattr(sweeping, "make_row", releasing)
-    record = run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
+    record = swept_json(path, tmp_path / "runs")
     assert {label.split()[0] for label in record["arms"]} == {"cold", "plain"}
 
 

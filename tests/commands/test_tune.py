@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snrkit.base.errors import ConfigError
-from snrkit.commands.compare import against, size_change, verdict
-from snrkit.commands.compare_rows import lay_out, with_nfe
+from snrkit.base.records import to_json
+from snrkit.commands.compare import size_change
+from snrkit.commands.compare_rows import comparison_layout, with_nfe
 from snrkit.commands.tune import by_gap, knobs, sweep, with_values
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.sampling.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.sampling.grid import Karras
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.solvers import Euler, Heun
 from snrkit.sampling.step import Range
 from tests.small import SMALL, snrkit, write_config, written
@@ -67,7 +69,7 @@ def test_knobs_are_the_coefficients_that_are_not_neutral():
 
 def test_bases_cost_what_their_rows_cost():
     """Every corrected row gets its own solver without corrections at equal NFE; the solvers of compare at every NFE."""
-    rows = lay_out(parse_experiment({**SMALL, "samplers": SAMPLERS}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": SAMPLERS}, "small"))
     assert rows["dcw"].base == rows["es"].base == "euler-5"
     assert rows["nag"].base == "euler-6"
     for name, row in rows.items():
@@ -90,7 +92,7 @@ def test_the_order_of_the_file_does_not_choose_bases(order):
                 "corrections": [{"kind": "noise_awareness", "weight": 0.5}]},
         "fourteen": {"grid": {"kind": "karras", "steps": 14}, "solver": {"kind": "euler"}},
     }  # fmt: skip
-    rows = lay_out(parse_experiment({**SMALL, "samplers": dict(list(samplers.items())[::order])}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": dict(list(samplers.items())[::order])}, "small"))
     assert (rows["pixel"].base, rows["nag"].base) == ("euler-13", "fourteen")
     assert rows["heun-13"].nfe == 13
 
@@ -98,31 +100,33 @@ def test_the_order_of_the_file_does_not_choose_bases(order):
 def test_a_base_may_be_named():
     """compare.bases sets a row beside another; a name that is none, itself, or a cheaper row is refused."""
     samplers = {**SAMPLERS, "cheap": {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "euler"}}}
-    rows = lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": {"es": "dcw"}}}, "small"))
+    rows = comparison_layout(
+        parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": {"es": "dcw"}}}, "small")
+    )
     assert (rows["es"].base, rows["dcw"].base) == ("dcw", "euler-5")
     for bases, said in (({"es": "no"}, "no sampler is named no"), ({"es": "es"}, "name another"),
                         ({"es": "cheap"}, "costs 3 evaluations and es 5")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
-            lay_out(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": bases}}, "small"))
+            comparison_layout(parse_experiment({**SMALL, "samplers": samplers, "compare": {"bases": bases}}, "small"))
 
 
 @given(steps=st.integers(1, 60))
 def test_with_nfe_finds_the_steps(steps):
     """It inverts the cost exactly, or says that no number of steps has it."""
-    plain = Sampler(grid=Karras(steps=3), solver=Euler())
+    plain, cost = Sampler(grid=Karras(steps=3), solver=Euler()), lambda s: dry_run(s, Edm(), X0(), (1, 2, 2))
     guided = plain.model_copy(update={"corrections": (NoiseAwareness(weight=1.0),)})
-    assert with_nfe(plain, steps, Edm(), X0()).grid.steps == steps
-    assert with_nfe(guided, 2 * steps, Edm(), X0()).grid.steps == steps
-    assert with_nfe(guided, 2 * steps + 1, Edm(), X0()) is None
+    assert with_nfe(plain, steps, cost).grid.steps == steps
+    assert with_nfe(guided, 2 * steps, cost).grid.steps == steps
+    assert with_nfe(guided, 2 * steps + 1, cost) is None
     heun = plain.model_copy(update={"solver": Heun()})
-    assert with_nfe(heun, 2 * steps - 1, Edm(), X0()).grid.steps == steps
+    assert with_nfe(heun, 2 * steps - 1, cost).grid.steps == steps
 
 
 def test_the_base_of_an_even_cost_where_only_odd_ones_are():
     """Noise awareness doubles Heun's odd cost: its base has one evaluation more, never less."""
     heun = {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "heun"},
             "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
-    rows = lay_out(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": {"nag": heun}}, "small"))
     assert (rows["nag"].nfe, rows["nag"].base, rows["heun-11"].nfe) == (10, "heun-11", 11)
 
 
@@ -132,7 +136,7 @@ def test_a_cost_that_no_base_has_is_refused():
                "corrections": [{"kind": "noise_awareness", "weight": 0.5}]}  # fmt: skip
     content = {**SMALL, "process": {"kind": "ddpm"}, "samplers": {"nag": sampler}}
     with pytest.raises(ConfigError, match="no base of equal cost"):
-        lay_out(parse_experiment(content, "small"))
+        comparison_layout(parse_experiment(content, "small"))
 
 
 class GapOf:
@@ -160,20 +164,25 @@ def test_paired_intervals():
     """Student's t over the ranges' differences, as scipy has it; one range has none; verdicts follow the interval."""
     scipy = pytest.importorskip("scipy.stats")
     a, b = [3.1, 2.9, 3.3, 3.0, 2.8], [3.0, 3.0, 3.4, 3.2, 2.9]
-    found = against([{"fd": v} for v in a], [{"fd": v} for v in b], "fd")
+    found = against(a, b)
     differences = [x - y for x, y in zip(a, b, strict=True)]
     low, high = scipy.t.interval(0.95, 4, statistics.fmean(differences), scipy.sem(differences))
-    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-3)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
     assert verdict(found) == ("better" if high < 0 else "no difference shown")
     for count in (2, 3, 4, 5, 6, 10, 12, 30):
         exact = scipy.t.ppf(0.975, count - 1)
-        spread = against([{"fd": float(i)} for i in range(count)], [{"fd": 0.0}] * count, "fd")
+        spread = against([float(i) for i in range(count)], [0.0] * count)
         deviation = statistics.stdev(float(i) for i in range(count))
-        assert (spread["high"] - spread["mean"]) / (deviation / count**0.5) == pytest.approx(exact, rel=1e-3)
-    alone = against([{"fd": 1.0}], [{"fd": 2.0}], "fd")
-    assert alone == {"mean": -1.0, "low": None, "high": None}
+        assert (spread.high - spread.mean) / (deviation / count**0.5) == pytest.approx(exact, rel=1e-3)
+    alone = against([1.0], [2.0])
+    assert alone == Difference(-1.0, None, None)
     assert verdict(alone) == "one range: no interval"
-    assert verdict({"mean": 1.0, "low": 0.5, "high": 1.5}) == "worse"
+    assert verdict(Difference(1.0, 0.5, 1.5)) == "worse"
+    assert verdict(Difference(1.0, 0.5, 1.5), "higher") == "better"
+    assert verdict(Difference(-1.0, -1.5, -0.5)) == "better"
+    assert verdict(Difference(-1.0, -1.5, -0.5), "higher") == "worse"
+    for better in ("lower", "higher"):
+        assert verdict(Difference(0.1, -0.5, 0.7), better) == "no difference shown"
 
 
 @pytest.fixture(scope="module")
@@ -319,10 +328,10 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
 def test_the_size_of_a_shift_is_compared_resample_by_resample():
     """Noise that both share cancels, a row equals itself, None is no reading; sizes are roots of mean squares."""
     base = [0.04, 0.01, 0.09, 0.0625]
-    same = size_change(base, base, 0.95)
+    same = to_json(size_change(base, base, 0.95))
     assert same["mean_square"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert same["verdict"] == "no difference shown"
-    less = size_change([v - 0.03 for v in base], base, 0.95)
+    less = to_json(size_change([v - 0.03 for v in base], base, 0.95))
     assert (less["row"], less["base"], less["verdict"]) == (pytest.approx(0.1), pytest.approx(0.2), "smaller")
     assert less["mean_square"] == pytest.approx({"mean": -0.03, "low": -0.03, "high": -0.03})
     assert size_change([None, 0.1, 0.1, 0.1], base, 0.95) is None

@@ -14,7 +14,7 @@ from snrkit.base.arrays import read_array
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.data.files import Folder, Npz, Zip
 from snrkit.experiment.experiment import load_experiment
-from snrkit.metrics.scores import load_statistics
+from snrkit.metrics.features import load_statistics
 from tests.checkpoints.test_hostile_files import REACHED, TOUCH, Call
 from tests.peak import forget, peak
 

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.betas import LinearBetas, ScaledLinearBetas, SquaredCosBetas, TrainedBetas
+from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.level import level_of
-from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
-from tests.exact import tensor
+from snrkit.diffusion.prediction import FlowVelocity
+from snrkit.diffusion.process import Ddpm, Edm, Flow, OwnTime, Process, Vp, shift_of
+from snrkit.sampling.grid import Karras, UniformTime
+from snrkit.sampling.sample import sample
+from snrkit.sampling.solvers import Heun
+from snrkit.training.level_samplers import Laplace, LogitNormal, LogNormal, LogUniform
+from snrkit.training.level_samplers import UniformTime as UniformTimeLevels
+from snrkit.training.objective import Objective
+from snrkit.training.weighting import Velocity
+from tests.exact import gaussian, gaussian_flow, tensor
 
 ZERO_SNR = (*np.linspace(1e-3, 0.5, 49), 1.0)
 TABLES = {
@@ -145,3 +154,49 @@ def test_what_a_network_reads_changes_nothing_else():
     for same in (lambda p: p.sweep(u), lambda p: p.draw(u), lambda p: p.fraction(logsnr), lambda p: p.bounds,
                  lambda p: p.draw_density(logsnr)):  # fmt: skip
         torch.testing.assert_close(same(own), same(plain), rtol=0, atol=0)
+
+
+class Plain:
+    """A process that answers `Process` and nothing else: the straight line, read by its network as logsnr."""
+
+    scaling = "flow"
+    bounds = (-8.0, 8.0)
+
+    def level(self, logsnr):
+        return level_of(logsnr, "flow")
+
+    def time(self, logsnr):
+        return -logsnr.to(torch.float64)
+
+    def logsnr(self, time):
+        return -time.to(torch.float64)
+
+    def snap(self, logsnr):
+        return logsnr.to(torch.float64)
+
+
+def test_a_process_is_six_answers():
+    """No member of the protocol is about time that is uniform, or about a shift; what the package has adds these."""
+    asked, answered = ({name for name in vars(kind) if not name.startswith("_")} for kind in (Process, Plain))
+    assert asked == answered == {"scaling", "bounds", "level", "time", "logsnr", "snap"}
+    for process in (*TABLES.values(), *CONTINUOUS.values()):
+        assert isinstance(process, OwnTime)
+    assert [shift_of(process) for process in (Edm(), Vp(logsnr_shift=1.5), Plain())] == [0, 1.5, 0]
+
+
+def test_a_process_of_six_answers_trains_and_samples():
+    """Wherever levels are laid out in logsnr or sigma; where they are to be uniform in its time it is refused."""
+    process, x = Plain(), torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    denoise = gaussian(process, shape=(1, 2, 2))
+    for step in sample(denoise, Heun(), Karras(steps=40).levels(process), x):
+        end = step.x_next
+    wanted = gaussian_flow(x, process.level(tensor(-8.0)), process.level(tensor(math.inf)))
+    torch.testing.assert_close(end, wanted, rtol=0, atol=2e-2)
+    u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for levels in (LogNormal(), LogitNormal(), LogUniform(), Laplace()):
+        objective = Objective(process, FlowVelocity(), EdmPrecondition(), levels, Velocity(), 0.5)
+        assert bool((objective.weight(objective.logsnr(u)) > 0).all())
+    assert torch.equal(LogitNormal().logsnr(u, process), LogitNormal().logsnr(u, Flow()))
+    for impossible in (lambda: UniformTimeLevels().logsnr(u, process), lambda: UniformTime().levels(process)):
+        with pytest.raises(SnrkitError, match="Plain has no time of its own for levels to be uniform in"):
+            impossible()

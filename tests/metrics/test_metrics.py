@@ -1,5 +1,7 @@
 """Scores against independent implementations, and the traps that eval-fid guards."""
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,14 +10,18 @@ from safetensors.torch import load, save
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.commands.eval_fid import disjoint, score_pair, summarise
+from snrkit.base.records import to_json
+from snrkit.commands.eval_fid import score_pair
 from snrkit.data import Digits
 from snrkit.data.dataset import Split, memory_dataset, split
+from snrkit.experiment.scorer import disjoint
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import INCEPTION_FILE, Extractor, cache_folder, make_extractor, principal
-from snrkit.metrics.scores import FeatureSet, extract, memorisation, nearest, reference_features, score
-from snrkit.metrics.statistics import Gaussian, RunningMoments, frechet
+from snrkit.metrics.extractors import INCEPTION_FILE, cache_folder, make_extractor, principal
+from snrkit.metrics.features import FeatureSet, extract, reference_features
+from snrkit.metrics.memorisation import memorisation, nearest
+from snrkit.metrics.scores import PRIMARY, Scores, score, summarise, titles_on
+from snrkit.metrics.statistics import FeatureGaussian, RunningMoments, frechet
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -52,8 +58,8 @@ def test_frechet_is_the_textbook_formula():
 def test_frechet_of_shifted_and_scaled_gaussians_in_closed_form():
     """|shift|^2 + d (s - 1)^2 for N(0, I) against N(shift, s^2 I); 0 with itself; symmetric."""
     eye = torch.eye(5, dtype=torch.float64)
-    a = Gaussian(torch.zeros(5, dtype=torch.float64), eye, 9)
-    b = Gaussian(torch.full((5,), 0.3, dtype=torch.float64), 4 * eye, 9)
+    a = FeatureGaussian(torch.zeros(5, dtype=torch.float64), eye, 9)
+    b = FeatureGaussian(torch.full((5,), 0.3, dtype=torch.float64), 4 * eye, 9)
     assert frechet(a, b) == pytest.approx(5 * 0.09 + 5 * 1.0)
     assert frechet(b, a) == pytest.approx(frechet(a, b))
     assert frechet(b, b.with_root()) == pytest.approx(0, abs=1e-12)
@@ -78,13 +84,20 @@ def digits():
     return dataset, split(dataset.count, 0.1)
 
 
-def test_the_classifier_is_good_repeatable_and_cached(digits, tmp_path):
+@pytest.fixture(scope="module")
+def first(digits, tmp_path_factory):
+    """A classifier of digits and the folder that holds nothing but its weights."""
+    folder = tmp_path_factory.mktemp("classifier")
+    return train_classifier(*digits, folder), folder
+
+
+def test_the_classifier_is_good_repeatable_and_cached(digits, first):
     """Right on more than 95 % of held-out digits; the cached weights are those that training gives again."""
-    first = train_classifier(*digits, tmp_path / "a")
-    assert first.accuracy > 0.95
-    stored = load(next((tmp_path / "a").glob("*")).read_bytes())
-    again = train_classifier(*digits, tmp_path / "a").network.state_dict()
-    afresh = train_classifier(*digits, tmp_path / "b").network.state_dict()
+    assert first[0].accuracy > 0.95
+    (path,) = first[1].iterdir()
+    stored = load(path.read_bytes())
+    again = train_classifier(*digits, first[1]).network.state_dict()
+    afresh = train_classifier(*digits, cache_folder()).network.state_dict()
     for name, tensor in stored.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, afresh[name])
@@ -95,7 +108,7 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
     dataset, parts = digits
     config = MetricsConfig(features="classifier")
     extractor = make_extractor(config, dataset, parts, WORLD.device)
-    assert [extractor.label(s) for s in ("fd", "is", "kid")] == ["FD-digits", "IS-digits", "KID-digits"]
+    assert list(titles_on(extractor.name).values()) == ["FD-digits", "IS-digits", "KID-digits"]
     reference = reference_features(extractor, dataset, parts.train, 256, WORLD)
     real = dataset.pixels(parts.train[:600]).float()
     noisy = (real + 60 * torch.randn(real.shape)).clamp(0, 255)
@@ -105,15 +118,17 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
         )
         for images in (real, noisy, 255 * torch.rand(real.shape))
     ]
-    assert scores[0].fd < scores[1].fd < scores[2].fd
-    assert scores[0].kid < scores[1].kid < scores[2].kid
-    assert scores[0].inception_score > scores[1].inception_score > scores[2].inception_score
-    assert scores[0].precision > 0.9
-    assert scores[2].recall < 0.1
+    real, noisy, wrong = (found.values for found in scores)
+    assert real["fd"] < noisy["fd"] < wrong["fd"]
+    assert real["kid"] < noisy["kid"] < wrong["kid"]
+    assert real["inception_score"] > noisy["inception_score"] > wrong["inception_score"]
+    assert real["precision"] > 0.9
+    assert wrong["recall"] < 0.1
 
 
-def test_reference_statistics_are_cached_by_content(digits):
+def test_reference_statistics_are_cached_by_content(digits, tmp_path, monkeypatch):
     """The same images give the same file; another choice of images or features another; the result is equal."""
+    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
     dataset, parts = digits
     extractor = make_extractor(MetricsConfig(features="pixels"), dataset, parts, WORLD.device)
     first = reference_features(extractor, dataset, parts.train, 256, WORLD)
@@ -125,13 +140,14 @@ def test_reference_statistics_are_cached_by_content(digits):
     assert len(list(cache_folder().glob("reference-*"))) == count + 1
 
 
-def test_other_weights_have_other_reference_statistics(digits, tmp_path, monkeypatch):
+def test_other_weights_have_other_reference_statistics(digits, first, tmp_path, monkeypatch):
     """A classifier whose weights changed is another extractor, whatever its data and recipe."""
+    shutil.copytree(first[1], tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
-    first = make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device)
+    before = make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device)
     (path,) = tmp_path.glob("classifier-*")
     path.write_bytes(save({name: 1.5 * tensor for name, tensor in load(path.read_bytes()).items()}))
-    assert make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device).key != first.key
+    assert make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device).key != before.key
 
 
 def test_pixel_features_are_an_isometry_when_all_are_kept(digits):
@@ -171,7 +187,8 @@ def test_pixel_components_are_found_once(digits, tmp_path, monkeypatch):
     torch.testing.assert_close(other.run(pixels)[0], -first.run(pixels)[0])
 
 
-def seeded_inception(path):
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
     """Random weights in torch-fidelity's layout, saved as its file is."""
     from unittest.mock import patch
 
@@ -187,29 +204,29 @@ def seeded_inception(path):
         if name.endswith("conv.weight") or name == "fc.weight":
             fan = tensor[0].numel()
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan) ** 0.5)
+    path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
     torch.save(network.state_dict(), path)
     return path
 
 
-def test_inception_path_equals_torch_fidelity(tmp_path, digits):
+def test_inception_path_equals_torch_fidelity(tmp_path, digits, inception):
     """Our FID, IS and KID with random Inception weights are those that torch-fidelity computes from two folders."""
     import torch_fidelity
 
     from snrkit.commands.sample import encode
 
-    weights = seeded_inception(tmp_path / INCEPTION_FILE)
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(24):
             pixels = torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
             (tmp_path / name / f"{i:02d}.png").write_bytes(encode(pixels))
-    config = MetricsConfig(features="inception", weights=weights, batch=8)
-    ours = score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD)
+    config = MetricsConfig(features="inception", weights=inception, batch=8)
+    ours = to_json(score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD))
     theirs = torch_fidelity.calculate_metrics(
         input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=24,
         kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8,
-        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception),
     )  # fmt: skip
     assert ours["names"] == {"fd": "FID", "is": "IS", "kid": "KID"}
     assert ours["fd"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
@@ -255,9 +272,9 @@ def test_kid_and_precision_recall_are_guarded():
     """Fewer images than the subset size: KID uses all; fewer than the neighbourhood: no precision, a warning."""
     reference = feature_set(torch.randn(50, 4))
     found = score(feature_set(torch.randn(40, 4)), reference, MetricsConfig())
-    assert np.isfinite(found.kid)
+    assert np.isfinite(found.values["kid"])
     few = score(feature_set(torch.randn(3, 4)), reference, MetricsConfig())
-    assert few.precision is None
+    assert few.values["precision"] is None
     assert any("precision and recall" in w for w in few.warnings)
     assert any("too few for 4 features" in w for w in few.warnings)
     with pytest.raises(SnrkitError, match="too few to score"):
@@ -267,7 +284,8 @@ def test_kid_and_precision_recall_are_guarded():
 def test_kid_has_no_bias():
     """KID of two samples of one distribution is 0 on average, unlike FD."""
     values = [
-        score(feature_set(torch.randn(60, 4)), feature_set(torch.randn(60, 4)), MetricsConfig()).kid for _ in range(40)
+        score(feature_set(torch.randn(60, 4)), feature_set(torch.randn(60, 4)), MetricsConfig()).values["kid"]
+        for _ in range(40)
     ]
     assert abs(np.mean(values)) < 4 * np.std(values) / 40**0.5
 
@@ -282,7 +300,7 @@ def test_memorisation_sees_copies():
     assert 6 < float(far) < 14
 
 
-def test_pairs_of_sets_are_checked(tmp_path, digits):
+def test_pairs_of_sets_are_checked(tmp_path, inception):
     """Unequal counts warn; different sizes and a reference that is not images are refused; EDM statistics are read."""
     images = torch.randint(0, 256, (30, 6, 6, 1), dtype=torch.uint8).numpy()
     np.savez(tmp_path / "a.npz", images)
@@ -292,9 +310,13 @@ def test_pairs_of_sets_are_checked(tmp_path, digits):
     np.savez(tmp_path / "colour.npz", images.repeat(3, axis=3))
     paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "c", "colour", "stats")}
     config = MetricsConfig(features="pixels")
-    assert score_pair(paths["a"], paths["a"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-4)
+
+    def distance(first, second, of=config):
+        return score_pair(paths[first], paths[second], of, None, WORLD).scores.values["fd"]
+
+    assert distance("a", "a") == pytest.approx(0, abs=1e-4)
     unequal = score_pair(paths["b"], paths["a"], config, None, WORLD)
-    assert any("20 images against 30" in w for w in unequal["warnings"])
+    assert any("20 images against 30" in w for w in unequal.scores.warnings)
     for first, second, words in (
         ("a", "c", "images of 6x6"),
         ("a", "colour", "with 3 channel"),
@@ -303,14 +325,12 @@ def test_pairs_of_sets_are_checked(tmp_path, digits):
     ):
         with pytest.raises(SnrkitError, match=words):
             score_pair(paths[first], paths[second], config, None, WORLD)
-    assert score_pair(paths["stats"], paths["stats"], config, None, WORLD)["fd"] == pytest.approx(0, abs=1e-9)
+    assert distance("stats", "stats") == pytest.approx(0, abs=1e-9)
     with pytest.raises(SnrkitError, match="neither a folder"):
         score_pair("nothing", paths["a"], config, None, WORLD)
     with pytest.raises(SnrkitError, match="needs --root"):
         score_pair("cifar10", paths["a"], config, None, WORLD)
-    weights = seeded_inception(tmp_path / INCEPTION_FILE)
-    inception = MetricsConfig(features="inception", weights=weights)
-    assert np.isfinite(score_pair(paths["b"], paths["stats"], inception, None, WORLD)["fd"])
+    assert np.isfinite(distance("b", "stats", MetricsConfig(features="inception", weights=inception)))
 
 
 def test_ranges_are_disjoint_and_summarised():
@@ -318,14 +338,17 @@ def test_ranges_are_disjoint_and_summarised():
     assert [list(r) for r in disjoint(7, 3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(SnrkitError, match="do not make"):
         disjoint(3, 2)
-    each = [{"fd": v, "inception_score": None, "kid": 0.0, "precision": 1.0, "recall": 1.0} for v in (1.0, 2.0, 4.5)]
+    each = [
+        Scores(2, {"fd": v, "inception_score": None, "kid": 0.0, "precision": 1.0, "recall": 1.0})
+        for v in (1.0, 2.0, 4.5)
+    ]
     summary = summarise(each)
     assert "inception_score" not in summary
-    assert summary["fd"] == {"mean": 2.5, "min": 1.0, "max": 4.5, "std": pytest.approx(1.8028, abs=1e-4)}
+    assert to_json(summary["fd"]) == {"mean": 2.5, "min": 1.0, "max": 4.5, "std": pytest.approx(1.8028, abs=1e-4)}
 
 
-def test_extractors_are_records():
-    """FID's name belongs to Inception alone."""
-    other = Extractor("dinov2-vit-b-14", 4, "k", lambda x: (x, None))
-    assert other.label("fd") == "FD-dinov2-vit-b-14"
-    assert Extractor("inception", 4, "k", lambda x: (x, None)).label("fd") == "FID"
+def test_fid_is_inception_s_alone():
+    """FID's name belongs to Inception alone; a title that says nothing of features is the same on all."""
+    assert titles_on("dinov2-vit-b-14")["fd"] == PRIMARY.on("dinov2-vit-b-14") == "FD-dinov2-vit-b-14"
+    assert titles_on("inception")["fd"] == "FID"
+    assert "precision" not in titles_on("inception")

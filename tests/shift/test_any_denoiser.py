@@ -17,8 +17,7 @@ from snrkit.data.toy import finite_denoiser
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Wrapped
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.instrument import Instrument
-from snrkit.experiment.opening import Model, open_experiment, open_network
+from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassifier, X0Rescale
 from snrkit.sampling.grid import Karras, UniformLogsnr
@@ -30,6 +29,8 @@ from snrkit.shift.measure import Shift
 from snrkit.shift.measured import verdict_on
 from snrkit.spectral.grid import SpectralGrid
 from tests.exact import gaussian
+from tests.opened import instrument as instrument_of
+from tests.opened import open_network
 from tests.small import SMALL
 
 SHAPE, VARIANCE = (1, 4, 4), 0.03
@@ -123,13 +124,13 @@ def test_it_is_the_reading_of_measure_shift(classes):
         "shift": {**SMALL["shift"], "probes": []},
     }
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
-    e, data = opened.experiment, opened.dataset
+    e, data, split = opened.experiment, opened.data.dataset, opened.data.split
     network = open_network(opened).eval().requires_grad_(False)
-    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.sigma_data)
-    instrument = Instrument(opened, Model(denoiser, "network", 0, Run("unused")), range(32))
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
+    instrument = instrument_of(opened, Model(denoiser, "network", 0, Run("unused")), range(32))
     trained, held = (
         memory_dataset("a side", data.x0(rows), None if data.labels is None else data.labels[torch.as_tensor(rows)])
-        for rows in (opened.split.train, opened.split.held)
+        for rows in (split.train, split.held)
     )
     options = {"images": 32, "batch": 16, "bootstrap": 100, "labels": instrument.labels}
     for sampler in SAMPLERS.values():
@@ -206,7 +207,7 @@ def test_labels_that_real_images_lack_are_named():
     [
         ({"corrections": (Autoguidance(weight=1.0, average="ema-500"),)}, "autoguidance: names other weights of a run"),
         ({"corrections": (NoiseAwarenessClassifier(weight=1.0),)}, "classifier: names a run's estimator"),
-        ({"grid": SpectralGrid(steps=4)}, "grid spectral follows the spectra of a run's images"),
+        ({"grid": SpectralGrid(steps=4)}, "a grid that follows each image needs a run"),
     ],
 )
 def test_samplers_that_need_a_run_are_refused(change, said):

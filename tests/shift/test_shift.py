@@ -18,8 +18,8 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.instrument import Instrument, check_arms_fit
-from snrkit.experiment.opening import Model, open_experiment, open_network
+from snrkit.experiment.instrument import check_arms_fit
+from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import EpsilonScaling, TimeShift
@@ -31,10 +31,12 @@ from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.files import as_csv, as_png
-from snrkit.shift.measure import Reference, Shift, compare, readable, size
+from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
 from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
+from tests.opened import instrument as instrument_of
+from tests.opened import open_network
 from tests.small import SMALL
 
 SHAPE, VARIANCE, COUNT = (1, 4, 4), 0.25, 600
@@ -58,7 +60,7 @@ def whole(arm, level, variance, resamples, seed):
     """The variance ratio of one arm put in all three places."""
     shape = tuple(arm.states.shape[2:])
     known = reference(Edm(), shape, variance, arm.states.shape[1], [pixels(shape)])
-    return compare(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
+    return compare_arms(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
 
 
 def an_arm(states, groups):
@@ -88,7 +90,7 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
                     device=torch.device("cpu"))
         for seed in (1, 2)
     ]  # fmt: skip
-    return compare(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
+    return compare_arms(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
 
 
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=["edm", "ddpm", "flow"])
@@ -224,7 +226,7 @@ def test_repeated_images_widen_the_interval():
                         device=torch.device("cpu"))
             for k in range(3)
         ]  # fmt: skip
-        curve = compare(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
+        curve = compare_arms(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
         widths.append(curve.high[0] - curve.low[0])
     assert widths[0] > 3 * widths[1]
 
@@ -298,11 +300,11 @@ def test_what_cannot_be_held_is_refused_before_it_begins():
     content = {**SMALL, "shift": {"images": 50, "probes": []}}
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
     sampler = lambda n, solver: Sampler(grid=Karras(steps=n), solver=solver)  # noqa: E731
-    states = 50 * math.prod(opened.dataset.shape) * 4
+    states = 50 * math.prod(opened.data.dataset.shape) * 4
 
     def fits(samplers, memory):
         try:
-            check_arms_fit(opened, samplers, memory)
+            check_arms_fit(opened.data, opened.experiment.shift, samplers, memory)
         except ConfigError as error:
             assert "shift.images: the states of 50 images" in str(error)  # noqa: PT017
             return False
@@ -333,13 +335,13 @@ def test_a_mean_square_has_its_noise_taken_out():
 
 
 def small_instrument(**changes):
-    """An instrument on the small experiment's untrained network, and its experiment opened."""
+    """An instrument on the small experiment's untrained network."""
     opened = open_experiment(parse_experiment({**SMALL, **changes}, "small"), World(0, 1, torch.device("cpu")))
     e = opened.experiment
     denoiser = NetworkDenoiser(
-        open_network(opened).eval().requires_grad_(False), e.process, e.target, e.precondition, opened.sigma_data
+        open_network(opened).eval().requires_grad_(False), e.process, e.target, e.precondition, opened.data.sigma_data
     )
-    return Instrument(opened, Model(denoiser, "network", 0, Run(Path("unused"))), list(range(32)))
+    return instrument_of(opened, Model(denoiser, "network", 0, Run(Path("unused"))), list(range(32)))
 
 
 def test_a_row_has_the_shift_of_its_equal():
@@ -363,7 +365,7 @@ def test_samplers_of_one_grid_share_what_does_not_depend_on_them():
     assert one.forward is alike.forward
     assert one.train is alike.train
     assert one.forward is not other.forward
-    window, audit = instrument.opened.experiment.shift.probes
+    window, audit = instrument.config.probes
     assert audit.read(one) is audit.read(other)
     first, silent = window.read(one), Wrapped(Edm(), lambda *_: 1 / 0)
     assert window.read(replace(alike, denoise=silent)).eps_square == first.eps_square  # without a further call
@@ -377,20 +379,23 @@ def test_what_is_known_of_the_images_is_what_training_shows(labels):
     data = {**SMALL["data"], "flip": True, "holdout": 0.2}
     sample = {"seeds": "0-63", "batch": 16} | ({} if labels is None else {"labels": labels})
     instrument = small_instrument(data=data, sample=sample)
-    opened = instrument.opened
-    x0 = opened.dataset.x0(opened.split.train).double()
-    both, own = torch.cat([x0, x0.flip(3)]).flatten(1), opened.dataset.labels[torch.as_tensor(opened.split.train)]
+    data = instrument.setting.data
+    x0 = data.dataset.x0(data.split.train).double()
+    both, own = (
+        torch.cat([x0, x0.flip(3)]).flatten(1),
+        data.dataset.labels[torch.as_tensor(data.split.train)],
+    )
     own = own.repeat(2)
     drawn = torch.bincount(instrument.labels, minlength=4).double() / 32
     weight = (drawn / torch.bincount(own, minlength=4))[own]
-    view = pixels(opened.dataset.shape)
-    mean, spread = part_moments(opened, instrument.labels, view)
+    view = pixels(data.dataset.shape)
+    mean, spread = part_moments(data, instrument.labels, view)
     wanted = weight @ both
     torch.testing.assert_close(mean, wanted)
     torch.testing.assert_close(spread, weight @ (both - wanted).square())
     centred = both - torch.stack([both[own == k].mean(0) for k in range(4)])[own]
     torch.testing.assert_close(instrument.covariance, centred.T @ (weight[:, None] * centred))
-    shown = [opened.shown(opened.split.train, mirrored) for mirrored in (False, True)]
+    shown = [data.shown(data.split.train, mirrored) for mirrored in (False, True)]
     assert not torch.equal(shown[0], shown[1])
     torch.testing.assert_close(shown[0] + shown[1], (x0 + x0.flip(3)).float())
 

@@ -15,20 +15,20 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.experiment.experiment import load_experiment, parse_experiment
-from snrkit.experiment.opening import open_network
 from snrkit.experiment.run import Run
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, first_variance, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Euler
-from snrkit.spectral.grid import Spectral, SpectralGrid, drawn_in, textured, unrepeated
+from snrkit.spectral.grid import Spectral, SpectralGrid, SpectralPlacement, drawn_in, textured, unrepeated
 from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
-from snrkit.spectral.measure import measure_spectra
+from snrkit.spectral.measure import measure_spectra, spectra_of
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import SpectralSchedule
 from snrkit.training.randomness import ImageStreams
 from tests.exact import gaussian
+from tests.opened import instrument, open_network
 from tests.sampling.test_solvers import ALL
 from tests.small import SMALL, snrkit, write_config
 from tests.spectral.test_levels import SPECTRAL
@@ -135,7 +135,7 @@ def test_a_grid_of_one_spectrum_is_one_for_all():
     assert all(level.logsnr.ndim == 0 for level in shared.levels)
     with pytest.raises(SnrkitError, match="needs one grid for all images; give the grid scope: dataset"):
         open_with(Sampler(grid=SpectralGrid(scope="instance"), solver=AnalyticDpm()), process, Dummy(process))
-    assert open_with(Sampler(grid=Karras(), solver=Euler()), process, Dummy(process)).spectral is None
+    assert open_with(Sampler(grid=Karras(), solver=Euler()), process, Dummy(process)).placement is None
 
 
 def test_texture_is_scaled_where_rings_are_fine():
@@ -240,34 +240,34 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
     """Image by image: the reverse and the forward arm agree in levels, ends and labels, as their comparison needs."""
     levels, ends, classes = [], [], []
 
-    class Noted(Spectral):
-        def place(self, grid, process, seeds, labels, own=None):
-            found = super().place(grid, process, seeds, labels, own)
+    class Noted(SpectralPlacement):
+        def levels(self, seeds, labels, own=None):
+            found = super().levels(seeds, labels, own)
             if own is not None:
                 levels.append(torch.stack([level.logsnr for level in found], 1))
                 classes.append(labels)
             return found
 
-        def told(self, grid, seeds, labels, own=None):
-            found = super().told(grid, seeds, labels, own)
+        def told(self, seeds, labels, own=None):
+            found = super().told(seeds, labels, own)
             ends.append(found)
             return found
 
-    from snrkit.experiment.instrument import Instrument
     from snrkit.experiment.opening import Model, open_experiment
 
     opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
-    known = Noted(fit_spectrum_model(opened.spectra()), opened.experiment.levels, True)
+    known = Spectral(fit_spectrum_model(opened.data.measured.once(spectra_of)), opened.experiment.levels, True)
     sampler = opened.experiment.samplers["own"]
-    ready = replace(open_with(sampler, Vp(), Dummy(Vp(), opened.experiment.levels)), spectral=known)
+    dummy = Dummy(Vp(), opened.experiment.levels)
+    ready = replace(open_with(sampler, Vp(), dummy), placement=Noted(known, sampler.grid, Vp()))
     network = open_network(opened).eval().requires_grad_(False)
-    denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.sigma_data)
-    instrument = Instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
-    instrument.walk(sampler, ready)
+    denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.data.sigma_data)
+    made = instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
+    made.walk(sampler, ready)
     reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
     for parts in (levels, ends, classes):
         parts.clear()
-    _, cond = instrument.placed(ready, instrument.held_rows)
+    _, cond = made.placed(ready, made.held_rows)
     for ours, theirs in zip(reverse, (levels[0], cond.scalars, cond.labels), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert len(reverse[0][:, 0].unique()) > 10

@@ -13,15 +13,17 @@ from snrkit.data.dataset import memory_dataset, split
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import open_experiment, open_network, open_task
+from snrkit.experiment.opening import open_experiment
 from snrkit.spectral.grid import Spectral, SpectralGrid
 from snrkit.spectral.levels import SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.tabulated import Tabulated
 from snrkit.training.holdout import held_out_loss
+from snrkit.training.level_samplers import LogNormal
 from snrkit.training.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
 from snrkit.training.weighting import Sigmoid, SpectralBias
+from tests.opened import open_network, open_task
 from tests.small import SMALL
 from tests.spectral.test_schedule import pictures
 
@@ -61,7 +63,7 @@ def test_levels_are_the_schedule_of_each_image_in_its_scope(scope):
     images = torch.tensor([3, 17, 3, 39])
     owner = {"instance": spectra.power[images], "class": spectra.class_means[LABELS[images]],
              "dataset": spectra.mean.expand(4, -1)}[scope]  # fmt: skip
-    levels = value.tables(spectra).levels(images)
+    levels = value.tables(spectra).of(images)
     for t in (0.0, 0.3, 0.77, 1.0):
         found = levels.logsnr(torch.full((4,), t, dtype=torch.float64), PROCESS)
         table = Tabulated(value.schedule.table(owner)).logsnr(torch.full((4,), t, dtype=torch.float64), PROCESS)
@@ -87,7 +89,7 @@ def test_importance_is_the_integral_between_the_ends_of_the_image():
         value = SpectralLevels.model_validate({"kind": "spectral", "schedule": {"kind": kind}})
         tables = value.tables(spectra)
         for image in (1, 2):
-            levels = tables.levels(torch.tensor([image]))
+            levels = tables.of(torch.tensor([image]))
             logsnr = levels.logsnr(t, PROCESS)
             density = levels.density(logsnr, PROCESS)
             weight = Sigmoid(bias=-1.0).weight(level_of(logsnr, "vp"), lambda d=density: d, 1.0)
@@ -107,13 +109,18 @@ def test_a_spectral_bias_makes_weights_follow_the_contrast():
     one, other, t = torch.tensor([4]), torch.tensor([24]), torch.tensor([0.4], dtype=torch.float64)
     found = []
     for image in (one, other):
-        weighting = Sigmoid(bias=SpectralBias(at=0.7)).follow(tables.offset(image))
-        logsnr, levels = tables.levels(image).logsnr(t, PROCESS), tables.levels(image)
+        weighting = Sigmoid(bias=SpectralBias(at=0.7)).follow(tables).of(image)
+        logsnr, levels = tables.of(image).logsnr(t, PROCESS), tables.of(image)
         found.append(weighting.weight(level_of(logsnr, "vp"), lambda v=levels, x=logsnr: v.density(x, PROCESS), 1.0))
     assert float(tables.offset(one) - tables.offset(other)) == pytest.approx(2 * math.log(2), abs=1e-4)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=0)
     plain = Sigmoid(bias=0.7)
-    assert plain.follow(tables.offset(one)) is plain
+    assert plain.follow(tables) is plain
+    whole, level = Sigmoid(bias=SpectralBias(at=0.7)), level_of(t, "vp")
+    for weighting in (whole, whole.follow(tables)):
+        assert torch.equal(weighting.weight(level, lambda: t, 1.0), plain.weight(level, lambda: t, 1.0))
+    with pytest.raises(SnrkitError, match=r"weighting\.bias: kind spectral follows levels of each image's own; give a"):
+        whole.follow(LogNormal())
 
 
 def test_a_micro_batch_is_the_objective_of_its_images():
@@ -135,7 +142,7 @@ def test_a_micro_batch_is_the_objective_of_its_images():
     bias = -1.0 + torch.trapezoid(table, dx=1 / 256) - torch.trapezoid(mean, dx=1 / 256)
     fall = torch.minimum(256 * step, 10 * (table[:, 0] - table[:, -1]))
     weight = torch.sigmoid(bias - logsnr) * fall
-    ends = torch.where((draws.mean_ends < 0.1)[:, None], mean[:, [-1, 0]], table[:, [-1, 0]]).float() / 4
+    ends = torch.where((draws.scalars < 0.1)[:, None], mean[:, [-1, 0]], table[:, [-1, 0]]).float() / 4
     labels = task.dataset.labels[images].masked_fill(draws.label_drop < 0.1, -1)
     level, x0 = level_of(logsnr, "vp"), task.dataset.x0(images.tolist())
     x = level.scales(x0)[0] * x0 + level.scales(x0)[1] * draws.noise
@@ -162,7 +169,7 @@ def test_levels_on_a_table_are_weighed_where_they_are_snapped_to():
     for step in range(30):
         draws = task.plan().draw(step, range(4))
         images = torch.tensor([task.train[p] for p in draws.positions.tolist()])
-        objective = task.objective_of(images)
+        objective = task.objective.of(images)
         logsnr = objective.logsnr(draws.level)
         assert bool(objective.weight(logsnr).isfinite().all())
         assert bool((objective.weight(logsnr) > 0).all())
@@ -176,7 +183,8 @@ def test_one_spectrum_for_all_is_an_ordinary_level_sampler():
     draws = task.plan().draw(0, range(4))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
     found = micro_losses(task, network, draws, pixels, (0, 0))
-    plain = micro_losses(replace(task, tables=None), network, draws, pixels, (0, 0))
+    mean = replace(task.objective, levels=Tabulated(task.objective.levels.mean))
+    plain = micro_losses(replace(task, objective=mean), network, draws, pixels, (0, 0))
     torch.testing.assert_close(found[1], plain[1], rtol=0, atol=2e-6)
     torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-6)
 
@@ -209,7 +217,7 @@ def test_what_the_ends_say_reaches_the_network():
     draws = task.plan().draw(0, range(1))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
     own = micro_losses(task, network, draws, pixels, (0, 0))[0]
-    means = micro_losses(task, network, replace(draws, mean_ends=torch.zeros(16)), pixels, (0, 0))[0]
+    means = micro_losses(task, network, replace(draws, scalars=torch.zeros(16)), pixels, (0, 0))[0]
     assert bool((own != means).any())
 
 
@@ -272,9 +280,8 @@ def test_images_without_texture_or_company_are_trained_on_and_drawn(case, scope,
             "scalars": SPECTRAL["network"]["scalars"] if scope == "instance" else [],
         },
     )
-    assert task.tables is not None
-    assert bool((task.tables.rows.diff(dim=1) < 0).all())
-    assert float(task.tables.rows.max()) <= 13.3 + 1e-4
+    assert bool((task.objective.levels.rows.diff(dim=1) < 0).all())
+    assert float(task.objective.levels.rows.max()) <= 13.3 + 1e-4
     before = weights(state := make_state(task, network))
     assert math.isfinite(next(train(task, state)).loss)
     after = weights(state)

@@ -18,7 +18,7 @@ from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity
 from snrkit.diffusion.process import Edm, Flow, Vp
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import open_experiment, open_network, open_task
+from snrkit.experiment.opening import open_experiment
 from snrkit.training.clipping import GlobalNorm
 from snrkit.training.ema import Average, HalfLife
 from snrkit.training.holdout import held_out_loss
@@ -28,6 +28,7 @@ from snrkit.training.perturb import Ciop, MixFlow
 from snrkit.training.randomness import Plan
 from snrkit.training.train import TrainConfig, make_optimizer, make_state, train
 from snrkit.training.weighting import EdmWeighting, Simple
+from tests.opened import open_network, open_task
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))

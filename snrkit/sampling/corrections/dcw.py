@@ -27,7 +27,7 @@ from snrkit.sampling.step import Position, Range, Step
 Gains = tuple[Tensor, Tensor]
 
 
-class Schedule(Protocol):
+class GainSchedule(Protocol):
     """How the coefficients change from step to step."""
 
     def gains(self, position: Position) -> Gains:
@@ -35,12 +35,11 @@ class Schedule(Protocol):
 
 
 class Constant(Value):
-    """1 and 1."""
+    """Gains of 1 at every step."""
 
     kind: Literal["constant"] = "constant"
 
     def gains(self, position: Position) -> Gains:
-        """(1, 1)."""
         one = torch.ones_like(position.nominal.sigma)
         return one, one
 
@@ -122,7 +121,6 @@ class Dcw(Value):
         return self
 
     def after(self, step: Step) -> Tensor:
-        """The corrected x_next."""
         if step.position.there.is_clean() or not (self.pixel or self.low or self.high):
             return step.x_next
         x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0

@@ -13,7 +13,7 @@ they add and do not nest is snrkit's choice, as the source leaves it open. So ar
 what its weight applies to (x0 and eps, which mixes answers, not scores). A rescale is that of its own guidance alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -29,8 +29,6 @@ from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
 from snrkit.sampling.step import Capabilities, LevelPosterior, NamedEstimator, NamedWeights, Position, Range, Sources
-
-Question = Callable[[Tensor, Level, Level | Same | None, Cond | None], Prediction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +49,19 @@ class Rescale:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One guidance within a step: `ask` gives p_k; `weight` is () or (B,); `rescale` acts on p + weight (p - p_k)."""
+    """One guidance within a step: `weight` () or (B,) of p - p_k, where p_k knows less; `rescale` acts on their sum."""
 
     weight: Tensor
-    ask: Callable[[Denoiser], Question]
+    weaker: Denoiser | None = None  # who says p_k; None: the guided model itself
+    unlabelled: bool = False  # whether it is asked without the label
+    untold: bool = False  # whether it is asked without the level
     rescale: Rescale | None = None
+
+    def ask(self, base: Denoiser, x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
+        """p_k. SnrkitError where there is no label to leave out."""
+        asked = base if self.weaker is None else self.weaker
+        known = without_label(cond) if self.unlabelled else cond
+        return asked(x, level, told=None if self.untold else told, cond=known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,6 @@ class Guided:
 
     @property
     def process(self) -> Process:
-        """That of `base`."""
         return self.base.process
 
     def __call__(
@@ -77,7 +82,7 @@ class Guided:
         plain = self.base(x, level, told=told, cond=cond)
         found = plain
         for term in self.terms:
-            other, weight = term.ask(self.base)(x, level, told, cond), broadcast(term.weight, x)
+            other, weight = term.ask(self.base, x, level, told, cond), broadcast(term.weight, x)
             guided = Prediction(plain.x0 + weight * (plain.x0 - other.x0), plain.eps + weight * (plain.eps - other.eps))
             if term.rescale is not None:
                 guided = term.rescale.apply(x, level, guided, plain)
@@ -97,8 +102,8 @@ def guide(denoise: Denoiser, term: Term) -> Denoiser:
 class Guidance(Value):
     """What all guidances share: a weight, and where steps are guided, by the level they begin at.
 
-    Between two logsnr, or between two t, which falls evenly from 1 to 0 over the steps of a grid: under a spectral
-    grid, where a logsnr means something else for every image, it is that of the schedule.
+    Between two logsnr, or between two t, which falls evenly from 1 to 0 over the steps of a grid: where every image
+    has a grid of its own, and a logsnr means something else for each, t is the same for all.
     """
 
     weight: float = 0.0
@@ -163,17 +168,10 @@ class ClassifierFreeGuidance(Guidance):
         weight = weight_at(self, position)
         if weight is None:
             return denoise
-
-        def ask(base: Denoiser) -> Question:
-            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
-                return base(x, level, told=told, cond=without_label(cond))
-
-            return answer
-
         if self.rescale:
             check_readable(position.here, self.rescale_of)
         rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
-        return guide(denoise, Term(weight, ask, rescale))
+        return guide(denoise, Term(weight, unlabelled=True, rescale=rescale))
 
     def missing(self, model: Capabilities) -> str | None:
         """Labels, learned also without."""
@@ -188,18 +186,8 @@ class NoiseAwareness(Guidance):
     kind: Literal["noise_awareness"] = "noise_awareness"
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self, position)
-        if weight is None:
-            return denoise
-
-        def ask(base: Denoiser) -> Question:
-            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
-                return base(x, level, told=None, cond=cond)
-
-            return answer
-
-        return guide(denoise, Term(weight, ask))
+        return denoise if weight is None else guide(denoise, Term(weight, untold=True))
 
     def missing(self, model: Capabilities) -> str | None:
         """The branch without the level."""
@@ -244,19 +232,10 @@ class OpenedAutoguidance:
     weaker: Denoiser
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self.value, position)
         if weight is None:
             return denoise
-
-        def ask(base: Denoiser) -> Question:
-            def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
-                known = without_label(cond) if self.value.unlabelled else cond
-                return self.weaker(x, level, told=told, cond=known)
-
-            return answer
-
-        return guide(denoise, Term(weight, ask))
+        return guide(denoise, Term(weight, weaker=self.weaker, unlabelled=self.value.unlabelled))
 
 
 class NoiseAwarenessClassifier(Guidance):
@@ -282,7 +261,6 @@ class OpenedNoiseAwarenessClassifier:
     estimator: LevelPosterior | None
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
-        """The guided denoiser."""
         weight = weight_at(self.value, position)
         if weight is None or self.estimator is None:
             return denoise

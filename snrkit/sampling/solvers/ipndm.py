@@ -21,8 +21,9 @@ from snrkit.sampling.solvers.multistep import Past, increment, remember
 from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 
-def _step(denoise: Denoiser, x: Tensor, position: Position, past: Past, length: int, equal: bool
-          ) -> tuple[Tensor, tuple[Call, ...], Past]:  # fmt: skip
+def _step(
+    denoise: Denoiser, x: Tensor, position: Position, past: Past, length: int, equal: bool
+) -> tuple[Tensor, tuple[Call, ...], Past]:
     """One step through `past`, pairs (eps, sigma/alpha), newest first."""
     prediction = denoise(x, position.here)
     x_next = recompose(prediction, position.there)
@@ -62,7 +63,6 @@ class IpndmV(Deterministic):
 
     @property
     def order(self) -> int:
-        """k."""
         return self.k
 
     def step(

@@ -40,8 +40,9 @@ def weights(nodes: Sequence[Tensor], moments: Sequence[Tensor | float]) -> list[
     return found
 
 
-def increment(values: Sequence[Tensor], present: Tensor, nodes: Sequence[Tensor], moments: Sequence[Tensor | float]
-              ) -> Tensor:  # fmt: skip
+def increment(
+    values: Sequence[Tensor], present: Tensor, nodes: Sequence[Tensor], moments: Sequence[Tensor | float]
+) -> Tensor:
     """sum_i w_i (f_i - f_0), shaped as the present value f_0 (B, *)."""
     total = torch.zeros_like(present)
     for value, weight in zip(values, weights(nodes, moments), strict=True):

@@ -1,0 +1,79 @@
+"""Scores images against the training split of an experiment's data."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.base.streams import MEMORISATION
+from snrkit.data.dataset import Dataset, chunks, to_unit
+from snrkit.experiment.images import OpenedData
+from snrkit.experiment.opening import Setting
+from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.metrics.features import FeatureSet, extract, reference_features
+from snrkit.metrics.memorisation import Memorisation, memorisation
+from snrkit.metrics.scores import Scores, score
+
+MEMORISATION_IMAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """An extractor with its features of the training split."""
+
+    extractor: Extractor
+    reference: FeatureSet
+    config: MetricsConfig
+    data: OpenedData
+    world: World
+
+    def features(self, samples: Dataset, indices: Sequence[int]) -> FeatureSet:
+        """Moments and kept features of the images at `indices`."""
+        return extract(self.extractor, samples, indices, self.config.batch, self.world)
+
+    def ranges(self, samples: Dataset) -> tuple[Scores, ...]:
+        """The scores of images over metrics.ranges disjoint ranges."""
+        parts = disjoint(samples.count, self.config.ranges)
+        return tuple(score(self.features(samples, part), self.reference, self.config) for part in parts)
+
+    def memorisation(self, images: Tensor) -> Memorisation | None:
+        """Of images (n, C, H, W) uint8 against the training split, mirrored too where training mirrors.
+
+        None without held-out images, and in processes that do not lead.
+        """
+        data = self.data
+        if not data.split.held or not self.world.leads:
+            return None
+
+        def train() -> Iterator[Tensor]:
+            for run in chunks(data.split.train, 8192):
+                x0 = data.labelled.x0(run)
+                yield x0
+                if data.source.flip:
+                    yield x0.flip(3)
+
+        held = MEMORISATION.open().permutation(data.split.held)[:MEMORISATION_IMAGES].tolist()
+        return memorisation(to_unit(images[:MEMORISATION_IMAGES]), data.labelled.x0(held), train)
+
+
+def open_scorer(setting: Setting, config: MetricsConfig) -> Scorer:
+    """The extractor of an experiment and its features of the training split."""
+    data, world = setting.data, setting.world
+    if not world.leads:
+        world.barrier()  # the leader fills the cache before the others look
+    extractor = make_extractor(config, data.labelled, data.split, world.device)
+    if world.leads:
+        world.barrier()
+    reference = reference_features(extractor, data.labelled, data.split.train, config.batch, world)
+    return Scorer(extractor, reference, config, data, world)
+
+
+def disjoint(count: int, ranges: int) -> list[range]:
+    """`ranges` disjoint runs of equal length over `count` images; a remainder is left out. SnrkitError when too few."""
+    size = count // ranges
+    if size < 2:
+        raise SnrkitError(f"{count} images do not make {ranges} ranges; make more images or lower metrics.ranges.")
+    return [range(i * size, (i + 1) * size) for i in range(ranges)]

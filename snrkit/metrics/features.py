@@ -1,0 +1,91 @@
+"""What scores are computed from: moments of all features of a set of images, streamed in float64, and some of them.
+
+At most KEPT features of each side are kept for KID, precision and recall.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from snrkit.base.arrays import DAMAGED, read_array
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.base.files import write_bytes
+from snrkit.base.numerics import NUMERICS
+from snrkit.base.streams import KEPT_FEATURES
+from snrkit.data.dataset import Dataset, chunks, fingerprint
+from snrkit.metrics.extractors import Extractor, cache_folder
+from snrkit.metrics.statistics import FeatureGaussian, RunningMoments
+
+KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """What is known of a set of images: moments of all its features, and up to KEPT features and logits themselves."""
+
+    gaussian: FeatureGaussian
+    features: Tensor | None = None  # (n, dim) float32
+    logits: Tensor | None = None  # (n, classes) float32
+
+
+def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
+    """The features of the chosen images, each process taking a contiguous share."""
+    if len(indices) > KEPT:  # what is kept must not be the first classes of a sorted set
+        indices = KEPT_FEATURES.open(len(indices)).permutation(np.asarray(indices)).tolist()
+    share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
+    moments = RunningMoments(extractor.dim)
+    features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
+    for run in chunks(share.tolist(), batch):
+        found, scores = extractor.run(dataset.pixels([indices[i] for i in run]))
+        moments.add(found)
+        features.append(found[: max(0, KEPT - run[0])])
+        if scores is not None:
+            logits.append(scores)
+    kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
+    all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
+    return FeatureSet(moments.reduce(world), kept, all_logits)
+
+
+def reference_features(
+    extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World
+) -> FeatureSet:
+    """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
+    rows = np.asarray(indices, dtype=np.int64).tobytes()
+    path = (
+        cache_folder() / f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}.safetensors"
+    )
+    if not world.any(not path.is_file()):  # all processes must take the same way
+        stored = load(path.read_bytes())
+        gaussian = FeatureGaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
+        return FeatureSet(gaussian, stored["features"])
+    found = extract(extractor, dataset, indices, batch, world)
+    gaussian = found.gaussian.with_root()
+    assert gaussian.root is not None
+    assert found.features is not None
+    tensors = {
+        "mean": gaussian.mean,
+        "covariance": gaussian.covariance,
+        "root": gaussian.root.contiguous(),
+        "count": torch.tensor(gaussian.count),
+        "features": found.features.contiguous(),
+    }
+    if world.leads:
+        write_bytes(path, save(tensors))
+    return FeatureSet(gaussian, found.features)
+
+
+def load_statistics(path: Path) -> FeatureGaussian:
+    """Mean and covariance of an EDM-style .npz (`mu`, `sigma`). SnrkitError when it holds none."""
+    try:
+        mean, covariance = (torch.from_numpy(read_array(path, name)).double() for name in ("mu", "sigma"))
+    except (TypeError, *DAMAGED) as error:
+        raise SnrkitError(f"{path} holds no statistics mu and sigma ({error}); give an EDM-style .npz.") from None
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise SnrkitError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not fit together.")
+    return FeatureGaussian(mean, covariance, 0)

@@ -1,0 +1,157 @@
+"""What compare, sweep and tune find, as the files that they write and the pages that are laid out of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from snrkit.base.records import FLAT
+from snrkit.metrics.paired import Difference, Verdict
+from snrkit.metrics.scores import Entry, Scores
+from snrkit.shift.bootstrap import Number
+
+
+@dataclass(frozen=True, slots=True)
+class WithNull:
+    """A mean reading of a shift, beside its null."""
+
+    reading: Number = field(metadata=FLAT)
+    null: Number
+
+
+@dataclass(frozen=True, slots=True)
+class SizeChange:
+    """Root mean squares of a shift in a row and in its base, and the difference of the mean squares."""
+
+    row: float
+    base: float
+    mean_square: Difference
+    verdict: Literal["smaller", "larger", "no difference shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A row of a comparison beside its base."""
+
+    overhead: float  # of time, 0 for none
+    difference: Mapping[str, Difference]  # over ranges of equal seeds, by the key of a score
+    verdict: Verdict  # on the first score
+    shift_change: Mapping[str, SizeChange | None]  # None where levels differ or nothing can be read
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One sampler of a comparison."""
+
+    name: str
+    nfe: int
+    base: str | None
+    definition: Mapping[str, Any]
+    summary: Mapping[str, Entry]
+    ranges: tuple[Scores, ...]
+    seconds_per_image: float
+    mean_norm_gap: WithNull
+    mean_log_variance_ratio: WithNull
+    mean_nearest: WithNull
+    beside: Beside | None = field(metadata=FLAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `snrkit compare` found: rows by NFE, then in the order of the file."""
+
+    rows: tuple[ComparisonRow, ...]
+    names: Mapping[str, str]
+    features: str
+    reference: str
+    images_a_range: int
+    ranges: int
+    seeds: str
+    checkpoint_images: int
+    weights: str
+    warnings: tuple[str, ...]
+    confidence: float
+    timed_images: int
+    made_with: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """A score over the seeds of training, in their order."""
+
+    mean: float
+    min: float
+    max: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepArm:
+    """One arm and sampler of a sweep."""
+
+    seeds: tuple[int, ...]
+    nfe: int
+    weights: str
+    scores: Mapping[str, OverSeeds] = field(metadata=FLAT)
+    less_first: Mapping[str, Difference] | None  # on equal seeds, by the key of a score; None for the first arm
+    power: tuple[float, ...]  # by ring, over the data's
+    brightness: float  # its spread, over the data's
+    skipped: int
+    grad_norm: tuple[float | None, ...]  # by seed
+    clipped_share: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepTable:
+    """What `snrkit sweep` found: every arm and sampler over seeds, beside the first arm."""
+
+    names: Mapping[str, str]  # empty where nothing is made yet
+    seeds: tuple[int, ...]
+    reference: str  # the first arm
+    failed: Mapping[str, str]  # why, by arm and seed
+    arms: Mapping[str, SweepArm]
+    settings: Mapping[str, tuple[str, ...]]  # of each arm
+    everywhere: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """The table of a sweep, and where its page lies."""
+
+    table: SweepTable = field(metadata=FLAT)
+    written: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunedValues:
+    """The coefficients that one method chose, in the order of the parameters."""
+
+    values: tuple[float, ...]
+    fd_on_tuning_seeds: float | None
+    gap_before_and_after: tuple[float, ...] | None  # root mean squares, nats
+    seeds: str
+    checkpoint_images: int
+    at_the_end_of_its_range: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What `snrkit tune` found for one sampler, by method."""
+
+    sampler: str
+    parameters: tuple[str, ...]
+    seeds: str
+    chosen: str  # the method that was last
+    checkpoint_images: int
+    weights: str
+    of: Mapping[str, Any]  # the sampler with these parameters neutral
+    corrections: tuple[Mapping[str, Any], ...]  # with those chosen
+    found: Mapping[str, TunedValues]
+
+
+@dataclass(frozen=True, slots=True)
+class TunedNow:
+    """What the last method chose, and the YAML that holds it."""
+
+    tuned: Tuned = field(metadata=FLAT)
+    values: tuple[float, ...]
+    yaml: str
