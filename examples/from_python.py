@@ -1,4 +1,4 @@
-"""snrkit as a library: a network of one's own, an experiment's training, and what a correction does.
+"""snrkit as a library: a network of one's own, what a correction does, the shift of a sampler, a training.
 
     python examples/from_python.py configs/digits.yaml train.images=20000
 
@@ -50,6 +50,14 @@ def spread(denoise: snrkit.Denoiser, solver: snrkit.Solver, corrections: Sequenc
     return float(last.x_next.std())
 
 
+def shift(variance: float) -> snrkit.Measured:
+    """How far ten Euler steps are from the levels they are told, by the exact denoiser of N(0, variance) images."""
+    denoise = snrkit.gaussian_denoiser(snrkit.Edm(), mean=0.0, variance=variance, shape=(1, 8, 8))
+    real = (torch.randn(800, 1, 8, 8, generator=DRAWS) * variance**0.5).clamp(-1, 1)
+    sampler = snrkit.Sampler(grid=snrkit.Karras(steps=10), solver=snrkit.Euler())
+    return snrkit.measure(denoise, sampler, trained=real[:400], held=real[400:], images=400)
+
+
 def train(path: str, settings: Sequence[str]) -> nn.Module:
     """The network of an experiment's file after its training."""
     opened = snrkit.open_experiment(snrkit.load_experiment(path, settings), snrkit.open_world("cpu"))
@@ -65,4 +73,5 @@ if __name__ == "__main__":
     exact = snrkit.gaussian_denoiser(snrkit.Edm(sigma_max=40.0), mean=0.0, variance=0.25, shape=(1, 8, 8))
     scaled = snrkit.EpsilonScaling(scale=0.9884)
     print(f"Heun {spread(exact, snrkit.Heun(), ()):.3f}, scaled {spread(exact, snrkit.Heun(), [scaled]):.3f}, of 0.5")
+    print(shift(variance=0.04))
     print(f"parameters: {sum(p.numel() for p in train(sys.argv[1], sys.argv[2:]).parameters())}")

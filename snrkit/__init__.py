@@ -33,6 +33,8 @@ _NAMES = {  # by the module where they live
     "sampling.sampler": "OpenedSampler Sampler",
     "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Heun Ipndm IpndmV Unipc",
     "sampling.step": "Correction Solver Step",
+    "shift.any_denoiser": "measure",
+    "shift.measured": "Measured",
     "spectral.grid": "SpectralGrid",
     "training.train": "make_state train",
 }

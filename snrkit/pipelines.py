@@ -42,7 +42,7 @@ from snrkit.sampling.step import (
     StateCorrection,
     Step,
 )
-from snrkit.shift.bootstrap import OF_NOMINAL, Bootstrap, Curve, variance
+from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, variance
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
@@ -425,9 +425,6 @@ class Recording:
             curves[name] = boot.curve(torch.stack([v / e for v, e in zip(found, expected, strict=True)]).log())
         rms = [[math.sqrt(float(torch.cat([p[i] for p in self.squares[k]]).mean())) for k in keys] for i in (0, 1)]
         return Recorded(keys, count, curves["own"], curves["null"], rms[0], rms[1])
-
-
-FEWEST = 20
 
 
 def _noised(x0: Tensor, level: Level, key: float) -> Tensor:

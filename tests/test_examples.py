@@ -48,3 +48,4 @@ def test_the_library_is_used_as_written(monkeypatch, capsys):
     heun, scaled = (float(found) for found in re.findall(r"(?:Heun|scaled) (\d\.\d+)", said))
     assert heun == pytest.approx(0.520, abs=0.005)
     assert scaled == pytest.approx(0.5, abs=0.005)
+    assert "The sampler's states look cleaner than real images of the levels it is told: norm gap -0." in said

@@ -6,8 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+import pytest
 
 import snrkit
+from snrkit.diffusion.denoiser import AnyPrecondition
+from snrkit.diffusion.prediction import AnyTarget
+from snrkit.diffusion.process import AnyProcess
+from snrkit.sampling.corrections import AnyCorrection
+from snrkit.sampling.grid import AnyGrid
+from snrkit.sampling.solvers import AnySolver
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -27,6 +36,13 @@ def test_every_name_is_its_module_s_own():
     for name, module in snrkit._HOMES.items():
         assert getattr(snrkit, name) is getattr(importlib.import_module(module), name)
     assert set(snrkit.__all__) <= set(dir(snrkit))
+
+
+@pytest.mark.parametrize("union", [AnyProcess, AnyTarget, AnyPrecondition, AnyGrid, AnySolver, AnyCorrection])
+def test_every_member_of_a_union_that_scripts_choose_from_is_offered(union):
+    """What YAML can name by its kind, a script can name by its class."""
+    members = get_args(get_args(union)[0])
+    assert all(getattr(snrkit, member.__name__, None) is member for member in members)
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

@@ -2,24 +2,22 @@
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError
-from snrkit.base.frequency import views
-from snrkit.base.streams import FORWARD_HELD, FORWARD_TRAIN
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import Model, Setting, open_task
-from snrkit.experiment.reference import by_part, class_shares, matching, part_moments
+from snrkit.experiment.reference import class_shares, weighted_images
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import open_estimator
 from snrkit.experiment.trajectories import Trajectories, sample_steps
@@ -27,18 +25,18 @@ from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
-from snrkit.shift.arms import Arm, forward_arm, reverse_arm
-from snrkit.shift.bootstrap import Bootstrap
+from snrkit.shift.arms import Arm, reverse_arm
+from snrkit.shift.bootstrap import FEWEST, Bootstrap
 from snrkit.shift.config import ShiftConfig
 from snrkit.shift.estimator import Estimator
-from snrkit.shift.measure import Reference, Shift, read, summarise
-from snrkit.shift.nearest import GaussianFit
+from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
+from snrkit.shift.measure import Reference, Shift
 from snrkit.shift.probe import Circumstances, Probe, Specimen
+from snrkit.shift.reference import make_reference, matching
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
 T = TypeVar("T")
-FEWEST = 20  # below it a bootstrap's interval covers far less than it says
 STATE_BYTES = 4  # of a number in an arm
 
 
@@ -145,12 +143,8 @@ class Instrument:
     @cached_property
     def reference(self) -> Reference:
         """Var[x0] by part, the spectrum of the training split, and the true x0 of the forward arm."""
-        o = self.setting.data
-        found = [(v, *part_moments(o, self.labels, v)) for v in views(o.dataset.shape)]
-        known = [(view, by_part(view, spread)) for view, _, spread in found]
-        _, mean, spread = found[-1]  # the rings' coordinates, or pixels where there are none
-        square = self.shown(self.held_rows).double().square().flatten(1).mean(1)
-        return Reference(known, GaussianFit(self.setting.parts.process, mean, spread), square)
+        trained = partial(weighted_images, self.setting.data, self.labels)
+        return make_reference(self.setting.parts.process, trained, self.shown(self.held_rows))
 
     @cached_property
     def covariance(self) -> Tensor | None:
@@ -171,24 +165,28 @@ class Instrument:
     @torch.no_grad()
     def measure(self, sampler: Sampler) -> Measurement:
         """All that the config asks for, of one sampler."""
-        s = self.specimen(sampler)
-        found = read(s.reverse, s.forward, s.train, s.levels, s.reference, s.bootstrap)
-        shift = summarise(found, (s.reverse, s.forward), s.levels, s.bootstrap)
+        ready, found = self.examined(sampler)
+        specimen = self.specimen(sampler, ready, found)
         asked: Sequence[Probe[Any]] = self.config.probes
-        return Measurement(shift, found.sizes(), {probe.kind: probe.read(s) for probe in asked})
+        return Measurement(found.shift, found.sizes, {probe.kind: probe.read(specimen) for probe in asked})
 
-    def specimen(self, sampler: Sampler) -> Specimen:
+    def examined(self, sampler: Sampler) -> tuple[OpenedSampler, Examined]:
+        """A sampler with all that it names, and what is always read of it."""
+        ready = self.samples.open(sampler)
+        walks, real, levels = self.walks(sampler, ready), self.forward(ready), ready.typical[:-1]
+        return ready, examine(self.model.denoiser, walks, real, levels, self.reference, self.bootstrap)
+
+    def specimen(self, sampler: Sampler, ready: OpenedSampler, found: Examined) -> Specimen:
         """A sampler with its arms, as probes read it."""
-        ready, setting = self.samples.open(sampler), self.setting
-        reverse, (forward, train) = self.walk(sampler, ready), self.forward(ready)
+        setting = self.setting
         return Specimen(
             sampler=sampler,
             ready=ready,
             denoise=self.model.denoiser,
             sigma_data=setting.data.sigma_data,
-            reverse=reverse,
-            forward=forward,
-            train=train,
+            reverse=found.reverse,
+            forward=found.forward,
+            train=found.train,
             reference=self.reference,
             bootstrap=self.bootstrap,
             seeds=self.seeds,
@@ -200,13 +198,19 @@ class Instrument:
         )
 
     def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int] | None = None) -> Arm:
-        """The reverse arm of a sampler, at all its levels or at those `visited`.
+        """The reverse arm of a sampler, at all its levels or at those `visited`."""
+        places = range(len(ready.levels) - 1) if visited is None else visited
+        with torch.no_grad():
+            return reverse_arm(self.model.denoiser, self.walks(sampler, ready), places)
 
-        Where the grid differs from image to image, trajectories follow the images of the forward arm.
+    def walks(self, sampler: Sampler, ready: OpenedSampler) -> Iterator[Walk]:
+        """The trajectories of a sampler, batch by batch.
+
+        Where the grid differs from image to image, they follow the images of the forward arm.
         """
         number = {seed: k for k, seed in enumerate(self.seeds)}
 
-        def trajectory(batch: Sequence[int]) -> Callable[[Denoiser], Iterable[Step]]:
+        def trajectory(batch: Sequence[int]) -> Walk:
             def steps(denoise: Denoiser) -> Iterable[Step]:
                 rows = self.held_rows[[number[seed] for seed in batch]]
                 own, x, cond, noise = self.samples.begin(sampler, ready, batch, self.followed(ready, rows))
@@ -214,11 +218,7 @@ class Instrument:
 
             return steps
 
-        places = range(len(ready.levels) - 1) if visited is None else visited
-        with torch.no_grad():
-            return reverse_arm(
-                self.model.denoiser, (trajectory(batch) for batch in chunks(self.seeds, self.config.batch)), places
-            )
+        return (trajectory(batch) for batch in chunks(self.seeds, self.config.batch))
 
     def placed(self, ready: OpenedSampler, rows: Tensor) -> tuple[OpenedSampler, Cond]:
         """The sampler as it would be for images of the data set (n,), and what the network is told of them.
@@ -243,14 +243,12 @@ class Instrument:
     def _forward(self, ready: OpenedSampler) -> tuple[Arm, Arm]:
         setting, o = self.setting, self.setting.data
         train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
-        arms = []
-        for noise, rows in ((FORWARD_HELD, self.held_rows), (FORWARD_TRAIN, train)):
-            own, cond = self.placed(ready, rows)
-            arms.append(forward_arm(
-                self.model.denoiser, own.levels[:-1], self.shown(rows), rows, cond, key=noise.key(setting.seed),
-                batch=self.config.batch, device=setting.world.device,
-            ))  # fmt: skip
-        return arms[0], arms[1]
+        held, trained = (self._side(ready, rows) for rows in (self.held_rows, train))
+        return real_arms(self.model.denoiser, held, trained, setting.seed, self.config.batch, setting.world.device)
+
+    def _side(self, ready: OpenedSampler, rows: Tensor) -> Side:
+        own, cond = self.placed(ready, rows)
+        return Side(self.shown(rows), rows, own.levels[:-1], cond)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first sampler that asks for `key`."""

@@ -24,11 +24,9 @@ from snrkit.experiment.stored import stored_experiment
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
-from snrkit.shift.arms import forward_arm
+from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
 from snrkit.spectral.kept import RunSpectra
-
-FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.sampling.step import Step
 
+FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:

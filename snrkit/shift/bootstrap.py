@@ -9,6 +9,8 @@ from torch import Tensor
 
 from snrkit.base.streams import BOOTSTRAP
 
+FEWEST = 20  # images, below which a percentile interval covers far less than it says
+
 # what is resampled: readings of the same name and groups share their resamples
 OF_REVERSE, OF_FORWARD, OF_TRAIN, OF_WINDOW, OF_GAIN, OF_SIGMA_DATA, OF_NOMINAL = range(7)
 OF_BINS = 10  # and the number of the bin

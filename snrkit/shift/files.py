@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snrkit.base.files import read_json
 from snrkit.base.records import FLAT, from_json, to_json
@@ -13,6 +13,9 @@ from snrkit.shift.bootstrap import Curve
 from snrkit.shift.config import every_probe
 from snrkit.shift.drawing import draw_curve, png
 from snrkit.shift.measure import Shift
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +63,23 @@ def probes_before(path: Path, facts: Facts) -> Mapping[str, object]:
 
 def as_csv(shift: Shift) -> str:
     """One row a level."""
+    out, found = io.StringIO(), columns(shift)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(found)
+    writer.writerows(zip(*found.values(), strict=True))
+    return out.getvalue()
+
+
+def columns(shift: Shift) -> dict[str, list[float]]:
+    """What a table of the measurement has, by name, with one entry a level."""
     curves = {name: value for name, value in vars_of(shift).items() if isinstance(value, Curve)}
     for part in shift.part_ratio:
         curves[f"variance_ratio_{part}"] = shift.part_ratio[part]
         curves[f"variance_ratio_{part}_null"] = shift.part_ratio_null[part]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["logsnr", "norm_reverse", "norm_forward", *(f"{n}{e}" for n in curves for e in ("", "_low", "_high"))]
-    )
-    for i, logsnr in enumerate(shift.logsnr):
-        row = [logsnr, shift.norm_reverse[i], shift.norm_forward[i]]
-        writer.writerow(row + [v for c in curves.values() for v in (c.value[i], c.low[i], c.high[i])])
-    return out.getvalue()
+    found = {"logsnr": shift.logsnr, "norm_reverse": shift.norm_reverse, "norm_forward": shift.norm_forward}
+    for name, curve in curves.items():
+        found |= {name: curve.value, f"{name}_low": curve.low, f"{name}_high": curve.high}
+    return found
 
 
 def vars_of(shift: Shift) -> dict[str, object]:
@@ -81,6 +88,11 @@ def vars_of(shift: Shift) -> dict[str, object]:
 
 
 def as_png(shift: Shift, title: str) -> bytes:
+    """What `figure_of` draws, below a title."""
+    return png(figure_of(shift), title)
+
+
+def figure_of(shift: Shift) -> "Figure":
     """Norms, norm gap, variance ratios, nearest level and norms of x0_hat against logsnr, each with its null."""
     from matplotlib.figure import Figure
 
@@ -110,4 +122,4 @@ def as_png(shift: Shift, title: str) -> bytes:
     for axes, label in zip((norms, gaps, ratios, near, clean, parts), labels, strict=True):
         axes.set(xlabel="logsnr, nats (noise left, image right)", ylabel=label)
         axes.legend(fontsize=7)
-    return png(figure, title)
+    return figure

@@ -361,7 +361,7 @@ def test_samplers_of_one_grid_share_what_does_not_depend_on_them():
     options = {"images": 32, "batch": 16, "bootstrap": 100, "window_images": 8, "audit_pairs": 64}
     instrument = small_instrument(shift={**options, "probes": ["window", "audit"]})
     samplers = [Sampler(grid=Karras(steps=n), solver=solver) for n, solver in ((3, Euler()), (3, Heun()), (4, Euler()))]
-    one, alike, other = map(instrument.specimen, samplers)
+    one, alike, other = (instrument.specimen(s, *instrument.examined(s)) for s in samplers)
     assert one.forward is alike.forward
     assert one.train is alike.train
     assert one.forward is not other.forward

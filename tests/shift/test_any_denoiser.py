@@ -1,0 +1,283 @@
+"""snrkit.measure: the reading of measure-shift of any denoiser on any images, and what it says of it."""
+
+import json
+import math
+import sys
+from dataclasses import fields
+from itertools import pairwise
+
+import pytest
+import torch
+
+import snrkit
+from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError
+from snrkit.data.dataset import memory_dataset
+from snrkit.data.toy import finite_denoiser
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Wrapped
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.opening import Model, open_experiment
+from snrkit.experiment.run import Run
+from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassifier, X0Rescale
+from snrkit.sampling.grid import Karras, UniformLogsnr
+from snrkit.sampling.sampler import OpenedSampler, Sampler
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
+from snrkit.shift.bootstrap import Number
+from snrkit.shift.files import as_csv
+from snrkit.shift.measure import Shift
+from snrkit.shift.measured import verdict_on
+from snrkit.spectral.grid import SpectralGrid
+from tests.exact import gaussian
+from tests.opened import instrument as instrument_of
+from tests.opened import open_network
+from tests.small import SMALL
+
+SHAPE, VARIANCE = (1, 4, 4), 0.03
+EXACT = gaussian(snrkit.Edm(), 0.0, VARIANCE, SHAPE)
+MANY = UniformLogsnr(steps=60, logsnr_min=-6, logsnr_max=10)
+
+
+def clean(count, seed):
+    """Images of N(0, VARIANCE), none of which leaves [-1, 1]."""
+    draws = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return (draws * VARIANCE**0.5).clamp(-1, 1)
+
+
+def measured(sampler, denoise=EXACT, trained=clean(400, 1), held=clean(400, 2), **options):  # noqa: B008
+    return snrkit.measure(denoise, sampler, trained=trained, held=held, **{"images": 400, "bootstrap": 200, **options})
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Eight Euler steps with the exact denoiser."""
+    return measured(Sampler(grid=Karras(steps=8), solver=Euler(), start="exact"), images=2000)
+
+
+def test_an_exact_denoiser_and_many_steps_show_no_shift():
+    """The verdict of a perfect model and an almost perfect solver, and readings within their intervals of 0."""
+    found = measured(Sampler(grid=MANY, solver=Heun(), start="exact"))
+    assert found.verdict.startswith("No shift is shown")
+    for reading, _ in list(found.readings.values())[:2]:
+        assert abs(reading.value) < 1.5 * (reading.high - reading.low)
+
+
+def test_few_euler_steps_read_the_closed_recursion(few):
+    """A linear denoiser's norm gap is the ln of the variance ratio, whose recursion over Euler's steps is exact.
+
+    But for the size of the first noise, which all levels share, its answers to the sampler's states follow exactly.
+    """
+    levels = Karras(steps=8).levels(snrkit.Edm())
+    sigmas = [float(level.sigma) for level in levels[:-1]]
+    variances = [sigmas[0] ** 2 + VARIANCE]
+    for here, there in pairwise(sigmas):
+        variances.append(variances[-1] * ((VARIANCE + here * there) / (VARIANCE + here**2)) ** 2)
+    answers = [s * v**0.5 / (VARIANCE + s**2) for s, v in zip(sigmas, variances, strict=True)]
+    size = few.shift.rms_reverse.value[0] / answers[0]
+    assert size == pytest.approx(1, abs=0.02)
+    assert few.shift.rms_reverse.value == pytest.approx([size * answer for answer in answers], rel=1e-3)
+    expected = sum(math.log(v / (VARIANCE + s**2)) for s, v in zip(sigmas, variances, strict=True)) / len(sigmas)
+    for reading, _ in list(few.readings.values())[:2]:
+        assert reading.value == pytest.approx(expected, abs=0.03)
+    assert few.shift.mean_norm_gap.high < few.shift.mean_norm_gap_null.low
+    assert "look cleaner" in few.verdict
+
+
+def test_a_push_away_from_the_image_is_read_as_noise():
+    """DCW with a coefficient far above 0 adds what the network takes for noise."""
+    found = measured(Sampler(grid=MANY, solver=Euler(), corrections=(Dcw(pixel=0.02),)))
+    assert "look noisier" in found.verdict
+    assert found.shift.mean_log_variance_ratio.low > 0
+
+
+def test_swapping_trained_and_held_flips_the_null():
+    """A denoiser that knows its images by heart finds less noise in them: below 0, and above 0 the other way round.
+
+    Its own samples are those images, so that the reading is at the null, and memory is not taken for a shift.
+    """
+    known, new = clean(40, 1), clean(40, 2)
+    denoise, sampler = finite_denoiser(known)(snrkit.Edm()), Sampler(grid=MANY, solver=Heun())
+    found = measured(sampler, denoise, known, new)
+    swapped = measured(sampler, denoise, new, known)
+    assert found.shift.mean_norm_gap_null.high < -0.1
+    assert swapped.shift.mean_norm_gap_null.low > 0.1
+    assert found.shift.mean_norm_gap.value < -0.1
+    assert found.verdict.startswith("No shift is shown")
+
+
+SAMPLERS = {
+    "euler": Sampler(grid=Karras(steps=3), solver=Euler()),
+    "exact": Sampler(grid=Karras(steps=3), solver=Heun(), corrections=(Dcw(low=0.01),), start="exact"),
+    "statistics": Sampler(grid=Karras(steps=3), solver=AnalyticDpm(), corrections=(X0Rescale(share=0.5),)),
+}
+
+
+@pytest.mark.parametrize("classes", [0, 4])
+def test_it_is_the_reading_of_measure_shift(classes):
+    """On the split of an experiment every number is the command's, bit for bit, with labels and without."""
+    content = {
+        **SMALL,
+        "data": {**SMALL["data"], "spread": 0.15, "std": 0.05},
+        "network": {**SMALL["network"], "classes": classes, "augment": False},
+        "train": {"images": 64},
+        "samplers": {name: value.model_dump() for name, value in SAMPLERS.items()},
+        "shift": {**SMALL["shift"], "probes": []},
+    }
+    opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
+    e, data, split = opened.experiment, opened.data.dataset, opened.data.split
+    network = open_network(opened).eval().requires_grad_(False)
+    denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
+    instrument = instrument_of(opened, Model(denoiser, "network", 0, Run("unused")), range(32))
+    trained, held = (
+        memory_dataset("a side", data.x0(rows), None if data.labels is None else data.labels[torch.as_tensor(rows)])
+        for rows in (split.train, split.held)
+    )
+    options = {"images": 32, "batch": 16, "bootstrap": 100, "labels": instrument.labels}
+    for sampler in SAMPLERS.values():
+        found = measured(sampler, denoiser, trained, held, **options)
+        assert same(found.shift, instrument.measure(sampler).shift)
+    assert (instrument.labels is None) == (classes == 0)
+
+
+def same(one, other):
+    """Whether two records hold the same text; NaN equals NaN there."""
+    return repr(one) == repr(other)
+
+
+def test_levels_and_a_solver_are_a_sampler_too():
+    """What has no grid is measured as what has one; another seed has other noise."""
+    levels = Karras(steps=3).levels(snrkit.Edm())
+    grid = measured(Sampler(grid=Karras(steps=3), solver=Ancestral()), images=50)
+    own = measured(OpenedSampler(levels, Ancestral(), ()), images=50)
+    assert same(own, grid)
+    assert own.shift.norm_gap != measured(OpenedSampler(levels, Ancestral(), ()), images=50, seed=1).shift.norm_gap
+
+
+def test_images_by_index_are_as_good_as_a_tensor():
+    """Anything with `count` and `x0(rows)`, which is asked for no more than is needed at once."""
+
+    class Lazy:
+        count, asked = 3000, 0
+
+        def x0(self, rows):
+            self.asked = max(self.asked, len(rows))
+            return clean(3000, 1)[torch.as_tensor(rows)]
+
+    sampler, lazy = Sampler(grid=Karras(steps=2), solver=Euler()), Lazy()
+    by_index = measured(sampler, trained=lazy, images=50)
+    assert same(by_index.shift, measured(sampler, trained=clean(3000, 1), images=50).shift)
+    assert lazy.asked < 3000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"held": clean(19, 2)}, "`held` holds 19 images, and an interval needs at least 20"),
+        ({"trained": clean(40, 1) * 4}, r"`trained` holds [\d.]+, and images lie in \[-1, 1\]"),
+        ({"held": clean(40, 1) * torch.nan}, r"`held` holds nan"),
+        ({"trained": clean(40, 1).flatten(1)}, r"float32 of shape \(16,\); give images \(N, C, H, W\)"),
+        ({"held": torch.zeros(40, *SHAPE, dtype=torch.uint8)}, "bytes as x / 127.5 - 1"),
+        ({"held": clean(40, 2)[..., :3]}, r"`trained` are \(1, 4, 4\) and in `held` \(1, 4, 3\)"),
+        ({"labels": torch.zeros(400, dtype=torch.int64)}, "`trained` has no labels"),
+        ({"labels": torch.zeros(400)}, r"give \(400,\) of int64"),
+        ({"images": 10}, "images is 10; give 20 at least"),
+        ({"bootstrap": 10}, "bootstrap is 10"),
+        ({"confidence": 95}, "confidence is 95"),
+        ({"images": 10**9}, "give fewer images"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, said):
+    """In one sentence, before anything is sampled."""
+    silent = Wrapped(snrkit.Edm(), lambda *_: 1 / 0)
+    with pytest.raises(SnrkitError, match=said) as error:
+        measured(Sampler(grid=Karras(steps=4), solver=Euler()), silent, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_that_real_images_lack_are_named():
+    """Both sides need them."""
+    some = memory_dataset("some", clean(40, 1), torch.arange(40) % 3)
+    labels = torch.full((400,), 3)
+    with pytest.raises(SnrkitError, match=r"`trained` has no images of the labels \[3\]"):
+        measured(SAMPLERS["euler"], trained=some, held=some, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corrections": (Autoguidance(weight=1.0, average="ema-500"),)}, "autoguidance: names other weights of a run"),
+        ({"corrections": (NoiseAwarenessClassifier(weight=1.0),)}, "classifier: names a run's estimator"),
+        ({"grid": SpectralGrid(steps=4)}, "a grid that follows each image needs a run"),
+    ],
+)
+def test_samplers_that_need_a_run_are_refused(change, said):
+    """They are measured by the command."""
+    with pytest.raises(SnrkitError, match=said):
+        measured(SAMPLERS["euler"].model_copy(update=change))
+
+
+def test_its_data_are_those_of_the_files(few):
+    """The keys of measure-shift's JSON, as JSON, and the columns of its CSV, one row a level."""
+    found = few.to_dict()
+    assert [*found] == ["verdict", *(field.name for field in fields(Shift)), "confidence"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["mean_norm_gap"]["value"] == few.shift.mean_norm_gap.value
+    pandas = pytest.importorskip("pandas")
+    frame = few.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) == 8
+    assert frame.to_csv(index=False).splitlines()[0] == as_csv(few.shift).splitlines()[0]
+    assert frame["norm_gap"].tolist() == few.shift.norm_gap.value
+
+
+def test_a_frame_without_pandas_is_refused(few, monkeypatch):
+    """With what else there is; all the rest works without."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(SnrkitError, match="to_frame needs pandas; pip install pandas, or take to_dict"):
+        few.to_frame()
+    assert few.to_dict()
+
+
+def test_it_is_shown_with_its_verdict(few):
+    """A figure of six readings, lines for a terminal, a table for a notebook; each has the sentence and the nulls."""
+    figure = few.plot()
+    assert len(figure.axes) == 6
+    assert figure.get_suptitle() == few.verdict
+    lines = repr(few).splitlines()
+    assert (
+        lines[0]
+        == f"Measured: 2000 images, 8 levels (the nearest level read at {few.shift.nearest_levels}), 95% intervals"
+    )
+    assert lines[-1].strip() == few.verdict
+    assert len(lines) == 5
+    page = few._repr_html_()
+    for shown in (repr(few), page):
+        assert all(number.signed() in shown for pair in few.readings.values() for number in pair)
+    assert few.verdict in page
+
+
+NULL = (0.0, -0.02, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("gap", "null", "said"),
+    [
+        ((0.12, 0.08, 0.16), NULL, "look noisier"),
+        ((-0.1, -0.12, -0.08), NULL, "look cleaner"),
+        ((0.12, 0.02, 0.16), NULL, "No shift is shown"),  # the intervals meet
+        ((-0.1, -0.12, -0.02), NULL, "No shift is shown"),
+        ((0.01, -0.01, 0.03), (-0.3, -0.4, -0.2), "No shift is shown"),  # as new images are
+        ((-0.1, -0.15, -0.05), (-0.3, -0.4, -0.2), "No shift is shown"),  # between those and the remembered
+        ((-0.3, -0.4, -0.2), (-0.3, -0.4, -0.2), "No shift is shown"),  # as the remembered
+        ((-0.6, -0.7, -0.5), (-0.3, -0.4, -0.2), "look cleaner"),
+        ((0.1, 0.05, 0.15), (-0.3, -0.4, -0.2), "look noisier"),
+        ((math.nan, 0.0, 0.0), NULL, "Nothing can be said"),
+        ((math.inf, 0.0, math.inf), NULL, "Nothing can be said"),
+    ],
+)
+def test_the_rule_of_the_verdict(gap, null, said):
+    """A shift is what neither new images nor those that were trained on read; its sign decides its name."""
+    sentence = verdict_on(Number(*gap), Number(*null))
+    assert said in sentence
+    assert sentence.endswith(".")
+    assert all(Number(*pair).signed() in sentence for pair in (gap, null)) or said == "Nothing can be said"
