@@ -50,7 +50,7 @@ def spread(denoise: snrkit.Denoiser, solver: snrkit.Solver, corrections: Sequenc
     return float(last.x_next.std())
 
 
-def shift(variance: float) -> snrkit.Measured:
+def shift(variance: float) -> snrkit.ShiftReading:
     """How far ten Euler steps are from the levels they are told, by the exact denoiser of N(0, variance) images."""
     denoise = snrkit.gaussian_denoiser(snrkit.Edm(), mean=0.0, variance=variance, shape=(1, 8, 8))
     real = (torch.randn(800, 1, 8, 8, generator=DRAWS) * variance**0.5).clamp(-1, 1)

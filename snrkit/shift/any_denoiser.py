@@ -26,7 +26,7 @@ from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimat
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
-from snrkit.shift.measured import Measured
+from snrkit.shift.reading import ShiftReading
 from snrkit.shift.reference import READ_AT_ONCE, Weighted, even_shares, make_reference, matching, shares_by_class
 from snrkit.training.randomness import ImageStreams
 
@@ -58,7 +58,7 @@ def measure(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     device: torch.device | str = "cpu",
-) -> Measured:
+) -> ShiftReading:
     """How far a sampler's states are from the levels that the denoiser is told: the reading of snrkit measure-shift.
 
     `trained` are images that the denoiser was trained on and `held` such as it was not, (N, C, H, W) in [-1, 1] or by
@@ -90,7 +90,7 @@ def measure(
         reference,
         Bootstrap(bootstrap, confidence, seed),
     )
-    return Measured(found.shift, confidence)
+    return ShiftReading(found.shift, confidence)
 
 
 @dataclass(frozen=True, slots=True)

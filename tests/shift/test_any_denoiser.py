@@ -26,7 +26,7 @@ from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
 from snrkit.shift.bootstrap import Number
 from snrkit.shift.files import as_csv
 from snrkit.shift.measure import Shift
-from snrkit.shift.measured import verdict_on
+from snrkit.shift.reading import verdict_on
 from snrkit.spectral.grid import SpectralGrid
 from tests.exact import gaussian
 from tests.opened import instrument as instrument_of
@@ -246,7 +246,7 @@ def test_it_is_shown_with_its_verdict(few):
     lines = repr(few).splitlines()
     assert (
         lines[0]
-        == f"Measured: 2000 images, 8 levels (the nearest level read at {few.shift.nearest_levels}), 95% intervals"
+        == f"Shift of 2000 images, 8 levels (the nearest level read at {few.shift.nearest_levels}), 95% intervals"
     )
     assert lines[-1].strip() == few.verdict
     assert len(lines) == 5

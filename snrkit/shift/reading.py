@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Measured:
+class ShiftReading:
     """How far a sampler's states are from the levels that the network is told, with a null (snrkit.shift.measure)."""
 
     shift: Shift = field(metadata=FLAT)
@@ -58,7 +58,7 @@ class Measured:
 
     def __repr__(self) -> str:
         rows = (f"  {name:20}{own.signed()}   null {null.signed()}" for name, (own, null) in self.readings.items())
-        return "\n".join([f"Measured: {self._size()}", *rows, f"  {self.verdict}"])
+        return "\n".join([f"Shift of {self._size()}", *rows, f"  {self.verdict}"])
 
     def _repr_html_(self) -> str:
         rows = "".join(
