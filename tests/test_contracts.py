@@ -19,12 +19,14 @@ from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.models import FromElsewhere
+from snrkit.experiment.models import FromElsewhere, TrainedHere
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.grid import UniformLogsnr
 from snrkit.sampling.sampler import Sampler
 from snrkit.sampling.solvers.ancestral import Ancestral
 from snrkit.sampling.step import NamedWeights
+from snrkit.training.level_samplers import LogNormal
+from snrkit.training.weighting import EdmWeighting
 from tests.small import SMALL, snrkit, write_config
 from tests.toys import member
 
@@ -138,6 +140,29 @@ class Even(Value):
         return UniformLogsnr(steps=self.steps).levels(process)
 
 
+class Tenfold(Value):
+    """The weighting of EDM, so many times."""
+
+    kind: Literal["tenfold"] = "tenfold"
+    times: float = 1.0
+
+    def weight(self, level, density, sigma_data):
+        return self.times * EdmWeighting().weight(level, density, sigma_data)
+
+
+class Moved(Value):
+    """The level sampler of EDM, moved."""
+
+    kind: Literal["moved"] = "moved"
+    mean: float = -1.2
+
+    def logsnr(self, u, process):
+        return LogNormal(mean=self.mean).logsnr(u, process)
+
+    def density(self, logsnr, process):
+        return LogNormal(mean=self.mean).density(logsnr, process)
+
+
 class Constant(Value):
     """A model from elsewhere without a file format: EDM's preconditioning round a network that answers 0."""
 
@@ -176,6 +201,28 @@ def test_a_new_data_set_and_a_new_grid_go_the_whole_way(tmp_path):
     assert (run / "samples/mine.png").read_bytes() == (run / "samples/twin.png").read_bytes()
     assert "stripes, training split" in json.loads((run / "metrics/mine.json").read_text())["reference"]
     assert "Data stripes" in (run / "report.md").read_text()
+
+
+def test_a_new_weighting_and_a_new_level_sampler_train(tmp_path):
+    """As the ones that they copy, bit for bit; with other options elsewhere, which the run directory holds apart."""
+    train = {**TRAIN, "log_every": 64}
+    arms = {
+        "mine": ({"kind": "moved"}, {"kind": "tenfold"}), "twin": ({"kind": "lognormal"}, {"kind": "edm"}),
+        "moved": ({"kind": "moved", "mean": 1.0}, {"kind": "edm"}),
+        "more": ({"kind": "moved"}, {"kind": "tenfold", "times": 10.0}),
+    }  # fmt: skip
+    losses = {}
+    with member(TrainedHere, "levels", Moved), member(TrainedHere, "weighting", Tenfold):
+        for name, (levels, weighting) in arms.items():
+            small(tmp_path, name=name, levels=levels, weighting=weighting, train=train)
+            snrkit(tmp_path, "train", "-q")
+            lines = (tmp_path / "runs" / name / "train.jsonl").read_text().splitlines()
+            losses[name] = [found["loss"] for line in lines if "loss" in (found := json.loads(line))]
+        refused = snrkit(tmp_path, "train", "-q", "--set", "weighting.times=3", check=False)
+    assert losses["mine"] == losses["twin"]
+    assert losses["moved"] != losses["twin"]
+    assert losses["more"][0] == pytest.approx(10 * losses["twin"][0], rel=1e-6)
+    assert "weighting" in refused.stderr
 
 
 def test_a_new_kind_of_model_from_elsewhere_goes_the_whole_way(tmp_path):

@@ -1,4 +1,4 @@
-"""What type checkers without plugins must accept, and no test runs: every built-in where its protocol is asked for.
+"""What type checkers without plugins must accept, and no test runs: built-ins where their protocols are asked for.
 
 `make check` reads this file with mypy and pyright as a user's own script.
 """

@@ -2,7 +2,7 @@
 
 What a file may name is a short list; anything else is refused by its name, and nothing of it is run (machine.py).
 
-Storages, the rows of numbers that tensors are views of, are written in two ways. Since torch 1.6 torch's own files hold
+Storages, the numbers that tensors are views of, are written in two ways. Since torch 1.6 torch's own files hold
 them beside the pickle (torch_files.py). Older files, and to this day every storage within a plain pickle, consist of
 five pickles (a magic number, a protocol, facts of the machine, the objects, and the keys of their storages), followed
 by the length and the numbers of each key's storage.
@@ -41,8 +41,8 @@ LAYERS = "torch.nn.modules."  # classes under this name are recorded too
 
 
 @dataclass(slots=True, eq=False)
-class Row(Inert):
-    """A storage: numbers in the file that tensors are views of."""
+class Storage(Inert):
+    """What torch calls so: numbers in the file that tensors are views of."""
 
     values: Tensor  # (n,)
 
@@ -55,8 +55,8 @@ def _listed(*args: Any) -> list[Any]:
 
 
 def _tensor(*args: Any) -> Held:
-    """A view of a row, which must hold it, as large as its shape at most."""
-    if len(args) < 4 or not isinstance(args[0], Row):
+    """A view of a storage, which must hold it, as large as its shape at most."""
+    if len(args) < 4 or not isinstance(args[0], Storage):
         raise SnrkitError("makes a tensor of something else than stored numbers")
     values, offset, size, stride = args[0].values, *args[1:4]
     shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= DEPTH
@@ -75,7 +75,7 @@ def _parameter(*args: Any) -> Held:
     return args[0]
 
 
-def _unknown(*args: Any) -> Row:
+def _unknown(*args: Any) -> Storage:
     raise SnrkitError("stores numbers in a form that is not known")
 
 
@@ -108,15 +108,15 @@ def asked(what: Any) -> tuple[torch.dtype, str, int]:
     return DTYPES[kind], key, count
 
 
-def numbers(data: memoryview, dtype: torch.dtype, count: int) -> Row:
+def numbers(data: memoryview, dtype: torch.dtype, count: int) -> Storage:
     """The numbers that some bytes begin with, which stay where they are."""
     if count * dtype.itemsize > len(data):
         raise SnrkitError("is cut short, or lies about its lengths")
-    return Row(torch.frombuffer(data, dtype=dtype, count=count) if count else torch.zeros(0, dtype=dtype))
+    return Storage(torch.frombuffer(data, dtype=dtype, count=count) if count else torch.zeros(0, dtype=dtype))
 
 
 def older(data: memoryview, left: Allowance) -> Any:
-    """What the older format holds. Its objects are run twice: to know the rows' sizes, and when the rows are found."""
+    """What the older format holds. Its objects run twice: to know the sizes of storages, and when these are found."""
     magic, data = program(data, left)
     if magic.code != MAGIC:
         raise SnrkitError("is no file of torch's")
@@ -124,24 +124,24 @@ def older(data: memoryview, left: Allowance) -> Any:
         _, data = program(data, left)
     objects, data = program(data, left)
     keys, behind = program(data, left)
-    rows: dict[str, Row] = {}
+    storages: dict[str, Storage] = {}
 
-    def find(what: Any) -> Row:
+    def find(what: Any) -> Storage:
         dtype, key, count = asked(what)
-        if key not in rows:
-            rows[key] = Row(numbers(behind, dtype, count).values.to("meta"))
-        return rows[key]
+        if key not in storages:
+            storages[key] = Storage(numbers(behind, dtype, count).values.to("meta"))
+        return storages[key]
 
     objects.run(meaning, find)
-    rows |= _found(rows, keys.run(meaning), behind)
+    storages |= _found(storages, keys.run(meaning), behind)
     return objects.run(meaning, find)
 
 
-def _found(asked_for: Mapping[str, Row], keys: Any, data: memoryview) -> Mapping[str, Row]:
-    """The rows that lie one behind the other, by key."""
+def _found(asked_for: Mapping[str, Storage], keys: Any, data: memoryview) -> Mapping[str, Storage]:
+    """The storages that lie one behind the other, by key."""
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in asked_for for key in keys):
         raise SnrkitError("lists storages that it does not use")
-    found: dict[str, Row] = {}
+    found: dict[str, Storage] = {}
     for key in keys:
         values = asked_for[key].values
         if data[:8] != len(values).to_bytes(8, "little"):
@@ -170,12 +170,12 @@ def read_pickle(path: Path) -> Any:
     if bytes(data[:1]) != pickle.PROTO:
         raise SnrkitError(f"{path} is no pickle.")
 
-    def stored(*args: Any) -> Row:
+    def stored(*args: Any) -> Storage:
         held = args[0] if len(args) == 1 else None
         if not isinstance(held, Held) or not isinstance(held.content, memoryview):
             return _unknown()
-        row = older(held.content, left)
-        return row if isinstance(row, Row) else _unknown()
+        storage = older(held.content, left)
+        return storage if isinstance(storage, Storage) else _unknown()
 
     try:
         return program(data, left)[0].run(lambda name: stored if name == STORED else meaning(name))

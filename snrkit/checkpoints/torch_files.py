@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
 from snrkit.checkpoints.machine import Allowance, program
-from snrkit.checkpoints.pickles import Row, asked, mapped, meaning, numbers, older
+from snrkit.checkpoints.pickles import Storage, asked, mapped, meaning, numbers, older
 
 ZIP, HEADER, PICKLE = b"PK\x03\x04", 30, "data.pkl"  # a local header's bytes before the name; the entry of the objects
 LARGEST_DIRECTORY = 2**23  # bytes of a zip's list of entries, some hundred each
@@ -42,15 +42,15 @@ def _zipped(entries: Mapping[str, memoryview]) -> Any:
     if entries.get(f"{folder}byteorder", b"little") != b"little":
         raise SnrkitError("was written on a machine of the other byte order")
     stored = {name.removeprefix(f"{folder}data/"): content for name, content in entries.items()}
-    rows: dict[str, Row] = {}
+    storages: dict[str, Storage] = {}
 
-    def find(what: Any) -> Row:
+    def find(what: Any) -> Storage:
         dtype, key, count = asked(what)
-        if key not in rows:
+        if key not in storages:
             if key not in stored:
                 raise SnrkitError(f"is missing the numbers of storage {key[:20]}")
-            rows[key] = numbers(stored[key], dtype, count)
-        return rows[key]
+            storages[key] = numbers(stored[key], dtype, count)
+        return storages[key]
 
     return program(entries[main], Allowance())[0].run(meaning, find)
 

@@ -1,8 +1,8 @@
 """`snrkit compare`: samplers, their bases and stronger solvers in one table, equal cost against equal cost.
 
-Rows are laid out by compare_rows.py. All make the same seeds, so that scores differ range by range: a row's difference
-from its base has a paired t-interval over the ranges, and the row says whether it clears 0. The sizes of a row's shift
-and of its base's are compared by resamples that both share.
+Which rows there are is for compare_rows.py to say. All make the same seeds, so that scores differ range by range: a
+row's difference from its base has a paired t-interval over the ranges, and the row says whether it clears 0. The sizes
+of a row's shift and of its base's are compared by resamples that both share.
 """
 
 import statistics

@@ -11,6 +11,7 @@ from torch import Tensor
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import disk_errors, write_bytes, write_json
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
@@ -68,6 +69,7 @@ def forward_batches(
 def fitted_on(config: EstimatorConfig, setting: Setting) -> dict[str, Any]:
     """What an estimator was fitted to."""
     return {
+        "numerics": NUMERICS,
         "config": config.model_dump(mode="json"),
         "process": setting.parts.process.model_dump(mode="json"),
         "dataset_fingerprint": setting.data.dataset.fingerprint,

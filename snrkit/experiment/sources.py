@@ -12,6 +12,7 @@ from safetensors.torch import load
 
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.files import read_json
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
@@ -130,11 +131,13 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
     record = read_json(path / "estimator.json")
-    if (record["process"], record["dataset_fingerprint"]) != (
-        process.model_dump(mode="json"),
-        setting.data.dataset.fingerprint,
-    ):
-        raise RunError(f"the estimator in {path} is of another process or data set; run snrkit fit-estimator again.")
+    fitted = {
+        "process": (record["process"], process.model_dump(mode="json")),
+        "data set": (record["dataset_fingerprint"], setting.data.dataset.fingerprint),
+        "version of the numerics": (record.get("numerics"), NUMERICS),
+    }
+    if other := [name for name, (then, now) in fitted.items() if then != now]:
+        raise RunError(f"the estimator in {path} is of another {' and '.join(other)}; run snrkit fit-estimator again.")
     config = EstimatorConfig.model_validate(record["config"])
     estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
     try:

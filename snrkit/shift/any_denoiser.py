@@ -63,9 +63,10 @@ def measure(
 
     `trained` are images that the denoiser was trained on and `held` such as it was not, (N, C, H, W) in [-1, 1] or by
     index; the latter are real images of the same kind, with which `images` trajectories are compared, and the former
-    say what the same comparison reads where there is no sampler: the null. Fewer than `images` are repeated with other
-    noise. `labels` (images,) int64 are told to the network, with real images that have them; both sets are then
-    `snrkit.memory_dataset(name, images, labels)` or the like. The network lies on `device`, in eval mode.
+    say what the same comparison reads where there is no sampler: the null of the norm gap (that of the other readings
+    is the latter's own). Fewer than `images` are repeated with other noise. `labels` (images,) int64 are told to the
+    network, with real images that have them; both sets are then `snrkit.memory_dataset(name, images, labels)` or the
+    like. The network lies on `device`, in eval mode.
 
     SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], and for samplers that name
     what only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image).

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields, replace
+from shutil import copytree
 from typing import Annotated, ClassVar, Literal, Union, get_args
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 from pydantic import Field
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, RunError, SnrkitError
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.commands.fit_estimator import run_estimating
 from snrkit.commands.measure_shift import run_measuring
@@ -258,3 +260,16 @@ def test_the_file_of_before(tmp_path):
     found = load_experiment(tmp_path / "x.yaml", ["shift.why_substeps=3"]).shift
     assert [probe.kind for probe in found.probes] == shift["probes"]
     assert (found.probes[0].images, found.probes[3].pairs, found.probes[5].substeps) == (8, 128, 3)
+
+
+def test_an_estimator_of_other_numerics_is_refused(measured, tmp_path):
+    """Its record says which numbers it was fitted on; one that says another, or none, is not read."""
+    runs, experiment, _, _ = measured
+    copytree(runs / "small", tmp_path / "small")
+    path = Run(tmp_path / "small").estimator / "estimator.json"
+    record = json.loads(path.read_text())
+    assert record["numerics"] == NUMERICS
+    for other in ({**record, "numerics": NUMERICS - 1}, {k: v for k, v in record.items() if k != "numerics"}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(RunError, match=r"of another version of the numerics; run snrkit fit-estimator again\.$"):
+            run_measuring(experiment, tmp_path, WORLD, quiet=True)
