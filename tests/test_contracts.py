@@ -18,13 +18,13 @@ from snrkit.data.dataset import Source, memory_dataset
 from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
-from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.experiment import Experiment, parse_experiment
 from snrkit.experiment.models import FromElsewhere, TrainedHere
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.grid import UniformLogsnr
 from snrkit.sampling.sampler import Sampler
 from snrkit.sampling.solvers.ancestral import Ancestral
-from snrkit.sampling.step import NamedWeights
+from snrkit.sampling.step import NamedWeights, Range
 from snrkit.training.level_samplers import LogNormal
 from snrkit.training.weighting import EdmWeighting
 from tests.small import SMALL, snrkit, write_config
@@ -163,6 +163,15 @@ class Moved(Value):
         return LogNormal(mean=self.mean).density(logsnr, process)
 
 
+class Bright(Value):
+    """Levels that must have seen the images."""
+
+    kind: Literal["bright"] = "bright"
+
+    def open(self, images):
+        return LogNormal(mean=float(images.dataset.x0(range(5)).mean()))
+
+
 class Constant(Value):
     """A model from elsewhere without a file format: EDM's preconditioning round a network that answers 0."""
 
@@ -203,6 +212,35 @@ def test_a_new_data_set_and_a_new_grid_go_the_whole_way(tmp_path):
     assert "Data stripes" in (run / "report.md").read_text()
 
 
+class Dimmed(Value):
+    """A correction that scales the state; a model without labels it refuses."""
+
+    kind: Literal["dimmed"] = "dimmed"
+    by: float = 0.0
+    tunable: ClassVar[dict[str, Range]] = {"by": Range(0.0, 0.0, 0.4, coarse=0.2, fine=0.1)}
+
+    def after(self, step):
+        return step.x_next * (1 - self.by)
+
+    def missing(self, model):
+        return None if model.labels else "needs labels"
+
+
+def test_a_new_correction_is_tuned_and_refused_where_it_cannot_act(tmp_path):
+    """`tune` looks for its coefficient in its range; a model that it does not allow is named."""
+    sampler = {"grid": GRID, "solver": {"kind": "euler"}, "corrections": [{"kind": "dimmed", "by": 0.1}]}
+    with member(Sampler, "corrections", Dimmed):
+        small(tmp_path, samplers={"mine": sampler}, tune={"seeds": "1000-1063"})
+        snrkit(tmp_path, "train", "-q")
+        snrkit(tmp_path, "tune", "-q", "--by", "fd")
+        found = json.loads((tmp_path / "runs/small/tune/mine.json").read_text())
+        plain = ["--set", "network.classes=0", "--set", "train.label_dropout=0"]
+        refused = snrkit(tmp_path, "sample", *plain, check=False)
+    assert found["parameters"] == ["corrections.0.by"]
+    assert 0 <= found["found"]["fd"]["values"][0] <= 0.4
+    assert "(dimmed): needs labels" in refused.stderr
+
+
 def test_a_new_weighting_and_a_new_level_sampler_train(tmp_path):
     """As the ones that they copy, bit for bit; with other options elsewhere, which the run directory holds apart."""
     train = {**TRAIN, "log_every": 64}
@@ -223,6 +261,19 @@ def test_a_new_weighting_and_a_new_level_sampler_train(tmp_path):
     assert losses["moved"] != losses["twin"]
     assert losses["more"][0] == pytest.approx(10 * losses["twin"][0], rel=1e-6)
     assert "weighting" in refused.stderr
+
+
+def test_levels_of_the_data_need_nothing_but_to_be_opened(tmp_path):
+    """They train at what they opened, bit for bit."""
+    train, losses = {**TRAIN, "log_every": 64}, []
+    mean = float(parse_experiment(SMALL, "small").data.open().x0(range(5)).mean())
+    with member(TrainedHere, "levels", Bright):
+        for levels in ({"kind": "bright"}, {"kind": "lognormal", "mean": mean}):
+            small(tmp_path, name=levels["kind"], levels=levels, train=train)
+            snrkit(tmp_path, "train", "-q")
+            lines = (tmp_path / "runs" / levels["kind"] / "train.jsonl").read_text().splitlines()
+            losses.append([found["loss"] for line in lines if "loss" in (found := json.loads(line))])
+    assert losses[0] == losses[1]
 
 
 def test_a_new_kind_of_model_from_elsewhere_goes_the_whole_way(tmp_path):

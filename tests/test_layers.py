@@ -36,8 +36,15 @@ def imported(tree):
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("snrkit.") and id(node) not in guarded:
-            yield node.module.split(".")[1]
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms = [name.split(".")[1] for name in names if name.startswith("snrkit.")]
+        yield from (room for room in rooms if room != "__version__")
 
 
 def test_imports_point_down_the_list_of_rooms():

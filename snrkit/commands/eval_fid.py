@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from snrkit import __version__
 from snrkit.base.arrays import DAMAGED, array_names
@@ -16,7 +16,7 @@ from snrkit.base.records import to_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import choose, is_made, load_images, make_images
-from snrkit.data import AnySource, Cifar10, Digits, FashionMnist, Folder, Mnist, Npz, Photos, Zip
+from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, Split, memory_dataset
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
@@ -180,9 +180,6 @@ def _size(dataset: Dataset) -> str:
 
 
 def _open_side(text: str, root: Path | None) -> Dataset | Path:
-    named: dict[str, AnySource] = {"digits": Digits(), "photos": Photos()}
-    if root is not None:
-        named |= {"mnist": Mnist(root=root), "fashion_mnist": FashionMnist(root=root), "cifar10": Cifar10(root=root)}
     path = Path(text)
     if path.is_dir():
         return Folder(path=path).open()
@@ -190,11 +187,22 @@ def _open_side(text: str, root: Path | None) -> Dataset | Path:
         return Zip(path=path).open()
     if path.suffix == ".npz" and path.is_file():
         return path if _has_statistics(path) else Npz(path=path).open()
-    if text in named:
-        return named[text].open()
-    if text in ("mnist", "fashion_mnist", "cifar10"):
+    named = _named_sources()
+    if text not in named:
+        raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")
+    kind = named[text]
+    if "root" not in kind.model_fields:
+        return kind().open()
+    if root is None:
         raise ConfigError(f"data set {text} needs --root, the folder where torchvision keeps it.")
-    raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")
+    return kind(root=root).open()
+
+
+def _named_sources() -> dict[str, Any]:
+    """The kinds of data sets that need no more than a name and, perhaps, a root."""
+    kinds = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(AnySource)[0])}
+    asked = {name: {key for key, f in kind.model_fields.items() if f.is_required()} for name, kind in kinds.items()}
+    return {name: kind for name, kind in kinds.items() if asked[name] <= {"root"}}
 
 
 def _has_statistics(path: Path) -> bool:

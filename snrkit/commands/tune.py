@@ -43,7 +43,7 @@ from snrkit.reports.records import Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
 from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
-from snrkit.sampling.step import Range
+from snrkit.sampling.step import Range, Tunable
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
 Method = Literal["predicted", "gap", "fd", "optuna"]
@@ -90,7 +90,7 @@ def coefficients(sampler: Sampler) -> dict[str, Knob]:
     return {
         f"{index}.{name}": Knob(index, name, span)
         for index, correction in enumerate(sampler.corrections)
-        for name, span in getattr(correction, "tunable", {}).items()
+        for name, span in (correction.tunable.items() if isinstance(correction, Tunable) else ())
     }
 
 

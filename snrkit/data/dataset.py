@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,6 +65,14 @@ class OpensDataset(Protocol):
 
     def open(self) -> Dataset:
         """The data set. Raises DataError when it cannot be read."""
+
+
+@runtime_checkable
+class AsksShape(Protocol):
+    """A value that cannot be had of images of every shape, such as levels made of spectra."""
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """SnrkitError where images of this shape (C, H, W) do not have it."""
 
 
 def to_unit(pixels: Tensor) -> Tensor:

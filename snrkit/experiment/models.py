@@ -28,7 +28,7 @@ from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
 from snrkit.spectral.faults import training_faults
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
-from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
+from snrkit.training.level_samplers import AnyLevels, widest
 from snrkit.training.objective import LOWEST_LOGSNR
 from snrkit.training.perturb import MixFlow
 from snrkit.training.train import TrainConfig
@@ -230,7 +230,9 @@ def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
 def _weighting_faults(model: TrainedHere) -> Iterable[str]:
     """A weight that is not finite somewhere where training looks."""
     levels, process = model.levels, model.process
-    sampler: LevelSampler = levels.widest() if isinstance(levels, LevelsOfData) else levels
+    sampler = widest(levels)
+    if sampler is None:
+        return
     draws = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     try:
         logsnr = process.snap(sampler.logsnr(draws, process))

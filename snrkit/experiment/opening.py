@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, Stopped
+from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, open_data
 from snrkit.experiment.models import Parts, TrainedHere
 from snrkit.experiment.run import Run
-from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import Sampler
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
@@ -84,7 +84,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     exact = any(sampler.start == "exact" for sampler in samplers)
     data = open_data(experiment.data, parts.network, experiment.model.autoencoder(), exact, world.device)
     for made in (parts.levels, *(sampler.grid for sampler in samplers)):
-        if isinstance(made, LevelsOfData | ImageGrid):
+        if isinstance(made, AsksShape):
             made.check(data.dataset.shape)
     resolved = experiment.model_copy(update={"compute": compute, "data": data.source})
     return Opened(resolved, Setting(parts, data, compute, experiment.seed, world))

@@ -72,7 +72,7 @@ class ScoreDefinition:
     key: str  # in records
     title: str  # in tables
     compute: Callable[[Pair], float | None]  # None: too few images, and a warning says so
-    digits: int  # after the point, in tables
+    digits: int  # after the point, in tables of one training; of several, one fewer
     better: Literal["lower", "higher"]
     needs: tuple[Need, ...] = ()  # without which it is None
     unit: str = ""

@@ -21,7 +21,7 @@ from snrkit.reports.sweep_table import arm_table
 from snrkit.shift.files import ShiftRecord
 
 out = Console(soft_wrap=True)
-DIGITS, PRECISE = 4, 6  # of every score in a table of means, and of single values
+PRECISE = 6  # digits of single scores
 POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
 
 
@@ -138,8 +138,8 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
         [
             name,
             str(record.nfe),
-            spread(record.summary.get(PRIMARY.key), DIGITS),
-            *(mean_of(record.summary.get(score.key), DIGITS) for score in scores),
+            spread(record.summary.get(PRIMARY.key), PRIMARY.digits),
+            *(mean_of(record.summary.get(score.key), score.digits) for score in scores),
         ]
         for name, record in records.items()
     ]
@@ -157,9 +157,9 @@ def show_curves(records: Mapping[str, ScoreCurve]) -> None:
             name,
             str(point.checkpoint_images),
             PRIMARY.head(point.names),
-            mean_of(point.summary.get(PRIMARY.key), DIGITS),
+            mean_of(point.summary.get(PRIMARY.key), PRIMARY.digits),
             "selected by this score" if point.checkpoint_images == record.selected_images else "",
-            *(mean_of(point.summary.get(score.key), DIGITS) for score in scores),
+            *(mean_of(point.summary.get(score.key), score.digits) for score in scores),
         ]
         for name, record, point in points
     ]

@@ -5,25 +5,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from snrkit.base.errors import ConfigError
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.diffusion.process import Process
-from snrkit.sampling.corrections import AnyCorrection, Autoguidance
-from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.corrections import AnyCorrection
 from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.sampling.step import (
+    Adds,
+    BeliefCorrection,
     Capabilities,
     Correction,
     ForwardStatistics,
-    LevelCorrection,
     LevelPosterior,
     Named,
     NamedEstimator,
@@ -32,7 +32,6 @@ from snrkit.sampling.step import (
     Requires,
     Solver,
     Sources,
-    StateCorrection,
 )
 from snrkit.training.level_samplers import AnyLevels
 
@@ -46,20 +45,6 @@ class Sampler(Value):
     start: Literal["published", "exact"] = Field(
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
-
-    @model_validator(mode="after")
-    def _alike_compared(self) -> "Sampler":
-        changed = None
-        for correction in self.corrections:
-            if isinstance(correction, Autoguidance) and changed is not None:
-                raise ValueError(
-                    f"autoguidance compares the model with a weaker one as it is; list it before {changed}, which "
-                    "changes what the model says"
-                )
-            beside = isinstance(correction, Guidance) and correction.side_by_side
-            if not beside and not isinstance(correction, LevelCorrection | StateCorrection):
-                changed = correction.kind
-        return self
 
 
 class SampleConfig(Value):
@@ -171,10 +156,11 @@ def first_variance(sampler: Sampler, data: float | None) -> float | None:
 
 
 def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
-    """Lay out the grid and open what the solver and the corrections name."""
+    """Lay out the grid and open what the solver and the corrections name. SnrkitError where their order is wrong."""
     placement = sources.placement(sampler.grid)
     levels = _levels(sampler.grid, process, placement)
     solver, *corrections = (_opened(value, sources, levels) for value in (sampler.solver, *sampler.corrections))
+    _check_order([value.kind for value in sampler.corrections], corrections)
     return OpenedSampler(levels, solver, tuple(corrections), placement)
 
 
@@ -183,6 +169,20 @@ def _opened(value: AnySolver | AnyCorrection, sources: Sources, levels: Sequence
         return value.open(sources, levels) if isinstance(value, Opens) else value
     except ConfigError as error:  # of the sources, which do not know who asks
         raise ConfigError(f"{value.kind}: {error}") from None
+
+
+def _check_order(kinds: Sequence[str], corrections: Sequence[Correction]) -> None:
+    """SnrkitError where what the model says is changed before it is compared with another model's bare answer."""
+    changed = None
+    for kind, correction in zip(kinds, corrections, strict=True):
+        if isinstance(correction, Adds):
+            if correction.asks_bare and changed is not None:
+                raise SnrkitError(
+                    f"{kind} compares the model with a weaker one as it is; list it before {changed}, which changes "
+                    "what the model says"
+                )
+        elif isinstance(correction, BeliefCorrection):
+            changed = kind
 
 
 def named(sampler: Sampler, process: Process, trained: AnyLevels | None = None) -> list[tuple[str, Named]]:

@@ -1,6 +1,6 @@
 """One step of a sampler, and the protocols of whatever takes part in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -105,6 +105,15 @@ class BeliefCorrection(Protocol):
 
 
 @runtime_checkable
+class Adds(Protocol):
+    """A belief correction that adds a term to what the model says, on the same base as those beside it: guidance."""
+
+    @property
+    def asks_bare(self) -> bool:
+        """Whether it compares with another model, asked as it is, so that nothing but such terms may come before it."""
+
+
+@runtime_checkable
 class LevelCorrection(Protocol):
     """Changes where the state is held to be: time shift."""
 
@@ -138,6 +147,15 @@ class Range:
         """The nearest value that a correction takes."""
         kept = min(max(value, self.low), self.high)
         return round(kept / self.fine) * self.fine if self.whole else kept
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A correction with coefficients that `snrkit tune` may choose."""
+
+    @property
+    def tunable(self) -> Mapping[str, Range]:
+        """Where each is searched, by the name of its field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,14 +56,23 @@ def levels_of(levels: LevelSampler, images: Tensor) -> LevelSampler:
 class LevelsOfData(Protocol):
     """Levels that follow from the images of a data set, of which they are yet to be made."""
 
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """SnrkitError where images of this shape (C, H, W) have no such levels."""
-
     def open(self, images: Measured) -> LevelSampler:
         """The level sampler of these images; DataError where it cannot be made of them."""
 
+
+@runtime_checkable
+class Bounded(Protocol):
+    """Levels of data that are known to lie within those of one level sampler."""
+
     def widest(self) -> LevelSampler:
         """One that reaches as far as that of any data set, to try out what is to hold for all."""
+
+
+def widest(levels: LevelSampler | LevelsOfData) -> LevelSampler | None:
+    """A level sampler that reaches as far as these levels do on any data set; None where none is known."""
+    if isinstance(levels, Bounded):
+        return levels.widest()
+    return None if isinstance(levels, LevelsOfData) else levels
 
 
 class UniformTime(Value):

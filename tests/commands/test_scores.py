@@ -143,8 +143,13 @@ def test_every_score_reaches_every_table(made, score):
         assert f"<th>{head}</th>" in made.pages[page]
     for name in ("scores", "curves", "compare", "sweep"):
         assert score.title in made.pages[f"{name} on the terminal"]
-    curve = next(tables(made.pages["report.md"].split("## Over training")[1]))
     points = made.json["curves"]["euler"]["points"]
+    shown = {"scores": [found["summary"] for found in made.json["scores"].values()],
+             "curves": [point["summary"] for point in points]}  # fmt: skip
+    for name, summaries in shown.items():
+        for summary in summaries:
+            assert f" {summary[score.key]['mean']:.{score.digits}f} " in made.pages[f"{name} on the terminal"]
+    curve = next(tables(made.pages["report.md"].split("## Over training")[1]))
     means = [f"{point['summary'][score.key]['mean']:.{score.digits}f}" for point in points]
     assert [cell.split()[0] for cell in curve[head.replace(HEADS["fd"], "mean")]] == means
 

@@ -29,6 +29,7 @@ from snrkit.sampling.step import Capabilities, NamedEstimator, NamedWeights, Pos
 from snrkit.training.level_samplers import LogNormal
 from tests.exact import gaussian, mixture, run, tensor
 from tests.sampling.test_corrections import labelled, place_at
+from tests.toys import member
 
 
 def blind(process, seed=5):
@@ -160,14 +161,38 @@ def test_the_other_model_is_asked_the_same_question(correction):
     assert torch.equal(other.labels, wanted)
 
 
+def costs(*corrections):
+    """Evaluations of five Euler steps."""
+    return dry_run(Sampler(grid=Karras(steps=5), solver=Euler(), corrections=corrections), Edm(), X0(), (1, 4, 4))
+
+
 def test_autoguidance_stands_before_what_changes_the_prediction():
     """The weaker model is asked bare, so the model it is compared with must be bare too."""
     later = Autoguidance(weight=1.0, average="network")
     for before in (EpsilonScaling(scale=1.01), ClipX0()):
-        with pytest.raises(ValueError, match="list it before"):
-            Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(before, later))
-        Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(later, before))
-    Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(Dcw(pixel=0.1), NoiseAwareness(weight=1.0), later))
+        with pytest.raises(SnrkitError, match=r"^autoguidance .* list it before"):
+            costs(before, later)
+        assert costs(later, before) == 10
+    assert costs(Dcw(pixel=0.1), NoiseAwareness(weight=1.0), later) == 15
+
+
+class Opening(Value):
+    """A correction that is known only when it is opened."""
+
+    kind: Literal["opening"] = "opening"
+    opened: EpsilonScaling | Dcw
+
+    def open(self, sources, levels):
+        return self.opened
+
+
+def test_a_correction_is_judged_by_what_it_opens():
+    """Before autoguidance it may change states, and not what the model says."""
+    later = Autoguidance(weight=1.0, average="network")
+    with member(Sampler, "corrections", Opening):
+        assert costs(Opening(opened=Dcw(pixel=0.1)), later) == 10
+        with pytest.raises(SnrkitError, match="list it before opening"):
+            costs(Opening(opened=EpsilonScaling(scale=1.01)), later)
 
 
 def test_a_rescale_of_nothing_is_refused():

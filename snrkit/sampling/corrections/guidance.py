@@ -116,7 +116,6 @@ class Guidance(Value):
     t_min: float = Field(default=0.0, ge=0, le=1, description="no guidance in steps that begin nearer the clean end")
     t_max: float = Field(default=1.0, ge=0, le=1, description="no guidance in steps that begin nearer the noisy end")
     tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
-    side_by_side: ClassVar[bool] = True  # acts on the same p as its neighbours in a list
 
     @model_validator(mode="after")
     def _ordered(self) -> "Guidance":
@@ -157,6 +156,11 @@ class ClassifierFreeGuidance(Guidance):
     rescale: float = Field(default=0.0, ge=0, le=1)
     rescale_of: AnyTarget = X0()
 
+    @property
+    def asks_bare(self) -> bool:
+        """No: it asks the model itself."""
+        return False
+
     @model_validator(mode="after")
     def _rescales(self) -> "ClassifierFreeGuidance":
         if self.rescale == 0 and not isinstance(self.rescale_of, X0):
@@ -184,6 +188,11 @@ class NoiseAwareness(Guidance):
     """Push the prediction away from that of the model which is not told the level (Zhong et al. 2025)."""
 
     kind: Literal["noise_awareness"] = "noise_awareness"
+
+    @property
+    def asks_bare(self) -> bool:
+        """No: it asks the model itself."""
+        return False
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         weight = weight_at(self, position)
@@ -231,6 +240,11 @@ class OpenedAutoguidance:
     value: Autoguidance
     weaker: Denoiser
 
+    @property
+    def asks_bare(self) -> bool:
+        """Yes: the weaker model."""
+        return True
+
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         weight = weight_at(self.value, position)
         if weight is None:
@@ -246,7 +260,6 @@ class NoiseAwarenessClassifier(Guidance):
     """
 
     kind: Literal["noise_awareness_classifier"] = "noise_awareness_classifier"
-    side_by_side: ClassVar[bool] = False
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedNoiseAwarenessClassifier":
         """The correction with its estimator."""
