@@ -191,11 +191,11 @@ def _open_side(text: str, root: Path | None) -> Dataset | Path:
     if text not in named:
         raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")
     kind = named[text]
-    if "root" not in kind.model_fields:
-        return kind().open()
-    if root is None:
+    rooted = "root" in kind.model_fields
+    if rooted and root is None:
         raise ConfigError(f"data set {text} needs --root, the folder where torchvision keeps it.")
-    return kind(root=root).open()
+    dataset: Dataset = (kind(root=root) if rooted else kind()).open()
+    return dataset
 
 
 def _named_sources() -> dict[str, Any]:
