@@ -153,8 +153,8 @@ class UncertaintyModule(nn.Module):
 
 
 @dataclass(slots=True)
-class Learned:
-    """The state of all three, each with its value, or None."""
+class Adaptive:
+    """What adapts to the losses seen: the state of all three, each with its value, or None."""
 
     importance: tuple[Importance, Bins] | None = None
     balance: tuple[Balance, Bins] | None = None

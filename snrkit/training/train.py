@@ -25,7 +25,7 @@ from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.training.adaptive import Balance, Bins, Importance, Learned, Uncertainty, UncertaintyModule
+from snrkit.training.adaptive import Adaptive, Balance, Bins, Importance, Uncertainty, UncertaintyModule
 from snrkit.training.clipping import AnyClip, GlobalNorm, Groups, clip
 from snrkit.training.ema import AnyAveraging, Average, HalfLife
 from snrkit.training.objective import Objective
@@ -144,7 +144,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, Average]
-    learned: Learned
+    adaptive: Adaptive
     step: int = 0
     images: int = 0
     nonfinite: int = 0  # in a row
@@ -205,25 +205,25 @@ def make_state(task: Task, network: nn.Module) -> TrainState:
     config = task.config
     if isinstance(config.clip, Groups):
         config.clip.split(list(network.named_parameters()))
-    learned = make_learned(config, task.world.device)
-    optimizer = make_optimizer(config, [p for _, p in trained_parameters(network, learned)])
+    adaptive = make_adaptive(config, task.world.device)
+    optimizer = make_optimizer(config, [p for _, p in trained_parameters(network, adaptive)])
     scaler = torch.amp.GradScaler(task.world.device.type, enabled=task.autocast == torch.float16)
-    return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages}, learned)
+    return TrainState(network, optimizer, scaler, {v.name: Average(v, network) for v in config.averages}, adaptive)
 
 
-def make_learned(config: TrainConfig, device: torch.device) -> Learned:
+def make_adaptive(config: TrainConfig, device: torch.device) -> Adaptive:
     """The fresh state of what learns beside the network."""
     i, b, u = config.importance, config.balance, config.uncertainty
-    return Learned(
+    return Adaptive(
         None if i is None else (i, Bins(i.bins, i.memory)),
         None if b is None else (b, Bins(b.bins, b.memory)),
         None if u is None else UncertaintyModule(u).to(device),
     )
 
 
-def trained_parameters(network: nn.Module, learned: Learned) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(network: nn.Module, adaptive: Adaptive) -> list[tuple[str, nn.Parameter]]:
     """All that the optimizer moves, by name; the network's come first."""
-    beside = [] if learned.uncertainty is None else learned.uncertainty.named_parameters()
+    beside = [] if adaptive.uncertainty is None else adaptive.uncertainty.named_parameters()
     return [*network.named_parameters(), *((f"uncertainty/{name}", p) for name, p in beside)]
 
 
@@ -333,15 +333,15 @@ def _backward(
         alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
         with alone:
             key = state.step, _first_slice(task, micro)
-            losses, logsnr = micro_losses(task, caller, draws, pixels, key, state.learned)
+            losses, logsnr = micro_losses(task, caller, draws, pixels, key, state.adaptive)
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         levels.append(logsnr)
         if not loss.isfinite():
             culprits += _culprits(task, draws, losses.detach(), logsnr)
-    if state.learned.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
-        for parameter in state.learned.uncertainty.parameters():
+    if state.adaptive.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
+        for parameter in state.adaptive.uncertainty.parameters():
             parameter.grad = None if parameter.grad is None else world.sum(parameter.grad) / world.size
     return float(world.sum(total)), torch.cat(levels), culprits
 
@@ -354,7 +354,7 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
         state.scaler.step(state.optimizer)
     for average in state.averages.values():  # also of a skipped step, whose weights are those before it
         average.update(state.images, task.config.batch)
-    state.learned.update(task.world)
+    state.adaptive.update(task.world)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
 
@@ -380,14 +380,14 @@ def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, fl
 
 
 def micro_losses(
-    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int], learned: Learned | None = None
+    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int], adaptive: Adaptive | None = None
 ) -> tuple[Tensor, Tensor]:
     """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
     device, config = task.world.device, task.config
-    learned = learned or Learned()
+    adaptive = adaptive or Adaptive()
     images = task.images(draws)
     objective = task.objective.of(images)
-    u, factor = learned.draw(draws.level)
+    u, factor = adaptive.draw(draws.level)
     logsnr = objective.logsnr(u)
     x0, cond = prepare(task, draws, images, pixels)
     untold = draws.noise_drop < config.noise_dropout
@@ -405,7 +405,7 @@ def micro_losses(
         error = objective.output_error(
             caller, x0, shown.eps, logsnr, untold, cond, beyond=shown.beyond, stands=shown.logsnr
         )
-    return learned.loss(objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
+    return adaptive.loss(objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
 
 
 def prepare(task: Task, draws: Draws, images: Tensor, pixels: Tensor) -> tuple[Tensor, Cond]:
@@ -428,11 +428,11 @@ def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """All tensors of the training state, as a checkpoint takes them."""
     moments = {
         f"{name}/{key}": value
-        for name, parameter in trained_parameters(state.network, state.learned)
+        for name, parameter in trained_parameters(state.network, state.adaptive)
         for key, value in state.optimizer.state[parameter].items()
     }
     averages = {name: average.tensors for name, average in state.averages.items()}
-    learned = {"learned": found} if (found := state.learned.tensors()) else {}
+    learned = {"learned": found} if (found := state.adaptive.tensors()) else {}
     return {"network": state.network.state_dict(), "optimizer": moments, **averages, **learned}
 
 
@@ -446,13 +446,13 @@ def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]
     state.network.load_state_dict(tensors["network"])
     for name, average in state.averages.items():
         average.load(tensors[name])
-    state.learned.load(tensors.get("learned", {}))
+    state.adaptive.load(tensors.get("learned", {}))
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors["optimizer"].items():
         parameter, _, entry = key.rpartition("/")
         moments.setdefault(parameter, {})[entry] = value
     packed = state.optimizer.state_dict()
-    for index, (name, weight) in enumerate(trained_parameters(state.network, state.learned)):
+    for index, (name, weight) in enumerate(trained_parameters(state.network, state.adaptive)):
         if name in moments:  # in the weight's own memory layout, which the fused optimizer takes for granted
             packed["state"][index] = {
                 key: torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value

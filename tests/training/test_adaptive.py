@@ -11,10 +11,10 @@ from snrkit.diffusion.prediction import Eps
 from snrkit.diffusion.process import Vp
 from snrkit.training.adaptive import (
     ENOUGH,
+    Adaptive,
     Balance,
     Bins,
     Importance,
-    Learned,
     Uncertainty,
     UncertaintyModule,
     balance_factor,
@@ -80,7 +80,7 @@ def test_importance_leaves_the_expected_loss_of_an_exact_denoiser():
 
     draws = torch.Generator().manual_seed(0)
     count = 60_000
-    learned = Learned(importance=(Importance(bins=20), Bins(20, 200)))
+    learned = Adaptive(importance=(Importance(bins=20), Bins(20, 200)))
     means, spreads = [], []
     for step in range(6):  # the first look is plain: the bins are empty
         u = (torch.randperm(count, generator=draws) + torch.rand(count, generator=draws)).double() / count
@@ -158,7 +158,7 @@ def test_balance_makes_all_bins_count_alike():
 def test_uncertainty_begins_as_nothing_and_ends_at_the_loss():
     """v = 0 leaves the loss; at the optimum e^v is the expected loss, so that every level contributes 1 (EDM2)."""
     module = UncertaintyModule(Uncertainty(features=64))
-    learned = Learned(uncertainty=module)
+    learned = Adaptive(uncertainty=module)
     u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     logsnr = 8 - 16 * u
     loss = torch.exp(-0.3 * logsnr).float()
@@ -175,7 +175,7 @@ def test_uncertainty_begins_as_nothing_and_ends_at_the_loss():
 def test_importance_follows_what_moves_the_network():
     """Beside a fitted uncertainty every level moves the network alike, and importance draws them alike."""
     module = UncertaintyModule(Uncertainty(features=8))
-    learned = Learned(importance=(Importance(bins=10), Bins(10, 1e9)), uncertainty=module)
+    learned = Adaptive(importance=(Importance(bins=10), Bins(10, 1e9)), uncertainty=module)
     module.forward = lambda logsnr: torch.log(0.02 + FINE[::100].float())
     for _ in range(ENOUGH):
         learned.loss(0.02 + FINE[::100].float(), FINE[::100], FINE[::100], torch.ones(2000))
@@ -185,7 +185,7 @@ def test_importance_follows_what_moves_the_network():
 
 def test_balance_sees_through_importance():
     """Its bins hold the mean over plain draws, though finer bins of importance draw inside them unevenly."""
-    learned = Learned((Importance(bins=40), filled(steep, bins=40)), (Balance(bins=4), Bins(4, 1e9)))
+    learned = Adaptive((Importance(bins=40), filled(steep, bins=40)), (Balance(bins=4), Bins(4, 1e9)))
     plain = filled(steep, bins=4)
     for _ in range(3):
         u, factor = learned.draw(FINE)
@@ -198,7 +198,7 @@ def test_state_survives_a_checkpoint():
     """tensors() and load() carry all that decides the next step."""
 
     def fresh():
-        return Learned(
+        return Adaptive(
             (Importance(bins=10), Bins(10, 50)), (Balance(bins=10), Bins(10, 50)), UncertaintyModule(Uncertainty())
         )
 
