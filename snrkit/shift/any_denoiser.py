@@ -5,11 +5,9 @@ same model on the same split.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,25 +22,12 @@ from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights, Step
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
-from snrkit.shift.bootstrap import FEWEST, Bootstrap
+from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
+from snrkit.shift.given import ImageSet, check_labels, check_memory, check_numbers, check_opened, data_set
 from snrkit.shift.reading import ShiftReading
 from snrkit.shift.reference import READ_AT_ONCE, Weighted, even_shares, make_reference, matching, shares_by_class
 from snrkit.training.randomness import ImageStreams
-
-ROUNDING = 1e-3  # by which images may leave [-1, 1]
-STATE_BYTES = 4  # of a number in an arm
-
-
-class ImageSet(Protocol):
-    """Images by their index, such as a snrkit.data.dataset.Dataset."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def x0(self, indices: Sequence[int], /) -> Tensor:
-        """Clean images (n, C, H, W), floats in [-1, 1]."""
 
 
 def measure(
@@ -68,19 +53,22 @@ def measure(
     network, with real images that have them; both sets are then `snrkit.memory_dataset(name, images, labels)` or the
     like. The network lies on `device`, in eval mode.
 
-    SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], and for samplers that name
-    what only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image).
+    SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], for samplers that name what
+    only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image), and for opened ones with
+    a placement, without a step, with levels of other shapes than (), or with parts that are not opened.
     """
-    seen, real = _data_set("trained", trained), _data_set("held", held)
+    seen, real = data_set("trained", trained), data_set("held", held)
     if seen.shape != real.shape:
         raise SnrkitError(f"images in `trained` are {seen.shape} and in `held` {real.shape}; give images of one shape.")
-    _check_labels(labels, images, (seen, real))
-    _check_numbers(images, batch, bootstrap, confidence)
+    check_labels(labels, images, (seen, real))
+    check_numbers(images, batch, bootstrap, confidence)
+    if isinstance(sampler, OpenedSampler):
+        check_opened(sampler)
     labels = None if labels is None else labels.cpu()
     bench = _Bench(denoise, seen, real, labels, images, seed, batch, torch.device(device))
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
-    _check_memory(images, len(levels), math.prod(seen.shape))
+    check_memory(images, len(levels), math.prod(seen.shape))
     held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
     reference = make_reference(denoise.process, bench.weighted, held_side.x0)
     found = examine(
@@ -169,68 +157,3 @@ class _Bench:
         if isinstance(grid, ImageGrid):
             raise ConfigError("a grid that follows each image needs a run; measure it with snrkit measure-shift.")
         return None
-
-
-def _data_set(name: str, given: Tensor | ImageSet) -> Dataset:
-    """The images by index, checked as they are read. SnrkitError for what are no images, or too few."""
-    count = len(given) if isinstance(given, Tensor) else given.count
-    read = partial(_rows, given) if isinstance(given, Tensor) else given.x0
-    if count < FEWEST:
-        raise SnrkitError(f"`{name}` holds {count} images, and an interval needs at least {FEWEST}.")
-    first = read([0])
-    if first.ndim != 4 or not first.is_floating_point():
-        raise SnrkitError(
-            f"`{name}` holds {first.dtype} of shape {tuple(first.shape[1:])}; give images (N, C, H, W) of floats in "
-            "[-1, 1], bytes as x / 127.5 - 1."
-        )
-    shape = (first.shape[1], first.shape[2], first.shape[3])
-
-    def checked(rows: Sequence[int]) -> Tensor:
-        x0 = read(rows)
-        if not bool(x0.abs().max() <= 1 + ROUNDING):
-            raise SnrkitError(
-                f"`{name}` holds {float(x0.abs().max()):g}, and images lie in [-1, 1]; scale them as in training."
-            )
-        return x0.float().cpu()
-
-    return Dataset(name, shape, count, checked, "", given.labels if isinstance(given, Dataset) else None)
-
-
-def _rows(images: Tensor, rows: Sequence[int]) -> Tensor:
-    return images[torch.as_tensor(rows, device=images.device)]
-
-
-def _check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) -> None:
-    """SnrkitError where trajectories have labels that real images do not have."""
-    if labels is None:
-        return
-    if labels.shape != (images,) or labels.is_floating_point():
-        raise SnrkitError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give ({images},) of int64.")
-    for one in sets:
-        if one.labels is None:
-            raise SnrkitError(
-                f"`{one.name}` has no labels; give snrkit.memory_dataset(name, images, labels), or leave out `labels`."
-            )
-        absent = sorted(set(labels.tolist()) - set(one.labels.tolist()))
-        if absent:
-            raise SnrkitError(f"`{one.name}` has no images of the labels {absent}, which trajectories have.")
-
-
-def _check_numbers(images: int, batch: int, bootstrap: int, confidence: float) -> None:
-    """SnrkitError for numbers with which nothing can be measured."""
-    for name, value, least in (("images", images, FEWEST), ("batch", batch, 1), ("bootstrap", bootstrap, 100)):
-        if value < least:
-            raise SnrkitError(f"{name} is {value}; give {least} at least.")
-    if not 0.5 < confidence < 1:
-        raise SnrkitError(f"confidence is {confidence}; give a number between 0.5 and 1, such as 0.95.")
-
-
-def _check_memory(images: int, levels: int, dimensions: int) -> None:
-    """SnrkitError where the states of three arms, and of one while it is joined, are more than this machine holds."""
-    needed = 4 * STATE_BYTES * images * levels * dimensions
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > there:
-        raise SnrkitError(
-            f"the states of {images} images at {levels} levels need {needed / 2**30:.0f} GiB and this machine has "
-            f"{there / 2**30:.0f}; give fewer images."
-        )

@@ -21,7 +21,7 @@ from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassifier, X0Rescale
 from snrkit.sampling.grid import Karras, UniformLogsnr
-from snrkit.sampling.sampler import OpenedSampler, Sampler
+from snrkit.sampling.sampler import Dummy, OpenedSampler, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
 from snrkit.shift.bootstrap import Number
 from snrkit.shift.files import as_csv
@@ -214,6 +214,32 @@ def test_samplers_that_need_a_run_are_refused(change, said):
     """They are measured by the command."""
     with pytest.raises(SnrkitError, match=said):
         measured(SAMPLERS["euler"].model_copy(update=change))
+
+
+LEVELS = Karras(steps=3).levels(snrkit.Edm())
+
+
+@pytest.mark.parametrize(
+    ("opened", "said"),
+    [
+        (
+            lambda: open_with(Sampler(grid=SpectralGrid(steps=4), solver=Euler()), snrkit.Edm(), Dummy(snrkit.Edm())),
+            "opened by a run, for levels or scalars of each image's own; measure it with snrkit measure-shift",
+        ),
+        (lambda: OpenedSampler((), Euler(), ()), "has 0 levels"),
+        (lambda: OpenedSampler(LEVELS[:1], Euler(), ()), "has 1 levels"),
+        (
+            lambda: OpenedSampler(tuple(snrkit.Edm().level(torch.tensor([v, v])) for v in (0.0, 1.0)), Euler(), ()),
+            r"give levels of shape \(\)",
+        ),
+        (lambda: OpenedSampler(LEVELS, AnalyticDpm(), ()), "AnalyticDpm of the opened sampler is not opened"),
+        (lambda: OpenedSampler(LEVELS, Euler(), (X0Rescale(share=0.5),)), "X0Rescale of the opened sampler"),
+    ],
+)
+def test_an_opened_sampler_that_is_not_one_for_all_images_is_refused(opened, said):
+    """Its trajectories would start and walk elsewhere than the run's, or not at all."""
+    with pytest.raises(SnrkitError, match=said):
+        measured(opened(), Wrapped(snrkit.Edm(), lambda *_: 1 / 0))
 
 
 def test_its_data_are_those_of_the_files(few):
