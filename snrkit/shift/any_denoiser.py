@@ -26,7 +26,15 @@ from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
 from snrkit.shift.given import ImageSet, check_labels, check_memory, check_numbers, check_opened, data_set
 from snrkit.shift.reading import ShiftReading
-from snrkit.shift.reference import READ_AT_ONCE, Weighted, even_shares, make_reference, matching, shares_by_class
+from snrkit.shift.reference import (
+    READ_AT_ONCE,
+    Weighted,
+    even_shares,
+    make_reference,
+    matching,
+    scarce,
+    shares_by_class,
+)
 from snrkit.training.randomness import ImageStreams
 
 
@@ -53,7 +61,11 @@ def measure(
     network, with real images that have them; both sets are then `snrkit.memory_dataset(name, images, labels)` or the
     like. The network lies on `device`, in eval mode.
 
-    SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], for samplers that name what
+    Images are the unit of the bootstrap, which draws them over all labels at once. So at least 20 of either side must
+    stand beside trajectories, and none beside more than a twentieth of them, rounded up: a label that half of the
+    trajectories have needs ten images of either side.
+
+    SnrkitError for fewer, for images of other shapes or outside [-1, 1], for samplers that name what
     only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image), and for opened ones with
     a placement, without a step, with levels of other shapes than (), or with parts that are not opened.
     """
@@ -66,10 +78,11 @@ def measure(
         check_opened(sampler)
     labels = None if labels is None else labels.cpu()
     bench = _Bench(denoise, seen, real, labels, images, seed, batch, torch.device(device))
+    rows = [bench.rows(data) for data in (real, seen)]
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
     check_memory(images, len(levels), math.prod(seen.shape))
-    held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
+    held_side, trained_side = bench.side(real, rows[0], levels), bench.side(seen, rows[1], levels)
     reference = make_reference(denoise.process, bench.weighted, held_side.x0)
     found = examine(
         denoise,
@@ -99,9 +112,16 @@ class _Bench:
         """What the network is told of some of the trajectories."""
         return Cond(None if self.labels is None else self.labels[rows])
 
-    def side(self, data: Dataset, levels: Sequence[Level]) -> Side:
-        """Images of a set, with the labels of the trajectories."""
+    def rows(self, data: Dataset) -> Tensor:
+        """(images,) which of a set stand beside the trajectories. SnrkitError where they are too few for intervals."""
         rows = matching(data.labels, range(data.count), self.labels, self.images)
+        why = scarce(rows, self.labels)
+        if why is not None:
+            raise SnrkitError(f"`{data.name}`: {why}; give more images, of the labels that trajectories have.")
+        return rows
+
+    def side(self, data: Dataset, rows: Tensor, levels: Sequence[Level]) -> Side:
+        """Images of a set, with the labels of the trajectories."""
         return Side(data.x0(rows.tolist()), rows, levels, self.cond(slice(None)))
 
     def weighted(self) -> Weighted:

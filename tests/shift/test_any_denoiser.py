@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import snrkit
 from snrkit.base.distributed import World
@@ -23,10 +25,11 @@ from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassif
 from snrkit.sampling.grid import Karras, UniformLogsnr
 from snrkit.sampling.sampler import Dummy, OpenedSampler, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
-from snrkit.shift.bootstrap import Number
+from snrkit.shift.bootstrap import FEWEST, Number
 from snrkit.shift.files import as_csv
 from snrkit.shift.measure import Shift
 from snrkit.shift.reading import verdict_on
+from snrkit.shift.reference import matching, scarce
 from snrkit.spectral.grid import SpectralGrid
 from tests.exact import gaussian
 from tests.opened import instrument as instrument_of
@@ -200,6 +203,37 @@ def test_labels_that_real_images_lack_are_named():
     labels = torch.full((400,), 3)
     with pytest.raises(SnrkitError, match=r"`trained` has no images of the labels \[3\]"):
         measured(SAMPLERS["euler"], trained=some, held=some, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("known", "labels", "said"),
+    [
+        (torch.arange(100).clamp(max=1), torch.zeros(100, dtype=torch.int64), "1 of its images stand beside 100"),
+        (torch.arange(100) < 9, torch.arange(400) % 2, "one image of label 1 stands beside 23 .* intervals allow 20"),
+        (torch.arange(100) < 10, torch.arange(400) % 2, None),
+        (torch.arange(100) % 2, torch.zeros(400, dtype=torch.int64), None),
+        (torch.arange(100), torch.arange(100), None),  # one image a label: labels are resampled with their images
+    ],
+)
+def test_images_are_counted_where_they_are_used(known, labels, said):
+    """100 of a set are too few where one, or less than their share of 20, stands for a label's trajectories."""
+    some = memory_dataset("some", clean(100, 1), known.long())
+    enough = memory_dataset("enough", clean(3000, 2), torch.arange(3000) % 100)
+    options = {"labels": labels, "images": len(labels), "bootstrap": 100}
+    for name in ("trained", "held"):
+        sides = {"trained": enough, "held": enough, name: some}
+        if said is None:
+            assert measured(Sampler(grid=Karras(steps=2), solver=Euler()), **sides, **options)
+            continue
+        with pytest.raises(SnrkitError, match=f"^`{name}`: {said}"):
+            measured(SAMPLERS["euler"], Wrapped(snrkit.Edm(), lambda *_: 1 / 0), **sides, **options)
+
+
+@given(st.integers(FEWEST, 60), st.integers(FEWEST, 300))
+def test_a_set_of_twenty_is_enough_for_any_number_of_trajectories(count, images):
+    """Without labels the rule is the number of images; below it nothing is enough."""
+    assert scarce(matching(None, range(count), None, images), None) is None
+    assert scarce(matching(None, range(FEWEST - 1), None, images), None) is not None
 
 
 @pytest.mark.parametrize(
