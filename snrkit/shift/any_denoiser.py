@@ -78,11 +78,10 @@ def measure(
         check_opened(sampler)
     labels = None if labels is None else labels.cpu()
     bench = _Bench(denoise, seen, real, labels, images, seed, batch, torch.device(device))
-    rows = [bench.rows(data) for data in (real, seen)]
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
     check_memory(images, len(levels), math.prod(seen.shape))
-    held_side, trained_side = bench.side(real, rows[0], levels), bench.side(seen, rows[1], levels)
+    held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
     reference = make_reference(denoise.process, bench.weighted, held_side.x0)
     found = examine(
         denoise,
@@ -112,16 +111,17 @@ class _Bench:
         """What the network is told of some of the trajectories."""
         return Cond(None if self.labels is None else self.labels[rows])
 
-    def rows(self, data: Dataset) -> Tensor:
-        """(images,) which of a set stand beside the trajectories. SnrkitError where they are too few for intervals."""
+    def _rows(self, data: Dataset) -> Tensor:
+        """(images,) which of a set stand beside the trajectories."""
         rows = matching(data.labels, range(data.count), self.labels, self.images)
         why = scarce(rows, self.labels)
         if why is not None:
             raise SnrkitError(f"`{data.name}`: {why}; give more images, of the labels that trajectories have.")
         return rows
 
-    def side(self, data: Dataset, rows: Tensor, levels: Sequence[Level]) -> Side:
-        """Images of a set, with the labels of the trajectories."""
+    def side(self, data: Dataset, levels: Sequence[Level]) -> Side:
+        """Images of a set, with the labels of the trajectories. SnrkitError where they are too few for intervals."""
+        rows = self._rows(data)
         return Side(data.x0(rows.tolist()), rows, levels, self.cond(slice(None)))
 
     def weighted(self) -> Weighted:

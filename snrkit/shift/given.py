@@ -12,7 +12,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import Dataset
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import Opens
-from snrkit.shift.bootstrap import FEWEST
+from snrkit.shift.bootstrap import FEWEST, check_resampling
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
 STATE_BYTES = 4  # of a number in an arm
@@ -76,11 +76,10 @@ def check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) ->
 
 def check_numbers(images: int, batch: int, bootstrap: int, confidence: float) -> None:
     """SnrkitError for numbers with which nothing can be measured."""
-    for name, value, least in (("images", images, FEWEST), ("batch", batch, 1), ("bootstrap", bootstrap, 100)):
+    for name, value, least in (("images", images, FEWEST), ("batch", batch, 1)):
         if value < least:
             raise SnrkitError(f"{name} is {value}; give {least} at least.")
-    if not 0.5 < confidence < 1:
-        raise SnrkitError(f"confidence is {confidence}; give a number between 0.5 and 1, such as 0.95.")
+    check_resampling("bootstrap", bootstrap, confidence)
 
 
 def check_opened(sampler: OpenedSampler) -> None:

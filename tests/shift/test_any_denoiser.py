@@ -186,6 +186,7 @@ def test_images_by_index_are_as_good_as_a_tensor():
         ({"images": 10}, "images is 10; give 20 at least"),
         ({"bootstrap": 10}, "bootstrap is 10"),
         ({"confidence": 95}, "confidence is 95"),
+        ({"confidence": 0.9999, "bootstrap": 100}, r"bootstrap is 100; .* confidence of 0\.9999 give 20000 at"),
         ({"images": 10**9}, "give fewer images"),
     ],
 )
