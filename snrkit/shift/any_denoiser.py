@@ -1,7 +1,7 @@
 """The shift of any denoiser on any images, without an experiment: `snrkit.measure`.
 
-With seed 0 its trajectories are those of seeds 0 to n - 1, and every number is what `snrkit measure-shift` reads of the
-same model on the same split.
+The trajectories of seed s are those of seeds s * 2^32 to s * 2^32 + n - 1 of an experiment, so that no two s share any.
+With seed 0 every number is what `snrkit measure-shift` reads of the same model on the same split.
 """
 
 import math
@@ -24,7 +24,17 @@ from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimat
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
-from snrkit.shift.given import ImageSet, check_labels, check_memory, check_numbers, check_opened, data_set
+from snrkit.shift.given import (
+    SEEDS,
+    ImageSet,
+    check_labels,
+    check_memory,
+    check_network,
+    check_numbers,
+    check_opened,
+    data_set,
+    open_device,
+)
 from snrkit.shift.reading import ShiftReading
 from snrkit.shift.reference import (
     READ_AT_ONCE,
@@ -59,25 +69,28 @@ def measure(
     say what the same comparison reads where there is no sampler: the null of the norm gap (that of the other readings
     is the latter's own). Fewer than `images` are repeated with other noise. `labels` (images,) int64 are told to the
     network, with real images that have them; both sets are then `snrkit.memory_dataset(name, images, labels)` or the
-    like. The network lies on `device`, in eval mode.
+    like. The network lies on `device`, cpu or cuda, in eval mode; images may lie elsewhere. `seed` is below 2^32.
 
     Images are the unit of the bootstrap, which draws them over all labels at once. So at least 20 of either side must
     stand beside trajectories, and none beside more than a twentieth of them, rounded up: a label that half of the
     trajectories have needs ten images of either side.
 
-    SnrkitError for fewer, for images of other shapes or outside [-1, 1], for samplers that name what
+    SnrkitError for fewer, for images of other shapes or outside [-1, 1], for a network in train mode or on another
+    device (as far as the denoiser shows its module, as that of snrkit.wrap does), for samplers that name what
     only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image), and for opened ones with
     a placement, without a step, with levels of other shapes than (), or with parts that are not opened.
     """
     seen, real = data_set("trained", trained), data_set("held", held)
     if seen.shape != real.shape:
         raise SnrkitError(f"images in `trained` are {seen.shape} and in `held` {real.shape}; give images of one shape.")
+    check_numbers(images, seed, batch, bootstrap, confidence)
     check_labels(labels, images, (seen, real))
-    check_numbers(images, batch, bootstrap, confidence)
+    place = open_device(device)
+    check_network(denoise, place)
     if isinstance(sampler, OpenedSampler):
         check_opened(sampler)
     labels = None if labels is None else labels.cpu()
-    bench = _Bench(denoise, seen, real, labels, images, seed, batch, torch.device(device))
+    bench = _Bench(denoise, seen, real, labels, images, seed, batch, place)
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
     check_memory(images, len(levels), math.prod(seen.shape))
@@ -139,7 +152,7 @@ class _Bench:
     def _walk(
         self, opened: OpenedSampler, variance: float | None, rows: Sequence[int], denoise: Denoiser
     ) -> Iterable[Step]:
-        noise = ImageStreams([self.seed * self.images + row for row in rows], self.device)
+        noise = ImageStreams([self.seed * SEEDS + row for row in rows], self.device)
         x = start(denoise.process, noise.normal(self.held.shape), opened.levels[0], variance)
         cond = self.cond(slice(rows[0], rows[-1] + 1)).to(self.device)
         return sample(denoise, opened.solver, opened.levels, x, corrections=opened.corrections, noise=noise, cond=cond)

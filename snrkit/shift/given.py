@@ -1,8 +1,9 @@
 """What a script gives to `snrkit.measure`, checked before anything is sampled. Every fault is one SnrkitError."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import index
 from typing import Protocol
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import Dataset
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import Opens
 from snrkit.shift.bootstrap import FEWEST, check_resampling
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
+SEEDS = 2**32  # and trajectories of one seed: both count in a key of 64 bits
 STATE_BYTES = 4  # of a number in an arm
 
 
@@ -31,12 +35,22 @@ class ImageSet(Protocol):
 
 def data_set(name: str, given: Tensor | ImageSet) -> Dataset:
     """The images by index, checked as they are read. SnrkitError for what are no images, or too few."""
-    count = len(given) if isinstance(given, Tensor) else given.count
-    read = partial(_rows, given) if isinstance(given, Tensor) else given.x0
+    read: Callable[[Sequence[int]], Tensor]
+    if isinstance(given, Tensor):
+        count, read = len(given) if given.ndim else 0, partial(_rows, given)
+    elif hasattr(given, "count") and hasattr(given, "x0"):
+        count, read = given.count, given.x0
+    else:
+        raise SnrkitError(
+            f"`{name}` is a {type(given).__name__}; give a tensor (N, C, H, W), torch.from_numpy(images) of an array, "
+            "or what has `count` and `x0(indices)`."
+        )
     if count < FEWEST:
         raise SnrkitError(f"`{name}` holds {count} images, and an interval needs at least {FEWEST}.")
     first = read([0])
-    if first.ndim != 4 or not first.is_floating_point():
+    if not isinstance(first, Tensor):
+        raise SnrkitError(f"`{name}`.x0 answers a {type(first).__name__}; let it answer a tensor (n, C, H, W).")
+    if first.ndim != 4 or first.numel() == 0 or not first.is_floating_point():
         raise SnrkitError(
             f"`{name}` holds {first.dtype} of shape {tuple(first.shape[1:])}; give images (N, C, H, W) of floats in "
             "[-1, 1], bytes as x / 127.5 - 1."
@@ -49,7 +63,7 @@ def data_set(name: str, given: Tensor | ImageSet) -> Dataset:
             raise SnrkitError(
                 f"`{name}` holds {float(x0.abs().max()):g}, and images lie in [-1, 1]; scale them as in training."
             )
-        return x0.float().cpu()
+        return x0.detach().float().cpu()
 
     return Dataset(name, shape, count, checked, "", given.labels if isinstance(given, Dataset) else None)
 
@@ -62,7 +76,9 @@ def check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) ->
     """SnrkitError where trajectories have labels that real images do not have."""
     if labels is None:
         return
-    if labels.shape != (images,) or labels.is_floating_point():
+    if not isinstance(labels, Tensor):
+        raise SnrkitError(f"labels are a {type(labels).__name__}; give a tensor ({images},) of int64.")
+    if labels.shape != (images,) or labels.dtype != torch.int64:
         raise SnrkitError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give ({images},) of int64.")
     for one in sets:
         if one.labels is None:
@@ -74,12 +90,45 @@ def check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) ->
             raise SnrkitError(f"`{one.name}` has no images of the labels {absent}, which trajectories have.")
 
 
-def check_numbers(images: int, batch: int, bootstrap: int, confidence: float) -> None:
+def check_numbers(images: int, seed: int, batch: int, bootstrap: int, confidence: float) -> None:
     """SnrkitError for numbers with which nothing can be measured."""
-    for name, value, least in (("images", images, FEWEST), ("batch", batch, 1)):
+    whole = (("images", images, FEWEST), ("seed", seed, 0), ("batch", batch, 1), ("bootstrap", bootstrap, 1))
+    for name, value, least in whole:
+        try:
+            index(value)
+        except TypeError:
+            raise SnrkitError(f"{name} is {value!r}; give a whole number.") from None
         if value < least:
             raise SnrkitError(f"{name} is {value}; give {least} at least.")
+    if seed >= SEEDS:
+        raise SnrkitError(f"seed is {seed}; give one below 2^32.")
     check_resampling("bootstrap", bootstrap, confidence)
+
+
+def open_device(device: torch.device | str) -> torch.device:
+    """The device by its full name. SnrkitError for one that is not here, or is neither cpu nor cuda."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError):  # the second where torch was built without it
+        raise SnrkitError(
+            f"device is {str(device)!r}, which torch does not find here; give cpu, cuda or cuda:N."
+        ) from None
+    if found.type not in ("cpu", "cuda"):
+        raise SnrkitError(f"device is '{found}', and states are float64; give cpu, cuda or cuda:N.")
+    return found
+
+
+def check_network(denoise: Denoiser, device: torch.device) -> None:
+    """SnrkitError for a network in train mode or on another device, where it can be seen."""
+    module = denoise.module if isinstance(denoise, NetworkDenoiser) else None
+    if module is None:
+        return
+    if any(part.training for part in module.modules()):
+        raise SnrkitError("the network is in train mode, as which it never samples; call its eval() first.")
+    places = {parameter.device for parameter in module.parameters()}
+    if places and device not in places:
+        lies = ", ".join(sorted(map(str, places)))
+        raise SnrkitError(f"the network lies on {lies} and device is {device}; move it, or give its device.")
 
 
 def check_opened(sampler: OpenedSampler) -> None:
