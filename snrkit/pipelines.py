@@ -447,5 +447,10 @@ class RecordingHook(Hook):
 
 
 def record(pipeline: Any) -> RecordingHook:
-    """Record every step of a pipeline's calls, until `.remove()` or for a `with`."""
+    """Record every step of a pipeline's calls, until `.remove()` or for a `with`; images are unchanged.
+
+    Returns what `shift(x0)` is asked of, also after it was removed: states (B, C, H, W), or latents of that shape, are
+    kept in float32 on the CPU, of all calls. SnrkitError for what is no pipeline, or one whose scheduler cannot be
+    read; when it is called, for states that cannot be unpacked to (B, C, H, W).
+    """
     return RecordingHook(pipeline)
