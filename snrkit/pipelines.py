@@ -42,7 +42,7 @@ from snrkit.sampling.step import (
     StateCorrection,
     Step,
 )
-from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, variance
+from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, check_resampling, variance
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
@@ -393,8 +393,9 @@ class Recording:
         """Against clean images in [-1, 1], or latents, `x0` (N, *), shaped as the states, that the model is to make.
 
         Half of them give Var[x0], the other half the null. SnrkitError without enough of either: 20 recorded, of one
-        call or of several, and 40 clean ones.
+        call or of several, and 40 clean ones; for less than 100 resamples, or than the confidence takes.
         """
+        check_resampling("resamples", resamples, confidence)
         keys = sorted(self.levels)
         if not keys:
             raise SnrkitError("nothing was recorded yet; call the pipeline while the recording is in it.")
@@ -429,7 +430,7 @@ class Recording:
 
 def _noised(x0: Tensor, level: Level, key: float) -> Tensor:
     number = int.from_bytes(torch.tensor(key, dtype=torch.float64).numpy().tobytes(), "little")
-    noise = torch.from_numpy(PIPELINE.open(number % 2**32).standard_normal(tuple(x0.shape)))
+    noise = torch.from_numpy(PIPELINE.open(number).standard_normal(tuple(x0.shape)))
     return level.alpha * x0 + level.sigma * noise
 
 
@@ -446,5 +447,10 @@ class RecordingHook(Hook):
 
 
 def record(pipeline: Any) -> RecordingHook:
-    """Record every step of a pipeline's calls, until `.remove()` or for a `with`."""
+    """Record every step of a pipeline's calls, until `.remove()` or for a `with`; images are unchanged.
+
+    Returns what `shift(x0)` is asked of, also after it was removed: states (B, C, H, W), or latents of that shape, are
+    kept in float32 on the CPU, of all calls. SnrkitError for what is no pipeline, or one whose scheduler cannot be
+    read; when it is called, for states that cannot be unpacked to (B, C, H, W).
+    """
     return RecordingHook(pipeline)

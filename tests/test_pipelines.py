@@ -8,7 +8,7 @@ import torch
 from snrkit.base.errors import SnrkitError
 from snrkit.base.wavelet import add_bands
 from snrkit.diffusion.process import Flow
-from snrkit.pipelines import Recording, correct, record, walk_of
+from snrkit.pipelines import Recording, _noised, correct, record, walk_of
 from snrkit.sampling.corrections import (
     ClipX0,
     Dcw,
@@ -367,7 +367,19 @@ def test_a_recording_of_too_little_is_said():
     ):
         with pytest.raises(SnrkitError, match=said):
             hook.shift(x0)
+    with pytest.raises(SnrkitError, match=r"resamples is 100; with a confidence of 0\.999 give 2000 at least"):
+        hook.shift(torch.zeros(100, 3, 8, 8), resamples=100, confidence=0.999)
     hook.remove()
+
+
+def test_levels_of_a_recording_have_noise_of_their_own():
+    """Pure noise and the level where alpha is sigma, too, whose logsnr differ in the high bits of a float alone."""
+    x0, noise = torch.zeros(1000, dtype=torch.float64), []
+    for logsnr in (-math.inf, 0.0, 2.0, 0.1):
+        level = Flow().level(torch.tensor(logsnr, dtype=torch.float64))
+        noise.append(_noised(x0, level, logsnr) / level.sigma)
+    met = torch.corrcoef(torch.stack(noise)) - torch.eye(4)
+    assert float(met.abs().max()) < 0.15
 
 
 def shipped(name):

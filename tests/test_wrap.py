@@ -67,7 +67,7 @@ def test_what_it_cannot_be_asked_is_said():
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        (lambda x, t: (x,), r"answers tuple for states \(2, 3\)"),
+        (lambda x, t: (x,), r"answers tuple for states \(2, 3\); it has to answer one tensor of their shape"),
         (lambda x, t: x[:, :2], r"answers \(2, 2\) for states \(2, 3\)"),
         (lambda x, t: torch.cat([x, x], dim=1), r"answers \(2, 6\)"),
     ],

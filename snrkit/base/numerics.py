@@ -5,4 +5,4 @@ every folder of samples and of the key of every cached feature, row and evaluati
 change are made anew or refused, never mixed with later ones.
 """
 
-NUMERICS = 6
+NUMERICS = 7

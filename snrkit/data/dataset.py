@@ -91,12 +91,21 @@ def memory_dataset(
     labels: Tensor | None = None,
     exact: Exact | None = None,
 ) -> Dataset:
-    """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory."""
-    if len(pixels) == 0:
+    """A data set of `pixels` (n, C, H, W), uint8 or float32, held in memory, with `labels` (n,) of int64 from 0 on.
+
+    Bytes are read as x / 127.5 - 1, floats as they are: images lie in [-1, 1], which is not checked here, as toy
+    distributions reach beyond. DataError for no images or another shape, and for labels of another shape, of floats
+    or below 0.
+    """
+    pixels, labels = pixels.detach().cpu(), None if labels is None else labels.cpu()
+    if pixels.ndim != 4:
+        raise DataError(f"{name} has pixels of shape {tuple(pixels.shape)}; give images (n, C, H, W).")
+    if pixels.numel() == 0:
         raise DataError(f"{name} holds no images")
-    if labels is not None and labels.shape != (len(pixels),):
+    if labels is not None and (labels.shape != (len(pixels),) or labels.is_floating_point()):
         raise DataError(
-            f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)}; give one an image."
+            f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)} and {labels.dtype}; give an "
+            "int64 for each image."
         )
     classes = 0 if labels is None else count_classes(name, labels)
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))

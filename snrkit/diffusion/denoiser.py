@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Value
@@ -103,6 +103,12 @@ class NetworkDenoiser:
         y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output
         return solve(x, y, level, self.target)
 
+    @property
+    def module(self) -> nn.Module | None:
+        """The network, where it is a module of torch; None for a function, whose modules cannot be seen."""
+        network = self.network.network if isinstance(self.network, _Plain) else self.network
+        return network if isinstance(network, nn.Module) else None
+
     def _time(self, level: Level, batch: int) -> Tensor:
         return self.process.time(level.logsnr).to(torch.float32).expand(batch)
 
@@ -116,6 +122,27 @@ class NetworkDenoiser:
             return self.network(x, time, cond)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A network that knows no `Cond`: it is called as network(x, time), or network(x, time, labels)."""
+
+    network: Callable[..., Tensor]
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        if bool(time.isnan().any()):
+            raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
+        time = time.to(x.dtype)
+        labels = None if cond is None or cond.labels is None else cond.labels.to(x.device)
+        out = self.network(x, time) if labels is None else self.network(x, time, labels)
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if shape != tuple(x.shape):
+            raise SnrkitError(
+                f"the wrapped network answers {shape} for states {tuple(x.shape)}; it has to answer one tensor of "
+                "their shape."
+            )
+        return out
+
+
 def wrap(
     network: Callable[..., Tensor],
     process: Process,
@@ -127,22 +154,14 @@ def wrap(
     """Any network as a denoiser, called as network(x, time), or network(x, time, labels) where labels are given.
 
     x is (B, *) scaled as `precondition` says (none by default), time (B,) what `process.time` gives, labels (B,) int64,
-    -1 for none; it answers F (B, *), which is read as `target`. `sigma_data` matters to EDM's preconditioning alone.
+    -1 for none; it answers F (B, *), which is read as `target`. x and time are float32, or float64 for a module whose
+    parameters all are; another precision is the network's own to cast to. `sigma_data` matters to EDM's preconditioning
+    alone. SnrkitError, when it is asked, for an answer of another shape than x, and for corrections that ask without a
+    level.
     """
-
-    def called(x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        if bool(time.isnan().any()):
-            raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
-        labels = None if cond is None or cond.labels is None else cond.labels.to(x.device)
-        out = network(x, time) if labels is None else network(x, time, labels)
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        if shape != tuple(x.shape):
-            raise SnrkitError(
-                f"the wrapped network answers {shape} for states {tuple(x.shape)}; it needs one tensor so"
-            )
-        return out
-
-    return NetworkDenoiser(called, process, target, precondition or NoPrecondition(), sigma_data)
+    kept = {p.dtype for p in network.parameters()} if isinstance(network, nn.Module) else set[torch.dtype]()
+    dtype = torch.float64 if kept == {torch.float64} else torch.float32
+    return NetworkDenoiser(_Plain(network), process, target, precondition or NoPrecondition(), sigma_data, dtype)
 
 
 def check_readable(level: Level, target: Target) -> None:

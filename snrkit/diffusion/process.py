@@ -196,7 +196,11 @@ class Ddpm(Value):
 
 
 class Edm(Value):
-    """sigma in the data's own units, no scaling (Karras et al. 2022). Its own time is sigma."""
+    """sigma in the data's own units, no scaling (Karras et al. 2022).
+
+    Levels and grids that are uniform in its own time (`OwnTime`) are uniform in sigma; what the network reads, `time`,
+    is EDM's c_noise = ln(sigma)/4.
+    """
 
     kind: Literal["edm"] = "edm"
     sigma_min: float = Field(default=0.002, gt=0)

@@ -16,11 +16,11 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Model, Setting, open_task
+from snrkit.experiment.opening import Model, Opened, Setting, open_task
 from snrkit.experiment.reference import class_shares, weighted_images
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import open_estimator
-from snrkit.experiment.trajectories import Trajectories, sample_steps
+from snrkit.experiment.trajectories import Trajectories, labels_of, sample_steps
 from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
@@ -32,7 +32,7 @@ from snrkit.shift.estimator import Estimator
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.measure import Reference, Shift
 from snrkit.shift.probe import Circumstances, Probe, Specimen
-from snrkit.shift.reference import make_reference, matching
+from snrkit.shift.reference import make_reference, matching, scarce
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
@@ -57,6 +57,17 @@ def check_held_out(data: OpenedData) -> None:
             f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
             f"{share} holds out {held} of {data.dataset.count}; raise it or use more images."
         )
+
+
+def check_beside(opened: Opened, seeds: Sequence[int]) -> None:
+    """Refuse to measure trajectories beside which too few images stand, of either side of the split: ConfigError."""
+    data, streams = opened.data, ImageStreams(seeds, opened.world.device)
+    labels = labels_of(opened.setting, opened.experiment.sample, streams)
+    labels = None if labels is None else labels.cpu()
+    for name, pool in (("held-out images", data.split.held), ("training split", data.split.train)):
+        why = scarce(matching(data.dataset.labels, pool, labels, len(seeds)), labels)
+        if why is not None:
+            raise ConfigError(f"data: {name}: {why}; use more images, another data.holdout or another sample.labels.")
 
 
 def check_probes(e: Experiment, run: Run, names: Sequence[str]) -> None:

@@ -77,7 +77,12 @@ class Opened:
 
 
 def open_experiment(experiment: Experiment, world: World) -> Opened:
-    """Open the data, measure what is `auto`, and check that data and network fit."""
+    """Open the data, measure what is `auto`, and check that data and network fit; no network is made or loaded.
+
+    Returns the experiment with every `auto` resolved, and its setting on the device of `world`. Sets torch's global
+    switches (TF32, determinism) as `compute` says. DataError for images that cannot be read, ConfigError where images,
+    network, grids or precision do not fit, SnrkitError for images that are all one constant.
+    """
     parts, samplers = experiment.model.parts, experiment.samplers.values()
     compute = resolve_precision(experiment.compute, world.device, parts.precision_known)
     set_compute(compute, world.device)

@@ -38,15 +38,8 @@ class Trajectories:
         return open_with(sampler, self.setting.parts.process, self.sources)
 
     def labels(self, streams: ImageStreams) -> Tensor | None:
-        """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
-        data, fixed = self.setting.data, self.config.labels
-        if not data.dataset.classes:
-            return None
-        if fixed is not None:
-            return torch.full_like(streams.labels(1), fixed)
-        if data.source.only is None:
-            return streams.labels(data.dataset.classes)
-        return torch.tensor(data.source.only, device=self.setting.world.device)[streams.labels(len(data.source.only))]
+        """The labels (B,) of images, as `labels_of` has them."""
+        return labels_of(self.setting, self.config, streams)
 
     def begin(
         self, sampler: Sampler, ready: OpenedSampler, seeds: Sequence[int], own: Tensor | None = None
@@ -77,6 +70,18 @@ class Trajectories:
         """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
         made = self.generate(sampler, list(chunks(seeds, self.config.batch)))
         return torch.cat([to_bytes(self.setting.data.images(batch.x0).cpu()) for batch in made])
+
+
+def labels_of(setting: Setting, config: SampleConfig, streams: ImageStreams) -> Tensor | None:
+    """The labels (B,) of images: their own streams' or the fixed one; None for a network without classes."""
+    data, fixed = setting.data, config.labels
+    if not data.dataset.classes:
+        return None
+    if fixed is not None:
+        return torch.full_like(streams.labels(1), fixed)
+    if data.source.only is None:
+        return streams.labels(data.dataset.classes)
+    return torch.tensor(data.source.only, device=setting.world.device)[streams.labels(len(data.source.only))]
 
 
 def trajectories(opened: Opened, model: Model) -> Trajectories:

@@ -63,8 +63,8 @@ def check_features(config: MetricsConfig, dataset: Dataset) -> None:
     """Refuse what `make_extractor` would refuse for want of labels or of Inception's weights."""
     if config.features == "classifier" and dataset.labels is None:
         raise SnrkitError(
-            f"metrics.features: classifier needs labels, which {dataset.name} missing; set metrics.features to pixels "
-            "or inception."
+            f"metrics.features: classifier needs labels, which {dataset.name} does not have; set "
+            "metrics.features to pixels or inception."
         )
     if config.features == "inception":
         _inception_weights(config)

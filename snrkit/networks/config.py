@@ -20,9 +20,9 @@ from snrkit.networks.embed import AUGMENT_PARAMETERS
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What a network takes beside a state and its level: that part of `Cond` it is given, and no other.
+    """What a network takes beside a state and its level: the parts of `Cond` that it is given, and no others.
 
-    But a weaker network that guides (autoguidance) is given what the guided one takes.
+    One exception: in autoguidance the weaker network is given the `Cond` of the network that it guides.
     """
 
     classes: int = 0  # of `labels`; 0: none

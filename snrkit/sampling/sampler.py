@@ -37,7 +37,12 @@ from snrkit.training.level_samplers import AnyLevels
 
 
 class Sampler(Value):
-    """A grid, a solver and corrections."""
+    """A grid, a solver and corrections, as a file or a script names them; `open_with` lays it out.
+
+    Corrections of belief wrap the denoiser in list order, the first innermost; those of state act in list order.
+    A pydantic ValidationError, which is a ValueError, for unknown kinds and options, and for an autoguidance that
+    follows a correction of belief.
+    """
 
     grid: AnyGrid
     solver: AnySolver
@@ -115,7 +120,11 @@ def parse_seeds(text: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSampler:
-    """A sampler with its grid laid out and all that it names opened."""
+    """A sampler with its grid laid out and all that it names opened: what `sample` takes.
+
+    n + 1 levels, rising in logsnr, are n steps. A `placement` is a run's: `of_images` then answers the levels, or what
+    the network is told, of a batch of images. Nothing is checked here, but by what takes it.
+    """
 
     levels: tuple[Level, ...]  # shape (); where the grid differs from image to image (1,), those that stand for all
     solver: Solver

@@ -130,6 +130,7 @@ class StateCorrection(Protocol):
 
 
 Correction = BeliefCorrection | LevelCorrection | StateCorrection
+"""What may stand in a list of corrections: whatever has one of the hooks `wrap`, `move` and `after`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,13 @@
 """The shift of any denoiser on any images, without an experiment: `snrkit.measure`.
 
-With seed 0 its trajectories are those of seeds 0 to n - 1, and every number is what `snrkit measure-shift` reads of the
-same model on the same split.
+The trajectories of seed s are those of seeds s * 2^32 to s * 2^32 + n - 1 of an experiment, so that no two s share any.
+With seed 0 every number is what `snrkit measure-shift` reads of the same model on the same split.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,25 +22,30 @@ from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights, Step
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
-from snrkit.shift.bootstrap import FEWEST, Bootstrap
+from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Side, Walk, examine, real_arms
+from snrkit.shift.given import (
+    SEEDS,
+    ImageSet,
+    check_labels,
+    check_memory,
+    check_network,
+    check_numbers,
+    check_opened,
+    data_set,
+    open_device,
+)
 from snrkit.shift.reading import ShiftReading
-from snrkit.shift.reference import READ_AT_ONCE, Weighted, even_shares, make_reference, matching, shares_by_class
+from snrkit.shift.reference import (
+    READ_AT_ONCE,
+    Weighted,
+    even_shares,
+    make_reference,
+    matching,
+    scarce,
+    shares_by_class,
+)
 from snrkit.training.randomness import ImageStreams
-
-ROUNDING = 1e-3  # by which images may leave [-1, 1]
-STATE_BYTES = 4  # of a number in an arm
-
-
-class ImageSet(Protocol):
-    """Images by their index, such as a snrkit.data.dataset.Dataset."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def x0(self, indices: Sequence[int], /) -> Tensor:
-        """Clean images (n, C, H, W), floats in [-1, 1]."""
 
 
 def measure(
@@ -66,21 +69,31 @@ def measure(
     say what the same comparison reads where there is no sampler: the null of the norm gap (that of the other readings
     is the latter's own). Fewer than `images` are repeated with other noise. `labels` (images,) int64 are told to the
     network, with real images that have them; both sets are then `snrkit.memory_dataset(name, images, labels)` or the
-    like. The network lies on `device`, in eval mode.
+    like. The network lies on `device`, cpu or cuda, in eval mode; images may lie elsewhere. `seed` is below 2^32.
 
-    SnrkitError for fewer than 20 of either, for images of other shapes or outside [-1, 1], and for samplers that name
-    what only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image).
+    Images are the unit of the bootstrap, which draws them over all labels at once. So at least 20 of either side must
+    stand beside trajectories, and none beside more than a twentieth of them, rounded up: a label that half of the
+    trajectories have needs ten images of either side.
+
+    SnrkitError for fewer, for images of other shapes or outside [-1, 1], for a network in train mode or on another
+    device (as far as the denoiser shows its module, as that of snrkit.wrap does), for samplers that name what
+    only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image), and for opened ones with
+    a placement, without a step, with levels of other shapes than (), or with parts that are not opened.
     """
-    seen, real = _data_set("trained", trained), _data_set("held", held)
+    seen, real = data_set("trained", trained), data_set("held", held)
     if seen.shape != real.shape:
         raise SnrkitError(f"images in `trained` are {seen.shape} and in `held` {real.shape}; give images of one shape.")
-    _check_labels(labels, images, (seen, real))
-    _check_numbers(images, batch, bootstrap, confidence)
+    check_numbers(images, seed, batch, bootstrap, confidence)
+    check_labels(labels, images, (seen, real))
+    place = open_device(device)
+    check_network(denoise, place)
+    if isinstance(sampler, OpenedSampler):
+        check_opened(sampler)
     labels = None if labels is None else labels.cpu()
-    bench = _Bench(denoise, seen, real, labels, images, seed, batch, torch.device(device))
+    bench = _Bench(denoise, seen, real, labels, images, seed, batch, place)
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
-    _check_memory(images, len(levels), math.prod(seen.shape))
+    check_memory(images, len(levels), math.prod(seen.shape))
     held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
     reference = make_reference(denoise.process, bench.weighted, held_side.x0)
     found = examine(
@@ -111,9 +124,17 @@ class _Bench:
         """What the network is told of some of the trajectories."""
         return Cond(None if self.labels is None else self.labels[rows])
 
-    def side(self, data: Dataset, levels: Sequence[Level]) -> Side:
-        """Images of a set, with the labels of the trajectories."""
+    def _rows(self, data: Dataset) -> Tensor:
+        """(images,) which of a set stand beside the trajectories."""
         rows = matching(data.labels, range(data.count), self.labels, self.images)
+        why = scarce(rows, self.labels)
+        if why is not None:
+            raise SnrkitError(f"`{data.name}`: {why}; give more images, of the labels that trajectories have.")
+        return rows
+
+    def side(self, data: Dataset, levels: Sequence[Level]) -> Side:
+        """Images of a set, with the labels of the trajectories. SnrkitError where they are too few for intervals."""
+        rows = self._rows(data)
         return Side(data.x0(rows.tolist()), rows, levels, self.cond(slice(None)))
 
     def weighted(self) -> Weighted:
@@ -131,7 +152,7 @@ class _Bench:
     def _walk(
         self, opened: OpenedSampler, variance: float | None, rows: Sequence[int], denoise: Denoiser
     ) -> Iterable[Step]:
-        noise = ImageStreams([self.seed * self.images + row for row in rows], self.device)
+        noise = ImageStreams([self.seed * SEEDS + row for row in rows], self.device)
         x = start(denoise.process, noise.normal(self.held.shape), opened.levels[0], variance)
         cond = self.cond(slice(rows[0], rows[-1] + 1)).to(self.device)
         return sample(denoise, opened.solver, opened.levels, x, corrections=opened.corrections, noise=noise, cond=cond)
@@ -169,68 +190,3 @@ class _Bench:
         if isinstance(grid, ImageGrid):
             raise ConfigError("a grid that follows each image needs a run; measure it with snrkit measure-shift.")
         return None
-
-
-def _data_set(name: str, given: Tensor | ImageSet) -> Dataset:
-    """The images by index, checked as they are read. SnrkitError for what are no images, or too few."""
-    count = len(given) if isinstance(given, Tensor) else given.count
-    read = partial(_rows, given) if isinstance(given, Tensor) else given.x0
-    if count < FEWEST:
-        raise SnrkitError(f"`{name}` holds {count} images, and an interval needs at least {FEWEST}.")
-    first = read([0])
-    if first.ndim != 4 or not first.is_floating_point():
-        raise SnrkitError(
-            f"`{name}` holds {first.dtype} of shape {tuple(first.shape[1:])}; give images (N, C, H, W) of floats in "
-            "[-1, 1], bytes as x / 127.5 - 1."
-        )
-    shape = (first.shape[1], first.shape[2], first.shape[3])
-
-    def checked(rows: Sequence[int]) -> Tensor:
-        x0 = read(rows)
-        if not bool(x0.abs().max() <= 1 + ROUNDING):
-            raise SnrkitError(
-                f"`{name}` holds {float(x0.abs().max()):g}, and images lie in [-1, 1]; scale them as in training."
-            )
-        return x0.float().cpu()
-
-    return Dataset(name, shape, count, checked, "", given.labels if isinstance(given, Dataset) else None)
-
-
-def _rows(images: Tensor, rows: Sequence[int]) -> Tensor:
-    return images[torch.as_tensor(rows, device=images.device)]
-
-
-def _check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) -> None:
-    """SnrkitError where trajectories have labels that real images do not have."""
-    if labels is None:
-        return
-    if labels.shape != (images,) or labels.is_floating_point():
-        raise SnrkitError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give ({images},) of int64.")
-    for one in sets:
-        if one.labels is None:
-            raise SnrkitError(
-                f"`{one.name}` has no labels; give snrkit.memory_dataset(name, images, labels), or leave out `labels`."
-            )
-        absent = sorted(set(labels.tolist()) - set(one.labels.tolist()))
-        if absent:
-            raise SnrkitError(f"`{one.name}` has no images of the labels {absent}, which trajectories have.")
-
-
-def _check_numbers(images: int, batch: int, bootstrap: int, confidence: float) -> None:
-    """SnrkitError for numbers with which nothing can be measured."""
-    for name, value, least in (("images", images, FEWEST), ("batch", batch, 1), ("bootstrap", bootstrap, 100)):
-        if value < least:
-            raise SnrkitError(f"{name} is {value}; give {least} at least.")
-    if not 0.5 < confidence < 1:
-        raise SnrkitError(f"confidence is {confidence}; give a number between 0.5 and 1, such as 0.95.")
-
-
-def _check_memory(images: int, levels: int, dimensions: int) -> None:
-    """SnrkitError where the states of three arms, and of one while it is joined, are more than this machine holds."""
-    needed = 4 * STATE_BYTES * images * levels * dimensions
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > there:
-        raise SnrkitError(
-            f"the states of {images} images at {levels} levels need {needed / 2**30:.0f} GiB and this machine has "
-            f"{there / 2**30:.0f}; give fewer images."
-        )

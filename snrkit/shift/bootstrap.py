@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import BOOTSTRAP
 
 FEWEST = 20  # images, below which a percentile interval covers far less than it says
+FEWEST_RESAMPLES = 100  # whatever the confidence
 
 # what is resampled: readings of the same name and groups share their resamples
 OF_REVERSE, OF_FORWARD, OF_TRAIN, OF_WINDOW, OF_GAIN, OF_SIGMA_DATA, OF_NOMINAL = range(7)
@@ -67,6 +69,20 @@ class Bootstrap:
         """The number of values (1 + R,)."""
         low, high = bounds(values[1:], self.confidence)
         return Number(float(values[0]), float(low), float(high))
+
+
+def fewest_resamples(confidence: float) -> int:
+    """The fewest resamples of which one at least lies beyond either end of the central `confidence`."""
+    return math.ceil(round(2 / (1 - confidence), 6))  # 1 - .9998 is not quite .0002
+
+
+def check_resampling(name: str, resamples: int, confidence: float) -> None:
+    """SnrkitError for resamples, an option called `name`, that say nothing of an interval of this confidence."""
+    if not 0.5 < confidence < 1:
+        raise SnrkitError(f"confidence is {confidence}; give a number between 0.5 and 1, such as 0.95.")
+    least = max(FEWEST_RESAMPLES, fewest_resamples(confidence))
+    if resamples < least:
+        raise SnrkitError(f"{name} is {resamples}; with a confidence of {confidence} give {least} at least.")
 
 
 def bounds(resamples: Tensor, confidence: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema
 from snrkit.base.value import Value
 from snrkit.shift.amplification import AmplificationProbe
 from snrkit.shift.audit import AuditProbe
+from snrkit.shift.bootstrap import FEWEST, FEWEST_RESAMPLES, fewest_resamples
 from snrkit.shift.estimated_level import EstimatorProbe
 from snrkit.shift.estimator import EstimatorConfig
 from snrkit.shift.horizon import HorizonProbe
@@ -50,9 +51,9 @@ class ShiftConfig(Value):
     of the probe horizon, and so a resolved file is written; that of a probe that is not asked for has no effect.
     """
 
-    images: int = Field(default=1000, ge=8, description="sampled trajectories, and forward samples of each kind")
+    images: int = Field(default=1000, ge=FEWEST, description="sampled trajectories, and forward samples of each kind")
     batch: int = Field(default=500, ge=1)
-    bootstrap: int = Field(default=1000, ge=100, description="resamples behind each interval")
+    bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     probes: tuple[AnyProbe, ...] = (WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe())
     estimator: EstimatorConfig = EstimatorConfig()
@@ -76,6 +77,15 @@ class ShiftConfig(Value):
         if len({probe.kind for probe in probes}) < len(probes):
             raise ValueError("a probe is named twice")
         return probes
+
+    @model_validator(mode="after")
+    def _resampled(self) -> "ShiftConfig":
+        if self.bootstrap < fewest_resamples(self.confidence):
+            raise ValueError(
+                f"bootstrap {self.bootstrap} leaves no resample beyond an interval of confidence {self.confidence}; "
+                f"raise bootstrap to {fewest_resamples(self.confidence)} at least"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What states are compared with: moments of the images that were trained on, and real images that match labels."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.frequency import View, views
 from snrkit.base.streams import MATCHING
 from snrkit.diffusion.process import Process
+from snrkit.shift.bootstrap import FEWEST
 from snrkit.shift.measure import Reference
 from snrkit.shift.nearest import GaussianFit
 
@@ -74,3 +76,20 @@ def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, c
             )
         chosen[places] = same[np.arange(len(places)) % len(same)]
     return torch.from_numpy(chosen)
+
+
+def scarce(rows: Tensor, labels: Tensor | None) -> str | None:
+    """Why intervals cannot rest on the images `rows` (n,) that stand beside n trajectories; None where they can.
+
+    The bootstrap draws images, over all labels at once and not within each. So as many as FEWEST must be used, and an
+    image beside several trajectories is drawn or left out with all of them: none may stand beside more than n/FEWEST,
+    rounded up. A label that a share s of the trajectories have therefore needs s * FEWEST images.
+    """
+    images, beside = rows.unique(return_counts=True)  # type: ignore[no-untyped-call]
+    if len(images) < FEWEST:
+        return f"{len(images)} of its images stand beside {len(rows)} trajectories; intervals need {FEWEST} at least"
+    most, allowed = int(beside.max()), math.ceil(len(rows) / FEWEST)
+    if most <= allowed:
+        return None
+    of = "" if labels is None else f" of label {int(labels[rows == images[beside.argmax()]][0])}"
+    return f"one image{of} stands beside {most} of {len(rows)} trajectories; intervals allow {allowed}"

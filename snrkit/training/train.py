@@ -199,7 +199,11 @@ class Task:
 
 
 def make_state(task: Task, network: nn.Module) -> TrainState:
-    """A fresh state round `network`, which is moved to the device."""
+    """A fresh state round `network` (a module as networks/config.py describes it), at step 0 and 0 images.
+
+    The network itself is moved to the device of `task` and trained in place; `averages` hold copies, by name.
+    ConfigError where the groups of `clip` do not fit its parameters.
+    """
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     network = network.to(device=task.world.device).to(memory_format=memory)
     config = task.config

@@ -157,6 +157,7 @@ def test_run_says_first_what_cannot_work(tmp_path, monkeypatch):
         "samplers={}": "this experiment has none",
         "metrics.features=inception": "need weights-inception",
         "data.holdout=0": "needs held-out images",
+        "sample.labels=1": "held-out images: ",
     }
     for setting, words in cases.items():
         extra = ["--set", "metrics.pixel_components=64"] if "inception" in setting else []
@@ -240,6 +241,9 @@ REFUSED = {
     "wrong class count": (["train", "--set", "network.classes=3"], "mixture has 4"),
     "size that does not fit": (["train", "--set", "network.multipliers=[1,1,1,1,1]"], "do not halve"),
     "no held-out images": (["measure-shift", "--set", "data.holdout=0"], "needs held-out images"),
+    "too few of a label": (["measure-shift", "--set", "sample.labels=1"], "of its images stand beside 32 trajectories"),
+    "too few to compare": (["compare", "--set", "sample.labels=1"], "of its images stand beside 32 trajectories"),
+    "too few trajectories": (["measure-shift", "--set", "shift.images=19"], "greater than or equal to 20"),
     "fp16 on the CPU": (["train", "--set", "compute.precision=fp16"], "needs a CUDA device"),
     "no such device": (["train", "--device", "quantum"], "unknown device"),
 }

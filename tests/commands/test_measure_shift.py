@@ -212,6 +212,10 @@ def test_a_resolved_file_takes_settings_as_its_source_does():
         ({"horizon_step": 2}, r"shift: unknown key 'horizon_step'. Did you mean 'horizon_steps'\? Known keys: .*pairs"),
         ({"probes": ["windw"]}, r"shift\.probes\.0: unknown kind 'windw'\. Known kinds: estimator, window"),
         ({"probes": [3]}, r"shift\.probes\.0: it needs a mapping, such as \{kind: \.\.\.\}, not 3"),
+        (
+            {"confidence": 0.99, "bootstrap": 199},
+            r"shift: bootstrap 199 .* of confidence 0\.99; raise bootstrap to 200",
+        ),
         ({"probes": "window"}, r"shift\.probes: input should be a valid tuple, not 'window'"),
         ({"probes": [{"kind": "why", "steps": 3}]}, r"shift\.probes\.0 \(why\): unknown key 'steps'"),
         ({"probes": ["why", {"kind": "why"}]}, "a probe is named twice"),

@@ -15,7 +15,7 @@ from PIL import Image
 from snrkit.base.errors import DataError, SnrkitError
 from snrkit.data import Cifar10, Digits, Empirical, Folder, Gaussian, Mixture, Mnist, Npz, Photos, Zip
 from snrkit.data.augment import EdmAugment
-from snrkit.data.dataset import moments, split, stream, to_bytes, to_unit
+from snrkit.data.dataset import memory_dataset, moments, split, stream, to_bytes, to_unit
 from tests.exact import PROCESSES, tensor
 
 
@@ -275,6 +275,31 @@ def test_absent_and_empty_places_are_refused(tmp_path):
     for source, words in cases:
         with pytest.raises(SnrkitError, match=words):
             source.open()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "said"),
+    [
+        (torch.zeros(0, 1, 2, 2), None, "mine holds no images"),
+        (torch.zeros(3, 2, 2), None, r"mine has pixels of shape \(3, 2, 2\); give images \(n, C, H, W\)"),
+        (torch.tensor(0.0), None, r"pixels of shape \(\)"),
+        (torch.zeros(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64), r"3 images and labels of shape \(2,\)"),
+        (torch.zeros(3, 1, 2, 2), torch.zeros(3), r"labels of shape \(3,\) and torch\.float32; give an int64"),
+        (torch.zeros(3, 1, 2, 2), torch.tensor([0, -1, 0]), "mine has the label -1; labels count from 0"),
+    ],
+)
+def test_images_in_memory_are_refused_in_a_sentence(pixels, labels, said):
+    """With their name, what they are, and what to give."""
+    with pytest.raises(DataError, match=said):
+        memory_dataset("mine", pixels, labels)
+
+
+def test_images_in_memory_need_no_gradient():
+    """They are held apart from what made them."""
+    pixels = torch.rand(3, 1, 2, 2, requires_grad=True)
+    found = memory_dataset("mine", pixels).x0([2, 0])
+    assert torch.equal(found, pixels[[2, 0]])
+    assert not found.requires_grad
 
 
 def test_mnist_files_are_read_through_torchvision(tmp_path):

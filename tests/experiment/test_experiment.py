@@ -188,7 +188,7 @@ def test_the_training_part_is_what_decides_the_weights():
     for free in (
         "samplers={}",
         "train.log_every=7",
-        "shift.images=9",
+        "shift.images=29",
         "train.images=1280",
         "data.workers=2",
         "data.holdout=0.1",

@@ -254,6 +254,13 @@ def test_inception_without_weights_says_what_to_put_where(tmp_path, monkeypatch,
         make_extractor(MetricsConfig(features="inception", weights=tmp_path / "other.pth"), *digits, WORLD.device)
 
 
+def test_a_classifier_without_labels_is_refused():
+    """With the name of the images and what to score by instead."""
+    plain = memory_dataset("plain", torch.zeros(4, 1, 8, 8))
+    with pytest.raises(SnrkitError, match=r"needs labels, which plain does not have; set metrics.features to pixels"):
+        make_extractor(MetricsConfig(features="classifier"), plain, split(4, 0.0), WORLD.device)
+
+
 @pytest.mark.parametrize("features", ["dinov2-vit-b-14", "clip-vit-b-32"])
 def test_other_extractors_without_weights_are_refused(tmp_path, monkeypatch, digits, features):
     """Nothing is fetched unasked, also where the hub folder holds something else."""

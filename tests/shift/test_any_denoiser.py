@@ -8,6 +8,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 import snrkit
 from snrkit.base.distributed import World
@@ -20,13 +23,14 @@ from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassifier, X0Rescale
-from snrkit.sampling.grid import Karras, UniformLogsnr
-from snrkit.sampling.sampler import OpenedSampler, Sampler
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.sampler import Dummy, OpenedSampler, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
-from snrkit.shift.bootstrap import Number
+from snrkit.shift.bootstrap import FEWEST, Number
 from snrkit.shift.files import as_csv
 from snrkit.shift.measure import Shift
 from snrkit.shift.reading import verdict_on
+from snrkit.shift.reference import matching, scarce
 from snrkit.spectral.grid import SpectralGrid
 from tests.exact import gaussian
 from tests.opened import instrument as instrument_of
@@ -36,6 +40,7 @@ from tests.small import SMALL
 SHAPE, VARIANCE = (1, 4, 4), 0.03
 EXACT = gaussian(snrkit.Edm(), 0.0, VARIANCE, SHAPE)
 MANY = UniformLogsnr(steps=60, logsnr_min=-6, logsnr_max=10)
+LEVELS = Karras(steps=3).levels(snrkit.Edm())
 
 
 def clean(count, seed):
@@ -112,29 +117,35 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("classes", [0, 4])
-def test_it_is_the_reading_of_measure_shift(classes):
-    """On the split of an experiment every number is the command's, bit for bit, with labels and without."""
+@pytest.mark.parametrize(("classes", "seed", "confidence"), [(0, 0, 0.95), (4, 0, 0.95), (4, 3, 0.8)])
+def test_it_is_the_reading_of_measure_shift(classes, seed, confidence):
+    """On the split of an experiment every number is the command's, bit for bit, with labels and without.
+
+    Whatever the seed, of which trajectories, real images' noise and resamples are made, and the confidence.
+    """
     content = {
         **SMALL,
+        "seed": seed,
         "data": {**SMALL["data"], "spread": 0.15, "std": 0.05},
         "network": {**SMALL["network"], "classes": classes, "augment": False},
         "train": {"images": 64},
         "samplers": {name: value.model_dump() for name, value in SAMPLERS.items()},
-        "shift": {**SMALL["shift"], "probes": []},
+        "shift": {**SMALL["shift"], "probes": [], "confidence": confidence},
     }
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
     e, data, split = opened.experiment, opened.data.dataset, opened.data.split
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
-    instrument = instrument_of(opened, Model(denoiser, "network", 0, Run("unused")), range(32))
+    instrument = instrument_of(
+        opened, Model(denoiser, "network", 0, Run("unused")), range(seed << 32, (seed << 32) + 32)
+    )
     trained, held = (
         memory_dataset("a side", data.x0(rows), None if data.labels is None else data.labels[torch.as_tensor(rows)])
         for rows in (split.train, split.held)
     )
-    options = {"images": 32, "batch": 16, "bootstrap": 100, "labels": instrument.labels}
+    options = {"images": 32, "batch": 16, "bootstrap": 100, "labels": instrument.labels, "seed": seed}
     for sampler in SAMPLERS.values():
-        found = measured(sampler, denoiser, trained, held, **options)
+        found = measured(sampler, denoiser, trained, held, confidence=confidence, **options)
         assert same(found.shift, instrument.measure(sampler).shift)
     assert (instrument.labels is None) == (classes == 0)
 
@@ -145,12 +156,57 @@ def same(one, other):
 
 
 def test_levels_and_a_solver_are_a_sampler_too():
-    """What has no grid is measured as what has one; another seed has other noise."""
+    """What has no grid is measured as what has one."""
     levels = Karras(steps=3).levels(snrkit.Edm())
     grid = measured(Sampler(grid=Karras(steps=3), solver=Ancestral()), images=50)
     own = measured(OpenedSampler(levels, Ancestral(), ()), images=50)
     assert same(own, grid)
-    assert own.shift.norm_gap != measured(OpenedSampler(levels, Ancestral(), ()), images=50, seed=1).shift.norm_gap
+
+
+class Noting:
+    """The exact denoiser, which keeps the states that it is shown at the first level, and how."""
+
+    process = EXACT.process
+
+    def __init__(self):
+        self.first, self.gradients = [], set()
+
+    def __call__(self, x, level, **options):
+        """The exact answer."""
+        self.gradients.add(torch.is_grad_enabled())
+        if float(level.sigma) == LEVELS[0].sigma:
+            self.first.append(x)
+        return EXACT(x, level, **options)
+
+
+def first_states(seed, images):
+    """(of trajectories, of held-out images), each (images, 16)."""
+    noting = Noting()
+    measured(Sampler(grid=Karras(steps=3), solver=Euler()), noting, images=images, seed=seed)
+    assert noting.gradients == {False}
+    held, _, walked = noting.first
+    return walked.flatten(1), held.flatten(1)
+
+
+def test_no_two_seeds_share_noise():
+    """Neither trajectories nor real images, however many there are; gradients are wanted of none of them."""
+    found = [first_states(seed, images) for seed, images in ((0, 40), (1, 40), (2, 20), (1, 30))]
+    for kind in range(2):
+        zero, one, two, fewer = (states[kind] for states in found)
+        for a, b in ((zero, one), (one, two), (zero, two)):
+            assert float(torch.cdist(a, b).min()) > 1
+        if kind == 0:
+            assert torch.equal(one[:30], fewer)
+
+
+def test_an_interval_is_as_wide_as_it_is_sure():
+    """The same resamples between other quantiles."""
+    sampler = Sampler(grid=Karras(steps=2), solver=Euler())
+    wide, narrow = (measured(sampler, images=50, confidence=sure) for sure in (0.95, 0.6))
+    for outer, inner in zip(wide.shift.headline(), narrow.shift.headline(), strict=True):
+        assert outer.value == inner.value
+        assert outer.low < inner.low < inner.high < outer.high
+    assert (wide.confidence, narrow.confidence) == (0.95, 0.6)
 
 
 def test_images_by_index_are_as_good_as_a_tensor():
@@ -169,6 +225,16 @@ def test_images_by_index_are_as_good_as_a_tensor():
     assert lazy.asked < 3000
 
 
+class Arrays:
+    """Images by index that are not tensors."""
+
+    count = 40
+
+    def x0(self, rows):
+        """Of NumPy."""
+        return clean(40, 1).numpy()[rows]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -180,9 +246,23 @@ def test_images_by_index_are_as_good_as_a_tensor():
         ({"held": clean(40, 2)[..., :3]}, r"`trained` are \(1, 4, 4\) and in `held` \(1, 4, 3\)"),
         ({"labels": torch.zeros(400, dtype=torch.int64)}, "`trained` has no labels"),
         ({"labels": torch.zeros(400)}, r"give \(400,\) of int64"),
+        ({"labels": torch.zeros(400, dtype=torch.bool)}, r"labels are torch\.bool of shape .* of int64"),
+        ({"labels": [0] * 400}, r"labels are a list; give a tensor \(400,\) of int64"),
+        ({"held": torch.tensor(0.5)}, "`held` holds 0 images"),
+        ({"held": torch.zeros(40, 0, 4, 4)}, r"`held` holds torch\.float32 of shape \(0, 4, 4\)"),
+        ({"trained": clean(40, 1).numpy()}, r"`trained` is a ndarray; .* torch\.from_numpy\(images\) of an array"),
+        ({"trained": [clean(40, 1)]}, "`trained` is a list; give a tensor"),
+        ({"trained": Arrays()}, r"`trained`\.x0 answers a ndarray"),
+        ({"held": torch.cat([clean(39, 1), torch.full((1, *SHAPE), torch.nan)])}, "`held` holds nan"),
+        ({"seed": -1}, "seed is -1; give 0 at least"),
+        ({"seed": 2**32}, r"give one below 2\^32"),
+        ({"images": 400.0}, r"images is 400\.0; give a whole number"),
+        ({"device": "gpu"}, "device is 'gpu', which torch does not find here; give cpu"),
+        ({"device": "meta"}, "device is 'meta', and states are float64"),
         ({"images": 10}, "images is 10; give 20 at least"),
         ({"bootstrap": 10}, "bootstrap is 10"),
         ({"confidence": 95}, "confidence is 95"),
+        ({"confidence": 0.9999, "bootstrap": 100}, r"bootstrap is 100; .* confidence of 0\.9999 give 20000 at"),
         ({"images": 10**9}, "give fewer images"),
     ],
 )
@@ -194,12 +274,94 @@ def test_what_cannot_be_measured_is_refused(options, said):
     assert "\n" not in str(error.value)
 
 
+def velocity(**options):
+    """A network of the straight flow that says nothing, with dropout."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16, **options), nn.Dropout(0.5), nn.Unflatten(1, SHAPE))
+
+
+class Timed(nn.Module):
+    """A module that looks at no time."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.inner, self.seen = velocity(**options), set()
+
+    def forward(self, x, time):
+        """Notes the dtypes that it is given."""
+        self.seen.add((x.dtype, time.dtype))
+        return self.inner(x)
+
+
+def of_flow(network, **options):
+    """Of two Euler steps with a network of flow matching."""
+    denoise = snrkit.wrap(network, snrkit.Flow(), snrkit.FlowVelocity())
+    return measured(Sampler(grid=UniformTime(steps=2), solver=Euler()), denoise, images=20, **options)
+
+
+@pytest.mark.parametrize("part", [lambda network: network, lambda network: network.inner[2]])
+def test_a_network_in_train_mode_is_refused(part):
+    """Whole or in part, as dropout would be measured for a shift; what was in eval mode stays there."""
+    network = Timed().eval()
+    part(network).train()
+    with pytest.raises(SnrkitError, match=r"in train mode, .*; call its eval\(\) first"):
+        of_flow(network)
+    assert not network.seen
+    assert same(of_flow(network.eval()), of_flow(network))
+    assert not any(module.training for module in network.modules())
+
+
+def test_a_network_elsewhere_is_refused():
+    """With where it lies and where it was to be asked."""
+    with pytest.raises(SnrkitError, match="the network lies on meta and device is cpu; move it, or give its device"):
+        of_flow(Timed(device="meta").eval())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_module_is_asked_in_the_dtype_of_its_parameters(dtype):
+    """float32 and float64; images of either, and such as gradients are wanted of, read the same."""
+    network = Timed(dtype=dtype).eval()
+    found = of_flow(network)
+    assert network.seen == {(dtype, dtype)}
+    assert same(found, of_flow(network, held=clean(400, 2).double().requires_grad_()))
+
+
 def test_labels_that_real_images_lack_are_named():
     """Both sides need them."""
     some = memory_dataset("some", clean(40, 1), torch.arange(40) % 3)
     labels = torch.full((400,), 3)
     with pytest.raises(SnrkitError, match=r"`trained` has no images of the labels \[3\]"):
         measured(SAMPLERS["euler"], trained=some, held=some, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("known", "labels", "said"),
+    [
+        (torch.arange(100).clamp(max=1), torch.zeros(100, dtype=torch.int64), "1 of its images stand beside 100"),
+        (torch.arange(100) < 9, torch.arange(400) % 2, "one image of label 1 stands beside 23 .* intervals allow 20"),
+        (torch.arange(100) < 10, torch.arange(400) % 2, None),
+        (torch.arange(100) % 2, torch.zeros(400, dtype=torch.int64), None),
+        (torch.arange(100), torch.arange(100), None),  # one image a label: labels are resampled with their images
+    ],
+)
+def test_images_are_counted_where_they_are_used(known, labels, said):
+    """100 of a set are too few where one, or less than their share of 20, stands for a label's trajectories."""
+    some = memory_dataset("some", clean(100, 1), known.long())
+    enough = memory_dataset("enough", clean(3000, 2), torch.arange(3000) % 100)
+    options = {"labels": labels, "images": len(labels), "bootstrap": 100}
+    for name in ("trained", "held"):
+        sides = {"trained": enough, "held": enough, name: some}
+        if said is None:
+            assert measured(Sampler(grid=Karras(steps=2), solver=Euler()), **sides, **options)
+            continue
+        with pytest.raises(SnrkitError, match=f"^`{name}`: {said}"):
+            measured(SAMPLERS["euler"], Wrapped(snrkit.Edm(), lambda *_: 1 / 0), **sides, **options)
+
+
+@given(st.integers(FEWEST, 60), st.integers(FEWEST, 300))
+def test_a_set_of_twenty_is_enough_for_any_number_of_trajectories(count, images):
+    """Without labels the rule is the number of images; below it nothing is enough."""
+    assert scarce(matching(None, range(count), None, images), None) is None
+    assert scarce(matching(None, range(FEWEST - 1), None, images), None) is not None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +376,29 @@ def test_samplers_that_need_a_run_are_refused(change, said):
     """They are measured by the command."""
     with pytest.raises(SnrkitError, match=said):
         measured(SAMPLERS["euler"].model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("opened", "said"),
+    [
+        (
+            lambda: open_with(Sampler(grid=SpectralGrid(steps=4), solver=Euler()), snrkit.Edm(), Dummy(snrkit.Edm())),
+            "opened by a run, for levels or scalars of each image's own; measure it with snrkit measure-shift",
+        ),
+        (lambda: OpenedSampler((), Euler(), ()), "has 0 levels"),
+        (lambda: OpenedSampler(LEVELS[:1], Euler(), ()), "has 1 levels"),
+        (
+            lambda: OpenedSampler(tuple(snrkit.Edm().level(torch.tensor([v, v])) for v in (0.0, 1.0)), Euler(), ()),
+            r"give levels of shape \(\)",
+        ),
+        (lambda: OpenedSampler(LEVELS, AnalyticDpm(), ()), "AnalyticDpm of the opened sampler is not opened"),
+        (lambda: OpenedSampler(LEVELS, Euler(), (X0Rescale(share=0.5),)), "X0Rescale of the opened sampler"),
+    ],
+)
+def test_an_opened_sampler_that_is_not_one_for_all_images_is_refused(opened, said):
+    """Its trajectories would start and walk elsewhere than the run's, or not at all."""
+    with pytest.raises(SnrkitError, match=said):
+        measured(opened(), Wrapped(snrkit.Edm(), lambda *_: 1 / 0))
 
 
 def test_its_data_are_those_of_the_files(few):

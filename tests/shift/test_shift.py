@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.frequency import pixels, views
 from snrkit.base.records import from_json, to_json
 from snrkit.diffusion.denoiser import NetworkDenoiser
@@ -29,7 +29,7 @@ from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
-from snrkit.shift.bootstrap import Bootstrap
+from snrkit.shift.bootstrap import Bootstrap, check_resampling, fewest_resamples
 from snrkit.shift.files import as_csv, as_png
 from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
 from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
@@ -181,6 +181,17 @@ def test_bootstrap_intervals_cover():
         curve = whole(an_arm(states, torch.arange(80)), level, 0.5, 200, seed)
         hits += curve.low[0] <= 1 <= curve.high[0]
     assert 105 <= hits <= 120
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99, 0.998, 0.9998, 0.9999])
+def test_the_fewest_resamples_reach_beyond_an_interval(confidence):
+    """One of them on either side, and one less would not do."""
+    least = fewest_resamples(confidence)
+    beyond = (1 - confidence) / 2
+    assert least * beyond == pytest.approx(1, abs=1e-6)
+    check_resampling("resamples", max(100, least), confidence)
+    with pytest.raises(SnrkitError, match=f"give {max(100, least)} at least"):
+        check_resampling("resamples", max(100, least) - 1, confidence)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
