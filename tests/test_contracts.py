@@ -6,6 +6,7 @@ weights stayed out of the manifest.
 
 import json
 from pathlib import Path
+from shutil import rmtree
 from typing import ClassVar, Literal
 
 import pytest
@@ -107,15 +108,21 @@ def test_images_depend_on_whatever_a_new_correction_opens(command, tmp_path):
         snrkit(tmp_path, command, "-q")
         folder = tmp_path / "runs/small" / ("samples" if command == "sample" else "compare/samples") / "leaning"
         made = lambda: json.loads((folder / "manifest.json").read_text())["named"]  # noqa: E731
-        assert [(Path(run).name, images) for run, _, images in made()] == [("other", 320)]
+        assert [(Path(run).name, images) for run, _, images, _ in made()] == [("other", 320)]
         snrkit(tmp_path, "train", "-q", *other, "--set", "train.images=640")
         again = snrkit(tmp_path, command, "-q", check=False)
+        if command == "sample":
+            rmtree(tmp_path / "runs/other")
+            snrkit(tmp_path, "train", "-q", *other, "--set", "seed=6")
+            retrained = snrkit(tmp_path, command, "-q", check=False)
+            scored = snrkit(tmp_path, "eval-fid", "-q", check=False)
     if command == "sample":
-        assert again.returncode == 1
-        assert "(named differ)" in again.stderr
+        for refused in (again, retrained, scored):  # the last two: as many images seen, by other weights
+            assert refused.returncode == 1
+            assert "(named differ)" in refused.stderr
     else:
         assert again.returncode == 0
-        assert [images for *_, images in made()] == [640]
+        assert [images for _, _, images, _ in made()] == [640]
 
 
 class Stripes(Source):

@@ -64,19 +64,37 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
     """Read a checkpoint, or only one set of its tensors. RunError when it is damaged."""
-    remedy = f"delete {path} to go on from the checkpoint before it"
+    images, numbers, sums = _state(path)
+    wanted = sums if only is None else {only: _known(path, sums, only)}
+    tensors = {name: _read(path / f"{name}.safetensors", total, _remedy(path)) for name, total in wanted.items()}
+    return Checkpoint(images, tensors, numbers)
+
+
+def checksum_of(path: Path, name: str) -> str:
+    """The checksum of one set of a checkpoint's tensors, which are not read. RunError as load_checkpoint."""
+    return _known(path, _state(path)[2], name)
+
+
+def _known(path: Path, sums: Mapping[str, str], name: str) -> str:
+    if name not in sums:
+        raise RunError(f"checkpoint {path} has no weights called '{name}'; it has {', '.join(sums)}.")
+    return sums[name]
+
+
+def _remedy(path: Path) -> str:
+    return f"delete {path} to go on from the checkpoint before it"
+
+
+def _state(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """(images, numbers, checksums) of a checkpoint."""
+    remedy = _remedy(path)
     try:
         state = json.loads((path / "state.json").read_text())
-        images, numbers, sums = int(state["images"]), dict(state["numbers"]), dict(state["checksums"])
+        return int(state["images"]), dict(state["numbers"]), dict(state["checksums"])
     except FileNotFoundError:
         raise RunError(f"{path} is not a complete checkpoint (it has no state.json); {remedy}.") from None
     except (ValueError, KeyError, TypeError):
         raise RunError(f"checkpoint {path} is damaged (state.json cannot be read); {remedy}.") from None
-    if only is not None and only not in sums:
-        raise RunError(f"checkpoint {path} has no weights called '{only}'; it has {', '.join(sums)}.")
-    wanted = sums if only is None else {only: sums[only]}
-    tensors = {name: _read(path / f"{name}.safetensors", total, remedy) for name, total in wanted.items()}
-    return Checkpoint(images, tensors, numbers)
 
 
 def _read(path: Path, checksum: str, remedy: str) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
 from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.models import TrainedHere, Weights, fill
+from snrkit.experiment.models import TrainedHere, fill
 from snrkit.experiment.opening import Model, Setting, open_network, open_task
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, make_extractor
@@ -207,7 +207,7 @@ def _gradient_charts(
 def loaded_network(training: TrainedHere, setting: Setting, model: Model) -> nn.Module:
     """The raw network with the model's weights, its gradients on."""
     network = open_network(training, setting)
-    fill(network, model.run, Weights(model.weights, model.images))
+    fill(network, model.run, model.made_of)
     return network.to(setting.world.device).eval()
 
 

@@ -88,12 +88,12 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
     found: dict[str, Kept] = {}
     with bar("comparing", len(rows), not quiet) as progress:
         for index, (name, row) in enumerate(rows.items()):
-            wanted = manifest(samples, row.sampler)
+            wanted = manifest(samples.sources.names, row.sampler)
             stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
             if not stored.exists() or read_json(stored)["facts"] != facts:
                 folder = model.run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
                 make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
-                score = score_folder(opened, name, folder, scorer)
+                score = score_folder(opened, model.run, name, folder, scorer)
                 measured = instrument.measure(row.sampler)
                 sizes = {key: values.tolist() for key, values in measured.sizes.items()}
                 write_json(stored, to_json(Kept(facts, score, measured.shift, sizes)))

@@ -12,16 +12,19 @@ from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError
 from snrkit.base.files import disk_errors, read_json, write_json
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
-from snrkit.commands.sample import choose, is_made, load_images, make_images
+from snrkit.commands.sample import choose, is_made, load_images, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, Split, memory_dataset
 from snrkit.experiment.experiment import ComputeConfig, Experiment
+from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.scorer import Scorer, open_scorer
+from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.config import MetricsConfig
@@ -45,7 +48,7 @@ def run_scoring(
         scorer = open_scorer(opened.setting, opened.experiment.metrics)
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
             for index, name in enumerate(chosen):
-                records[name] = score_folder(opened, name, run.samples(name), scorer)
+                records[name] = score_folder(opened, run, name, run.samples(name), scorer)
                 progress.update(index + 1, name)
                 if world.leads:
                     _write(run.metrics(name), records[name])
@@ -76,19 +79,18 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
     return list_checkpoints(run.checkpoints)[-int(number) :]
 
 
-def score_folder(opened: Opened, name: str, folder: Path, scorer: Scorer) -> SamplerScores:
+def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scorer) -> SamplerScores:
     """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images."""
     e, data, extractor = opened.experiment, opened.data, scorer.extractor
     seeds = parse_seeds(e.sample.seeds)
     missing = sum(not is_made(folder, seed) for seed in seeds)
     if missing:
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder}; run snrkit sample first.")
-    made = read_json(folder / "manifest.json")
-    if made["sampler"] != e.samplers[name].model_dump(mode="json"):
-        raise RunError(f"{folder} was made by another definition of {name}; run snrkit sample --overwrite first.")
+    made = _manifest(opened, run, name, folder)
     images = load_images(folder, seeds)
     each = scorer.ranges(memory_dataset(name, images))
     return SamplerScores(
+        numerics=NUMERICS,
         sampler=name,
         definition=made["sampler"],
         nfe=opened.setting.cost(e.samplers[name]),
@@ -107,6 +109,22 @@ def score_folder(opened: Opened, name: str, folder: Path, scorer: Scorer) -> Sam
     )
 
 
+def _manifest(opened: Opened, run: Run, name: str, folder: Path) -> dict[str, Any]:
+    """What the images of a folder were made with: whichever weights of the run, but else what the experiment says."""
+    e, made = opened.experiment, read_json(folder / "manifest.json")
+    try:
+        weights = Weights(made["weights"], made["checkpoint_images"], made["weights_checksum"])
+    except (KeyError, TypeError):
+        raise RunError(f"{folder} was made by another version; run snrkit sample --overwrite first.") from None
+    wanted = manifest(RunNames(e, opened.setting, run, weights), e.samplers[name])
+    if differing := [key for key, value in wanted.items() if made.get(key) != value]:
+        raise RunError(
+            f"{folder} holds images that were made otherwise ({', '.join(differing)} differ); run snrkit sample "
+            "--overwrite first."
+        )
+    return dict(made)
+
+
 def provenance(world: World) -> dict[str, Any]:
     """What a score depends on beside images and features."""
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "torch-fidelity", "numpy")}
@@ -120,7 +138,7 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
         folder = run.samples(f"{name}@{images:09d}")
         samples = trajectories(opened, open_model(opened, run, images))
         make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
-        points.append(score_folder(opened, name, folder, scorer))
+        points.append(score_folder(opened, run, name, folder, scorer))
     best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, PRIMARY.key)
     if opened.world.leads:

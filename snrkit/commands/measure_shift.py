@@ -1,5 +1,6 @@
 """`snrkit measure-shift`: the arms and probes of snrkit.shift for every sampler, written to the run directory."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.commands.progress import bar
-from snrkit.commands.sample import check_samplers, choose
+from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import (
@@ -60,7 +61,7 @@ def run_measuring(
 
 
 def _facts(instrument: Instrument, name: str, sampler: Sampler) -> Facts:
-    setting, model = instrument.setting, instrument.model
+    setting, model, names = instrument.setting, instrument.model, instrument.samples.sources.names
     return Facts(
         sampler=name,
         definition=sampler.model_dump(mode="json"),
@@ -70,6 +71,7 @@ def _facts(instrument: Instrument, name: str, sampler: Sampler) -> Facts:
         held_out_images=len(setting.data.split.held),
         confidence=instrument.config.confidence,
         seeds=fingerprint(repr(list(instrument.seeds))),
+        made=fingerprint(json.dumps(manifest(names, sampler), sort_keys=True)),
         numerics=NUMERICS,
     )
 

@@ -22,6 +22,7 @@ from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Setting, open_experiment, open_model, stoppable
 from snrkit.experiment.run import Run, locked
+from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Batch, Trajectories, trajectories
 from snrkit.sampling.sampler import Sampler, parse_seeds
@@ -59,7 +60,7 @@ def run_sampling(
     with locked(run) if world.leads else contextlib.nullcontext():
         samples = trajectories(opened, open_model(opened, run))
         for name in chosen:
-            check_claim(run.samples(name), manifest(samples, e.samplers[name]), overwrite)
+            check_claim(run.samples(name), manifest(samples.sources.names, e.samplers[name]), overwrite)
         world.barrier()
         if world.leads:
             write_config(run, e)
@@ -109,7 +110,8 @@ def check_samplers(setting: Setting, samplers: Mapping[str, Sampler]) -> None:
 def make_images(samples: Trajectories, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool) -> None:
     """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
     world, config = samples.setting.world, samples.config
-    record, warning = manifest(samples, sampler), samples.sources.spectra.beyond(sampler.grid)
+    names = samples.sources.names
+    record, warning = manifest(names, sampler), names.spectra.beyond(sampler.grid)
     if world.leads:
         _claim(folder, record, overwrite)
         if warning:
@@ -139,18 +141,21 @@ def make_images(samples: Trajectories, name: str, folder: Path, sampler: Sampler
         raise Stopped(text if world.leads else "")
 
 
-def manifest(samples: Trajectories, sampler: Sampler) -> dict[str, Any]:
-    """What decides the images of a seed, beside the seed."""
-    model, e = samples.model, samples.sources.experiment
+def manifest(names: RunNames, sampler: Sampler) -> dict[str, Any]:
+    """What decides the images of a seed, beside the seed: the key of all that is made of a sampler."""
+    e, data = names.experiment, names.setting.data
     return {
         "numerics": NUMERICS,
         "sampler": sampler.model_dump(mode="json"),
         "training": e.training_part(),
-        "checkpoint_images": model.images,
-        "weights": model.weights,
-        "labels": samples.config.labels,
+        "data": data.dataset.fingerprint,
+        "checkpoint_images": names.weights.images,
+        "weights": names.weights.name,
+        "weights_checksum": names.weights.mark,
+        "labels": e.sample.labels,
         "precision": e.compute.precision,
-        "named": samples.sources.facts(sampler),
+        "tf32": e.compute.tf32,
+        "named": names.facts(sampler),
     }
 
 

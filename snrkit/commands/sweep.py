@@ -337,7 +337,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
             summary=summarise(each),
             names=titles_on(scorer.extractor.name),
             looks=looks(appearance([to_unit(images)], dataset.shape), data),
-            made=manifest(samples, sampler),
+            made=manifest(samples.sources.names, sampler),
             nfe=e.model.parts.cost(sampler),
         )
     return found

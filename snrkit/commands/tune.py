@@ -232,7 +232,13 @@ class Bench:
         sampler = with_values(self.sampler, self.chosen, values)
         e = self.experiment
         more = e.metrics if what == "fd" else e.shift
-        facts = [what, manifest(self.tools.samples, sampler), e.tune.seeds, more.model_dump(mode="json"), NUMERICS]
+        facts = [
+            what,
+            manifest(self.tools.samples.sources.names, sampler),
+            e.tune.seeds,
+            more.model_dump(mode="json"),
+            NUMERICS,
+        ]
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
             result = measure(sampler)

@@ -280,7 +280,7 @@ class Instrument:
 
     def pairs(self, count: int) -> Pairs | None:
         """Training pairs; None for a model from elsewhere."""
-        model = self.samples.sources.experiment.model
+        model = self.samples.sources.names.experiment.model
         return training_pairs(open_task(model, self.setting), count) if isinstance(model, TrainedHere) else None
 
     def estimator(self) -> Estimator:

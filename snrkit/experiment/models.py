@@ -17,7 +17,7 @@ from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
 from snrkit.checkpoints.models import AnyForeign
-from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.checkpoints.ours import checksum_of, list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess, Flow
@@ -61,6 +61,7 @@ class Weights:
 
     name: str
     images: int  # 0 where that is not known
+    mark: str  # a checksum, which tells weights of one name and count apart
 
 
 class Origin(Protocol):
@@ -125,7 +126,8 @@ class FromElsewhere(Value):
         return self.source.autoencoder()
 
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
-        return Weights(weights_of(self.source), 0)
+        name = weights_of(self.source)
+        return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
         return self.source.load()
@@ -186,7 +188,8 @@ class TrainedHere(Value):
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
         chosen = longest(self.train.averages, self.train.batch)
         name = average or (chosen.name if chosen else "network")
-        return Weights(name, int(checkpoint_path(run, images, name).name))
+        path = checkpoint_path(run, images, name)
+        return Weights(name, int(path.name), checksum_of(path, name))
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
         network = self.make(shape, seed)

@@ -17,7 +17,7 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, open_data
-from snrkit.experiment.models import Parts, TrainedHere
+from snrkit.experiment.models import Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
 from snrkit.sampling.sampler import Sampler
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
@@ -172,9 +172,18 @@ class Model:
     """A denoiser with the weights it was made from."""
 
     denoiser: Denoiser
-    weights: str  # the name of an average, or network
-    images: int  # seen by the checkpoint
+    made_of: Weights
     run: Run
+
+    @property
+    def weights(self) -> str:
+        """The name of an average, or network."""
+        return self.made_of.name
+
+    @property
+    def images(self) -> int:
+        """Seen by the checkpoint."""
+        return self.made_of.images
 
 
 def open_model(opened: Opened, run: Run, images: int | None = None) -> Model:
@@ -202,7 +211,7 @@ def open_weights(
         float(trained.data.sigma_data),
         autocast=AUTOCAST[compute.precision],
     )
-    return Model(denoiser, found.name, found.images, run)
+    return Model(denoiser, found, run)
 
 
 class Stop:

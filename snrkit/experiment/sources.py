@@ -31,12 +31,13 @@ from snrkit.spectral.kept import RunSpectra
 
 
 @dataclass(frozen=True, slots=True)
-class RunSources:
-    """The sources of a run's samplers."""
+class RunNames:
+    """What a run's samplers name beside their own weights, without opening it."""
 
     experiment: Experiment
     setting: Setting
-    model: Model
+    run: Run
+    weights: Weights  # of the samplers themselves
 
     def facts(self, sampler: Sampler) -> list[list[Any]]:
         """Which weights, estimators and spectra the sampler depends on beside its own model, as they are now."""
@@ -47,29 +48,29 @@ class RunSources:
     @property
     def spectra(self) -> RunSpectra:
         """What the run knows of its images' power spectra."""
-        return run_spectra(self.setting, self.model.run)
+        return run_spectra(self.setting, self.run)
+
+    def estimator(self) -> str:
+        """A fingerprint of the run's estimator of levels, or that there is none."""
+        path = self.run.estimator / "network.safetensors"
+        return fingerprint(path.read_bytes()) if path.exists() else "absent"
 
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
-            path = self.model.run.estimator / "network.safetensors"
-            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
+            return [self.estimator()]
         try:
-            found = self._known(what)
-            return [str(what.run), found.name, found.images]
+            found = self.known(what)
+            return [str(what.run), found.name, found.images, found.mark]
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
 
-    def denoiser(self, named: NamedWeights) -> Denoiser:
-        """The model of these weights. It must share scaling and shape: ConfigError."""
-        self._known(named)
-        return open_weights(self.setting, *self._place(named.run), named.checkpoint, named.average).denoiser
+    def place(self, run: Path | None) -> tuple[Experiment, Run]:
+        """The experiment and the run meant; None: the sampler's own."""
+        return (self.experiment, self.run) if run is None else (stored_experiment(run), Run(run))
 
-    def _place(self, run: Path | None) -> tuple[Experiment, Run]:
-        return (self.experiment, self.model.run) if run is None else (stored_experiment(run), Run(run))
-
-    def _known(self, named: NamedWeights) -> Weights:
+    def known(self, named: NamedWeights) -> Weights:
         """What is named, without loading it; ConfigError where it cannot stand beside."""
-        e, (other, run) = self.experiment, self._place(named.run)
+        e, (other, run) = self.experiment, self.place(named.run)
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "
@@ -82,33 +83,47 @@ class RunSources:
                 "name a run that is told the same."
             )
         found = other.model.find(run, named.checkpoint, named.average)
-        itself = run.path.resolve() == self.model.run.path.resolve()
-        if itself and (found.name, found.images) == (self.model.weights, self.model.images):
+        itself = run.path.resolve() == self.run.path.resolve()
+        if itself and (found.name, found.images) == (self.weights.name, self.weights.images):
             raise ConfigError(
                 f"{found.name} at {found.images} images is the sampled model itself; name an earlier checkpoint, "
                 "another average or another run."
             )
         return found
 
+
+@dataclass(frozen=True, slots=True)
+class RunSources:
+    """The sources of a run's samplers."""
+
+    names: RunNames
+    model: Model
+
+    def denoiser(self, named: NamedWeights) -> Denoiser:
+        """The model of these weights. It must share scaling and shape: ConfigError."""
+        self.names.known(named)
+        return open_weights(self.names.setting, *self.names.place(named.run), named.checkpoint, named.average).denoiser
+
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
-        return open_estimator(self.setting, self.model.run)
+        return open_estimator(self.names.setting, self.names.run)
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """By the run's model of spectra."""
-        return self.spectra.placement(grid)
+        return self.names.spectra.placement(grid)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
-        setting, dataset, takes = self.setting, self.setting.data.dataset, self.setting.parts.network.conditioning
+        setting = self.names.setting
+        dataset, takes = setting.data.dataset, setting.parts.network.conditioning
         rows = STATISTICS.open().permutation(np.asarray(setting.data.split.train))[:FORWARD_IMAGES]
         labels = None if dataset.labels is None else dataset.labels[torch.from_numpy(rows)]
-        shared = self.spectra.placement(None)
+        shared = self.names.spectra.placement(None)
         told = None if shared is None else shared.told(rows.tolist(), None)
         arm = forward_arm(
             self.model.denoiser, levels, setting.data.shown(rows.tolist()), torch.from_numpy(rows),
             Cond(labels, told, takes.unaugmented(len(rows))), key=FORWARD_STATISTICS.key(setting.seed),
-            batch=self.experiment.sample.batch, device=setting.world.device,
+            batch=self.names.experiment.sample.batch, device=setting.world.device,
         )  # fmt: skip
         return ForwardStatistics(arm.eps_square.mean(1), arm.x0_variance.mean(1))
 

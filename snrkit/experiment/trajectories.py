@@ -9,7 +9,7 @@ from torch import Tensor
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.opening import Model, Opened, Setting
-from snrkit.experiment.sources import RunSources
+from snrkit.experiment.sources import RunNames, RunSources
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, SampleConfig, Sampler, first_variance, open_with
 from snrkit.sampling.step import Noise, Step
@@ -87,7 +87,9 @@ def labels_of(setting: Setting, config: SampleConfig, streams: ImageStreams) -> 
 def trajectories(opened: Opened, model: Model) -> Trajectories:
     """What the samplers of an experiment make of its model, or of another checkpoint of it."""
     e = opened.experiment
-    return Trajectories(opened.setting, model, RunSources(e, opened.setting, model), e.sample)
+    return Trajectories(
+        opened.setting, model, RunSources(RunNames(e, opened.setting, model.run, model.made_of), model), e.sample
+    )
 
 
 def sample_steps(denoise: Denoiser, ready: OpenedSampler, x: Tensor, noise: Noise, cond: Cond) -> Iterator[Step]:

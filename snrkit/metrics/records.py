@@ -13,6 +13,7 @@ from snrkit.metrics.scores import Entry, Scores
 class SamplerScores:
     """The scores of one sampler's images, and what they depend on."""
 
+    numerics: int
     sampler: str
     definition: Mapping[str, Any]
     nfe: int

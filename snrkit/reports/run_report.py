@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere
@@ -105,12 +106,16 @@ class RunFindings:
 
 
 def find(run: Run, experiment: Experiment) -> RunFindings:
-    """The stored scores and measurements that belong to the samplers as they are defined now."""
+    """The stored scores and measurements that belong to the samplers, and to the numerics, as they are now."""
     defined = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
+
+    def current(name: str, definition: object, numerics: object) -> bool:
+        return (definition, numerics) == (defined[name], NUMERICS)
+
     scored = {name: read_record(SamplerScores, path) for name in defined if (path := run.metrics(name)).exists()}
     measured = read_all([run.shift(name) for name in defined])
-    metrics = {name: record for name, record in scored.items() if record.definition == defined[name]}
-    same = {name: record for name, record in measured.items() if record.get("definition") == defined[name]}
+    metrics = {name: record for name, record in scored.items() if current(name, record.definition, record.numerics)}
+    same = {n: r for n, r in measured.items() if current(n, r.get("definition"), r.get("numerics"))}
     shifts = {name: shift_record(record, run.shift(name)) for name, record in same.items()}
     outdated = [f"scores of {name}" for name in scored.keys() - metrics.keys()]
     outdated += [f"shift of {name}" for name in measured.keys() - shifts.keys()]

@@ -30,6 +30,7 @@ class Facts:
     held_out_images: int
     confidence: float
     seeds: str  # a fingerprint of them
+    made: str  # a fingerprint of all that the trajectories depend on
     numerics: int
 
 

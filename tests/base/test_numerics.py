@@ -15,6 +15,7 @@ from snrkit.commands.sample import check_claim, manifest
 from snrkit.data.dataset import Split, memory_dataset
 from snrkit.data.digits import Digits
 from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import trajectories
@@ -22,7 +23,7 @@ from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import make_extractor
 from snrkit.metrics.features import reference_features
 from tests.opened import open_network
-from tests.small import SMALL
+from tests.small import SMALL, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -36,13 +37,16 @@ def test_the_changelog_says_what_it_stands_for():
 def test_samples_of_other_numerics_are_refused(tmp_path, monkeypatch):
     """A folder whose manifest was written under another number is named, and deleted with --overwrite alone."""
     opened = open_experiment(parse_experiment(SMALL, "small"), WORLD)
-    model, sampler = Model(open_network(opened), "network", 1, Run(tmp_path)), opened.experiment.samplers["euler"]
+    model, sampler = (
+        Model(open_network(opened), Weights("network", 1, ""), Run(tmp_path)),
+        opened.experiment.samplers["euler"],
+    )
     samples = trajectories(opened, model)
-    record = manifest(samples, sampler)
+    record = manifest(samples.sources.names, sampler)
     (tmp_path / "manifest.json").write_text(json.dumps(record))
     assert not check_claim(tmp_path, json.loads(json.dumps(record)), False)
     monkeypatch.setattr("snrkit.commands.sample.NUMERICS", NUMERICS + 1)
-    later = manifest(samples, sampler)
+    later = manifest(samples.sources.names, sampler)
     with pytest.raises(RunError, match="numerics"):
         check_claim(tmp_path, later, False)
     assert check_claim(tmp_path, later, True)
@@ -76,3 +80,23 @@ def test_cached_features_are_kept_under_it(features, tmp_path, monkeypatch):
     for module in ("features", "extractors", "classifier"):
         monkeypatch.setattr(f"snrkit.metrics.{module}.NUMERICS", NUMERICS + 1)
     assert len(made()) == 2 * len(first)
+
+
+def test_scores_are_of_images_that_the_experiment_says(tmp_path):
+    """A manifest that says another number, data set or precision is refused by what differs; other weights are not."""
+    write_config(tmp_path, train={**SMALL["train"], "images": 320})
+    for command in ("train", "sample", "eval-fid"):
+        snrkit(tmp_path, command, "-q")
+    run = tmp_path / "runs/small"
+    path = run / "samples/euler/manifest.json"
+    made, scores = json.loads(path.read_text()), json.loads((run / "metrics/euler.json").read_text())
+    assert scores["numerics"] == NUMERICS
+    for key, other in (("numerics", NUMERICS - 1), ("data", "other"), ("precision", "bf16"), ("labels", 1)):
+        path.write_text(json.dumps({**made, key: other}))
+        refused = snrkit(tmp_path, "eval-fid", "-q", check=False)
+        assert refused.returncode == 1
+        assert f"({key} differ)" in refused.stderr
+    path.write_text(json.dumps(made))
+    (run / "metrics/euler.json").write_text(json.dumps({**scores, "numerics": NUMERICS - 1}))
+    snrkit(tmp_path, "report")
+    assert "scores of euler" in (run / "report.md").read_text()

@@ -16,6 +16,7 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Prediction
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import sample_steps, trajectories
@@ -56,7 +57,7 @@ def ratio(benchmark, ours, baseline, rounds, bound):
 
 
 def untrained(denoiser):
-    return Model(denoiser, "network", 0, Run(Path("unused")))
+    return Model(denoiser, Weights("network", 0, ""), Run(Path("unused")))
 
 
 @pytest.fixture(scope="module")

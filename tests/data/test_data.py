@@ -357,6 +357,7 @@ def test_sampling_draws_only_the_labels_that_are_kept():
     """With data.only every image's label is one of them, each about as often."""
     from snrkit.base.distributed import World
     from snrkit.experiment.experiment import parse_experiment
+    from snrkit.experiment.models import Weights
     from snrkit.experiment.opening import Model, open_experiment
     from snrkit.experiment.run import Run
     from snrkit.experiment.trajectories import trajectories
@@ -365,7 +366,7 @@ def test_sampling_draws_only_the_labels_that_are_kept():
 
     content = {**SMALL, "data": {**SMALL["data"], "only": [1, 3]}}
     opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
-    samples = trajectories(opened, Model(None, "network", 0, Run(Path("unused"))))
+    samples = trajectories(opened, Model(None, Weights("network", 0, ""), Run(Path("unused"))))
     labels = samples.labels(ImageStreams(range(400)))
     assert set(labels.tolist()) == {1, 3}
     assert 150 < int((labels == 1).sum()) < 250

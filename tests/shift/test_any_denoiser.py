@@ -20,6 +20,7 @@ from snrkit.data.toy import finite_denoiser
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Wrapped
 from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
 from snrkit.sampling.corrections import Autoguidance, Dcw, NoiseAwarenessClassifier, X0Rescale
@@ -137,7 +138,7 @@ def test_it_is_the_reading_of_measure_shift(classes, seed, confidence):
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, e.process, e.target, e.precondition, opened.data.sigma_data)
     instrument = instrument_of(
-        opened, Model(denoiser, "network", 0, Run("unused")), range(seed << 32, (seed << 32) + 32)
+        opened, Model(denoiser, Weights("network", 0, ""), Run("unused")), range(seed << 32, (seed << 32) + 32)
     )
     trained, held = (
         memory_dataset("a side", data.x0(rows), None if data.labels is None else data.labels[torch.as_tensor(rows)])

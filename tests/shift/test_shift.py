@@ -19,6 +19,7 @@ from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.instrument import check_arms_fit
+from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
@@ -352,7 +353,7 @@ def small_instrument(**changes):
     denoiser = NetworkDenoiser(
         open_network(opened).eval().requires_grad_(False), e.process, e.target, e.precondition, opened.data.sigma_data
     )
-    return instrument_of(opened, Model(denoiser, "network", 0, Run(Path("unused"))), list(range(32)))
+    return instrument_of(opened, Model(denoiser, Weights("network", 0, ""), Run(Path("unused"))), list(range(32)))
 
 
 def test_a_row_has_the_shift_of_its_equal():

@@ -253,6 +253,7 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
             ends.append(found)
             return found
 
+    from snrkit.experiment.models import Weights
     from snrkit.experiment.opening import Model, open_experiment
 
     opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
@@ -262,7 +263,7 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
     ready = replace(open_with(sampler, Vp(), dummy), placement=Noted(known, sampler.grid, Vp()))
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.data.sigma_data)
-    made = instrument(opened, Model(denoiser, "network", 0, Run(tmp_path)), range(32))
+    made = instrument(opened, Model(denoiser, Weights("network", 0, ""), Run(tmp_path)), range(32))
     made.walk(sampler, ready)
     reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
     for parts in (levels, ends, classes):
