@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.errors import SnrkitError, missing
+
+LARGE, DIGEST = 2**26, 16  # bytes of a file whose digest is kept, and of a digest
+
+
+def cache_folder() -> Path:
+    """Where classifiers, reference statistics and digests are kept: $SNRKIT_CACHE, else ~/.cache/snrkit."""
+    return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
+
+
+def content_digest(path: Path) -> str:
+    """Of a file's whole content, 32 hexadecimal digits. That of a large file is kept in the cache until it changes.
+
+    A file is held to be unchanged while its size, inode and times of change are.
+    """
+    found = path.stat()
+    if found.st_size < LARGE:
+        return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST).hexdigest()
+    marks = (path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    kept = cache_folder() / f"digest-{hashlib.blake2b(repr(marks).encode(), digest_size=16).hexdigest()}"
+    with contextlib.suppress(OSError, ValueError):
+        text = kept.read_text()
+        if len(bytes.fromhex(text)) == DIGEST:
+            return text
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).hexdigest()
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is none
+        write_bytes(kept, digest.encode())
+    return digest
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:

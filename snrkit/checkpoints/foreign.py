@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError, reason_of
+from snrkit.base.files import content_digest
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Cond
 from snrkit.diffusion.process import AnyProcess
@@ -67,27 +68,20 @@ class ForeignModel(Protocol):
 
 LEARNED = "half of its output is a learned variance, which is left out"  # a note
 SHARED = 2**26  # bytes that weights may have in common
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".json")
-PROBED = 2**16  # bytes at the beginning, in the middle and at the end of a file
 
 
 def weights_of(model: "ForeignModel") -> str:
-    """A short name that changes with the files of a model."""
-    return f"{model.kind}-{digest_of(model.path)}"
+    """A short name that changes with the content of any file or folder that a model of this kind names."""
+    named = [(name, value) for name, value in vars(model).items() if isinstance(value, Path)]
+    parts = [f"{name} {digest_of(path)}" for name, path in sorted(named)]
+    return f"{model.kind}-{hashlib.blake2b(' '.join(parts).encode(), digest_size=6).hexdigest()}"
 
 
 def digest_of(path: Path) -> str:
-    """Of the sizes of a file, or of a folder's, and of three parts of each."""
-    digest = hashlib.blake2b(digest_size=6)
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for start in (0, size // 2, size - PROBED):
-                opened.seek(max(0, start))
-                digest.update(opened.read(PROBED))
-    return digest.hexdigest()
+    """Of a file's content, or of all names and contents of a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    parts = [f"{file.name if file == path else file.relative_to(path)} {content_digest(file)}" for file in files]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 Clock = Callable[[Tensor], Tensor]

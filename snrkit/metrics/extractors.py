@@ -7,7 +7,6 @@ FD-dinov2-vit-b-14.
 import contextlib
 import io
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError, reason_of
-from snrkit.base.files import write_bytes
+from snrkit.base.files import cache_folder, write_bytes
 from snrkit.base.numerics import NUMERICS
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
@@ -42,11 +41,6 @@ class Extractor:
     run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     classes: int = 0  # number of logits; 0 for none
     note: str = ""
-
-
-def cache_folder() -> Path:
-    """Where classifiers and reference statistics are kept: $SNRKIT_CACHE, else ~/.cache/snrkit."""
-    return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
 
 
 def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Extractor:

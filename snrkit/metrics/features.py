@@ -15,11 +15,11 @@ from torch import Tensor
 from snrkit.base.arrays import DAMAGED, read_array
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import write_bytes
+from snrkit.base.files import cache_folder, write_bytes
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import KEPT_FEATURES
 from snrkit.data.dataset import Dataset, chunks, fingerprint
-from snrkit.metrics.extractors import Extractor, cache_folder
+from snrkit.metrics.extractors import Extractor
 from snrkit.metrics.statistics import FeatureGaussian, RunningMoments
 
 KEPT = 10_000

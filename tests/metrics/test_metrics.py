@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
+from snrkit.base.files import cache_folder
 from snrkit.base.records import to_json
 from snrkit.commands.eval_fid import score_pair
 from snrkit.data import Digits
@@ -17,7 +18,7 @@ from snrkit.data.dataset import Split, memory_dataset, split
 from snrkit.experiment.scorer import disjoint
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import INCEPTION_FILE, cache_folder, make_extractor, principal
+from snrkit.metrics.extractors import INCEPTION_FILE, make_extractor, principal
 from snrkit.metrics.features import FeatureSet, extract, reference_features
 from snrkit.metrics.memorisation import memorisation, nearest
 from snrkit.metrics.scores import PRIMARY, Scores, score, summarise, titles_on
