@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import BusyError, ConfigError, DivergedError, SnrkitError
+from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError
 from snrkit.base.files import disk_errors, write_json, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
@@ -189,8 +189,8 @@ def run_sweep(
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
     trials = sweep_trials(sweep, path.stem, settings)
-    for trial in trials[: len(sweep.arms)]:  # of one seed
-        _check(trial, world)
+    images = {trial.arm: _check(trial, world) for trial in trials[: len(sweep.arms)]}  # of one seed
+    _check_rows(trials, images, runs)
     wanted = [trial for trial in trials if not arms or trial.arm in arms]
     busy = _work(wanted, runs, world, quiet)
     busy = _work(busy, runs, world, quiet)  # another process may be done with them now
@@ -207,8 +207,11 @@ def run_sweep(
     return Swept(table, str(out.with_suffix(".md")))
 
 
-def _check(trial: Trial, world: World) -> None:
-    """Refuse what could not be trained or scored, before anything is: ConfigError with the arm's name."""
+def _check(trial: Trial, world: World) -> str:
+    """Refuse what could not be trained or scored, before anything is: ConfigError with the arm's name.
+
+    Returns the fingerprint of its images.
+    """
     try:
         choose(trial.experiment, ())
         opened = open_experiment(trial.experiment, world)
@@ -218,6 +221,16 @@ def _check(trial: Trial, world: World) -> None:
             rule.split(list(open_network(trial.experiment.training, opened.setting).named_parameters()))
     except SnrkitError as error:
         raise ConfigError(f"arm {trial.arm}: {error}") from None
+    return opened.data.dataset.fingerprint
+
+
+def _check_rows(trials: Sequence[Trial], images: Mapping[str, str], runs: Path) -> None:
+    """Refuse rows that earlier commands made of other images: RunError."""
+    for trial in trials:
+        row = stored_row(trial, runs)
+        if row is not None and any(found.made.get("data") != images[trial.arm] for found in row.samplers.values()):
+            path = row_path(trial, runs)
+            raise RunError(f"{path} was made of other images; bring them back, or delete it and the run it lies in.")
 
 
 def _check_average(e: Experiment) -> None:

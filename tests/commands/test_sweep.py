@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -182,6 +183,17 @@ def test_rows_are_of_the_images_they_say(tmp_path):
     assert record["everywhere"] == ["sample.seeds=0-31", "train.images=320"]
     stored = [json.loads(p.read_text()) for p in (tmp_path / "runs/knobs-plain-0/sweep").glob("*.json")]
     assert {row["samplers"]["euler"]["made"]["checkpoint_images"] for row in stored} == {320, 640}
+
+
+def test_rows_of_other_images_are_refused(swept, tmp_path):
+    """A row says which data set its images' model was trained on; nothing is made beside other images."""
+    copytree(swept[0], tmp_path / "copy")
+    path = next((tmp_path / "copy/runs").glob("*/sweep/plain-*.json"))
+    row = json.loads(path.read_text())
+    row["samplers"]["euler"]["made"]["data"] = "other"
+    path.write_text(json.dumps(row))
+    with pytest.raises(RunError, match=rf"{path.name} was made of other images"):
+        run_sweep(tmp_path / "copy/knobs.yaml", tmp_path / "copy/runs", WORLD, quiet=True)
 
 
 def test_averages_made_afterwards_are_made(tmp_path):
