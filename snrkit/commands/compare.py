@@ -93,7 +93,7 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
             if not stored.exists() or read_json(stored)["facts"] != facts:
                 folder = model.run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
                 make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
-                score = score_folder(opened, model.run, name, folder, scorer)
+                score = score_folder(opened, model.run, name, folder, scorer, model.images)
                 measured = instrument.measure(row.sampler)
                 sizes = {key: values.tolist() for key, values in measured.sizes.items()}
                 write_json(stored, to_json(Kept(facts, score, measured.shift, sizes)))

@@ -42,13 +42,13 @@ def run_scoring(
     chosen = choose(experiment, names)
     opened = open_experiment(experiment, world)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
-    records = {}
+    records, at = {}, opened.experiment.sample.checkpoint
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         scorer = open_scorer(opened.setting, opened.experiment.metrics)
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
             for index, name in enumerate(chosen):
-                records[name] = score_folder(opened, run, name, run.samples(name), scorer)
+                records[name] = score_folder(opened, run, name, run.samples(name), scorer, at)
                 progress.update(index + 1, name)
                 if world.leads:
                     _write(run.metrics(name), records[name])
@@ -79,14 +79,17 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
     return list_checkpoints(run.checkpoints)[-int(number) :]
 
 
-def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scorer) -> SamplerScores:
-    """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images."""
+def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scorer, at: int | None) -> SamplerScores:
+    """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images.
+
+    `at`: as in `check_made`.
+    """
     e, data, extractor = opened.experiment, opened.data, scorer.extractor
     seeds = parse_seeds(e.sample.seeds)
     missing = sum(not is_made(folder, seed) for seed in seeds)
     if missing:
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder}; run snrkit sample first.")
-    made = _manifest(opened, run, name, folder)
+    made = check_made(opened, run, name, folder, at)
     images = load_images(folder, seeds)
     each = scorer.ranges(memory_dataset(name, images))
     return SamplerScores(
@@ -109,20 +112,24 @@ def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scor
     )
 
 
-def _manifest(opened: Opened, run: Run, name: str, folder: Path) -> dict[str, Any]:
-    """What the images of a folder were made with: whichever weights of the run, but else what the experiment says."""
-    e, made = opened.experiment, read_json(folder / "manifest.json")
+def check_made(opened: Opened, run: Run, name: str, folder: Path, at: int | None) -> dict[str, Any]:
+    """The manifest of a folder of images. RunError where the experiment would make others of the same checkpoint.
+
+    `at`: the images seen by the checkpoint that they must be of; None: any, as the training may have gone on.
+    """
+    e, made = opened.experiment, dict(read_json(folder / "manifest.json"))
+    images = int(made.get("checkpoint_images", 0)) if at is None else at
     try:
-        weights = Weights(made["weights"], made["checkpoint_images"], made["weights_checksum"])
-    except (KeyError, TypeError):
-        raise RunError(f"{folder} was made by another version; run snrkit sample --overwrite first.") from None
+        weights = e.model.find(run, images, e.sample.average)
+    except RunError:  # the checkpoint is gone, and its images are still its images
+        weights = Weights(made.get("weights", ""), images, made.get("weights_checksum", ""))
     wanted = manifest(RunNames(e, opened.setting, run, weights), e.samplers[name])
     if differing := [key for key, value in wanted.items() if made.get(key) != value]:
         raise RunError(
-            f"{folder} holds images that were made otherwise ({', '.join(differing)} differ); run snrkit sample "
-            "--overwrite first."
+            f"{folder} holds images of another sampler or other weights than {name} is now ({', '.join(differing)} "
+            "differ); make them anew with snrkit sample --overwrite."
         )
-    return dict(made)
+    return made
 
 
 def provenance(world: World) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
         folder = run.samples(f"{name}@{images:09d}")
         samples = trajectories(opened, open_model(opened, run, images))
         make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
-        points.append(score_folder(opened, run, name, folder, scorer))
+        points.append(score_folder(opened, run, name, folder, scorer, images))
     best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, PRIMARY.key)
     if opened.world.leads:

@@ -6,13 +6,13 @@ process cannot leave behind. To resume anything, run the same command again.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from snrkit.base.errors import BusyError
-from snrkit.base.files import disk_errors, finite, read_json, write_text
+from snrkit.base.files import disk_errors, finite, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,3 @@ def rewind_log(run: Run, images: int) -> None:
     kept = [record for record in read_log(run) if record["images"] <= images]
     if run.log.exists():
         write_text(run.log, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def read_all(paths: Sequence[Path]) -> dict[str, Any]:
-    """JSON files by name without .json, those that exist."""
-    return {path.name.removesuffix(".json"): read_json(path) for path in paths if path.exists()}

@@ -12,10 +12,10 @@ from typing import Any
 
 from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.records import read_record
+from snrkit.base.records import from_json, read_record
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere
-from snrkit.experiment.run import Run, read_all, read_log
+from snrkit.experiment.run import Run, read_log
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import (
@@ -32,6 +32,7 @@ from snrkit.reports.blocks import (
     spread,
 )
 from snrkit.reports.records import Tuned
+from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import ShiftRecord, shift_record
 from snrkit.shift.probe import Probe
@@ -49,7 +50,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         *[Paragraph(text) for text in _reading(found, experiment)],
         *_readings(found),
         *_tuned(run, experiment),
-        *_curves(run, experiment),
+        *_curves(found),
         *_pictures(run, experiment),
         Heading("How to read this page"),
         *[Paragraph(text) for text in guide()],
@@ -98,28 +99,51 @@ def guide() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RunFindings:
-    """What a run holds of the samplers of an experiment, and of samplers that have since been defined otherwise."""
+    """What a run holds of the samplers of an experiment as they are now, and what is left out, by the reason."""
 
     metrics: Mapping[str, SamplerScores]
+    curves: Mapping[str, ScoreCurve]
     shifts: Mapping[str, ShiftRecord]
-    outdated: Sequence[str]
+    left_out: Mapping[str, Sequence[str]]
 
 
 def find(run: Run, experiment: Experiment) -> RunFindings:
-    """The stored scores and measurements that belong to the samplers, and to the numerics, as they are now."""
-    defined = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
+    """The stored scores and measurements of the samplers as they are defined now, by the numerics of this version."""
+    places = {
+        "scores": {name: run.metrics(name) for name in experiment.samplers},
+        "curve": {name: run.metrics(f"{name}-checkpoints") for name in experiment.samplers},
+        "shift": {name: run.shift(name) for name in experiment.samplers},
+    }
+    stored = {what: _stored(paths, experiment) for what, paths in places.items()}
+    left_out: dict[str, list[str]] = {}
+    for what, (_, reasons) in stored.items():
+        for name, reason in reasons.items():
+            left_out.setdefault(reason, []).append(f"{what} of {name}")
+    scores, curves, shifts = (stored[what][0] for what in places)
+    return RunFindings(
+        {name: from_json(SamplerScores, record, places["scores"][name]) for name, record in scores.items()},
+        {name: from_json(ScoreCurve, record, places["curve"][name]) for name, record in curves.items()},
+        {name: shift_record(record, places["shift"][name]) for name, record in shifts.items()},
+        left_out,
+    )
 
-    def current(name: str, definition: object, numerics: object) -> bool:
-        return (definition, numerics) == (defined[name], NUMERICS)
 
-    scored = {name: read_record(SamplerScores, path) for name in defined if (path := run.metrics(name)).exists()}
-    measured = read_all([run.shift(name) for name in defined])
-    metrics = {name: record for name, record in scored.items() if current(name, record.definition, record.numerics)}
-    same = {n: r for n, r in measured.items() if current(n, r.get("definition"), r.get("numerics"))}
-    shifts = {name: shift_record(record, run.shift(name)) for name, record in same.items()}
-    outdated = [f"scores of {name}" for name in scored.keys() - metrics.keys()]
-    outdated += [f"shift of {name}" for name in measured.keys() - shifts.keys()]
-    return RunFindings(metrics, shifts, sorted(outdated))
+def _stored(paths: Mapping[str, Path], experiment: Experiment) -> tuple[dict[str, Any], dict[str, str]]:
+    """(what files say of samplers as they are now, why others say nothing of them), both by the sampler's name."""
+    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
+    why = {name: _outdated(record, experiment.samplers[name]) for name, record in found.items()}
+    reasons = {name: reason for name, reason in why.items() if reason is not None}
+    return {name: record for name, record in found.items() if name not in reasons}, reasons
+
+
+def _outdated(record: Mapping[str, Any], sampler: Sampler) -> str | None:
+    """Why a record, or one of a curve's points, says nothing of a sampler as it is now; None where all do."""
+    points = record.get("points", [record])
+    if any(point.get("definition") != sampler.model_dump(mode="json") for point in points):
+        return "the sampler has been redefined since"
+    if any(point.get("numerics") != NUMERICS for point in points):
+        return "another version of the numerics made them"
+    return None
 
 
 def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
@@ -190,8 +214,8 @@ def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
     warnings = {warning for record in found.metrics.values() for warning in record.warnings}
     texts += [f"Warning: {warning}" for warning in sorted(warnings)]
-    if found.outdated:
-        texts.append(f"Left out, as the sampler has been redefined since: {', '.join(found.outdated)}; run them again.")
+    for reason, what in found.left_out.items():
+        texts.append(f"Left out, as {reason}: {', '.join(sorted(what))}; run them again.")
     missing = [name for name in experiment.samplers if name not in found.metrics]
     if missing:
         texts.append(f"Not scored yet: {', '.join(missing)}; run snrkit sample and snrkit eval-fid.")
@@ -272,10 +296,9 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
     return [Heading("Coefficients"), Table(header, rows)] if rows else []
 
 
-def _curves(run: Run, experiment: Experiment) -> list[Block]:
+def _curves(found: RunFindings) -> list[Block]:
     """Scores over checkpoints, where eval-fid --checkpoints made them."""
-    paths = [run.metrics(f"{name}-checkpoints") for name in experiment.samplers]
-    curves = [read_record(ScoreCurve, path) for path in paths if path.exists()]
+    curves = found.curves.values()
     scores = columns("checkpoints", [point.summary for curve in curves for point in curve.points]).every
     rows = [
         (

@@ -23,7 +23,7 @@ from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import make_extractor
 from snrkit.metrics.features import reference_features
 from tests.opened import open_network
-from tests.small import SMALL, snrkit, write_config
+from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -80,23 +80,3 @@ def test_cached_features_are_kept_under_it(features, tmp_path, monkeypatch):
     for module in ("features", "extractors", "classifier"):
         monkeypatch.setattr(f"snrkit.metrics.{module}.NUMERICS", NUMERICS + 1)
     assert len(made()) == 2 * len(first)
-
-
-def test_scores_are_of_images_that_the_experiment_says(tmp_path):
-    """A manifest that says another number, data set or precision is refused by what differs; other weights are not."""
-    write_config(tmp_path, train={**SMALL["train"], "images": 320})
-    for command in ("train", "sample", "eval-fid"):
-        snrkit(tmp_path, command, "-q")
-    run = tmp_path / "runs/small"
-    path = run / "samples/euler/manifest.json"
-    made, scores = json.loads(path.read_text()), json.loads((run / "metrics/euler.json").read_text())
-    assert scores["numerics"] == NUMERICS
-    for key, other in (("numerics", NUMERICS - 1), ("data", "other"), ("precision", "bf16"), ("labels", 1)):
-        path.write_text(json.dumps({**made, key: other}))
-        refused = snrkit(tmp_path, "eval-fid", "-q", check=False)
-        assert refused.returncode == 1
-        assert f"({key} differ)" in refused.stderr
-    path.write_text(json.dumps(made))
-    (run / "metrics/euler.json").write_text(json.dumps({**scores, "numerics": NUMERICS - 1}))
-    snrkit(tmp_path, "report")
-    assert "scores of euler" in (run / "report.md").read_text()
