@@ -403,6 +403,8 @@ class Recording:
         count = min(len(state) for state in states)
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
             raise SnrkitError("x0 is a tensor of floats, images in [-1, 1] or latents.")
+        if not bool(x0.isfinite().all()):
+            raise SnrkitError("x0 holds numbers that are not finite; give clean images.")
         if x0.shape[1:] != states[0].shape[1:]:
             shapes = f"{tuple(states[0].shape[1:])}, and those given {tuple(x0.shape[1:])}"
             raise SnrkitError(f"recorded images are {shapes}; give such as the network sees.")

@@ -116,3 +116,10 @@ def test_a_correction_alone_is_no_list():
         next(
             sample(denoise, Euler(), UniformTime(steps=2).levels(Flow()), torch.zeros(2, 3), corrections=Dcw(low=0.01))
         )
+
+
+@pytest.mark.parametrize("parts", [(Flow(), velocity, FlowVelocity()), (velocity, FlowVelocity(), Flow())])
+def test_parts_in_another_order_are_refused(parts):
+    """By what was given."""
+    with pytest.raises(SnrkitError, match=f"wrap was given .*{type(parts[2]).__name__}.*in this order"):
+        snrkit.wrap(*parts)

@@ -319,7 +319,7 @@ def training_facts(run: Run, until: int) -> TrainingFacts:
     lines = [line for line in log if line["kind"] == "train"]
     held = [line for line in log if line["kind"] == "held_out"]
     steps = [line["step"] for line in lines]
-    made = [here - before - line["skipped"] for line, here, before in zip(lines, steps, [0, *steps[:-1]], strict=True)]
+    made = [here - before - line["skipped"] for line, here, before in zip(lines, steps, [0, *steps][:-1], strict=True)]
     counted = sum(made)
 
     def mean(key: str) -> float | None:

@@ -156,9 +156,12 @@ def wrap(
     x is (B, *) scaled as `precondition` says (none by default), time (B,) what `process.time` gives, labels (B,) int64,
     -1 for none; it answers F (B, *), which is read as `target`. x and time are float32, or float64 for a module whose
     parameters all are; another precision is the network's own to cast to. `sigma_data` matters to EDM's preconditioning
-    alone. SnrkitError, when it is asked, for an answer of another shape than x, and for corrections that ask without a
-    level.
+    alone. SnrkitError for parts in another order and, when it is asked, for an answer of another shape than x, and for
+    corrections that ask without a level.
     """
+    if not callable(network) or not hasattr(process, "bounds") or not hasattr(target, "direction"):
+        kinds = ", ".join(type(part).__name__ for part in (network, process, target))
+        raise SnrkitError(f"wrap was given ({kinds}); give a network, a process and a target, in this order.")
     kept = {p.dtype for p in network.parameters()} if isinstance(network, nn.Module) else set[torch.dtype]()
     dtype = torch.float64 if kept == {torch.float64} else torch.float32
     return NetworkDenoiser(_Plain(network), process, target, precondition or NoPrecondition(), sigma_data, dtype)

@@ -27,6 +27,7 @@ from snrkit.shift.examine import Side, Walk, examine, real_arms
 from snrkit.shift.given import (
     SEEDS,
     ImageSet,
+    check_kinds,
     check_labels,
     check_memory,
     check_network,
@@ -80,6 +81,7 @@ def measure(
     only a run has (autoguidance, noise_awareness_classifier, a grid that follows each image), and for opened ones with
     a placement, without a step, with levels of other shapes than (), or with parts that are not opened.
     """
+    check_kinds(denoise, sampler)
     seen, real = data_set("trained", trained), data_set("held", held)
     if seen.shape != real.shape:
         raise SnrkitError(f"images in `trained` are {seen.shape} and in `held` {real.shape}; give images of one shape.")

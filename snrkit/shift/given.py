@@ -13,7 +13,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import Dataset
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.sampling.sampler import OpenedSampler
+from snrkit.sampling.sampler import OpenedSampler, Sampler
 from snrkit.sampling.step import Opens
 from snrkit.shift.bootstrap import FEWEST, check_resampling
 
@@ -70,6 +70,19 @@ def data_set(name: str, given: Tensor | ImageSet) -> Dataset:
 
 def _rows(images: Tensor, rows: Sequence[int]) -> Tensor:
     return images[torch.as_tensor(rows, device=images.device)]
+
+
+def check_kinds(denoise: object, sampler: object) -> None:
+    """SnrkitError for a network in place of a denoiser, or a solver in place of a sampler."""
+    if not (callable(denoise) and hasattr(denoise, "process")):
+        raise SnrkitError(
+            f"the denoiser is a {type(denoise).__name__}; make one of a network with snrkit.wrap(network, process, "
+            "target)."
+        )
+    if not isinstance(sampler, Sampler | OpenedSampler):
+        raise SnrkitError(
+            f"the sampler is a {type(sampler).__name__}; give snrkit.Sampler(grid=..., solver=..., corrections=...)."
+        )
 
 
 def check_labels(labels: Tensor | None, images: int, sets: Sequence[Dataset]) -> None:

@@ -226,6 +226,8 @@ def test_what_the_log_says_of_a_training(tmp_path):
         "skipped": 20, "grad_norm": pytest.approx((10 * 1 + 30 * 3) / 40),
         "clipped_share": pytest.approx((10 * 0.5 + 30 * 0.1) / 40), "held_out": lines[2],
     }  # fmt: skip
+    broken = to_json(sweeping.training_facts(run, 90))  # off before the first line
+    assert broken == {"skipped": 0, "grad_norm": None, "clipped_share": None, "held_out": None}
 
 
 def test_rows_hold_what_the_log_and_the_images_say(swept):

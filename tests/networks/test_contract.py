@@ -224,6 +224,7 @@ def test_a_network_from_elsewhere_says_what_it_takes():
 @pytest.mark.parametrize("kind", [kind.model_fields["kind"].default for kind in get_args(get_args(AnyNetwork)[0])])
 def test_every_network_of_the_union_answers_the_protocol_and_trains(kind):
     """What its Value says is so: options, null label and null time, blocks, chance, the layer that gives the output."""
+    assert kind in MEMBERS, "a new kind needs an example in MEMBERS"
     value = MEMBERS[kind]
     network = make_network(value, (1, 8, 8), 0)
     with torch.no_grad():

@@ -467,3 +467,12 @@ def test_the_rule_of_the_verdict(gap, null, said):
     assert said in sentence
     assert sentence.endswith(".")
     assert all(Number(*pair).signed() in sentence for pair in (gap, null)) or said == "Nothing can be said"
+
+
+def test_a_network_and_a_solver_are_no_denoiser_and_no_sampler():
+    """What is meant is said, before any image is read."""
+    sampler = Sampler(grid=Karras(steps=2), solver=Euler())
+    with pytest.raises(SnrkitError, match=r"is a Linear; make one of a network with snrkit\.wrap"):
+        snrkit.measure(torch.nn.Linear(2, 2), sampler, trained=clean(40, 1), held=clean(40, 2))
+    with pytest.raises(SnrkitError, match=r"is a Euler; give snrkit\.Sampler"):
+        snrkit.measure(EXACT, Euler(), trained=clean(40, 1), held=clean(40, 2))
