@@ -1,5 +1,6 @@
 """One or many processes: who we are, and the few collectives we need. Under torchrun; otherwise a world of one."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,3 +93,10 @@ def _device(name: str, local_rank: int) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise SnrkitError(f"--device {name}: states are float64, which {device.type} lacks; use cpu or cuda")
     return torch.device("cuda", local_rank) if name == "cuda" else device
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes that a device has in all; of the CPU, this machine's, and infinitely many where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

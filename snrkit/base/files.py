@@ -13,7 +13,8 @@ from typing import Any
 
 from snrkit.base.errors import SnrkitError, missing
 
-LARGE, DIGEST = 2**26, 16  # bytes of a file whose digest is kept, and of a digest
+LARGE = 2**26  # bytes of a file from which on its checksum is kept in the cache
+CHECKSUM_BYTES = 16
 
 
 def cache_folder() -> Path:
@@ -21,22 +22,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
 
 
+def checksum(content: bytes) -> str:
+    """Of some bytes: BLAKE2b, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).hexdigest()
+
+
 def content_digest(path: Path) -> str:
-    """Of a file's whole content, 32 hexadecimal digits. That of a large file is kept in the cache until it changes.
+    """The checksum of a file's whole content. That of a large file is kept in the cache until it changes.
 
     A file is held to be unchanged while its size, inode and times of change are.
     """
     found = path.stat()
     if found.st_size < LARGE:
-        return hashlib.blake2b(path.read_bytes(), digest_size=DIGEST).hexdigest()
+        return checksum(path.read_bytes())
     marks = (path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    kept = cache_folder() / f"digest-{hashlib.blake2b(repr(marks).encode(), digest_size=16).hexdigest()}"
+    kept = cache_folder() / f"digest-{checksum(repr(marks).encode())}"
     with contextlib.suppress(OSError, ValueError):
         text = kept.read_text()
-        if len(bytes.fromhex(text)) == DIGEST:
+        if len(bytes.fromhex(text)) == CHECKSUM_BYTES:
             return text
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
     with contextlib.suppress(OSError):  # a cache that cannot be written to is none
         write_bytes(kept, digest.encode())
     return digest

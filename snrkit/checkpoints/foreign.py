@@ -4,7 +4,6 @@
 weights, as a module with snrkit's own call. Nothing that is read is executed.
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError, reason_of
-from snrkit.base.files import content_digest
+from snrkit.base.files import checksum, content_digest
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Cond
 from snrkit.diffusion.process import AnyProcess
@@ -68,20 +67,21 @@ class ForeignModel(Protocol):
 
 LEARNED = "half of its output is a learned variance, which is left out"  # a note
 SHARED = 2**26  # bytes that weights may have in common
+NAMED = 12  # digits of a checksum that a name has
 
 
 def weights_of(model: "ForeignModel") -> str:
     """A short name that changes with the content of any file or folder that a model of this kind names."""
     named = [(name, value) for name, value in vars(model).items() if isinstance(value, Path)]
     parts = [f"{name} {digest_of(path)}" for name, path in sorted(named)]
-    return f"{model.kind}-{hashlib.blake2b(' '.join(parts).encode(), digest_size=6).hexdigest()}"
+    return f"{model.kind}-{checksum(' '.join(parts).encode())[:NAMED]}"
 
 
 def digest_of(path: Path) -> str:
     """Of a file's content, or of all names and contents of a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     parts = [f"{file.name if file == path else file.relative_to(path)} {content_digest(file)}" for file in files]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return checksum("\n".join(parts).encode())
 
 
 Clock = Callable[[Tensor], Tensor]

@@ -7,7 +7,6 @@ checkpoints/000120000/     named after the images seen
     state.json             step, images, plain numbers of the training state, and a checksum of each file
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from snrkit.base.errors import RunError
-from snrkit.base.files import disk_errors, new_folder, remove_leftovers
+from snrkit.base.files import checksum, disk_errors, new_folder, remove_leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         for name, tensors in checkpoint.tensors.items():
             content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             (temporary / f"{name}.safetensors").write_bytes(content)
-            sums[name] = _checksum(content)
+            sums[name] = checksum(content)
         state = {"images": checkpoint.images, "numbers": dict(checkpoint.numbers), "checksums": sums}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         if path.exists():
@@ -97,18 +96,14 @@ def _state(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
         raise RunError(f"checkpoint {path} is damaged (state.json cannot be read); {remedy}.") from None
 
 
-def _read(path: Path, checksum: str, remedy: str) -> dict[str, Tensor]:
+def _read(path: Path, known: str, remedy: str) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
-        if _checksum(content) != checksum:
+        if checksum(content) != known:
             raise RunError(f"checkpoint file {path} is damaged (its checksum does not fit); {remedy}.")
         return load_tensors(content)
     except (FileNotFoundError, SafetensorError):
         raise RunError(f"checkpoint file {path} is missing or damaged; {remedy}.") from None
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:

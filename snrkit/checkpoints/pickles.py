@@ -42,7 +42,7 @@ LAYERS = "torch.nn.modules."  # classes under this name are recorded too
 
 @dataclass(slots=True, eq=False)
 class Storage(Inert):
-    """What torch calls so: numbers in the file that tensors are views of."""
+    """A storage of torch: numbers in the file, of which tensors are views."""
 
     values: Tensor  # (n,)
 

@@ -24,7 +24,7 @@ from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, check_held_out, measured_seeds
+from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.scorer import open_scorer
@@ -65,8 +65,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     )
     opened = open_experiment(everything, world)
     e, samplers = opened.experiment, {name: row.sampler for name, row in rows.items()}
-    check_held_out(opened.data)
-    check_beside(opened, measured_seeds(e))
+    check_beside(opened.setting, e)
     check_samplers(opened.setting, samplers)
     check_arms_fit(opened.data, shift, samplers.values())
     check_untuned(Run(runs / experiment.name), e)

@@ -1,7 +1,6 @@
 """`--dry-run`: what an experiment would do and need, without writing anything."""
 
 import math
-import os
 import resource
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snrkit.base.distributed import World
+from snrkit.base.distributed import World, memory_of
 from snrkit.base.errors import ConfigError
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
@@ -31,7 +30,7 @@ class Budget:
     parameters: int
     weights: int  # with gradients, both moments and all averages
     activations: int
-    there: int  # of the device
+    there: float  # of the device
 
     @property
     def fits(self) -> bool:
@@ -109,14 +108,7 @@ def check_memory(training: TrainedHere, setting: Setting) -> None:
         )
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE else f"{count / 2**20:.1f} MiB"
 
 

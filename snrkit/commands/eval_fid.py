@@ -122,7 +122,8 @@ def check_made(opened: Opened, run: Run, name: str, folder: Path, at: int | None
     try:
         weights = e.model.find(run, images, e.sample.average)
     except RunError:  # the checkpoint is gone, and its images are still its images
-        weights = Weights(made.get("weights", ""), images, made.get("weights_checksum", ""))
+        average = e.sample.average or made.get("weights", "")
+        weights = Weights(average, images, made.get("weights_checksum", ""))
     wanted = manifest(RunNames(e, opened.setting, run, weights), e.samplers[name])
     if differing := [key for key, value in wanted.items() if made.get(key) != value]:
         raise RunError(

@@ -18,7 +18,6 @@ from snrkit.experiment.instrument import (
     Measurement,
     check_arms_fit,
     check_beside,
-    check_held_out,
     check_probes,
     measured_seeds,
 )
@@ -41,8 +40,7 @@ def run_measuring(
     opened = open_experiment(experiment, world)
     e = opened.experiment
     samplers = {name: e.samplers[name] for name in chosen}
-    check_held_out(opened.data)
-    check_beside(opened, measured_seeds(e))
+    check_beside(opened.setting, e)
     check_samplers(opened.setting, samplers)
     check_arms_fit(opened.data, e.shift, samplers.values())
     run = trained_run(runs, e, opened.data.dataset.fingerprint)

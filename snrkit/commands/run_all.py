@@ -9,7 +9,7 @@ from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.sample import check_samplers, choose, run_sampling
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.instrument import check_beside, check_held_out, check_probes, measured_seeds
+from snrkit.experiment.instrument import check_beside, check_probes
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.metrics.extractors import check_features
@@ -25,8 +25,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
         raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
     choose(experiment, ())
     opened = open_experiment(experiment, world)
-    check_held_out(opened.data)
-    check_beside(opened, measured_seeds(opened.experiment))
+    check_beside(opened.setting, opened.experiment)
     check_samplers(opened.setting, opened.experiment.samplers)
     check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.data.labelled)

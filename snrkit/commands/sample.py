@@ -151,7 +151,7 @@ def manifest(names: RunNames, sampler: Sampler) -> dict[str, Any]:
         "data": data.dataset.fingerprint,
         "checkpoint_images": names.weights.images,
         "weights": names.weights.name,
-        "weights_checksum": names.weights.mark,
+        "weights_checksum": names.weights.checksum,
         "labels": e.sample.labels,
         "precision": e.compute.precision,
         "tf32": e.compute.tf32,

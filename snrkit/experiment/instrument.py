@@ -1,7 +1,6 @@
 """Measures samplers of one model: the arms and probes of snrkit.shift on an experiment."""
 
 import math
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,13 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from snrkit.base.distributed import memory_of
 from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Model, Opened, Setting, open_task
+from snrkit.experiment.opening import Model, Setting, open_task
 from snrkit.experiment.reference import class_shares, weighted_images
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import open_estimator
@@ -25,7 +25,7 @@ from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
-from snrkit.shift.arms import Arm, reverse_arm
+from snrkit.shift.arms import STATE_BYTES, Arm, reverse_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
 from snrkit.shift.config import ShiftConfig
 from snrkit.shift.estimator import Estimator
@@ -37,7 +37,6 @@ from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
 T = TypeVar("T")
-STATE_BYTES = 4  # of a number in an arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +58,11 @@ def check_held_out(data: OpenedData) -> None:
         )
 
 
-def check_beside(opened: Opened, seeds: Sequence[int]) -> None:
+def check_beside(setting: Setting, experiment: Experiment) -> None:
     """Refuse to measure trajectories beside which too few images stand, of either side of the split: ConfigError."""
-    data, streams = opened.data, ImageStreams(seeds, opened.world.device)
-    labels = labels_of(opened.setting, opened.experiment.sample, streams)
+    data, seeds = setting.data, measured_seeds(experiment)
+    check_held_out(data)
+    labels = labels_of(setting, experiment.sample, ImageStreams(seeds, setting.world.device))
     labels = None if labels is None else labels.cpu()
     for name, pool in (("held-out images", data.split.held), ("training split", data.split.train)):
         why = scarce(matching(data.dataset.labels, pool, labels, len(seeds)), labels)
@@ -95,12 +95,11 @@ def check_arms_fit(
     kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
     needed = STATE_BYTES * shift.images * dims * kept
     needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
-    if memory is None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > memory:
+    there = memory_of(torch.device("cpu")) if memory is None else memory
+    if needed > there:
         raise ConfigError(
             f"shift.images: the states of {shift.images} images at every level need {needed / 2**30:.0f} GiB and "
-            f"this machine has {memory / 2**30:.0f}; give fewer images, or measure fewer samplers at a time."
+            f"this machine has {there / 2**30:.0f}; give fewer images, or measure fewer samplers at a time."
         )
 
 

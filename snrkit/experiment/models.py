@@ -61,7 +61,7 @@ class Weights:
 
     name: str
     images: int  # 0 where that is not known
-    mark: str  # a checksum, which tells weights of one name and count apart
+    checksum: str  # tells weights of one name and count apart
 
 
 class Origin(Protocol):

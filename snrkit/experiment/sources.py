@@ -50,17 +50,13 @@ class RunNames:
         """What the run knows of its images' power spectra."""
         return run_spectra(self.setting, self.run)
 
-    def estimator(self) -> str:
-        """A fingerprint of the run's estimator of levels, or that there is none."""
-        path = self.run.estimator / "network.safetensors"
-        return fingerprint(path.read_bytes()) if path.exists() else "absent"
-
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
-            return [self.estimator()]
+            path = self.run.estimator / "network.safetensors"
+            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
         try:
             found = self.known(what)
-            return [str(what.run), found.name, found.images, found.mark]
+            return [str(what.run), found.name, found.images, found.checksum]
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
 

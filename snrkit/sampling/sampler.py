@@ -19,11 +19,11 @@ from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
 from snrkit.sampling.step import (
-    Adds,
     BeliefCorrection,
     Capabilities,
     Correction,
     ForwardStatistics,
+    Guides,
     LevelPosterior,
     Named,
     NamedEstimator,
@@ -40,8 +40,8 @@ class Sampler(Value):
     """A grid, a solver and corrections, as a file or a script names them; `open_with` lays it out.
 
     Corrections of belief wrap the denoiser in list order, the first innermost; those of state act in list order.
-    A pydantic ValidationError, which is a ValueError, for unknown kinds and options, and for an autoguidance that
-    follows a correction of belief.
+    A pydantic ValidationError, which is a ValueError, for unknown kinds and options; `open_with` refuses an
+    autoguidance that follows a correction of belief.
     """
 
     grid: AnyGrid
@@ -184,7 +184,7 @@ def _check_order(kinds: Sequence[str], corrections: Sequence[Correction]) -> Non
     """SnrkitError where what the model says is changed before it is compared with another model's bare answer."""
     changed = None
     for kind, correction in zip(kinds, corrections, strict=True):
-        if isinstance(correction, Adds):
+        if isinstance(correction, Guides):
             if correction.asks_bare and changed is not None:
                 raise SnrkitError(
                     f"{kind} compares the model with a weaker one as it is; list it before {changed}, which changes "

@@ -105,8 +105,8 @@ class BeliefCorrection(Protocol):
 
 
 @runtime_checkable
-class Adds(Protocol):
-    """A belief correction that adds a term to what the model says, on the same base as those beside it: guidance."""
+class Guides(Protocol):
+    """Guidance: a belief correction that adds a term to what the model says, on the same base as those beside it."""
 
     @property
     def asks_bare(self) -> bool:

@@ -19,6 +19,7 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.sampling.step import Step
 
+STATE_BYTES = 4  # of a number in an arm
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 
 

@@ -1,6 +1,5 @@
 """What a script gives to `snrkit.measure`, checked before anything is sampled. Every fault is one SnrkitError."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import index
@@ -9,17 +8,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from snrkit.base.distributed import memory_of
 from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import Dataset
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.sampler import OpenedSampler, Sampler
 from snrkit.sampling.step import Opens
+from snrkit.shift.arms import STATE_BYTES
 from snrkit.shift.bootstrap import FEWEST, check_resampling
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
-SEEDS = 2**32  # and trajectories of one seed: both count in a key of 64 bits
-STATE_BYTES = 4  # of a number in an arm
+SEEDS = 2**32  # as many as trajectories of one: seed * SEEDS + row is a number of 64 bits, as streams take
 
 
 class ImageSet(Protocol):
@@ -167,7 +167,7 @@ def check_opened(sampler: OpenedSampler) -> None:
 def check_memory(images: int, levels: int, dimensions: int) -> None:
     """SnrkitError where the states of three arms, and of one while it is joined, are more than this machine holds."""
     needed = 4 * STATE_BYTES * images * levels * dimensions
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    there = memory_of(torch.device("cpu"))
     if needed > there:
         raise SnrkitError(
             f"the states of {images} images at {levels} levels need {needed / 2**30:.0f} GiB and this machine has "

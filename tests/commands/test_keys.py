@@ -80,6 +80,7 @@ def test_images_of_a_checkpoint_are_scored_when_training_has_gone_on(copied):
     snrkit(copied, "eval-fid", "-q", *more)
     after = json.loads((run / "metrics/euler.json").read_text())
     assert after == before
+    assert "(weights" in refused(copied, "eval-fid", "-q", *more, "--set", "sample.average=network")
     assert (after["checkpoint_images"], after["weights"], after["numerics"]) == (320, "ema-500", NUMERICS)
 
 
