@@ -1,25 +1,19 @@
-"""Writing that leaves a file whole or absent, and reading that says what is wrong."""
+"""Writing that leaves a file whole or absent, whatever happens to the process or the power."""
 
 import contextlib
 import errno
 import hashlib
-import json
-import math
 import os
+import platform
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from snrkit.base.errors import SnrkitError, missing
+from snrkit.base.errors import SnrkitError
 
-LARGE = 2**26  # bytes of a file from which on its checksum is kept in the cache
 CHECKSUM_BYTES = 16
-
-
-def cache_folder() -> Path:
-    """Where classifiers, reference statistics and digests are kept: $SNRKIT_CACHE, else ~/.cache/snrkit."""
-    return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
+ABANDONED = 86_400  # seconds after which the unfinished file of another machine's process is held to be left over
 
 
 def checksum(content: bytes) -> str:
@@ -27,31 +21,32 @@ def checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).hexdigest()
 
 
-def content_digest(path: Path) -> str:
-    """The checksum of a file's whole content. That of a large file is kept in the cache until it changes.
+def sync_folder(path: Path) -> None:
+    """Have the names of a folder outlast a loss of power, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
-    A file is held to be unchanged while its size, inode and times of change are.
-    """
-    found = path.stat()
-    if found.st_size < LARGE:
-        return checksum(path.read_bytes())
-    marks = (path.resolve(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    kept = cache_folder() / f"digest-{checksum(repr(marks).encode())}"
-    with contextlib.suppress(OSError, ValueError):
-        text = kept.read_text()
-        if len(bytes.fromhex(text)) == CHECKSUM_BYTES:
-            return text
+
+def sync_file(path: Path) -> None:
+    """Have a file's content outlast a loss of power."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
-    with contextlib.suppress(OSError):  # a cache that cannot be written to is none
-        write_bytes(kept, digest.encode())
-    return digest
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    """Where `path` is written before it is renamed: a name that says which process of which machine writes it."""
+    return path.with_name(f".{path.name[:100]}.{platform.node()[:60]}.{os.getpid()}.tmp")
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     """Write through a temporary file in the same folder, then rename; `sync` also survives a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -59,6 +54,8 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+        if sync:
+            sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -70,43 +67,20 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def finite(content: Any) -> Any:
-    """`content` with every float that JSON cannot hold (the logsnr of pure noise is -inf) replaced by None."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {key: finite(value) for key, value in content.items()}
-    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
-
-
-def write_json(path: Path, content: Any) -> None:
-    """As write_text; finite floats round-trip, others become null."""
-    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; SnrkitError when absent or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise missing("file", path, "run the command that makes it first") from None
-    except ValueError as error:
-        raise SnrkitError(f"{path} is not valid JSON ({error}); delete it and run the command that makes it") from None
-
-
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_abandoned(path.parent, path.name)
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        for file in (path for path in temporary.rglob("*") if path.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+        for entry in (temporary, *temporary.rglob("*")):
+            sync_folder(entry) if entry.is_dir() else sync_file(entry)
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -124,9 +98,33 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what interrupted writes left behind."""
+    """Delete what interrupted writes left anywhere below a folder that nobody else writes to."""
     for leftover in list(folder.rglob(".*.tmp")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def remove_abandoned(folder: Path, name: str = "*") -> None:
+    """Delete what writes of processes that are no more left in a folder that others write to as well."""
+    for leftover in list(folder.glob(f".{name[:100]}.*.tmp")):
+        with contextlib.suppress(OSError, ValueError):
+            *_, node, process, _ = leftover.name.rsplit(".", 3)
+            here = node == platform.node()[:60].rpartition(".")[2]
+            if (here and not _alive(int(process))) or time.time() - leftover.stat().st_mtime > ABANDONED:
+                _remove(leftover)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)

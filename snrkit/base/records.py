@@ -20,7 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import read_json
+from snrkit.base.sealed import read_json
 
 T = TypeVar("T")
 FLAT = {"flat": True}

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from snrkit.base.cache import content_digest
 from snrkit.base.errors import SnrkitError, reason_of
-from snrkit.base.files import checksum, content_digest
+from snrkit.base.files import checksum
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Cond
 from snrkit.diffusion.process import AnyProcess

@@ -27,8 +27,9 @@ from snrkit.analysis.closed_form import (
 from snrkit.base.charts import AXIS, Chart, Scale, draw
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.frequency import views
+from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.analyze_run import GRADED, MEASURED, analyze_run
 from snrkit.diffusion.betas import (

@@ -13,7 +13,8 @@ from torch import Tensor
 from snrkit.base.charts import Chart, draw
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.base.files import disk_errors, write_bytes, write_text
+from snrkit.base.sealed import write_json
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import open_experiment

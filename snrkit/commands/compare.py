@@ -16,8 +16,9 @@ import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.files import disk_errors, read_json, write_json
+from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
+from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
 from snrkit.commands.progress import bar

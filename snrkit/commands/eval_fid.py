@@ -11,9 +11,10 @@ from snrkit import __version__
 from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError
-from snrkit.base.files import disk_errors, read_json, write_json
+from snrkit.base.files import disk_errors
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
+from snrkit.base.sealed import read_json, write_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import choose, is_made, load_images, make_images, manifest

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError, Stopped
-from snrkit.base.files import disk_errors, write_bytes, write_json
+from snrkit.base.files import disk_errors, write_bytes
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.sealed import write_json
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment

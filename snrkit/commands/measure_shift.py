@@ -6,9 +6,10 @@ from pathlib import Path
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import disk_errors, write_bytes, write_json, write_text
+from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
+from snrkit.base.sealed import write_json
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.base.files import disk_errors, read_json, write_bytes, write_json
+from snrkit.base.files import disk_errors, write_bytes
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.data.files import FolderOpener, read_image

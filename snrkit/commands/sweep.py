@@ -24,9 +24,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError
-from snrkit.base.files import disk_errors, write_json, write_text
+from snrkit.base.files import disk_errors, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
+from snrkit.base.sealed import write_json
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging

@@ -24,9 +24,10 @@ import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.files import disk_errors, write_json, write_text
+from snrkit.base.files import disk_errors, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
+from snrkit.base.sealed import write_json
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset

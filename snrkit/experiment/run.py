@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.errors import BusyError
-from snrkit.base.files import disk_errors, finite, write_text
+from snrkit.base.files import disk_errors, write_text
+from snrkit.base.sealed import finite
 
 
 @dataclass(frozen=True, slots=True)

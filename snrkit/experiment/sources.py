@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from snrkit.base.errors import ConfigError, RunError
-from snrkit.base.files import read_json
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.sealed import read_json
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level

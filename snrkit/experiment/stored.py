@@ -12,7 +12,8 @@ import torch
 
 from snrkit import __version__
 from snrkit.base.errors import RunError
-from snrkit.base.files import disk_errors, read_json, remove_leftovers, write_json, write_text
+from snrkit.base.files import disk_errors, remove_leftovers, write_text
+from snrkit.base.sealed import read_json, write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run

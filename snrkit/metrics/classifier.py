@@ -5,17 +5,16 @@ and recipe. Its scores are named after the data set (FD-digits), never FID.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.files import write_bytes
+from snrkit.base.cache import kept
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import CLASSIFIER
+from snrkit.base.tensors import tensors_checksum
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint
 
 RECIPE = "1"  # change with anything below that changes the weights
@@ -62,25 +61,21 @@ class TrainedClassifier:
     accuracy: float | None
 
 
-def train_classifier(dataset: Dataset, split: Split, cache: Path) -> TrainedClassifier:
+def train_classifier(dataset: Dataset, split: Split) -> TrainedClassifier:
     """The classifier of a labelled data set's training split, from the cache where it was trained before."""
     assert dataset.labels is not None
     recipe = fingerprint("classifier", str(NUMERICS), RECIPE, dataset.fingerprint, repr(split.train))
-    path = cache / f"classifier-{recipe}.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Classifier(dataset.shape, dataset.classes)
-    if path.is_file():
-        network.load_state_dict(load(path.read_bytes()))
-    else:
-        _fit(network, dataset, split)
-        write_bytes(path, save(network.state_dict()))
+    tensors = kept(f"classifier-{recipe}", lambda: _fitted(network, dataset, split))
+    network.load_state_dict(tensors)
     network.eval().requires_grad_(False)
-    key = fingerprint("classifier", path.read_bytes())
+    key = fingerprint("classifier", tensors_checksum(tensors, recipe))
     return TrainedClassifier(network, key, _accuracy(network, dataset, split))
 
 
-def _fit(network: Classifier, dataset: Dataset, split: Split) -> None:
+def _fitted(network: Classifier, dataset: Dataset, split: Split) -> dict[str, Tensor]:
     assert dataset.labels is not None
     train, rng = np.asarray(split.train), CLASSIFIER.open()
     steps = max(IMAGES, EPOCHS * len(train)) // BATCH
@@ -95,6 +90,7 @@ def _fit(network: Classifier, dataset: Dataset, split: Split) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         decay.step()
+    return network.state_dict()
 
 
 def _jitter(x0: Tensor, rng: np.random.Generator) -> Tensor:

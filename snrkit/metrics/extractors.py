@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
+from snrkit.base.cache import kept
 from snrkit.base.errors import SnrkitError, reason_of
-from snrkit.base.files import cache_folder, write_bytes
+from snrkit.base.files import write_bytes
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.tensors import tensors_checksum
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
@@ -65,7 +66,7 @@ def check_features(config: MetricsConfig, dataset: Dataset) -> None:
 
 
 def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
-    trained = train_classifier(dataset, split, cache_folder())
+    trained = train_classifier(dataset, split)
     network = trained.network.to(device)
 
     @torch.no_grad()
@@ -83,16 +84,12 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 def _pixels(config: MetricsConfig, dataset: Dataset, split: Split) -> Extractor:
     count = min(config.pixel_components, math.prod(dataset.shape))
     recipe = fingerprint("pixels", str(NUMERICS), dataset.fingerprint, repr(split.train), str(count))
-    path = cache_folder() / f"pixels-{recipe}.safetensors"
-    if not path.is_file():
-        write_bytes(path, save(_components(dataset, split, count)))
-    content = path.read_bytes()
-    found = load(content)
+    found = kept(f"pixels-{recipe}", lambda: _components(dataset, split, count))
 
     def project(pixels: Tensor) -> tuple[Tensor, None]:
         return ((to_unit(pixels).flatten(1).double() - found["mean"]) @ found["basis"]).float(), None
 
-    key = fingerprint("pixels", content)
+    key = fingerprint("pixels", tensors_checksum(found, recipe))
     return Extractor("pixel", count, key, project, note=f"{count} principal components of the reference")
 
 

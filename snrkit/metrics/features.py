@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from snrkit.base.arrays import DAMAGED, read_array
+from snrkit.base.cache import keep, known
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import cache_folder, write_bytes
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import KEPT_FEATURES
 from snrkit.data.dataset import Dataset, chunks, fingerprint
@@ -57,11 +56,9 @@ def reference_features(
 ) -> FeatureSet:
     """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
     rows = np.asarray(indices, dtype=np.int64).tobytes()
-    path = (
-        cache_folder() / f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}.safetensors"
-    )
-    if not world.any(not path.is_file()):  # all processes must take the same way
-        stored = load(path.read_bytes())
+    name = f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}"
+    stored = known(name) or {}
+    if not world.any(not stored):  # all processes must take the same way
         gaussian = FeatureGaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
         return FeatureSet(gaussian, stored["features"])
     found = extract(extractor, dataset, indices, batch, world)
@@ -76,7 +73,7 @@ def reference_features(
         "features": found.features.contiguous(),
     }
     if world.leads:
-        write_bytes(path, save(tensors))
+        keep(name, tensors)
     return FeatureSet(gaussian, found.features)
 
 

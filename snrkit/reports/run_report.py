@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.files import disk_errors, read_json, write_bytes, write_text
+from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
+from snrkit.base.sealed import read_json
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run, read_log

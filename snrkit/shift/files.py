@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snrkit.base.files import read_json
 from snrkit.base.records import FLAT, from_json, to_json
+from snrkit.base.sealed import read_json
 from snrkit.shift.bootstrap import Curve
 from snrkit.shift.config import every_probe
 from snrkit.shift.drawing import draw_curve, png

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import write_json
 from snrkit.base.records import FLAT, from_json, read_record, to_json
+from snrkit.base.sealed import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """Names of weights from elsewhere: they change with whatever the numbers depend on, and with nothing else."""
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from snrkit.base import files
-from snrkit.base.files import cache_folder, content_digest
+from snrkit.base import cache
+from snrkit.base.cache import cache_folder, content_digest
+from snrkit.base.sealed import read_json, write_json
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import digest_of, weights_of
 
@@ -54,13 +56,15 @@ def test_digests_of_large_files_are_kept_until_they_change(tmp_path, monkeypatch
     path = tmp_path / "large"
     path.write_bytes(b"1" * 1000)
     plain = content_digest(path)
-    monkeypatch.setattr(files, "LARGE", 10)
+    monkeypatch.setattr(cache, "LARGE", 10)
     assert content_digest(path) == plain
     (kept,) = cache_folder().glob("digest-*")
-    kept.write_text("00" * 16)
+    marks = read_json(kept)["marks"]
+    write_json(kept, {"marks": marks, "digest": "00" * 16})
     assert content_digest(path) == "00" * 16
-    kept.write_text("nonsense")
-    assert content_digest(path) == plain
+    for damaged in ("nonsense", json.dumps({"marks": marks, "digest": "11" * 16})):
+        kept.write_text(damaged)
+        assert content_digest(path) == plain
     path.write_bytes(b"2" * 1000)
     os.utime(path, ns=(1, 1))
     assert content_digest(path) not in (plain, "00" * 16)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 
+from snrkit.base.cache import cache_folder, keep
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import cache_folder
 from snrkit.base.records import to_json
 from snrkit.commands.eval_fid import score_pair
 from snrkit.data import Digits
@@ -89,16 +89,19 @@ def digits():
 def first(digits, tmp_path_factory):
     """A classifier of digits and the folder that holds nothing but its weights."""
     folder = tmp_path_factory.mktemp("classifier")
-    return train_classifier(*digits, folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNRKIT_CACHE", str(folder))
+        return train_classifier(*digits), folder
 
 
-def test_the_classifier_is_good_repeatable_and_cached(digits, first):
+def test_the_classifier_is_good_repeatable_and_cached(digits, first, monkeypatch):
     """Right on more than 95 % of held-out digits; the cached weights are those that training gives again."""
     assert first[0].accuracy > 0.95
     (path,) = first[1].iterdir()
     stored = load(path.read_bytes())
-    again = train_classifier(*digits, first[1]).network.state_dict()
-    afresh = train_classifier(*digits, cache_folder()).network.state_dict()
+    afresh = train_classifier(*digits).network.state_dict()
+    monkeypatch.setenv("SNRKIT_CACHE", str(first[1]))
+    again = train_classifier(*digits).network.state_dict()
     for name, tensor in stored.items():
         assert torch.equal(tensor, again[name])
         assert torch.equal(tensor, afresh[name])
@@ -147,7 +150,7 @@ def test_other_weights_have_other_reference_statistics(digits, first, tmp_path, 
     monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path))
     before = make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device)
     (path,) = tmp_path.glob("classifier-*")
-    path.write_bytes(save({name: 1.5 * tensor for name, tensor in load(path.read_bytes()).items()}))
+    keep(path.stem, {name: 1.5 * tensor for name, tensor in load(path.read_bytes()).items()})
     assert make_extractor(MetricsConfig(features="classifier"), *digits, WORLD.device).key != before.key
 
 
@@ -181,7 +184,7 @@ def test_pixel_components_are_found_once(digits, tmp_path, monkeypatch):
     (path,) = tmp_path.glob("pixels-*")
     assert make_extractor(MetricsConfig(features="pixels"), *digits, WORLD.device).key == first.key
     stored = load(path.read_bytes())
-    path.write_bytes(save(stored | {"basis": -stored["basis"]}))
+    keep(path.stem, stored | {"basis": -stored["basis"]})
     other = make_extractor(MetricsConfig(features="pixels"), *digits, WORLD.device)
     assert other.key != first.key
     pixels = digits[0].pixels(range(3))

@@ -213,7 +213,7 @@ def test_the_variance_ratio_is_unbiased_in_many_dimensions(shape, images):
 
 def test_pure_noise_is_measured_and_written(tmp_path):
     """A flow grid from t = 1 has logsnr -inf: JSON says null, CSV -inf, and the picture leaves it out."""
-    from snrkit.base.files import write_json
+    from snrkit.base.sealed import write_json
 
     shift = measure(Flow(), Euler(), UniformTime(steps=4), exact_start=False)
     assert shift.logsnr[0] == -math.inf

@@ -1,0 +1,84 @@
+"""What may be made again is kept in a cache, which is believed only where its content fits its checksum.
+
+$SNRKIT_CACHE, else ~/.cache/snrkit, holds classifiers, components of pixels, reference statistics, and the checksums
+of large files. A folder that others may write to is refused: whoever can write there decides scores.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from snrkit.base.errors import SnrkitError
+from snrkit.base.files import CHECKSUM_BYTES, checksum, remove_abandoned
+from snrkit.base.regular import open_regular
+from snrkit.base.sealed import read_json, write_json
+from snrkit.base.tensors import read_tensors, write_tensors
+
+LARGE = 2**26  # bytes of a file from which on its checksum is kept
+
+
+def cache_folder() -> Path:
+    """Where it lies. It need not be there."""
+    return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
+
+
+def open_cache() -> Path:
+    """The cache, made where it is absent. SnrkitError where others may write to it."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise SnrkitError(
+            f"the cache {folder} may be written to by others, who would decide scores; run chmod go-w {folder} if it "
+            "is yours, or set SNRKIT_CACHE to a folder of your own."
+        )
+    remove_abandoned(folder)
+    return folder
+
+
+def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The tensors that the cache keeps under a name that holds a hash of all they depend on, else made and kept."""
+    found = known(name)
+    if found is None:
+        keep(name, make())
+        found = read_tensors(cache_folder() / f"{name}.safetensors", name)
+    return found
+
+
+def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Have the cache keep tensors under a name that holds a hash of all they depend on."""
+    write_tensors(open_cache() / f"{name}.safetensors", tensors, name)
+
+
+def known(name: str) -> Mapping[str, Tensor] | None:
+    """As `kept`, but None where the cache has them not, or damaged."""
+    path = open_cache() / f"{name}.safetensors"
+    with contextlib.suppress(SnrkitError):
+        return read_tensors(path, name)
+    return None
+
+
+def content_digest(path: Path) -> str:
+    """The checksum of a file's whole content. That of a large file is kept in the cache until it changes.
+
+    A file is held to be unchanged while its size, inode and times of change are.
+    """
+    with open_regular(path) as file:
+        found = os.fstat(file.fileno())
+        if found.st_size < LARGE:
+            return checksum(file.read())
+        marks = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        record = open_cache() / f"digest-{checksum(repr(marks).encode())}.json"
+        with contextlib.suppress(SnrkitError):
+            stored = read_json(record)
+            if stored.get("marks") == marks and isinstance(stored.get("digest"), str):
+                return str(stored["digest"])
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is none
+        write_json(record, {"marks": marks, "digest": digest})
+    return digest

@@ -1,0 +1,53 @@
+"""Reading that believes nothing of a path: what is read is a regular file of a possible size.
+
+Never a device, a pipe or a socket, which would hang or have no end. A link is followed to what it points to.
+"""
+
+import math
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from snrkit.base.errors import SnrkitError
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path, largest: float = math.inf) -> BufferedReader:
+    """A file for reading. SnrkitError where it is none (a folder, a pipe, a device) or has over `largest` bytes.
+
+    OSError where it cannot be opened. Nothing is waited for.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+            raise SnrkitError(f"{path} is no file but {kind}; give a regular file.")
+        if found.st_size > largest:
+            raise SnrkitError(f"{path} has {found.st_size:,} bytes, more than the {largest:,} of its kind.")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a file, as open_regular opens it; what grows beyond `largest` while it is read is refused too."""
+    with open_regular(path, largest) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise SnrkitError(f"{path} has more than {largest:,} bytes, which no file of its kind has.")
+    return content
+
+
+def check_regular(path: Path, largest: float = math.inf) -> None:
+    """Refuse, before another library opens it, what open_regular refuses. OSError where it cannot be opened."""
+    open_regular(path, largest).close()

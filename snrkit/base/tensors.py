@@ -1,0 +1,47 @@
+"""Files of tensors that carry a checksum of their content and of what they are of: safetensors with one entry more."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from snrkit.base.errors import SnrkitError, missing
+from snrkit.base.files import checksum, write_bytes
+from snrkit.base.regular import read_regular
+
+LARGEST = 2**34  # bytes
+CHECKSUM = "checksum"
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], of: str) -> str:
+    """Of names, shapes, types and values of tensors, and of what they are of."""
+    return checksum(of.encode() + b"\0" + save(dict(tensors)))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
+    """Write tensors with their checksum, as write_bytes writes. `of`: what they are of, which a reader must say too."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(plain, {CHECKSUM: tensors_checksum(plain, of)}))
+
+
+def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
+    """What write_tensors wrote. SnrkitError where it is absent or not that any more."""
+    try:
+        content = read_regular(path, LARGEST)
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")
+        stored = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except FileNotFoundError:
+        raise missing("file", path, "run the command that makes it first") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, f"it cannot be read, {error}") from None
+    if stored != {CHECKSUM: tensors_checksum(tensors, of)}:
+        raise _damaged(path, "its checksum does not fit")
+    return tensors
+
+
+def _damaged(path: Path, why: str) -> SnrkitError:
+    return SnrkitError(f"{path} is damaged or of other things ({why}); delete it and run the same command again.")
