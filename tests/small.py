@@ -14,7 +14,9 @@ from unittest.mock import patch
 import torch
 import yaml
 
+from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.cli import main
+from snrkit.experiment.sample_folder import SampleFolder
 
 SMALL = {
     "name": "small",
@@ -138,5 +140,16 @@ def process(folder: Path, *arguments, config="small.yaml", processes=1, check=Tr
 
 
 def written(folder: Path):
-    """Every file below a folder with its content, to see that nothing was written."""
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder with its content, to see that nothing was written but who held the lock."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
+    return {p.relative_to(folder): p.read_bytes() for p in files}
+
+
+def edit(path, **changes):
+    """Give keys of a record other values, under a checksum that fits."""
+    write_json(path, {**read_json(path), **changes})
+
+
+def load_images(folder, seeds):
+    """The images that snrkit sample made of these seeds, uint8 (n, C, H, W)."""
+    return SampleFolder(folder).load(seeds)

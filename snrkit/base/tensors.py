@@ -43,5 +43,10 @@ def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
     return tensors
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite; None where there is none."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+
+
 def _damaged(path: Path, why: str) -> SnrkitError:
     return SnrkitError(f"{path} is damaged or of other things ({why}); delete it and run the same command again.")

@@ -4,10 +4,12 @@ checkpoints/000120000/     named after the images seen
     network.safetensors    the raw weights
     ema-50000.safetensors  one file per average
     optimizer.safetensors  moments by parameter name
-    state.json             step, images, plain numbers of the training state, and a checksum of each file
+    state.json             images, plain numbers of the training state, a checksum of each file, and one of all this
+
+What is read is all that was written, of these images, and finite.
 """
 
-import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +21,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from snrkit.base.errors import RunError
+from snrkit.base.errors import DivergedError, RunError, SnrkitError
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_leftovers
+from snrkit.base.records import read_record, to_json
+from snrkit.base.regular import read_regular
+from snrkit.base.sealed import write_json
+from snrkit.base.tensors import LARGEST, not_finite
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a set of tensors, which is part of a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +40,26 @@ class Checkpoint:
     numbers: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What state.json holds."""
+
+    images: int
+    numbers: Mapping[str, Any]
+    checksums: Mapping[str, str]  # of each set of tensors, by its name
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/<images>, whole or not at all. SnrkitError when the disk is full; older checkpoints stay."""
+    """Write `folder`/<images>, whole or not at all. SnrkitError when the disk is full; older checkpoints stay.
+
+    DivergedError where a tensor is not finite.
+    """
     path = folder / f"{checkpoint.images:09d}"
+    if wrong := not_finite({f"{s}/{n}": t for s, part in checkpoint.tensors.items() for n, t in part.items()}):
+        raise DivergedError(
+            f"training stopped: {wrong} is not finite at {checkpoint.images} images, and is not saved; the last "
+            "checkpoint is intact: lower train.lr, set train.clip, or use precision fp32"
+        )
     with (
         disk_errors(f"saving checkpoint {path}", "older checkpoints are intact; free space and run the command again"),
         new_folder(path) as temporary,
@@ -44,8 +69,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             (temporary / f"{name}.safetensors").write_bytes(content)
             sums[name] = checksum(content)
-        state = {"images": checkpoint.images, "numbers": dict(checkpoint.numbers), "checksums": sums}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        write_json(temporary / "state.json", to_json(State(checkpoint.images, checkpoint.numbers, sums)))
         if path.exists():
             shutil.rmtree(path)
     return path
@@ -53,7 +77,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    return sorted((p for p in folder.glob("[0-9]*") if _is_number(p.name) and p.is_dir()), key=lambda p: int(p.name))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= 18
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -62,48 +90,65 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
-    """Read a checkpoint, or only one set of its tensors. RunError when it is damaged."""
-    images, numbers, sums = _state(path)
-    wanted = sums if only is None else {only: _known(path, sums, only)}
-    tensors = {name: _read(path / f"{name}.safetensors", total, _remedy(path)) for name, total in wanted.items()}
-    return Checkpoint(images, tensors, numbers)
+    """Read a checkpoint, or only one set of its tensors. RunError when it is damaged, or holds what is not finite."""
+    state = _state(path)
+    wanted = state.checksums if only is None else {only: _known(path, state, only)}
+    return Checkpoint(state.images, {name: _read(path, name, total) for name, total in wanted.items()}, state.numbers)
 
 
 def checksum_of(path: Path, name: str) -> str:
     """The checksum of one set of a checkpoint's tensors, which are not read. RunError as load_checkpoint."""
-    return _known(path, _state(path)[2], name)
+    return _known(path, _state(path), name)
 
 
-def _known(path: Path, sums: Mapping[str, str], name: str) -> str:
-    if name not in sums:
-        raise RunError(f"checkpoint {path} has no weights called '{name}'; it has {', '.join(sums)}.")
-    return sums[name]
+def sound_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest checkpoint that can be read, and those after it, which cannot."""
+    damaged: list[Path] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return load_checkpoint(path), damaged
+        except RunError:
+            damaged.append(path)
+    return None, damaged
 
 
-def _remedy(path: Path) -> str:
-    return f"delete {path} to go on from the checkpoint before it"
+def _known(path: Path, state: State, name: str) -> str:
+    if name not in state.checksums:
+        raise RunError(f"checkpoint {path} has no weights called '{name}'; it has {', '.join(state.checksums)}.")
+    return state.checksums[name]
 
 
-def _state(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """(images, numbers, checksums) of a checkpoint."""
-    remedy = _remedy(path)
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError(f"checkpoint {path} {why}; go on from the one before with snrkit train --fall-back, or restore it.")
+
+
+def _state(path: Path) -> State:
+    if not (path / "state.json").exists():
+        raise _damaged(path, "is not complete: it has no state.json")
     try:
-        state = json.loads((path / "state.json").read_text())
-        return int(state["images"]), dict(state["numbers"]), dict(state["checksums"])
-    except FileNotFoundError:
-        raise RunError(f"{path} is not a complete checkpoint (it has no state.json); {remedy}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"checkpoint {path} is damaged (state.json cannot be read); {remedy}.") from None
+        state = read_record(State, path / "state.json")
+    except SnrkitError as error:
+        raise _damaged(path, f"is damaged: {str(error).removesuffix('.').partition('; delete')[0]}") from None
+    if path.name != f"{state.images:09d}":
+        raise _damaged(path, f"says that it is of {state.images} images, which is not its name")
+    for name in state.checksums:
+        if NAME.fullmatch(name) is None:
+            raise _damaged(path, f"holds tensors called {name!r:.40}, which is no name of a file")
+    return state
 
 
-def _read(path: Path, known: str, remedy: str) -> dict[str, Tensor]:
+def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
+    file = path / f"{name}.safetensors"
     try:
-        content = path.read_bytes()
+        content = read_regular(file, LARGEST)
         if checksum(content) != known:
-            raise RunError(f"checkpoint file {path} is damaged (its checksum does not fit); {remedy}.")
-        return load_tensors(content)
-    except (FileNotFoundError, SafetensorError):
-        raise RunError(f"checkpoint file {path} is missing or damaged; {remedy}.") from None
+            raise _damaged(path, f"is damaged: the checksum of {file.name} does not fit")
+        tensors = load_tensors(content)
+    except (OSError, SafetensorError):
+        raise _damaged(path, f"is damaged: {file.name} cannot be read") from None
+    if wrong := not_finite(tensors):
+        raise _damaged(path, f"has weights that are not finite, {wrong} of {file.name} for one")
+    return tensors
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.lock import locked
+from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.training.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
 

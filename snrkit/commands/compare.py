@@ -18,7 +18,7 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
-from snrkit.base.sealed import read_json, write_json
+from snrkit.base.sealed import write_json
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
 from snrkit.commands.progress import bar
@@ -26,8 +26,10 @@ from snrkit.commands.sample import check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
+from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
@@ -90,8 +92,10 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
         for index, (name, row) in enumerate(rows.items()):
             wanted = manifest(samples.sources.names, row.sampler)
             stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
-            if not stored.exists() or read_json(stored)["facts"] != facts:
-                folder = model.run.compared_samples(name)  # its own: images of snrkit sample are never deleted here
+            if not stored.exists() or read_record(Kept, stored).facts != facts:
+                folder = SampleFolder(
+                    model.run.compared_samples(name)
+                )  # its own: images of snrkit sample are never deleted here
                 make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
                 score = score_folder(opened, model.run, name, folder, scorer, model.images)
                 measured = instrument.measure(row.sampler)
@@ -128,11 +132,10 @@ def row_facts(e: Experiment, made: Mapping[str, Any], features: str) -> dict[str
     }
 
 
-def differs(folder: Path, wanted: Mapping[str, Any]) -> bool:
+def differs(folder: SampleFolder, wanted: Mapping[str, Any]) -> bool:
     """Whether the folder of samples holds images that were made otherwise."""
-    path = folder / "manifest.json"
-    made = read_json(path) if path.exists() else {}
-    return any(made.get(key) != value for key, value in wanted.items()) and path.exists()
+    stored = folder.manifest()
+    return stored is not None and any(stored.made.get(key) != value for key, value in wanted.items())
 
 
 def time_rows(

@@ -13,17 +13,19 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError
 from snrkit.base.files import disk_errors
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.records import to_json
-from snrkit.base.sealed import read_json, write_json
+from snrkit.base.records import from_json, to_json
+from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.progress import bar
-from snrkit.commands.sample import choose, is_made, load_images, make_images, manifest
+from snrkit.commands.sample import choose, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, Split, memory_dataset
 from snrkit.experiment.experiment import ComputeConfig, Experiment
+from snrkit.experiment.lock import locked
 from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
+from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run
@@ -49,7 +51,7 @@ def run_scoring(
         scorer = open_scorer(opened.setting, opened.experiment.metrics)
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
             for index, name in enumerate(chosen):
-                records[name] = score_folder(opened, run, name, run.samples(name), scorer, at)
+                records[name] = score_folder(opened, run, name, SampleFolder(run.samples(name)), scorer, at)
                 progress.update(index + 1, name)
                 if world.leads:
                     _write(run.metrics(name), records[name])
@@ -80,18 +82,20 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
     return list_checkpoints(run.checkpoints)[-int(number) :]
 
 
-def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scorer, at: int | None) -> SamplerScores:
+def score_folder(
+    opened: Opened, run: Run, name: str, folder: SampleFolder, scorer: Scorer, at: int | None
+) -> SamplerScores:
     """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images.
 
     `at`: as in `check_made`.
     """
     e, data, extractor = opened.experiment, opened.data, scorer.extractor
     seeds = parse_seeds(e.sample.seeds)
-    missing = sum(not is_made(folder, seed) for seed in seeds)
+    missing = len(folder.missing(seeds))
     if missing:
-        raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder}; run snrkit sample first.")
+        raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder.path}; run snrkit sample first.")
     made = check_made(opened, run, name, folder, at)
-    images = load_images(folder, seeds)
+    images = folder.load(seeds)
     each = scorer.ranges(memory_dataset(name, images))
     return SamplerScores(
         numerics=NUMERICS,
@@ -113,13 +117,14 @@ def score_folder(opened: Opened, run: Run, name: str, folder: Path, scorer: Scor
     )
 
 
-def check_made(opened: Opened, run: Run, name: str, folder: Path, at: int | None) -> dict[str, Any]:
+def check_made(opened: Opened, run: Run, name: str, folder: SampleFolder, at: int | None) -> dict[str, Any]:
     """The manifest of a folder of images. RunError where the experiment would make others of the same checkpoint.
 
     `at`: the images seen by the checkpoint that they must be of; None: any, as the training may have gone on.
     """
-    e, made = opened.experiment, dict(read_json(folder / "manifest.json"))
-    images = int(made.get("checkpoint_images", 0)) if at is None else at
+    stored = folder.manifest()
+    e, made = opened.experiment, dict(stored.made if stored is not None else {})
+    images = from_json(int, made.get("checkpoint_images", 0), folder.path / "manifest.json") if at is None else at
     try:
         weights = e.model.find(run, images, e.sample.average)
     except RunError:  # the checkpoint is gone, and its images are still its images
@@ -128,8 +133,8 @@ def check_made(opened: Opened, run: Run, name: str, folder: Path, at: int | None
     wanted = manifest(RunNames(e, opened.setting, run, weights), e.samplers[name])
     if differing := [key for key, value in wanted.items() if made.get(key) != value]:
         raise RunError(
-            f"{folder} holds images of another sampler or other weights than {name} is now ({', '.join(differing)} "
-            "differ); make them anew with snrkit sample --overwrite."
+            f"{folder.path} holds images of another sampler or other weights than {name} is now "
+            f"({', '.join(differing)} differ); make them anew with snrkit sample --overwrite."
         )
     return made
 
@@ -144,14 +149,14 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
     """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
     points = []
     for images in (int(path.name) for path in paths):
-        folder = run.samples(f"{name}@{images:09d}")
+        folder = SampleFolder(run.samples_at(name, images))
         samples = trajectories(opened, open_model(opened, run, images))
         make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
         points.append(score_folder(opened, run, name, folder, scorer, images))
     best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, PRIMARY.key)
     if opened.world.leads:
-        _write(run.metrics(f"{name}-checkpoints"), record)
+        _write(run.curve(name), record)
     return record
 
 

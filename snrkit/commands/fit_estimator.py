@@ -1,31 +1,32 @@
 """`snrkit fit-estimator`: the estimator of levels of a run, trained on forward samples of its training split."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError, Stopped
-from snrkit.base.files import disk_errors, write_bytes
-from snrkit.base.numerics import NUMERICS
+from snrkit.base.files import disk_errors
+from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
+from snrkit.base.tensors import write_tensors
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Setting, open_experiment, stoppable
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
+from snrkit.experiment.sources import Fitted, fitted_on
 from snrkit.experiment.stored import trained_run
-from snrkit.shift.estimator import MARGIN, EstimatorConfig, calibrate, fit, make_estimator
+from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
 
 CALIBRATION_IMAGES = 4096
 
 
-def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> dict[str, Any]:
+def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Fitted:
     """Fit, calibrate on held-out images and save; returns the calibration."""
     if world.size > 1:
         raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
@@ -43,7 +44,8 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
                 if stop.asked:
                     raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
         states, logsnr = next(forward_batches(setting, data.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
-        record = {**asdict(calibrate(estimator, states, logsnr)), **fitted_on(config, setting)}
+        found = calibrate(estimator, states, logsnr)
+        record = Fitted(found.error, found.coverage, fitted_on(config, setting))
         with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
             save_estimator(run, estimator.network.state_dict(), record)
     return record
@@ -67,19 +69,7 @@ def forward_batches(
         step += 1
 
 
-def fitted_on(config: EstimatorConfig, setting: Setting) -> dict[str, Any]:
-    """What an estimator was fitted to."""
-    return {
-        "numerics": NUMERICS,
-        "config": config.model_dump(mode="json"),
-        "process": setting.parts.process.model_dump(mode="json"),
-        "dataset_fingerprint": setting.data.dataset.fingerprint,
-    }
-
-
-def save_estimator(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def save_estimator(run: Run, tensors: dict[str, Tensor], record: Fitted) -> None:
     """Write weights, then the record that says they are complete."""
-    from safetensors.torch import save
-
-    write_bytes(run.estimator / "network.safetensors", save({k: v.cpu().contiguous() for k, v in tensors.items()}))
-    write_json(run.estimator / "estimator.json", record)
+    write_tensors(run.estimator / "network.safetensors", tensors, record.what)
+    write_json(run.estimator / "estimator.json", to_json(record))

@@ -22,8 +22,9 @@ from snrkit.experiment.instrument import (
     check_probes,
     measured_seeds,
 )
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
 from snrkit.sampling.sampler import Sampler
@@ -99,4 +100,4 @@ def _write(run: Run, experiment: str, record: ShiftRecord, measurement: Measurem
             found = measurement.probes.get(probe.kind)
             picture = None if found is None else probe.picture(found, title)
             if picture is not None:
-                write_bytes(run.shift(name, f"-{probe.kind}.png"), picture)
+                write_bytes(run.probe_picture(name, probe.kind), picture)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,34 +15,23 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.base.files import disk_errors, write_bytes
+from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
-from snrkit.data.files import FolderOpener, read_image
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Setting, open_experiment, open_model, stoppable
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
+from snrkit.experiment.sample_folder import SampleFolder, image_path
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run, write_config
-from snrkit.experiment.trajectories import Batch, Trajectories, trajectories
+from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.training.randomness import ImageStreams
 
 SHOWN = 100  # images of the picture grid
-
-
-def image_path(folder: Path, seed: int) -> Path:
-    """Where image `seed` lies, in EDM's layout: a thousand images a folder."""
-    return folder / f"{seed - seed % 1000:06d}" / f"{seed:06d}.png"
-
-
-def is_made(folder: Path, seed: int) -> bool:
-    """Whether image `seed` is there; an empty file is what a loss of power may leave."""
-    path = image_path(folder, seed)
-    return path.exists() and path.stat().st_size > 0
 
 
 def run_sampling(
@@ -61,13 +51,13 @@ def run_sampling(
     with locked(run) if world.leads else contextlib.nullcontext():
         samples = trajectories(opened, open_model(opened, run))
         for name in chosen:
-            check_claim(run.samples(name), manifest(samples.sources.names, e.samplers[name]), overwrite)
+            check_claim(SampleFolder(run.samples(name)), manifest(samples.sources.names, e.samplers[name]), overwrite)
         world.barrier()
         if world.leads:
             write_config(run, e)
         world.barrier()
         for name in chosen:
-            make_images(samples, name, run.samples(name), e.samplers[name], overwrite, quiet)
+            make_images(samples, name, SampleFolder(run.samples(name)), e.samplers[name], overwrite, quiet)
     return run
 
 
@@ -89,7 +79,10 @@ def with_texture(experiment: Experiment, names: Sequence[str], scale: float) -> 
         sampler = experiment.samplers[name]
         if isinstance(sampler.grid, SpectralGrid):
             grid = sampler.grid.model_copy(update={"scale": scale})
-            made[f"{name}-scale-{scale:g}"] = sampler.model_copy(update={"grid": grid})
+            scaled = f"{name}-scale-{scale:g}"
+            made[scaled] = sampler.model_copy(update={"grid": grid})
+            if experiment.samplers.get(scaled, made[scaled]) != made[scaled]:
+                raise ConfigError(f"--spectrum-scale: the experiment has another sampler {scaled}; rename that.")
         elif names:
             raise ConfigError(f"--spectrum-scale: samplers.{name} has a grid {sampler.grid.kind}; it needs spectral.")
     if not made:
@@ -108,26 +101,29 @@ def check_samplers(setting: Setting, samplers: Mapping[str, Sampler]) -> None:
             raise ConfigError(f"samplers.{name}: {error}") from None
 
 
-def make_images(samples: Trajectories, name: str, folder: Path, sampler: Sampler, overwrite: bool, quiet: bool) -> None:
+def make_images(
+    samples: Trajectories, name: str, folder: SampleFolder, sampler: Sampler, overwrite: bool, quiet: bool
+) -> None:
     """Make and save what is missing in `folder`. Raises Stopped when asked to stop."""
     world, config = samples.setting.world, samples.config
     names = samples.sources.names
     record, warning = manifest(names, sampler), names.spectra.beyond(sampler.grid)
     if world.leads:
-        _claim(folder, record, overwrite)
+        _claim(name, folder, record, overwrite)
         if warning:
             console.print(f"{name}: {warning}")
     world.barrier()
     seeds = parse_seeds(config.seeds)
-    missing = [seed for seed in seeds if not is_made(folder, seed)]
+    missing = folder.missing(seeds)
     world.barrier()  # all processes have listed what is missing before any of them writes
     mine = list(chunks(missing, config.batch))[world.rank :: world.size]
     total = sum(len(batch) for batch in mine)
     done = 0
     with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
         for batch in samples.generate(sampler, mine):
-            with disk_errors(f"saving images in {folder}", "free space and run the same command again"):
-                _save(folder, Batch(batch.seeds, samples.setting.data.images(batch.x0)))
+            pixels = to_bytes(samples.setting.data.images(batch.x0)).cpu()
+            with disk_errors(f"saving images in {folder.path}", "free space and run the same command again"):
+                folder.add({s: encode(image) for s, image in zip(batch.seeds, pixels, strict=True)}, world.rank)
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:
@@ -137,8 +133,8 @@ def make_images(samples: Trajectories, name: str, folder: Path, sampler: Sampler
     if world.leads:
         _finish(samples, folder, seeds, record, stopped)
     if stopped:
-        made = sum(is_made(folder, seed) for seed in seeds)
-        text = f"stopped with {made} of {len(seeds)} images in {folder}; run the same command to go on."
+        made = len(seeds) - len(folder.missing(seeds))
+        text = f"stopped with {made} of {len(seeds)} images in {folder.path}; run the same command to go on."
         raise Stopped(text if world.leads else "")
 
 
@@ -160,32 +156,26 @@ def manifest(names: RunNames, sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def check_claim(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
+def check_claim(folder: SampleFolder, record: dict[str, Any], overwrite: bool) -> bool:
     """Whether `folder` holds images to be deleted first. RunError when they are another sampler's and may not be."""
-    path = folder / "manifest.json"
-    if not path.exists():
+    stored = folder.manifest()
+    if stored is None:
         return False
-    stored = read_json(path)
-    differing = [key for key in record if stored.get(key) != record[key]]
+    differing = [key for key in record if stored.made.get(key) != record[key]]
     if differing and not overwrite:
         raise RunError(
-            f"{folder} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
+            f"{folder.path} holds images of another sampler or checkpoint ({', '.join(differing)} differ); "
             "add --overwrite to make them anew, or rename the sampler."
         )
     return overwrite
 
 
-def _claim(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
-    if check_claim(folder, record, overwrite):
-        shutil.rmtree(folder)
-    with disk_errors(f"writing {folder}", "free space and run the same command again"):
-        if not (folder / "manifest.json").exists():
-            write_json(folder / "manifest.json", {**record, "finished": ""})
-
-
-def _save(folder: Path, batch: Batch) -> None:
-    for seed, pixels in zip(batch.seeds, to_bytes(batch.x0).cpu(), strict=True):
-        write_bytes(image_path(folder, seed), encode(pixels), sync=False)
+def _claim(name: str, folder: SampleFolder, record: dict[str, Any], overwrite: bool) -> None:
+    with disk_errors(f"writing {folder.path}", "free space and run the same command again"):
+        if check_claim(folder, record, overwrite):
+            shutil.rmtree(folder.path)
+        if lost := folder.gather(record):
+            console.print(f"{name}: {lost} images were damaged or gone, and are made again")
 
 
 def encode(pixels: Tensor) -> bytes:
@@ -198,44 +188,29 @@ def encode(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _finish(samples: Trajectories, folder: Path, seeds: Sequence[int], record: dict[str, Any], stopped: bool) -> None:
-    finished = sorted(int(path.stem) for path in folder.glob("*/*.png") if path.stem.isdigit())
-    write_json(folder / "manifest.json", {**record, "finished": ranges(finished)})
-    if stopped:
-        return
-    labels = samples.labels(ImageStreams(finished))
-    if labels is not None:
-        listed = [[str(image_path(Path(), s)), label] for s, label in zip(finished, labels.tolist(), strict=True)]
-        write_json(folder / "dataset.json", {"labels": listed})
-    write_bytes(path_beside(folder, ".png"), encode(picture(load_images(folder, seeds[:SHOWN]))))
-    if samples.config.npz:
-        arrays = load_images(folder, seeds).permute(0, 2, 3, 1).numpy()
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, arr_0=arrays)
-        write_bytes(path_beside(folder, ".npz"), buffer.getvalue())
+def _finish(
+    samples: Trajectories, folder: SampleFolder, seeds: Sequence[int], record: dict[str, Any], stopped: bool
+) -> None:
+    with disk_errors(f"writing {folder.path}", "free space and run the same command again"):
+        folder.gather(record)
+        if stopped:
+            return
+        stored = folder.manifest()
+        finished = sorted({} if stored is None else stored.sums)
+        labels = samples.labels(ImageStreams(finished))
+        if labels is not None:
+            listed = [[image_path(seed), label] for seed, label in zip(finished, labels.tolist(), strict=True)]
+            write_text(folder.path / "dataset.json", json.dumps({"labels": listed}) + "\n")  # as EDM's tools read it
+        write_bytes(path_beside(folder.path, ".png"), encode(picture(folder.load(seeds[:SHOWN]))))
+        if samples.config.npz:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, arr_0=folder.load(seeds).permute(0, 2, 3, 1).numpy())
+            write_bytes(path_beside(folder.path, ".npz"), buffer.getvalue())
 
 
 def path_beside(folder: Path, suffix: str) -> Path:
     """The file next to a sampler's folder; its name may hold dots."""
     return folder.parent / f"{folder.name}{suffix}"
-
-
-def ranges(seeds: Sequence[int]) -> str:
-    """Sorted seeds as '0-99,200-299'."""
-    parts: list[list[int]] = []
-    for seed in sorted(seeds):
-        if parts and seed == parts[-1][1] + 1:
-            parts[-1][1] = seed
-        else:
-            parts.append([seed, seed])
-    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
-
-
-def load_images(folder: Path, seeds: Sequence[int]) -> Tensor:
-    """The saved images of `seeds`, uint8 (n, C, H, W)."""
-    opener = FolderOpener(folder)
-    names = [str(image_path(Path(), seed)) for seed in seeds]
-    return torch.stack([read_image(opener, name, str(folder)) for name in names])
 
 
 def picture(images: Tensor, smallest: int = 32) -> Tensor:

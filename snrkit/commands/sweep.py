@@ -15,7 +15,7 @@ snapshots-0.9) are made.
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
+from snrkit.experiment.lock import locked
+from snrkit.experiment.log import HeldOutLine, read_log
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
-from snrkit.experiment.run import Run, locked, read_log
+from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
@@ -92,7 +94,7 @@ class TrainingFacts:
     skipped: int
     grad_norm: float | None  # means over the steps that were not skipped
     clipped_share: float | None
-    held_out: Mapping[str, Any] | None  # the last line of the held-out loss
+    held_out: HeldOutLine | None  # the last of its kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,21 +318,21 @@ def _make_average(run: Run, name: str | None, end: int) -> None:
 
 def training_facts(run: Run, until: int) -> TrainingFacts:
     """What the log says of a training until `until` images: means over the steps that were not skipped."""
-    log = [line for line in (read_log(run) if run.log.exists() else []) if line["images"] <= until]
-    lines = [line for line in log if line["kind"] == "train"]
-    held = [line for line in log if line["kind"] == "held_out"]
-    steps = [line["step"] for line in lines]
-    made = [here - before - line["skipped"] for line, here, before in zip(lines, steps, [0, *steps][:-1], strict=True)]
+    log = read_log(run.log)
+    lines = [line for line in log.train if line.images <= until]
+    held = [line for line in log.held_out if line.images <= until]
+    steps = [line.step for line in lines]
+    made = [here - before - line.skipped for line, here, before in zip(lines, steps, [0, *steps][:-1], strict=True)]
     counted = sum(made)
 
-    def mean(key: str) -> float | None:
-        total = sum(count * line[key] for count, line in zip(made, lines, strict=True) if count)
+    def mean(values: Iterable[float | None]) -> float | None:
+        total = sum(count * value for count, value in zip(made, values, strict=True) if count and value is not None)
         return total / counted if counted else None
 
     return TrainingFacts(
-        skipped=sum(line["skipped"] for line in lines),
-        grad_norm=mean("grad_norm"),
-        clipped_share=mean("clipped_share"),
+        skipped=sum(line.skipped for line in lines),
+        grad_norm=mean(line.grad_norm for line in lines),
+        clipped_share=mean(line.clipped_share for line in lines),
         held_out=held[-1] if held else None,
     )
 

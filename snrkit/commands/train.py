@@ -1,17 +1,29 @@
 """`snrkit train`: the generator of snrkit.training.train with logging, checkpoints and interruption round it."""
 
 import contextlib
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
-from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
+from snrkit.base.records import from_json
+from snrkit.checkpoints.ours import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    prune,
+    save_checkpoint,
+    sound_checkpoint,
+)
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import locked
+from snrkit.experiment.log import LogWriter
 from snrkit.experiment.models import TrainedHere, read_weights
 from snrkit.experiment.opening import (
     open_experiment,
@@ -19,7 +31,7 @@ from snrkit.experiment.opening import (
     open_task,
     stoppable,
 )
-from snrkit.experiment.run import Run, append_log, locked, rewind_log
+from snrkit.experiment.run import Run
 from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
     check_data,
@@ -57,7 +69,8 @@ class Tally:
     clipped: int = 0
     logit: float | None = None
     cosine: float | None = None
-    largest: tuple[str, float] | None = None
+    largest: str | None = None  # the tensor with the largest share of the gradient's squared norm, and that share
+    share: float | None = None
     clock: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
 
@@ -71,7 +84,8 @@ class Tally:
             self.clipped_norm += step.clipped_norm
             self.clipped += step.clipped
         if step.largest is not None:  # a step that was watched
-            self.logit, self.cosine, self.largest = step.logit, step.cosine, step.largest
+            self.logit, self.cosine = step.logit, step.cosine
+            self.largest, self.share = step.largest
 
     def numbers(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -92,15 +106,29 @@ class Tally:
             "skipped": self.skipped,
         }
         if self.largest is not None:
-            record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest[0], "its_share": self.largest[1]}
+            record |= {"clip_cosine": self.cosine, "largest_gradient": self.largest, "its_share": self.share}
         if self.logit is not None:
             record["largest_logit"] = self.logit
         elapsed = now - self.clock
         return {**record, "seconds": round(elapsed, 3), "images_per_second": round(self.steps * batch / elapsed, 1)}
 
 
-def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
-    """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The plain numbers of a checkpoint: of the state, of the sums since the log's last line, and its lines."""
+
+    step: int
+    nonfinite: int
+    scaler: Mapping[str, Any]
+    tally: Tally
+    log_lines: int
+
+
+def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False, fall_back: bool = False) -> Run:
+    """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved.
+
+    `fall_back`: where the newest checkpoint is damaged, delete it and go on from the one before.
+    """
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
     training, setting = opened.experiment.training, opened.setting
@@ -115,33 +143,47 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
-        tally = _resume(run, state)
+        tally, lines = _resume(run, state, world, fall_back)
         if not state.step:
             _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
+        log = LogWriter(run.log, lines, world.leads)
         if world.leads:
             write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
             write_environment(run, facts)
-            rewind_log(run, state.images if state.step else -1)
         prepare_sampling(setting, run)
-        _loop(run, task, state, tally, quiet)
+        _loop(run, task, state, tally, log, quiet)
     return run
 
 
-def _resume(run: Run, state: TrainState) -> Tally:
-    path = newest_checkpoint(run.checkpoints)
-    if path is None:
-        return Tally()
-    checkpoint = load_checkpoint(path)
+def _resume(run: Run, state: TrainState, world: World, fall_back: bool) -> tuple[Tally, int]:
+    """Take over the newest checkpoint, if there is one: (sums since the log's last line, the log's lines)."""
+    checkpoint = _newest(run, world, fall_back)
+    if checkpoint is None:
+        return Tally(), 0
+    path = run.checkpoints / f"{checkpoint.images:09d}"
     try:
+        numbers = from_json(Numbers, checkpoint.numbers, path / "state.json")
         restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise SnrkitError(
-            f"checkpoint {path} does not fit this experiment ({' '.join(str(error).split())[:200]}); "
-            "give the run another name or delete its folder."
+            f"checkpoint {path} does not fit this experiment ({reason_of(error)}); give the run another name or delete "
+            "its folder."
         ) from None
-    return Tally(**checkpoint.numbers["tally"])
+    return numbers.tally, numbers.log_lines
+
+
+def _newest(run: Run, world: World, fall_back: bool) -> Checkpoint | None:
+    if not fall_back:
+        path = newest_checkpoint(run.checkpoints)
+        return None if path is None else load_checkpoint(path)
+    checkpoint, damaged = sound_checkpoint(run.checkpoints)
+    world.barrier()  # all have tried them before one deletes them
+    for path in damaged if world.leads else ():
+        console.print(f"{path} is damaged and deleted; going on from {0 if checkpoint is None else checkpoint.images}")
+        shutil.rmtree(path)
+    return checkpoint
 
 
 def _begin_from(training: TrainedHere, state: TrainState) -> None:
@@ -166,7 +208,7 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
         average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
 
 
-def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) -> None:
+def _loop(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, quiet: bool) -> None:
     config, world = task.config, task.world
     if state.images >= config.images and world.leads and not quiet:
         console.print(f"already trained to {state.images} images; raise train.images to go on")
@@ -175,22 +217,22 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         for step in train(task, state, watch_every=config.log_every):
             tally.add(step)
             if step.skipped and world.leads:
-                _log_skipped(run, step)
+                _log_skipped(log, step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 record = tally.line(step, config.batch)
                 progress.update(
                     step.images, f"loss {_number(record['loss'])}  {record['images_per_second']:.0f} images/s"
                 )
-                _append(run, world, record)
+                log.add(record)
                 tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
-                _log_held_out(run, task, state, step)
+                _log_held_out(log, task, state, step)
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
                 _snapshot(run, task, state)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
-                _save(run, task, state, tally)
+                _save(run, task, state, tally, log)
             if stopping:
                 break
     if state.images < config.images:
@@ -198,14 +240,14 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, quiet: bool) ->
         raise Stopped(text + "To go on, run the same command again." if world.leads else "")
 
 
-def _log_skipped(run: Run, step: TrainStep) -> None:
+def _log_skipped(log: LogWriter, step: TrainStep) -> None:
     low, high = float(step.logsnr.min()), float(step.logsnr.max())
     named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:NAMED])
     named += f" and {len(step.culprits) - NAMED} more" if len(step.culprits) > NAMED else ""
     where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
     console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
     record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
-    append_log(run, {**record, "culprits": [list(pair) for pair in step.culprits]})
+    log.add({**record, "culprits": [list(pair) for pair in step.culprits]})
 
 
 def _number(value: float | None) -> str:
@@ -220,14 +262,9 @@ def _crossed(step: TrainStep, batch: int, every: int) -> bool:
     return step.images // every > (step.images - batch) // every
 
 
-def _append(run: Run, world: World, record: dict[str, Any]) -> None:
-    if world.leads:
-        append_log(run, record)
-
-
-def _log_held_out(run: Run, task: Task, state: TrainState, step: TrainStep) -> None:
+def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep) -> None:
     if task.world.leads and (loss := held_out_loss(task, state.network)) is not None:
-        append_log(run, {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
+        log.add({"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
     task.world.barrier()
 
 
@@ -238,9 +275,10 @@ def _snapshot(run: Run, task: Task, state: TrainState) -> None:
     task.world.barrier()
 
 
-def _save(run: Run, task: Task, state: TrainState, tally: Tally) -> None:
+def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter) -> None:
     if task.world.leads:
-        numbers = {**state_numbers(state), "tally": tally.numbers()}
+        log.sync()  # the checkpoint says how many lines there are
+        numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines}
         save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
         prune(run.checkpoints, task.config.keep_last, task.config.keep_every)
     task.world.barrier()

@@ -25,16 +25,16 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
-from snrkit.base.numerics import NUMERICS
-from snrkit.base.records import read_record, to_json
-from snrkit.base.sealed import write_json
+from snrkit.base.records import from_json, read_record, to_json
+from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model, resumable
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
@@ -73,17 +73,20 @@ class Knob:
 Values = tuple[float, ...]
 
 
-def evaluations(path: Path) -> list[dict[str, Any]]:
-    """The evaluations that a file holds, without a torn last line."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "result" in record:
-            found.append(record)
-    return found
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was found of one set of values, under a key of all that it depends on."""
+
+    key: str
+    what: str
+    values: Sequence[float]
+    result: Sequence[float]
+
+
+def evaluations(path: Path) -> list[Evaluation]:
+    """The evaluations that a file holds, without a torn last line. SnrkitError names a line that is damaged."""
+    lines = enumerate(read_lines(path)[0], 1)
+    return [from_json(Evaluation, record, f"line {place} of {path}") for place, record in lines]
 
 
 def coefficients(sampler: Sampler) -> dict[str, Knob]:
@@ -165,10 +168,10 @@ class Tools:
         return {}
 
     @cached_property
-    def known(self) -> dict[str, dict[str, Any]]:
+    def known(self) -> dict[str, Evaluation]:
         """All evaluations of the run by key: samplers that are alike share them."""
         files = sorted(self.run.tuned("", ".jsonl").parent.glob("*.jsonl"))
-        return {record["key"]: record for path in files for record in evaluations(path)}
+        return {record.key: record for path in files for record in evaluations(path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ class Bench:
     def __post_init__(self) -> None:
         path = self.run.tuned(self.name, ".jsonl")
         if path.exists():  # a torn last line is dropped, so that the next one does not join it
-            write_text(path, "".join(f"{json.dumps(record)}\n" for record in evaluations(path)))
+            write_lines(path, map(to_json, evaluations(path)))
 
     @property
     def experiment(self) -> Experiment:
@@ -212,13 +215,14 @@ class Bench:
     def fd(self, values: Values) -> float:
         """The Frechet distance of the tuning seeds' images to the training split."""
 
-        def measure(sampler: Sampler) -> float:
+        def measure(sampler: Sampler) -> list[float]:
             scorer = self.tools.scorer
             images = memory_dataset("tuning", self.tools.samples.images(sampler, self.tools.seeds))
             found = scorer.features(images, range(images.count))
-            return frechet(found.gaussian, scorer.reference.gaussian)
+            return [float(frechet(found.gaussian, scorer.reference.gaussian))]
 
-        return float(self._remember("fd", values, measure))
+        (found,) = self._remember("fd", values, measure)
+        return found if math.isfinite(found) else math.inf
 
     def gap(self, values: Values) -> list[float]:
         """The norm gap at every level but pure noise, nats; 0 where the states are like held-out images."""
@@ -229,7 +233,7 @@ class Bench:
 
         return list(self._remember("norm gap", values, measure))
 
-    def _remember(self, what: str, values: Values, measure: Callable[[Sampler], Any]) -> Any:
+    def _remember(self, what: str, values: Values, measure: Callable[[Sampler], list[float]]) -> Sequence[float]:
         sampler = with_values(self.sampler, self.chosen, values)
         e = self.experiment
         more = e.metrics if what == "fd" else e.shift
@@ -238,18 +242,16 @@ class Bench:
             manifest(self.tools.samples.sources.names, sampler),
             e.tune.seeds,
             more.model_dump(mode="json"),
-            NUMERICS,
         ]
         key = fingerprint(json.dumps(facts, sort_keys=True))
         if key not in self.tools.known:
-            result = measure(sampler)
-            record = {"key": key, "what": what, "values": list(values), "result": result}
+            record = Evaluation(key, what, list(values), measure(sampler))
             path = self.run.tuned(self.name, ".jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
-            with disk_errors(f"writing {path}", "free space and run the same command again"), path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with disk_errors(f"writing {path}", "free space and run the same command again"):
+                append_line(path, to_json(record))
             self.tools.known[key] = record
-        return self.tools.known[key]["result"]
+        return self.tools.known[key].result
 
 
 def run_tuning(

@@ -1,19 +1,19 @@
 """What a sampler may name, opened from run directories: weaker models, statistics of forward samples, estimators."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
-from snrkit.base.errors import ConfigError, RunError
+from snrkit.base.errors import ConfigError, RunError, reason_of
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.sealed import read_json
+from snrkit.base.records import FLAT, read_record, to_json
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
+from snrkit.base.tensors import read_tensors
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
@@ -136,24 +136,56 @@ def prepare_sampling(setting: Setting, run: Run) -> None:
     run_spectra(setting, run).keep()
 
 
+@dataclass(frozen=True, slots=True)
+class FittedTo:
+    """What an estimator was fitted to."""
+
+    numerics: int
+    config: Mapping[str, Any]
+    process: Mapping[str, Any]
+    dataset_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What is kept of an estimator beside its weights; all its keys lie side by side in the file."""
+
+    error: float  # as of Calibration
+    coverage: float
+    to: FittedTo = field(metadata=FLAT)
+
+    @property
+    def what(self) -> str:
+        """What the file of weights is of."""
+        return fingerprint(json.dumps(to_json(self), sort_keys=True))
+
+
+def fitted_on(config: EstimatorConfig, setting: Setting) -> FittedTo:
+    """What an estimator of these images and this process is fitted to."""
+    process = setting.parts.process.model_dump(mode="json")
+    return FittedTo(NUMERICS, config.model_dump(mode="json"), process, setting.data.dataset.fingerprint)
+
+
 def open_estimator(setting: Setting, run: Run) -> Estimator:
     """The estimator that snrkit fit-estimator made of this run. RunError when absent, damaged or of another config."""
     path, process = run.estimator, setting.parts.process
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
-    record = read_json(path / "estimator.json")
+    record = read_record(Fitted, path / "estimator.json")
+    config, then = EstimatorConfig.model_validate(record.to.config), record.to
+    now = fitted_on(config, setting)
     fitted = {
-        "process": (record["process"], process.model_dump(mode="json")),
-        "data set": (record["dataset_fingerprint"], setting.data.dataset.fingerprint),
-        "version of the numerics": (record.get("numerics"), NUMERICS),
+        "process": then.process == now.process,
+        "data set": then.dataset_fingerprint == now.dataset_fingerprint,
+        "version of the numerics": then.numerics == now.numerics,
     }
-    if other := [name for name, (then, now) in fitted.items() if then != now]:
+    if other := [name for name, alike in fitted.items() if not alike]:
         raise RunError(f"the estimator in {path} is of another {' and '.join(other)}; run snrkit fit-estimator again.")
-    config = EstimatorConfig.model_validate(record["config"])
     estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
+    tensors = read_tensors(path / "network.safetensors", record.what)
     try:
-        estimator.network.load_state_dict(load((path / "network.safetensors").read_bytes()))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged ({str(error)[:100]}); run snrkit fit-estimator again.") from None
+        estimator.network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{path} is damaged ({reason_of(error)}); run snrkit fit-estimator again.") from None
     estimator.network.to(setting.world.device).eval().requires_grad_(False)
     return estimator

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ import torch
 
 from snrkit import __version__
 from snrkit.base.errors import RunError
-from snrkit.base.files import disk_errors, remove_leftovers, write_text
-from snrkit.base.sealed import read_json, write_json
+from snrkit.base.files import checksum, disk_errors, write_text
+from snrkit.base.records import read_record, to_json
+from snrkit.base.regular import read_regular
+from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
-from snrkit.experiment.yaml_files import read_yaml
+from snrkit.experiment.yaml_files import read_mapping
+
+CHECKSUM = "# checksum: "  # of all that stands before it in config.yaml, whose last line it begins
+LARGEST_CONFIG = 2**22  # bytes
 
 
 def check_data(run: Run, fingerprint: str) -> None:
     """Refuse to go on with other images than the run was trained on: RunError."""
-    path = run.path / "environment.json"
-    if path.exists() and read_json(path).get("dataset_fingerprint") != fingerprint:
+    found = stored_environment(run)
+    if found is not None and found.dataset_fingerprint != fingerprint:
         raise RunError(f"the images differ from those {run.path} was trained on; bring them back or name a new run.")
 
 
@@ -31,7 +37,7 @@ def check_fits(run: Run, experiment: Experiment) -> None:
     """Refuse a directory that holds another model: RunError names the first keys that differ."""
     if not run.config.exists():
         return
-    stored = parse_experiment(read_yaml(run.config), str(run.config))
+    stored = stored_experiment(run.path)
     differing = list(_differences(stored.training_part(), experiment.training_part()))
     if differing:
         shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
@@ -65,28 +71,47 @@ def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
 def write_config(run: Run, experiment: Experiment) -> None:
     """Have config.yaml hold the resolved experiment, which may have gained samplers."""
     with disk_errors(f"writing {run.config}", "free space or choose another --runs folder"):
-        remove_leftovers(run.path)
-        write_text(run.config, dump_yaml(experiment))
+        text = dump_yaml(experiment)
+        write_text(run.config, f"{text}{CHECKSUM}{checksum(text.encode())}\n")
 
 
-def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> dict[str, Any]:
-    """What a number from this run depends on beside its configuration."""
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What a number from a run depends on beside its configuration."""
+
+    snrkit: str
+    git_commit: str | None
+    python: str
+    platform: str
+    packages: Mapping[str, str]
+    device: str
+    processes: int
+    threads: int
+    deterministic: bool
+    tf32: bool
+    precision: str
+    dataset_fingerprint: str
+    command: tuple[str, ...]
+
+
+def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> Environment:
+    """Of this process."""
     packages = ("torch", "torchvision", "numpy", "torch_fidelity", "pywt", "safetensors", "pydantic")
-    return {
-        "snrkit": __version__,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " cpu",
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "threads": torch.get_num_threads(),
-        "deterministic": experiment.compute.deterministic,
-        "tf32": experiment.compute.tf32,
-        "precision": experiment.compute.precision,
-        "dataset_fingerprint": fingerprint,
-        "command": sys.argv[1:],
-    }
+    return Environment(
+        snrkit=__version__,
+        git_commit=_git_commit(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: _version(name) for name in packages},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " cpu",
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        threads=torch.get_num_threads(),
+        deterministic=experiment.compute.deterministic,
+        tf32=experiment.compute.tf32,
+        precision=experiment.compute.precision,
+        dataset_fingerprint=fingerprint,
+        command=tuple(sys.argv[1:]),
+    )
 
 
 def _version(name: str) -> str:
@@ -114,13 +139,27 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def write_environment(run: Run, record: Mapping[str, Any]) -> None:
+def write_environment(run: Run, environment: Environment) -> None:
     """Write environment.json."""
-    write_json(run.path / "environment.json", dict(record))
+    write_json(run.environment, to_json(environment))
+
+
+def stored_environment(run: Run) -> Environment | None:
+    """What environment.json says; None where it is absent."""
+    return read_record(Environment, run.environment) if run.environment.exists() else None
 
 
 def stored_experiment(path: Path) -> Experiment:
-    """The experiment of an existing run directory."""
-    if not (path / "config.yaml").is_file():
-        raise RunError(f"{path} is not a run directory (it has no config.yaml); train one first.")
-    return parse_experiment(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    """The experiment of an existing run directory. RunError where there is none, or config.yaml is not as written."""
+    config = Run(path).config
+    try:
+        text = read_regular(config, LARGEST_CONFIG)
+    except OSError:
+        raise RunError(f"{path} is not a run directory (it has no config.yaml); train one first.") from None
+    body, mark, found = text.rpartition(CHECKSUM.encode())
+    if not mark or found.strip() != checksum(body).encode():
+        raise RunError(
+            f"{config} cannot be believed: it was damaged, or changed after snrkit wrote it (its checksum does not "
+            "fit); delete it and run the command that you ran before, which writes it anew."
+        )
+    return parse_experiment(read_mapping(config), str(config))

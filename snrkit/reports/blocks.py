@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
@@ -89,13 +90,20 @@ def interval(found: Difference | None, digits: int) -> str:
 def markdown(block: Block, base: Path) -> str:
     """A block as Markdown, pictures relative to `base`."""
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
+        return f"{'#' * block.level} {_inert(block.text)}"
     if isinstance(block, Paragraph):
-        return block.text
+        return _inert(block.text)
     if isinstance(block, Picture):
-        return f"![{block.caption}]({block.path.relative_to(base).as_posix()})\n*{block.caption}*"
+        caption = _inert(block.caption)
+        return f"![{caption}]({quote(block.path.relative_to(base).as_posix(), safe='/@=+,')})\n*{caption}*"
     lines = [block.header, ["---"] * len(block.header), *block.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_inert(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _inert(text: str) -> str:
+    """One line that Markdown takes for text: no HTML, no link and no picture."""
+    found = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return found.replace("](", "]\\(")
 
 
 def as_html(block: Block) -> str:

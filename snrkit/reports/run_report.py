@@ -5,6 +5,7 @@ Everything is read back from the run directory; a missing part is named with the
 
 import io
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
 from snrkit.base.sealed import read_json
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.log import Log, read_log
 from snrkit.experiment.models import FromElsewhere
-from snrkit.experiment.run import Run, read_log
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import stored_environment
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import (
@@ -112,7 +115,7 @@ def find(run: Run, experiment: Experiment) -> RunFindings:
     """The stored scores and measurements of the samplers as they are defined now, by the numerics of this version."""
     places = {
         "scores": {name: run.metrics(name) for name in experiment.samplers},
-        "curve": {name: run.metrics(f"{name}-checkpoints") for name in experiment.samplers},
+        "curve": {name: run.curve(name) for name in experiment.samplers},
         "shift": {name: run.shift(name) for name in experiment.samplers},
     }
     stored = {what: _stored(paths, experiment) for what, paths in places.items()}
@@ -180,9 +183,7 @@ def _nfe(found: RunFindings, name: str) -> str:
 
 
 def _facts(run: Run, experiment: Experiment) -> str:
-    environment = run.path / "environment.json"
-    found = read_json(environment) if environment.exists() else {}
-    e = experiment
+    found, e = stored_environment(run), experiment
     if isinstance(e.model, FromElsewhere):
         notes = "".join(f" Note: {note}." for note in e.model.described.network.notes)
         return (
@@ -198,11 +199,11 @@ def _facts(run: Run, experiment: Experiment) -> str:
         f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images"
         f"{'' if origin is None else f', from the weights of {origin.run}'}."
     )
-    if not found:
+    if found is None:
         return model
     return (
-        f"{model} snrkit {found['snrkit']}, torch {found['packages']['torch']}, {found['device']}, "
-        f"precision {found['precision']}, commit {found['git_commit']}."
+        f"{model} snrkit {found.snrkit}, torch {found.packages.get('torch', '?')}, {found.device}, "
+        f"precision {found.precision}, commit {found.git_commit}."
     )
 
 
@@ -319,19 +320,20 @@ def _curves(found: RunFindings) -> list[Block]:
 
 
 def _trained(run: Run) -> int:
-    return max((int(record["images"]) for record in read_log(run)), default=0)
+    return max((line.images for line in read_log(run.log).lines), default=0)
 
 
 def _pictures(run: Run, experiment: Experiment) -> list[Block]:
     blocks: list[Block] = []
-    log = read_log(run)
-    if log:
+    log = read_log(run.log)
+    if log.lines:
         write_bytes(run.path / "loss.png", loss_curve(log))
         blocks += [
             Heading("Training"),
+            *([Paragraph("The last line of train.jsonl is torn, and left out.")] if log.torn else ()),
             Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
         ]
-    drawn = (".png", *(f"-{probe.kind}.png" for probe in every_probe()))
+    drawn = (".png", *(f"@{probe.kind}.png" for probe in every_probe()))
     for title, paths in (
         ("Shift", [run.shift(name, suffix) for name in experiment.samplers for suffix in drawn]),
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
@@ -342,23 +344,20 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
     return blocks
 
 
-def loss_curve(log: Sequence[Mapping[str, Any]]) -> bytes:
+def loss_curve(log: Log) -> bytes:
     """PNG of the training loss and of the held-out loss per logsnr bin."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    lines = [record for record in log if record["kind"] == "train"]
-    held = [record for record in log if record["kind"] == "held_out"]
-    left.plot([r["images"] for r in lines], [_number(r["loss"]) for r in lines], linewidth=1, label="training")
-    left.plot(
-        [r["images"] for r in held], [sum(r["loss"]) / len(r["loss"]) for r in held], marker=".", label="held-out"
-    )
+    lines, held = log.train, log.held_out
+    left.plot([r.images for r in lines], [_number(r.loss) for r in lines], linewidth=1, label="training")
+    left.plot([r.images for r in held], [statistics.fmean(r.loss) for r in held], marker=".", label="held-out")
     left.set(xlabel="images", ylabel="loss")
     left.legend(fontsize=8)
     for index, record in enumerate(held):
         shade = min(1.0, 0.2 + 0.8 * (index + 1) / len(held))
-        right.plot([_number(v) for v in record["logsnr"]], record["loss"], color="C1", alpha=shade, linewidth=1)
+        right.plot(record.logsnr, record.loss, color="C1", alpha=shade, linewidth=1)
     right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)

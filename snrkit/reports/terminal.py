@@ -9,6 +9,7 @@ from rich.table import Table
 
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.run import Run
+from snrkit.experiment.sources import Fitted
 from snrkit.experiment.stored import stored_experiment
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
@@ -43,11 +44,11 @@ def show_shift(records: Mapping[str, ShiftRecord]) -> None:
         out.print("what the probes found stands in the report: snrkit report with the same file")
 
 
-def show_calibration(record: Mapping[str, Any]) -> None:
+def show_calibration(record: Fitted) -> None:
     """How good the estimator is on held-out images."""
     out.print(
-        f"on held-out images the estimator misses the level by {record['error']:.3f} nats (root mean square); its "
-        f"central 90 % holds {record['coverage']:.1%} of them"
+        f"on held-out images the estimator misses the level by {record.error:.3f} nats (root mean square); its "
+        f"central 90 % holds {record.coverage:.1%} of them"
     )
 
 

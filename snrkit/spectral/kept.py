@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
 from snrkit.base.distributed import World
 from snrkit.base.errors import RunError
-from snrkit.base.files import disk_errors, write_bytes
+from snrkit.base.files import disk_errors
+from snrkit.base.tensors import read_tensors, write_tensors
 from snrkit.data.dataset import fingerprint
 from snrkit.data.measured import Measured
 from snrkit.diffusion.level import Level
@@ -23,6 +21,7 @@ from snrkit.spectral.measure import spectra_of
 from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectrum_model
 
 FILE = "spectra.safetensors"
+OF = "power spectra"  # what its tensors are
 
 
 def open_spectrum_model(folder: Path, images: Measured, world: World) -> SpectrumModel:
@@ -31,12 +30,12 @@ def open_spectrum_model(folder: Path, images: Measured, world: World) -> Spectru
     if not path.exists() and world.leads:
         model = fit_spectrum_model(images.once(spectra_of))
         with disk_errors(f"writing {path}", "free space and run the same command again"):
-            write_bytes(path, save(model.tensors()))
+            write_tensors(path, model.tensors(), OF)
     world.barrier()
     try:
-        found = load_spectrum_model(load(path.read_bytes()))
-    except (OSError, SafetensorError, TypeError):
-        raise RunError(f"{path} is damaged; delete it and run the same command again.") from None
+        found = load_spectrum_model(read_tensors(path, OF))
+    except TypeError:
+        raise RunError(f"{path} holds no model of spectra; delete it and run the same command again.") from None
     dataset = images.dataset
     shape = (dataset.shape[1] // 2 + 1, dataset.classes if dataset.labels is not None else 0)
     if (len(found.mean), len(found.class_means)) != shape:

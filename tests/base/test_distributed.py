@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.commands.sample import load_images, run_sampling
+from snrkit.commands.sample import run_sampling
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import load_experiment
-from tests.small import SMALL, snrkit, write_config
+from tests.small import SMALL, load_images, snrkit, write_config
 from tests.spectral.test_levels import SPECTRAL
 
 OWN = {"grid": {"kind": "spectral", "steps": 3}, "solver": {"kind": "euler"}}

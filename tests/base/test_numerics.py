@@ -18,6 +18,7 @@ from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Model, open_experiment
 from snrkit.experiment.run import Run
+from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import make_extractor
@@ -43,13 +44,14 @@ def test_samples_of_other_numerics_are_refused(tmp_path, monkeypatch):
     )
     samples = trajectories(opened, model)
     record = manifest(samples.sources.names, sampler)
-    (tmp_path / "manifest.json").write_text(json.dumps(record))
-    assert not check_claim(tmp_path, json.loads(json.dumps(record)), False)
+    folder = SampleFolder(tmp_path)
+    folder.write(record, {})
+    assert not check_claim(folder, json.loads(json.dumps(record)), False)
     monkeypatch.setattr("snrkit.commands.sample.NUMERICS", NUMERICS + 1)
     later = manifest(samples.sources.names, sampler)
     with pytest.raises(RunError, match="numerics"):
-        check_claim(tmp_path, later, False)
-    assert check_claim(tmp_path, later, True)
+        check_claim(folder, later, False)
+    assert check_claim(folder, later, True)
 
 
 def test_rows_of_a_sweep_are_kept_under_it(tmp_path, monkeypatch):

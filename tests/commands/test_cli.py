@@ -16,10 +16,11 @@ import yaml
 
 from snrkit.base.errors import SnrkitError
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, save_checkpoint
-from snrkit.commands.sample import image_path, load_images
 from snrkit.experiment.experiment import load_experiment
-from snrkit.experiment.run import Run, locked
-from tests.small import SMALL, command, environment, process, snrkit, write_config, written
+from snrkit.experiment.lock import locked
+from snrkit.experiment.run import Run
+from snrkit.experiment.sample_folder import SampleFolder
+from tests.small import SMALL, command, environment, load_images, process, snrkit, write_config, written
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +107,11 @@ def test_missing_images_are_made_again_and_equal(copied):
     folder = copied / "runs" / "small" / "samples" / "ancestral"
     before = load_images(folder, range(64))
     for seed in (3, 17, 40):
-        image_path(folder, seed).unlink()
-    untouched = image_path(folder, 5).stat().st_mtime_ns
+        SampleFolder(folder).image(seed).unlink()
+    untouched = SampleFolder(folder).image(5).stat().st_mtime_ns
     snrkit(copied, "sample", "-q")
     after = load_images(folder, range(64))
-    assert image_path(folder, 5).stat().st_mtime_ns == untouched
+    assert SampleFolder(folder).image(5).stat().st_mtime_ns == untouched
     assert (after.int() - before.int()).abs().max() <= 1
 
 
@@ -293,15 +294,16 @@ SPOILED = {
     "missing config": (lambda run: (run.parent.parent / "small.yaml").unlink(), ["train"], "does not exist"),
     "damaged weights": (lambda run: spoil(run, "network.safetensors"), ["train"], "is damaged"),
     "damaged average": (lambda run: spoil(run, "ema-1000.safetensors"), ["sample"], "is damaged"),
-    "half a checkpoint": (lambda run: lose(run, "state.json"), ["train"], "not a complete checkpoint"),
-    "a lost file": (lambda run: lose(run, "optimizer.safetensors"), ["train"], "missing or damaged"),
+    "half a checkpoint": (lambda run: lose(run, "state.json"), ["train"], "is not complete"),
+    "a lost file": (lambda run: lose(run, "optimizer.safetensors"), ["train"], "optimizer.safetensors cannot be read"),
     "images of another sampler": (
         lambda run: None, ["sample", "--set", "samplers.euler.grid.steps=5"], "another sampler or checkpoint"),
     "another model": (lambda run: None, ["train", "--set", "network.channels=16"], "holds another experiment"),
     "another seed": (lambda run: None, ["sample", "--set", "seed=5"], "seed is 0 there and 5 here"),
     "weights of another network": (swap, ["sample"], "is of another network"),
     "a damaged image": (
-        lambda run: image_path(run / "samples" / "euler", 3).write_bytes(b"no"), ["eval-fid"], "not a readable image"),
+        lambda run: SampleFolder(run / "samples/euler").image(3).write_bytes(b"no"), ["eval-fid"],
+        "is not the image that snrkit sample made"),
     "missing images": (lambda run: shutil.rmtree(run / "samples" / "euler"), ["eval-fid"], "run snrkit sample first"),
     "checkpoints in other words": (lambda run: None, ["eval-fid", "--checkpoints", "best"], "write all, or 'last N'"),
     "a damaged manifest": (

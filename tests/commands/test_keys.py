@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from snrkit.base.numerics import NUMERICS
-from tests.small import SMALL, snrkit, write_config
+from snrkit.base.sealed import read_json, write_json
+from tests.small import SMALL, edit, snrkit, write_config
 
 EULER = SMALL["samplers"]["euler"]
 PLAIN = {
@@ -32,11 +33,6 @@ def scored(tmp_path_factory):
 def copied(scored, tmp_path):
     """A copy of it to spoil."""
     return shutil.copytree(scored, tmp_path / "copy")
-
-
-def edit(path, **changes):
-    """Give keys of a JSON file other values."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def refused(folder, *arguments):
@@ -89,13 +85,13 @@ def test_scores_and_shifts_of_other_numerics_are_left_out_of_the_report(copied):
     run = copied / "runs/small"
     snrkit(copied, "report")
     assert "Over training" in (run / "report.md").read_text()
-    curve = json.loads((run / "metrics/euler-checkpoints.json").read_text())
+    curve = json.loads((run / "metrics/euler@checkpoints.json").read_text())
     points = [{**point, "numerics": NUMERICS - 1} for point in curve["points"]]
-    edit(run / "metrics/euler-checkpoints.json", points=points)
+    edit(run / "metrics/euler@checkpoints.json", points=points)
     edit(run / "shift/euler.json", numerics=NUMERICS - 1)
-    score = json.loads((run / "metrics/euler.json").read_text())
+    score = read_json(run / "metrics/euler.json")
     del score["numerics"]
-    (run / "metrics/euler.json").write_text(json.dumps(score))
+    write_json(run / "metrics/euler.json", score)
     snrkit(copied, "report")
     page = (run / "report.md").read_text()
     assert "another version of the numerics made them: curve of euler, scores of euler, shift of euler; run" in page

@@ -14,6 +14,7 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
+from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.fit_estimator import run_estimating
 from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.run_all import run_everything
@@ -94,7 +95,7 @@ def measured(tmp_path_factory, _largest):
 
 
 def content_of(runs, sampler="euler"):
-    return json.loads(Run(runs / "small").shift(sampler).read_text())
+    return read_json(Run(runs / "small").shift(sampler))
 
 
 def test_a_probe_of_ones_own_is_read_and_shown(measured):
@@ -132,8 +133,8 @@ def test_every_probe_reaches_the_report(measured):
         assert remark is None or remark in page
         assert probe.columns or remark
         drawn = probe.picture(records["euler"].probes[probe.kind], "title")
-        assert run.shift("euler", f"-{probe.kind}.png").exists() == (drawn is not None)
-        assert (f"(shift/euler-{probe.kind}.png)" in page) == (drawn is not None)
+        assert run.shift("euler", f"@{probe.kind}.png").exists() == (drawn is not None)
+        assert (f"(shift/euler@{probe.kind}.png)" in page) == (drawn is not None)
         assert drawn is None or drawn.startswith(b"\x89PNG")
     assert guide()[3].startswith("Probes, all negative where states are noisier than told")
 
@@ -271,9 +272,11 @@ def test_an_estimator_of_other_numerics_is_refused(measured, tmp_path):
     runs, experiment, _, _ = measured
     copytree(runs / "small", tmp_path / "small")
     path = Run(tmp_path / "small").estimator / "estimator.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     assert record["numerics"] == NUMERICS
-    for other in ({**record, "numerics": NUMERICS - 1}, {k: v for k, v in record.items() if k != "numerics"}):
-        path.write_text(json.dumps(other))
-        with pytest.raises(RunError, match=r"of another version of the numerics; run snrkit fit-estimator again\.$"):
-            run_measuring(experiment, tmp_path, WORLD, quiet=True)
+    write_json(path, {**record, "numerics": NUMERICS - 1})
+    with pytest.raises(RunError, match=r"of another version of the numerics; run snrkit fit-estimator again\.$"):
+        run_measuring(experiment, tmp_path, WORLD, quiet=True)
+    write_json(path, {k: v for k, v in record.items() if k != "numerics"})
+    with pytest.raises(SnrkitError, match="numerics is missing"):
+        run_measuring(experiment, tmp_path, WORLD, quiet=True)

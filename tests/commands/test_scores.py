@@ -14,9 +14,10 @@ import yaml
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.records import to_json
+from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.compare import run_comparing
 from snrkit.commands.eval_fid import run_curves, run_scoring, score_pair
-from snrkit.commands.sample import load_images, run_sampling
+from snrkit.commands.sample import run_sampling
 from snrkit.commands.sweep import load_sweep, row_path, run_sweep, sweep_trials
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import load_experiment
@@ -26,7 +27,7 @@ from snrkit.experiment.scorer import disjoint, open_scorer
 from snrkit.metrics import scores
 from snrkit.metrics.scores import PRIMARY, SCORES, ScoreDefinition
 from snrkit.reports import terminal
-from tests.small import SMALL, write_config
+from tests.small import SMALL, load_images, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
 TOY = ScoreDefinition(
@@ -211,9 +212,9 @@ def test_a_file_of_another_version_is_refused(made, tmp_path):
     folder = tmp_path / "runs" / "small"
     (folder / "metrics").mkdir(parents=True)
     (folder / "config.yaml").write_text(made.run.config.read_text())
-    content = json.loads(made.run.metrics("euler").read_text())
+    content = read_json(made.run.metrics("euler"))
     del content["summary"]["fd"]["min"]
-    (folder / "metrics" / "euler.json").write_text(json.dumps(content))
+    write_json(folder / "metrics" / "euler.json", content)
     experiment = load_experiment(write_config(tmp_path, **CHANGES))
     with pytest.raises(SnrkitError, match=r"metrics/euler\.json: summary\.fd\.min is missing; .* delete it and run"):
         terminal.show_report(experiment, tmp_path / "runs")

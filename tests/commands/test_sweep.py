@@ -11,12 +11,14 @@ import yaml
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.base.records import to_json
+from snrkit.base.sealed import read_json, write_json, write_lines
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
 from snrkit.commands.sweep import check_file, load_sweep, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
+from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import open_experiment, open_model
-from snrkit.experiment.run import Run, locked
+from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.appearance import appearance, looks
 from tests.small import SMALL, snrkit, write_config, written
@@ -189,9 +191,9 @@ def test_rows_of_other_images_are_refused(swept, tmp_path):
     """A row says which data set its images' model was trained on; nothing is made beside other images."""
     copytree(swept[0], tmp_path / "copy")
     path = next((tmp_path / "copy/runs").glob("*/sweep/plain-*.json"))
-    row = json.loads(path.read_text())
+    row = read_json(path)
     row["samplers"]["euler"]["made"]["data"] = "other"
-    path.write_text(json.dumps(row))
+    write_json(path, row)
     with pytest.raises(RunError, match=rf"{path.name} was made of other images"):
         run_sweep(tmp_path / "copy/knobs.yaml", tmp_path / "copy/runs", WORLD, quiet=True)
 
@@ -212,19 +214,22 @@ def test_averages_made_afterwards_are_made(tmp_path):
 
 def test_what_the_log_says_of_a_training(tmp_path):
     """Means over steps that were not skipped, whatever the lines' lengths, until the images that are asked for."""
-    lines = [
-        {"kind": "train", "step": 10, "images": 100, "skipped": 0, "grad_norm": 1.0, "clipped_share": 0.5},
-        {"kind": "train", "step": 30, "images": 300, "skipped": 20, "grad_norm": None, "clipped_share": None},
-        {"kind": "held_out", "step": 30, "images": 300, "loss": [0.1]},
-        {"kind": "train", "step": 60, "images": 600, "skipped": 0, "grad_norm": 3.0, "clipped_share": 0.1},
-        {"kind": "train", "step": 70, "images": 700, "skipped": 0, "grad_norm": 9.0, "clipped_share": 1.0},
-    ]
+    rest = {"loss": 1.0, "clipped_norm": 1.0, "lr": 0.1, "seconds": 1.0, "images_per_second": 1.0}
+    trained = [
+        {"kind": "train", "step": step, "images": 10 * step, "skipped": skipped, "grad_norm": norm,
+         "clipped_share": share, **rest}
+        for step, skipped, norm, share in (
+            (10, 0, 1.0, 0.5), (30, 20, None, None), (60, 0, 3.0, 0.1), (70, 0, 9.0, 1.0)
+        )
+    ]  # fmt: skip
+    held = {"kind": "held_out", "step": 30, "images": 300, "logsnr": [0.0], "loss": [0.1], "eps_error": [0.2],
+            "held_images": 1}  # fmt: skip
     run = Run(tmp_path)
-    run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(run.log, [*trained[:2], held, *trained[2:]])
     facts = to_json(sweeping.training_facts(run, 600))
     assert facts == {
         "skipped": 20, "grad_norm": pytest.approx((10 * 1 + 30 * 3) / 40),
-        "clipped_share": pytest.approx((10 * 0.5 + 30 * 0.1) / 40), "held_out": lines[2],
+        "clipped_share": pytest.approx((10 * 0.5 + 30 * 0.1) / 40), "held_out": held,
     }  # fmt: skip
     broken = to_json(sweeping.training_facts(run, 90))  # off before the first line
     assert broken == {"skipped": 0, "grad_norm": None, "clipped_share": None, "held_out": None}

@@ -215,8 +215,8 @@ def test_tune_resumes_and_its_yaml_samples(trained):
     assert log.read_text() == before
     assert set(again["found"]) == {"predicted", "gap", "fd", "optuna"}
     best = again["found"]["fd"]
-    scores = [json.loads(line) for line in before.splitlines()]
-    assert best["fd_on_tuning_seeds"] <= min(s["result"] for s in scores if s["what"] == "fd" and s["values"] == [1.0])
+    neutral = [s for s in map(json.loads, before.splitlines()) if s["what"] == "fd" and s["values"] == [1.0]]
+    assert best["fd_on_tuning_seeds"] <= min(score["result"][0] for score in neutral)
     snrkit(trained, "tune", "--sampler", "dcw", "--by", "predicted", "-q")
     tuned = load_experiment(again["yaml"])  # holds what was last chosen for every sampler
     assert tuned.samplers["es"].corrections[0].scale == best["values"][0]

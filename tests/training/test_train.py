@@ -32,7 +32,7 @@ from tests.opened import open_network, open_task
 from tests.small import SMALL, command, environment, snrkit, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "checksum")
 
 
 def opened(**changes):

@@ -1,0 +1,104 @@
+"""One process group at a time may write to a run directory: a lock of the system, which a killed process loses.
+
+`.lock` says who holds it. Nothing in a run directory may be a link, whether it is one's own or a stranger's: what is
+written or deleted through one lies elsewhere. The run directory itself may be reached through a link.
+"""
+
+import contextlib
+import errno
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from snrkit.base.errors import BusyError, RunError
+from snrkit.base.files import disk_errors, remove_leftovers
+from snrkit.experiment.run import Run
+
+MOST_HOLDER = 200  # bytes read of a lock that another process holds
+TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+ELSEWHERE = "--runs with a folder on another disk"
+
+
+@contextlib.contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold the run's lock, and clear what killed commands left. BusyError when another process has it.
+
+    RunError where the run directory holds a link, or its file system has no locks.
+    """
+    with disk_errors(f"making {run.path}", f"free space or choose {ELSEWHERE}"):
+        run.path.mkdir(parents=True, exist_ok=True)
+    handle = _open(run.path / ".lock")
+    try:
+        _take(handle, run.path)
+        check_links(run)
+        remove_leftovers(run.path)
+        with contextlib.suppress(OSError):  # a full disk does not keep a lock from holding
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()} since {_now()}\n".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_links(run: Run) -> None:
+    """RunError names the first link below a run directory: nothing is written or deleted where one is."""
+    folders = [run.path]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise RunError(
+                        f"{entry.path} is a link to somewhere else, and a run directory may hold none, as "
+                        "writing and deleting would follow it; put its target in its place."
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+
+
+def _open(path: Path) -> int:
+    """The lock's file, which is neither truncated nor followed."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise RunError(f"the lock {path} cannot be opened ({why}); delete it, or choose {ELSEWHERE}.") from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise RunError(f"the lock {path} is no file of its own but another's, or no file at all; delete it.")
+    return handle
+
+
+def _take(handle: int, folder: Path) -> None:
+    try:
+        _lock(handle)
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise RunError(
+                f"{folder} cannot be locked ({error.strerror}): its file system has no locks, which keep two commands "
+                f"from writing at once; choose {ELSEWHERE}."
+            ) from None
+        holder = os.read(handle, MOST_HOLDER).decode(errors="replace").strip()
+        raise BusyError(
+            f"another process is working in {folder} ({holder or 'which does not say who it is'}); wait until it ends, "
+            "or give this run another name."
+        ) from None
+
+
+def _lock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")

@@ -1,0 +1,158 @@
+"""The images of a sampler, by seed: PNGs, and a manifest that says what made them and holds a checksum of each.
+
+samples/<sampler>/
+    manifest.json             what decides the images, the seeds that are there, and their checksums
+    000000/000123.png         EDM's layout: a thousand images a folder
+    made-<process>.jsonl      what each process has added since the manifest was written
+
+An image counts as made only while its file has its checksum: all else is made again by `sample`, and refused by what
+reads it.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snrkit.base.errors import RunError, SnrkitError
+from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
+from snrkit.base.records import from_json
+from snrkit.base.regular import read_regular
+from snrkit.base.sealed import append_line, read_json, read_lines, write_json
+from snrkit.data.files import read_image
+
+LARGEST_IMAGE = 2**30  # bytes
+SUMS = "checksums"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a manifest holds."""
+
+    made: Mapping[str, Any]  # what decides the images
+    sums: Mapping[int, str]  # of the images that are there, by seed
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFolder:
+    """Where the images of one sampler lie."""
+
+    path: Path
+
+    def image(self, seed: int) -> Path:
+        """Where image `seed` lies."""
+        return self.path / image_path(seed)
+
+    def manifest(self) -> Manifest | None:
+        """What was written last; None where there is nothing. SnrkitError where it is damaged."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return None
+        content = read_json(path)
+        sums = _sums(content.pop(SUMS, None), path)
+        content.pop(FINISHED, None)
+        return Manifest(content, sums)
+
+    def write(self, made: Mapping[str, Any], sums: Mapping[int, str]) -> None:
+        """Write the manifest."""
+        listed = {str(seed): sums[seed] for seed in sorted(sums)}
+        write_json(self.path / "manifest.json", {**made, FINISHED: ranges(sorted(sums)), SUMS: listed})
+
+    def add(self, images: Mapping[int, bytes], process: int) -> None:
+        """Write images, then the line that says so. One process of its group, by number, writes one file of lines."""
+        for seed, content in images.items():
+            write_bytes(self.image(seed), content, sync=False)
+        append_line(self._lines(process), {SUMS: {str(seed): checksum(c) for seed, c in images.items()}})
+
+    def gather(self, made: Mapping[str, Any]) -> int:
+        """Have the manifest say what is there, and how many images are not what was written: they will be made again.
+
+        For one process alone, while no other adds.
+        """
+        stored = self.manifest()
+        listed = dict(stored.sums) if stored is not None else {}
+        added: dict[int, str] = {}
+        files = sorted(self.path.glob("made-*.jsonl"))
+        for path in files:
+            added |= _added(path)
+        there = {seed: known for seed, known in {**listed, **added}.items() if self._is_whole(seed, known)}
+        lost = len(listed | added) - len(there)
+        for seed in added.keys() & there.keys():
+            sync_file(self.image(seed))
+        for folder in {self.image(seed).parent for seed in added.keys() & there.keys()}:
+            sync_folder(folder)
+        if stored is None or dict(stored.made) != dict(made) or there != listed:
+            self.write(made, there)
+        for path in files:
+            path.unlink()
+        return lost
+
+    def missing(self, seeds: Iterable[int]) -> list[int]:
+        """Those that the manifest does not list."""
+        stored = self.manifest()
+        known = {} if stored is None else stored.sums
+        return [seed for seed in seeds if seed not in known]
+
+    def load(self, seeds: Sequence[int]) -> Tensor:
+        """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written."""
+        stored = self.manifest()
+        known = {} if stored is None else stored.sums
+        return torch.stack([self._load(seed, known.get(seed)) for seed in seeds])
+
+    def _load(self, seed: int, known: str | None) -> Tensor:
+        content = self._content(seed)
+        if content is None or checksum(content) != known:
+            raise RunError(
+                f"{self.image(seed)} is not the image that snrkit sample made (it is gone, or its checksum does not "
+                "fit); run snrkit sample again, which makes it anew."
+            )
+        return read_image(lambda _: io.BytesIO(content), image_path(seed), str(self.path))
+
+    def _is_whole(self, seed: int, known: str) -> bool:
+        content = self._content(seed)
+        return content is not None and checksum(content) == known
+
+    def _content(self, seed: int) -> bytes | None:
+        try:
+            return read_regular(self.image(seed), LARGEST_IMAGE)
+        except (OSError, SnrkitError):
+            return None
+
+    def _lines(self, process: int) -> Path:
+        return self.path / f"made-{process}.jsonl"
+
+
+def image_path(seed: int) -> str:
+    """Where an image lies in its folder, in EDM's layout."""
+    return f"{seed - seed % 1000:06d}/{seed:06d}.png"
+
+
+def _added(path: Path) -> dict[int, str]:
+    """What a file of lines lists; nothing where it is damaged, so that its images are made again."""
+    try:
+        return {seed: known for line in read_lines(path)[0] for seed, known in _sums(line.get(SUMS), path).items()}
+    except SnrkitError:
+        return {}
+
+
+def _sums(content: Any, where: Path) -> dict[int, str]:
+    found = from_json(Mapping[str, str], content, where)  # type: ignore[type-abstract]
+    if not all(key.isascii() and key.isdigit() and len(key) <= 18 for key in found):
+        raise RunError(f"{where} lists checksums of what is no seed; delete it and run snrkit sample again.")
+    return {int(key): value for key, value in found.items()}
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Sorted seeds as '0-99,200-299'."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][1] + 1:
+            parts[-1][1] = seed
+        else:
+            parts.append([seed, seed])
+    return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
