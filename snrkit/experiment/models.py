@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
+from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
 from snrkit.checkpoints.models import AnyForeign
@@ -130,7 +131,10 @@ class FromElsewhere(Value):
         return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
-        return self.source.load()
+        network = self.source.load()
+        if wrong := not_finite(dict(network.named_parameters())):
+            raise RunError(f"the model at {self.source.path} has weights that are not finite, {wrong} for one.")
+        return network
 
 
 class TrainedHere(Value):
