@@ -19,7 +19,8 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
-from snrkit.data.files import FolderOpener, read_image
+from snrkit.data.files import FolderOpener
+from snrkit.data.images import read_image
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import Setting, open_experiment, open_model, stoppable
 from snrkit.experiment.run import Run, locked
@@ -235,7 +236,7 @@ def load_images(folder: Path, seeds: Sequence[int]) -> Tensor:
     """The saved images of `seeds`, uint8 (n, C, H, W)."""
     opener = FolderOpener(folder)
     names = [str(image_path(Path(), seed)) for seed in seeds]
-    return torch.stack([read_image(opener, name, str(folder)) for name in names])
+    return torch.stack([read_image(opener(name), f"{folder}/{name}")[0] for name in names])
 
 
 def picture(images: Tensor, smallest: int = 32) -> Tensor:
