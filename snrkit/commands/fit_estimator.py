@@ -14,10 +14,11 @@ from snrkit.base.files import disk_errors, write_bytes
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.sealed import write_json
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import Setting, open_experiment, stoppable
+from snrkit.experiment.opening import Setting, stoppable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.stored import trained_run
 from snrkit.shift.estimator import MARGIN, EstimatorConfig, calibrate, fit, make_estimator
@@ -29,7 +30,7 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
     """Fit, calibrate on held-out images and save; returns the calibration."""
     if world.size > 1:
         raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     setting, e = opened.setting, opened.experiment
     data, config = setting.data, e.shift.estimator
     check_held_out(data)

@@ -10,15 +10,11 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.checkpoints.ours import Checkpoint, load_checkpoint, newest_checkpoint, prune, save_checkpoint
 from snrkit.commands.dry_run import check_memory
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import TrainedHere, read_weights
-from snrkit.experiment.opening import (
-    open_experiment,
-    open_network,
-    open_task,
-    stoppable,
-)
+from snrkit.experiment.opening import open_network, open_task, stoppable
 from snrkit.experiment.run import Run, append_log, locked, rewind_log
 from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
@@ -102,7 +98,7 @@ class Tally:
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved."""
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     training, setting = opened.experiment.training, opened.setting
     check_memory(training, setting)
     task, network = open_task(training, setting), open_network(training, setting)
@@ -121,7 +117,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         world.barrier()  # all have read the checkpoint before anyone writes
         if world.leads:
             write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
+            facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
             write_environment(run, facts)
             rewind_log(run, state.images if state.step else -1)
         prepare_sampling(setting, run)

@@ -28,12 +28,13 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
-from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, Setting, open_model, resumable
 from snrkit.experiment.run import Run, locked
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
@@ -272,7 +273,7 @@ def run_tuning(
     _check_disjoint(experiment)
     for name, chosen in wanted.items():
         _blank(experiment.samplers[name], chosen)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)

@@ -15,6 +15,7 @@ from snrkit.base.errors import RunError
 from snrkit.base.files import disk_errors, remove_leftovers, write_text
 from snrkit.base.sealed import read_json, write_json
 from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.yaml_files import read_yaml
@@ -69,7 +70,7 @@ def write_config(run: Run, experiment: Experiment) -> None:
         write_text(run.config, dump_yaml(experiment))
 
 
-def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> dict[str, Any]:
+def describe_environment(device: torch.device, experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
     """What a number from this run depends on beside its configuration."""
     packages = ("torch", "torchvision", "numpy", "torch_fidelity", "pywt", "safetensors", "pydantic")
     return {
@@ -84,7 +85,8 @@ def describe_environment(device: torch.device, experiment: Experiment, fingerpri
         "deterministic": experiment.compute.deterministic,
         "tf32": experiment.compute.tf32,
         "precision": experiment.compute.precision,
-        "dataset_fingerprint": fingerprint,
+        "dataset_fingerprint": dataset.fingerprint,
+        "data_conversions": dict(dataset.conversions),
         "command": sys.argv[1:],
     }
 
