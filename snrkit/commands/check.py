@@ -24,10 +24,11 @@ from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.train import Numbers
 from snrkit.commands.tune import evaluations
+from snrkit.data.images import LARGEST_IMAGE
 from snrkit.experiment.lock import links, locked
 from snrkit.experiment.log import read_log
 from snrkit.experiment.run import Run
-from snrkit.experiment.sample_folder import LARGEST_IMAGE, SampleFolder
+from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.sources import Fitted
 from snrkit.experiment.stored import stored_environment, stored_experiment
 from snrkit.metrics.records import SamplerScores, ScoreCurve

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from snrkit.base.distributed import World, memory_of
 from snrkit.base.errors import ConfigError
+from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Setting, open_experiment, open_network, open_task
+from snrkit.experiment.opening import Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.training.ema import AnyAveraging
@@ -40,7 +41,7 @@ class Budget:
 
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     """The resolved config, parameters, evaluations of each sampler, memory estimated and, with `peak`, measured."""
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
     facts = f"{len(split.train)} to train on, {len(split.held)} held out"
     lines = [dump_yaml(e).rstrip(), "", f"# data: {dataset.count} images {dataset.shape}, {facts}"]

@@ -10,6 +10,7 @@ from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
@@ -23,7 +24,7 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import open_experiment, open_model, resumable
+from snrkit.experiment.opening import open_model, resumable
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
@@ -39,7 +40,7 @@ def run_measuring(
     if world.size > 1:
         raise SnrkitError("measure-shift runs in one process; start it without torchrun.")
     chosen = choose(experiment, names)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     e = opened.experiment
     samplers = {name: e.samplers[name] for name in chosen}
     check_beside(opened.setting, e)

@@ -31,14 +31,15 @@ from snrkit.base.sealed import write_json
 from snrkit.base.value import Value
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
-from snrkit.commands.sample import check_samplers, choose, manifest
+from snrkit.commands.sample import check_images, check_samplers, choose, manifest
 from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import NAME, Experiment, load_experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, read_log
-from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
+from snrkit.experiment.opening import Opened, open_model, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run
@@ -217,7 +218,8 @@ def _check(trial: Trial, world: World) -> str:
     """
     try:
         choose(trial.experiment, ())
-        opened = open_experiment(trial.experiment, world)
+        opened = open_aloud(trial.experiment, world)
+        check_images(opened.setting)
         check_features(opened.experiment.metrics, opened.data.labelled)
         _check_average(trial.experiment)
         if isinstance(rule := trial.experiment.train.clip, Groups):
@@ -292,7 +294,7 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
         except DivergedError as error:  # what can be put right, and tried again, is no result
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), failed=str(error)))
             return
-    opened = open_experiment(e, world)
+    opened = open_aloud(e, world)
     check_samplers(opened.setting, e.samplers)
     trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)

@@ -27,13 +27,14 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, Setting, open_model, resumable
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
@@ -274,7 +275,7 @@ def run_tuning(
     _check_disjoint(experiment)
     for name, chosen in wanted.items():
         _blank(experiment.samplers[name], chosen)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)

@@ -10,7 +10,7 @@ D(x) = sum_j p(level_j | x) D(x; level_j).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -143,7 +143,8 @@ class Empirical(Source):
         full = source.open()
         kept = full.pixels(range(min(self.images, full.count)))
         labels = None if full.labels is None else full.labels[: len(kept)]
-        return memory_dataset(f"empirical-{full.name}", kept, labels, finite_denoiser(full.x0(range(len(kept)))))
+        made = memory_dataset(f"empirical-{full.name}", kept, labels, finite_denoiser(full.x0(range(len(kept)))))
+        return replace(made, conversions=full.conversions)
 
 
 def finite_denoiser(x0: Tensor) -> Exact:

@@ -162,7 +162,13 @@ class Experiment(Value):
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
         part = self.model_dump(mode="json", include={"seed", "data"}) | self.model.identity()
-        for place in ("workers", "path", "root", "download"):  # the content is compared by its fingerprint instead
+        for place in (
+            "workers",
+            "path",
+            "root",
+            "download",
+            "channels",
+        ):  # the content is compared by its fingerprint instead
             part["data"].pop(place, None)
         return part
 

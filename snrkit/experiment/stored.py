@@ -18,6 +18,7 @@ from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.yaml_files import read_mapping
@@ -91,10 +92,11 @@ class Environment:
     tf32: bool
     precision: str
     dataset_fingerprint: str
+    data_conversions: Mapping[str, int]  # how many images were changed on being read, by what was done
     command: tuple[str, ...]
 
 
-def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> Environment:
+def describe_environment(device: torch.device, experiment: Experiment, dataset: Dataset) -> Environment:
     """Of this process."""
     packages = ("torch", "torchvision", "numpy", "torch_fidelity", "pywt", "safetensors", "pydantic")
     return Environment(
@@ -109,7 +111,8 @@ def describe_environment(device: torch.device, experiment: Experiment, fingerpri
         deterministic=experiment.compute.deterministic,
         tf32=experiment.compute.tf32,
         precision=experiment.compute.precision,
-        dataset_fingerprint=fingerprint,
+        dataset_fingerprint=dataset.fingerprint,
+        data_conversions=dict(dataset.conversions),
         command=tuple(sys.argv[1:]),
     )
 

@@ -104,15 +104,16 @@ def _components(dataset: Dataset, split: Split, count: int) -> dict[str, Tensor]
 def principal(covariance: Tensor, count: int) -> Tensor:
     """(d, count) float64: orthonormal eigenvectors of a covariance (d, d), those of the largest eigenvalues first.
 
-    By Lanczos' method where they are few, which leaves the others alone.
+    By Lanczos' method where they are few, which leaves the others alone; it ends in an error where there is no variance
+    in the direction in which it begins.
     """
-    if 4 * count > len(covariance):
-        rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
-    else:
-        from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
+    if 4 * count <= len(covariance):
+        from scipy.sparse.linalg import ArpackError, eigsh  # type: ignore[import-untyped]
 
         start = torch.ones(len(covariance), dtype=torch.float64).numpy()
-        rising = torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1])
+        with contextlib.suppress(ArpackError):
+            return torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1]).flip(1).contiguous()
+    rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
     return rising.flip(1).contiguous()
 
 

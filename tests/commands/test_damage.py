@@ -56,9 +56,9 @@ BY_TIME = {".lock", "compare.md", "compare.html"}
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "truncated": lambda content: content[: len(content) // 2],
     "emptied": lambda content: b"",
-    "one bit flipped": lambda content: content[: len(content) // 2]
-    + bytes([content[len(content) // 2] ^ 4])
-    + content[len(content) // 2 + 1 :],
+    "one bit flipped": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
+    ),
     "null": lambda content: b"null",
     "[1]": lambda content: b"[1]",
     "no UTF-8": lambda content: b"\xff\xfe\x00" + content[3:],
@@ -90,8 +90,11 @@ def results(folder: Path) -> dict[str, object]:
         content: object = path.read_bytes()
         try:
             if path.suffix in (".json", ".jsonl"):
-                content = [without_times(json.loads(line)) for line in path.read_text().split("\n\n")] if (
-                    path.suffix == ".json") else [without_times(json.loads(line)) for line in path.open()]
+                content = (
+                    [without_times(json.loads(line)) for line in path.read_text().split("\n\n")]
+                    if (path.suffix == ".json")
+                    else [without_times(json.loads(line)) for line in path.open()]
+                )
         except ValueError:
             pass
         found[str(path.relative_to(folder))] = content
