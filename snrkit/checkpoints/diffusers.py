@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, reason_of
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
@@ -29,23 +29,22 @@ TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction
 PLAIN = NoPrecondition()
 PARTS, CODECS = ("unet", "transformer"), ("vae", "vqvae")  # folders of a pipeline
 DISTILLED = ("LCMScheduler", "TCDScheduler")  # their networks are read through scales of their own
-LONGEST_TABLE = 10**5  # entries
 
 
 class DiffusersModel(Value):
     """A folder of diffusers, with a UNet2DModel, a DiTTransformer2DModel, or a transformer of SD3, FLUX or Sana."""
 
     kind: Literal["diffusers"] = "diffusers"
-    path: Path
-    scheduler: Path | None = Field(
+    path: Place
+    scheduler: Place | None = Field(
         default=None, description="folder of its scheduler_config.json; default: beside the model"
     )
-    null_label: int | None = Field(default=None, ge=0, description="the label that means none, where guidance drops it")
-    vae: Path | None = Field(
+    null_label: Label | None = Field(default=None, description="the label that means none, where guidance drops it")
+    vae: Place | None = Field(
         default=None, description="folder of its autoencoder; default: the pipeline's own, if it has one"
     )
-    prompts: Path | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
-    sides: tuple[int, int] | None = Field(
+    prompts: Place | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
+    sides: tuple[Side, Side] | None = Field(
         default=None, description="of latents; default: the configuration's sample_size"
     )
     guidance: float | None = Field(default=None, description="what FLUX's distilled guidance is told; default: 3.5")
@@ -112,7 +111,7 @@ class DiffusersModel(Value):
         )
 
 
-def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int) -> tuple[int, int, int]:
+def _shape(config: Mapping[str, Any], sides: tuple[Side, Side] | None, packed: int) -> tuple[int, int, int]:
     """(C, H, W) of a model's states."""
     try:
         size = config["sample_size"] if sides is None else sides

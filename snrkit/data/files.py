@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snrkit.base.arrays import DAMAGED, array_names, read_array
 from snrkit.base.errors import DataError, missing
+from snrkit.base.value import Place
 from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -31,7 +32,7 @@ class Folder(Source):
     """
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: Place
     labels: Literal["auto", "folders", "none"] = "auto"
 
     def open(self) -> Dataset:
@@ -56,7 +57,7 @@ class Zip(Source):
     """A zip of images with an optional `dataset.json`, as EDM's dataset_tool writes it."""
 
     kind: Literal["zip"] = "zip"
-    path: Path
+    path: Place
     labels: Literal["auto", "none"] = "auto"
 
     def open(self) -> Dataset:
@@ -79,7 +80,7 @@ class Npz(Source):
     """`arr_0` (n, H, W, C) uint8 of an .npz file, with labels from `arr_1` where it exists (ADM's layout)."""
 
     kind: Literal["npz"] = "npz"
-    path: Path
+    path: Place
 
     def open(self) -> Dataset:
         """The images, in memory."""
@@ -117,7 +118,7 @@ Opener = Callable[[str], BinaryIO]
 class FolderOpener:
     """Opens files of a folder."""
 
-    path: Path
+    path: Place
 
     def __call__(self, name: str) -> BinaryIO:
         """The file, for reading."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
@@ -192,9 +193,20 @@ class TrainedHere(Value):
         return Weights(name, int(path.name), checksum_of(path, name))
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        self.check_size(shape)
         network = self.make(shape, seed)
         fill(network, run, weights)
         return network
+
+    def check_size(self, shape: tuple[int, int, int]) -> None:
+        """Refuse, before any memory is taken, a network that this machine cannot hold: ConfigError."""
+        with torch.device("meta"):
+            count = sum(p.numel() for p in self.make(shape, 0).parameters())
+        if (needed := 4 * count) > (there := free_memory(torch.device("cpu"))):
+            raise ConfigError(
+                f"network: {count:,} parameters take {in_bytes(needed)}, and this machine has {in_bytes(there)} free; "
+                "make the network smaller."
+            )
 
     def make(self, shape: tuple[int, int, int], seed: int, checkpointing: bool = False) -> nn.Module:
         """The network, freshly initialised. ConfigError where it cannot take such images."""

@@ -17,7 +17,7 @@ from snrkit.base.sealed import read_json, write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
-from snrkit.experiment.yaml_files import read_yaml
+from snrkit.experiment.yaml_files import read_alone
 
 
 def check_data(run: Run, fingerprint: str) -> None:
@@ -31,7 +31,7 @@ def check_fits(run: Run, experiment: Experiment) -> None:
     """Refuse a directory that holds another model: RunError names the first keys that differ."""
     if not run.config.exists():
         return
-    stored = parse_experiment(read_yaml(run.config), str(run.config))
+    stored = parse_experiment(read_alone(run.config), str(run.config))
     differing = list(_differences(stored.training_part(), experiment.training_part()))
     if differing:
         shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
@@ -123,4 +123,4 @@ def stored_experiment(path: Path) -> Experiment:
     """The experiment of an existing run directory."""
     if not (path / "config.yaml").is_file():
         raise RunError(f"{path} is not a run directory (it has no config.yaml); train one first.")
-    return parse_experiment(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    return parse_experiment(read_alone(path / "config.yaml"), str(path / "config.yaml"))
