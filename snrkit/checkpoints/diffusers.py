@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, reason_of
-from snrkit.base.value import LONGEST_TABLE, Label, Place, Side, Value
+from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
@@ -116,11 +116,14 @@ def _shape(config: Mapping[str, Any], sides: tuple[Side, Side] | None, packed: i
     try:
         size = config["sample_size"] if sides is None else sides
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return int(config["in_channels"]) // packed, int(height), int(width)
-    except (KeyError, TypeError, ValueError):
+        shape = int(config["in_channels"]) // packed, int(height), int(width)
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ConfigError(
             "model.sides: the model's config.json does not say the size of its states; give sides: [H, W]."
         ) from None
+    if not all(1 <= length <= LARGEST_SIDE for length in shape):
+        raise ConfigError("model.path: the model's config.json describes no network of a possible size.")
+    return shape
 
 
 def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int], null_label: int | None) -> Foreign:
@@ -142,7 +145,7 @@ def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int],
 def _whole(config: Mapping[str, Any], key: str) -> int:
     """A count, 0 where there is none."""
     found = config.get(key) or 0
-    if not isinstance(found, int) or found < 0:
+    if not isinstance(found, int) or not 0 <= found <= MOST_LABELS:
         raise ConfigError(f"model.path: {key} of the model's config.json is {str(found)[:40]!r}, and no count.")
     return found
 
@@ -184,7 +187,12 @@ def _clock(path: Path, tokens: int) -> Clock:
     try:
         made: Any = maker.from_config(config)  # type: ignore[attr-defined]
         return _read(made, name, path, tokens)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError) as error:
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"model.scheduler: {path} describes no noise that a network is trained at ({said})."
+        ) from None
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason_of(error)}).") from None
 
 

@@ -13,13 +13,14 @@ from snrkit.base.errors import ConfigError
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Setting, check_batch, open_experiment, open_network, open_task
+from snrkit.experiment.opening import Setting, open_experiment, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import TrainConfig, make_state, train
 
 MEASURED_STEPS = 3
+LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,16 @@ def budget(training: TrainedHere, setting: Setting) -> Budget:
     train, world = training.train, setting.world
     try:
         with FakeTensorMode():
-            count, each = _counted(training.make(setting.data.dataset.shape, setting.seed), setting)
+            count, each = _counted(_outline(training, setting), setting)
     except RuntimeError:  # it looks at values, which these do not have
         count, each = _counted(open_network(training, setting), setting)
     micro = train.batch // (train.accumulate * world.size)
     return Budget(count, 4 * count * (4 + len(train.averages)), each * micro, free_memory(world.device))
+
+
+def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
+    """The network, of whatever size; within a mode where tensors hold nothing."""
+    return training.make(setting.data.dataset.shape, setting.seed, setting.compute.checkpointing)
 
 
 def _counted(network: nn.Module, setting: Setting) -> tuple[int, int]:
@@ -96,7 +102,7 @@ def _counted(network: nn.Module, setting: Setting) -> tuple[int, int]:
 
 
 def check_memory(training: TrainedHere, setting: Setting) -> None:
-    """ConfigError where the device cannot hold even the weights of a training, or the images of one step."""
+    """ConfigError where the device cannot hold even the weights of a training, or far from what a step keeps."""
     found, train = budget(training, setting), training.train
     if found.weights > found.there:
         raise ConfigError(
@@ -104,7 +110,11 @@ def check_memory(training: TrainedHere, setting: Setting) -> None:
             f"{len(train.averages)} average(s), and {setting.world.device} has {in_bytes(found.there)} free; "
             "make the network smaller."
         )
-    check_batch("train.batch", train.batch // (train.accumulate * setting.world.size), setting)
+    if found.weights + found.activations * LEAST > found.there:
+        raise ConfigError(
+            f"train.batch: a step keeps about {in_bytes(found.activations)} for its backward pass, and "
+            f"{setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
+        )
 
 
 def _average(average: AnyAveraging, train: TrainConfig) -> str:

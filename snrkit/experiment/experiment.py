@@ -17,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError, shown
 from snrkit.base.value import LONGEST_PATH, Name, Seed, Value, different
-from snrkit.checkpoints.models import AnyForeign, kinds_of
+from snrkit.checkpoints.models import AnyForeign, looks_like
 from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
-from snrkit.experiment.faults import CUT, describe, prune
+from snrkit.experiment.faults import CUT, LONGEST, describe, prune
 from snrkit.experiment.models import AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
@@ -268,7 +268,8 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         faults = [{**fault, "loc": ("model", *fault["loc"][1:])} for fault in error.errors()]
         raise ConfigError("\n".join(line for f in faults for line in describe(f, where, AsWritten))) from None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}{_other_kind(content['model'])}") from None
+        other = looks_like(model.source.path, model.source.kind)
+        raise ConfigError(shown(f"{where}: {error}{other}", LONGEST)) from None
     if not isinstance(content.get("data"), Mapping):
         raise ConfigError(f"{where}: data: it needs a mapping, such as {{kind: ...}}, also beside a model")
     data = dict(content["data"])
@@ -277,12 +278,6 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             raise ConfigError(f"{where}: data.sigma_data: the model was trained with {sigma_data:g}; drop it")
         data["sigma_data"] = sigma_data
     return {**content, "model": model, "data": data}
-
-
-def _other_kind(model: Mapping[str, Any]) -> str:
-    """The kind that a file looks like, where it is not the one that was named."""
-    kinds = kinds_of(Path(model["path"]))
-    return "" if not kinds or model["kind"] in kinds else f" It looks like kind: {' or '.join(kinds)}."
 
 
 def _faults_of_the_rest(content: Mapping[str, Any], faults: Sequence[Mapping[str, Any]], where: str) -> list[str]:

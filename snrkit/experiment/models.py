@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.distributed import free_memory, in_bytes
@@ -104,7 +104,12 @@ class FromElsewhere(Value):
     @cached_property
     def described(self) -> Described:
         """What its configuration says, read once."""
-        return self.source.describe()
+        try:
+            return self.source.describe()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")
+            raise ConfigError(f"model.path: {self.source.path} describes an impossible {where} ({said}).") from None
 
     @property
     def parts(self) -> Parts:

@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from snrkit.base.errors import ConfigError, RunError
+from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.regular import read_regular
 from snrkit.base.sealed import read_json
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import fingerprint
@@ -28,6 +29,8 @@ from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, Named
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
 from snrkit.spectral.kept import RunSpectra
+
+LARGEST = 2**30  # bytes of an estimator of levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class RunNames:
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
             path = self.run.estimator / "network.safetensors"
-            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
+            return [fingerprint(read_regular(path, LARGEST)) if path.exists() else "absent"]
         try:
             found = self.known(what)
             return [str(what.run), found.name, found.images, found.checksum]
@@ -152,8 +155,8 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     config = EstimatorConfig.model_validate(record["config"])
     estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
     try:
-        estimator.network.load_state_dict(load((path / "network.safetensors").read_bytes()))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        estimator.network.load_state_dict(load(read_regular(path / "network.safetensors", LARGEST)))
+    except (OSError, SnrkitError, SafetensorError, RuntimeError) as error:
         raise RunError(f"{path} is damaged ({str(error)[:100]}); run snrkit fit-estimator again.") from None
     estimator.network.to(setting.world.device).eval().requires_grad_(False)
     return estimator

@@ -30,7 +30,7 @@ class Dit(NetworkValue):
 
     patch: Side = 2
     dim: Width = Field(default=192, ge=8)
-    depth: int = Field(default=6, ge=1, le=1000)
+    depth: int = Field(default=6, ge=1, le=200)
     heads: int = Field(default=3, ge=1, le=1000)
     mlp_ratio: float = Field(default=4.0, gt=0, le=1000)
     qk_norm: bool = False

@@ -22,7 +22,7 @@ class Mlp(NetworkValue):
     untold: ClassVar[bool] = True
 
     dim: Width = Field(default=256, ge=2)
-    depth: int = Field(default=3, ge=1, le=1000)
+    depth: int = Field(default=3, ge=1, le=500)
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     scalars: Texts = ()
     augment: bool = False

@@ -30,11 +30,11 @@ class UNet(NetworkValue):
     blockwise: ClassVar[bool] = True
 
     channels: Width = Field(default=64, ge=4)
-    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2), min_length=1, max_length=12)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2), min_length=1, max_length=10)
     blocks: int = Field(
-        default=2, ge=1, le=100, description="residual blocks per depth on the way down, one more on the way up"
+        default=2, ge=1, le=32, description="residual blocks per depth on the way down, one more on the way up"
     )
-    attention: tuple[Side, ...] = Field(default=(), max_length=12, description="resolutions with attention")
+    attention: tuple[Side, ...] = Field(default=(), max_length=10, description="resolutions with attention")
     head_channels: Width = 32
     groups: Width = 8
     dropout: float = Field(default=0.0, ge=0, lt=1)
