@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
 
 RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
@@ -58,12 +59,19 @@ def absent(path: Path) -> str:
 
 
 def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
-    if path.stat().st_size > largest:
-        raise ConfigError(f"model.{key}: {path} is too large for a configuration.")
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_regular(path, largest), parse_constant=_constant)
+    except SnrkitError as error:
+        raise ConfigError(f"model.{key}: {error}") from None
     except (ValueError, OSError, RecursionError):
         raise ConfigError(f"model.{key}: {path} is not valid JSON.") from None
+
+
+def _constant(name: str) -> float:
+    """Infinity, which schedulers of diffusers write for a bound that there is not; but no NaN."""
+    if name == "NaN":
+        raise ValueError(name)
+    return float(name)
 
 
 def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
@@ -90,7 +98,7 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             output_loading_info=True,
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(f"model.{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
@@ -109,7 +117,20 @@ def find_weights(folder: Path, key: str) -> tuple[str | None, list[Path]]:
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not all(PLAIN_NAME.fullmatch(str(name)) for name in names.values()):
             raise ConfigError(f"model.{key}: {index} does not list files of its own folder.")
-    return variant, [folder / match.string for match in found if match["variant"] == variant]
+    files = [folder / match.string for match in found if match["variant"] == variant]
+    for file in files:
+        regular(file, key)
+    return variant, files
+
+
+def regular(path: Path, key: str) -> None:
+    """Refuse what is no file, such as a pipe, before another library waits for it: ConfigError."""
+    try:
+        check_regular(path)
+    except SnrkitError as error:
+        raise ConfigError(f"model.{key}: {error}") from None
+    except (OSError, ValueError):
+        raise ConfigError(f"model.{key}: {path} cannot be opened; see that it is there and may be read.") from None
 
 
 def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) -> None:

@@ -110,13 +110,12 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
 
 def check_untuned(run: Run, experiment: Experiment) -> None:
     """Refuse to score seeds on which coefficients were chosen: ConfigError."""
-    scored = set(parse_seeds(experiment.sample.seeds))
+    scored = parse_seeds(experiment.sample.seeds)
     for path in sorted((run.path / "tune").glob("*.json")):
-        shared = scored & set(parse_seeds(read_record(Tuned, path).seeds))
+        shared = scored.shared(parse_seeds(read_record(Tuned, path).seeds))
         if shared:
             raise ConfigError(
-                f"sample.seeds: {len(shared)} of these seeds chose the coefficients of {path.stem} ({path}); "
-                "score others."
+                f"sample.seeds: {shared} of these seeds chose the coefficients of {path.stem} ({path}); score others."
             )
 
 

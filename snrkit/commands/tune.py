@@ -44,7 +44,7 @@ from snrkit.metrics.statistics import frechet
 from snrkit.reports.records import Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
+from snrkit.sampling.sampler import Sampler, Seeds, first_variance, open_with, parse_seeds
 from snrkit.sampling.step import Range, Tunable
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
@@ -143,7 +143,7 @@ class Tools:
         return self.opened.experiment
 
     @cached_property
-    def seeds(self) -> list[int]:
+    def seeds(self) -> Seeds:
         """The tuning seeds."""
         return parse_seeds(self.experiment.tune.seeds)
 
@@ -301,10 +301,10 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
 
 
 def _check_disjoint(experiment: Experiment) -> None:
-    shared = set(parse_seeds(experiment.tune.seeds)) & set(parse_seeds(experiment.sample.seeds))
+    shared = parse_seeds(experiment.tune.seeds).shared(parse_seeds(experiment.sample.seeds))
     if shared:
         raise ConfigError(
-            f"tune.seeds: {len(shared)} of these seeds are scored by sample.seeds too; tune on others, such as "
+            f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others, such as "
             "100000-100999."
         )
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import DataError
-from snrkit.base.value import Value
+from snrkit.base.value import Label, Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.diffusion.process import Process
 
@@ -57,9 +57,11 @@ class Source(Value):
     sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     holdout: float = Field(default=0.1, ge=0, le=0.9, description="share of images never trained on")
     flip: bool = Field(default=False, description="mirror images at random")
-    only: tuple[int, ...] | None = Field(default=None, min_length=1, description="keep only images of these labels")
+    only: tuple[Label, ...] | None = Field(
+        default=None, min_length=1, max_length=100_000, description="keep only images of these labels"
+    )
     workers: int = Field(
-        default=0, ge=0, description="processes that read images while training, for sets not in memory"
+        default=0, ge=0, le=256, description="processes that read images while training, for sets not in memory"
     )
 
 

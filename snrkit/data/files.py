@@ -30,6 +30,7 @@ from snrkit.base.files import checksum
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
+from snrkit.base.value import Place
 from snrkit.base.zips import OpenZip, read_entry
 from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
 from snrkit.data.images import LARGEST_IMAGE, MADE, Found, look_at, read_image
@@ -46,7 +47,7 @@ Channels = Literal[1, 3, "auto"]
 class ImageFiles(Source):
     """What sources of image files share."""
 
-    path: Path
+    path: Place
     channels: Channels = Field(
         default="auto", description="1: grey, 3: RGB, to which images of the other are converted; auto: all agree"
     )
@@ -108,7 +109,7 @@ class Npz(Source):
     """`arr_0` (n, H, W, C) uint8 of an .npz file, C 1 or 3, with labels from `arr_1` where it exists (ADM's layout)."""
 
     kind: Literal["npz"] = "npz"
-    path: Path
+    path: Place
 
     def open(self) -> Dataset:
         """The images, in memory."""
@@ -185,7 +186,7 @@ def _largest_listing(images: int) -> int:
 class FolderOpener:
     """Reads files of a folder."""
 
-    path: Path
+    path: Place
 
     def __call__(self, name: str) -> bytes:
         """The content of a file. SnrkitError where it is no regular file or too large for an image."""

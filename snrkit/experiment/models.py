@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
@@ -104,7 +105,12 @@ class FromElsewhere(Value):
     @cached_property
     def described(self) -> Described:
         """What its configuration says, read once."""
-        return self.source.describe()
+        try:
+            return self.source.describe()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")
+            raise ConfigError(f"model.path: {self.source.path} describes an impossible {where} ({said}).") from None
 
     @property
     def parts(self) -> Parts:
@@ -196,9 +202,20 @@ class TrainedHere(Value):
         return Weights(name, int(path.name), checksum_of(path, name))
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        self.check_size(shape)
         network = self.make(shape, seed)
         fill(network, run, weights)
         return network
+
+    def check_size(self, shape: tuple[int, int, int]) -> None:
+        """Refuse, before any memory is taken, a network that this machine cannot hold: ConfigError."""
+        with torch.device("meta"):
+            count = sum(p.numel() for p in self.make(shape, 0).parameters())
+        if (needed := 4 * count) > (there := free_memory(torch.device("cpu"))):
+            raise ConfigError(
+                f"network: {count:,} parameters take {in_bytes(needed)}, and this machine has {in_bytes(there)} free; "
+                "make the network smaller."
+            )
 
     def make(self, shape: tuple[int, int, int], seed: int, checkpointing: bool = False) -> nn.Module:
         """The network, freshly initialised. ConfigError where it cannot take such images."""

@@ -12,6 +12,7 @@ import torch
 from snrkit.base.errors import ConfigError, RunError, reason_of
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import FLAT, read_record, to_json
+from snrkit.base.regular import read_regular
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.base.tensors import read_tensors
 from snrkit.data.dataset import fingerprint
@@ -28,6 +29,8 @@ from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, Named
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
 from snrkit.spectral.kept import RunSpectra
+
+LARGEST = 2**30  # bytes of an estimator of levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class RunNames:
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
             path = self.run.estimator / "network.safetensors"
-            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
+            return [fingerprint(read_regular(path, LARGEST)) if path.exists() else "absent"]
         try:
             found = self.known(what)
             return [str(what.run), found.name, found.images, found.checksum]

@@ -21,7 +21,7 @@ from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
-from snrkit.experiment.yaml_files import read_mapping
+from snrkit.experiment.yaml_files import read_alone
 
 CHECKSUM = "# checksum: "  # of all that stands before it in config.yaml, whose last line it begins
 LARGEST_CONFIG = 2**22  # bytes
@@ -165,4 +165,4 @@ def stored_experiment(path: Path) -> Experiment:
             f"{config} cannot be believed: it was damaged, or changed after snrkit wrote it (its checksum does not "
             "fit); delete it and run the command that you ran before, which writes it anew."
         )
-    return parse_experiment(read_mapping(config), str(config))
+    return parse_experiment(read_alone(config), str(config))

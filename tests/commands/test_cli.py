@@ -193,7 +193,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
 
 def test_the_memory_of_any_size_can_be_asked_about(tmp_path):
     """Without taking it: 4 W and W for every average; what does not fit is said, and refused before training."""
-    network = {**SMALL["network"], "channels": 60_000, "groups": 4}
+    network = {**SMALL["network"], "channels": 16_000, "groups": 4}
     write_config(tmp_path, network=network)
     printed = snrkit(tmp_path, "train", "--dry-run").stdout
     count = int(printed.split("# parameters: ")[1].split()[0].replace(",", ""))

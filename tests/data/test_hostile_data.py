@@ -156,10 +156,10 @@ LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("data: !!python/object/apply:os.system ['touch REACHED']", "could not determine a constructor"),
-        ("data: !!python/name:os.system", "could not determine a constructor"),
-        (LAUGHS, "stands for more than 100,000 values"),
-        ("data: &a [*a]", "stands for more than 100,000 values"),
+        ("data: !!python/object/apply:os.system ['touch REACHED']", "only plain values are read"),
+        ("data: !!python/name:os.system", "only plain values are read"),
+        (LAUGHS, "stands for more than 50,000 values"),
+        ("data: &a [*a]", "stands for more than 50,000 values"),
         ("data: " + "[" * 20_000, "nested more deeply"),
     ],
 )
