@@ -29,13 +29,12 @@ from snrkit.experiment.lock import links, locked
 from snrkit.experiment.log import read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.sources import Fitted
+from snrkit.experiment.sources import SPECTRA, Fitted, read_spectra
 from snrkit.experiment.stored import stored_environment, stored_experiment
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
 from snrkit.reports.records import Checked, Comparison, Finding, Tuned
 from snrkit.shift.files import shift_record
-from snrkit.spectral.kept import FILE, OF
 
 LINK = "is a link, which no run directory may hold"
 PICTURES = ("*.png", "shift/*.png", "samples/*.png", "compare/samples/*.png", "analysis/**/*.png")
@@ -101,7 +100,7 @@ def _records(run: Run) -> Iterator[Fault]:
         "sweep/*.json": partial(read_record, TrialRow),
         "analysis/**/*.json": read_json,
         "environment.json": lambda _: stored_environment(run),
-        FILE: lambda path: read_tensors(path, OF),
+        SPECTRA: lambda _: read_spectra(run),
     }
     for pattern, read in kinds.items():
         for path in sorted(run.path.glob(pattern)):

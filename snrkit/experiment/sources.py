@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snrkit.base.errors import ConfigError, RunError, reason_of
 from snrkit.base.numerics import NUMERICS
@@ -28,7 +29,8 @@ from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
-from snrkit.spectral.kept import RunSpectra
+from snrkit.spectral.kept import FILE as SPECTRA
+from snrkit.spectral.kept import OF, RunSpectra
 
 LARGEST = 2**30  # bytes of an estimator of levels
 
@@ -132,6 +134,11 @@ def run_spectra(setting: Setting, run: Run) -> RunSpectra:
     parts = setting.parts
     tells = bool(parts.network.conditioning.scalars)
     return RunSpectra(run.path, setting.data.measured, setting.world, parts.process, parts.levels, tells)
+
+
+def read_spectra(run: Run) -> Mapping[str, Tensor]:
+    """What a run keeps of its images' power spectra. SnrkitError where it is absent or damaged."""
+    return read_tensors(run.path / SPECTRA, OF)
 
 
 def prepare_sampling(setting: Setting, run: Run) -> None:

@@ -235,7 +235,10 @@ REFUSED = {
     "value out of range": (["train", "--set", "train.lr=-1"], "greater than 0"),
     "missing data folder": (["train", "--set", "data={kind: folder, path: /nowhere}"], "/nowhere does not exist"),
     "empty data folder": (["train", "--set", "data={kind: folder, path: HERE/empty}"], "holds no images"),
-    "corrupt image": (["train", "--set", "data={kind: folder, path: HERE/corrupt}"], "a.png is not a readable image"),
+    "corrupt image": (
+        ["train", "--set", "data={kind: folder, path: HERE/corrupt}"],
+        "a.png holds no image of a format that is read",
+    ),
     "workers for a set in memory": (["train", "--set", "data.workers=2"], "has no effect"),
     "no checkpoint": (["sample"], "has no checkpoint"),
     "unknown sampler": (["sample", "--sampler", "foo"], "unknown sampler 'foo'. Known: euler, ancestral"),
