@@ -36,6 +36,7 @@ from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
+from snrkit.experiment.faults import told
 from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
 from snrkit.experiment.run import Run, locked, read_log
 from snrkit.experiment.scorer import open_scorer
@@ -131,7 +132,7 @@ def load_sweep(path: Path) -> Sweep:
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
-        faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in error.errors()[:MOST_FAULTS]]
+        faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in told(error.errors())[:MOST_FAULTS]]
         raise ConfigError("\n".join(faults)) from None
     return sweep.model_copy(update={"base": path.parent / sweep.base})
 
@@ -151,7 +152,8 @@ def _wording(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
     if fault["type"] in WORDED or place not in shapes:
-        return str(fault["msg"]).removeprefix("Value error, ")
+        said = str(fault["msg"]).removeprefix("Value error, ")
+        return said[0].lower() + said[1:]
     return f"it needs {shapes[place]}, not {shown(repr(fault['input']), 60)}"
 
 
