@@ -31,6 +31,7 @@ PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100  # characters of what becomes a folder or a file
 LONGEST_TABLE = 100_000  # levels
 LARGEST_SIDE, MOST_LABELS = 2**14, 10**7  # of images
+WIDEST, LARGEST_BATCH, MOST_HELD = 2**14, 10**6, 10**7  # channels, images at once, images in memory
 LONGEST_PATH, LONGEST_PART = 4000, 255  # characters of a path, and bytes of what stands between its slashes
 ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".html", ".zip", ".safetensors", ".tmp")
 
@@ -77,13 +78,14 @@ Text = Annotated[str, Field(max_length=200)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=100)]
 Place = Annotated[Path, AfterValidator(_plain_path)]
 
+# A field that begins higher says both bounds itself: pydantic takes the lower bound of a type over a field's own.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of a stream
 Images = Annotated[int, Field(ge=1, le=10**12)]  # counted in training, and never held
 Seen = Annotated[int, Field(ge=0, le=10**12)]  # images, of a training so far
 Label = Annotated[int, Field(ge=0, le=MOST_LABELS)]
 Classes = Annotated[int, Field(ge=0, le=MOST_LABELS)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]  # of sampling
-Batch = Annotated[int, Field(ge=1, le=10**6)]  # images at once
-Count = Annotated[int, Field(ge=1, le=10**7)]  # of what is held
-Width = Annotated[int, Field(ge=1, le=2**14)]  # channels of a network
+Batch = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]  # images at once
+Count = Annotated[int, Field(ge=1, le=MOST_HELD)]  # of what is held
+Width = Annotated[int, Field(ge=1, le=WIDEST)]  # channels of a network
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]  # of images

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import LONGEST_TABLE, Place, Seed, Side, Text, Value, Width
+from snrkit.base.value import LONGEST_TABLE, WIDEST, Place, Seed, Side, Text, Value, Width
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.betas import LinearBetas, SquaredCosBetas
@@ -40,7 +40,7 @@ class AdmModel(Value):
     kind: Literal["adm"] = "adm"
     path: Place
     image_size: int = Field(default=64, ge=4, le=2**12)
-    num_channels: Width = Field(default=128, ge=32)
+    num_channels: int = Field(default=128, ge=32, le=WIDEST)
     num_res_blocks: int = Field(default=2, ge=1, le=100)
     num_heads: Width = 4
     num_head_channels: Width | Literal[-1] = Field(default=-1, description="in place of num_heads, unless -1")

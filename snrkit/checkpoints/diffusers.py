@@ -189,9 +189,7 @@ def _clock(path: Path, tokens: int) -> Clock:
         return _read(made, name, path, tokens)
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"model.scheduler: {path} describes no noise that a network is trained at ({said})."
-        ) from None
+        raise ConfigError(f"model.scheduler: the noise in {path} is refused by {name} ({said}).") from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason_of(error)}).") from None
 

@@ -21,6 +21,7 @@ RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
 }
 LARGEST_JSON = 2**20  # bytes
+LONGEST_CLASS = 100  # letters of a name
 LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
 LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 WEIGHTS = re.compile(
@@ -45,10 +46,10 @@ def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str,
     if not path.is_file():
         raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders that diffusers saves a model in have.")
     content = _json(path, key)
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+    named = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(named, str) or not named.isidentifier() or len(named) > LONGEST_CLASS:
         raise ConfigError(f"model.{key}: {path} names no class (_class_name), as folders of diffusers do.")
-    renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
-    return renamed or content["_class_name"], content
+    return RENAMED.get((named, str(content.get("norm_type"))), named), content
 
 
 def absent(path: Path) -> str:

@@ -29,7 +29,7 @@ from snrkit.experiment.lock import links, locked
 from snrkit.experiment.log import read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.sources import SPECTRA, Fitted, read_spectra
+from snrkit.experiment.sources import Fitted, read_spectra
 from snrkit.experiment.stored import stored_environment, stored_experiment
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
@@ -100,7 +100,7 @@ def _records(run: Run) -> Iterator[Fault]:
         "sweep/*.json": partial(read_record, TrialRow),
         "analysis/**/*.json": read_json,
         "environment.json": lambda _: stored_environment(run),
-        SPECTRA: lambda _: read_spectra(run),
+        "spectra.safetensors": lambda _: read_spectra(run),
     }
     for pattern, read in kinds.items():
         for path in sorted(run.path.glob(pattern)):

@@ -37,6 +37,7 @@ from snrkit.commands.sample import check_images, check_samplers, choose, manifes
 from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
+from snrkit.experiment.faults import told
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, read_log
 from snrkit.experiment.opening import Opened, open_model, open_network
@@ -134,7 +135,7 @@ def load_sweep(path: Path) -> Sweep:
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
-        faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in error.errors()[:MOST_FAULTS]]
+        faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in told(error.errors())[:MOST_FAULTS]]
         raise ConfigError("\n".join(faults)) from None
     return sweep.model_copy(update={"base": path.parent / sweep.base})
 
@@ -154,7 +155,8 @@ def _wording(fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
     if fault["type"] in WORDED or place not in shapes:
-        return str(fault["msg"]).removeprefix("Value error, ")
+        said = str(fault["msg"]).removeprefix("Value error, ")
+        return said[0].lower() + said[1:]
     return f"it needs {shapes[place]}, not {shown(repr(fault['input']), 60)}"
 
 

@@ -24,7 +24,7 @@ from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
-from snrkit.experiment.faults import CUT, LONGEST, describe, prune
+from snrkit.experiment.faults import CUT, LONGEST, describe, prune, told
 from snrkit.experiment.models import AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
@@ -252,7 +252,7 @@ def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
 
 def _faults(error: ValidationError) -> list[dict[str, Any]]:
     """Its faults, each where a file has what is wrong."""
-    return [{**fault, "loc": _written(fault["loc"])} for fault in error.errors()]
+    return [{**fault, "loc": _written(fault["loc"])} for fault in told(error.errors())]
 
 
 def _written(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -24,6 +24,12 @@ def prune(node: Any, loc: Sequence[str | int]) -> None:
         node.pop(last, None)
 
 
+def told(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of all faults that pydantic found those that say something: a list is not short for what is wrong within it."""
+    places = {tuple(fault["loc"][:length]) for fault in faults for length in range(len(fault["loc"]))}
+    return [dict(fault) for fault in faults if fault["type"] != "too_short" or tuple(fault["loc"]) not in places]
+
+
 def describe(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[str]:
     """The lines that tell a user of one of pydantic's errors about a mapping of class `root`, read from `where`."""
     for line in _lines(fault, where, root):

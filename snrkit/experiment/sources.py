@@ -29,8 +29,7 @@ from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
-from snrkit.spectral.kept import FILE as SPECTRA
-from snrkit.spectral.kept import OF, RunSpectra
+from snrkit.spectral.kept import FILE, OF, RunSpectra
 
 LARGEST = 2**30  # bytes of an estimator of levels
 
@@ -138,7 +137,7 @@ def run_spectra(setting: Setting, run: Run) -> RunSpectra:
 
 def read_spectra(run: Run) -> Mapping[str, Tensor]:
     """What a run keeps of its images' power spectra. SnrkitError where it is absent or damaged."""
-    return read_tensors(run.path / SPECTRA, OF)
+    return read_tensors(run.path / FILE, OF)
 
 
 def prepare_sampling(setting: Setting, run: Run) -> None:

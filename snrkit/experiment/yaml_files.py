@@ -16,6 +16,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
 from snrkit.base.regular import read_regular
+from snrkit.base.value import LONGEST_PATH
 
 LARGEST = 2**20  # bytes of a file; a table of 20,000 betas has less than half of it
 MOST_VALUES = 50_000  # of one file, written out
@@ -116,7 +117,7 @@ def plain_values(text: str) -> Any:
 def _problem(error: yaml.MarkedYAMLError) -> str:
     """What PyYAML says, without the file's words."""
     said = error.problem or error.context or "it cannot be read"
-    return shown(QUOTED.sub(lambda found: found[1] or "...", said))
+    return shown(QUOTED.sub(lambda found: found[1] or "(...)", said))
 
 
 def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = content.pop("base", None)
     if base is None:
         return content
-    if not isinstance(base, str) or not base or "\0" in base:
+    if not isinstance(base, str) or not 0 < len(base) <= LONGEST_PATH or "\0" in base:
         raise ConfigError(f"{path}: base: give the path of one other YAML file.")
     return merge(read_yaml(path.parent / base, (*children, path.resolve())), content)
 

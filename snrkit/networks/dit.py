@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Classes, Side, Texts, Width
+from snrkit.base.value import WIDEST, Classes, Side, Texts
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
@@ -29,7 +29,7 @@ class Dit(NetworkValue):
     blockwise: ClassVar[bool] = True
 
     patch: Side = 2
-    dim: Width = Field(default=192, ge=8)
+    dim: int = Field(default=192, ge=8, le=WIDEST)
     depth: int = Field(default=6, ge=1, le=200)
     heads: int = Field(default=3, ge=1, le=1000)
     mlp_ratio: float = Field(default=4.0, gt=0, le=1000)

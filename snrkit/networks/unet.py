@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Classes, Side, Texts, Width
+from snrkit.base.value import WIDEST, Classes, Side, Texts, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
@@ -29,7 +29,7 @@ class UNet(NetworkValue):
     untold: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
 
-    channels: Width = Field(default=64, ge=4)
+    channels: int = Field(default=64, ge=4, le=WIDEST)
     multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2), min_length=1, max_length=10)
     blocks: int = Field(
         default=2, ge=1, le=32, description="residual blocks per depth on the way down, one more on the way up"

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from snrkit.base.value import Batch, Count, Value
+from snrkit.base.value import MOST_HELD, Batch, Value
 from snrkit.shift.amplification import AmplificationProbe
 from snrkit.shift.audit import AuditProbe
 from snrkit.shift.bootstrap import FEWEST, FEWEST_RESAMPLES, fewest_resamples
@@ -51,7 +51,9 @@ class ShiftConfig(Value):
     of the probe horizon, and so a resolved file is written; that of a probe that is not asked for has no effect.
     """
 
-    images: Count = Field(default=1000, ge=FEWEST, description="sampled trajectories, and forward samples of each kind")
+    images: int = Field(
+        default=1000, ge=FEWEST, le=MOST_HELD, description="sampled trajectories, and forward samples of each kind"
+    )
     batch: Batch = 500
     bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
