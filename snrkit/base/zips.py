@@ -29,24 +29,27 @@ class _Reader(BufferedReader):
 class OpenZip(zipfile.ZipFile):
     """A zip to read from. SnrkitError where it is no regular file; raises one of DAMAGED where it is no zip."""
 
+    reader: _Reader | None = None
+
     def __init__(self, path: Path) -> None:
         found = open_regular(path)
         size = found.seek(0, 2)
-        self.reader = _Reader(found.detach())
-        self.reader.largest = max(LARGE_LIST, 2 * size // 3)
+        self.reader = reader = _Reader(found.detach())
+        reader.largest = max(LARGE_LIST, 2 * size // 3)
         try:
-            super().__init__(self.reader)
-            self.reader.largest = None
+            super().__init__(reader)
+            reader.largest = None
             if len(self.NameToInfo) < len(self.filelist):
                 raise zipfile.BadZipFile("it lists a name twice")
         except BaseException:
-            self.reader.close()
+            reader.close()
             raise
 
     def close(self) -> None:
         """Close the file, too."""
         super().close()
-        self.reader.close()
+        if self.reader is not None:
+            self.reader.close()
 
 
 def check_entry(entry: zipfile.ZipInfo, largest: int) -> None:

@@ -38,7 +38,7 @@ from snrkit.data.images import LARGEST_IMAGE, MADE, Found, look_at, read_image
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 IN_MEMORY_BYTES = 2 << 30
 LARGEST_LISTING = 2**26  # bytes of labels: two million images of EDM's names
-LISTING, LISTED = 2**23, 512  # bytes of labels that are read in any case, and for every image beside
+LISTING, LISTED = 2**22, 512  # bytes of labels that are read in any case, and for every image beside
 SURVEY = "1"  # version of what is found of a set; older records are not read
 
 Channels = Literal[1, 3, "auto"]

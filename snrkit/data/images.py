@@ -170,8 +170,9 @@ def _opened(content: bytes, called: str) -> Iterator[_Opened]:
     """The picture of a file's content. DataError for what is not read, and for whatever happens within the block."""
     found = format_of(content)
     if found not in READ:
-        what = "no image of a format that is read" if found is None else f"{found}, not an image that is read"
-        raise DataError(f"{called} holds {what} ({NAMED}); convert it, or remove it.")
+        if found is None:
+            raise DataError(f"{called} is not a readable image (none of {NAMED}); remove it or copy it again.")
+        raise DataError(f"{called} holds {found}, not an image that is read ({NAMED}); convert it, or remove it.")
     changes: set[str] = set()
     try:
         with warnings.catch_warnings(record=True) as said:

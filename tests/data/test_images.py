@@ -220,7 +220,7 @@ def several(kind):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "holds EPS"),
         (b"", "holds nothing"),
         (b"version https://git-lfs.github.com/spec/v1\n", "holds a pointer of Git LFS"),
-        (b"\0" * 100, "holds no image of a format that is read"),
+        (b"\0" * 100, "is not a readable image .none of PNG, JPEG"),
     ],
 )  # fmt: skip
 def test_what_would_be_a_choice_is_refused(content, said):
