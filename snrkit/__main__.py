@@ -1,6 +1,15 @@
-"""`python -m snrkit`, the form that torchrun needs."""
+"""The entry of the console script, and of `python -m snrkit`, the form that torchrun needs."""
 
-from snrkit.commands.cli import main
+from snrkit.base.signals import end_at_once, handle
+
+
+def main() -> None:
+    """Run the command line; whenever a signal arrives, also while torch is imported, one line and an exit code."""
+    handle(end_at_once)
+    from snrkit.commands.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

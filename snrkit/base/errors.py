@@ -12,7 +12,11 @@ class DivergedError(SnrkitError):
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """Not an error: the user asked to stop, all is saved, and the text says how to go on. Exit code 130."""
+    """Not an error: a signal asked to stop, and the text says what is kept and how to go on. `code`: to exit with."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class ConfigError(SnrkitError):

@@ -44,7 +44,7 @@ def main() -> None:
         app()
     except Stopped as stop:
         print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stop.code)
     except SnrkitError as error:
         for line in str(error).splitlines():
             print(f"snrkit: {line}", file=sys.stderr)
@@ -82,6 +82,12 @@ def train(
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
+    fall_back: Annotated[
+        bool,
+        typer.Option(
+            "--fall-back", help="Where the newest checkpoint is damaged, delete it and go on from the one before."
+        ),
+    ] = False,
     dry_run: DryOption = False,
     peak: PeakOption = False,
     quiet: QuietOption = False,
@@ -94,7 +100,7 @@ def train(
     if dry_run or peak:
         print(plan(experiment, world, peak))
         return
-    run_training(experiment, runs, world, quiet)
+    run_training(experiment, runs, world, quiet, fall_back)
 
 
 @app.command()

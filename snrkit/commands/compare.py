@@ -19,6 +19,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
+from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
 from snrkit.commands.opening import open_aloud
@@ -28,7 +29,7 @@ from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import open_scorer
@@ -75,7 +76,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     check_arms_fit(opened.data, shift, samplers.values())
     check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
-    with locked(run), resumable("every row"):
+    with locked(run), ending("every row so far"):
         model = open_model(opened, run)
         write_config(run, e.model_copy(update={"shift": experiment.shift}))
         found = find_rows(opened, model, rows, quiet)

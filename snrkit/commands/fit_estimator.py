@@ -11,6 +11,7 @@ from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import disk_errors
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
+from snrkit.base.signals import stoppable
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.base.tensors import write_tensors
 from snrkit.commands.opening import open_aloud
@@ -18,7 +19,7 @@ from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Setting, stoppable
+from snrkit.experiment.opening import Setting
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import Fitted, fitted_on
 from snrkit.experiment.stored import trained_run
@@ -43,7 +44,8 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
             for images, loss in fit(estimator, batches, config, world.device):
                 progress.update(images, f"cross-entropy {loss:.3f}")
                 if stop.asked:
-                    raise Stopped("stopped; nothing is saved. To fit the estimator, run the same command again.")
+                    text = "stopped; nothing is saved. To fit the estimator, run the same command again."
+                    raise Stopped(text, stop.code)
         states, logsnr = next(forward_batches(setting, data.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
         found = calibrate(estimator, states, logsnr)
         record = Fitted(found.error, found.coverage, fitted_on(config, setting))

@@ -10,6 +10,7 @@ from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
+from snrkit.base.signals import ending
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -24,7 +25,7 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import open_model, resumable
+from snrkit.experiment.opening import open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
@@ -49,7 +50,7 @@ def run_measuring(
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     check_probes(e, run, chosen)
     records: dict[str, ShiftRecord] = {}
-    with locked(run), resumable("every sampler that was measured"):
+    with locked(run), ending("every sampler that was measured so far"):
         write_config(run, e)
         if not quiet and (note := _further(e)):
             console.print(note)

@@ -17,12 +17,13 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.signals import stoppable
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Setting, open_model, stoppable
+from snrkit.experiment.opening import Setting, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder, image_path
 from snrkit.experiment.sources import RunNames
@@ -144,7 +145,7 @@ def make_images(
     if stopped:
         made = len(seeds) - len(folder.missing(seeds))
         text = f"stopped with {made} of {len(seeds)} images in {folder.path}; run the same command to go on."
-        raise Stopped(text if world.leads else "")
+        raise Stopped(text if world.leads else "", stop.code)
 
 
 def manifest(names: RunNames, sampler: Sampler) -> dict[str, Any]:

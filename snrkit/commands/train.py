@@ -11,6 +11,7 @@ from typing import Any
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
 from snrkit.base.records import from_json
+from snrkit.base.signals import stoppable
 from snrkit.checkpoints.ours import (
     Checkpoint,
     load_checkpoint,
@@ -26,7 +27,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import LogWriter
 from snrkit.experiment.models import TrainedHere, read_weights
-from snrkit.experiment.opening import open_network, open_task, stoppable
+from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
@@ -233,7 +234,7 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter,
                 break
     if state.images < config.images:
         text = f"stopped at {state.images} of {config.images} images; all is saved. "
-        raise Stopped(text + "To go on, run the same command again." if world.leads else "")
+        raise Stopped(text + "To go on, run the same command again." if world.leads else "", stop.code)
 
 
 def _log_skipped(log: LogWriter, step: TrainStep) -> None:

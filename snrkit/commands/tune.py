@@ -27,6 +27,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
+from snrkit.base.signals import ending
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -34,7 +35,7 @@ from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, Setting, open_model, resumable
+from snrkit.experiment.opening import Model, Opened, Setting, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
@@ -281,7 +282,7 @@ def run_tuning(
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records = {}
-    with locked(run), resumable("every evaluation"):
+    with locked(run), ending("every evaluation so far"):
         tools = Tools(opened, run)
         for name, chosen in wanted.items():
             bench = Bench(tools, name, chosen)

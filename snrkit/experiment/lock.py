@@ -15,6 +15,7 @@ from pathlib import Path
 
 from snrkit.base.errors import BusyError, RunError
 from snrkit.base.files import disk_errors, remove_leftovers
+from snrkit.base.signals import ending
 from snrkit.experiment.run import Run
 
 MOST_HOLDER = 200  # bytes read of a lock that another process holds
@@ -38,7 +39,8 @@ def locked(run: Run) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk does not keep a lock from holding
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {platform.node()} since {_now()}\n".encode())
-        yield
+        with ending():
+            yield
     finally:
         os.close(handle)
 

@@ -2,17 +2,13 @@
 
 import math
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
 from snrkit.base.distributed import World, free_memory, in_bytes
-from snrkit.base.errors import ConfigError, Stopped
+from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
@@ -229,35 +225,3 @@ def open_weights(
         autocast=AUTOCAST[compute.precision],
     )
     return Model(denoiser, found, run)
-
-
-class Stop:
-    """Whether the user or the system asked us to stop."""
-
-    asked = False
-
-    def ask(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal; the second of its kind ends the process at once."""
-        self.asked = True
-        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Within the block SIGINT and SIGTERM set a flag instead of ending the process."""
-    stop = Stop()
-    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-@contextmanager
-def resumable(what: str) -> Iterator[None]:
-    """Within the block ctrl-C ends the command with a sentence that says what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped(f"stopped; {what} so far is kept. To go on, run the same command again.") from None

@@ -348,9 +348,9 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
     assert not list(checkpoints.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign):
-    """The step is finished, the state saved, exit is clean, and the same command goes on from there."""
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign, code):
+    """The step is finished, the state saved, and the same command goes on from there; the code is the signal's."""
     write_config(tmp_path, train={**SMALL["train"], "images": 200_000, "save_every": 100_000})
     process = subprocess.Popen(
         command(tmp_path, "train", "-q"), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
@@ -361,7 +361,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign):
         time.sleep(0.02)
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "all is saved. To go on, run the same command again" in " ".join(errors.split())
     (path,) = list_checkpoints(tmp_path / "runs" / "small" / "checkpoints")
     assert int(path.name) % 64 == 0
