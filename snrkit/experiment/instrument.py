@@ -95,7 +95,6 @@ def check_arms_fit(
     grids = {sampler.grid for sampler in samplers}
     kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
     needed = STATE_BYTES * shift.images * dims * kept
-    needed += 2 * STATE_BYTES * shift.images * shift.bootstrap  # resamples, and their products
     needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
     there = free_memory(torch.device("cpu")) if memory is None else memory
     if needed > there:

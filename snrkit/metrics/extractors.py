@@ -139,6 +139,8 @@ def _fidelity_module(config: MetricsConfig, layer: str) -> Any:
         present = any(hub.glob("facebookresearch_dinov2*")) and any(hub.glob(f"checkpoints/{name}*.pth"))
     else:
         present = config.weights is not None and config.weights.is_file()
+        if config.weights is not None and not present:
+            raise SnrkitError(f"metrics.weights: {config.weights} is no file; give that of the weights, or drop it.")
     if not config.download and not present:
         remedy = f"a filled torch hub cache in {hub}" if layer == "dinov2" else "the file of metrics.weights"
         raise SnrkitError(

@@ -27,6 +27,8 @@ from snrkit.shift.probe import Probe, ProbeValue
 from snrkit.shift.why import WhyProbe
 from snrkit.shift.window import WindowProbe
 
+MOST_RESAMPLED = 10**9  # images in all resamples together
+
 AnyProbe = Annotated[
     EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
     Field(discriminator="kind"),
@@ -84,6 +86,11 @@ class ShiftConfig(Value):
 
     @model_validator(mode="after")
     def _resampled(self) -> "ShiftConfig":
+        if self.bootstrap * self.images > MOST_RESAMPLED:
+            raise ValueError(
+                f"bootstrap {self.bootstrap:,} times images {self.images:,} is more than {MOST_RESAMPLED:,}, and a "
+                "number is held for each; lower one of them"
+            )
         if self.bootstrap < fewest_resamples(self.confidence):
             raise ValueError(
                 f"bootstrap {self.bootstrap} leaves no resample beyond an interval of confidence {self.confidence}; "

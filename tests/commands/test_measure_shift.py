@@ -244,7 +244,7 @@ def test_a_probe_says_what_it_holds():
     needed = []
     for probes in ([], ["amplification"]):
         opened = open_experiment(small(probes=probes), WORLD)
-        with pytest.raises(ConfigError, match="GiB"):
+        with pytest.raises(ConfigError, match="MiB free"):
             check_arms_fit(opened.data, opened.experiment.shift, samplers, 0)
         low, high = 0, 2**40
         while high - low > 1:

@@ -119,6 +119,7 @@ SETTINGS = (
     "network.channels=3",
     "network={kind: dit, dim: 4, heads: 1, classes: 4, augment: true}",
     "shift.images=19",
+    "shift={images: 1000000, bootstrap: 100000}",
     "shift.window_images=7",
     "shift.horizon_images=7",
     "shift.amplification_images=1",
