@@ -49,6 +49,7 @@ from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.instrument import check_held_out
+from snrkit.experiment.lock import beside
 from snrkit.experiment.opening import level_sampler, open_experiment, open_model
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
@@ -139,7 +140,8 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_experiment(experiment, world)
-    folder = Run(runs / experiment.name).path / "analysis"
+    run = Run(runs / experiment.name)
+    folder = run.path / "analysis"
     spectrum, sampler = data_spectrum(opened.data), level_sampler(experiment.levels, opened.data)
     groups = {
         HARD: target_charts(opened.experiment, spectrum),
@@ -148,7 +150,6 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         SCHEDULED: schedule_charts(opened.experiment, sampler, spectrum),
     }
     facts: dict[str, str] = {}
-    run = Run(runs / experiment.name)
     if newest_checkpoint(run.checkpoints) is not None:
         run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
         check_held_out(opened.data)
@@ -160,7 +161,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         "charts": [chart.name for charts in groups.values() for chart in charts], "variance": spectrum.variance,
         "second_moment": spectrum.second_moment, "facts": facts, "prior_bits": prior_bits(spectrum.second_moment),
     }  # fmt: skip
-    with disk_errors(f"writing {folder}", "free space and run the same command again"):
+    with beside(run, folder), disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write_charts(folder, opened.experiment, spectrum, groups, facts)
         title = f"{experiment.name}: analysis"
         write_json(folder / "index.json", record)
