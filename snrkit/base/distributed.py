@@ -1,9 +1,11 @@
 """One or many processes: who we are, and the few collectives we need. Under torchrun; otherwise a world of one."""
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,8 +97,48 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank) if name == "cuda" else device
 
 
-def memory_of(device: torch.device) -> float:
-    """Bytes that a device has in all; of the CPU, this machine's, and infinitely many where the system does not say."""
+def in_bytes(count: float) -> str:
+    """A number of bytes as people say it."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of a device that are free; of the CPU, what this machine and this process's group have left.
+
+    Infinitely many where the system does not say.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_of_machine(), _of_group())
+
+
+def _of_machine() -> float:
+    """What Linux says can be had without swapping; elsewhere what there is in all."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
+def _of_group(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """What is left below the limit of a container, or of any group that it is in; files that are cached count as free.
+
+    `root`: where Linux shows its groups (cgroup v2).
+    """
+    left = math.inf
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        name = Path("/proc/self/cgroup").read_text().strip().split("::")[1].lstrip("/")
+        for folder in (root / name, *(root / name).parents):
+            if folder.is_relative_to(root):
+                left = min(left, _left(folder))
+    return left
+
+
+def _left(folder: Path) -> float:
+    try:
+        limit, used = (int((folder / f"memory.{what}").read_text()) for what in ("max", "current"))
+        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(kept.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no group of its own, or "max", which is no limit
+        return math.inf

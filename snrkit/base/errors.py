@@ -43,3 +43,9 @@ def reason_of(error: Exception) -> str:
 def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
     """The error for a file or folder that is not there."""
     return SnrkitError(f"{what} {path} does not exist; {remedy}.")
+
+
+def shown(text: str, longest: int = 100) -> str:
+    """What a stranger wrote, in one line of at most `longest` characters, nothing of which moves a terminal."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:longest])
+    return plain if len(text) <= longest else plain + "..."

@@ -2,9 +2,18 @@
 
 A Value is its own configuration: it is parsed straight from YAML, by a union discriminated on `kind`, and then used as
 it is. It holds plain numbers, strings and other Values; never a tensor, never a file.
+
+What stands in a file is a stranger's, so that every number, list and text of a Value has an upper bound: beyond what
+anybody uses, and below what would take the memory or the day before anything is said. The bounds that many share are
+named here.
 """
 
-from pydantic import BaseModel, ConfigDict
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Value(BaseModel):
@@ -16,3 +25,67 @@ class Value(BaseModel):
     def file_keys(cls) -> tuple[str, ...]:
         """The keys that its mapping in a file may have."""
         return tuple(cls.model_fields)
+
+
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100  # characters of what becomes a folder or a file
+LONGEST_TABLE = 100_000  # levels
+LARGEST_SIDE, MOST_LABELS = 2**14, 10**7  # of images
+WIDEST, LARGEST_BATCH, MOST_HELD = 2**14, 10**6, 10**7  # channels, images at once, images in memory
+LONGEST_PATH, LONGEST_PART = 4000, 255  # characters of a path, and bytes of what stands between its slashes
+ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".html", ".zip", ".safetensors", ".tmp")
+
+
+def _plain_name(name: str) -> str:
+    """What is no file of another kind, and the same on every system."""
+    if not PLAIN.fullmatch(name):
+        raise ValueError(
+            "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder or file"
+        )
+    if name.endswith(".") or name.lower().endswith(ENDINGS):
+        raise ValueError(
+            "a name ends neither in a dot nor as a file does, such as in .png; it becomes a folder or file"
+        )
+    return name
+
+
+def _plain_path(path: Path) -> Path:
+    """What a system may look for."""
+    try:
+        parts = [len(part.encode()) for part in path.parts]
+    except UnicodeEncodeError:
+        parts = [LONGEST_PART + 1]
+    if len(str(path)) > LONGEST_PATH or max(parts, default=0) > LONGEST_PART or "\0" in str(path):
+        raise ValueError("no file has such a path: it is too long, or holds what no name does")
+    return path
+
+
+def different(names: Iterable[str]) -> None:
+    """ValueError where two names are one to a system that does not tell upper from lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other is not name:
+            raise ValueError(f"'{other}' and '{name}' differ in upper and lower case alone; rename one")
+
+
+Name = Annotated[
+    str,
+    Field(max_length=LONGEST_NAME),
+    AfterValidator(_plain_name),
+]  # of what becomes a folder or a file
+Text = Annotated[str, Field(max_length=200)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=100)]
+Place = Annotated[Path, AfterValidator(_plain_path)]
+
+# A field that begins higher says both bounds itself: pydantic takes the lower bound of a type over a field's own.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of a stream
+Images = Annotated[int, Field(ge=1, le=10**12)]  # counted in training, and never held
+Seen = Annotated[int, Field(ge=0, le=10**12)]  # images, of a training so far
+Label = Annotated[int, Field(ge=0, le=MOST_LABELS)]
+Classes = Annotated[int, Field(ge=0, le=MOST_LABELS)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]  # of sampling
+Batch = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]  # images at once
+Count = Annotated[int, Field(ge=1, le=MOST_HELD)]  # of what is held
+Width = Annotated[int, Field(ge=1, le=WIDEST)]  # channels of a network
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]  # of images

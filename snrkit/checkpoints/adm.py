@@ -7,14 +7,13 @@ in guided-diffusion. Flags of training, and of what its own samplers do, are tak
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, WIDEST, Place, Seed, Side, Text, Value, Width
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.betas import LinearBetas, SquaredCosBetas
@@ -39,25 +38,27 @@ class AdmModel(Value):
     """A `.pt` of improved-diffusion or guided-diffusion with the flags that it was trained with."""
 
     kind: Literal["adm"] = "adm"
-    path: Path
+    path: Place
     image_size: int = Field(default=64, ge=4, le=2**12)
-    num_channels: int = Field(default=128, ge=32)
-    num_res_blocks: int = Field(default=2, ge=1)
-    num_heads: int = Field(default=4, ge=1)
-    num_head_channels: int = Field(default=-1, description="in place of num_heads, unless -1")
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    channel_mult: tuple[float, ...] | None = Field(default=None, description="default: as published for image_size")
+    num_channels: int = Field(default=128, ge=32, le=WIDEST)
+    num_res_blocks: int = Field(default=2, ge=1, le=100)
+    num_heads: Width = 4
+    num_head_channels: Width | Literal[-1] = Field(default=-1, description="in place of num_heads, unless -1")
+    attention_resolutions: tuple[Side, ...] = Field(default=(16, 8), max_length=12)
+    channel_mult: tuple[float, ...] | None = Field(
+        default=None, max_length=12, description="default: as published for image_size"
+    )
     class_cond: bool = False
     use_scale_shift_norm: bool = True
     resblock_updown: bool = False
     use_new_attention_order: bool = False
     learn_sigma: bool = False
-    diffusion_steps: int = Field(default=1000, gt=20)
+    diffusion_steps: int = Field(default=1000, gt=20, le=LONGEST_TABLE)
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
     rescale_timesteps: bool | None = Field(default=None, description="needed, unless diffusion_steps is 1000")
-    num_heads_upsample: int = Field(default=-1, description="as num_heads, unless it is -1")
-    timestep_respacing: str | int = Field(
+    num_heads_upsample: Width | Literal[-1] = Field(default=-1, description="as num_heads, unless it is -1")
+    timestep_respacing: Text | Seed = Field(
         default="", description="none: a sampler's grid says which levels are visited"
     )
     dropout: float = Field(default=0.0, description="of training alone")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, reason_of
-from snrkit.base.value import Value
+from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
@@ -29,23 +29,22 @@ TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction
 PLAIN = NoPrecondition()
 PARTS, CODECS = ("unet", "transformer"), ("vae", "vqvae")  # folders of a pipeline
 DISTILLED = ("LCMScheduler", "TCDScheduler")  # their networks are read through scales of their own
-LONGEST_TABLE = 10**5  # entries
 
 
 class DiffusersModel(Value):
     """A folder of diffusers, with a UNet2DModel, a DiTTransformer2DModel, or a transformer of SD3, FLUX or Sana."""
 
     kind: Literal["diffusers"] = "diffusers"
-    path: Path
-    scheduler: Path | None = Field(
+    path: Place
+    scheduler: Place | None = Field(
         default=None, description="folder of its scheduler_config.json; default: beside the model"
     )
-    null_label: int | None = Field(default=None, ge=0, description="the label that means none, where guidance drops it")
-    vae: Path | None = Field(
+    null_label: Label | None = Field(default=None, description="the label that means none, where guidance drops it")
+    vae: Place | None = Field(
         default=None, description="folder of its autoencoder; default: the pipeline's own, if it has one"
     )
-    prompts: Path | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
-    sides: tuple[int, int] | None = Field(
+    prompts: Place | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
+    sides: tuple[Side, Side] | None = Field(
         default=None, description="of latents; default: the configuration's sample_size"
     )
     guidance: float | None = Field(default=None, description="what FLUX's distilled guidance is told; default: 3.5")
@@ -112,16 +111,19 @@ class DiffusersModel(Value):
         )
 
 
-def _shape(config: Mapping[str, Any], sides: tuple[int, int] | None, packed: int) -> tuple[int, int, int]:
+def _shape(config: Mapping[str, Any], sides: tuple[Side, Side] | None, packed: int) -> tuple[int, int, int]:
     """(C, H, W) of a model's states."""
     try:
         size = config["sample_size"] if sides is None else sides
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return int(config["in_channels"]) // packed, int(height), int(width)
-    except (KeyError, TypeError, ValueError):
+        shape = int(config["in_channels"]) // packed, int(height), int(width)
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ConfigError(
             "model.sides: the model's config.json does not say the size of its states; give sides: [H, W]."
         ) from None
+    if not all(1 <= length <= LARGEST_SIDE for length in shape):
+        raise ConfigError("model.path: the model's config.json describes no network of a possible size.")
+    return shape
 
 
 def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int], null_label: int | None) -> Foreign:
@@ -143,7 +145,7 @@ def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int],
 def _whole(config: Mapping[str, Any], key: str) -> int:
     """A count, 0 where there is none."""
     found = config.get(key) or 0
-    if not isinstance(found, int) or found < 0:
+    if not isinstance(found, int) or not 0 <= found <= MOST_LABELS:
         raise ConfigError(f"model.path: {key} of the model's config.json is {str(found)[:40]!r}, and no count.")
     return found
 
@@ -185,7 +187,10 @@ def _clock(path: Path, tokens: int) -> Clock:
     try:
         made: Any = maker.from_config(config)  # type: ignore[attr-defined]
         return _read(made, name, path, tokens)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError) as error:
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"model.scheduler: the noise in {path} is refused by {name} ({said}).") from None
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason_of(error)}).") from None
 
 

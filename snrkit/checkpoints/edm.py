@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Place, Text, Value
 from snrkit.checkpoints.foreign import Autoencoder, Clock, Clocked, Described, filled
 from snrkit.checkpoints.machine import Record
 from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, read_pickle
@@ -50,9 +50,9 @@ class EdmModel(Value):
     """A `.pkl` of EDM or EDM2."""
 
     kind: Literal["edm"] = "edm"
-    path: Path
-    entry: str = "ema"
-    vae: Path | None = Field(default=None, description="folder of the autoencoder of an EDM2 model of latents")
+    path: Place
+    entry: Text = "ema"
+    vae: Place | None = Field(default=None, description="folder of the autoencoder of an EDM2 model of latents")
 
     def describe(self) -> Described:
         """Read all but the weights, which stay in the file."""

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
 
 RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
 }
 LARGEST_JSON = 2**20  # bytes
+LONGEST_CLASS = 100  # letters of a name
 LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
 LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 WEIGHTS = re.compile(
@@ -44,10 +46,10 @@ def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str,
     if not path.is_file():
         raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders that diffusers saves a model in have.")
     content = _json(path, key)
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+    named = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(named, str) or not named.isidentifier() or len(named) > LONGEST_CLASS:
         raise ConfigError(f"model.{key}: {path} names no class (_class_name), as folders of diffusers do.")
-    renamed = RENAMED.get((content["_class_name"], str(content.get("norm_type"))))
-    return renamed or content["_class_name"], content
+    return RENAMED.get((named, str(content.get("norm_type"))), named), content
 
 
 def absent(path: Path) -> str:
@@ -58,12 +60,19 @@ def absent(path: Path) -> str:
 
 
 def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
-    if path.stat().st_size > largest:
-        raise ConfigError(f"model.{key}: {path} is too large for a configuration.")
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_regular(path, largest), parse_constant=_constant)
+    except SnrkitError as error:
+        raise ConfigError(f"model.{key}: {error}") from None
     except (ValueError, OSError, RecursionError):
         raise ConfigError(f"model.{key}: {path} is not valid JSON.") from None
+
+
+def _constant(name: str) -> float:
+    """Infinity, which schedulers of diffusers write for a bound that there is not; but no NaN."""
+    if name == "NaN":
+        raise ValueError(name)
+    return float(name)
 
 
 def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
@@ -90,7 +99,7 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             output_loading_info=True,
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(f"model.{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
@@ -109,7 +118,20 @@ def find_weights(folder: Path, key: str) -> tuple[str | None, list[Path]]:
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not all(PLAIN_NAME.fullmatch(str(name)) for name in names.values()):
             raise ConfigError(f"model.{key}: {index} does not list files of its own folder.")
-    return variant, [folder / match.string for match in found if match["variant"] == variant]
+    files = [folder / match.string for match in found if match["variant"] == variant]
+    for file in files:
+        regular(file, key)
+    return variant, files
+
+
+def regular(path: Path, key: str) -> None:
+    """Refuse what is no file, such as a pipe, before another library waits for it: ConfigError."""
+    try:
+        check_regular(path)
+    except SnrkitError as error:
+        raise ConfigError(f"model.{key}: {error}") from None
+    except (OSError, ValueError):
+        raise ConfigError(f"model.{key}: {path} cannot be opened; see that it is there and may be read.") from None
 
 
 def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.regular import open_regular
 from snrkit.checkpoints.adm import AdmModel
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
@@ -14,6 +15,11 @@ from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.checkpoints.transformers import DitModel, SitModel
 
 AnyForeign = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]
+READERS = (  # of a format, by the bytes that a file begins with
+    (b"PK\x03\x04", "a file of torch's, which adm, dit and sit read"),
+    (b"\x80", "a pickle, which edm reads, or an older file of torch's, which adm, dit and sit read"),
+    (b"\x89HDF", "an HDF5 file, which no kind reads"),
+)
 MARKS = {"x_embedder.proj.weight": ("dit", "sit"), "input_blocks.0.0.weight": ("adm",)}  # names of weights
 
 
@@ -33,3 +39,22 @@ def kinds_of(path: Path) -> tuple[str, ...]:
     except SnrkitError:
         return ()
     return next((kinds for mark, kinds in MARKS.items() if mark in weights), ())
+
+
+def looks_like(path: Path, asked: str) -> str:
+    """A sentence, after a blank, on the kind that a file or folder is of, where it is not the one that was asked for.
+
+    By what is in it, or by the bytes that it begins with; nothing where neither says it.
+    """
+    kinds = kinds_of(path)
+    if kinds:
+        return "" if asked in kinds else f" It looks like kind: {' or '.join(kinds)}."
+    try:
+        with open_regular(path) as file:
+            begins = file.read(16)
+    except (SnrkitError, OSError, ValueError):
+        return ""
+    if begins[8:10] == b'{"':
+        return " It is a safetensors file, of which kind diffusers reads the folder that it lies in."
+    found = next((what for mark, what in READERS if begins.startswith(mark)), "")
+    return f" It is {found}." if found and asked not in found else ""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError, reason_of
+from snrkit.base.regular import open_regular
 from snrkit.checkpoints.machine import LONGEST_NAME, Allowance, Held, Inert, Name, empty, program
 
 DEPTH = 8  # dimensions of a tensor
@@ -156,7 +157,7 @@ def _found(asked_for: Mapping[str, Storage], keys: Any, data: memoryview) -> Map
 def mapped(path: Path) -> memoryview:
     """A file's bytes, read from the disk when they are used; what is written to them stays in memory."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise SnrkitError(f"{path} cannot be read ({error.strerror}).") from None

@@ -9,14 +9,13 @@ guidance the published samplers leave the fourth latent channel unguided, which 
 import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Place, Text, Value, Width
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.denoiser import NoPrecondition
@@ -32,14 +31,14 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published size
 class TransformerFile(Value):
     """What both say of their file."""
 
-    path: Path
-    entry: str | None = Field(
+    path: Place
+    entry: Text | None = Field(
         default=None, description="where the weights are; default: ema, if there is one, or the whole"
     )
-    heads: int | None = Field(
-        default=None, ge=1, description="of attention; default: as the published size of this width has"
+    heads: Width | None = Field(
+        default=None, description="of attention; default: as the published size of this width has"
     )
-    vae: Path | None = Field(default=None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
+    vae: Place | None = Field(default=None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 
     def autoencoder(self) -> Autoencoder | None:
         """The one that is given."""

@@ -32,6 +32,7 @@ from snrkit.base.frequency import views
 from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.analyze_run import GRADED, MEASURED, analyze_run
+from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.betas import (
     Betas,
     GeometricBetas,
@@ -50,7 +51,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.lock import beside
-from snrkit.experiment.opening import Opened, level_sampler, open_experiment, open_model
+from snrkit.experiment.opening import Opened, level_sampler, open_model
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
@@ -139,7 +140,7 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     run = Run(runs / experiment.name)
     folder = run.path / "analysis"
     with beside(run, folder):

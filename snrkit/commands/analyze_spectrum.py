@@ -15,10 +15,10 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.sealed import write_json
+from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
-from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.reports.spectrum_table import spectrum_rows
@@ -36,7 +36,7 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     """Write the page; returns what the command prints."""
     if world.size > 1:
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
     run = Run(runs / experiment.name)
     folder = run.path / "analysis" / "spectrum"

@@ -335,6 +335,23 @@ def export(
 
 
 @app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make right what can be made again.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check that everything in a run directory is what was written, and say what to do where it is not."""
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.check import run_checking
+    from snrkit.reports.terminal import show_checked
+
+    checked = run_checking(path, repair)
+    _show(checked, json, open_world("cpu"), show_checked)
+    if not checked.sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)

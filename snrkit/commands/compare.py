@@ -22,13 +22,14 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar
-from snrkit.commands.sample import check_samplers, choose, make_images, manifest
+from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, open_experiment, open_model
+from snrkit.experiment.opening import Model, Opened, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import open_scorer
@@ -67,9 +68,10 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     everything = experiment.model_copy(
         update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}
     )
-    opened = open_experiment(everything, world)
+    opened = open_aloud(everything, world)
     e, samplers = opened.experiment, {name: row.sampler for name, row in rows.items()}
     check_beside(opened.setting, e)
+    check_images(opened.setting)
     check_samplers(opened.setting, samplers)
     check_arms_fit(opened.data, shift, samplers.values())
     check_untuned(Run(runs / experiment.name), e)
@@ -109,13 +111,12 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
 
 def check_untuned(run: Run, experiment: Experiment) -> None:
     """Refuse to score seeds on which coefficients were chosen: ConfigError."""
-    scored = set(parse_seeds(experiment.sample.seeds))
+    scored = parse_seeds(experiment.sample.seeds)
     for path in sorted((run.path / "tune").glob("*.json")):
-        shared = scored & set(parse_seeds(read_record(Tuned, path).seeds))
+        shared = scored.shared(parse_seeds(read_record(Tuned, path).seeds))
         if shared:
             raise ConfigError(
-                f"sample.seeds: {len(shared)} of these seeds chose the coefficients of {path.stem} ({path}); "
-                "score others."
+                f"sample.seeds: {shared} of these seeds chose the coefficients of {path.stem} ({path}); score others."
             )
 
 

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snrkit.base.distributed import World, memory_of
+from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
+from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Setting, open_experiment, open_network, open_task
+from snrkit.experiment.opening import Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import TrainConfig, make_state, train
 
-GIBIBYTE = 2**30
 MEASURED_STEPS = 3
+LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Budget:
     parameters: int
     weights: int  # with gradients, both moments and all averages
     activations: int
-    there: float  # of the device
+    there: float  # of the device, free
 
     @property
     def fits(self) -> bool:
@@ -40,7 +41,7 @@ class Budget:
 
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     """The resolved config, parameters, evaluations of each sampler, memory estimated and, with `peak`, measured."""
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
     facts = f"{len(split.train)} to train on, {len(split.held)} held out"
     lines = [dump_yaml(e).rstrip(), "", f"# data: {dataset.count} images {dataset.shape}, {facts}"]
@@ -65,14 +66,14 @@ def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[st
     averages, found = training.train.averages, budget(training, setting)
     lines = [f"# parameters: {found.parameters:,}"]
     lines.append(
-        f"# training memory per process, estimated in float32: {_size(found.weights)} for weights, gradients, two "
-        f"moments and {len(averages)} average(s); {_size(found.activations)} of activations"
+        f"# training memory per process, estimated in float32: {in_bytes(found.weights)} for weights, gradients, two "
+        f"moments and {len(averages)} average(s); {in_bytes(found.activations)} of activations"
         + (" (mixed precision: about half)" if setting.compute.precision != "fp32" else "")
     )
     if not found.fits:
-        lines.append(f"# DOES NOT FIT into the {_size(found.there)} of {setting.world.device}: {REMEDY}")
+        lines.append(f"# DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
     elif peak:
-        lines.append(f"# measured over {MEASURED_STEPS} steps: {_size(measured_peak(training, setting))} at most")
+        lines.append(f"# measured over {MEASURED_STEPS} steps: {in_bytes(measured_peak(training, setting))} at most")
     return [*lines, *(f"# {_average(average, training.train)}" for average in averages)]
 
 
@@ -84,32 +85,37 @@ def budget(training: TrainedHere, setting: Setting) -> Budget:
     train, world = training.train, setting.world
     try:
         with FakeTensorMode():
-            count, each = _counted(training, setting)
+            count, each = _counted(_outline(training, setting), setting)
     except RuntimeError:  # it looks at values, which these do not have
-        count, each = _counted(training, setting)
+        count, each = _counted(open_network(training, setting), setting)
     micro = train.batch // (train.accumulate * world.size)
-    return Budget(count, 4 * count * (4 + len(train.averages)), each * micro, memory_of(world.device))
+    return Budget(count, 4 * count * (4 + len(train.averages)), each * micro, free_memory(world.device))
 
 
-def _counted(training: TrainedHere, setting: Setting) -> tuple[int, int]:
+def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
+    """The network, of whatever size; within a mode where tensors hold nothing."""
+    return training.make(setting.data.dataset.shape, setting.seed, setting.compute.checkpointing)
+
+
+def _counted(network: nn.Module, setting: Setting) -> tuple[int, int]:
     """(parameters, bytes of activations an image)."""
-    network = open_network(training, setting)
     return sum(p.numel() for p in network.parameters()), activation_bytes(setting, network)
 
 
 def check_memory(training: TrainedHere, setting: Setting) -> None:
-    """ConfigError where the device cannot hold even the weights of a training."""
-    found = budget(training, setting)
+    """ConfigError where the device cannot hold even the weights of a training, or far from what a step keeps."""
+    found, train = budget(training, setting), training.train
     if found.weights > found.there:
         raise ConfigError(
-            f"network: {found.parameters:,} parameters need {_size(found.weights)} to train with "
-            f"{len(training.train.averages)} average(s), and {setting.world.device} has {_size(found.there)}; "
+            f"network: {found.parameters:,} parameters need {in_bytes(found.weights)} to train with "
+            f"{len(train.averages)} average(s), and {setting.world.device} has {in_bytes(found.there)} free; "
             "make the network smaller."
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / GIBIBYTE:.1f} GiB" if count >= GIBIBYTE else f"{count / 2**20:.1f} MiB"
+    if found.weights + found.activations * LEAST > found.there:
+        raise ConfigError(
+            f"train.batch: a step keeps about {in_bytes(found.activations)} for its backward pass, and "
+            f"{setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
+        )
 
 
 def _average(average: AnyAveraging, train: TrainConfig) -> str:

@@ -16,14 +16,15 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.commands.opening import open_aloud, say_conversions
 from snrkit.commands.progress import bar
-from snrkit.commands.sample import choose, make_images, manifest
+from snrkit.commands.sample import check_images, choose, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, Split, memory_dataset
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.models import Weights
-from snrkit.experiment.opening import Opened, open_experiment, open_model, resolve_precision, set_compute
+from snrkit.experiment.opening import Opened, open_model, resolve_precision, set_compute
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import Scorer, open_scorer
@@ -43,7 +44,7 @@ def run_scoring(
 ) -> dict[str, SamplerScores]:
     """Score the chosen samplers, all by default."""
     chosen = choose(experiment, names)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     records, at = {}, opened.experiment.sample.checkpoint
     with locked(run) if world.leads else contextlib.nullcontext():
@@ -63,7 +64,8 @@ def run_curves(
 ) -> dict[str, ScoreCurve]:
     """Score the chosen samplers at several checkpoints, `which`: all, or the 'last N'."""
     chosen = choose(experiment, names)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
+    check_images(opened.setting)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     paths = choose_checkpoints(run, which)
     with locked(run) if world.leads else contextlib.nullcontext():
@@ -171,6 +173,8 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
     sets = [_open_side(text, root) for text in (first, second)]
     _check_pair(first, second, sets, config)
     images = [side for side in sets if isinstance(side, Dataset)]
+    for side in images:
+        say_conversions(side, world)
     if not images:
         moments = [FeatureSet(load_statistics(side)) for side in sets if isinstance(side, Path)]
         found = score_statistics(moments[0], moments[1], config)
@@ -198,6 +202,9 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
 
 def _check_pair(first: str, second: str, sets: Sequence[Dataset | Path], config: MetricsConfig) -> None:
     a, b = sets
+    for name, side in zip((first, second), sets, strict=True):
+        if isinstance(side, Dataset) and side.count < 2:
+            raise DataError(f"{name} holds 1 image, which is too few to score; give at least 2, better many more.")
     if isinstance(a, Path) and isinstance(b, Dataset):
         raise ConfigError(f"{first} holds statistics, not images; give images first and the reference second.")
     if isinstance(a, Dataset) and isinstance(b, Path) and config.features != "inception":

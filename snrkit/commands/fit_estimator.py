@@ -14,11 +14,12 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import stoppable
 from snrkit.base.streams import ESTIMATOR_HELD, ESTIMATOR_TRAIN, Stream
 from snrkit.base.tensors import write_tensors
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Setting, open_experiment
+from snrkit.experiment.opening import Setting
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import Fitted, fitted_on
 from snrkit.experiment.stored import trained_run
@@ -31,7 +32,7 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
     """Fit, calibrate on held-out images and save; returns the calibration."""
     if world.size > 1:
         raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     setting, e = opened.setting, opened.experiment
     data, config = setting.data, e.shift.estimator
     check_held_out(data)

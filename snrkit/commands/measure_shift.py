@@ -11,7 +11,8 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
-from snrkit.commands.progress import bar
+from snrkit.commands.opening import open_aloud
+from snrkit.commands.progress import bar, console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
@@ -24,11 +25,11 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import open_experiment, open_model
+from snrkit.experiment.opening import open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import Facts, ShiftRecord, as_csv, as_png, probes_before
 
@@ -40,7 +41,7 @@ def run_measuring(
     if world.size > 1:
         raise SnrkitError("measure-shift runs in one process; start it without torchrun.")
     chosen = choose(experiment, names)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     e = opened.experiment
     samplers = {name: e.samplers[name] for name in chosen}
     check_beside(opened.setting, e)
@@ -51,6 +52,8 @@ def run_measuring(
     records: dict[str, ShiftRecord] = {}
     with locked(run), ending("every sampler that was measured so far"):
         write_config(run, e)
+        if not quiet and (note := _further(e)):
+            console.print(note)
         instrument = Instrument(trajectories(opened, open_model(opened, run)), e.shift, measured_seeds(e))
         with bar("measuring shift", len(chosen), not quiet) as progress:
             for index, (name, sampler) in enumerate(samplers.items()):
@@ -59,6 +62,17 @@ def run_measuring(
                 records[name] = _record(run, _facts(instrument, name, sampler), measurement)
                 _write(run, e.name, records[name], measurement)
     return records
+
+
+def _further(e: Experiment) -> str:
+    """What to know where more trajectories are measured than images are sampled; nothing where there are as many."""
+    sampled = len(parse_seeds(e.sample.seeds))
+    return (
+        f"shift.images is {e.shift.images:,} and sample.seeds are {sampled:,}: the seeds that follow are measured too; "
+        f"set shift.images to measure fewer"
+        if e.shift.images > sampled
+        else ""
+    )
 
 
 def _facts(instrument: Instrument, name: str, sampler: Sampler) -> Facts:

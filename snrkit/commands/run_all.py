@@ -6,11 +6,11 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.commands.eval_fid import run_scoring
 from snrkit.commands.measure_shift import run_measuring
-from snrkit.commands.sample import check_samplers, choose, run_sampling
+from snrkit.commands.opening import open_aloud
+from snrkit.commands.sample import check_images, check_samplers, choose, run_sampling
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import check_beside, check_probes
-from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.metrics.extractors import check_features
 from snrkit.reports.terminal import show_report
@@ -24,8 +24,9 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
     if world.size > 1:
         raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
     choose(experiment, ())
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     check_beside(opened.setting, opened.experiment)
+    check_images(opened.setting)
     check_samplers(opened.setting, opened.experiment.samplers)
     check_probes(opened.experiment, Run(runs / experiment.name), list(opened.experiment.samplers))
     check_features(opened.experiment.metrics, opened.data.labelled)

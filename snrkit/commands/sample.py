@@ -18,11 +18,12 @@ from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.signals import stoppable
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Setting, open_experiment, open_model
+from snrkit.experiment.opening import Setting, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder, image_path
 from snrkit.experiment.sources import RunNames
@@ -45,8 +46,9 @@ def run_sampling(
 ) -> Run:
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     e = opened.experiment
+    check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run) if world.leads else contextlib.nullcontext():
@@ -100,6 +102,13 @@ def check_samplers(setting: Setting, samplers: Mapping[str, Sampler]) -> None:
             setting.cost(sampler)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
+
+
+def check_images(setting: Setting) -> None:
+    """Refuse images that no PNG can hold, before anything is trained or made for them: ConfigError."""
+    channels = setting.data.labelled.shape[0]
+    if channels not in (1, 3):
+        raise ConfigError(f"data: images of {channels} channels cannot be saved as PNG; give images of 1 or 3.")
 
 
 def make_images(

@@ -18,27 +18,29 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError
+from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError, shown
 from snrkit.base.files import disk_errors, remove_abandoned, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
-from snrkit.base.value import Value
+from snrkit.base.value import Name, Place, Seed, Value, different
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
-from snrkit.commands.sample import check_samplers, choose, manifest
+from snrkit.commands.sample import check_images, check_samplers, choose, manifest
 from snrkit.commands.train import run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
-from snrkit.experiment.experiment import NAME, Experiment, load_experiment
+from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
+from snrkit.experiment.faults import told
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, read_log
-from snrkit.experiment.opening import Opened, open_experiment, open_model, open_network
+from snrkit.experiment.opening import Opened, open_model, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import open_scorer
 from snrkit.experiment.stored import trained_run
@@ -59,23 +61,32 @@ FORMAT = 2  # of stored rows
 AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training
 DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
 READ = 1024
+MOST_TRIALS = 1000
+WORDED = ("value_error", "too_long", "string_too_long", "less_than_equal", "greater_than_equal")  # clear as they are
+Changes = Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=1000)]
 
 
 class Sweep(Value):
     """What to train: `arms` by name, each a list of path=value settings."""
 
-    base: Path
-    settings: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    arms: dict[str, tuple[str, ...]] = Field(min_length=1)
+    base: Place
+    settings: Changes = ()
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
+    arms: dict[Name, Changes] = Field(min_length=1, max_length=1000)
 
     @field_validator("arms")
     @classmethod
     def _plain_names(cls, arms: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name in arms:
-            if not NAME.fullmatch(name):
-                raise ValueError(f"'{name}': a name is letters, digits, '.', '_' and '-'; it becomes a folder")
+        different(arms)
         return arms
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> "Sweep":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one of them is given twice")
+        if (count := len(self.seeds) * len(self.arms)) > MOST_TRIALS:
+            raise ValueError(f"arms: with as many seeds they are {count:,} trainings, more than {MOST_TRIALS:,}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +135,13 @@ def load_sweep(path: Path) -> Sweep:
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, f['loc']))}: {_wording(dict(f))}" for f in error.errors()]
+        faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in told(error.errors())[:MOST_FAULTS]]
         raise ConfigError("\n".join(faults)) from None
-    if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise ConfigError(f"{path}: seeds: one of them is given twice.")
     return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def _at(loc: Sequence[str | int]) -> str:
+    return "".join(f"{shown(str(part), 40)}." for part in loc if part != "[key]")[:-1] + ": " if loc else ""
 
 
 def _wording(fault: Mapping[str, Any]) -> str:
@@ -141,9 +154,10 @@ def _wording(fault: Mapping[str, Any]) -> str:
     }
     if fault["type"] == "extra_forbidden":
         return f"unknown key. Known keys: {', '.join(Sweep.model_fields)}"
-    if fault["type"] == "value_error" or place not in shapes:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return f"it needs {shapes[place]}, not {fault['input']!r}"
+    if fault["type"] in WORDED or place not in shapes:
+        said = str(fault["msg"]).removeprefix("Value error, ")
+        return said[0].lower() + said[1:]
+    return f"it needs {shapes[place]}, not {shown(repr(fault['input']), 60)}"
 
 
 def check_file(path: Path) -> None:
@@ -218,7 +232,8 @@ def _check(trial: Trial, world: World) -> str:
     """
     try:
         choose(trial.experiment, ())
-        opened = open_experiment(trial.experiment, world)
+        opened = open_aloud(trial.experiment, world)
+        check_images(opened.setting)
         check_features(opened.experiment.metrics, opened.data.labelled)
         _check_average(trial.experiment)
         if isinstance(rule := trial.experiment.train.clip, Groups):
@@ -293,7 +308,7 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
         except DivergedError as error:  # what can be put right, and tried again, is no result
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), failed=str(error)))
             return
-    opened = open_experiment(e, world)
+    opened = open_aloud(e, world)
     check_samplers(opened.setting, e.samplers)
     trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)

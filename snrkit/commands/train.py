@@ -21,16 +21,13 @@ from snrkit.checkpoints.ours import (
     sound_checkpoint,
 )
 from snrkit.commands.dry_run import check_memory
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import LogWriter
 from snrkit.experiment.models import TrainedHere, read_weights
-from snrkit.experiment.opening import (
-    open_experiment,
-    open_network,
-    open_task,
-)
+from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
@@ -131,7 +128,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     `fall_back`: where the newest checkpoint is damaged, delete it and go on from the one before.
     """
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     training, setting = opened.experiment.training, opened.setting
     check_memory(training, setting)
     task, network = open_task(training, setting), open_network(training, setting)
@@ -152,7 +149,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         if world.leads:
             _prune(run, training.train)  # a command that was killed may not have come to it
             write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.data.dataset.fingerprint)
+            facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
             write_environment(run, facts)
         prepare_sampling(setting, run)
         _loop(run, task, state, tally, log, quiet)

@@ -28,13 +28,14 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
+from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, Setting, open_experiment, open_model
+from snrkit.experiment.opening import Model, Opened, Setting, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
@@ -44,7 +45,7 @@ from snrkit.metrics.statistics import frechet
 from snrkit.reports.records import Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, first_variance, open_with, parse_seeds
+from snrkit.sampling.sampler import Sampler, Seeds, first_variance, open_with, parse_seeds
 from snrkit.sampling.step import Range, Tunable
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
@@ -143,7 +144,7 @@ class Tools:
         return self.opened.experiment
 
     @cached_property
-    def seeds(self) -> list[int]:
+    def seeds(self) -> Seeds:
         """The tuning seeds."""
         return parse_seeds(self.experiment.tune.seeds)
 
@@ -275,7 +276,7 @@ def run_tuning(
     _check_disjoint(experiment)
     for name, chosen in wanted.items():
         _blank(experiment.samplers[name], chosen)
-    opened = open_experiment(experiment, world)
+    opened = open_aloud(experiment, world)
     check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
@@ -301,10 +302,10 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
 
 
 def _check_disjoint(experiment: Experiment) -> None:
-    shared = set(parse_seeds(experiment.tune.seeds)) & set(parse_seeds(experiment.sample.seeds))
+    shared = parse_seeds(experiment.tune.seeds).shared(parse_seeds(experiment.sample.seeds))
     if shared:
         raise ConfigError(
-            f"tune.seeds: {len(shared)} of these seeds are scored by sample.seeds too; tune on others, such as "
+            f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others, such as "
             "100000-100999."
         )
 

@@ -1,7 +1,7 @@
 """What a data set is: images by index, in memory as uint8 or read from files as they are asked for."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import DataError
-from snrkit.base.value import Value
+from snrkit.base.value import Label, Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.diffusion.process import Process
 
 Pixels = Callable[[Sequence[int]], Tensor]
+MOST_CLASSES = 2**20
 
 
 class Exact(Protocol):
@@ -30,7 +31,8 @@ class Dataset:
     """Images of one shape with optional labels.
 
     `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets. `fingerprint` changes with content.
-    `exact(process, prior)` makes the exact denoiser where one is known.
+    `exact(process, prior)` makes the exact denoiser where one is known. `conversions` says in words what was changed
+    when images were read, and of how many.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Dataset:
     classes: int = 0
     streams: bool = False
     exact: Exact | None = field(default=None, repr=False)
+    conversions: Mapping[str, int] = field(default_factory=dict)
 
     def x0(self, indices: Sequence[int]) -> Tensor:
         """Clean images (n, C, H, W), float32 in [-1, 1]."""
@@ -54,9 +57,11 @@ class Source(Value):
     sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     holdout: float = Field(default=0.1, ge=0, le=0.9, description="share of images never trained on")
     flip: bool = Field(default=False, description="mirror images at random")
-    only: tuple[int, ...] | None = Field(default=None, min_length=1, description="keep only images of these labels")
+    only: tuple[Label, ...] | None = Field(
+        default=None, min_length=1, max_length=100_000, description="keep only images of these labels"
+    )
     workers: int = Field(
-        default=0, ge=0, description="processes that read images while training, for sets not in memory"
+        default=0, ge=0, le=256, description="processes that read images while training, for sets not in memory"
     )
 
 
@@ -135,9 +140,11 @@ def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
 
 
 def count_classes(name: str, labels: Tensor) -> int:
-    """One more than the largest label. DataError for a negative one, which would mean "no label"."""
+    """One more than the largest label. DataError for a negative one, which would mean "no label", and a vast one."""
     if int(labels.min()) < 0:
         raise DataError(f"{name} has the label {int(labels.min())}; labels count from 0.")
+    if int(labels.max()) >= MOST_CLASSES:
+        raise DataError(f"{name} has the label {int(labels.max())}; labels count {MOST_CLASSES:,} classes at most.")
     return int(labels.max()) + 1
 
 

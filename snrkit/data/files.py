@@ -1,29 +1,59 @@
-"""Images from a folder, from a zip in EDM's layout, or from an .npz file."""
+"""Images from a folder, from a zip in EDM's layout, or from an .npz file.
 
+Every image of a folder or a zip is looked at when the set is opened: whether it can be read, its size, its channels,
+and what has to be changed (images.py). A set of up to IN_MEMORY_BYTES is read then. A larger one streams: its files are
+read once for the checksum of their content and for what their headers say, which the cache keeps until a file changes;
+whether their pixels are whole is seen as they are asked for.
+"""
+
+import contextlib
+import hashlib
 import json
+import math
 import os
-import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.arrays import DAMAGED, array_names, read_array
-from snrkit.base.errors import DataError, missing
+from snrkit.base import arrays, zips
+from snrkit.base.arrays import array_names, read_array
+from snrkit.base.cache import open_cache
+from snrkit.base.errors import DataError, SnrkitError, missing, reason_of
+from snrkit.base.files import checksum
+from snrkit.base.records import read_record, to_json
+from snrkit.base.regular import read_regular
+from snrkit.base.sealed import write_json
+from snrkit.base.value import Place
+from snrkit.base.zips import OpenZip, read_entry
 from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset
+from snrkit.data.images import LARGEST_IMAGE, MADE, Found, look_at, read_image
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 IN_MEMORY_BYTES = 2 << 30
-LARGEST_LISTING = 2**28  # bytes of labels
-MOST_PIXELS = 2**24  # of one image
+LARGEST_LISTING = 2**26  # bytes of labels: two million images of EDM's names
+LISTING, LISTED = 2**22, 512  # bytes of labels that are read in any case, and for every image beside
+SURVEY = "1"  # version of what is found of a set; older records are not read
+
+Channels = Literal[1, 3, "auto"]
 
 
-class Folder(Source):
+class ImageFiles(Source):
+    """What sources of image files share."""
+
+    path: Place
+    channels: Channels = Field(
+        default="auto", description="1: grey, 3: RGB, to which images of the other are converted; auto: all agree"
+    )
+
+
+class Folder(ImageFiles):
     """All images below a folder, in sorted order.
 
     Labels come from `dataset.json` (EDM's layout) where it exists, else, with `labels: folders`, from the names of the
@@ -31,70 +61,71 @@ class Folder(Source):
     """
 
     kind: Literal["folder"] = "folder"
-    path: Path
     labels: Literal["auto", "folders", "none"] = "auto"
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
         if not self.path.is_dir():
             raise missing("folder", self.path, "give data.path a folder of images")
-        names = sorted(
-            str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.suffix.lower() in EXTENSIONS
-        )
+        names = sorted(_below(self.path))
         listed = self.path / "dataset.json"
         labels = None
         if self.labels == "folders":
             labels = _folder_labels(names)
-        elif self.labels == "auto" and listed.is_file():
-            labels = _listed_labels(names, listed.read_bytes(), str(listed))
-        stamps = [(self.path / name).stat() for name in names]
-        stamp = repr([(found.st_size, found.st_mtime_ns) for found in stamps])
-        return _file_dataset(str(self.path), names, FolderOpener(self.path), labels, stamp)
+        elif self.labels == "auto" and os.path.lexists(listed):
+            with _readable(listed):
+                listing = read_regular(listed, _largest_listing(len(names)))
+            labels = _listed_labels(names, listing, str(listed))
+        return _file_dataset(self, names, FolderOpener(self.path), labels)
 
 
-class Zip(Source):
+class Zip(ImageFiles):
     """A zip of images with an optional `dataset.json`, as EDM's dataset_tool writes it."""
 
     kind: Literal["zip"] = "zip"
-    path: Path
     labels: Literal["auto", "none"] = "auto"
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
-        if not self.path.is_file():
+        if not self.path.exists():
             raise missing("zip file", self.path, "give data.path a zip of images")
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in EXTENSIONS)
-                listed = next((n for n in archive.namelist() if Path(n).name == "dataset.json"), None)
-                listing = _listing(archive, listed) if listed and self.labels == "auto" else None
-                stamp = repr([archive.getinfo(name).CRC for name in names])
-        except DAMAGED:
-            raise DataError(f"{self.path} is not a zip file or is damaged; copy it again") from None
-        labels = None if listing is None else _listed_labels(names, listing, f"{self.path}:{listed}")
-        return _file_dataset(str(self.path), names, _ZipOpener(self.path), labels, stamp)
+            with OpenZip(self.path) as archive:
+                members = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        except zips.DAMAGED as error:
+            raise DataError(
+                f"{self.path} is not a zip file or is damaged ({reason_of(error)}); copy or pack it again."
+            ) from None
+        names, opener = sorted(filter(_is_image, members)), _ZipOpener(self.path)
+        listed = next((name for name in members if Path(name).name == "dataset.json"), None)
+        labels = None
+        if listed and self.labels == "auto":
+            listing = opener(listed, _largest_listing(len(names)))
+            labels = _listed_labels(names, listing, f"{self.path}/{plain(listed)}")
+        return _file_dataset(self, names, opener, labels)
 
 
 class Npz(Source):
-    """`arr_0` (n, H, W, C) uint8 of an .npz file, with labels from `arr_1` where it exists (ADM's layout)."""
+    """`arr_0` (n, H, W, C) uint8 of an .npz file, C 1 or 3, with labels from `arr_1` where it exists (ADM's layout)."""
 
     kind: Literal["npz"] = "npz"
-    path: Path
+    path: Place
 
     def open(self) -> Dataset:
         """The images, in memory."""
-        if not self.path.is_file():
+        if not self.path.exists():
             raise missing("file", self.path, "give data.path an .npz file with arr_0")
         try:
             images = read_array(self.path, "arr_0")
             labels = read_array(self.path, "arr_1") if "arr_1" in array_names(self.path) else None
-        except DAMAGED as error:
+        except arrays.DAMAGED as error:
             raise DataError(
-                f"{self.path} holds no readable array arr_0 ({error}); write it with np.savez(path, images) or "
-                "np.savez(path, images, labels), images uint8 (n, H, W, C)"
+                f"{self.path} holds no readable array arr_0 ({reason_of(error)}); write it with np.savez(path, images) "
+                "or np.savez(path, images, labels), images uint8 (n, H, W, C)"
             ) from None
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
+        _check_channels(str(self.path), images.shape)
         if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
             raise DataError(
                 f"{self.path}: arr_1 must be {len(images)} whole numbers, not {labels.dtype} {labels.shape}"
@@ -103,63 +134,106 @@ class Npz(Source):
         return memory_dataset(str(self.path), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), given)
 
 
-def _listing(archive: zipfile.ZipFile, name: str) -> bytes:
-    size = archive.getinfo(name).file_size
-    if size > LARGEST_LISTING:
-        raise DataError(f"{archive.filename}:{name} unpacks to {size:,} bytes, which no list of labels takes")
-    return archive.read(name)
+def _check_channels(where: str, shape: Sequence[int]) -> None:
+    """DataError for arrays (n, H, W, C) of other than 1 or 3 channels, which no picture can be made of."""
+    if shape[3] in (1, 3):
+        return
+    if shape[1] in (1, 3) and shape[3] > 4:
+        raise DataError(
+            f"{where}: arr_0 of shape {tuple(shape)} has its channels first; save np.transpose(images, (0, 2, 3, 1))."
+        )
+    raise DataError(
+        f"{where}: images of {shape[3]} channels cannot be saved as PNG; give arr_0 1 or 3 of them, (n, H, W, C)."
+    )
 
 
-Opener = Callable[[str], BinaryIO]
+def plain(text: str) -> str:
+    """A name from outside in one line that can be printed everywhere."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """The names of images below a folder. DataError where one of its folders cannot be listed."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename} cannot be listed ({error.strerror}); see to its permissions.") from None
+
+    for where, _, names in os.walk(folder, onerror=refuse):
+        inner = Path(where).relative_to(folder)
+        yield from (str(inner / name) for name in filter(_is_image, names))
+
+
+def _is_image(name: str) -> bool:
+    """As its name says."""
+    return Path(name).suffix.lower() in EXTENSIONS
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{plain(str(path))} cannot be read ({error.strerror}); see to its permissions.") from None
+
+
+def _largest_listing(images: int) -> int:
+    """Bytes that the labels of so many images may take."""
+    return min(LARGEST_LISTING, LISTING + LISTED * images)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderOpener:
-    """Opens files of a folder."""
+    """Reads files of a folder."""
 
-    path: Path
+    path: Place
 
-    def __call__(self, name: str) -> BinaryIO:
-        """The file, for reading."""
-        return (self.path / name).open("rb")
+    def __call__(self, name: str) -> bytes:
+        """The content of a file. SnrkitError where it is no regular file or too large for an image."""
+        with _readable(self.path / name):
+            return read_regular(self.path / name, LARGEST_IMAGE)
+
+    def marks(self, names: Sequence[str]) -> Iterator[bytes]:
+        """What changes with any file, by what the file system says of it."""
+        for name in names:
+            with _readable(self.path / name):
+                yield os.fsencode(name) + _marks(self.path / name)
 
 
 class _ZipOpener:
-    """Opens members of a zip. Each process opens the archive for itself: forked ones would share its position."""
+    """Reads members of a zip. Each process opens the archive for itself: forked ones would share its position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.archives: dict[int, zipfile.ZipFile] = {}
+        self.archives: dict[int, OpenZip] = {}
 
-    def __call__(self, name: str) -> BinaryIO:
+    def __call__(self, name: str, largest: int = LARGEST_IMAGE) -> bytes:
         process = os.getpid()
-        if process not in self.archives:
-            self.archives = {process: zipfile.ZipFile(self.path)}
-        return self.archives[process].open(name)  # type: ignore[return-value]
+        try:
+            if process not in self.archives:
+                self.archives = {process: OpenZip(self.path)}
+            archive = self.archives[process]
+            return read_entry(archive, archive.getinfo(name), largest)
+        except zips.DAMAGED as error:
+            raise DataError(
+                f"{self.path}/{plain(name)} cannot be read ({reason_of(error)}); remove it or pack it again."
+            ) from None
+
+    def marks(self, names: Sequence[str]) -> Iterator[bytes]:
+        """What changes with the archive, by what the file system says of it."""
+        with _readable(self.path):
+            yield _marks(self.path)
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "archives": {}}
 
 
-def read_image(opener: Opener, name: str, where: str, mode: str | None = None) -> Tensor:
-    """One image as uint8 (C, H, W): grey stays one channel, all else becomes RGB."""
-    try:
-        with opener(name) as file, Image.open(file) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels are more than {MOST_PIXELS:,}")
-            picture.load()
-            wanted = mode or ("L" if picture.mode in ("L", "1") or picture.mode.startswith("I;16") else "RGB")
-            pixels = np.array(_eight_bits(picture).convert(wanted))
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, *DAMAGED) as error:
-        raise DataError(f"{where}/{name} is not a readable image ({error}); remove it or copy it again") from None
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
+Opener = FolderOpener | _ZipOpener
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow would clip it."""
-    if not picture.mode.startswith("I;16"):
-        return picture
-    return Image.fromarray((np.asarray(picture).astype(np.uint16) // 257).astype(np.uint8))
+def _marks(path: Path) -> bytes:
+    found = path.stat()
+    return repr((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,35 +243,132 @@ class _Files:
     where: str
     names: Sequence[str]
     opener: Opener
-    mode: str
-    shape: torch.Size
+    channels: int | None = None  # of which all are made
+    shape: tuple[int, int, int] | None = None  # which all must have
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        return torch.stack([self._one(self.names[index]) for index in indices])
+        return torch.stack([self.one(index)[0] for index in indices])
 
-    def _one(self, name: str) -> Tensor:
-        image = read_image(self.opener, name, self.where, self.mode)
-        if image.shape != self.shape:
+    def one(self, index: int) -> tuple[Tensor, Found]:
+        """An image, and what it was found to be."""
+        name = self.names[index]
+        image, found = read_image(self.opener(name), self.called(name), self.channels)
+        if self.shape is not None and image.shape != self.shape:
             raise DataError(
-                f"images differ in size: {self.names[0]} is {self.shape[2]}x{self.shape[1]}, "
-                f"{name} is {image.shape[2]}x{image.shape[1]}; resize them to one size"
+                f"{self.called(name)} is now {_size(tuple(image.shape))} with {image.shape[0]} channels, and was "
+                f"{_size(self.shape)} with {self.shape[0]} when the set was opened; restore it."
             )
-        return image
+        return image, found
+
+    def called(self, name: str) -> str:
+        """What a file is called in messages."""
+        return f"{self.where}/{plain(name)}"
 
 
-def _file_dataset(where: str, names: list[str], opener: Opener, labels: Tensor | None, stamp: str) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What all images of a set were found to be."""
+
+    digest: str  # of their content, in their order; nothing where they are in memory
+    height: int
+    width: int
+    grey: int  # how many are grey
+    colour: int
+    changes: Mapping[str, int]
+
+    def shape(self, where: str, asked: Channels) -> tuple[int, int, int]:
+        """Of all images, with the channels that are asked for. DataError where none are, and they differ."""
+        if asked == "auto" and self.grey and self.colour:
+            raise DataError(
+                f"{where} holds {self.grey:,} grey images and {self.colour:,} of colour; set data.channels: 1 or 3, to "
+                "which the others are converted."
+            )
+        own = 1 if self.grey else 3
+        return (own if asked == "auto" else asked, self.height, self.width)
+
+    def conversions(self, channels: int) -> dict[str, int]:
+        """What is changed, and of how many images, where all are made of so many channels."""
+        made = self.colour if channels == 1 else self.grey
+        return {**self.changes, **({MADE[channels]: made} if made else {})}
+
+
+class _Surveyor:
+    """Takes down what each image was found to be."""
+
+    def __init__(self, files: _Files) -> None:
+        self.files = files
+        self.first: tuple[str, Found] | None = None
+        self.channels: Counter[int] = Counter()
+        self.changes: Counter[str] = Counter()
+
+    def add(self, name: str, found: Found) -> None:
+        """The next image. DataError where it is of another size than the first."""
+        self.first = self.first or (name, found)
+        other, first = self.first
+        if found.shape[1:] != first.shape[1:]:
+            raise DataError(
+                f"images of {self.files.where} differ in size: {plain(other)} is {_size(first.shape)}, "
+                f"{plain(name)} is {_size(found.shape)}; resize them to one size"
+            )
+        self.channels[found.shape[0]] += 1
+        self.changes.update(found.changes)
+
+    def survey(self, digest: str = "") -> Survey:
+        """Of all of them."""
+        assert self.first is not None
+        _, height, width = self.first[1].shape
+        return Survey(digest, height, width, self.channels[1], self.channels[3], dict(sorted(self.changes.items())))
+
+
+def _file_dataset(source: Folder | Zip, names: list[str], opener: Opener, labels: Tensor | None) -> Dataset:
+    where = str(source.path)
     if not names:
         raise DataError(f"{where} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    first = read_image(opener, names[0], where)
-    mode = "L" if first.shape[0] == 1 else "RGB"
-
-    read = _Files(where, names, opener, mode, first.shape)
-    if len(names) * first.numel() <= IN_MEMORY_BYTES:
-        return memory_dataset(where, read(range(len(names))), labels)
-    mark = fingerprint(stamp, *names)
-    shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
+    files = _Files(where, names, opener, None if source.channels == "auto" else source.channels)
+    first = look_at(opener(names[0]), files.called(names[0]))
+    shape = (files.channels or first.shape[0], *first.shape[1:])
+    if len(names) * math.prod(shape) <= IN_MEMORY_BYTES:
+        pixels, survey = _read_all(files, shape)
+        shape = survey.shape(where, source.channels)
+        return replace(memory_dataset(where, pixels, labels), conversions=survey.conversions(shape[0]))
+    survey = _surveyed(files)
+    shape = survey.shape(where, source.channels)
+    read = replace(files, channels=shape[0], shape=shape)
+    mark = fingerprint(survey.digest, str(shape), b"" if labels is None else labels.numpy().tobytes())
     classes = 0 if labels is None else count_classes(where, labels)
-    return Dataset(where, shape, len(names), read, mark, labels, classes, streams=True)
+    converted = survey.conversions(shape[0])
+    return Dataset(where, shape, len(names), read, mark, labels, classes, streams=True, conversions=converted)
+
+
+def _read_all(files: _Files, shape: tuple[int, int, int]) -> tuple[Tensor, Survey]:
+    """(All images, those whose channels are not of this shape left out; what they were found to be)."""
+    pixels, surveyor = torch.empty((len(files.names), *shape), dtype=torch.uint8), _Surveyor(files)
+    for index, name in enumerate(files.names):
+        image, found = files.one(index)
+        surveyor.add(name, found)
+        if len(image) == len(pixels[index]):
+            pixels[index] = image
+    return pixels, surveyor.survey()
+
+
+def _surveyed(files: _Files) -> Survey:
+    """What all images are found to be, without reading those that the cache knows and that have not changed."""
+    record = open_cache() / f"images-{fingerprint(SURVEY, *files.opener.marks(files.names))}.json"
+    with contextlib.suppress(SnrkitError):
+        return read_record(Survey, record)
+    digest, surveyor = hashlib.blake2b(digest_size=16), _Surveyor(files)
+    for name in files.names:
+        content = files.opener(name)
+        digest.update(checksum(content).encode())
+        surveyor.add(name, look_at(content, files.called(name)))
+    survey = surveyor.survey(digest.hexdigest())
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is none
+        write_json(record, to_json(survey))
+    return survey
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[2]}x{shape[1]}"
 
 
 def _folder_labels(names: list[str]) -> Tensor:
@@ -211,10 +382,17 @@ def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | Non
         pairs = json.loads(listing)["labels"]
         if pairs is None:
             return None
-        labels = {str(name): int(label) for name, label in pairs}
+        labels = {str(name): _label(label) for name, label in pairs}
         return torch.tensor([labels[name.replace("\\", "/")] for name in names])
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise DataError(
-            f"{where} does not label every image ({type(error).__name__}: {error}); "
+            f"{where} does not label every image ({type(error).__name__}: {plain(reason_of(error))}); "
             "it must hold {'labels': [['name', label], ...]}, or set data.labels: none"
         ) from None
+
+
+def _label(given: object) -> int:
+    """A label as a listing has it: a whole number."""
+    if type(given) is not int and not (isinstance(given, float) and given.is_integer()):
+        raise ValueError(f"{str(given)[:40]} is no whole number")
+    return int(given)

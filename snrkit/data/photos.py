@@ -10,6 +10,7 @@ from pydantic import Field
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import PHOTOS
+from snrkit.base.value import Count, Seed
 from snrkit.data.dataset import Dataset, Source, memory_dataset
 
 PHOTOGRAPHS = (
@@ -37,8 +38,12 @@ class Photos(Source):
 
     kind: Literal["photos"] = "photos"
     size: int = Field(default=32, ge=4, le=256)
-    count: int = Field(default=4096, ge=1)
-    seed: int = Field(default=0, ge=0)
+    count: Count = 4096
+    seed: Seed = 0
+
+    def memory(self) -> int:
+        """Of the crops and of their stack, in bytes."""
+        return 6 * self.count * self.size**2
 
     def open(self) -> Dataset:
         """`count` images (3, size, size); the side of each crop is log-uniform between `size` and the photograph's."""

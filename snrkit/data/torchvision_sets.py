@@ -1,20 +1,20 @@
 """MNIST, FashionMNIST and CIFAR-10 through torchvision, downloaded only on request."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from snrkit.base.errors import DataError, SnrkitError
+from snrkit.base.value import Place
 from snrkit.data.dataset import Dataset, Source, memory_dataset
 
 
 class TorchvisionSource(Source):
     """What the three share: `root` as torchvision lays it out, `part`, and whether to download what is not there."""
 
-    root: Path
+    root: Place
     part: Literal["train", "test"] = "train"
     download: bool = False
 

@@ -9,9 +9,10 @@ Asked with told=None, an exact denoiser answers by the posterior over the levels
 D(x) = sum_j p(level_j | x) D(x; level_j).
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import GAUSSIAN, MIXTURE, MIXTURE_MEANS
+from snrkit.base.value import Count, Seed, Side
 from snrkit.data.dataset import Dataset, Exact, OpensDataset, Source, memory_dataset
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
@@ -28,7 +30,15 @@ from snrkit.diffusion.process import Process
 if TYPE_CHECKING:
     from snrkit.data import AnySource
 
-Shape = tuple[int, int, int]
+Shape = tuple[Side, Side, Side]
+
+
+@runtime_checkable
+class TakesMemory(Protocol):
+    """A source whose images are made, as many and as large as it says."""
+
+    def memory(self) -> int:
+        """Bytes that opening it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,12 @@ class Gaussian(Source):
     shape: Shape = (1, 8, 8)
     mean: float = 0.0
     std: float = Field(default=0.5, gt=0)
-    count: int = Field(default=4096, ge=1)
-    seed: int = Field(default=0, ge=0)
+    count: Count = 4096
+    seed: Seed = 0
+
+    def memory(self) -> int:
+        """Of the draws, scaled, in float32."""
+        return 12 * self.count * math.prod(self.shape)
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
@@ -106,11 +120,15 @@ class Mixture(Source):
 
     kind: Literal["mixture"] = "mixture"
     shape: Shape = (1, 8, 8)
-    components: int = Field(default=8, ge=1)
+    components: int = Field(default=8, ge=1, le=10_000)
     spread: float = Field(default=0.5, gt=0, description="standard deviation of the means")
     std: float = Field(default=0.1, gt=0)
-    count: int = Field(default=4096, ge=1)
-    seed: int = Field(default=0, ge=0)
+    count: Count = 4096
+    seed: Seed = 0
+
+    def memory(self) -> int:
+        """Of the means and, for every image, its mean, its noise and their sum in float64."""
+        return 8 * (4 * self.count + self.components) * math.prod(self.shape)
 
     def open(self) -> Dataset:
         """`count` float images and their exact denoiser."""
@@ -135,7 +153,12 @@ class Empirical(Source):
 
     kind: Literal["empirical"] = "empirical"
     of: "AnySource"
-    images: int = Field(default=100, ge=1)
+    images: Count = 100
+
+    def memory(self) -> int:
+        """Of the source's images, where these are made."""
+        source: object = self.of
+        return source.memory() if isinstance(source, TakesMemory) else 0
 
     def open(self) -> Dataset:
         """The images and the exact denoiser of their empirical distribution."""
@@ -143,7 +166,8 @@ class Empirical(Source):
         full = source.open()
         kept = full.pixels(range(min(self.images, full.count)))
         labels = None if full.labels is None else full.labels[: len(kept)]
-        return memory_dataset(f"empirical-{full.name}", kept, labels, finite_denoiser(full.x0(range(len(kept)))))
+        made = memory_dataset(f"empirical-{full.name}", kept, labels, finite_denoiser(full.x0(range(len(kept)))))
+        return replace(made, conversions=full.conversions)
 
 
 def finite_denoiser(x0: Tensor) -> Exact:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, Value
 
 Unit = Annotated[float, Field(gt=0, lt=1)]
 
@@ -144,7 +144,7 @@ class TrainedBetas(Value):
     """Any table, listed. A last beta of 1 means zero terminal SNR (Lin et al. 2024)."""
 
     kind: Literal["trained_betas"] = "trained_betas"
-    values: tuple[float, ...] = Field(min_length=2)
+    values: tuple[float, ...] = Field(min_length=2, max_length=LONGEST_TABLE)
 
     @field_validator("values")
     @classmethod
@@ -163,7 +163,7 @@ class TrainedSigmas(Value):
     """Any table, listed as sigma/alpha from the cleanest level on; levels snap to the nearest sigma (EDM's iDDPM)."""
 
     kind: Literal["trained_sigmas"] = "trained_sigmas"
-    values: tuple[float, ...] = Field(min_length=2)
+    values: tuple[float, ...] = Field(min_length=2, max_length=LONGEST_TABLE)
 
     @field_validator("values")
     @classmethod

@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, Value
 from snrkit.diffusion.betas import Betas, LinearBetas, TrainedBetas, TrainedSigmas, logsnr_table
 from snrkit.diffusion.level import Level, Scaling, level_of
 
@@ -113,7 +113,7 @@ class Ddpm(Value):
 
     kind: Literal["ddpm"] = "ddpm"
     betas: Betas = LinearBetas()
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=LONGEST_TABLE)
     scaling: Literal["vp", "ve"] = "vp"
     rescale_betas_zero_snr: bool = Field(
         default=False, description="move the table so that its last level is pure noise"

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import Value
-from snrkit.checkpoints.models import AnyForeign, kinds_of
+from snrkit.base.errors import ConfigError, SnrkitError, shown
+from snrkit.base.value import LONGEST_PATH, Name, Seed, Value, different
+from snrkit.checkpoints.models import AnyForeign, looks_like
 from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
-from snrkit.experiment.faults import CUT, describe, prune
+from snrkit.experiment.faults import CUT, LONGEST, describe, prune, told
 from snrkit.experiment.models import AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
@@ -46,7 +45,8 @@ from snrkit.training.level_samplers import AnyLevels
 from snrkit.training.train import TrainConfig
 from snrkit.training.weighting import AnyWeighting
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MOST_FAULTS = 30  # that are told at once
+MOST_STEPS = 20_000  # of all samplers together, each of which is tried when a file is read
 
 
 class ComputeConfig(Value):
@@ -71,12 +71,12 @@ class Experiment(Value):
     elsewhere, and brings process, target, precondition and network.
     """
 
-    name: str
-    seed: int = Field(default=0, ge=0)
+    name: Name
+    seed: Seed = 0
     data: AnySource
     model: AnyModel
     compute: ComputeConfig = ComputeConfig()
-    samplers: dict[str, Sampler] = Field(default_factory=dict)
+    samplers: dict[Name, Sampler] = Field(default_factory=dict, max_length=100)
     sample: SampleConfig = SampleConfig()
     shift: ShiftConfig = ShiftConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -103,14 +103,14 @@ class Experiment(Value):
                 written[key] = value
         return written
 
-    @field_validator("name")
+    @field_validator("samplers")
     @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError(
-                "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder"
-            )
-        return name
+    def _few_enough(cls, samplers: dict[str, Sampler]) -> dict[str, Sampler]:
+        different(samplers)
+        steps = sum(sampler.grid.steps for sampler in samplers.values())
+        if steps > MOST_STEPS:
+            raise ValueError(f"they take {steps:,} steps together, more than {MOST_STEPS:,}; spread them over files")
+        return samplers
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
@@ -162,7 +162,13 @@ class Experiment(Value):
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
         part = self.model_dump(mode="json", include={"seed", "data"}) | self.model.identity()
-        for place in ("workers", "path", "root", "download"):  # the content is compared by its fingerprint instead
+        for place in (
+            "workers",
+            "path",
+            "root",
+            "download",
+            "channels",
+        ):  # the content is compared by its fingerprint instead
             part["data"].pop(place, None)
         return part
 
@@ -179,8 +185,6 @@ def _target_faults(e: Experiment) -> Iterable[str]:
 
 def _sampler_faults(e: Experiment) -> Iterable[str]:
     for name, sampler in e.samplers.items():
-        if not NAME.fullmatch(name):
-            yield f"samplers.{name}: a name is letters, digits, '.', '_' and '-'; it becomes a file name"
         if isinstance(sampler.grid, ImageGrid):
             takes = e.network.conditioning
             asked = sampler.grid.faults(takes.classes, takes.scalars)
@@ -238,18 +242,22 @@ def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         found = _faults(error)
-        lines = [line for fault in found for line in describe(fault, where, AsWritten)]
-        lines += _faults_of_the_rest(content, found, where)
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        lines = [line for fault in found[: MOST_FAULTS + 1] for line in describe(fault, where, AsWritten)]
+        if len(found) <= MOST_FAULTS:
+            lines += _faults_of_the_rest(content, found, where)
+        lines = list(dict.fromkeys(lines))
+        more = [f"{where}: there are more faults than these {MOST_FAULTS}"] if len(lines) > MOST_FAULTS else []
+        raise ConfigError("\n".join([*lines[:MOST_FAULTS], *more])) from None
 
 
 def _faults(error: ValidationError) -> list[dict[str, Any]]:
     """Its faults, each where a file has what is wrong."""
-    return [{**fault, "loc": _written(fault["loc"])} for fault in error.errors()]
+    return [{**fault, "loc": _written(fault["loc"])} for fault in told(error.errors())]
 
 
 def _written(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Where a file has what stands at a place of the experiment."""
+    loc = tuple(part for part in loc if part != "[key]")  # pydantic's mark of a key that is wrong itself
     return loc[2:] if loc[:2] == ("model", "trained") else loc
 
 
@@ -266,7 +274,8 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         faults = [{**fault, "loc": ("model", *fault["loc"][1:])} for fault in error.errors()]
         raise ConfigError("\n".join(line for f in faults for line in describe(f, where, AsWritten))) from None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}{_other_kind(content['model'])}") from None
+        other = looks_like(model.source.path, model.source.kind)
+        raise ConfigError(shown(f"{where}: {error}{other}", LONGEST)) from None
     if not isinstance(content.get("data"), Mapping):
         raise ConfigError(f"{where}: data: it needs a mapping, such as {{kind: ...}}, also beside a model")
     data = dict(content["data"])
@@ -275,12 +284,6 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             raise ConfigError(f"{where}: data.sigma_data: the model was trained with {sigma_data:g}; drop it")
         data["sigma_data"] = sigma_data
     return {**content, "model": model, "data": data}
-
-
-def _other_kind(model: Mapping[str, Any]) -> str:
-    """The kind that a file looks like, where it is not the one that was named."""
-    kinds = kinds_of(Path(model["path"]))
-    return "" if not kinds or model["kind"] in kinds else f" It looks like kind: {' or '.join(kinds)}."
 
 
 def _faults_of_the_rest(content: Mapping[str, Any], faults: Sequence[Mapping[str, Any]], where: str) -> list[str]:
@@ -318,7 +321,11 @@ def file_schema() -> dict[str, Any]:
     """The JSON schema of experiment files: as of the experiment, with `base`, from which any key may come."""
     schema = AsWritten.model_json_schema()
     schema.pop("required", None)
-    schema["properties"]["base"] = {"type": "string", "description": "another file to inherit from"}
+    schema["properties"]["base"] = {
+        "type": "string",
+        "maxLength": LONGEST_PATH,
+        "description": "another file to inherit from",
+    }
     return schema
 
 

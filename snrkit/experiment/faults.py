@@ -5,8 +5,10 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from snrkit.base.errors import shown
 from snrkit.base.value import Value
 
+LONGEST = 1000  # characters of a line, most of which are the known keys
 CUT = "\n"  # between the faults that one validator found
 
 
@@ -22,29 +24,50 @@ def prune(node: Any, loc: Sequence[str | int]) -> None:
         node.pop(last, None)
 
 
+def told(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of all faults that pydantic found those that say something: a list is not short for what is wrong within it."""
+    places = {tuple(fault["loc"][:length]) for fault in faults for length in range(len(fault["loc"]))}
+    return [dict(fault) for fault in faults if fault["type"] != "too_short" or tuple(fault["loc"]) not in places]
+
+
 def describe(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[str]:
     """The lines that tell a user of one of pydantic's errors about a mapping of class `root`, read from `where`."""
+    for line in _lines(fault, where, root):
+        yield shown(line, LONGEST)
+
+
+def _lines(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[str]:
     place, owner = _locate(fault["loc"], fault["type"], root)
     at = f"{where}: {place}: " if place else f"{where}: "
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         known = owner.file_keys() if owner else ()
-        key = str(fault["loc"][-1])
+        key = shown(str(fault["loc"][-1]), 40)
         yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
     elif kind == "union_tag_invalid":
-        yield f"{at}unknown kind '{context['tag']}'. Known kinds: {context['expected_tags'].replace(chr(39), '')}"
+        kinds = context["expected_tags"].replace("'", "")
+        yield f"{at}unknown kind '{shown(context['tag'], 40)}'. Known kinds: {kinds}"
     elif kind == "missing":
         yield f"{at}missing key '{fault['loc'][-1]}'"
     elif kind == "value_error":
         for line in str(context["error"]).split(CUT):
             yield f"{at}{line}"
     elif kind in ("model_attributes_type", "model_type", "dict_type", "union_tag_not_found"):
-        kinds = _options(_annotation(fault["loc"], root))
-        inner, rest = ("kind: ...", f" Known kinds: {', '.join(kinds)}") if kinds else ("key: value", "")
-        yield f"{at}it needs a mapping, such as {{{inner}}}, not {fault['input']!r}.{rest}"
+        options = _options(_annotation(fault["loc"], root))
+        inner, rest = ("kind: ...", f" Known kinds: {', '.join(options)}") if options else ("key: value", "")
+        yield f"{at}it needs a mapping, such as {{{inner}}}, not {_input(fault)}.{rest}"
+    elif kind in ("too_long", "too_short"):
+        bound = f"at most {context['max_length']:,}" if kind == "too_long" else f"at least {context['min_length']:,}"
+        there = context.get("actual_length")
+        yield f"{at}it needs {bound} entries, not {'more' if there is None else f'{there:,}'}"
     else:
         message = fault["msg"][0].lower() + fault["msg"][1:]
-        yield f"{at}{message}, not {fault['input']!r}"
+        yield f"{at}{message}, not {_input(fault)}"
+
+
+def _input(fault: Mapping[str, Any]) -> str:
+    """What stands in the file, or the beginning of it."""
+    return shown(repr(fault["input"]), 60)
 
 
 def _annotation(loc: Sequence[str | int], root: type[Value]) -> Any:
@@ -72,7 +95,7 @@ def _locate(loc: Sequence[str | int], kind: str, root: type[Value]) -> tuple[str
             current = options[str(part)]
             words[-1:] = [f"{words[-1]} ({part})"] if words else [f"({part})"]
             continue
-        words.append(str(part))
+        words.append(shown(str(part), 40))
         current = _inside(current, part)
     owner = current if isinstance(current, type) and issubclass(current, Value) else None
     return ".".join(words), owner

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.checkpoints.codec import Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.measured import Measured
+from snrkit.data.toy import TakesMemory
 from snrkit.networks import AnyNetwork
 from snrkit.networks.foreign import Foreign
 
@@ -67,6 +69,7 @@ def open_data(
 
     `variance`: whether it is asked for beside sigma_data.
     """
+    _check_memory(source)
     labelled = source.open()
     if source.only is not None:
         labelled = restrict(labelled, source.only)
@@ -84,6 +87,15 @@ def open_data(
         source = source.model_copy(update={"sigma_data": round(found.sigma_data, 6)})
     seen = dataset if network.conditioning.classes else replace(dataset, labels=None, classes=0)
     return OpenedData(source, seen, labelled, parts, found, Measured(seen, parts, device), codec)
+
+
+def _check_memory(source: AnySource) -> None:
+    """ConfigError where images that are made are more than this machine can hold."""
+    if isinstance(source, TakesMemory) and (needed := source.memory()) > (there := free_memory(torch.device("cpu"))):
+        raise ConfigError(
+            f"data: its images take {in_bytes(needed)}, and this machine has {in_bytes(there)} free; make fewer or "
+            "smaller ones."
+        )
 
 
 def check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain, count, islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from snrkit.base.distributed import memory_of
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
@@ -88,18 +89,18 @@ def check_arms_fit(
 
     Two forward arms a grid, two reverse arms at most and room to join them, and what probes hold beside them.
 
-    `memory`: bytes; default: all that this machine has.
+    `memory`: bytes; default: all that is free on this machine.
     """
     dims = math.prod(data.dataset.shape)
     grids = {sampler.grid for sampler in samplers}
     kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
     needed = STATE_BYTES * shift.images * dims * kept
     needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
-    there = memory_of(torch.device("cpu")) if memory is None else memory
+    there = free_memory(torch.device("cpu")) if memory is None else memory
     if needed > there:
         raise ConfigError(
-            f"shift.images: the states of {shift.images} images at every level need {needed / 2**30:.0f} GiB and "
-            f"this machine has {there / 2**30:.0f}; give fewer images, or measure fewer samplers at a time."
+            f"shift.images: the states of {shift.images} images at every level need {in_bytes(needed)} and "
+            f"this machine has {in_bytes(there)} free; give fewer images, or measure fewer samplers at a time."
         )
 
 
@@ -108,10 +109,9 @@ def measured_seeds(experiment: Experiment) -> list[int]:
 
     Never one that `tune` has looked at.
     """
-    seeds, tuned = parse_seeds(experiment.sample.seeds), set(parse_seeds(experiment.tune.seeds))
-    wanted = experiment.shift.images
-    further = range(max(seeds) + 1, max(seeds) + 1 + wanted + len(tuned))
-    return [*seeds, *(seed for seed in further if seed not in tuned)][:wanted]
+    seeds, tuned = parse_seeds(experiment.sample.seeds), parse_seeds(experiment.tune.seeds)
+    further = (seed for seed in count(max(part.stop for part in seeds.ranges)) if seed not in tuned)
+    return list(islice(chain(seeds, further), experiment.shift.images))
 
 
 @dataclass

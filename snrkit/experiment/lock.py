@@ -60,16 +60,22 @@ def beside(run: Run, folder: Path) -> Iterator[None]:
 
 def check_links(run: Run) -> None:
     """RunError names the first link below a run directory: nothing is written or deleted where one is."""
-    folders = [run.path]
+    for link in links(run):
+        raise RunError(
+            f"{link} is a link, and a run directory may hold none, as writing and deleting would follow it; put its "
+            "target in its place."
+        )
+
+
+def links(run: Run) -> Iterator[Path]:
+    """All links below a run directory; none is followed."""
+    folders = [run.path] if run.path.is_dir() else []
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise RunError(
-                        f"{entry.path} is a link to somewhere else, and a run directory may hold none, as "
-                        "writing and deleting would follow it; put its target in its place."
-                    )
-                if entry.is_dir(follow_symlinks=False):
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
 
 

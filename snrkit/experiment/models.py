@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
+from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
 from snrkit.checkpoints.models import AnyForeign
@@ -103,7 +105,12 @@ class FromElsewhere(Value):
     @cached_property
     def described(self) -> Described:
         """What its configuration says, read once."""
-        return self.source.describe()
+        try:
+            return self.source.describe()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")
+            raise ConfigError(f"model.path: {self.source.path} describes an impossible {where} ({said}).") from None
 
     @property
     def parts(self) -> Parts:
@@ -130,7 +137,10 @@ class FromElsewhere(Value):
         return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
-        return self.source.load()
+        network = self.source.load()
+        if wrong := not_finite(dict(network.named_parameters())):
+            raise RunError(f"the model at {self.source.path} has weights that are not finite, {wrong} for one.")
+        return network
 
 
 class TrainedHere(Value):
@@ -192,9 +202,20 @@ class TrainedHere(Value):
         return Weights(name, int(path.name), checksum_of(path, name))
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        self.check_size(shape)
         network = self.make(shape, seed)
         fill(network, run, weights)
         return network
+
+    def check_size(self, shape: tuple[int, int, int]) -> None:
+        """Refuse, before any memory is taken, a network that this machine cannot hold: ConfigError."""
+        with torch.device("meta"):
+            count = sum(p.numel() for p in self.make(shape, 0).parameters())
+        if (needed := 4 * count) > (there := free_memory(torch.device("cpu"))):
+            raise ConfigError(
+                f"network: {count:,} parameters take {in_bytes(needed)}, and this machine has {in_bytes(there)} free; "
+                "make the network smaller."
+            )
 
     def make(self, shape: tuple[int, int, int], seed: int, checkpointing: bool = False) -> nn.Module:
         """The network, freshly initialised. ConfigError where it cannot take such images."""

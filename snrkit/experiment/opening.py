@@ -1,12 +1,13 @@
 """From an experiment to the resources it names: data, network, denoiser."""
 
+import math
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from snrkit.base.distributed import World
+from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
@@ -15,12 +16,13 @@ from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, open_data
 from snrkit.experiment.models import Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
 from snrkit.training.train import Scalars, Task
 from snrkit.training.weighting import beside
 
+STATES = 16  # bytes for each number of an image: its state in float64, and what the network says, in float32 twice
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,7 +90,21 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
         if isinstance(made, AsksShape):
             made.check(data.dataset.shape)
     resolved = experiment.model_copy(update={"compute": compute, "data": data.source})
-    return Opened(resolved, Setting(parts, data, compute, experiment.seed, world))
+    setting = Setting(parts, data, compute, experiment.seed, world)
+    most = max(len(parse_seeds(experiment.sample.seeds)), experiment.shift.images)
+    for name, batch in (("sample.batch", experiment.sample.batch), ("shift.batch", experiment.shift.batch)):
+        check_batch(name, min(batch, most), setting)
+    return Opened(resolved, setting)
+
+
+def check_batch(name: str, images: int, setting: Setting) -> None:
+    """ConfigError where the device cannot hold the states of a batch, whose option has a name."""
+    needed, there = STATES * images * math.prod(setting.data.dataset.shape), free_memory(setting.world.device)
+    if needed > there:
+        raise ConfigError(
+            f"{name}: the states of {images:,} images take {in_bytes(needed)}, and {setting.world.device} has "
+            f"{in_bytes(there)} free; take fewer at once."
+        )
 
 
 def resolve_precision(compute: ComputeConfig, device: torch.device, known: bool = True) -> ComputeConfig:
@@ -116,7 +132,8 @@ def set_compute(compute: ComputeConfig, device: torch.device) -> None:
 
 
 def open_network(training: TrainedHere, setting: Setting) -> nn.Module:
-    """The network that is trained, freshly initialised from the experiment's seed."""
+    """The network that is trained, freshly initialised from the experiment's seed. ConfigError: it fits nowhere."""
+    training.check_size(setting.data.dataset.shape)
     return training.make(setting.data.dataset.shape, setting.seed, setting.compute.checkpointing)
 
 

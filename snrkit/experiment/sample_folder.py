@@ -9,7 +9,6 @@ An image counts as made only while its file has its checksum: all else is made a
 reads it.
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,8 @@ from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import append_line, read_json, read_lines, write_json
-from snrkit.data.files import read_image
+from snrkit.data.images import LARGEST_IMAGE, read_image
 
-LARGEST_IMAGE = 2**30  # bytes
 SUMS = "checksums"
 FINISHED = "finished"
 
@@ -111,7 +109,7 @@ class SampleFolder:
                 f"{self.image(seed)} is not the image that snrkit sample made (it is gone, or its checksum does not "
                 "fit); run snrkit sample again, which makes it anew."
             )
-        return read_image(lambda _: io.BytesIO(content), image_path(seed), str(self.path))
+        return read_image(content, str(self.image(seed)))[0]
 
     def _is_whole(self, seed: int, known: str) -> bool:
         content = self._content(seed)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from snrkit.base.errors import ConfigError, RunError, reason_of
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import FLAT, read_record, to_json
+from snrkit.base.regular import read_regular
 from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.base.tensors import read_tensors
 from snrkit.data.dataset import fingerprint
@@ -27,7 +29,9 @@ from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
-from snrkit.spectral.kept import RunSpectra
+from snrkit.spectral.kept import FILE, OF, RunSpectra
+
+LARGEST = 2**30  # bytes of an estimator of levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class RunNames:
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedEstimator):
             path = self.run.estimator / "network.safetensors"
-            return [fingerprint(path.read_bytes()) if path.exists() else "absent"]
+            return [fingerprint(read_regular(path, LARGEST)) if path.exists() else "absent"]
         try:
             found = self.known(what)
             return [str(what.run), found.name, found.images, found.checksum]
@@ -129,6 +133,11 @@ def run_spectra(setting: Setting, run: Run) -> RunSpectra:
     parts = setting.parts
     tells = bool(parts.network.conditioning.scalars)
     return RunSpectra(run.path, setting.data.measured, setting.world, parts.process, parts.levels, tells)
+
+
+def read_spectra(run: Run) -> Mapping[str, Tensor]:
+    """What a run keeps of its images' power spectra. SnrkitError where it is absent or damaged."""
+    return read_tensors(run.path / FILE, OF)
 
 
 def prepare_sampling(setting: Setting, run: Run) -> None:

@@ -18,9 +18,10 @@ from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
-from snrkit.experiment.yaml_files import read_mapping
+from snrkit.experiment.yaml_files import read_alone
 
 CHECKSUM = "# checksum: "  # of all that stands before it in config.yaml, whose last line it begins
 LARGEST_CONFIG = 2**22  # bytes
@@ -91,10 +92,11 @@ class Environment:
     tf32: bool
     precision: str
     dataset_fingerprint: str
+    data_conversions: Mapping[str, int]  # how many images were changed on being read, by what was done
     command: tuple[str, ...]
 
 
-def describe_environment(device: torch.device, experiment: Experiment, fingerprint: str) -> Environment:
+def describe_environment(device: torch.device, experiment: Experiment, dataset: Dataset) -> Environment:
     """Of this process."""
     packages = ("torch", "torchvision", "numpy", "torch_fidelity", "pywt", "safetensors", "pydantic")
     return Environment(
@@ -109,7 +111,8 @@ def describe_environment(device: torch.device, experiment: Experiment, fingerpri
         deterministic=experiment.compute.deterministic,
         tf32=experiment.compute.tf32,
         precision=experiment.compute.precision,
-        dataset_fingerprint=fingerprint,
+        dataset_fingerprint=dataset.fingerprint,
+        data_conversions=dict(dataset.conversions),
         command=tuple(sys.argv[1:]),
     )
 
@@ -162,4 +165,4 @@ def stored_experiment(path: Path) -> Experiment:
             f"{config} cannot be believed: it was damaged, or changed after snrkit wrote it (its checksum does not "
             "fit); delete it and run the command that you ran before, which writes it anew."
         )
-    return parse_experiment(read_mapping(config), str(config))
+    return parse_experiment(read_alone(config), str(config))

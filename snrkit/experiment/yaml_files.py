@@ -1,75 +1,165 @@
 """YAML files as mappings: read without trust, merged with their base, changed by settings.
 
 `base: other.yaml` inherits from one parent (mappings merge, all else replaces); `--set a.b=c` comes last.
+
+Only plain values are read: texts, numbers, truth values, lists, and mappings from texts, of a bounded size and depth.
+What is wrong is told by its place, never by the file's words: a `base` may point to what is nobody else's business.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from snrkit.base.errors import ConfigError
+from snrkit.base.errors import ConfigError, SnrkitError, shown
+from snrkit.base.regular import read_regular
+from snrkit.base.value import LONGEST_PATH
 
-MOST_VALUES = 100_000  # of one file, written out
+LARGEST = 2**20  # bytes of a file; a table of 20,000 betas has less than half of it
+MOST_VALUES = 50_000  # of one file, written out
+DEEPEST = 50  # values within each other, and keys in the path of a setting
+LONGEST_NUMBER = 100  # characters
+MOST_BASES = 20  # one behind the other
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+TEXT = "tag:yaml.org,2002:str"
+INDEX = re.compile(r"[0-9]{1,9}")
+QUOTED = re.compile(
+    r"""('<[a-z ]+>')|'[\s\S]{3,}'|"[\s\S]{3,}\""""
+)  # in what PyYAML says: its terms, or the file's words
 
 
-def _values(node: Any, known: dict[int, float]) -> float:
-    """How many values a YAML node stands for, with what its aliases stand for; infinitely many within itself."""
+def _weigh(node: Any, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
+    """(values, depth) that a node stands for, with what its aliases stand for; infinite within itself."""
     if id(node) not in known:
-        known[id(node)] = math.inf
+        known[id(node)] = math.inf, math.inf
         below = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+        parts = [_weigh(part, known) for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(count for count, _ in parts), 1 + max((depth for _, depth in parts), default=0)
     return known[id(node)]
 
 
+def _fault(node: yaml.Node, words: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, words, node.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, and aliases that stand for more than a file can hold."""
+    """Safe YAML that is refused where it holds more than plain values, or more of them than a file can hold."""
+
+    count = depth = 0
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
-        if _values(node, {}) > MOST_VALUES:
-            raise yaml.constructor.ConstructorError(None, None, f"it stands for more than {MOST_VALUES:,} values")
+        _check_size(*_weigh(node, {}))
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.count, self.depth = self.count + 1, self.depth + 1
+        _check_size(self.count, self.depth)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.ScalarNode):
+            _check_scalar(node)
+        if node is not None and node.tag not in PLAIN:
+            raise _fault(node, "only plain values are read: no << and no tags such as !!set")
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _fault(key, "a key is a text, not a list or a mapping")
+            if key.tag != TEXT:
+                raise _fault(key, "this key is no text to YAML, but a number, a truth value or nothing; quote it")
+            if key.value in seen:
+                raise _fault(key, "a key is given twice")
+            seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+_Loader.yaml_implicit_resolvers = {  # a date is a text, such as in a name
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_size(values: float, depth: float) -> None:
+    if values > MOST_VALUES:
+        raise yaml.constructor.ConstructorError(None, None, f"it stands for more than {MOST_VALUES:,} values")
+    if depth > DEEPEST:
+        raise yaml.constructor.ConstructorError(None, None, "it is nested more deeply than any experiment")
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    if node.tag != TEXT and len(node.value) > LONGEST_NUMBER:
+        raise _fault(node, f"a number of more than {LONGEST_NUMBER} characters")
+    if any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise _fault(node, "half of a character, which is no text")
+
+
+def plain_values(text: str) -> Any:
+    """The values of a YAML text. ValueError says in one line where it is no YAML of plain values, and why."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(where + _problem(error)) from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"its character {error.position + 1} is none that a text has") from None
+    except (RecursionError, ValueError, OverflowError, KeyError):  # explicit tags on what they do not fit
+        raise ValueError("it holds a value that is not of the kind that its tag says") from None
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """What PyYAML says, without the file's words."""
+    said = error.problem or error.context or "it cannot be read"
+    return shown(QUOTED.sub(lambda found: found[1] or "(...)", said))
 
 
 def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping of a file with its `base:` merged in. ConfigError when unreadable or circular."""
     if path.resolve() in children:
         raise ConfigError(f"{path}: base leads back to itself; remove one base")
-    content = read_mapping(path)
+    if len(children) > MOST_BASES:
+        raise ConfigError(f"{path}: base: there are more than {MOST_BASES} files behind each other; merge some.")
+    content = read_mapping(path, "base: " if children else "")
     base = content.pop("base", None)
     if base is None:
         return content
-    return merge(read_yaml(path.parent / str(base), (*children, path.resolve())), content)
+    if not isinstance(base, str) or not 0 < len(base) <= LONGEST_PATH or "\0" in base:
+        raise ConfigError(f"{path}: base: give the path of one other YAML file.")
+    return merge(read_yaml(path.parent / base, (*children, path.resolve())), content)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a file holds. ConfigError when unreadable."""
+def read_alone(path: Path) -> dict[str, Any]:
+    """The mapping of a file that inherits from no other, as a run directory's. ConfigError where it has a base."""
+    content = read_mapping(path)
+    if "base" in content:
+        raise ConfigError(f"{path}: base: the file of a run directory is whole and has none; snrkit did not write it.")
+    return content
+
+
+def read_mapping(path: Path, asked: str = "") -> dict[str, Any]:
+    """The mapping that a file holds. ConfigError when unreadable; `asked`: the key that asked for it."""
+    remedy = "give --config the path of a YAML file." if not asked else "name another file."
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = plain_values(read_regular(path, LARGEST).decode("utf-8-sig"))
+    except SnrkitError as error:
+        raise ConfigError(f"{asked}{error}") from None
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; give --config the path of a YAML file.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested more deeply than any experiment.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give --config the path of a YAML file.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{asked}{path} does not exist; {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{asked}{path} cannot be read ({error.strerror}); {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{asked}{path} is no text in UTF-8 (its byte {error.start + 1}); save it as such.") from None
+    except ValueError as error:
+        raise ConfigError(f"{asked}{path} is not valid YAML: {error}.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
+        raise ConfigError(f"{asked}{path}: an experiment is a mapping of keys such as name, data and process.")
     return content
 
 
@@ -92,24 +182,27 @@ def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[
     """`content` with every 'a.b=c' applied; c is read as YAML, numbers of the path index lists."""
     result: Any = dict(content)
     for setting in settings:
+        said = f"--set {shown(setting)}"
         path, equals, text = setting.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set {setting}: write it as path=value, such as train.lr=1e-3.")
+            raise ConfigError(f"{said}: write it as path=value, such as train.lr=1e-3.")
+        if path.count(".") >= DEEPEST:
+            raise ConfigError(f"{said}: its path has more than {DEEPEST} keys.")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, RecursionError):
-            raise ConfigError(f"--set {setting}: '{text}' is not valid YAML.") from None
-        result = _put(result, path.split("."), value, setting)
+            value = plain_values(text)
+        except ValueError as error:
+            raise ConfigError(f"{said}: its value is not valid YAML: {error}.") from None
+        result = _put(result, path.split("."), value, said)
     return dict(result)
 
 
-def _put(node: Any, path: Sequence[str], value: Any, setting: str) -> Any:
+def _put(node: Any, path: Sequence[str], value: Any, said: str) -> Any:
     if not path:  # an empty mapping empties; any other merges as a child's would
         return merge({"": node}, {"": value})[""] if value != {} else {}
     key, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not key.isdigit() or int(key) >= len(node):
-            raise ConfigError(f"--set {setting}: '{key}' is not an index of a list of {len(node)}.")
-        return [_put(v, rest, value, setting) if i == int(key) else v for i, v in enumerate(node)]
+        if not INDEX.fullmatch(key) or int(key) >= len(node):
+            raise ConfigError(f"{said}: '{shown(key)}' is not an index of a list of {len(node)}.")
+        return [_put(v, rest, value, said) if i == int(key) else v for i, v in enumerate(node)]
     old = dict(node) if isinstance(node, Mapping) else {}
-    return {**old, key: _put(old.get(key), rest, value, setting)}
+    return {**old, key: _put(old.get(key), rest, value, said)}

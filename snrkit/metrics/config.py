@@ -1,11 +1,10 @@
 """What `eval-fid` scores with."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from snrkit.base.value import Value
+from snrkit.base.value import Batch, Place, Value
 
 Features = Literal[
     "classifier",
@@ -29,18 +28,18 @@ class MetricsConfig(Value):
     """Which features, which scores, and over how many disjoint ranges of seeds."""
 
     features: Features = "classifier"
-    ranges: int = Field(default=3, ge=1, description="disjoint seed ranges that give the spread")
-    weights: Path | None = Field(default=None, description="file of the extractor's weights")
+    ranges: int = Field(default=3, ge=1, le=10_000, description="disjoint seed ranges that give the spread")
+    weights: Place | None = Field(default=None, description="file of the extractor's weights")
     download: bool = Field(default=False, description="fetch the extractor's weights where they are not in a cache")
-    kid_subsets: int = Field(default=100, ge=1)
+    kid_subsets: int = Field(default=100, ge=1, le=100_000)
     kid_subset_size: int = Field(
-        default=1000, ge=2, description="lowered to the smaller set where there are fewer images"
+        default=1000, ge=2, le=100_000, description="lowered to the smaller set where there are fewer images"
     )
-    neighborhood: int = Field(default=3, ge=1, description="k of precision and recall")
+    neighborhood: int = Field(default=3, ge=1, le=10_000, description="k of precision and recall")
     pixel_components: int = Field(
-        default=DEFAULT_COMPONENTS, ge=1, description="principal components of the features `pixels`"
+        default=DEFAULT_COMPONENTS, ge=1, le=100_000, description="principal components of the features `pixels`"
     )
-    batch: int = Field(default=256, ge=1)
+    batch: Batch = 256
 
     @model_validator(mode="after")
     def _weights_used(self) -> "MetricsConfig":

@@ -104,15 +104,16 @@ def _components(dataset: Dataset, split: Split, count: int) -> dict[str, Tensor]
 def principal(covariance: Tensor, count: int) -> Tensor:
     """(d, count) float64: orthonormal eigenvectors of a covariance (d, d), those of the largest eigenvalues first.
 
-    By Lanczos' method where they are few, which leaves the others alone.
+    By Lanczos' method where they are few, which leaves the others alone; it ends in an error where there is no variance
+    in the direction in which it begins.
     """
-    if 4 * count > len(covariance):
-        rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
-    else:
-        from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
+    if 4 * count <= len(covariance):
+        from scipy.sparse.linalg import ArpackError, eigsh  # type: ignore[import-untyped]
 
         start = torch.ones(len(covariance), dtype=torch.float64).numpy()
-        rising = torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1])
+        with contextlib.suppress(ArpackError):
+            return torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1]).flip(1).contiguous()
+    rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
     return rising.flip(1).contiguous()
 
 
@@ -138,6 +139,8 @@ def _fidelity_module(config: MetricsConfig, layer: str) -> Any:
         present = any(hub.glob("facebookresearch_dinov2*")) and any(hub.glob(f"checkpoints/{name}*.pth"))
     else:
         present = config.weights is not None and config.weights.is_file()
+        if config.weights is not None and not present:
+            raise SnrkitError(f"metrics.weights: {config.weights} is no file; give that of the weights, or drop it.")
     if not config.download and not present:
         remedy = f"a filled torch hub cache in {hub}" if layer == "dinov2" else "the file of metrics.weights"
         raise SnrkitError(

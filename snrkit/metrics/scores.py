@@ -183,6 +183,8 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
     count, dim = found.gaussian.count, len(found.gaussian.mean)
     if count < 2:
         raise SnrkitError(f"{count} image is too few to score; make at least 2, better more than {dim}.")
+    if reference.gaussian.count == 1:
+        raise SnrkitError("1 image is too few to score against; give a reference of at least 2, better many more.")
     if len(reference.gaussian.mean) != dim:
         raise SnrkitError(
             f"the reference has {len(reference.gaussian.mean)} features and the images {dim}; they differ."

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
+from snrkit.base.value import Classes, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import sinusoid
 
@@ -24,11 +24,11 @@ class AdmUNet(Value):
     channels: int = Field(default=128, ge=GROUPS, le=2**12)
     multipliers: tuple[float, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
     blocks: int = Field(default=2, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16, 8), description="resolutions with attention")
-    heads: int = Field(default=4, ge=1)
-    head_channels: int | None = Field(default=None, ge=1, description="in place of `heads`")
+    attention: tuple[int, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
+    heads: Width = 4
+    head_channels: Width | None = Field(default=None, description="in place of `heads`")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     scale_shift: bool = Field(default=True, description="the embedding scales and shifts; else it is added")
     resample_blocks: bool = Field(default=False, description="sides change in residual blocks; else in convolutions")
     new_order: bool = Field(

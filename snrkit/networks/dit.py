@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import WIDEST, Classes, Side, Texts
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
@@ -27,15 +28,15 @@ class Dit(NetworkValue):
     untold: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
 
-    patch: int = Field(default=2, ge=1)
-    dim: int = Field(default=192, ge=8)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=3, ge=1)
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    patch: Side = 2
+    dim: int = Field(default=192, ge=8, le=WIDEST)
+    depth: int = Field(default=6, ge=1, le=200)
+    heads: int = Field(default=3, ge=1, le=1000)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=1000)
     qk_norm: bool = False
     rotary: bool = False
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
-    scalars: tuple[str, ...] = ()
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
+    scalars: Texts = ()
     augment: bool = False
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
+from snrkit.base.value import Classes, Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
 
@@ -168,15 +168,15 @@ class SongUNet(Value):
     channels: int = Field(default=128, ge=4, le=2**14)
     multipliers: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
     blocks: int = Field(default=4, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16,), description="resolutions with attention")
+    attention: tuple[int, ...] = Field(default=(16,), max_length=100, description="resolutions with attention")
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "skip", "residual"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
-    time_features: int = Field(default=1, ge=1, description="features of the time over `channels`")
-    taps: tuple[float, ...] = Field(default=(1, 1), min_length=2)
+    time_features: int = Field(default=1, ge=1, le=100, description="features of the time over `channels`")
+    taps: tuple[float, ...] = Field(default=(1, 1), min_length=2, max_length=100)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
-    augment: int = Field(default=0, ge=0, description="parameters of an augmentation; zeros when sampling")
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(default=0, ge=0, le=2**14, description="parameters of an augmentation; zeros when sampling")
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""
@@ -190,10 +190,10 @@ class DhariwalUNet(Value):
     channels: int = Field(default=192, ge=4, le=2**14)
     multipliers: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
     blocks: int = Field(default=3, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(32, 16, 8), description="resolutions with attention")
+    attention: tuple[int, ...] = Field(default=(32, 16, 8), max_length=100, description="resolutions with attention")
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
-    augment: int = Field(default=0, ge=0, description="parameters of an augmentation; zeros when sampling")
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
+    augment: int = Field(default=0, ge=0, le=2**14, description="parameters of an augmentation; zeros when sampling")
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""

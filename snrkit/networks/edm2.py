@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Value
+from snrkit.base.value import Classes, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
 
@@ -57,11 +57,13 @@ class Edm2UNet(Value):
     noise_multiplier: int | None = Field(
         default=None, ge=1, description="features of the noise over `channels`; default: first"
     )
-    embedding_multiplier: int | None = Field(default=None, ge=1, description="width of the embedding over `channels`")
+    embedding_multiplier: int | None = Field(
+        default=None, ge=1, le=100, description="width of the embedding over `channels`"
+    )
     blocks: int = Field(default=3, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16, 8), description="resolutions with attention")
-    head_channels: int = Field(default=64, ge=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    attention: tuple[int, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
+    head_channels: Width = 64
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     label_balance: float = Field(default=0.5, ge=0, le=1)
     concat_balance: float = Field(default=0.5, gt=0, lt=1)

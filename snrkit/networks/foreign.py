@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from snrkit.base.value import Value
+from snrkit.base.value import Classes, Side, Value
 from snrkit.networks.config import Conditioning
 
 
@@ -12,8 +12,8 @@ class Foreign(Value):
     """The shape and the labels of a network from elsewhere."""
 
     kind: Literal["foreign"] = "foreign"
-    shape: tuple[int, int, int] = Field(description="(C, H, W) of its states")
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
+    shape: tuple[Side, Side, Side] = Field(description="(C, H, W) of its states")
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     null_label: bool = Field(default=False, description="whether it can be asked without a label, as guidance does")
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
 

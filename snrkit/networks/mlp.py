@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import WIDEST, Classes, Texts
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
@@ -20,10 +21,10 @@ class Mlp(NetworkValue):
     unlabelled: ClassVar[bool] = True
     untold: ClassVar[bool] = True
 
-    dim: int = Field(default=256, ge=2)
-    depth: int = Field(default=3, ge=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
-    scalars: tuple[str, ...] = ()
+    dim: int = Field(default=256, ge=2, le=WIDEST)
+    depth: int = Field(default=3, ge=1, le=500)
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
+    scalars: Texts = ()
     augment: bool = False
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 

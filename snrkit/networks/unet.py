@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snrkit.base.value import WIDEST, Classes, Side, Texts, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
@@ -28,17 +29,17 @@ class UNet(NetworkValue):
     untold: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
 
-    channels: int = Field(default=64, ge=4)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2), min_length=1)
+    channels: int = Field(default=64, ge=4, le=WIDEST)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2), min_length=1, max_length=10)
     blocks: int = Field(
-        default=2, ge=1, description="residual blocks per depth on the way down, one more on the way up"
+        default=2, ge=1, le=32, description="residual blocks per depth on the way down, one more on the way up"
     )
-    attention: tuple[int, ...] = Field(default=(), description="resolutions with attention")
-    head_channels: int = Field(default=32, ge=1)
-    groups: int = Field(default=8, ge=1)
+    attention: tuple[Side, ...] = Field(default=(), max_length=10, description="resolutions with attention")
+    head_channels: Width = 32
+    groups: Width = 8
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    classes: int = Field(default=0, ge=0, description="number of labels; 0 is unconditional")
-    scalars: tuple[str, ...] = ()
+    classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
+    scalars: Texts = ()
     augment: bool = False
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 

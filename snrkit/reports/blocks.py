@@ -2,18 +2,24 @@
 
 import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from PIL import Image
+
+from snrkit.base.errors import SnrkitError
+from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry
 from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
+LARGEST_PICTURE = 2**28  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,16 @@ def _inert(text: str) -> str:
     return found.replace("](", "]\\(")
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG without a damaged part."""
+    try:
+        with Image.open(io.BytesIO(read_regular(path, LARGEST_PICTURE)), formats=("PNG",)) as picture:
+            picture.verify()
+    except (SnrkitError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def as_html(block: Block) -> str:
     """A block as HTML, pictures embedded."""
     if isinstance(block, Heading):
@@ -113,7 +129,7 @@ def as_html(block: Block) -> str:
     if isinstance(block, Paragraph):
         return f"<p>{html.escape(block.text)}</p>"
     if isinstance(block, Picture):
-        data = base64.b64encode(block.path.read_bytes()).decode()
+        data = base64.b64encode(read_regular(block.path, LARGEST_PICTURE)).decode()
         caption = html.escape(block.caption)
         kind = " class=samples" if block.samples else ""
         image = f'<img{kind} src="data:image/png;base64,{data}" alt="{caption}">'

@@ -1,6 +1,6 @@
-"""What compare, sweep and tune find, as the files that they write and the pages that are laid out of them."""
+"""What compare, sweep, tune and check find, as the files that they write and the pages that are laid out of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -155,3 +155,27 @@ class TunedNow:
     tuned: Tuned = field(metadata=FLAT)
     values: tuple[float, ...]
     yaml: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with one file."""
+
+    path: str
+    what: str
+    remedy: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `snrkit check` found."""
+
+    run: str
+    files: int
+    findings: Sequence[Finding]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong any more."""
+        return all(finding.repaired for finding in self.findings)

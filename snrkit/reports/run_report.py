@@ -29,6 +29,7 @@ from snrkit.reports.blocks import (
     Picture,
     Table,
     as_html,
+    is_picture,
     markdown,
     mean_of,
     page,
@@ -339,7 +340,13 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
         ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
     ):
         samples = title == "Samples"
-        found = [Picture(path, path.name.removesuffix(".png"), samples) for path in paths if path.exists()]
+        found = [
+            Picture(path, path.name.removesuffix(".png"), samples)
+            if is_picture(path)
+            else Paragraph(f"{path.relative_to(run.path)} is damaged; run the command that draws it again.")
+            for path in paths
+            if path.exists()
+        ]
         blocks += [Heading(title), *found] if found else []
     return blocks
 

@@ -16,7 +16,7 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import mean_of, spread
 from snrkit.reports.comparison import comparison_rows
-from snrkit.reports.records import Comparison, Swept, TunedNow
+from snrkit.reports.records import Checked, Comparison, Swept, TunedNow
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
@@ -51,6 +51,15 @@ def show_calibration(record: Fitted) -> None:
         f"on held-out images the estimator misses the level by {record.error:.3f} nats (root mean square); its "
         f"central 90 % holds {record.coverage:.1%} of them"
     )
+
+
+def show_checked(checked: Checked) -> None:
+    """What is wrong, a line each, or that nothing is."""
+    for finding in checked.findings:
+        remedy = "repaired" if finding.repaired else finding.remedy
+        out.print(f"{finding.path}: {finding.what}; {remedy}", markup=False, highlight=False)
+    if not checked.findings:
+        out.print(f"{checked.run}: {checked.files} files, all as they were written", markup=False, highlight=False)
 
 
 def show_analysis(record: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, Steps, Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.spectral.grid import SpectralGrid
@@ -127,7 +127,7 @@ class Karras(Value):
     """sigma/alpha follows the rho-power grid between the process's bounds (Karras et al. 2022, eq. 5)."""
 
     kind: Literal["karras"] = "karras"
-    steps: int = Field(default=18, ge=1)
+    steps: Steps = 18
     rho: float = Field(default=7.0, gt=0)
     sigma_min: float | None = Field(default=None, gt=0)
     sigma_max: float | None = Field(default=None, gt=0)
@@ -159,7 +159,7 @@ class UniformTime(Value):
     """
 
     kind: Literal["uniform_time"] = "uniform_time"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels uniform in time, then clean."""
@@ -177,7 +177,7 @@ class Trailing(Value):
     """Table indices round(T - i*T/n) - 1: starts at the last index, as zero terminal SNR needs (Lin et al. 2024)."""
 
     kind: Literal["trailing"] = "trailing"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -198,8 +198,8 @@ class Leading(Value):
     """
 
     kind: Literal["leading"] = "leading"
-    steps: int = Field(default=20, ge=1)
-    offset: int = Field(default=0, ge=0)
+    steps: Steps = 20
+    offset: int = Field(default=0, ge=0, le=LONGEST_TABLE)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -218,7 +218,7 @@ class UniformLogsnr(Value):
     """Uniform in logsnr between the process's bounds; the field's `exponential` sigma grid."""
 
     kind: Literal["uniform_logsnr"] = "uniform_logsnr"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
     logsnr_min: float | None = None
     logsnr_max: float | None = None
 
@@ -235,7 +235,7 @@ class Polyexponential(Value):
     """ln(sigma/alpha) falls as a power of the way left (k-diffusion); rho 1 is `uniform_logsnr`."""
 
     kind: Literal["polyexponential"] = "polyexponential"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
     rho: float = Field(default=1.0, gt=0)
 
     def levels(self, process: Process) -> tuple[Level, ...]:
@@ -251,7 +251,7 @@ class BetaSigma(Value):
     """
 
     kind: Literal["beta"] = "beta"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
     alpha: float = Field(default=0.6, gt=0)
     beta: float = Field(default=0.6, gt=0)
 
@@ -273,7 +273,7 @@ class KlOptimal(Value):
     """Angles atan(sigma/alpha) at even distances: optimal for unit Gaussian data (Sabour et al. 2024)."""
 
     kind: Literal["kl_optimal"] = "kl_optimal"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""

@@ -1,15 +1,17 @@
 """One sampler of an experiment, what sampling needs beside it, and what it costs."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from itertools import chain, pairwise
+from typing import Annotated, Any, Literal, overload
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.errors import ConfigError, SnrkitError, shown
+from snrkit.base.value import Batch, Label, Seen, Text, Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
@@ -35,6 +37,63 @@ from snrkit.sampling.step import (
 )
 from snrkit.training.level_samplers import AnyLevels
 
+MOST_IMAGES = 10_000_000  # of a sampler
+NUMBER = re.compile(r"[0-9]{1,18}")
+SeedText = Annotated[str, Field(max_length=10_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds(Sequence[int]):
+    """Seeds in order, held as the ranges that they were written as, however many they are."""
+
+    ranges: tuple[range, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranges))
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.ranges)
+
+    def __contains__(self, seed: object) -> bool:
+        return any(seed in part for part in self.ranges)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        places = range(len(self))[index]
+        return [self._at(place) for place in places] if isinstance(places, range) else self._at(places)
+
+    def _at(self, place: int) -> int:
+        for part in self.ranges:
+            if place < len(part):
+                return part[place]
+            place -= len(part)
+        raise AssertionError("a place within the length lies in a range")
+
+    def shared(self, other: "Seeds") -> int:
+        """How many of them are among others."""
+        overlaps = (range(max(a.start, b.start), min(a.stop, b.stop)) for a in self.ranges for b in other.ranges)
+        return sum(map(len, overlaps))
+
+
+def parse_seeds(text: str) -> Seeds:
+    """The seeds of '0-99,200-299'. ValueError when malformed, repeated, or of more images than a sampler may make."""
+    found: list[range] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not NUMBER.fullmatch(first) or (dash and not NUMBER.fullmatch(last)):
+            raise ValueError(f"seeds '{shown(text)}' are not ranges such as 0-2999 or 0-99,200-299")
+        found.append(range(int(first), int(last if dash else first) + 1))
+    seeds = Seeds(tuple(part for part in found if part))
+    rising = sorted(seeds.ranges, key=lambda part: part.start)
+    if any(before.stop > after.start for before, after in pairwise(rising)):
+        raise ValueError(f"seeds '{shown(text)}' repeat")
+    if (count := sum(part.stop - part.start for part in rising)) > MOST_IMAGES:
+        raise ValueError(f"seeds '{shown(text)}' are {count:,} images, and a sampler makes {MOST_IMAGES:,} at most")
+    return seeds
+
 
 class Sampler(Value):
     """A grid, a solver and corrections, as a file or a script names them; `open_with` lays it out.
@@ -46,7 +105,7 @@ class Sampler(Value):
 
     grid: AnyGrid
     solver: AnySolver
-    corrections: tuple[AnyCorrection, ...] = ()
+    corrections: tuple[AnyCorrection, ...] = Field(default=(), max_length=20)
     start: Literal["published", "exact"] = Field(
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
@@ -55,15 +114,13 @@ class Sampler(Value):
 class SampleConfig(Value):
     """Which images to make, and with which weights."""
 
-    seeds: str = Field(default="0-999", description="ranges of seeds, such as 0-2999 or 0-99,200-299")
-    batch: int = Field(default=500, ge=1)
-    labels: int | None = Field(
-        default=None, ge=0, description="one label for all images; by default uniform over classes"
-    )
-    average: str | None = Field(
+    seeds: SeedText = Field(default="0-999", description="ranges of seeds, such as 0-2999 or 0-99,200-299")
+    batch: Batch = 500
+    labels: Label | None = Field(default=None, description="one label for all images; by default uniform over classes")
+    average: Text | None = Field(
         default=None, description="ema-<half-life>, or network for the raw weights; default: longest"
     )
-    checkpoint: int | None = Field(default=None, ge=0, description="images seen by the checkpoint; default: the newest")
+    checkpoint: Seen | None = Field(default=None, description="images seen by the checkpoint; default: the newest")
     npz: bool = Field(default=False, description="also write all images into one .npz (arr_0)")
 
     @field_validator("seeds", mode="before")
@@ -82,8 +139,8 @@ class SampleConfig(Value):
 class TuneConfig(Value):
     """How `snrkit tune` chooses coefficients."""
 
-    seeds: str = Field(default="100000-100999", description="images it looks at; never those that are scored")
-    trials: int = Field(default=40, ge=1, description="of optuna")
+    seeds: SeedText = Field(default="100000-100999", description="images it looks at; never those that are scored")
+    trials: int = Field(default=40, ge=1, le=100_000, description="of optuna")
 
     @field_validator("seeds")
     @classmethod
@@ -96,26 +153,17 @@ class CompareConfig(Value):
     """What `snrkit compare` sets beside the experiment's own samplers."""
 
     solvers: tuple[AnySolver, ...] = Field(
-        default=(Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()), description="shown without corrections at every NFE"
+        default=(Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()),
+        max_length=20,
+        description="shown without corrections at every NFE",
     )
-    bases: dict[str, str] = Field(
-        default_factory=dict, description="rows that are compared with a row of this name; default: without corrections"
+    bases: dict[Text, Text] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="rows that are compared with a row of this name; default: without corrections",
     )
-    timed_images: int = Field(default=32, ge=1, description="images of one timed batch")
-    rounds: int = Field(default=5, ge=1, description="timed batches of each sampler, interleaved")
-
-
-def parse_seeds(text: str) -> list[int]:
-    """The seeds of '0-99,200-299'. ValueError when malformed or repeated."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"seeds '{text}' are not ranges such as 0-2999 or 0-99,200-299")
-        seeds.extend(range(int(first), int(last if dash else first) + 1))
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds '{text}' repeat")
-    return seeds
+    timed_images: Batch = Field(default=32, description="images of one timed batch")
+    rounds: int = Field(default=5, ge=1, le=100_000, description="timed batches of each sampler, interleaved")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.streams import PERTURBATION
+from snrkit.base.value import MOST_HELD
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import Level
@@ -147,7 +148,7 @@ class AmplificationProbe(ProbeValue):
     """How much of a small error is left in the image; without autocast, as bf16 would round the error away."""
 
     kind: Literal["amplification"] = "amplification"
-    images: int = Field(default=8, ge=2, description="images behind the gains (3 L trajectories each)")
+    images: int = Field(default=8, ge=2, le=MOST_HELD, description="images behind the gains (3 L trajectories each)")
 
     record: ClassVar[type[Amplification]] = Amplification
     columns: ClassVar[tuple[str, ...]] = ("gain of an error over Gaussian data's, most",)

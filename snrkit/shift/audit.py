@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.value import MOST_HELD
 from snrkit.shift.bootstrap import OF_BINS, OF_SIGMA_DATA, Bootstrap, Curve, Number
 from snrkit.shift.probe import ProbeValue, Specimen
 from snrkit.training.holdout import Pairs
@@ -75,7 +76,7 @@ class AuditProbe(ProbeValue):
     """Whether training pairs are at the level that the network is told; the same for all samplers of a run."""
 
     kind: Literal["audit"] = "audit"
-    pairs: int = Field(default=8192, ge=64, description="training pairs behind the audit")
+    pairs: int = Field(default=8192, ge=64, le=MOST_HELD, description="training pairs behind the audit")
 
     record: ClassVar[type[Audit]] = Audit
     columns: ClassVar[tuple[str, ...]] = ()

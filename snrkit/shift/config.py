@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from snrkit.base.value import Value
+from snrkit.base.value import MOST_HELD, Batch, Value
 from snrkit.shift.amplification import AmplificationProbe
 from snrkit.shift.audit import AuditProbe
 from snrkit.shift.bootstrap import FEWEST, FEWEST_RESAMPLES, fewest_resamples
@@ -26,6 +26,8 @@ from snrkit.shift.horizon import HorizonProbe
 from snrkit.shift.probe import Probe, ProbeValue
 from snrkit.shift.why import WhyProbe
 from snrkit.shift.window import WindowProbe
+
+MOST_RESAMPLED = 10**9  # images in all resamples together
 
 AnyProbe = Annotated[
     EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
@@ -51,11 +53,15 @@ class ShiftConfig(Value):
     of the probe horizon, and so a resolved file is written; that of a probe that is not asked for has no effect.
     """
 
-    images: int = Field(default=1000, ge=FEWEST, description="sampled trajectories, and forward samples of each kind")
-    batch: int = Field(default=500, ge=1)
-    bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, description="resamples behind each interval")
+    images: int = Field(
+        default=1000, ge=FEWEST, le=MOST_HELD, description="sampled trajectories, and forward samples of each kind"
+    )
+    batch: Batch = 500
+    bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    probes: tuple[AnyProbe, ...] = (WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe())
+    probes: tuple[AnyProbe, ...] = Field(
+        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe()), max_length=20
+    )
     estimator: EstimatorConfig = EstimatorConfig()
 
     @model_validator(mode="before")
@@ -80,6 +86,11 @@ class ShiftConfig(Value):
 
     @model_validator(mode="after")
     def _resampled(self) -> "ShiftConfig":
+        if self.bootstrap * self.images > MOST_RESAMPLED:
+            raise ValueError(
+                f"bootstrap {self.bootstrap:,} times images {self.images:,} is more than {MOST_RESAMPLED:,}, and a "
+                "number is held for each; lower one of them"
+            )
         if self.bootstrap < fewest_resamples(self.confidence):
             raise ValueError(
                 f"bootstrap {self.bootstrap} leaves no resample beyond an interval of confidence {self.confidence}; "

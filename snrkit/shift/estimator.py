@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snrkit.base.value import Value
+from snrkit.base.value import LARGEST_BATCH, WIDEST, Images, Value
 
 CHUNK = 1024
 MARGIN = 2.0  # nats
@@ -24,11 +24,11 @@ MARGIN = 2.0  # nats
 class EstimatorConfig(Value):
     """Size and training of the estimator of levels (snrkit fit-estimator)."""
 
-    images: int = Field(default=200_000, ge=1)
-    batch: int = Field(default=256, ge=2)
+    images: Images = 200_000
+    batch: int = Field(default=256, ge=2, le=LARGEST_BATCH)
     lr: float = Field(default=5e-3, gt=0)
-    bins: int = Field(default=64, ge=4)
-    channels: int = Field(default=32, ge=4)
+    bins: int = Field(default=64, ge=4, le=10_000)
+    channels: int = Field(default=32, ge=4, le=WIDEST)
 
 
 class LevelNetwork(nn.Module):

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from snrkit.base.distributed import memory_of
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import Dataset
 from snrkit.diffusion.denoiser import NetworkDenoiser
@@ -167,9 +167,9 @@ def check_opened(sampler: OpenedSampler) -> None:
 def check_memory(images: int, levels: int, dimensions: int) -> None:
     """SnrkitError where the states of three arms, and of one while it is joined, are more than this machine holds."""
     needed = 4 * STATE_BYTES * images * levels * dimensions
-    there = memory_of(torch.device("cpu"))
+    there = free_memory(torch.device("cpu"))
     if needed > there:
         raise SnrkitError(
-            f"the states of {images} images at {levels} levels need {needed / 2**30:.0f} GiB and this machine has "
-            f"{there / 2**30:.0f}; give fewer images."
+            f"the states of {images} images at {levels} levels need {in_bytes(needed)} and this machine has "
+            f"{in_bytes(there)} free; give fewer images."
         )

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from snrkit.base.value import MOST_HELD, Steps
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
@@ -91,8 +92,8 @@ class HorizonProbe(ProbeValue):
     """What a few steps do to states that are right."""
 
     kind: Literal["horizon"] = "horizon"
-    steps: int = Field(default=1, ge=1, description="steps walked from states that are right")
-    images: int = Field(default=256, ge=8, description="images behind the short horizon")
+    steps: Steps = Field(default=1, description="steps walked from states that are right")
+    images: int = Field(default=256, ge=8, le=MOST_HELD, description="images behind the short horizon")
 
     record: ClassVar[type[Horizon]] = Horizon
     columns: ClassVar[tuple[str, ...]] = ("short horizon: norm gap", "short horizon: ln variance ratio")

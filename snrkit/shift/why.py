@@ -94,7 +94,9 @@ class WhyProbe(ProbeValue):
     """The network's share of the shift and the solver's."""
 
     kind: Literal["why"] = "why"
-    substeps: int = Field(default=4, ge=2, description="steps of the reference sampler for each step of the sampler")
+    substeps: int = Field(
+        default=4, ge=2, le=1000, description="steps of the reference sampler for each step of the sampler"
+    )
 
     record: ClassVar[type[Why]] = Why
     columns: ClassVar[tuple[str, ...]] = (

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.streams import WINDOW
+from snrkit.base.value import MOST_HELD
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.shift.arms import answers, mean_square, noised
@@ -145,7 +146,9 @@ class WindowProbe(ProbeValue):
     """The matrix of wrong levels, and the shift of level that the norm gap is equivalent to."""
 
     kind: Literal["window"] = "window"
-    images: int = Field(default=64, ge=8, description="images behind the matrices of wrong levels (L^2 calls each)")
+    images: int = Field(
+        default=64, ge=8, le=MOST_HELD, description="images behind the matrices of wrong levels (L^2 calls each)"
+    )
 
     record: ClassVar[type[Window]] = Window
     columns: ClassVar[tuple[str, ...]] = ("shift by the norm's slope",)

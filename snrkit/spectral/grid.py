@@ -21,7 +21,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import SPECTRUM
-from snrkit.base.value import Value
+from snrkit.base.value import Steps, Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process
 from snrkit.spectral.levels import SpectralLevels, told_ends
@@ -37,7 +37,7 @@ class SpectralGrid(Value):
     """Even steps in the t of a schedule made of a power spectrum."""
 
     kind: Literal["spectral"] = "spectral"
-    steps: int = Field(default=20, ge=1)
+    steps: Steps = 20
     schedule: SpectralSchedule | None = Field(
         default=None, description="default: that of the training levels, if spectral"
     )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.streams import UNCERTAINTY
-from snrkit.base.value import Value
+from snrkit.base.value import Seed, Value
 from snrkit.training.objective import LOWEST_LOGSNR
 
 ENOUGH = 10  # observations of every bin, before which bins are not used
@@ -35,7 +35,7 @@ LIMIT = 10.0  # of the learned uncertainty, nats
 class Importance(Value):
     """Adaptive importance sampling of levels: bins of the level sampler's uniforms, drawn by the EMA of their loss."""
 
-    bins: int = Field(default=100, ge=2)
+    bins: int = Field(default=100, ge=2, le=10_000)
     memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
     uniform: float = Field(default=0.01, gt=0, lt=1, description="share of plain draws mixed in")
 
@@ -44,7 +44,7 @@ class Balance(Value):
     """Loss-aware weighting: every bin's loss, or its variance, over its own EMA, held within `limit` of the mean."""
 
     by: Literal["loss", "variance"] = "loss"
-    bins: int = Field(default=100, ge=2)
+    bins: int = Field(default=100, ge=2, le=10_000)
     memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
     limit: float = Field(default=10.0, gt=1)
 
@@ -55,8 +55,8 @@ class Uncertainty(Value):
     At its optimum it undoes whatever the weighting says of levels, as far as e^-10 to e^10 reach.
     """
 
-    features: int = Field(default=128, ge=2)
-    seed: int = Field(default=0, ge=0)
+    features: int = Field(default=128, ge=2, le=2**14)
+    seed: Seed = 0
 
 
 class Bins:

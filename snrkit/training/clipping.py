@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError
-from snrkit.base.value import Value
+from snrkit.base.value import Text, Value
 from snrkit.networks import output_layer
 
 Positive = Annotated[float, Field(gt=0)]
@@ -97,7 +97,7 @@ class Groups(Value):
     """
 
     kind: Literal["groups"] = "groups"
-    norms: dict[str, Positive] = Field(min_length=1)
+    norms: dict[Text, Positive] = Field(min_length=1, max_length=1000)
 
     @field_validator("norms")
     @classmethod

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from snrkit.base.distributed import World
 from snrkit.base.errors import DivergedError
 from snrkit.base.streams import DROPOUT
-from snrkit.base.value import Value
+from snrkit.base.value import Batch, Images, Place, Seen, Text, Value
 from snrkit.data.augment import EdmAugment
 from snrkit.data.dataset import Dataset, stream, to_unit
 from snrkit.diffusion.prediction import Cond
@@ -36,9 +35,9 @@ from snrkit.training.randomness import Draws, Plan
 class ResumeFrom(Value):
     """Weights to begin with: those of another run, whose network must be the same; a fine-tune."""
 
-    run: Path
-    checkpoint: int | None = Field(default=None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(
+    run: Place
+    checkpoint: Seen | None = Field(default=None, description="images seen; default: the newest")
+    average: Text | None = Field(
         default=None, description="the name of an average, or network; default: the longest average"
     )
 
@@ -49,14 +48,14 @@ PATIENCE = 10  # non-finite steps in a row before giving up
 class TrainConfig(Value):
     """How long, how fast and how safely. Everything is counted in images."""
 
-    images: int = Field(ge=1)
-    batch: int = Field(default=128, ge=1)
-    slice: int = Field(default=16, ge=1, description="images whose randomness is drawn together")
-    accumulate: int = Field(default=1, ge=1)
+    images: Images
+    batch: Batch = 128
+    slice: Batch = Field(default=16, description="images whose randomness is drawn together")
+    accumulate: Batch = 1
     lr: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=10_000, ge=0)
+    warmup: Seen = 10_000
     decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
-    decay_from: int = Field(default=0, ge=0, description="images at which the decay begins; for rsqrt also its scale")
+    decay_from: Seen = Field(default=0, description="images at which the decay begins; for rsqrt also its scale")
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     adam_betas: tuple[float, float] = Field(default=(0.9, 0.99), description="of adamw and adam")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
@@ -74,16 +73,16 @@ class TrainConfig(Value):
     balance: Balance | None = Field(default=None, description="weigh levels by what is learned of their loss")
     uncertainty: Uncertainty | None = Field(default=None, description="EDM2's learned uncertainty of every level")
     resume_from: ResumeFrom | None = None
-    averages: tuple[AnyAveraging, ...] = (HalfLife(),)
-    save_every: int = Field(default=20_000, ge=1)
-    keep_last: int = Field(default=2, ge=1)
-    keep_every: int | None = Field(default=None, ge=1)
-    snapshot_every: int | None = Field(
+    averages: tuple[AnyAveraging, ...] = Field(default=(HalfLife(),), max_length=100)
+    save_every: Images = 20_000
+    keep_last: Images = 2
+    keep_every: Images | None = None
+    snapshot_every: Images | None = Field(
         default=None, ge=1, description="keep the weights and averages alone, for `average`"
     )
-    log_every: int = Field(default=2_000, ge=1)
-    holdout_every: int = Field(default=20_000, ge=1)
-    holdout_bins: int = Field(default=10, ge=1)
+    log_every: Images = 2_000
+    holdout_every: Images = 20_000
+    holdout_bins: int = Field(default=10, ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _acts(self) -> "TrainConfig":

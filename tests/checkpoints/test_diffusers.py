@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -289,6 +290,11 @@ def spoilt(folder, **changes):
         (lambda f: spoilt(f, num_train_timesteps=-5), "is refused by DDIMScheduler"),
         (lambda f: spoilt(f, _class_name="EDMEulerScheduler", sigma_min=-1.0), "is refused by EDMEuler"),
         (lambda f: spoilt(f, _class_name="EulerDiscreteScheduler", timestep_type="continuous"), "continuous, whose"),
+        (lambda f: spoilt(f, _class_name="DDIM\nScheduler"), "names no class"),
+        (lambda f: spoilt(f, trained_betas=[float("nan")] * 1000), "is not valid JSON"),
+        (lambda f: spoilt(f, trained_betas=[float("inf")] * 1000), "is refused by DDIMScheduler"),
+        (lambda f: spoilt(f, trained_betas=[2.0] * 1000), "is refused by DDIMScheduler"),
+        (lambda f: spoilt(f, trained_betas=[]), "is refused by DDIMScheduler"),
         (lambda f: (saved(f, diffusers.DDIMScheduler()) / "unet/config.json").write_text("[]") and f, "names no class"),
         (lambda f: (saved(f, diffusers.DDIMScheduler()) / "unet/config.json").write_text("{") and f, "not valid JSON"),
         (
@@ -304,6 +310,19 @@ def test_what_cannot_be_read_is_said_in_one_sentence(spoil, said, tmp_path):
     """ConfigError of one line."""
     with pytest.raises(ConfigError, match=said) as caught:
         DiffusersModel(path=spoil(tmp_path)).describe()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["unet/config.json", "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"]
+)
+def test_nothing_is_waited_for(place, tmp_path):
+    """A named pipe in the place of any file of a folder."""
+    path = saved(tmp_path, diffusers.DDIMScheduler()) / place
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError) as caught:
+        DiffusersModel(path=tmp_path).describe()
     assert "\n" not in str(caught.value)
 
 

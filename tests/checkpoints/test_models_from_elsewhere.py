@@ -129,6 +129,25 @@ def test_a_wrong_kind_is_recognised(model, tmp_path):
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "begins", "said"),
+    [
+        ("edm", b"PK\x03\x04rest", "It is a file of torch's, which adm, dit and sit read."),
+        ("diffusers", b"\x80\x04rest", "It is a pickle, which edm reads, or an older file"),
+        ("edm", b"\x89HDF\r\n", "It is an HDF5 file, which no kind reads."),
+        ("edm", b"\x40" + bytes(7) + b'{"a":', "It is a safetensors file, of which kind diffusers reads the folder"),
+        ("diffusers", b"PK\x03\x04rest", "is no folder, .* It is a file of torch's, which adm, dit and sit read."),
+        ("edm", b"<html>", "is no pickle.$"),
+    ],
+)
+def test_a_file_of_another_format_is_called_by_its_own(kind, begins, said, tmp_path):
+    """By its first bytes, where its content says no more; of an unknown one nothing is guessed."""
+    (tmp_path / "x.bin").write_bytes(begins)
+    with pytest.raises(ConfigError, match=said) as caught:
+        experiment(tmp_path, model={"kind": kind, "path": str(tmp_path / "x.bin")})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_changed_model_is_noticed(model, tmp_path):
     """Images made with other weights are not taken for this model's."""
     import shutil

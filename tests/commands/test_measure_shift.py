@@ -244,7 +244,7 @@ def test_a_probe_says_what_it_holds():
     needed = []
     for probes in ([], ["amplification"]):
         opened = open_experiment(small(probes=probes), WORLD)
-        with pytest.raises(ConfigError, match="GiB"):
+        with pytest.raises(ConfigError, match="MiB free"):
             check_arms_fit(opened.data, opened.experiment.shift, samplers, 0)
         low, high = 0, 2**40
         while high - low > 1:
@@ -280,3 +280,13 @@ def test_an_estimator_of_other_numerics_is_refused(measured, tmp_path):
     write_json(path, {k: v for k, v in record.items() if k != "numerics"})
     with pytest.raises(SnrkitError, match="numerics is missing"):
         run_measuring(experiment, tmp_path, WORLD, quiet=True)
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("0-9", "sample.seeds are 10: the seeds that follow"), ("0-99", "")])
+def test_trajectories_beyond_the_images_are_said(seeds, said):
+    """Where shift.images are more than sample.seeds; where they are not, nothing is."""
+    from snrkit.commands.measure_shift import _further
+
+    found = _further(parse_experiment(apply_settings(SMALL, [f"sample.seeds={seeds}", "shift.images=32"]), "x"))
+    assert found.startswith("shift.images is 32") if said else found == ""
+    assert said in found

@@ -111,12 +111,18 @@ def damaged(path):
     ("write", "said"),
     [
         (lambda p: zipped(p, **{"a.png": vast_png()}), "a.png is not a readable image"),
-        (lambda p: zipped(p, **{"a.png": picture((5000, 5000))}), "5000x5000 pixels are more than"),
-        (lambda p: zipped(p, **{"a.png": b"<svg>"}), "a.png is not a readable image"),
-        (damaged, "a.png is not a readable image"),
+        (lambda p: zipped(p, **{"a.png": picture((5000, 5000))}), "5000x5000 pixels are none, or more than"),
+        (lambda p: zipped(p, **{"a.png": b"<svg>"}), "a.png holds SVG"),
+        (damaged, "a.png cannot be read"),
         (lambda p: zipped(p, **{"a.png": picture(), "dataset.json": b"[" * 10**6}), "does not label every image"),
-        (lambda p: zipped(p, **{"a.png": picture(), "dataset.json": b'{"labels": [["a.png", 1e999]]}'}), "OverflowErr"),
-        (lambda p: zipped(p, **{"a.png": picture(), "dataset.json": bytes(2**28 + 1)}), "no list of labels takes"),
+        (
+            lambda p: zipped(p, **{"a.png": picture(), "dataset.json": b'{"labels": [["a.png", 1e999]]}'}),
+            "inf is no whole number",
+        ),
+        (
+            lambda p: zipped(p, **{"a.png": picture(), "dataset.json": bytes(2**28 + 1)}),
+            "dataset.json cannot be read .it unpacks to",
+        ),
     ],
 )
 def test_images_in_zips_are_read_or_refused(write, said, tmp_path):
@@ -150,10 +156,10 @@ LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("data: !!python/object/apply:os.system ['touch REACHED']", "could not determine a constructor"),
-        ("data: !!python/name:os.system", "could not determine a constructor"),
-        (LAUGHS, "stands for more than 100,000 values"),
-        ("data: &a [*a]", "stands for more than 100,000 values"),
+        ("data: !!python/object/apply:os.system ['touch REACHED']", "only plain values are read"),
+        ("data: !!python/name:os.system", "only plain values are read"),
+        (LAUGHS, "stands for more than 50,000 values"),
+        ("data: &a [*a]", "stands for more than 50,000 values"),
         ("data: " + "[" * 20_000, "nested more deeply"),
     ],
 )

@@ -124,7 +124,7 @@ def test_the_condition_reaches_the_denoiser_and_guidance():
 @pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("0-1,7-8", [0, 1, 7, 8])])
 def test_seed_ranges(text, seeds):
     """Ranges include both ends."""
-    assert parse_seeds(text) == seeds
+    assert list(parse_seeds(text)) == seeds
     assert SampleConfig(seeds=text).seeds == text
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Text, Value
 from snrkit.base.wavelet import add_bands, check_wavelet
 from snrkit.diffusion.level import broadcast
 from snrkit.sampling.step import Position, Range, Step
@@ -98,8 +98,8 @@ class Dcw(Value):
     low: float = 0.0
     high: float = 0.0
     schedule: AnySchedule = Constant()
-    wavelet: str = "haar"
-    padding: str = "zero"
+    wavelet: Text = "haar"
+    padding: Text = "zero"
     space: Literal["native", "unscaled"] = "native"
     evaluation: Literal["last", "first"] = "last"
     tunable: ClassVar[dict[str, Range]] = dict.fromkeys(

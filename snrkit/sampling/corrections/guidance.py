@@ -15,7 +15,6 @@ what its weight applies to (x0 and eps, which mixes answers, not scores). A resc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Place, Seen, Text, Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
@@ -215,9 +214,9 @@ class Autoguidance(Guidance):
     """
 
     kind: Literal["autoguidance"] = "autoguidance"
-    run: Path | None = Field(default=None, description="run directory; default: this run")
-    checkpoint: int | None = Field(default=None, ge=0, description="images seen; default: the newest")
-    average: str | None = Field(
+    run: Place | None = Field(default=None, description="run directory; default: this run")
+    checkpoint: Seen | None = Field(default=None, description="images seen; default: the newest")
+    average: Text | None = Field(
         default=None, description="the name of an average, or network; default: as the sampler's own"
     )
     unlabelled: bool = Field(default=False, description="ask the weaker model without the label, which it may not know")
