@@ -5,11 +5,15 @@ been, or in one sentence that names a file and a remedy, or is killed; and the s
 the very folder that it leaves without a fault. `make faults` tries all points and prints how many, `make test` some.
 """
 
+import contextlib
+import errno
+
 import pytest
 
-from tests.faults import COMMANDS, Trial, tally
+from snrkit.base.sealed import write_json
+from tests.faults import COMMANDS, KILL, Trial, tally
 
-STRIDE = 53  # odd, so that the points that are tried rotate over the four ways to fail
+STRIDE = 131  # odd, so that the points that are tried rotate over the four ways to fail
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +51,30 @@ def test_no_fault_makes_a_silent_difference(trial, command, capsys):
     with capsys.disabled():
         print(f"| `{command}` | {tally(found)} | {len(tried)} | {len(bad)} |")
     assert bad == []
+
+
+def test_the_harness_sees_a_command_that_writes_in_place(trial, monkeypatch):
+    """Without a temporary file a kill leaves half a file, over which the same command stumbles."""
+
+    def in_place(path, content, sync=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content)
+
+    monkeypatch.setattr("snrkit.base.files.write_bytes", in_place)
+    found = trial("train")
+    torn = [(found.events.index(("write", "runs/small/config.yaml")), KILL)]
+    assert "its checksum does not fit" in "".join(wrong(found, torn))
+
+
+def test_the_harness_sees_an_error_that_is_hidden(trial, monkeypatch):
+    """A command that ends well without what it should have written."""
+
+    def careless(path, content):
+        with contextlib.suppress(OSError):
+            write_json(path, content)
+
+    monkeypatch.setattr("snrkit.commands.eval_fid.write_json", careless)
+    found = trial("eval-fid")
+    place = next(at for at, (what, path) in enumerate(found.events) if what == "open" and "metrics" in path)
+    assert wrong(found, [(place, errno.EIO)])
