@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
-.PHONY: demo corrections-study training-study spectral-study test check bench format clean
+.PHONY: demo corrections-study training-study spectral-study test faults check bench format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -38,6 +38,9 @@ check: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file= --strict --follow-imports=silent --cache-dir=.mypy_cache/users $(USERS)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+faults: .venv/installed-test
+	$(BIN)/pytest -m slow -s tests/test_faults.py
 
 bench: .venv/installed-test
 	$(BIN)/pytest tests/bench -o norecursedirs=".*" -s --benchmark-disable-gc --benchmark-columns=median

@@ -48,17 +48,29 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with _naming(path), temporary.open("wb") as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
         if sync:
-            sync_folder(path.parent)
+            with _naming(path):
+                sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk say of which file it is, which the system does not once a file is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -84,6 +96,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, which is never half there: it is renamed first. SnrkitError where the disk fails."""
+    old = _temporary(path.with_name(f"{path.name}.old"))
+    with disk_errors(f"deleting {path}", "see to its permissions and run the same command again"):
+        if old.exists():
+            shutil.rmtree(old)
+        path.replace(old)
+        shutil.rmtree(old)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ What is read is all that was written, of these images, and finite.
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from snrkit.base.errors import DivergedError, RunError, SnrkitError
-from snrkit.base.files import checksum, disk_errors, new_folder, remove_leftovers
+from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
@@ -71,7 +70,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             sums[name] = checksum(content)
         write_json(temporary / "state.json", to_json(State(checkpoint.images, checkpoint.numbers, sums)))
         if path.exists():
-            shutil.rmtree(path)
+            remove_folder(path)
     return path
 
 
@@ -162,5 +161,5 @@ def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
             milestone = reached
     for path in paths:
         if path not in kept:
-            shutil.rmtree(path)
+            remove_folder(path)
     remove_leftovers(folder)

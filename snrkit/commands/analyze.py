@@ -50,7 +50,8 @@ from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.instrument import check_held_out
-from snrkit.experiment.opening import level_sampler, open_model
+from snrkit.experiment.lock import beside
+from snrkit.experiment.opening import Opened, level_sampler, open_model
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
@@ -140,21 +141,27 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_aloud(experiment, world)
-    folder = Run(runs / experiment.name).path / "analysis"
-    spectrum, sampler = data_spectrum(opened.data), level_sampler(experiment.levels, opened.data)
+    run = Run(runs / experiment.name)
+    folder = run.path / "analysis"
+    with beside(run, folder):
+        return {"page": str(folder / "index.html"), **_analyze(opened, runs, run, folder)}
+
+
+def _analyze(opened: Opened, runs: Path, run: Run, folder: Path) -> dict[str, Any]:
+    e, data = opened.experiment, opened.data
+    spectrum, sampler = data_spectrum(data), level_sampler(e.levels, data)
     groups = {
-        HARD: target_charts(opened.experiment, spectrum),
-        TIMED: time_charts(opened.experiment, spectrum),
-        WEIGHTED: weighting_charts(opened.experiment, sampler, spectrum),
-        SCHEDULED: schedule_charts(opened.experiment, sampler, spectrum),
+        HARD: target_charts(e, spectrum),
+        TIMED: time_charts(e, spectrum),
+        WEIGHTED: weighting_charts(e, sampler, spectrum),
+        SCHEDULED: schedule_charts(e, sampler, spectrum),
     }
     facts: dict[str, str] = {}
-    run = Run(runs / experiment.name)
     if newest_checkpoint(run.checkpoints) is not None:
-        run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
-        check_held_out(opened.data)
+        run = trained_run(runs, e, data.dataset.fingerprint)
+        check_held_out(data)
         model = open_model(opened, run)
-        found = analyze_run(opened.experiment, opened.setting, model, spectrum)
+        found = analyze_run(e, opened.setting, model, spectrum)
         groups |= found.charts
         facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
     record = {
@@ -162,12 +169,12 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         "second_moment": spectrum.second_moment, "facts": facts, "prior_bits": prior_bits(spectrum.second_moment),
     }  # fmt: skip
     with disk_errors(f"writing {folder}", "free space and run the same command again"):
-        blocks = _write_charts(folder, opened.experiment, spectrum, groups, facts)
-        title = f"{experiment.name}: analysis"
+        blocks = _write_charts(folder, e, spectrum, groups, facts)
+        title = f"{e.name}: analysis"
         write_json(folder / "index.json", record)
         write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
         write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
-    return {"page": str(folder / "index.html"), **record}
+    return record
 
 
 def data_spectrum(data: OpenedData) -> Spectrum:

@@ -18,6 +18,7 @@ from snrkit.base.sealed import write_json
 from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
 from snrkit.reports.spectrum_table import spectrum_rows
@@ -37,11 +38,12 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
         raise SnrkitError("analyze runs in one process; start it without torchrun.")
     opened = open_aloud(experiment, world)
     spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
-    folder = Run(runs / experiment.name).path / "analysis" / "spectrum"
+    run = Run(runs / experiment.name)
+    folder = run.path / "analysis" / "spectrum"
     levels = spectral_levels(experiment.levels)
     schedule = SpectralSchedule() if levels is None else levels.schedule
     charts, record = spectrum_charts(spectra, schedule), facts(spectra, schedule)
-    with disk_errors(f"writing {folder}", "free space and run the same command again"):
+    with beside(run, folder), disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write(folder, experiment, charts, record)
         write_json(folder / "index.json", record)
         write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")

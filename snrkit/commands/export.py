@@ -13,12 +13,14 @@ import torch
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors, new_folder
+from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.folders import diffusers_package
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import beside
 from snrkit.experiment.models import FromElsewhere, read_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
@@ -48,7 +50,11 @@ def run_exporting(
         network.load_state_dict(kept, assign=True)
     except RuntimeError as error:
         raise RunError(f"{path} holds weights of another network ({' '.join(str(error).split())[:200]}).") from None
-    with disk_errors(f"writing {folder}", "free space or name another folder with --out"), new_folder(folder) as made:
+    with (
+        beside(run, folder.parent) if out is None else ending(),
+        disk_errors(f"writing {folder}", "free space or name another folder with --out"),
+        new_folder(folder) as made,
+    ):
         network.save_pretrained(made / "unet")
         scheduler.save_pretrained(made / "scheduler")
         if whole(experiment):

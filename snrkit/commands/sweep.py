@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError, shown
-from snrkit.base.files import disk_errors, write_text
+from snrkit.base.files import disk_errors, remove_abandoned, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
@@ -218,6 +218,7 @@ def run_sweep(
     table = make_table(sweep, rows, [*sweep.settings, *settings])
     name = path.stem if not settings else f"{path.stem}-{fingerprint(json.dumps(list(settings)))[:8]}"
     out = runs / f"{name}.json"  # a quick look with other settings leaves the page of the file alone
+    remove_abandoned(runs, name)
     with disk_errors(f"writing {out}", "free space and run the same command again"):
         write_json(out, to_json(table))
         write_text(out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in sweep_page(path.stem, table)))

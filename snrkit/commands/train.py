@@ -1,7 +1,6 @@
 """`snrkit train`: the generator of snrkit.training.train with logging, checkpoints and interruption round it."""
 
 import contextlib
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
+from snrkit.base.files import remove_folder
 from snrkit.base.records import from_json
 from snrkit.base.signals import stoppable
 from snrkit.checkpoints.ours import (
@@ -42,6 +42,7 @@ from snrkit.training.clipping import remark
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.train import (
     Task,
+    TrainConfig,
     TrainState,
     TrainStep,
     make_state,
@@ -146,6 +147,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         world.barrier()  # all have read the checkpoint before anyone writes
         log = LogWriter(run.log, lines, world.leads)
         if world.leads:
+            _prune(run, training.train)  # a command that was killed may not have come to it
             write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
             write_environment(run, facts)
@@ -179,7 +181,7 @@ def _newest(run: Run, world: World, fall_back: bool) -> Checkpoint | None:
     world.barrier()  # all have tried them before one deletes them
     for path in damaged if world.leads else ():
         console.print(f"{path} is damaged and deleted; going on from {0 if checkpoint is None else checkpoint.images}")
-        shutil.rmtree(path)
+        remove_folder(path)
     return checkpoint
 
 
@@ -277,5 +279,9 @@ def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter)
         log.sync()  # the checkpoint says how many lines there are
         numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines}
         save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
-        prune(run.checkpoints, task.config.keep_last, task.config.keep_every)
+        _prune(run, task.config)
     task.world.barrier()
+
+
+def _prune(run: Run, config: TrainConfig) -> None:
+    prune(run.checkpoints, config.keep_last, config.keep_every)

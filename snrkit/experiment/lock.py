@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snrkit.base.errors import BusyError, RunError
-from snrkit.base.files import disk_errors, remove_leftovers
+from snrkit.base.files import disk_errors, remove_abandoned, remove_leftovers
 from snrkit.base.signals import ending
 from snrkit.experiment.run import Run
 
@@ -43,6 +43,19 @@ def locked(run: Run) -> Iterator[None]:
             yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def beside(run: Run, folder: Path) -> Iterator[None]:
+    """For what writes only into a folder of its own, which it may while another command holds the lock.
+
+    Clears what killed commands left in that folder. RunError where the run directory holds a link.
+    """
+    if run.path.exists():
+        check_links(run)
+    remove_abandoned(folder)
+    with ending():
+        yield
 
 
 def check_links(run: Run) -> None:

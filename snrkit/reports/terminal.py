@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import Fitted
 from snrkit.experiment.stored import stored_experiment
@@ -191,6 +192,7 @@ def show_report(experiment: Experiment, runs: Path) -> None:
     """Write the report, print its table and where it is."""
     run = Run(runs / experiment.name)
     stored = stored_experiment(run.path)
-    path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+    with beside(run, run.path):
+        path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
     _print(table.header, table.rows)
     out.print(f"report: {path}")
