@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 import yaml
+from PIL import Image
 
 from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.cli import main
@@ -152,4 +153,7 @@ def edit(path, **changes):
 
 def load_images(folder, seeds):
     """The images that snrkit sample made of these seeds, uint8 (n, C, H, W)."""
-    return SampleFolder(folder).load(seeds)
+    folder = SampleFolder(folder)
+    with Image.open(folder.image(seeds[0])) as first:
+        shape = (len(first.getbands()), first.height, first.width)
+    return folder.load(seeds, shape)

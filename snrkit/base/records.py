@@ -8,7 +8,8 @@ A field is a key. One without a default must be there, and no other key may be. 
 a float is written as null, and null is NaN where the type says float, None where it says `float | None`. The keys of a
 field `name: kind = field(metadata=FLAT)` lie beside the record's own: those of a mapping, or those of another record,
 all of them or, where it is None, none. Types are plain ones (bool, int, float, str, Literal, Any), records, T | None,
-and list[T], tuple[T, ...], Sequence[T], Mapping[str, T] of them.
+and list[T], tuple[T, ...], Sequence[T], Mapping[str, T] of them. What else must hold of a record, its `__post_init__`
+checks, by ValueError.
 """
 
 import math
@@ -89,7 +90,10 @@ def _record(kind: Any, content: Mapping[str, Any], at: str) -> Any:
             raise _misfit(f"{at}{entry.name}.", "is missing")
     if others:
         raise _misfit(f"{at}{next(iter(others))}.", "is unknown")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except ValueError as error:  # what a record's own __post_init__ says
+        raise _misfit(at, str(error)) from None
 
 
 @cache

@@ -97,7 +97,7 @@ def score_folder(
     if missing:
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder.path}; run snrkit sample first.")
     made = check_made(opened, run, name, folder, at)
-    images = folder.load(seeds)
+    images = folder.load(seeds, data.labelled.shape)
     each = scorer.ranges(memory_dataset(name, images))
     return SamplerScores(
         numerics=NUMERICS,

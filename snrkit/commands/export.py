@@ -43,10 +43,11 @@ def run_exporting(
     package = diffusers_package()
     scheduler = _scheduler(package, experiment)
     weights = experiment.model.find(run, checkpoint, average)
-    network = _network(package, experiment)
+    with torch.device("meta"):  # however large a stranger's configuration calls it
+        network = _network(package, experiment)
     kept = {name: tensor for name, tensor in read_weights(run, weights).items() if not name.startswith("extras.")}
     try:
-        network.load_state_dict(kept)
+        network.load_state_dict(kept, assign=True)
     except RuntimeError as error:
         raise RunError(f"{path} holds weights of another network ({' '.join(str(error).split())[:200]}).") from None
     with (
@@ -110,7 +111,7 @@ def _scheduler(package: ModuleType, e: Experiment) -> Any:
 
 
 def _network(package: ModuleType, e: Experiment) -> Any:
-    """UNet2DModel of the same layers, with random weights."""
+    """UNet2DModel of the same layers."""
     value, shape = e.network, e.data.open().shape
     assert isinstance(value, UNet)
     size = shape[1] if shape[1] == shape[2] else shape[1:]

@@ -205,16 +205,16 @@ def _finish(
         folder.gather(record)
         if stopped:
             return
-        stored = folder.manifest()
+        stored, shape = folder.manifest(), samples.setting.data.labelled.shape
         finished = sorted({} if stored is None else stored.sums)
         labels = samples.labels(ImageStreams(finished))
         if labels is not None:
             listed = [[image_path(seed), label] for seed, label in zip(finished, labels.tolist(), strict=True)]
             write_text(folder.path / "dataset.json", json.dumps({"labels": listed}) + "\n")  # as EDM's tools read it
-        write_bytes(path_beside(folder.path, ".png"), encode(picture(folder.load(seeds[:SHOWN]))))
+        write_bytes(path_beside(folder.path, ".png"), encode(picture(folder.load(seeds[:SHOWN], shape))))
         if samples.config.npz:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, arr_0=folder.load(seeds).permute(0, 2, 3, 1).numpy())
+            np.savez_compressed(buffer, arr_0=folder.load(seeds, shape).permute(0, 2, 3, 1).numpy())
             write_bytes(path_beside(folder.path, ".npz"), buffer.getvalue())
 
 

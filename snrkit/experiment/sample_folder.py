@@ -96,11 +96,18 @@ class SampleFolder:
         known = {} if stored is None else stored.sums
         return [seed for seed in seeds if seed not in known]
 
-    def load(self, seeds: Sequence[int]) -> Tensor:
-        """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written."""
+    def load(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+        """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written, or not of `shape`."""
         stored = self.manifest()
         known = {} if stored is None else stored.sums
-        return torch.stack([self._load(seed, known.get(seed)) for seed in seeds])
+        images = [self._load(seed, known.get(seed)) for seed in seeds]
+        for seed, image in zip(seeds, images, strict=True):
+            if image.shape != shape:
+                raise RunError(
+                    f"{self.image(seed)} has {tuple(image.shape)} channels, rows and columns, and images of the "
+                    f"experiment {shape}; delete it and run snrkit sample again."
+                )
+        return torch.stack(images)
 
     def _load(self, seed: int, known: str | None) -> Tensor:
         content = self._content(seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError, RunError, reason_of
@@ -181,7 +182,10 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
     record = read_record(Fitted, path / "estimator.json")
-    config, then = EstimatorConfig.model_validate(record.to.config), record.to
+    try:
+        config, then = EstimatorConfig.model_validate(record.to.config), record.to
+    except ValidationError:
+        raise RunError(f"the estimator in {path} has no known configuration; run snrkit fit-estimator again.") from None
     now = fitted_on(config, setting)
     fitted = {
         "process": then.process == now.process,

@@ -30,6 +30,10 @@ class SamplerScores:
     memorisation: Memorisation | None
     made_with: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        if not self.ranges:
+            raise ValueError("has no ranges")
+
     @property
     def warnings(self) -> set[str]:
         """Of all ranges."""

@@ -67,6 +67,16 @@ class Shift:
     mean_nearest: Number
     mean_nearest_null: Number
 
+    def __post_init__(self) -> None:
+        curves = [getattr(self, name) for name in self.__dataclass_fields__]
+        found = [
+            *(c for c in curves if isinstance(c, Curve)),
+            *self.part_ratio.values(),
+            *self.part_ratio_null.values(),
+        ]
+        if any(len(part) != len(self.logsnr) for curve in found for part in (curve.value, curve.low, curve.high)):
+            raise ValueError("has readings of another number of levels")
+
     def headline(self) -> tuple[Number, ...]:
         """Norm gap, its null, ln variance ratio, its null: means over levels."""
         return (

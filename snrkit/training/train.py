@@ -6,7 +6,7 @@ dropout, whose masks are drawn per process.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -444,6 +444,15 @@ def state_numbers(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "nonfinite": state.nonfinite, "scaler": state.scaler.state_dict()}
 
 
+def _check_moments(moments: Mapping[str, Mapping[str, Tensor]], trained: Mapping[str, Tensor]) -> None:
+    """RuntimeError where moments are of other parameters: of a name that is not there, or of another shape."""
+    for name, kept in moments.items():
+        if name not in trained:
+            raise RuntimeError(f"it has moments of {name}, which is no parameter here")
+        if wrong := [key for key, value in kept.items() if value.ndim and value.shape != trained[name].shape]:
+            raise RuntimeError(f"its {wrong[0]} of {name} has another shape")
+
+
 def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
     """Take over the training state of a checkpoint."""
     state.network.load_state_dict(tensors["network"])
@@ -454,8 +463,9 @@ def restore(state: TrainState, images: int, tensors: dict[str, dict[str, Tensor]
     for key, value in tensors["optimizer"].items():
         parameter, _, entry = key.rpartition("/")
         moments.setdefault(parameter, {})[entry] = value
-    packed = state.optimizer.state_dict()
-    for index, (name, weight) in enumerate(trained_parameters(state.network, state.adaptive)):
+    packed, trained = state.optimizer.state_dict(), trained_parameters(state.network, state.adaptive)
+    _check_moments(moments, dict(trained))
+    for index, (name, weight) in enumerate(trained):
         if name in moments:  # in the weight's own memory layout, which the fused optimizer takes for granted
             packed["state"][index] = {
                 key: torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value

@@ -1,0 +1,56 @@
+"""What a file counts is on the disk before it, and names outlast a loss of power: in the order of what a disk is told."""
+
+import os
+
+import pytest
+
+from tests.faults import Trial
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What the disk is told by a command, in order: (what, path)."""
+    home, states = tmp_path_factory.mktemp("order"), {}
+    return lambda command: Trial(command, states, home).events
+
+
+def last(events, event):
+    return len(events) - 1 - events[::-1].index(event)
+
+
+def test_images_are_on_the_disk_before_a_manifest_lists_them(told):
+    """Each is flushed, and its folder, before the manifest gets its name for the last time."""
+    events = told("sample")
+    listed = last(events, ("rename", "runs/small/samples/euler/manifest.json"))
+    images = [path for what, path in events if what == "rename" and path.startswith("runs/small/samples/euler/0000")]
+    assert len(images) == 8
+    for path in images:
+        assert events.index(("rename", path)) < events.index(("sync", path)) < listed
+        assert events.index(("sync", os.path.dirname(path))) < listed
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_counts_its_lines(told):
+    """Between the last line before a checkpoint and the checkpoint's name the log is flushed."""
+    events, log = told("train"), "runs/small/train.jsonl"
+    named = [
+        place
+        for place, (what, path) in enumerate(events)
+        if what == "rename" and os.path.dirname(path) == "runs/small/checkpoints" and os.path.basename(path).isdigit()
+    ]
+    assert len(named) == 4
+    for place in named:
+        written = last(events[:place], ("write", log))
+        assert ("sync", log) in events[written:place]
+
+
+@pytest.mark.parametrize("command", ["train", "eval-fid", "average RUN --width 0.2", "fit-estimator"])
+def test_a_name_is_on_the_disk_when_a_command_ends(told, command):
+    """After the last file that a folder was given the folder is flushed; what is deleted may come back."""
+    events = told(command)
+    for folder in {os.path.dirname(path) for what, path in events if what == "rename" and not path.endswith(".tmp")}:
+        final = max(
+            place
+            for place, (what, path) in enumerate(events)
+            if what == "rename" and os.path.dirname(path) == folder and not path.endswith(".tmp")
+        )
+        assert ("sync", folder) in events[final:], folder
