@@ -221,10 +221,10 @@ def line(command: str, folder: Path) -> list[str]:
     return [*words, *config, "--runs", str(runs), *MORE.get(command, ()), *(["-q"] if first in NO_BARS else [])]
 
 
-def start(folder: Path) -> None:
-    """A folder with files of a tiny experiment and of a sweep of it."""
+def start(folder: Path, **changes: Any) -> None:
+    """A folder with files of a tiny experiment, with top-level changes, and of a sweep of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "small.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    (folder / "small.yaml").write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
 
 

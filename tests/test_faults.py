@@ -13,7 +13,7 @@ import pytest
 from snrkit.base.sealed import write_json
 from tests.faults import COMMANDS, KILL, Trial, tally
 
-STRIDE = 131  # odd, so that the points that are tried rotate over the four ways to fail
+STRIDE = 211  # odd, so that the points that are tried rotate over the four ways to fail
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,7 @@ def beside(run: Run, folder: Path) -> Iterator[None]:
 
     Clears what killed commands left in that folder. RunError where the run directory holds a link.
     """
-    if run.path.exists():
-        check_links(run)
+    check_links(run)
     remove_abandoned(folder)
     with ending():
         yield
@@ -71,7 +70,7 @@ def links(run: Run) -> Iterator[Path]:
     """All links below a run directory; none is followed."""
     folders = [run.path] if run.path.is_dir() else []
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:  # as may be deleted by now
             for entry in entries:
                 if entry.is_symlink():
                     yield Path(entry.path)

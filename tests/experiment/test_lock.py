@@ -1,5 +1,6 @@
 """The lock of a run directory, links in it, what killed commands left, and what happens to a damaged checkpoint."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -9,13 +10,14 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from snrkit.base.errors import BusyError, RunError
 from snrkit.base.files import remove_abandoned
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.experiment.lock import beside, locked
+from snrkit.experiment.lock import beside, check_links, locked
 from snrkit.experiment.run import Run
-from tests.faults import COMMANDS, GONE, line, quick, start
+from tests.faults import COMMANDS, GONE, UNET, line, quick, start
 from tests.small import call, snrkit, written
 from tests.training.test_train import log_without_times
 
@@ -27,7 +29,7 @@ WRITERS = [command for command in COMMANDS if not command.startswith(("run", "tr
 def finished(tmp_path_factory):
     """A folder in which a tiny run was trained, sampled, measured and scored; and the trunk of a run of a sweep."""
     folder = tmp_path_factory.mktemp("finished")
-    start(folder)
+    start(folder, network=yaml.safe_load(UNET))
     snrkit(folder, "run", "-q")
     (folder / "runs" / "sweep-edm-0").mkdir()
     return folder
@@ -218,6 +220,28 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
     with beside(Run(tmp_path), tmp_path):
         assert (alive.exists(), dead.exists()) == (True, False)
     remove_abandoned(tmp_path / "absent")
+
+
+def test_links_are_looked_for_while_another_deletes(tmp_path, monkeypatch):
+    """As a training deletes old checkpoints beside a report; a run that is not there yet has none."""
+    run, scan = Run(tmp_path / "run"), os.scandir
+    check_links(run)
+    for name in ("old", "new"):
+        (run.path / name).mkdir(parents=True)
+
+    def deleting(path):
+        with scan(path) as found:
+            entries = list(found)
+        if (run.path / "old").exists():
+            (run.path / "old").rmdir()
+        return contextlib.nullcontext(entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", deleting)
+        check_links(run)
+    (run.path / "new" / "link").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="is a link"):
+        check_links(run)
 
 
 def test_a_report_is_written_while_another_command_works(copied):
