@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snrkit.base.errors import SnrkitError
 
+PIECE = 2**20  # bytes
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -42,9 +43,11 @@ def open_regular(path: Path, largest: float = math.inf) -> BufferedReader:
 def read_regular(path: Path, largest: int) -> bytes:
     """The content of a file, as open_regular opens it; what grows beyond `largest` while it is read is refused too."""
     with open_regular(path, largest) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise SnrkitError(f"{path} has more than {largest:,} bytes, which no file of its kind has.")
+        content = file.read(os.fstat(file.fileno()).st_size)
+        while more := file.read(PIECE):  # of what grows
+            content += more
+            if len(content) > largest:
+                raise SnrkitError(f"{path} has more than {largest:,} bytes, which no file of its kind has.")
     return content
 
 

@@ -16,7 +16,8 @@ from snrkit.base.errors import SnrkitError, missing
 from snrkit.base.files import checksum, write_text
 from snrkit.base.regular import read_regular
 
-LARGEST = 2**28  # bytes of a file of records
+LARGEST = 2**25  # bytes of a record
+LARGEST_LINES = 2**30  # bytes of a file that grows
 CHECKSUM = "checksum"
 CHANGED = "it was damaged, or changed after snrkit wrote it (its checksum does not fit)"
 
@@ -64,10 +65,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     """The record that a file of ours holds. SnrkitError where it is absent, damaged, or was changed by others."""
     try:
-        return unsealed(_content(path))
+        return unsealed(_content(path, largest))
     except FileNotFoundError:
         raise missing("file", path, "run the command that makes it first") from None
     except ValueError as error:
@@ -96,7 +97,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     None where the file is absent. SnrkitError names a line that is damaged.
     """
     try:
-        content = _content(path)
+        content = _content(path, LARGEST_LINES)
     except FileNotFoundError:
         return [], False
     records: list[dict[str, Any]] = []
@@ -115,9 +116,9 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return records, True
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, largest: int) -> bytes:
     try:
-        return read_regular(path, LARGEST)
+        return read_regular(path, largest)
     except FileNotFoundError:
         raise
     except OSError as error:

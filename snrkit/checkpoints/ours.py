@@ -9,6 +9,7 @@ checkpoints/000120000/     named after the images seen
 What is read is all that was written, of these images, and finite.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,8 @@ from torch import Tensor
 from snrkit.base.errors import DivergedError, RunError, SnrkitError
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
 from snrkit.base.records import read_record, to_json
-from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
-from snrkit.base.tensors import LARGEST, not_finite
+from snrkit.base.tensors import not_finite, tensor_bytes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a set of tensors, which is part of a path
 
@@ -124,6 +124,8 @@ def _damaged(path: Path, why: str) -> RunError:
 def _state(path: Path) -> State:
     if not (path / "state.json").exists():
         raise _damaged(path, "is not complete: it has no state.json")
+    if not os.access(path / "state.json", os.R_OK):
+        raise SnrkitError(f"{path / 'state.json'} cannot be read; see to its permissions.")
     try:
         state = read_record(State, path / "state.json")
     except SnrkitError as error:
@@ -139,12 +141,14 @@ def _state(path: Path) -> State:
 def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
     file = path / f"{name}.safetensors"
     try:
-        content = read_regular(file, LARGEST)
+        content = tensor_bytes(file)
         if checksum(content) != known:
             raise _damaged(path, f"is damaged: the checksum of {file.name} does not fit")
         tensors = load_tensors(content)
-    except (OSError, SafetensorError):
-        raise _damaged(path, f"is damaged: {file.name} cannot be read") from None
+    except (FileNotFoundError, SafetensorError):
+        raise _damaged(path, f"is damaged: {file.name} is gone or no safetensors") from None
+    except OSError as error:  # which says nothing of the file itself: it must not be taken for damaged, and deleted
+        raise SnrkitError(f"{file} cannot be read ({error.strerror}); see to its disk and permissions.") from None
     if wrong := not_finite(tensors):
         raise _damaged(path, f"has weights that are not finite, {wrong} of {file.name} for one")
     return tensors

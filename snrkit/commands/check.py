@@ -79,13 +79,18 @@ def _finding(fault: Fault, path: Path) -> Finding:
     return Finding(str(fault.path.relative_to(path)), fault.what, fault.remedy)
 
 
-def _said(read: Callable[[], object]) -> str | None:
+def _said(read: Callable[[], object], faults: type[SnrkitError] = SnrkitError) -> str | None:
     """What an error says on reading, without what it advises; None where there is none."""
     try:
         read()
-    except (SnrkitError, OSError) as error:
+    except faults as error:
         return str(error).partition("; ")[0].removesuffix(".")
     return None
+
+
+def _of_checkpoint(path: Path) -> str | None:
+    """As _said, of damage alone: what cannot be read for want of memory or permissions must not be deleted."""
+    return _said(partial(load_checkpoint, path), RunError)
 
 
 def _records(run: Run) -> Iterator[Fault]:
@@ -139,7 +144,7 @@ def _delete(*paths: Path) -> None:
 def _checkpoints(run: Run) -> Iterator[Fault]:
     sound = False
     for path in list_checkpoints(run.checkpoints):  # oldest first
-        what = _said(partial(load_checkpoint, path))
+        what = _of_checkpoint(path)
         if what is None:
             sound = True
         elif sound and path == newest_checkpoint(run.checkpoints):
@@ -147,11 +152,11 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
         else:
             yield Fault(path, what, "delete it; no command makes it again")
     for path in list_checkpoints(run.snapshots):
-        if what := _said(partial(load_checkpoint, path)):
+        if what := _of_checkpoint(path):
             yield Fault(path, what, "delete it; averages are then made of the others")
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
-            if what := _said(partial(load_checkpoint, path)):
+            if what := _of_checkpoint(path):
                 yield Fault(path, what, "make it again with snrkit average", partial(_remove, path))
 
 

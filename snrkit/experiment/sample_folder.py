@@ -21,11 +21,12 @@ from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
-from snrkit.base.sealed import append_line, read_json, read_lines, write_json
+from snrkit.base.sealed import LARGEST, append_line, read_json, read_lines, write_json
 from snrkit.data.images import LARGEST_IMAGE, read_image
 
 SUMS = "checksums"
 FINISHED = "finished"
+LINE = 128  # bytes of a checksum in a manifest, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class SampleFolder:
         path = self.path / "manifest.json"
         if not path.exists():
             return None
-        content = read_json(path)
+        thousands = sum(entry.is_dir() for entry in self.path.iterdir())
+        content = read_json(path, LARGEST + 1000 * thousands * LINE)
         sums = _sums(content.pop(SUMS, None), path)
         content.pop(FINISHED, None)
         return Manifest(content, sums)

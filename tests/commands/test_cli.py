@@ -298,7 +298,7 @@ SPOILED = {
     "damaged weights": (lambda run: spoil(run, "network.safetensors"), ["train"], "is damaged"),
     "damaged average": (lambda run: spoil(run, "ema-1000.safetensors"), ["sample"], "is damaged"),
     "half a checkpoint": (lambda run: lose(run, "state.json"), ["train"], "is not complete"),
-    "a lost file": (lambda run: lose(run, "optimizer.safetensors"), ["train"], "optimizer.safetensors cannot be read"),
+    "a lost file": (lambda run: lose(run, "optimizer.safetensors"), ["train"], "optimizer.safetensors is gone"),
     "images of another sampler": (
         lambda run: None, ["sample", "--set", "samplers.euler.grid.steps=5"], "another sampler or checkpoint"),
     "another model": (lambda run: None, ["train", "--set", "network.channels=16"], "holds another experiment"),

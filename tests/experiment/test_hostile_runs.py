@@ -157,6 +157,8 @@ CASES = {
     "state-with-a-text-as-step": ("train", state(lambda s: s["numbers"].update(step="x"))),
     "state-with-more-lines": ("train", state(lambda s: s["numbers"].update(log_lines=10**12))),
     "weights-are-a-pipe": ("sample", replaced("checkpoints/000000128/ema-1000.safetensors", pipe)),
+    "weights-are-large": ("sample", replaced("checkpoints/000000128/ema-1000.safetensors", large)),
+    "estimator-is-large": ("measure", replaced("estimator/network.safetensors", large)),
     "weights-are-not-finite": ("sample", weights(NAN, "ema-1000")),
     "weights-of-another-network": ("sample", weights(save({"x": torch.zeros(2)}), "ema-1000")),
     "weights-claim-more-than-there-is": ("sample", weights(struct.pack("<Q", 2**62) + b"{}", "ema-1000")),
