@@ -200,7 +200,7 @@ CASES = {
 }  # fmt: skip
 
 PROGRAM = """
-import shutil
+import contextlib, io, shutil
 from pathlib import Path
 from tests.experiment import test_hostile_runs as hostile
 from snrkit.base.distributed import open_world
@@ -243,7 +243,8 @@ SETTINGS = {
 
 def start(name, command):
     e = load_experiment("finished/small.yaml", SETTINGS.get(command, ()))
-    START[command](Path(name) / "runs", e)
+    with contextlib.redirect_stdout(io.StringIO()):
+        START[command](Path(name) / "runs", e)
 
 def spoiled(name, damage):
     shutil.copytree("finished", name)

@@ -1,6 +1,6 @@
-"""What a file counts is on the disk before it, and names outlast a loss of power: in the order of what a disk is told."""
+"""What a file counts is on the disk before it, and names outlast a loss of power: the order of what a disk is told."""
 
-import os
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -12,6 +12,10 @@ def told(tmp_path_factory):
     """What the disk is told by a command, in order: (what, path)."""
     home, states = tmp_path_factory.mktemp("order"), {}
     return lambda command: Trial(command, states, home).events
+
+
+def folder_of(path):
+    return str(PurePosixPath(path).parent)
 
 
 def last(events, event):
@@ -26,7 +30,7 @@ def test_images_are_on_the_disk_before_a_manifest_lists_them(told):
     assert len(images) == 8
     for path in images:
         assert events.index(("rename", path)) < events.index(("sync", path)) < listed
-        assert events.index(("sync", os.path.dirname(path))) < listed
+        assert events.index(("sync", folder_of(path))) < listed
 
 
 def test_the_log_is_on_the_disk_before_a_checkpoint_counts_its_lines(told):
@@ -35,7 +39,7 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_counts_its_lines(told):
     named = [
         place
         for place, (what, path) in enumerate(events)
-        if what == "rename" and os.path.dirname(path) == "runs/small/checkpoints" and os.path.basename(path).isdigit()
+        if what == "rename" and folder_of(path) == "runs/small/checkpoints" and PurePosixPath(path).name.isdigit()
     ]
     assert len(named) == 4
     for place in named:
@@ -47,10 +51,10 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_counts_its_lines(told):
 def test_a_name_is_on_the_disk_when_a_command_ends(told, command):
     """After the last file that a folder was given the folder is flushed; what is deleted may come back."""
     events = told(command)
-    for folder in {os.path.dirname(path) for what, path in events if what == "rename" and not path.endswith(".tmp")}:
+    for folder in {folder_of(path) for what, path in events if what == "rename" and not path.endswith(".tmp")}:
         final = max(
             place
             for place, (what, path) in enumerate(events)
-            if what == "rename" and os.path.dirname(path) == folder and not path.endswith(".tmp")
+            if what == "rename" and folder_of(path) == folder and not path.endswith(".tmp")
         )
         assert ("sync", folder) in events[final:], folder
