@@ -41,6 +41,14 @@ def test_some_faults_make_no_silent_difference(trial, command):
     assert wrong(found, points(found)[list(COMMANDS).index(command) :: STRIDE]) == []
 
 
+@pytest.mark.parametrize(("command", "run"), [("train", "small"), ("sweep FILE", "sweep-edm-0")])
+def test_checkpoints_that_are_not_kept_go_though_the_last_save_failed(trial, command, run):
+    """It had its checkpoint, and the same command has nothing left to train."""
+    found = trial(command)
+    synced = [at for at, event in enumerate(found.events) if event == ("sync", f"runs/{run}/checkpoints")]
+    assert wrong(found, [(synced[-1], errno.EIO), (synced[-1], KILL)]) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_fault_makes_a_silent_difference(trial, command, capsys):

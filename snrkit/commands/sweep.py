@@ -34,7 +34,7 @@ from snrkit.commands.average import run_averaging
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_images, check_samplers, choose, manifest
-from snrkit.commands.train import run_training
+from snrkit.commands.train import prune_checkpoints, run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
 from snrkit.experiment.faults import told
@@ -313,6 +313,7 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
     trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)
     with locked(run):
+        prune_checkpoints(run, e.train)  # a training that was killed at its end may not have come to it
         if stored_row(trial, runs) is None:  # another process may have made it in between
             found = score_samplers(opened, run, e.sample.checkpoint or end)
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), samplers=found))

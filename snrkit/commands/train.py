@@ -147,7 +147,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         world.barrier()  # all have read the checkpoint before anyone writes
         log = LogWriter(run.log, lines, world.leads)
         if world.leads:
-            _prune(run, training.train)  # a command that was killed may not have come to it
+            prune_checkpoints(run, training.train)  # a command that was killed may not have come to it
             write_config(run, opened.experiment)
             facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
             write_environment(run, facts)
@@ -279,9 +279,10 @@ def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter)
         log.sync()  # the checkpoint says how many lines there are
         numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines}
         save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
-        _prune(run, task.config)
+        prune_checkpoints(run, task.config)
     task.world.barrier()
 
 
-def _prune(run: Run, config: TrainConfig) -> None:
+def prune_checkpoints(run: Run, config: TrainConfig) -> None:
+    """Delete the checkpoints that an experiment does not keep."""
     prune(run.checkpoints, config.keep_last, config.keep_every)
