@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import CHECKSUM_BYTES, checksum, remove_abandoned
+from snrkit.base.files import CHECKSUM_BYTES, checksum, disk_errors, remove_abandoned
 from snrkit.base.regular import open_regular
 from snrkit.base.sealed import read_json, write_json
 from snrkit.base.tensors import read_tensors, write_tensors
@@ -27,15 +27,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SNRKIT_CACHE", Path.home() / ".cache" / "snrkit"))
 
 
-def open_cache() -> Path:
-    """The cache, made where it is absent. SnrkitError where others may write to it."""
+def open_cache() -> Path | None:
+    """The cache, made where it is absent; None where that cannot be. SnrkitError where others may write to it."""
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError:  # a home that cannot be written to, for one
+        return None
+    remedy = "set SNRKIT_CACHE to a folder of your own"
+    if hasattr(os, "geteuid") and found.st_uid not in (0, os.geteuid()):
+        raise SnrkitError(f"the cache {folder} belongs to another user, who would decide scores; {remedy}.")
+    if hasattr(os, "geteuid") and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise SnrkitError(
-            f"the cache {folder} may be written to by others, who would decide scores; run chmod go-w {folder} if it "
-            "is yours, or set SNRKIT_CACHE to a folder of your own."
+            f"the cache {folder} may be written to by others, who would decide scores; run chmod go-w {folder}, or "
+            f"{remedy}."
         )
     remove_abandoned(folder)
     return folder
@@ -45,21 +51,25 @@ def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Te
     """The tensors that the cache keeps under a name that holds a hash of all they depend on, else made and kept."""
     found = known(name)
     if found is None:
-        keep(name, make())
-        found = read_tensors(cache_folder() / f"{name}.safetensors", name)
+        found = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
+        keep(name, found)
     return found
 
 
 def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Have the cache keep tensors under a name that holds a hash of all they depend on."""
-    write_tensors(open_cache() / f"{name}.safetensors", tensors, name)
+    """Have the cache, where there is one, keep tensors under a name that holds a hash of all they depend on."""
+    folder = open_cache()
+    if folder is not None:
+        with disk_errors(f"writing to the cache {folder}", "free space, or set SNRKIT_CACHE to another folder"):
+            write_tensors(folder / f"{name}.safetensors", tensors, name)
 
 
 def known(name: str) -> Mapping[str, Tensor] | None:
     """As `kept`, but None where the cache has them not, or damaged."""
-    path = open_cache() / f"{name}.safetensors"
-    with contextlib.suppress(SnrkitError):
-        return read_tensors(path, name)
+    folder = open_cache()
+    if folder is not None:
+        with contextlib.suppress(SnrkitError):
+            return read_tensors(folder / f"{name}.safetensors", name)
     return None
 
 
@@ -73,12 +83,14 @@ def content_digest(path: Path) -> str:
         if found.st_size < LARGE:
             return checksum(file.read())
         marks = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-        record = open_cache() / f"digest-{checksum(repr(marks).encode())}.json"
+        folder = open_cache()
+        record = None if folder is None else folder / f"digest-{checksum(repr(marks).encode())}.json"
         with contextlib.suppress(SnrkitError):
-            stored = read_json(record)
+            stored = {} if record is None else read_json(record)
             if stored.get("marks") == marks and isinstance(stored.get("digest"), str):
                 return str(stored["digest"])
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
     with contextlib.suppress(OSError):  # a cache that cannot be written to is none
-        write_json(record, {"marks": marks, "digest": digest})
+        if record is not None:
+            write_json(record, {"marks": marks, "digest": digest})
     return digest

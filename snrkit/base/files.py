@@ -34,13 +34,18 @@ def sync_folder(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Have a file's content outlast a loss of power."""
-    with path.open("rb") as file:
+    with path.open("rb+" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
 
 
 def _temporary(path: Path) -> Path:
     """Where `path` is written before it is renamed: a name that says which process of which machine writes it."""
-    return path.with_name(f".{path.name[:100]}.{platform.node()[:60]}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name[:100]}.{_node()}.{os.getpid()}.tmp")
+
+
+def _node() -> str:
+    """The whole name of this machine, without dots, which separate the parts of a temporary's."""
+    return platform.node().replace(".", "-")[-60:]
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
@@ -81,7 +86,10 @@ def write_text(path: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What lies at `path` stays until then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
     temporary = _temporary(path)
@@ -91,6 +99,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for entry in (temporary, *temporary.rglob("*")):
             sync_folder(entry) if entry.is_dir() else sync_file(entry)
+        if path.exists():
+            remove_folder(path)
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
@@ -119,23 +129,36 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
         raise SnrkitError(f"{doing} failed: {reason}; {remedy}") from None
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What interrupted writes left anywhere below a folder: of processes of this machine that are no more, or old."""
+    return [path for path in folder.rglob(".*.tmp") if _is_left(path)]
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete what interrupted writes left anywhere below a folder that nobody else writes to."""
-    for leftover in list(folder.rglob(".*.tmp")):
+    """Delete what interrupted writes left anywhere below a folder."""
+    for leftover in leftovers(folder):
         _remove(leftover)
 
 
 def remove_abandoned(folder: Path, name: str = "*") -> None:
-    """Delete what writes of processes that are no more left in a folder that others write to as well."""
-    for leftover in list(folder.glob(f".{name[:100]}.*.tmp")):
-        with contextlib.suppress(OSError, ValueError):
-            *_, node, process, _ = leftover.name.rsplit(".", 3)
-            here = node == platform.node()[:60].rpartition(".")[2]
-            if (here and not _alive(int(process))) or time.time() - leftover.stat().st_mtime > ABANDONED:
-                _remove(leftover)
+    """Delete what interrupted writes left in a folder itself, by the name of what they wrote."""
+    for leftover in [path for path in folder.glob(f".{name[:100]}.*.tmp") if _is_left(path)]:
+        _remove(leftover)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody writes a temporary any more."""
+    try:
+        *_, node, process, _ = path.name.rsplit(".", 3)
+        dead = node == _node() and not _alive(int(process))
+        return dead or time.time() - path.stat().st_mtime > ABANDONED
+    except (OSError, ValueError):
+        return False
 
 
 def _alive(process: int) -> bool:
+    if os.name == "nt":  # where 0 would be ctrl-C
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -3,6 +3,7 @@
 Never a device, a pipe or a socket, which would hang or have no end. A link is followed to what it points to.
 """
 
+import hashlib
 import math
 import os
 import stat
@@ -10,6 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.files import CHECKSUM_BYTES
 
 PIECE = 2**20  # bytes
 KINDS = {
@@ -33,7 +35,9 @@ def open_regular(path: Path, largest: float = math.inf) -> BufferedReader:
             kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
             raise SnrkitError(f"{path} is no file but {kind}; give a regular file.")
         if found.st_size > largest:
-            raise SnrkitError(f"{path} has {found.st_size:,} bytes, more than the {largest:,} of its kind.")
+            raise SnrkitError(
+                f"{path} has {found.st_size:,} bytes, more than the {largest:,} of its kind; give another."
+            )
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -49,6 +53,12 @@ def read_regular(path: Path, largest: int) -> bytes:
             if len(content) > largest:
                 raise SnrkitError(f"{path} has more than {largest:,} bytes, which no file of its kind has.")
     return content
+
+
+def file_checksum(path: Path) -> str:
+    """As files.checksum, of the content of a regular file, which is read in pieces."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
 
 
 def check_regular(path: Path, largest: float = math.inf) -> None:

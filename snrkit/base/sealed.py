@@ -80,10 +80,13 @@ def line_of(content: Mapping[str, Any]) -> str:
     return json.dumps(sealed(content), allow_nan=False) + "\n"
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Add a sealed line. OSError where the disk fails."""
+def append_line(path: Path, content: Mapping[str, Any], sync: bool = False) -> None:
+    """Add a sealed line; `sync` also survives a loss of power. OSError where the disk fails."""
     with path.open("a") as file:
         file.write(line_of(content))
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -91,10 +94,11 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(map(line_of, records)))
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """(The records of a file that grows; whether its last line is torn, as a kill leaves it, and was left out).
+def read_lines(path: Path, most: int | None = None) -> tuple[list[dict[str, Any]], bool]:
+    """(The records of a file that grows, or its first `most`; whether its last line is torn, as a kill leaves
+    it, and was left out).
 
-    None where the file is absent. SnrkitError names a line that is damaged.
+    Nothing where the file is absent. SnrkitError names a line that is damaged.
     """
     try:
         content = _content(path, LARGEST_LINES)
@@ -102,6 +106,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
         return [], False
     records: list[dict[str, Any]] = []
     *lines, rest = content.split(b"\n")
+    if most is not None and len(lines) >= most:  # what comes later is nobody's
+        lines, rest = lines[:most], b""
     for number, line in enumerate(lines, 1):
         try:
             records.append(unsealed(line))

@@ -15,6 +15,7 @@ from snrkit.base.files import checksum, write_bytes
 from snrkit.base.regular import read_regular
 
 CHECKSUM = "checksum"
+LARGEST = 2**34  # bytes of what is kept beside checkpoints
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor], of: str) -> str:
@@ -28,18 +29,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
     write_bytes(path, save(plain, {CHECKSUM: tensors_checksum(plain, of)}))
 
 
-def tensor_bytes(path: Path) -> bytes:
-    """The content of a file of tensors, however large the model is, but no larger than what memory is free."""
+def check_memory(path: Path) -> None:
+    """SnrkitError where a file of tensors, however large the model is, is larger than what memory is free."""
     found, free = path.stat().st_size, free_memory(torch.device("cpu"))
     if found > free:
         raise SnrkitError(f"{path} has {found:,} bytes, and {free:,.0f} of memory are free; it cannot be read here.")
-    return read_regular(path, max(found, 1))
 
 
 def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
     """What write_tensors wrote. SnrkitError where it is absent or not that any more."""
     try:
-        content = tensor_bytes(path)
+        check_memory(path)
+        content = read_regular(path, LARGEST)
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
         stored = json.loads(content[8 : 8 + length]).get("__metadata__", {})

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from snrkit.base.errors import DivergedError, RunError, SnrkitError
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
 from snrkit.base.records import read_record, to_json
+from snrkit.base.regular import file_checksum
 from snrkit.base.sealed import write_json
-from snrkit.base.tensors import not_finite, tensor_bytes
+from snrkit.base.tensors import check_memory, not_finite
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a set of tensors, which is part of a path
 
@@ -69,8 +70,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             (temporary / f"{name}.safetensors").write_bytes(content)
             sums[name] = checksum(content)
         write_json(temporary / "state.json", to_json(State(checkpoint.images, checkpoint.numbers, sums)))
-        if path.exists():
-            remove_folder(path)
     return path
 
 
@@ -98,6 +97,11 @@ def load_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
 def checksum_of(path: Path, name: str) -> str:
     """The checksum of one set of a checkpoint's tensors, which are not read. RunError as load_checkpoint."""
     return _known(path, _state(path), name)
+
+
+def numbers_of(path: Path) -> Mapping[str, Any]:
+    """The plain numbers of a checkpoint, whose tensors are not read. RunError as load_checkpoint."""
+    return _state(path).numbers
 
 
 def sound_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
@@ -129,7 +133,7 @@ def _state(path: Path) -> State:
     try:
         state = read_record(State, path / "state.json")
     except SnrkitError as error:
-        raise _damaged(path, f"is damaged: {str(error).removesuffix('.').partition('; delete')[0]}") from None
+        raise _damaged(path, f"is damaged: {str(error).removesuffix('.').partition('; ')[0]}") from None
     if path.name != f"{state.images:09d}":
         raise _damaged(path, f"says that it is of {state.images} images, which is not its name")
     for name in state.checksums:
@@ -141,10 +145,10 @@ def _state(path: Path) -> State:
 def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
     file = path / f"{name}.safetensors"
     try:
-        content = tensor_bytes(file)
-        if checksum(content) != known:
+        check_memory(file)
+        if file_checksum(file) != known:
             raise _damaged(path, f"is damaged: the checksum of {file.name} does not fit")
-        tensors = load_tensors(content)
+        tensors = load_file(file)
     except (FileNotFoundError, SafetensorError):
         raise _damaged(path, f"is damaged: {file.name} is gone or no safetensors") from None
     except OSError as error:  # which says nothing of the file itself: it must not be taken for damaged, and deleted

@@ -1,31 +1,31 @@
 """`snrkit check`: whether everything in a run directory is what was written, and what to do where it is not.
 
 Each file is read as the command reads it that goes on from it: checksums, types, finite weights, every image against
-its manifest, the log against the newest checkpoint. What another command makes again is deleted with `--repair`; what
-none can make again is only named.
+its manifest, the log against the newest checkpoint. What another command makes again is put aside with `--repair`, in
+RUN/damaged, where nothing reads it; what none can make again is only named. Without `--repair` nothing is written.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from snrkit.base.errors import RunError, SnrkitError
-from snrkit.base.files import checksum, disk_errors
+from snrkit.base.files import leftovers
 from snrkit.base.records import from_json, read_record
 from snrkit.base.regular import read_regular
-from snrkit.base.sealed import read_json, read_lines, write_lines
+from snrkit.base.sealed import read_json
 from snrkit.base.tensors import read_tensors
-from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint, numbers_of
 from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.train import Numbers
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
-from snrkit.experiment.lock import links, locked
+from snrkit.experiment.lock import links, locked, put_aside
 from snrkit.experiment.log import read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
@@ -43,12 +43,12 @@ AGAIN = "run the command that makes it again"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A finding, and how it is repaired; None where no command can make the file again."""
+    """A finding, and whether a command makes the file again, which is then put aside."""
 
     path: Path
     what: str
     remedy: str
-    repair: Callable[[], object] | None = None
+    again: bool = False
 
 
 def run_checking(path: Path, repair: bool) -> Checked:
@@ -56,23 +56,23 @@ def run_checking(path: Path, repair: bool) -> Checked:
     run = Run(path)
     if not run.config.exists() and newest_checkpoint(run.checkpoints) is None:
         raise RunError(f"{path} is not a run directory (it has no config.yaml and no checkpoint).")
-    left = list(path.rglob(".*.tmp"))
     linked = [_finding(Fault(link, LINK, "put its target in its place"), path) for link in links(run)]
-    if linked:  # nothing is locked, deleted or followed
+    if linked:  # nothing is locked, moved or followed
         return Checked(str(path), len(linked), linked)
-    with locked(run), disk_errors(f"repairing {path}", "see to its permissions and run the same command again"):
+    left = [Fault(found, "was left by a killed command", "any next command deletes it") for found in leftovers(path)]
+    with locked(run) if repair else nullcontext():  # which deletes what was left
         faults = [fault for area in AREAS for fault in area(run)]
-        found = [_settle(fault, path, repair) for fault in faults]
-    cleared = [Finding(str(p.relative_to(path)), "was left by a killed command", "nothing", True) for p in left]
+        found = [_settle(fault, run, repair) for fault in faults]
+    cleared = [replace(_finding(fault, path), repaired=repair) for fault in left]
     count = sum(p.is_file() for p in path.rglob("*"))
     return Checked(str(path), count, [*cleared, *found])
 
 
-def _settle(fault: Fault, path: Path, repair: bool) -> Finding:
-    if repair and fault.repair is not None:
-        fault.repair()
-        return replace(_finding(fault, path), repaired=True)
-    return _finding(fault, path)
+def _settle(fault: Fault, run: Run, repair: bool) -> Finding:
+    if repair and fault.again:
+        put_aside(run, fault.path)
+        return replace(_finding(fault, run.path), repaired=True)
+    return _finding(fault, run.path)
 
 
 def _finding(fault: Fault, path: Path) -> Finding:
@@ -104,13 +104,12 @@ def _records(run: Run) -> Iterator[Fault]:
         "tune/*.jsonl": evaluations,
         "sweep/*.json": partial(read_record, TrialRow),
         "analysis/**/*.json": read_json,
-        "environment.json": lambda _: stored_environment(run),
         "spectra.safetensors": lambda _: read_spectra(run),
     }
     for pattern, read in kinds.items():
         for path in sorted(run.path.glob(pattern)):
             if what := _said(partial(read, path)):
-                yield Fault(path, what, AGAIN, path.unlink)
+                yield Fault(path, what, AGAIN, again=True)
 
 
 def _scores(path: Path) -> object:
@@ -121,24 +120,21 @@ def _pictures(run: Run) -> Iterator[Fault]:
     for pattern in PICTURES:
         for path in sorted(run.path.glob(pattern)):
             if not is_picture(path):
-                yield Fault(path, "is no whole PNG", AGAIN, path.unlink)
+                yield Fault(path, "is no whole PNG", AGAIN, again=True)
 
 
 def _config(run: Run) -> Iterator[Fault]:
     if what := _said(lambda: stored_experiment(run.path)):
         remedy = "restore it, or delete it and run the command that you ran before, which writes it anew"
         yield Fault(run.config, what, remedy)
+    if what := _said(lambda: stored_environment(run)):
+        yield Fault(run.environment, what, "restore it, or delete it and run the command that you ran before")
 
 
 def _estimator(run: Run) -> Iterator[Fault]:
     record, tensors = run.estimator / "estimator.json", run.estimator / "network.safetensors"
     if run.estimator.exists() and (what := _said(lambda: read_tensors(tensors, read_record(Fitted, record).what))):
-        yield Fault(run.estimator, what, "run snrkit fit-estimator again", partial(_delete, record, tensors))
-
-
-def _delete(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+        yield Fault(run.estimator, what, "run snrkit fit-estimator again", again=True)
 
 
 def _checkpoints(run: Run) -> Iterator[Fault]:
@@ -148,7 +144,7 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
         if what is None:
             sound = True
         elif sound and path == newest_checkpoint(run.checkpoints):
-            yield Fault(path, what, "go on from the one before: snrkit train --fall-back", partial(_remove, path))
+            yield Fault(path, what, "go on from the one before: snrkit train --fall-back", again=True)
         else:
             yield Fault(path, what, "delete it; no command makes it again")
     for path in list_checkpoints(run.snapshots):
@@ -157,13 +153,7 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
             if what := _of_checkpoint(path):
-                yield Fault(path, what, "make it again with snrkit average", partial(_remove, path))
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+                yield Fault(path, what, "make it again with snrkit average", again=True)
 
 
 def _log(run: Run) -> Iterator[Fault]:
@@ -173,19 +163,13 @@ def _log(run: Run) -> Iterator[Fault]:
         yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
         return
     log, path = read_log(run.log), newest_checkpoint(run.checkpoints)
-    if path is not None:
-        with suppress(SnrkitError):  # named among the checkpoints
-            wanted = from_json(Numbers, load_checkpoint(path).numbers, path).log_lines
-            if len(log.lines) < wanted:
-                yield Fault(
-                    run.log, f"has {len(log.lines)} whole lines of {wanted} that there were at the newest checkpoint",
-                    "restore it, or delete it to go on without what it said",
-                )  # fmt: skip
+    with suppress(SnrkitError):  # a damaged checkpoint is named among the checkpoints
+        wanted = 0 if path is None else from_json(Numbers, numbers_of(path), path).log_lines
+        if len(log.lines) < wanted:
+            what = f"has {len(log.lines)} whole lines of {wanted} that there were at the newest checkpoint"
+            yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
     if log.torn:
-        yield Fault(
-            run.log, "has a torn last line, as a kill leaves it", "snrkit train drops it",
-            lambda: write_lines(run.log, read_lines(run.log)[0]),
-        )  # fmt: skip
+        yield Fault(run.log, "has a torn last line, as a kill leaves it", "the next snrkit train drops it")
 
 
 def _samples(run: Run) -> Iterator[Fault]:
@@ -193,8 +177,7 @@ def _samples(run: Run) -> Iterator[Fault]:
         folder = SampleFolder(path)
         again = "run snrkit compare again" if path.parent == run.compared_samples("") else "run snrkit sample again"
         if what := _said(folder.manifest):
-            manifest = path / "manifest.json"
-            yield Fault(manifest, what, f"{again}, which makes its images anew", manifest.unlink)
+            yield Fault(path / "manifest.json", what, f"delete the folder it lies in, and {again}")
             continue
         yield from _images(folder, again)
         yield from _labels(path / "dataset.json", again)
@@ -202,23 +185,18 @@ def _samples(run: Run) -> Iterator[Fault]:
 
 def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
     stored = folder.manifest()
-    sums = {} if stored is None else stored.sums
-    wrong = [seed for seed, known in sums.items() if _sum_of(folder.image(seed)) != known]
-    for seed in wrong:
-        remedy = f"{again}, which makes it anew"
-        yield Fault(folder.image(seed), "is not the image that was made", remedy, partial(_delete, folder.image(seed)))
-    known = {folder.image(seed) for seed in sums}
+    if stored is None:
+        return
+    for seed, known in stored.sums.items():
+        if not folder.is_whole(seed, known):
+            image, remedy = folder.image(seed), f"{again}, which makes it anew"
+            yield Fault(image, "is not the image that was made", remedy, again=image.exists())
     if list(folder.path.glob("made-*.jsonl")):  # an interrupted command's, which the next one gathers
         return
+    known_files = {folder.image(seed) for seed in stored.sums}
     for path in sorted(folder.path.glob("*/*.png")):
-        if path not in known:
-            yield Fault(path, "is not listed in manifest.json", "delete it", path.unlink)
-
-
-def _sum_of(path: Path) -> str | None:
-    with suppress(OSError, SnrkitError):
-        return checksum(read_regular(path, LARGEST_IMAGE))
-    return None
+        if path not in known_files:
+            yield Fault(path, "is not listed in manifest.json", "delete it", again=True)
 
 
 def _labels(path: Path, again: str) -> Iterator[Fault]:
@@ -229,8 +207,8 @@ def _labels(path: Path, again: str) -> Iterator[Fault]:
     if path.exists():
         try:
             read()
-        except (SnrkitError, OSError, ValueError, KeyError, TypeError, RecursionError):
-            yield Fault(path, "lists no labels of images", again, path.unlink)
+        except (SnrkitError, ValueError, KeyError, TypeError, RecursionError):
+            yield Fault(path, "lists no labels of images", again, again=True)
 
 
 AREAS = (_config, _log, _checkpoints, _samples, _estimator, _records, _pictures)

@@ -85,7 +85,7 @@ def train(
     fall_back: Annotated[
         bool,
         typer.Option(
-            "--fall-back", help="Where the newest checkpoint is damaged, delete it and go on from the one before."
+            "--fall-back", help="Where the newest checkpoint is damaged, put it aside and go on from the one before."
         ),
     ] = False,
     dry_run: DryOption = False,

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
-from snrkit.base.files import disk_errors, write_bytes, write_text
+from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.signals import stoppable
 from snrkit.commands.opening import open_aloud
@@ -133,7 +132,7 @@ def make_images(
         for batch in samples.generate(sampler, mine):
             pixels = to_bytes(samples.setting.data.images(batch.x0)).cpu()
             with disk_errors(f"saving images in {folder.path}", "free space and run the same command again"):
-                folder.add({s: encode(image) for s, image in zip(batch.seeds, pixels, strict=True)}, world.rank)
+                folder.add(record, {s: encode(image) for s, image in zip(batch.seeds, pixels, strict=True)}, world.rank)
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:
@@ -142,6 +141,7 @@ def make_images(
     world.barrier()
     if world.leads:
         _finish(samples, folder, seeds, record, stopped)
+    world.barrier()  # the manifest says what all have made
     if stopped:
         made = len(seeds) - len(folder.missing(seeds))
         text = f"stopped with {made} of {len(seeds)} images in {folder.path}; run the same command to go on."
@@ -183,9 +183,9 @@ def check_claim(folder: SampleFolder, record: dict[str, Any], overwrite: bool) -
 def _claim(name: str, folder: SampleFolder, record: dict[str, Any], overwrite: bool) -> None:
     with disk_errors(f"writing {folder.path}", "free space and run the same command again"):
         if check_claim(folder, record, overwrite):
-            shutil.rmtree(folder.path)
+            remove_folder(folder.path)
         if lost := folder.gather(record):
-            console.print(f"{name}: {lost} images were damaged or gone, and are made again")
+            console.print(f"{name}: {len(lost)} images were damaged or gone; those of sample.seeds are made again")
 
 
 def encode(pixels: Tensor) -> bytes:
@@ -202,7 +202,7 @@ def _finish(
     samples: Trajectories, folder: SampleFolder, seeds: Sequence[int], record: dict[str, Any], stopped: bool
 ) -> None:
     with disk_errors(f"writing {folder.path}", "free space and run the same command again"):
-        folder.gather(record)
+        folder.gather(record, verify=False)  # these were just written
         if stopped:
             return
         stored, shape = folder.manifest(), samples.setting.data.labelled.shape

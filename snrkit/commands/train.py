@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, SnrkitError, Stopped, reason_of
-from snrkit.base.files import remove_folder
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
 from snrkit.base.records import from_json
 from snrkit.base.signals import stoppable
 from snrkit.checkpoints.ours import (
@@ -24,7 +23,7 @@ from snrkit.commands.dry_run import check_memory
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.lock import locked
+from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
 from snrkit.experiment.models import TrainedHere, read_weights
 from snrkit.experiment.opening import open_network, open_task
@@ -33,8 +32,10 @@ from snrkit.experiment.sources import prepare_sampling
 from snrkit.experiment.stored import (
     check_data,
     check_fits,
+    check_of,
     describe_environment,
     stored_experiment,
+    training_of,
     write_config,
     write_environment,
 )
@@ -120,12 +121,13 @@ class Numbers:
     scaler: Mapping[str, Any]
     tally: Tally
     log_lines: int
+    of: Mapping[str, str]  # as training_of says
 
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False, fall_back: bool = False) -> Run:
     """Train, or go on training, the experiment. Returns when done or when asked to stop, with all saved.
 
-    `fall_back`: where the newest checkpoint is damaged, delete it and go on from the one before.
+    `fall_back`: where the newest checkpoint is damaged, put it aside and go on from the one before.
     """
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_aloud(experiment, world)
@@ -141,7 +143,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
-        tally, lines = _resume(run, state, world, fall_back)
+        of = training_of(opened.experiment, opened.data.dataset.fingerprint)
+        tally, lines = _resume(run, state, world, of, fall_back)
         if not state.step:
             _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
@@ -152,11 +155,11 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
             write_environment(run, facts)
         prepare_sampling(setting, run)
-        _loop(run, task, state, tally, log, quiet)
+        _loop(run, task, state, tally, log, of, quiet)
     return run
 
 
-def _resume(run: Run, state: TrainState, world: World, fall_back: bool) -> tuple[Tally, int]:
+def _resume(run: Run, state: TrainState, world: World, of: Mapping[str, str], fall_back: bool) -> tuple[Tally, int]:
     """Take over the newest checkpoint, if there is one: (sums since the log's last line, the log's lines)."""
     checkpoint = _newest(run, world, fall_back)
     if checkpoint is None:
@@ -164,6 +167,7 @@ def _resume(run: Run, state: TrainState, world: World, fall_back: bool) -> tuple
     path = run.checkpoints / f"{checkpoint.images:09d}"
     try:
         numbers = from_json(Numbers, checkpoint.numbers, path / "state.json")
+        check_of(path, numbers.of, of)
         restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise SnrkitError(
@@ -174,15 +178,22 @@ def _resume(run: Run, state: TrainState, world: World, fall_back: bool) -> tuple
 
 
 def _newest(run: Run, world: World, fall_back: bool) -> Checkpoint | None:
-    if not fall_back:
-        path = newest_checkpoint(run.checkpoints)
-        return None if path is None else load_checkpoint(path)
-    checkpoint, damaged = sound_checkpoint(run.checkpoints)
-    world.barrier()  # all have tried them before one deletes them
+    path = newest_checkpoint(run.checkpoints)
+    checkpoint, damaged = (None, list[Path]()) if path is None else _sound(run, path, fall_back)
+    if len(set(world.collect([-1 if checkpoint is None else checkpoint.images]))) > 1:
+        raise RunError(f"the processes read different checkpoints in {run.checkpoints}; see to its disk.")
     for path in damaged if world.leads else ():
-        console.print(f"{path} is damaged and deleted; going on from {0 if checkpoint is None else checkpoint.images}")
-        remove_folder(path)
+        console.print(f"{path} is damaged and put aside in {put_aside(run, path)}; going on from the one before")
     return checkpoint
+
+
+def _sound(run: Run, path: Path, fall_back: bool) -> tuple[Checkpoint, list[Path]]:
+    if not fall_back:
+        return load_checkpoint(path), []
+    checkpoint, damaged = sound_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        raise RunError(f"no checkpoint in {run.checkpoints} is whole; restore one, or delete them all to begin anew.")
+    return checkpoint, damaged
 
 
 def _begin_from(training: TrainedHere, state: TrainState) -> None:
@@ -207,7 +218,9 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
         average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
 
 
-def _loop(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, quiet: bool) -> None:
+def _loop(
+    run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, str], quiet: bool
+) -> None:
     config, world = task.config, task.world
     if state.images >= config.images and world.leads and not quiet:
         console.print(f"already trained to {state.images} images; raise train.images to go on")
@@ -231,7 +244,7 @@ def _loop(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter,
                 _snapshot(run, task, state)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
-                _save(run, task, state, tally, log)
+                _save(run, task, state, tally, log, of)
             if stopping:
                 break
     if state.images < config.images:
@@ -274,10 +287,10 @@ def _snapshot(run: Run, task: Task, state: TrainState) -> None:
     task.world.barrier()
 
 
-def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter) -> None:
+def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, str]) -> None:
     if task.world.leads:
         log.sync()  # the checkpoint says how many lines there are
-        numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines}
+        numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
         save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
         prune_checkpoints(run, task.config)
     task.world.barrier()

@@ -251,7 +251,7 @@ class Bench:
             path = self.run.tuned(self.name, ".jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk_errors(f"writing {path}", "free space and run the same command again"):
-                append_line(path, to_json(record))
+                append_line(path, to_json(record), sync=True)
             self.tools.known[key] = record
         return self.tools.known[key].result
 

@@ -353,17 +353,20 @@ def _read_all(files: _Files, shape: tuple[int, int, int]) -> tuple[Tensor, Surve
 
 def _surveyed(files: _Files) -> Survey:
     """What all images are found to be, without reading those that the cache knows and that have not changed."""
-    record = open_cache() / f"images-{fingerprint(SURVEY, *files.opener.marks(files.names))}.json"
-    with contextlib.suppress(SnrkitError):
-        return read_record(Survey, record)
+    cache = open_cache()
+    record = None if cache is None else cache / f"images-{fingerprint(SURVEY, *files.opener.marks(files.names))}.json"
+    if record is not None:
+        with contextlib.suppress(SnrkitError):
+            return read_record(Survey, record)
     digest, surveyor = hashlib.blake2b(digest_size=16), _Surveyor(files)
     for name in files.names:
         content = files.opener(name)
         digest.update(checksum(content).encode())
         surveyor.add(name, look_at(content, files.called(name)))
     survey = surveyor.survey(digest.hexdigest())
-    with contextlib.suppress(OSError):  # a cache that cannot be written to is none
-        write_json(record, to_json(survey))
+    if record is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to is none
+            write_json(record, to_json(survey))
     return survey
 
 

@@ -73,7 +73,7 @@ def _picture(name: str) -> Image.Image:
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise SnrkitError(f"scikit-image does not ship {name} in this version; install scikit-image 0.24 or newer")
-    return Image.open(path).convert("RGB")
+    return Image.open(path, formats=("PNG", "JPEG", "TIFF")).convert("RGB")
 
 
 def _crop(picture: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snrkit.base.errors import BusyError, RunError
-from snrkit.base.files import disk_errors, remove_abandoned, remove_leftovers
+from snrkit.base.files import disk_errors, remove_abandoned, remove_folder, remove_leftovers, sync_folder
 from snrkit.base.signals import ending
 from snrkit.experiment.run import Run
 
@@ -55,6 +55,18 @@ def beside(run: Run, folder: Path) -> Iterator[None]:
     remove_abandoned(folder)
     with ending():
         yield
+
+
+def put_aside(run: Run, path: Path) -> Path:
+    """Move a damaged file or folder of a run to where nothing reads it; returns where. An earlier one there goes."""
+    target = run.damaged / path.relative_to(run.path)
+    with disk_errors(f"moving {path}", "see to its permissions and run the same command again"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            remove_folder(target)
+        path.replace(target)
+        sync_folder(path.parent)
+    return target
 
 
 def check_links(run: Run) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from snrkit.base.errors import RunError
+from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors
 from snrkit.base.records import from_json
 from snrkit.base.sealed import append_line, read_lines, sync_lines, write_lines
@@ -85,7 +85,11 @@ def read_log(path: Path) -> Log:
 
 
 def _line(record: Mapping[str, Any], where: str) -> Line:
-    return from_json(KINDS.get(str(record.get("kind")), TrainLine), record, where)
+    try:
+        return from_json(KINDS.get(str(record.get("kind")), TrainLine), record, where)
+    except SnrkitError as error:
+        what = str(error).partition("; ")[0]
+        raise RunError(f"{what}; restore the file, or delete it to go on without what it said.") from None
 
 
 class LogWriter:
@@ -99,13 +103,13 @@ class LogWriter:
         self._path, self._writes, self.lines = path, writes, 0
         if not writes or not path.exists():
             return
-        records, _ = read_lines(path)
+        records, _ = read_lines(path, lines)
         if len(records) < lines:
             raise RunError(
                 f"{path} has {len(records)} whole lines, and its checkpoint was saved after {lines}; restore the file, "
                 "or delete it to go on without what it said."
             )
-        write_lines(path, records[:lines])
+        write_lines(path, records)
         self.lines = lines
 
     def add(self, record: Mapping[str, Any]) -> None:

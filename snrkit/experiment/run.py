@@ -35,6 +35,11 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def damaged(self) -> Path:
+        """Where damaged files are put aside, by their places."""
+        return self.path / "damaged"
+
+    @property
     def snapshots(self) -> Path:
         """Weights and averages alone, kept for averaging."""
         return self.path / "snapshots"

@@ -9,6 +9,7 @@ An image counts as made only while its file has its checksum: all else is made a
 reads it.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from snrkit.base.regular import read_regular
 from snrkit.base.sealed import LARGEST, append_line, read_json, read_lines, write_json
 from snrkit.data.images import LARGEST_IMAGE, read_image
 
-SUMS = "checksums"
+SUMS, OF = "checksums", "of"
 FINISHED = "finished"
 LINE = 128  # bytes of a checksum in a manifest, at most
 
@@ -63,29 +64,35 @@ class SampleFolder:
         listed = {str(seed): sums[seed] for seed in sorted(sums)}
         write_json(self.path / "manifest.json", {**made, FINISHED: ranges(sorted(sums)), SUMS: listed})
 
-    def add(self, images: Mapping[int, bytes], process: int) -> None:
-        """Write images, then the line that says so. One process of its group, by number, writes one file of lines."""
+    def add(self, made: Mapping[str, Any], images: Mapping[int, bytes], process: int) -> None:
+        """Write images to the disk, then the line that says so, and of what they are: `made`.
+
+        One process of its group, by number, writes one file of lines.
+        """
         for seed, content in images.items():
             write_bytes(self.image(seed), content, sync=False)
-        append_line(self._lines(process), {SUMS: {str(seed): checksum(c) for seed, c in images.items()}})
+        for seed in images:
+            sync_file(self.image(seed))
+        for folder in {self.image(seed).parent for seed in images}:
+            sync_folder(folder)
+        sums = {str(seed): checksum(content) for seed, content in images.items()}
+        append_line(self._lines(process), {OF: _of(made), SUMS: sums})
 
-    def gather(self, made: Mapping[str, Any]) -> int:
-        """Have the manifest say what is there, and how many images are not what was written: they will be made again.
+    def gather(self, made: Mapping[str, Any], verify: bool = True) -> set[int]:
+        """Have the manifest say what is there; returns the seeds whose images are not what was written.
 
-        For one process alone, while no other adds.
+        `verify`: read them all. Lines of what was made otherwise are dropped. For one process alone, while no
+        other adds.
         """
         stored = self.manifest()
         listed = dict(stored.sums) if stored is not None else {}
         added: dict[int, str] = {}
         files = sorted(self.path.glob("made-*.jsonl"))
         for path in files:
-            added |= _added(path)
-        there = {seed: known for seed, known in {**listed, **added}.items() if self._is_whole(seed, known)}
-        lost = len(listed | added) - len(there)
-        for seed in added.keys() & there.keys():
-            sync_file(self.image(seed))
-        for folder in {self.image(seed).parent for seed in added.keys() & there.keys()}:
-            sync_folder(folder)
+            added |= _added(path, _of(made))
+        known = {**listed, **added}
+        lost = {seed for seed in known if verify and not self.is_whole(seed, known[seed])}
+        there = {seed: known[seed] for seed in known.keys() - lost}
         if stored is None or dict(stored.made) != dict(made) or there != listed:
             self.write(made, there)
         for path in files:
@@ -102,14 +109,16 @@ class SampleFolder:
         """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written, or not of `shape`."""
         stored = self.manifest()
         known = {} if stored is None else stored.sums
-        images = [self._load(seed, known.get(seed)) for seed in seeds]
-        for seed, image in zip(seeds, images, strict=True):
+        images = torch.empty((len(seeds), *shape), dtype=torch.uint8)
+        for place, seed in enumerate(seeds):
+            image = self._load(seed, known.get(seed))
             if image.shape != shape:
                 raise RunError(
                     f"{self.image(seed)} has {tuple(image.shape)} channels, rows and columns, and images of the "
                     f"experiment {shape}; delete it and run snrkit sample again."
                 )
-        return torch.stack(images)
+            images[place] = image
+        return images
 
     def _load(self, seed: int, known: str | None) -> Tensor:
         content = self._content(seed)
@@ -120,15 +129,19 @@ class SampleFolder:
             )
         return read_image(content, str(self.image(seed)))[0]
 
-    def _is_whole(self, seed: int, known: str) -> bool:
+    def is_whole(self, seed: int, known: str) -> bool:
+        """Whether an image is what was written."""
         content = self._content(seed)
         return content is not None and checksum(content) == known
 
     def _content(self, seed: int) -> bytes | None:
+        """The file of an image; None where it is gone, or no file. SnrkitError where the disk does not give it."""
         try:
             return read_regular(self.image(seed), LARGEST_IMAGE)
-        except (OSError, SnrkitError):
+        except (FileNotFoundError, NotADirectoryError, SnrkitError):
             return None
+        except OSError as error:  # which says nothing of the image itself
+            raise SnrkitError(f"{self.image(seed)} cannot be read ({error.strerror}); see to its disk.") from None
 
     def _lines(self, process: int) -> Path:
         return self.path / f"made-{process}.jsonl"
@@ -139,10 +152,16 @@ def image_path(seed: int) -> str:
     return f"{seed - seed % 1000:06d}/{seed:06d}.png"
 
 
-def _added(path: Path) -> dict[int, str]:
-    """What a file of lines lists; nothing where it is damaged, so that its images are made again."""
+def _of(made: Mapping[str, Any]) -> str:
+    """What images are of, in short."""
+    return checksum(json.dumps(made, sort_keys=True).encode())
+
+
+def _added(path: Path, of: str) -> dict[int, str]:
+    """What a file of lines lists of images of one make; nothing where it is damaged, so that they are made again."""
     try:
-        return {seed: known for line in read_lines(path)[0] for seed, known in _sums(line.get(SUMS), path).items()}
+        lines = [line for line in read_lines(path)[0] if line.get(OF) == of]
+        return {seed: known for line in lines for seed, known in _sums(line.get(SUMS), path).items()}
     except SnrkitError:
         return {}
 

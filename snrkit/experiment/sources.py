@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from snrkit.base.errors import ConfigError, RunError, reason_of
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import FLAT, read_record, to_json
 from snrkit.base.regular import read_regular
@@ -195,10 +195,9 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     if other := [name for name, alike in fitted.items() if not alike]:
         raise RunError(f"the estimator in {path} is of another {' and '.join(other)}; run snrkit fit-estimator again.")
     estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
-    tensors = read_tensors(path / "network.safetensors", record.what)
     try:
-        estimator.network.load_state_dict(tensors)
-    except RuntimeError as error:
+        estimator.network.load_state_dict(read_tensors(path / "network.safetensors", record.what))
+    except (SnrkitError, RuntimeError) as error:
         raise RunError(f"{path} is damaged ({reason_of(error)}); run snrkit fit-estimator again.") from None
     estimator.network.to(setting.world.device).eval().requires_grad_(False)
     return estimator

@@ -1,5 +1,6 @@
 """Whether a run directory fits an experiment, and what it keeps of one."""
 
+import json
 import os
 import platform
 import subprocess
@@ -17,11 +18,11 @@ from snrkit.base.files import checksum, disk_errors, write_text
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
-from snrkit.checkpoints.ours import newest_checkpoint
+from snrkit.checkpoints.ours import newest_checkpoint, numbers_of
 from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
-from snrkit.experiment.yaml_files import read_alone
+from snrkit.experiment.yaml_files import alone
 
 CHECKSUM = "# checksum: "  # of all that stands before it in config.yaml, whose last line it begins
 LARGEST_CONFIG = 2**22  # bytes
@@ -48,6 +49,25 @@ def check_fits(run: Run, experiment: Experiment) -> None:
         )
 
 
+def training_of(experiment: Experiment, fingerprint: str) -> dict[str, str]:
+    """What a training is of, in short, as its checkpoints keep it."""
+    part = json.dumps(experiment.training_part(), sort_keys=True)
+    return {"experiment": checksum(part.encode()), "images": fingerprint}
+
+
+def check_trained(run: Run, experiment: Experiment, fingerprint: str) -> None:
+    """Refuse a newest checkpoint of another training, whatever the files beside it say: RunError."""
+    path = newest_checkpoint(run.checkpoints)
+    if path is not None:
+        check_of(path, numbers_of(path).get("of"), training_of(experiment, fingerprint))
+
+
+def check_of(path: Path, found: object, wanted: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that says that it is of another training: RunError."""
+    if found != wanted:
+        raise RunError(f"{path} is of another training: its experiment or its images differ; name a new run.")
+
+
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
@@ -66,6 +86,8 @@ def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
     check_data(run, fingerprint)
     if experiment.model.trains and newest_checkpoint(run.checkpoints) is None:
         raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
+    if experiment.model.trains and (not run.config.exists() or not run.environment.exists()):
+        check_trained(run, experiment, fingerprint)
     return run
 
 
@@ -165,4 +187,4 @@ def stored_experiment(path: Path) -> Experiment:
             f"{config} cannot be believed: it was damaged, or changed after snrkit wrote it (its checksum does not "
             "fit); delete it and run the command that you ran before, which writes it anew."
         )
-    return parse_experiment(read_alone(config), str(config))
+    return parse_experiment(alone(body.decode(), config), str(config))

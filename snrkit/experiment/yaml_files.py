@@ -135,9 +135,14 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(path.parent / base, (*children, path.resolve())), content)
 
 
-def read_alone(path: Path) -> dict[str, Any]:
-    """The mapping of a file that inherits from no other, as a run directory's. ConfigError where it has a base."""
-    content = read_mapping(path)
+def alone(text: str, path: Path) -> dict[str, Any]:
+    """The mapping of a text that inherits from no other, as a run directory's. ConfigError where it has a base."""
+    try:
+        content = plain_values(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
     if "base" in content:
         raise ConfigError(f"{path}: base: the file of a run directory is whole and has none; snrkit did not write it.")
     return content

@@ -20,6 +20,7 @@ from snrkit.base.cache import kept
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import write_bytes
 from snrkit.base.numerics import NUMERICS
+from snrkit.base.regular import read_regular
 from snrkit.base.tensors import tensors_checksum
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
@@ -30,6 +31,8 @@ from snrkit.metrics.statistics import RunningMoments
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_DIM = 2048
+
+LARGEST_WEIGHTS = 2**30  # bytes of Inception's
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,11 @@ def _inception(path: Path, device: torch.device) -> Extractor:
                 f"{path} does not hold Inception's weights ({str(error)[:120]}); use {INCEPTION_FILE}."
             ) from None
     return Extractor(
-        "inception", INCEPTION_DIM, fingerprint("inception", path.read_bytes()), _caller(module, device, layers), 1008
+        "inception",
+        INCEPTION_DIM,
+        fingerprint("inception", read_regular(path, LARGEST_WEIGHTS)),
+        _caller(module, device, layers),
+        1008,
     )
 
 

@@ -149,9 +149,9 @@ def test_only_what_the_dead_left_is_removed(tmp_path, monkeypatch):
     alive, dead, elsewhere, old = (
         tmp_path / f".x.{node}.{process}.tmp"
         for node, process in (
-            ("host.of.many.dots", os.getpid()),
-            ("host.of.many.dots", 2**22 + 1),
-            ("other", 2**22 + 1),
+            ("host-of-many-dots", os.getpid()),
+            ("host-of-many-dots", 2**22 + 1),
+            ("other-of-many-dots", 2**22 + 1),
             ("other", 1),
         )
     )

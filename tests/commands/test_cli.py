@@ -2,6 +2,7 @@
 
 import errno
 import json
+import platform
 import re
 import resource
 import shutil
@@ -237,7 +238,7 @@ REFUSED = {
     "empty data folder": (["train", "--set", "data={kind: folder, path: HERE/empty}"], "holds no images"),
     "corrupt image": (
         ["train", "--set", "data={kind: folder, path: HERE/corrupt}"],
-        "a.png holds no image of a format that is read",
+        "a.png is not a readable image",
     ),
     "workers for a set in memory": (["train", "--set", "data.workers=2"], "has no effect"),
     "no checkpoint": (["sample"], "has no checkpoint"),
@@ -401,8 +402,9 @@ def test_an_unwritable_place_gets_one_sentence(tmp_path):
 def test_half_written_files_of_a_killed_process_are_removed(copied):
     """Temporary names are never read and vanish with the next save."""
     run = copied / "runs" / "small"
-    (run / "checkpoints" / ".000009999.123.tmp").mkdir()
-    (run / "checkpoints" / ".000009999.123.tmp" / "network.safetensors").write_bytes(b"half")
+    left = run / "checkpoints" / f".000009999.{platform.node().replace('.', '-')[-60:]}.{2**22 + 1}.tmp"
+    left.mkdir()
+    (left / "network.safetensors").write_bytes(b"half")
     config = load_experiment(copied / "small.yaml")
     snrkit(copied, "train", "-q", "--set", f"train.images={config.train.images + 640}")
     assert not list((run / "checkpoints").glob(".*"))

@@ -1,6 +1,8 @@
 """What a run directory says is believed only where its checksums, types and names fit; each misfit is one sentence."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -199,7 +201,7 @@ def test_an_exchanged_image_is_not_scored_and_made_again(copied):
     shutil.copy(folder.image(4), folder.image(3))
     assert "000003.png is not the image that snrkit sample made" in refused(copied, "eval-fid", "-q")
     kept = folder.image(5).stat().st_mtime_ns
-    assert "1 images were damaged or gone, and are made again" in snrkit(copied, "sample", "-q").stderr
+    assert "1 images were damaged or gone" in snrkit(copied, "sample", "-q").stderr
     assert (load_images(folder.path, range(64)).int() - before.int()).abs().max() <= 1
     assert folder.image(5).stat().st_mtime_ns == kept
 
@@ -218,18 +220,20 @@ def test_images_without_a_checksum_are_made_again(copied):
 def test_a_manifest_gathers_what_processes_added(tmp_path):
     """Whole images alone, whichever process made them; a torn or damaged file of lines loses only its own."""
     folder = SampleFolder(tmp_path)
-    folder.write({"a": 1}, {})
-    folder.add({0: b"0", 1: b"1"}, 0)
-    folder.add({5: b"5"}, 3)
-    folder.add({7: b"7"}, 4)
+    made = {"a": 1}
+    folder.write(made, {})
+    folder.add(made, {0: b"0", 1: b"1"}, 0)
+    folder.add(made, {5: b"5"}, 3)
+    folder.add(made, {7: b"7"}, 4)
+    folder.add({"a": 2}, {9: b"9"}, 5)  # by a command that was killed before the sampler changed
     folder.image(1).write_bytes(b"x")
     (tmp_path / "made-4.jsonl").write_text("null\n")
-    assert folder.gather({"a": 1}) == 1
+    assert folder.gather(made) == {1}
     assert folder.manifest().made == {"a": 1}
     assert sorted(folder.manifest().sums) == [0, 5]
-    assert folder.missing([0, 1, 5, 7]) == [1, 7]
+    assert folder.missing([0, 1, 5, 7, 9]) == [1, 7, 9]
     assert not list(tmp_path.glob("made-*"))
-    assert folder.gather({"a": 1}) == 0
+    assert folder.gather(made) == set()
 
 
 @pytest.mark.parametrize("sums", [None, [], {"x": "1"}, {"1": 2}, {"../1": "a"}, {"²": "a"}, {"9" * 30: "a"}])
@@ -291,3 +295,57 @@ def test_files_of_two_samplers_cannot_meet():
     for one in names:
         for two in names:
             assert one == two or not made[one] & made[two], (one, two)
+
+
+def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    """An error in reading leaves manifest and checkpoints as they are, and is said."""
+    folder, made = SampleFolder(tmp_path / "samples"), {"a": 1}
+    folder.add(made, {0: b"0"}, 0)
+    folder.gather(made)
+    path = save_checkpoint(tmp_path / "checkpoints", Checkpoint(320, TENSORS, {}))
+    before, plain = written(tmp_path), os.open
+
+    def failing(file, *rest, **named):
+        if str(file).endswith((".png", "network.safetensors")):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return plain(file, *rest, **named)
+
+    monkeypatch.setattr(os, "open", failing)
+    for read in (lambda: folder.gather(made), lambda: folder.load([0], (1, 8, 8)), lambda: load_checkpoint(path),
+                 lambda: sound_checkpoint(tmp_path / "checkpoints")):  # fmt: skip
+        with pytest.raises(SnrkitError, match="cannot be read \\(Input/output error\\)") as raised:
+            read()
+        assert not isinstance(raised.value, RunError)
+    monkeypatch.undo()
+    assert written(tmp_path) == before
+
+
+def test_a_training_without_its_files_is_still_its_own(copied):
+    """With config.yaml and environment.json deleted, other images and another objective are refused all the same."""
+    run = copied / "runs/small"
+    (run / "config.yaml").unlink()
+    (run / "environment.json").unlink()
+    for setting in ("data.seed=1", "weighting={kind: elbo}", "target={kind: eps}"):
+        for command in ("train", "sample"):
+            assert "is of another training" in refused(copied, command, "-q", "--set", setting), setting
+    snrkit(copied, "sample", "-q")
+
+
+def test_damaged_files_are_put_aside(copied):
+    """--repair moves what a command makes again, names the rest, and a second look finds nothing more to move."""
+    run = copied / "runs/small"
+    scores, environment = run / "metrics/euler.json", run / "environment.json"
+    content = scores.read_bytes()
+    for path in (scores, environment):
+        path.write_bytes(path.read_bytes()[:-9])
+    for words in (["check", str(run)], ["check", str(run), "--repair"], ["check", str(run), "--repair"]):
+        done = snrkit(copied, *words, plain=True, check=False)
+        assert done.returncode == 1
+        assert "environment.json: " in done.stdout
+    assert (run / "damaged/metrics/euler.json").read_bytes() == content[:-9]
+    assert environment.exists()
+    environment.unlink()
+    snrkit(copied, "train", "-q")
+    snrkit(copied, "eval-fid", "-q")
+    assert snrkit(copied, "check", str(run), plain=True).returncode == 0
+    assert scores.read_bytes() == content

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from snrkit.base.errors import ConfigError
+from snrkit.base.files import checksum
 from snrkit.experiment.experiment import file_schema, load_experiment
 from snrkit.experiment.yaml_files import apply_settings, plain_values
 from snrkit.sampling.sampler import MOST_IMAGES, parse_seeds
@@ -205,7 +206,8 @@ def found(tmp_path_factory):
     for name in ("folder", "folder.pt", "stranger"):
         (folder / name).mkdir()
     (folder / "secret.txt").write_text(f'root: "{SECRET}\nx: [{SECRET}')
-    (folder / "stranger" / "config.yaml").write_text("base: ../benign.yaml\n")
+    body = "base: ../benign.yaml\n"
+    (folder / "stranger" / "config.yaml").write_text(f"{body}# checksum: {checksum(body.encode())}\n")
     os.mkfifo(folder / "pipe")
     before, here = {p.name for p in folder.rglob("*")}, Path.cwd()
     with socket.socket(socket.AF_UNIX) as listening:

@@ -271,13 +271,14 @@ def test_train_falls_back_from_a_damaged_checkpoint(copied):
         assert log_without_times(run / "train.jsonl") == log
 
 
-def test_train_begins_anew_where_all_checkpoints_are_damaged(copied):
-    """As if there were none; without --fall-back it is refused."""
+def test_nothing_is_begun_anew_where_all_checkpoints_are_damaged(copied):
+    """With --fall-back too; nothing is moved."""
     run = copied / "runs" / "small"
-    wanted = weights(run)
     for path in (run / "checkpoints").iterdir():
         (path / "state.json").unlink()
+    before = written(run)
     assert "snrkit train --fall-back" in snrkit(copied, "train", "-q", check=False).stderr
-    done = snrkit(copied, "train", "-q", "--fall-back")
-    assert done.stderr.count("is damaged and deleted") == 2
-    assert weights(run) == wanted
+    refused = snrkit(copied, "train", "-q", "--fall-back", check=False)
+    assert refused.returncode == 1
+    assert "no checkpoint in" in refused.stderr
+    assert written(run) == before
