@@ -34,6 +34,8 @@ VOLATILE = re.compile(
 )
 CHANGED = (  # patterns of leaves that CHANGELOG.md lists under Numerics, and facts that are no numbers
     r"/analysis/(index\.json/facts|run-)",  # numerics 6: the noise of an analysis has a stream of its own
+    r"/features_key$",  # of tensors, not of the file that the cache keeps them in
+    r"tune/.*\.jsonl/\d+/result$",  # a list now, of the same numbers
     r"sweep/.*\.json/facts/model$",  # null, in the key of a row: a file without a model no longer says so
 )
 
@@ -231,6 +233,7 @@ def leaves_of_runs(folder):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not path.name.startswith("."):
             name = re.sub(r"(sweep/[a-z]+)-[0-9a-f]{12}", r"\1", name)  # rows are named by their key
+            name = name.replace("@checkpoints.json", "-checkpoints.json")  # as it was called at first
             yield from leaves_of_file(path, name)
 
 

@@ -1,12 +1,14 @@
 """Two processes do what one does."""
 
 import json
+from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
+from snrkit.base.sealed import read_json
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.sample import run_sampling
 from snrkit.commands.train import run_training
@@ -47,8 +49,6 @@ def test_training_equals_one_process_to_float_tolerance(pair):
 
 def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
     """From one checkpoint: images bit for bit at equal batches, within one grey level at others; metrics to 1e-6."""
-    from shutil import copytree
-
     source = pair[0]
     made, scores = {}, {}
     for name, processes, batch in (("one", 1, 16), ("two", 2, 16), ("odd", 1, 24)):
@@ -74,6 +74,21 @@ def test_samples_and_scores_do_not_depend_on_the_number_of_processes(pair):
         for a, b in zip(scores["one"][sampler]["ranges"], scores["two"][sampler]["ranges"], strict=True):
             for key in ("fd", "inception_score", "kid", "precision", "recall"):
                 assert a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-9)
+
+
+def test_two_processes_fall_back_together_and_score_what_both_made(pair, tmp_path):
+    """From the checkpoint before a damaged one, whose images every process sees listed before it scores them."""
+    folder = copytree(pair[1], tmp_path / "copy")
+    checkpoints = folder / "runs/small/checkpoints"
+    newest = list_checkpoints(checkpoints)[-1]
+    (newest / "network.safetensors").write_bytes(b"")
+    snrkit(folder, "train", "-q", "--fall-back", processes=2)
+    assert (folder / "runs/small/damaged/checkpoints" / newest.name / "network.safetensors").read_bytes() == b""
+    assert list_checkpoints(checkpoints)[-1] == newest
+    scored = ["eval-fid", "-q", "--checkpoints", "all", "--sampler", "euler"]
+    snrkit(folder, *scored, processes=2)
+    curve = read_json(folder / "runs/small/metrics/euler@checkpoints.json")
+    assert [point["checkpoint_images"] for point in curve["points"]] == [320, 640]
 
 
 def test_images_of_other_batches_agree_to_a_ten_thousandth(pair):
