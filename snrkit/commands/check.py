@@ -7,7 +7,7 @@ RUN/damaged, where nothing reads it; what none can make again is only named. Wit
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,17 @@ from typing import Any
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import leftovers
-from snrkit.base.records import from_json, read_record
+from snrkit.base.records import read_record
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import read_json
 from snrkit.base.tensors import read_tensors
-from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint, numbers_of
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
-from snrkit.commands.train import Numbers
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
 from snrkit.experiment.lock import links, locked, put_aside
-from snrkit.experiment.log import read_log
+from snrkit.experiment.log import log_of, read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.sources import Fitted, read_spectra
@@ -159,16 +158,10 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
 def _log(run: Run) -> Iterator[Fault]:
     if not run.log.exists():
         return
-    if what := _said(lambda: read_log(run.log)):
+    if what := _said(lambda: read_log(run.log)) or _said(lambda: log_of(run)):
         yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
         return
-    log, path = read_log(run.log), newest_checkpoint(run.checkpoints)
-    with suppress(SnrkitError):  # a damaged checkpoint is named among the checkpoints
-        wanted = 0 if path is None else from_json(Numbers, numbers_of(path), path).log_lines
-        if len(log.lines) < wanted:
-            what = f"has {len(log.lines)} whole lines of {wanted} that there were at the newest checkpoint"
-            yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
-    if log.torn:
+    if read_log(run.log).torn:
         yield Fault(run.log, "has a torn last line, as a kill leaves it", "the next snrkit train drops it")
 
 

@@ -39,7 +39,7 @@ from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
 from snrkit.experiment.faults import told
 from snrkit.experiment.lock import locked
-from snrkit.experiment.log import HeldOutLine, read_log
+from snrkit.experiment.log import HeldOutLine, log_of
 from snrkit.experiment.opening import Opened, open_model, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import open_scorer
@@ -335,7 +335,7 @@ def _make_average(run: Run, name: str | None, end: int) -> None:
 
 def training_facts(run: Run, until: int) -> TrainingFacts:
     """What the log says of a training until `until` images: means over the steps that were not skipped."""
-    log = read_log(run.log)
+    log = log_of(run)
     lines = [line for line in log.train if line.images <= until]
     held = [line for line in log.held_out if line.images <= until]
     steps = [line.step for line in lines]

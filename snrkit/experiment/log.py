@@ -9,6 +9,8 @@ from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors
 from snrkit.base.records import from_json
 from snrkit.base.sealed import append_line, read_lines, sync_lines, write_lines
+from snrkit.checkpoints.ours import newest_checkpoint, numbers_of
+from snrkit.experiment.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,22 @@ def read_log(path: Path) -> Log:
     return Log(tuple(_line(record, f"line {place} of {path}") for place, record in enumerate(records, 1)), torn)
 
 
+def log_of(run: Run) -> Log:
+    """The log of a run. RunError where it has fewer lines than there were at the newest checkpoint."""
+    log, path = read_log(run.log), newest_checkpoint(run.checkpoints)
+    wanted = 0 if path is None or not run.log.exists() else numbers_of(path).get("log_lines", 0)
+    if isinstance(wanted, int) and len(log.lines) < wanted:
+        raise _lost(run.log, len(log.lines), wanted)
+    return log
+
+
+def _lost(path: Path, found: int, wanted: int) -> RunError:
+    return RunError(
+        f"{path} has {found} whole lines, and its checkpoint was saved after {wanted}; restore the file, or delete it "
+        "to go on without what it said."
+    )
+
+
 def _line(record: Mapping[str, Any], where: str) -> Line:
     try:
         return from_json(KINDS.get(str(record.get("kind")), TrainLine), record, where)
@@ -105,10 +123,7 @@ class LogWriter:
             return
         records, _ = read_lines(path, lines)
         if len(records) < lines:
-            raise RunError(
-                f"{path} has {len(records)} whole lines, and its checkpoint was saved after {lines}; restore the file, "
-                "or delete it to go on without what it said."
-            )
+            raise _lost(path, len(records), lines)
         write_lines(path, records)
         self.lines = lines
 

@@ -55,6 +55,11 @@ def training_of(experiment: Experiment, fingerprint: str) -> dict[str, str]:
     return {"experiment": checksum(part.encode()), "images": fingerprint}
 
 
+def described(run: Run) -> bool:
+    """Whether a run directory itself says what it is of."""
+    return run.config.exists() and run.environment.exists()
+
+
 def check_trained(run: Run, experiment: Experiment, fingerprint: str) -> None:
     """Refuse a newest checkpoint of another training, whatever the files beside it say: RunError."""
     path = newest_checkpoint(run.checkpoints)
@@ -86,7 +91,7 @@ def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
     check_data(run, fingerprint)
     if experiment.model.trains and newest_checkpoint(run.checkpoints) is None:
         raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
-    if experiment.model.trains and (not run.config.exists() or not run.environment.exists()):
+    if experiment.model.trains and not described(run):  # as where a damaged file was deleted
         check_trained(run, experiment, fingerprint)
     return run
 

@@ -15,8 +15,9 @@ from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
 from snrkit.base.sealed import read_json
+from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.log import Log, read_log
+from snrkit.experiment.log import Log, log_of
 from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_environment
@@ -321,12 +322,12 @@ def _curves(found: RunFindings) -> list[Block]:
 
 
 def _trained(run: Run) -> int:
-    return max((line.images for line in read_log(run.log).lines), default=0)
+    return max((int(path.name) for path in list_checkpoints(run.checkpoints)), default=0)
 
 
 def _pictures(run: Run, experiment: Experiment) -> list[Block]:
     blocks: list[Block] = []
-    log = read_log(run.log)
+    log = log_of(run)
     if log.lines:
         write_bytes(run.path / "loss.png", loss_curve(log))
         blocks += [
