@@ -17,7 +17,7 @@ from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import leftovers
 from snrkit.base.records import read_record
 from snrkit.base.regular import read_regular
-from snrkit.base.sealed import read_json
+from snrkit.base.sealed import read_json, read_lines
 from snrkit.base.tensors import read_tensors
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.commands.compare import Kept
@@ -37,6 +37,7 @@ from snrkit.shift.files import shift_record
 
 LINK = "is a link, which no run directory may hold"
 PICTURES = ("*.png", "shift/*.png", "samples/*.png", "compare/samples/*.png", "analysis/**/*.png")
+TORN = "has a torn last line, as a kill leaves it"
 AGAIN = "run the command that makes it again"
 
 
@@ -109,6 +110,8 @@ def _records(run: Run) -> Iterator[Fault]:
         for path in sorted(run.path.glob(pattern)):
             if what := _said(partial(read, path)):
                 yield Fault(path, what, AGAIN, again=True)
+            elif path.suffix == ".jsonl" and read_lines(path)[1]:
+                yield Fault(path, TORN, "the next snrkit tune drops it")
 
 
 def _scores(path: Path) -> object:
@@ -162,7 +165,7 @@ def _log(run: Run) -> Iterator[Fault]:
         yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
         return
     if read_log(run.log).torn:
-        yield Fault(run.log, "has a torn last line, as a kill leaves it", "the next snrkit train drops it")
+        yield Fault(run.log, TORN, "the next snrkit train drops it")
 
 
 def _samples(run: Run) -> Iterator[Fault]:
