@@ -34,7 +34,8 @@ VOLATILE = re.compile(
 )
 CHANGED = (  # patterns of leaves that CHANGELOG.md lists under Numerics, and facts that are no numbers
     r"/analysis/(index\.json/facts|run-)",  # numerics 6: the noise of an analysis has a stream of its own
-    r"/features_key$",  # of tensors, not of the file that the cache keeps them in
+    r"/(features_key|facts/features)$",  # of tensors, not of the file that the cache keeps them in
+    r"/named/\d+/0$",  # of files of spectra and estimators, which carry a checksum now
     r"tune/.*\.jsonl/\d+/result$",  # a list now, of the same numbers
     r"sweep/.*\.json/facts/model$",  # null, in the key of a row: a file without a model no longer says so
 )
