@@ -5,7 +5,6 @@ of large files. A folder that others may write to is refused: whoever can write 
 """
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import CHECKSUM_BYTES, checksum, disk_errors, remove_abandoned
-from snrkit.base.regular import open_regular
+from snrkit.base.files import checksum, disk_errors, remove_abandoned
+from snrkit.base.regular import checksum_of, open_regular
 from snrkit.base.sealed import read_json, write_json
 from snrkit.base.tensors import read_tensors, write_tensors
 
@@ -81,7 +80,7 @@ def content_digest(path: Path) -> str:
     with open_regular(path) as file:
         found = os.fstat(file.fileno())
         if found.st_size < LARGE:
-            return checksum(file.read())
+            return checksum_of(file)
         marks = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
         folder = open_cache()
         record = None if folder is None else folder / f"digest-{checksum(repr(marks).encode())}.json"
@@ -89,7 +88,7 @@ def content_digest(path: Path) -> str:
             stored = {} if record is None else read_json(record)
             if stored.get("marks") == marks and isinstance(stored.get("digest"), str):
                 return str(stored["digest"])
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
+        digest = checksum_of(file)
     with contextlib.suppress(OSError):  # a cache that cannot be written to is none
         if record is not None:
             write_json(record, {"marks": marks, "digest": digest})

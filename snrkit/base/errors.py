@@ -45,7 +45,11 @@ def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
     return SnrkitError(f"{what} {path} does not exist; {remedy}.")
 
 
+def plain(text: str) -> str:
+    """What a stranger wrote in one line, nothing of which moves a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def shown(text: str, longest: int = 100) -> str:
-    """What a stranger wrote, in one line of at most `longest` characters, nothing of which moves a terminal."""
-    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:longest])
-    return plain if len(text) <= longest else plain + "..."
+    """As plain, of at most `longest` characters."""
+    return plain(text[:longest]) + ("..." if len(text) > longest else "")

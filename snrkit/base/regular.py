@@ -58,7 +58,12 @@ def read_regular(path: Path, largest: int) -> bytes:
 def file_checksum(path: Path) -> str:
     """As files.checksum, of the content of a regular file, which is read in pieces."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
+        return checksum_of(file)
+
+
+def checksum_of(file: BufferedReader) -> str:
+    """As file_checksum, of an open file from where it stands."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM_BYTES)).hexdigest()
 
 
 def check_regular(path: Path, largest: float = math.inf) -> None:

@@ -19,13 +19,13 @@ from snrkit.base.records import read_record
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import read_json, read_lines
 from snrkit.base.tensors import read_tensors
-from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint
+from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint, numbers_of
 from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
 from snrkit.experiment.lock import links, locked, put_aside
-from snrkit.experiment.log import log_of, read_log
+from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.sources import Fitted, read_spectra
@@ -84,8 +84,12 @@ def _said(read: Callable[[], object], faults: type[SnrkitError] = SnrkitError) -
     try:
         read()
     except faults as error:
-        return str(error).partition("; ")[0].removesuffix(".")
+        return _what(error)
     return None
+
+
+def _what(error: SnrkitError) -> str:
+    return str(error).partition("; ")[0].removesuffix(".")
 
 
 def _of_checkpoint(path: Path) -> str | None:
@@ -161,10 +165,16 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
 def _log(run: Run) -> Iterator[Fault]:
     if not run.log.exists():
         return
-    if what := _said(lambda: read_log(run.log)) or _said(lambda: log_of(run)):
-        yield Fault(run.log, what, "restore it, or delete it to go on without what it said")
+    remedy, path = "restore it, or delete it to go on without what it said", newest_checkpoint(run.checkpoints)
+    try:
+        log = read_log(run.log)
+    except SnrkitError as error:
+        yield Fault(run.log, _what(error), remedy)
         return
-    if read_log(run.log).torn:
+    known = path is not None and _said(partial(numbers_of, path)) is None  # else it is named among the checkpoints
+    if known and (what := _said(partial(check_lines, run, log))):
+        yield Fault(run.log, what, remedy)
+    elif log.torn:
         yield Fault(run.log, TORN, "the next snrkit train drops it")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from snrkit.base import arrays, zips
 from snrkit.base.arrays import array_names, read_array
 from snrkit.base.cache import open_cache
-from snrkit.base.errors import DataError, SnrkitError, missing, reason_of
+from snrkit.base.errors import DataError, SnrkitError, missing, plain, reason_of
 from snrkit.base.files import checksum
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
@@ -145,11 +145,6 @@ def _check_channels(where: str, shape: Sequence[int]) -> None:
     raise DataError(
         f"{where}: images of {shape[3]} channels cannot be saved as PNG; give arr_0 1 or 3 of them, (n, H, W, C)."
     )
-
-
-def plain(text: str) -> str:
-    """A name from outside in one line that can be printed everywhere."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _below(folder: Path) -> Iterator[str]:

@@ -88,11 +88,17 @@ def read_log(path: Path) -> Log:
 
 def log_of(run: Run) -> Log:
     """The log of a run. RunError where it has fewer lines than there were at the newest checkpoint."""
-    log, path = read_log(run.log), newest_checkpoint(run.checkpoints)
+    log = read_log(run.log)
+    check_lines(run, log)
+    return log
+
+
+def check_lines(run: Run, log: Log) -> None:
+    """RunError where a run's log has fewer lines than there were at the newest checkpoint."""
+    path = newest_checkpoint(run.checkpoints)
     wanted = 0 if path is None or not run.log.exists() else numbers_of(path).get("log_lines", 0)
     if isinstance(wanted, int) and len(log.lines) < wanted:
         raise _lost(run.log, len(log.lines), wanted)
-    return log
 
 
 def _lost(path: Path, found: int, wanted: int) -> RunError:

@@ -192,4 +192,4 @@ def stored_experiment(path: Path) -> Experiment:
             f"{config} cannot be believed: it was damaged, or changed after snrkit wrote it (its checksum does not "
             "fit); delete it and run the command that you ran before, which writes it anew."
         )
-    return parse_experiment(alone(body.decode(), config), str(config))
+    return parse_experiment(alone(body, config), str(config))

@@ -135,37 +135,38 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(path.parent / base, (*children, path.resolve())), content)
 
 
-def alone(text: str, path: Path) -> dict[str, Any]:
-    """The mapping of a text that inherits from no other, as a run directory's. ConfigError where it has a base."""
-    try:
-        content = plain_values(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: an experiment is a mapping of keys such as name, data and process.")
-    if "base" in content:
+def alone(content: bytes, path: Path) -> dict[str, Any]:
+    """The mapping of a file that inherits from no other, as a run directory's. ConfigError where it has a base."""
+    found = _mapping(content, str(path))
+    if "base" in found:
         raise ConfigError(f"{path}: base: the file of a run directory is whole and has none; snrkit did not write it.")
-    return content
+    return found
 
 
 def read_mapping(path: Path, asked: str = "") -> dict[str, Any]:
     """The mapping that a file holds. ConfigError when unreadable; `asked`: the key that asked for it."""
     remedy = "give --config the path of a YAML file." if not asked else "name another file."
     try:
-        content = plain_values(read_regular(path, LARGEST).decode("utf-8-sig"))
+        content = read_regular(path, LARGEST)
     except SnrkitError as error:
         raise ConfigError(f"{asked}{error}") from None
     except FileNotFoundError:
         raise ConfigError(f"{asked}{path} does not exist; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{asked}{path} cannot be read ({error.strerror}); {remedy}") from None
+    return _mapping(content, f"{asked}{path}")
+
+
+def _mapping(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = plain_values(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{asked}{path} is no text in UTF-8 (its byte {error.start + 1}); save it as such.") from None
+        raise ConfigError(f"{where} is no text in UTF-8 (its byte {error.start + 1}); save it as such.") from None
     except ValueError as error:
-        raise ConfigError(f"{asked}{path} is not valid YAML: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{asked}{path}: an experiment is a mapping of keys such as name, data and process.")
-    return content
+        raise ConfigError(f"{where} is not valid YAML: {error}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: an experiment is a mapping of keys such as name, data and process.")
+    return found
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

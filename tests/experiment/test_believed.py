@@ -331,6 +331,14 @@ def test_a_training_without_its_files_is_still_its_own(copied):
     snrkit(copied, "sample", "-q")
 
 
+def test_a_damaged_checkpoint_is_no_fault_of_the_log(copied):
+    """`check` names each file for what is wrong with it, and nothing else."""
+    (newest(copied) / "state.json").write_text("null")
+    done = snrkit(copied, "check", str(copied / "runs/small"), plain=True, check=False)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("checkpoints/000000640: ")
+
+
 def test_damaged_files_are_put_aside(copied):
     """--repair moves what a command makes again, names the rest, and a second look finds nothing more to move."""
     run = copied / "runs/small"

@@ -139,6 +139,7 @@ CASES = {
     "config-has-code": ("export", config(lambda body: b"x: !!python/object/apply:os.system [touch REACHED]\n" + body)),
     "config-laughs": ("export", config(lambda body: b"".join(b"a%d: &a%d [*a%d,*a%d]\n" % (i, i, i - 1, i - 1)
                                                              for i in range(1, 50)) + body)),
+    "config-is-no-text": ("export", config(lambda body: b"\xff" + body)),
     "config-is-large": ("export", replaced("config.yaml", large)),
     "config-asks-for-all-memory": ("export", config(lambda body: body.replace(b"channels: 8", b"channels: 16000"))),
     "config-names-a-folder-above": ("train", config(lambda body: body.replace(b"name: small", b"name: ../small"))),

@@ -165,6 +165,8 @@ def test_the_run_directory_itself_may_be_reached_through_a_link(copied):
     (copied / "runs").symlink_to(copied / "disk")
     snrkit(copied, "sample", "-q")
     snrkit(copied, "report")
+    assert (copied / "disk/small/samples/euler/manifest.json").is_file()
+    assert (copied / "disk/small/report.html").is_file()
 
 
 LEFT = {  # by command: what killed ones leave, below the folder of the test
