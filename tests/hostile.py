@@ -9,18 +9,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS, MIB = 5, 200  # of one input, at most
 
 READ = """
-import json, os, resource, sys
+import gc, json, os, resource, sys
 from tests.peak import forget, peak
 from snrkit.base.errors import SnrkitError
 
 resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
 watched, done = False, []
+STARTS = ("subprocess", "socket", "ftplib", "urllib", "webbrowser", "ctypes")
+RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pickle.find_class")
 
 def watch(event, arguments):
     if not watched:
@@ -31,11 +34,13 @@ def watch(event, arguments):
     )
     if writes and not str(arguments[0]).startswith("/proc/self/"):
         done.append(f"wrote {arguments[0]}")
-    if event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"):
+    if event in RUNS or event.split(".")[0] in STARTS:
         done.append(event)
 
 benign()
 sys.addaudithook(watch)
+gc.collect()
+gc.freeze()  # what is loaded stays, and need not be looked through again
 for name, call in cases():
     forget()
     before, begun, said, watched = peak(), sum(os.times()[:4]), "READ", True
@@ -62,11 +67,14 @@ class Found:
     done: list[str]  # what it wrote, ran or connected to
 
 
-def read(folder: Path, lines: str, timeout: float = 300) -> dict[str, Found]:
-    """What every case of a program met with, in a process that works in a folder. `timeout`: for what hangs."""
+def read(folder: Path, lines: str, timeout: float = 300, options: Sequence[str] = ()) -> dict[str, Found]:
+    """What every case of a program met with, in a process that works in a folder.
+
+    `timeout`: seconds, for what hangs. `options`: of Python.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", lines + READ],
+        [sys.executable, *options, "-c", lines + READ],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -75,4 +83,5 @@ def read(folder: Path, lines: str, timeout: float = 300) -> dict[str, Found]:
         timeout=timeout,
     )
     assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
     return {name: Found(*rest) for name, *rest in map(json.loads, ran.stdout.splitlines())}
