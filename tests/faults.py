@@ -1,9 +1,10 @@
 """A disk that counts what is done to it and fails where it is told to, and what a command leaves of a fault there.
 
-An event is an opening for writing, a write, a flush to the disk, a new name, a deletion, a new folder or a lock, of
-anything below one folder. It may fail with an error of the system, a write when half is written, or be the moment at
-which the process is killed: then it and all that comes after, cleaning up too, does not happen. All runs in this
-process, in which torch is imported already.
+An event is an opening, for reading or for writing, a write, a flush to the disk, a new name, a deletion, a new folder
+or a lock, of anything below one folder. It may fail with an error of the system, a write when half is written, or be
+the moment at which the process is killed: then it and all that comes after, cleaning up too, does not happen. (A kill
+before a reading leaves what a kill before the next event of another kind does.) All runs in this process, in which
+torch is imported already.
 """
 
 import builtins
@@ -114,14 +115,16 @@ def watched(disk: Disk) -> Iterator[None]:
     def opens(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
         writing = set(mode) & set("wax+")
         if not writing:
+            if not isinstance(file, int):
+                disk.meet("read", _where(file), file)
             return plain_open(file, mode, *rest, **named)
         if not isinstance(file, int):
             disk.meet("open", _where(file), file)
         return File(disk, plain_open(file, mode, *rest, **named), _where(file))
 
     def os_opens(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & WRITING:
-            disk.meet("open", _where(path, dir_fd), path)
+        if not flags & os.O_DIRECTORY:
+            disk.meet("open" if flags & WRITING else "read", _where(path, dir_fd), path)
         return plain_os_open(path, flags, mode, dir_fd=dir_fd)
 
     def writes(handle: int, content: bytes) -> int:
@@ -204,6 +207,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "analyze": TRAINED,
     "analyze --spectrum": TRAINED,
     "report": FULL,
+    "check RUN --repair": SAMPLED,
     "sweep FILE": NOTHING,
     "run": NOTHING,
 }
@@ -233,6 +237,9 @@ def spoil(command: str, folder: Path) -> None:
     if "--fall-back" in command:
         newest = max((folder / "runs/small/checkpoints").glob("[0-9]*")) / "network.safetensors"
         newest.write_bytes(newest.read_bytes()[:-1])
+    if "--repair" in command:
+        image = folder / "runs/small/samples/euler/000000/000003.png"
+        image.write_bytes(image.read_bytes()[:-1])
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -320,7 +327,8 @@ class Trial:
 
     def ways(self, at: int) -> tuple[int | str, ...]:
         """How an event may fail."""
-        return (errno.ENOLCK, KILL) if self.events[at][0] == "lock" else (*ERRORS, KILL)
+        few = {"lock": (errno.ENOLCK, KILL), "read": (errno.EIO, errno.EACCES)}
+        return few.get(self.events[at][0], (*ERRORS, KILL))
 
     def fail(self, at: int, how: int | str) -> Outcome:
         """Run the command with one event failing, then again without."""
@@ -333,14 +341,16 @@ class Trial:
                 assert how == KILL
         said = how if isinstance(how, str) else errno.errorcode[how]
         event = disk.events[at] if at < len(disk.events) else ("no", "such event")
-        return Outcome(event, said, self._wrong(done) or self._again())
+        return Outcome(event, said, self._wrong(done, event[1]) or self._again())
 
-    def _wrong(self, done: Done | None) -> str | None:
-        """What is wrong with how the command ended."""
+    def _wrong(self, done: Done | None, path: str) -> str | None:
+        """What is wrong with how the command ended, of which an event of this path failed."""
         if done is None:
             return None
         if done.returncode == 0:
             return self._unlike("it ended well, and", skip="cache")
+        if self.command.startswith("check") and not done.stderr:  # a line for each file that it did not repair
+            return None if path.removeprefix("runs/small/") in done.stdout else f"it names no file: {done.stdout}"
         said = [part for part in done.stderr.splitlines() if part.startswith("snrkit: ")]
         if done.returncode != 1 or len(said) != 1 or "Traceback" in done.stderr:
             return f"it ended in {done.returncode}: {done.stderr[-1500:]}"
@@ -354,7 +364,7 @@ class Trial:
         if not exported.exists():
             with self.ready():
                 done = call(*line(self.command, self.work))
-            if done.returncode != 0:
+            if done.returncode != 0 and not self.command.startswith("check"):  # which misses what it put aside
                 return f"the same command again ended in {done.returncode}: {done.stderr[-1500:]}"
         return self._unlike("the same command again")
 

@@ -35,6 +35,15 @@ class DataError(SnrkitError):
     """Images that cannot be read or do not fit together."""
 
 
+class UnreadableError(SnrkitError):
+    """What the disk or the memory does not give. It says nothing of the content, which is not damaged."""
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """The error for a file of ours that is there and cannot be read."""
+    return UnreadableError(f"{path} cannot be read ({error.strerror}); see to its disk and permissions.")
+
+
 def reason_of(error: Exception) -> str:
     """What another library says, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

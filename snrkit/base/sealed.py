@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import SnrkitError, missing
+from snrkit.base.errors import SnrkitError, missing, unreadable
 from snrkit.base.files import checksum, write_text
 from snrkit.base.regular import read_regular
 
@@ -66,7 +66,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The record that a file of ours holds. SnrkitError where it is absent, damaged, or was changed by others."""
+    """The record that a file of ours holds. SnrkitError where it is absent, damaged, or was changed by others.
+
+    UnreadableError where the disk does not give it.
+    """
     try:
         return unsealed(_content(path, largest))
     except FileNotFoundError:
@@ -128,7 +131,7 @@ def _content(path: Path, largest: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SnrkitError(f"{path} cannot be read ({error.strerror}); see to its permissions.") from None
+        raise unreadable(path, error) from None
 
 
 def sync_lines(path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from snrkit.base.distributed import free_memory
-from snrkit.base.errors import SnrkitError, missing
+from snrkit.base.errors import SnrkitError, UnreadableError, missing, unreadable
 from snrkit.base.files import checksum, write_bytes
 from snrkit.base.regular import read_regular
 
@@ -30,14 +30,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
 
 
 def check_memory(path: Path) -> None:
-    """SnrkitError where a file of tensors, however large the model is, is larger than what memory is free."""
+    """UnreadableError where a file of tensors, however large the model is, is larger than what memory is free."""
     found, free = path.stat().st_size, free_memory(torch.device("cpu"))
     if found > free:
-        raise SnrkitError(f"{path} has {found:,} bytes, and {free:,.0f} of memory are free; it cannot be read here.")
+        raise UnreadableError(
+            f"{path} has {found:,} bytes, and {free:,.0f} of memory are free; read it where there is more."
+        )
 
 
 def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
-    """What write_tensors wrote. SnrkitError where it is absent or not that any more."""
+    """What write_tensors wrote. SnrkitError where it is absent or not that any more.
+
+    UnreadableError where the disk does not give it, or it does not fit into memory.
+    """
     try:
         check_memory(path)
         content = read_regular(path, LARGEST)
@@ -46,7 +51,9 @@ def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
         stored = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except FileNotFoundError:
         raise missing("file", path, "run the command that makes it first") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(path, f"it cannot be read, {error}") from None
     if stored != {CHECKSUM: tensors_checksum(tensors, of)}:
         raise _damaged(path, "its checksum does not fit")

@@ -9,7 +9,6 @@ checkpoints/000120000/     named after the images seen
 What is read is all that was written, of these images, and finite.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from snrkit.base.errors import DivergedError, RunError, SnrkitError
+from snrkit.base.errors import DivergedError, RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import file_checksum
@@ -88,7 +87,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
-    """Read a checkpoint, or only one set of its tensors. RunError when it is damaged, or holds what is not finite."""
+    """Read a checkpoint, or only one set of its tensors. RunError when it is damaged, or holds what is not finite.
+
+    UnreadableError where the disk does not give it, or it does not fit into memory.
+    """
     state = _state(path)
     wanted = state.checksums if only is None else {only: _known(path, state, only)}
     return Checkpoint(state.images, {name: _read(path, name, total) for name, total in wanted.items()}, state.numbers)
@@ -128,10 +130,10 @@ def _damaged(path: Path, why: str) -> RunError:
 def _state(path: Path) -> State:
     if not (path / "state.json").exists():
         raise _damaged(path, "is not complete: it has no state.json")
-    if not os.access(path / "state.json", os.R_OK):
-        raise SnrkitError(f"{path / 'state.json'} cannot be read; see to its permissions.")
     try:
         state = read_record(State, path / "state.json")
+    except UnreadableError:
+        raise
     except SnrkitError as error:
         raise _damaged(path, f"is damaged: {str(error).removesuffix('.').partition('; ')[0]}") from None
     if path.name != f"{state.images:09d}":
@@ -151,8 +153,8 @@ def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (FileNotFoundError, SafetensorError):
         raise _damaged(path, f"is damaged: {file.name} is gone or no safetensors") from None
-    except OSError as error:  # which says nothing of the file itself: it must not be taken for damaged, and deleted
-        raise SnrkitError(f"{file} cannot be read ({error.strerror}); see to its disk and permissions.") from None
+    except OSError as error:
+        raise unreadable(file, error) from None
     if wrong := not_finite(tensors):
         raise _damaged(path, f"has weights that are not finite, {wrong} of {file.name} for one")
     return tensors

@@ -2,7 +2,8 @@
 
 Each file is read as the command reads it that goes on from it: checksums, types, finite weights, every image against
 its manifest, the log against the newest checkpoint. What another command makes again is put aside with `--repair`, in
-RUN/damaged, where nothing reads it; what none can make again is only named. Without `--repair` nothing is written.
+RUN/damaged, where nothing reads it; what none can make again, or the disk does not give, is only named. Without
+`--repair` nothing is written.
 """
 
 import json
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import RunError, SnrkitError
+from snrkit.base.errors import RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import leftovers
 from snrkit.base.records import read_record
 from snrkit.base.regular import read_regular
@@ -39,6 +40,7 @@ LINK = "is a link, which no run directory may hold"
 PICTURES = ("*.png", "shift/*.png", "samples/*.png", "compare/samples/*.png", "analysis/**/*.png")
 TORN = "has a torn last line, as a kill leaves it"
 AGAIN = "run the command that makes it again"
+DISK = "see to its disk, its permissions and what memory is free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +81,22 @@ def _finding(fault: Fault, path: Path) -> Finding:
     return Finding(str(fault.path.relative_to(path)), fault.what, fault.remedy)
 
 
-def _said(read: Callable[[], object], faults: type[SnrkitError] = SnrkitError) -> str | None:
-    """What an error says on reading, without what it advises; None where there is none."""
+def _fault(path: Path, read: Callable[[], object], remedy: str, again: bool = False) -> Fault | None:
+    """What an error says on reading a file, without what it advises; None where there is none.
+
+    What is not given by the disk is not damaged: its remedy is another, and it is not put aside.
+    """
     try:
         read()
-    except faults as error:
-        return _what(error)
+    except UnreadableError as error:
+        return Fault(path, _what(error, path), DISK)
+    except SnrkitError as error:
+        return Fault(path, _what(error, path), remedy, again)
     return None
 
 
-def _what(error: SnrkitError) -> str:
-    return str(error).partition("; ")[0].removesuffix(".")
-
-
-def _of_checkpoint(path: Path) -> str | None:
-    """As _said, of damage alone: what cannot be read for want of memory or permissions must not be deleted."""
-    return _said(partial(load_checkpoint, path), RunError)
+def _what(error: SnrkitError, path: Path) -> str:
+    return str(error).partition("; ")[0].removesuffix(".").removeprefix(f"{path} ")
 
 
 def _records(run: Run) -> Iterator[Fault]:
@@ -112,8 +114,8 @@ def _records(run: Run) -> Iterator[Fault]:
     }
     for pattern, read in kinds.items():
         for path in sorted(run.path.glob(pattern)):
-            if what := _said(partial(read, path)):
-                yield Fault(path, what, AGAIN, again=True)
+            if fault := _fault(path, partial(read, path), AGAIN, again=True):
+                yield fault
             elif path.suffix == ".jsonl" and read_lines(path)[1]:
                 yield Fault(path, TORN, "the next snrkit tune drops it")
 
@@ -125,55 +127,62 @@ def _scores(path: Path) -> object:
 def _pictures(run: Run) -> Iterator[Fault]:
     for pattern in PICTURES:
         for path in sorted(run.path.glob(pattern)):
-            if not is_picture(path):
-                yield Fault(path, "is no whole PNG", AGAIN, again=True)
+            if fault := _fault(path, partial(_check_picture, path), AGAIN, again=True):
+                yield fault
+
+
+def _check_picture(path: Path) -> None:
+    if not is_picture(path):
+        raise SnrkitError(f"{path} is no whole PNG.")
 
 
 def _config(run: Run) -> Iterator[Fault]:
-    if what := _said(lambda: stored_experiment(run.path)):
-        remedy = "restore it, or delete it and run the command that you ran before, which writes it anew"
-        yield Fault(run.config, what, remedy)
-    if what := _said(lambda: stored_environment(run)):
-        yield Fault(run.environment, what, "restore it, or delete it and run the command that you ran before")
+    remedy = "restore it, or delete it and run the command that you ran before, which writes it anew"
+    if fault := _fault(run.config, partial(stored_experiment, run.path), remedy):
+        yield fault
+    if fault := _fault(run.environment, partial(stored_environment, run), remedy):
+        yield fault
 
 
 def _estimator(run: Run) -> Iterator[Fault]:
-    record, tensors = run.estimator / "estimator.json", run.estimator / "network.safetensors"
-    if run.estimator.exists() and (what := _said(lambda: read_tensors(tensors, read_record(Fitted, record).what))):
-        yield Fault(run.estimator, what, "run snrkit fit-estimator again", again=True)
+    def read() -> object:
+        return read_tensors(run.estimator / "network.safetensors", read_record(Fitted, record).what)
+
+    record, remedy = run.estimator / "estimator.json", "run snrkit fit-estimator again"
+    if run.estimator.exists() and (fault := _fault(run.estimator, read, remedy, again=True)):
+        yield fault
 
 
 def _checkpoints(run: Run) -> Iterator[Fault]:
     sound = False
     for path in list_checkpoints(run.checkpoints):  # oldest first
-        what = _of_checkpoint(path)
-        if what is None:
-            sound = True
-        elif sound and path == newest_checkpoint(run.checkpoints):
-            yield Fault(path, what, "go on from the one before: snrkit train --fall-back", again=True)
-        else:
-            yield Fault(path, what, "delete it; no command makes it again")
+        back = sound and path == newest_checkpoint(run.checkpoints)
+        remedy = "go on from the one before: snrkit train --fall-back" if back else "delete it; none makes it again"
+        fault = _fault(path, partial(load_checkpoint, path), remedy, again=back)
+        sound = sound or fault is None
+        if fault:
+            yield fault
     for path in list_checkpoints(run.snapshots):
-        if what := _of_checkpoint(path):
-            yield Fault(path, what, "delete it; averages are then made of the others")
+        if fault := _fault(path, partial(load_checkpoint, path), "delete it; averages are then made of the others"):
+            yield fault
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
-            if what := _of_checkpoint(path):
-                yield Fault(path, what, "make it again with snrkit average", again=True)
+            remedy = "make it again with snrkit average"
+            if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True):
+                yield fault
 
 
 def _log(run: Run) -> Iterator[Fault]:
     if not run.log.exists():
         return
     remedy, path = "restore it, or delete it to go on without what it said", newest_checkpoint(run.checkpoints)
-    try:
-        log = read_log(run.log)
-    except SnrkitError as error:
-        yield Fault(run.log, _what(error), remedy)
+    if fault := _fault(run.log, partial(read_log, run.log), remedy):
+        yield fault
         return
-    known = path is not None and _said(partial(numbers_of, path)) is None  # else it is named among the checkpoints
-    if known and (what := _said(partial(check_lines, run, log))):
-        yield Fault(run.log, what, remedy)
+    log = read_log(run.log)
+    known = path is not None and _fault(path, partial(numbers_of, path), "") is None  # else named as a checkpoint
+    if known and (fault := _fault(run.log, partial(check_lines, run, log), remedy)):
+        yield fault
     elif log.torn:
         yield Fault(run.log, TORN, "the next snrkit train drops it")
 
@@ -182,8 +191,9 @@ def _samples(run: Run) -> Iterator[Fault]:
     for path in sorted([*run.samples("").glob("*/"), *run.compared_samples("").glob("*/")]):
         folder = SampleFolder(path)
         again = "run snrkit compare again" if path.parent == run.compared_samples("") else "run snrkit sample again"
-        if what := _said(folder.manifest):
-            yield Fault(path / "manifest.json", what, f"delete the folder it lies in, and {again}")
+        remedy = f"delete the folder it lies in, and {again}"
+        if fault := _fault(path / "manifest.json", folder.manifest, remedy):
+            yield fault
             continue
         yield from _images(folder, again)
         yield from _labels(path / "dataset.json", again)
@@ -194,9 +204,9 @@ def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
     if stored is None:
         return
     for seed, known in stored.sums.items():
-        if not folder.is_whole(seed, known):
-            image, remedy = folder.image(seed), f"{again}, which makes it anew"
-            yield Fault(image, "is not the image that was made", remedy, again=image.exists())
+        image, remedy = folder.image(seed), f"{again}, which makes it anew"
+        if fault := _fault(image, partial(_check_image, folder, seed, known), remedy, again=image.exists()):
+            yield fault
     if list(folder.path.glob("made-*.jsonl")):  # an interrupted command's, which the next one gathers
         return
     known_files = {folder.image(seed) for seed in stored.sums}
@@ -205,16 +215,23 @@ def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
             yield Fault(path, "is not listed in manifest.json", "delete it", again=True)
 
 
+def _check_image(folder: SampleFolder, seed: int, known: str) -> None:
+    if not folder.is_whole(seed, known):
+        raise SnrkitError(f"{folder.image(seed)} is not the image that was made.")
+
+
 def _labels(path: Path, again: str) -> Iterator[Fault]:
     def read() -> object:
-        content: Any = json.loads(read_regular(path, LARGEST_IMAGE))
-        return {str(name): int(label) for name, label in content["labels"]}
-
-    if path.exists():
         try:
-            read()
-        except (SnrkitError, ValueError, KeyError, TypeError, RecursionError):
-            yield Fault(path, "lists no labels of images", again, again=True)
+            content: Any = json.loads(read_regular(path, LARGEST_IMAGE))
+            return {str(name): int(label) for name, label in content["labels"]}
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise SnrkitError(f"{path} lists no labels of images.") from None
+
+    if path.exists() and (fault := _fault(path, read, again, again=True)):
+        yield fault
 
 
 AREAS = (_config, _log, _checkpoints, _samples, _estimator, _records, _pictures)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.base.errors import RunError, SnrkitError
+from snrkit.base.errors import RunError, SnrkitError, unreadable
 from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
@@ -135,13 +135,13 @@ class SampleFolder:
         return content is not None and checksum(content) == known
 
     def _content(self, seed: int) -> bytes | None:
-        """The file of an image; None where it is gone, or no file. SnrkitError where the disk does not give it."""
+        """The file of an image; None where it is gone, or no file. UnreadableError where the disk does not give it."""
         try:
             return read_regular(self.image(seed), LARGEST_IMAGE)
         except (FileNotFoundError, NotADirectoryError, SnrkitError):
             return None
-        except OSError as error:  # which says nothing of the image itself
-            raise SnrkitError(f"{self.image(seed)} cannot be read ({error.strerror}); see to its disk.") from None
+        except OSError as error:
+            raise unreadable(self.image(seed), error) from None
 
     def _lines(self, process: int) -> Path:
         return self.path / f"made-{process}.jsonl"

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, UnreadableError, reason_of
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import FLAT, read_record, to_json
 from snrkit.base.regular import read_regular
@@ -197,6 +197,8 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     estimator = make_estimator(config, process.bounds, setting.data.dataset.shape[0], setting.seed)
     try:
         estimator.network.load_state_dict(read_tensors(path / "network.safetensors", record.what))
+    except UnreadableError:
+        raise
     except (SnrkitError, RuntimeError) as error:
         raise RunError(f"{path} is damaged ({reason_of(error)}); run snrkit fit-estimator again.") from None
     estimator.network.to(setting.world.device).eval().requires_grad_(False)

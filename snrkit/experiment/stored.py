@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from snrkit import __version__
-from snrkit.base.errors import RunError
+from snrkit.base.errors import RunError, unreadable
 from snrkit.base.files import checksum, disk_errors, write_text
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
@@ -184,8 +184,10 @@ def stored_experiment(path: Path) -> Experiment:
     config = Run(path).config
     try:
         text = read_regular(config, LARGEST_CONFIG)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is not a run directory (it has no config.yaml); train one first.") from None
+    except OSError as error:
+        raise unreadable(config, error) from None
     body, mark, found = text.rpartition(CHECKSUM.encode())
     if not mark or found.strip() != checksum(body).encode():
         raise RunError(

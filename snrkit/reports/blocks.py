@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from snrkit.base.errors import SnrkitError
+from snrkit.base.errors import SnrkitError, unreadable
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
@@ -113,11 +113,17 @@ def _inert(text: str) -> str:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a PNG without a damaged part."""
+    """Whether a file is a PNG without a damaged part. UnreadableError where the disk does not give it."""
     try:
-        with Image.open(io.BytesIO(read_regular(path, LARGEST_PICTURE)), formats=("PNG",)) as picture:
+        content = read_regular(path, LARGEST_PICTURE)
+    except SnrkitError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             picture.verify()
-    except (SnrkitError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from snrkit.base.errors import DivergedError, RunError, SnrkitError
+from snrkit.base.errors import DivergedError, RunError, SnrkitError, UnreadableError
 from snrkit.base.files import checksum
 from snrkit.base.sealed import line_of, read_json, write_json
 from snrkit.checkpoints.ours import (
@@ -25,7 +25,7 @@ from snrkit.experiment.log import HeldOutLine, LogWriter, SkippedLine, TrainLine
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.reports.blocks import Heading, Paragraph, Picture, Table, markdown
-from tests.small import SMALL, edit, load_images, snrkit, write_config, written
+from tests.small import SMALL, call, edit, load_images, snrkit, write_config, written
 
 TENSORS = {"network": {"a": torch.arange(3.0)}, "ema-500": {"a": torch.ones(3)}}
 
@@ -297,7 +297,8 @@ def test_files_of_two_samplers_cannot_meet():
             assert one == two or not made[one] & made[two], (one, two)
 
 
-def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", [(".png", "network.safetensors"), (".png", "state.json")])
+def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypatch, ending):
     """An error in reading leaves manifest and checkpoints as they are, and is said."""
     folder, made = SampleFolder(tmp_path / "samples"), {"a": 1}
     folder.add(made, {0: b"0"}, 0)
@@ -306,18 +307,37 @@ def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypa
     before, plain = written(tmp_path), os.open
 
     def failing(file, *rest, **named):
-        if str(file).endswith((".png", "network.safetensors")):
+        if str(file).endswith(ending):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
         return plain(file, *rest, **named)
 
     monkeypatch.setattr(os, "open", failing)
     for read in (lambda: folder.gather(made), lambda: folder.load([0], (1, 8, 8)), lambda: load_checkpoint(path),
                  lambda: sound_checkpoint(tmp_path / "checkpoints")):  # fmt: skip
-        with pytest.raises(SnrkitError, match="cannot be read \\(Input/output error\\)") as raised:
+        with pytest.raises(UnreadableError, match="cannot be read \\(Input/output error\\)"):
             read()
-        assert not isinstance(raised.value, RunError)
     monkeypatch.undo()
     assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["state.json", "network.safetensors", "euler.png", "000003.png", "config.yaml"])
+def test_repairing_puts_nothing_aside_that_the_disk_does_not_give(copied, monkeypatch, name):
+    """`check --repair` names it with another remedy than damage has, and moves nothing."""
+    before, plain = written(copied / "runs"), os.open
+
+    def failing(file, *rest, **named):
+        if str(file).endswith(name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return plain(file, *rest, **named)
+
+    monkeypatch.setattr(os, "open", failing)
+    done = call("check", str(copied / "runs/small"), "--repair")
+    monkeypatch.undo()
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert lines
+    assert all("cannot be read (Input/output error); see to its disk" in line for line in lines), lines
+    assert written(copied / "runs") == before
 
 
 def test_a_training_without_its_files_is_still_its_own(copied):
