@@ -7,7 +7,7 @@ RUN/damaged, where nothing reads it; what none can make again, or the disk does 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -65,20 +65,36 @@ def run_checking(path: Path, repair: bool) -> Checked:
     with locked(run) if repair else nullcontext():  # which deletes what was left
         faults = [fault for area in AREAS for fault in area(run)]
         found = [_settle(fault, run, repair) for fault in faults]
-    cleared = [replace(_finding(fault, path), repaired=repair) for fault in left]
+        if repair:
+            _unlist(run, {fault.path for fault in faults if fault.again})
+    cleared = [_repaired(fault, path, "deleted") if repair else _finding(fault, path) for fault in left]
     count = sum(p.is_file() for p in path.rglob("*"))
     return Checked(str(path), count, [*cleared, *found])
 
 
 def _settle(fault: Fault, run: Run, repair: bool) -> Finding:
-    if repair and fault.again:
-        put_aside(run, fault.path)
-        return replace(_finding(fault, run.path), repaired=True)
-    return _finding(fault, run.path)
+    if not repair or not fault.again:
+        return _finding(fault, run.path)
+    if not fault.path.exists():
+        return _repaired(fault, run.path, f"not listed any more; {fault.remedy}")
+    place = put_aside(run, fault.path).relative_to(run.path)
+    return _repaired(fault, run.path, f"put aside as {place}; {fault.remedy}")
 
 
 def _finding(fault: Fault, path: Path) -> Finding:
     return Finding(str(fault.path.relative_to(path)), fault.what, fault.remedy)
+
+
+def _repaired(fault: Fault, path: Path, done: str) -> Finding:
+    return replace(_finding(fault, path), remedy=done, repaired=True)
+
+
+def _unlist(run: Run, gone: Set[Path]) -> None:
+    """Have manifests list no image that was put aside, so that the next command sees what is missing."""
+    for folder in _sample_folders(run):
+        touched = any(folder.path in path.parents for path in gone)
+        if touched and (stored := folder.manifest()) is not None:
+            folder.write(stored.made, {s: known for s, known in stored.sums.items() if folder.image(s) not in gone})
 
 
 def _fault(path: Path, read: Callable[[], object], remedy: str, again: bool = False) -> Fault | None:
@@ -188,15 +204,20 @@ def _log(run: Run) -> Iterator[Fault]:
 
 
 def _samples(run: Run) -> Iterator[Fault]:
-    for path in sorted([*run.samples("").glob("*/"), *run.compared_samples("").glob("*/")]):
-        folder = SampleFolder(path)
-        again = "run snrkit compare again" if path.parent == run.compared_samples("") else "run snrkit sample again"
+    for folder in _sample_folders(run):
+        compared = folder.path.parent == run.compared_samples("")
+        again = "run snrkit compare again" if compared else "run snrkit sample again"
         remedy = f"delete the folder it lies in, and {again}"
-        if fault := _fault(path / "manifest.json", folder.manifest, remedy):
+        if fault := _fault(folder.path / "manifest.json", folder.manifest, remedy):
             yield fault
             continue
         yield from _images(folder, again)
-        yield from _labels(path / "dataset.json", again)
+        yield from _labels(folder.path / "dataset.json", again)
+
+
+def _sample_folders(run: Run) -> list[SampleFolder]:
+    paths = [*run.samples("").glob("*/"), *run.compared_samples("").glob("*/")]
+    return [SampleFolder(path) for path in sorted(paths)]
 
 
 def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
@@ -205,7 +226,7 @@ def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
         return
     for seed, known in stored.sums.items():
         image, remedy = folder.image(seed), f"{again}, which makes it anew"
-        if fault := _fault(image, partial(_check_image, folder, seed, known), remedy, again=image.exists()):
+        if fault := _fault(image, partial(_check_image, folder, seed, known), remedy, again=True):
             yield fault
     if list(folder.path.glob("made-*.jsonl")):  # an interrupted command's, which the next one gathers
         return

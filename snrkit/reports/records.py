@@ -159,7 +159,7 @@ class TunedNow:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with one file."""
+    """What is wrong with one file, and what to do, or what `--repair` did."""
 
     path: str
     what: str

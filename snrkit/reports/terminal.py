@@ -56,8 +56,7 @@ def show_calibration(record: Fitted) -> None:
 def show_checked(checked: Checked) -> None:
     """What is wrong, a line each, or that nothing is."""
     for finding in checked.findings:
-        remedy = "repaired" if finding.repaired else finding.remedy
-        out.print(f"{finding.path}: {finding.what}; {remedy}", markup=False, highlight=False)
+        out.print(f"{finding.path}: {finding.what}; {finding.remedy}", markup=False, highlight=False)
     if not checked.findings:
         out.print(f"{checked.run}: {checked.files} files, all as they were written", markup=False, highlight=False)
 

@@ -340,6 +340,22 @@ def test_repairing_puts_nothing_aside_that_the_disk_does_not_give(copied, monkey
     assert written(copied / "runs") == before
 
 
+def test_a_repaired_run_is_sound_and_complete_again(copied):
+    """Images that were damaged or are gone are listed no more, and the next `sample` makes these alone, bit for bit."""
+    folder = SampleFolder(copied / "runs/small/samples/euler")
+    before = written(folder.path)
+    folder.image(3).write_bytes(folder.image(3).read_bytes()[:-1])
+    folder.image(5).unlink()
+    repaired = call("check", str(copied / "runs/small"), "--repair")
+    assert repaired.returncode == 0
+    assert "put aside as damaged/samples/euler/000000/000003.png; run snrkit sample again" in repaired.stdout
+    assert "000005.png: is not the image that was made; not listed any more; run snrkit sample" in repaired.stdout
+    assert call("check", str(copied / "runs/small")).returncode == 0
+    assert folder.missing([3, 4, 5]) == [3, 5]
+    snrkit(copied, "sample", "-q")
+    assert written(folder.path) == before
+
+
 def test_a_training_without_its_files_is_still_its_own(copied):
     """With config.yaml and environment.json deleted, other images and another objective are refused all the same."""
     run = copied / "runs/small"
