@@ -35,6 +35,10 @@ class DataError(SnrkitError):
     """Images that cannot be read or do not fit together."""
 
 
+class NotRegularError(SnrkitError):
+    """A folder, a pipe or a device where a file should be."""
+
+
 class UnreadableError(SnrkitError):
     """What the disk or the memory does not give. It says nothing of the content, which is not damaged."""
 

@@ -10,7 +10,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from snrkit.base.errors import SnrkitError
+from snrkit.base.errors import NotRegularError, SnrkitError
 from snrkit.base.files import CHECKSUM_BYTES
 
 PIECE = 2**20  # bytes
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def open_regular(path: Path, largest: float = math.inf) -> BufferedReader:
-    """A file for reading. SnrkitError where it is none (a folder, a pipe, a device) or has over `largest` bytes.
+    """A file for reading. NotRegularError for a folder, a pipe or a device, SnrkitError for over `largest` bytes.
 
     OSError where it cannot be opened. Nothing is waited for.
     """
@@ -33,7 +33,7 @@ def open_regular(path: Path, largest: float = math.inf) -> BufferedReader:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-            raise SnrkitError(f"{path} is no file but {kind}; give a regular file.")
+            raise NotRegularError(f"{path} is no file but {kind}; give a regular file.")
         if found.st_size > largest:
             raise SnrkitError(
                 f"{path} has {found.st_size:,} bytes, more than the {largest:,} of its kind; give another."

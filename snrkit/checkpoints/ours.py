@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from snrkit.base.errors import DivergedError, RunError, SnrkitError, UnreadableError, unreadable
+from snrkit.base.errors import DivergedError, NotRegularError, RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import file_checksum
@@ -153,6 +153,8 @@ def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (FileNotFoundError, SafetensorError):
         raise _damaged(path, f"is damaged: {file.name} is gone or no safetensors") from None
+    except NotRegularError:
+        raise _damaged(path, f"is damaged: {file.name} is no file") from None
     except OSError as error:
         raise unreadable(file, error) from None
     if wrong := not_finite(tensors):

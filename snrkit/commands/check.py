@@ -28,18 +28,22 @@ from snrkit.data.images import LARGEST_IMAGE
 from snrkit.experiment.lock import links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
-from snrkit.experiment.sample_folder import SampleFolder
+from snrkit.experiment.sample_folder import Manifest, SampleFolder
 from snrkit.experiment.sources import Fitted, read_spectra
-from snrkit.experiment.stored import stored_environment, stored_experiment
+from snrkit.experiment.stored import check_of, stored_environment, stored_experiment, training_of
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
 from snrkit.reports.records import Checked, Comparison, Finding, Tuned
 from snrkit.shift.files import shift_record
 
-LINK = "is a link, which no run directory may hold"
-PICTURES = ("*.png", "shift/*.png", "samples/*.png", "compare/samples/*.png", "analysis/**/*.png")
+LINK = "is a link, which no run directory may hold; nothing else was looked at"
+PICTURES = {
+    "*.png": "report", "shift/*.png": "measure-shift", "samples/*.png": "sample", "compare/samples/*.png": "compare",
+    "analysis/**/*.png": "analyze",
+}  # fmt: skip
 TORN = "has a torn last line, as a kill leaves it"
-AGAIN = "run the command that makes it again"
+VERIFIED = {".json", ".jsonl", ".safetensors"}
+ALONE = "restore it from a copy, or delete it: no command makes it again"
 DISK = "see to its disk, its permissions and what memory is free"
 
 
@@ -57,24 +61,40 @@ def run_checking(path: Path, repair: bool) -> Checked:
     """Check all of a run directory; with `repair`, make right what can be made again. RunError where there is none."""
     run = Run(path)
     if not run.config.exists() and newest_checkpoint(run.checkpoints) is None:
-        raise RunError(f"{path} is not a run directory (it has no config.yaml and no checkpoint).")
-    linked = [_finding(Fault(link, LINK, "put its target in its place"), path) for link in links(run)]
+        below = [found.parent for found in sorted(path.glob("*/config.yaml"))[:3]]
+        advice = f"; name one of the runs in it, such as {below[0]}" if below else ""
+        raise RunError(f"{path} is not a run directory (it has no config.yaml and no checkpoint){advice}.")
+    linked = [_finding(Fault(link, LINK, "put its target in its place, or delete it"), path) for link in links(run)]
     if linked:  # nothing is locked, moved or followed
-        return Checked(str(path), len(linked), linked)
-    left = [Fault(found, "was left by a killed command", "any next command deletes it") for found in leftovers(path)]
+        return Checked(str(path), 0, 0, 0, linked)
+    left = [
+        Fault(found, "was left by a killed command", "the next command that writes there deletes it")
+        for found in leftovers(path)
+    ]
     with locked(run) if repair else nullcontext():  # which deletes what was left
         faults = [fault for area in AREAS for fault in area(run)]
         found = [_settle(fault, run, repair) for fault in faults]
         if repair:
             _unlist(run, {fault.path for fault in faults if fault.again})
     cleared = [_repaired(fault, path, "deleted") if repair else _finding(fault, path) for fault in left]
-    count = sum(p.is_file() for p in path.rglob("*"))
-    return Checked(str(path), count, [*cleared, *found])
+    return Checked(str(path), *_counts(run), [*cleared, *found])
+
+
+def _counts(run: Run) -> tuple[int, int, int]:
+    """How many files there are whose content was verified, others, and those that were put aside."""
+    images, counts = {folder.path for folder in _sample_folders(run)}, [0, 0, 0]
+    for path in run.path.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            aside, image = run.damaged in path.parents, path.suffix == ".png" and path.parent.parent in images
+            sealed = path.suffix in VERIFIED and path.name != "dataset.json"
+            counts[2 if aside else 0 if sealed or image or path == run.config else 1] += 1
+    return counts[0], counts[1], counts[2]
 
 
 def _settle(fault: Fault, run: Run, repair: bool) -> Finding:
     if not repair or not fault.again:
-        return _finding(fault, run.path)
+        first = "delete it, or have --repair put it aside; then " if fault.again else ""
+        return _finding(replace(fault, remedy=f"{first}{fault.remedy}"), run.path)
     if not fault.path.exists():
         return _repaired(fault, run.path, f"not listed any more; {fault.remedy}")
     place = put_aside(run, fault.path).relative_to(run.path)
@@ -112,28 +132,37 @@ def _fault(path: Path, read: Callable[[], object], remedy: str, again: bool = Fa
 
 
 def _what(error: SnrkitError, path: Path) -> str:
-    return str(error).partition("; ")[0].removesuffix(".").removeprefix(f"{path} ")
+    text = str(error).partition("; ")[0].removesuffix(".")
+    return text.removeprefix("checkpoint ").removeprefix(f"{path} ").replace(f"{path}/", "")
 
 
 def _records(run: Run) -> Iterator[Fault]:
     """Records that one command makes of others."""
-    kinds: Mapping[str, Callable[[Path], object]] = {
-        "metrics/*.json": _scores,
-        "shift/*.json": lambda path: shift_record(read_json(path), path),
-        "compare/*.json": partial(read_record, Kept),
-        "compare.json": partial(read_record, Comparison),
-        "tune/*.json": partial(read_record, Tuned),
-        "tune/*.jsonl": evaluations,
-        "sweep/*.json": partial(read_record, TrialRow),
-        "analysis/**/*.json": read_json,
-        "spectra.safetensors": lambda _: read_spectra(run),
+    kinds: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which command, and how it is read
+        "metrics/*.json": ("eval-fid", _scores),
+        "shift/*.json": ("measure-shift", lambda path: shift_record(read_json(path), path)),
+        "compare/*.json": ("compare", partial(read_record, Kept)),
+        "compare.json": ("compare", partial(read_record, Comparison)),
+        "tune/*.json": ("tune", partial(read_record, Tuned)),
+        "tune/*.jsonl": ("tune", evaluations),
+        "sweep/*.json": ("sweep", partial(read_record, TrialRow)),
+        "analysis/**/*.json": ("analyze", read_json),
+        "spectra.safetensors": ("train", lambda _: read_spectra(run)),
     }
-    for pattern, read in kinds.items():
+    for pattern, (command, read) in kinds.items():
         for path in sorted(run.path.glob(pattern)):
-            if fault := _fault(path, partial(read, path), AGAIN, again=True):
+            if fault := _fault(path, partial(read, path), f"run snrkit {command} again", again=True):
                 yield fault
-            elif path.suffix == ".jsonl" and read_lines(path)[1]:
-                yield Fault(path, TORN, "the next snrkit tune drops it")
+            elif path.suffix == ".jsonl":
+                yield from _growing(path)
+
+
+def _growing(path: Path) -> Iterator[Fault]:
+    records, torn = read_lines(path)
+    if torn:
+        yield Fault(path, TORN, "the next snrkit tune drops it")
+    elif not records:
+        yield Fault(path, "is empty", "run snrkit tune again", again=True)
 
 
 def _scores(path: Path) -> object:
@@ -141,9 +170,9 @@ def _scores(path: Path) -> object:
 
 
 def _pictures(run: Run) -> Iterator[Fault]:
-    for pattern in PICTURES:
+    for pattern, command in PICTURES.items():
         for path in sorted(run.path.glob(pattern)):
-            if fault := _fault(path, partial(_check_picture, path), AGAIN, again=True):
+            if fault := _fault(path, partial(_check_picture, path), f"run snrkit {command} again", again=True):
                 yield fault
 
 
@@ -153,10 +182,12 @@ def _check_picture(path: Path) -> None:
 
 
 def _config(run: Run) -> Iterator[Fault]:
-    remedy = "restore it, or delete it and run the command that you ran before, which writes it anew"
-    if fault := _fault(run.config, partial(stored_experiment, run.path), remedy):
+    remedy = "run snrkit train or sample with the same file, which writes it anew"
+    if not run.config.exists():
+        yield Fault(run.config, "is missing", remedy)
+    elif fault := _fault(run.config, partial(stored_experiment, run.path), f"restore it, or delete it and {remedy}"):
         yield fault
-    if fault := _fault(run.environment, partial(stored_environment, run), remedy):
+    if fault := _fault(run.environment, partial(stored_environment, run), f"restore it, or delete it and {remedy}"):
         yield fault
 
 
@@ -173,19 +204,34 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
     sound = False
     for path in list_checkpoints(run.checkpoints):  # oldest first
         back = sound and path == newest_checkpoint(run.checkpoints)
-        remedy = "go on from the one before: snrkit train --fall-back" if back else "delete it; none makes it again"
-        fault = _fault(path, partial(load_checkpoint, path), remedy, again=back)
+        remedy = "restore it, or go on from the one before with snrkit train --fall-back" if back else ALONE
+        fault = _fault(path, partial(load_checkpoint, path), remedy, again=back) or _other(run, path)
         sound = sound or fault is None
         if fault:
             yield fault
     for path in list_checkpoints(run.snapshots):
-        if fault := _fault(path, partial(load_checkpoint, path), "delete it; averages are then made of the others"):
+        if fault := _fault(
+            path, partial(load_checkpoint, path), "restore it, or delete it: averages are then made of the others"
+        ):
             yield fault
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
             remedy = "make it again with snrkit average"
             if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True):
                 yield fault
+
+
+def _other(run: Run, path: Path) -> Fault | None:
+    """The fault of a checkpoint that is of another training than the run's experiment and images."""
+    try:
+        environment = stored_environment(run)
+        if environment is None:
+            return None
+        wanted = training_of(stored_experiment(run.path), environment.dataset_fingerprint)
+    except SnrkitError:  # named as the fault of these files
+        return None
+    remedy = "put the one that belongs here in its place, or the config.yaml and environment.json that belong to it"
+    return _fault(path, lambda: check_of(run, path, numbers_of(path).get("of"), wanted), remedy)
 
 
 def _log(run: Run) -> Iterator[Fault]:
@@ -207,7 +253,7 @@ def _samples(run: Run) -> Iterator[Fault]:
     for folder in _sample_folders(run):
         compared = folder.path.parent == run.compared_samples("")
         again = "run snrkit compare again" if compared else "run snrkit sample again"
-        remedy = f"delete the folder it lies in, and {again}"
+        remedy = f"restore it, or delete it and {again}, which makes the images anew"
         if fault := _fault(folder.path / "manifest.json", folder.manifest, remedy):
             yield fault
             continue
@@ -221,9 +267,7 @@ def _sample_folders(run: Run) -> list[SampleFolder]:
 
 
 def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
-    stored = folder.manifest()
-    if stored is None:
-        return
+    stored = folder.manifest() or Manifest({}, {})
     for seed, known in stored.sums.items():
         image, remedy = folder.image(seed), f"{again}, which makes it anew"
         if fault := _fault(image, partial(_check_image, folder, seed, known), remedy, again=True):
@@ -233,7 +277,8 @@ def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
     known_files = {folder.image(seed) for seed in stored.sums}
     for path in sorted(folder.path.glob("*/*.png")):
         if path not in known_files:
-            yield Fault(path, "is not listed in manifest.json", "delete it", again=True)
+            remedy = f"{again}, which makes it anew where its seed is asked for"
+            yield Fault(path, "is not listed in manifest.json, as a killed command leaves it", remedy, again=True)
 
 
 def _check_image(folder: SampleFolder, seed: int, known: str) -> None:

@@ -95,11 +95,11 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
         for index, (name, row) in enumerate(rows.items()):
             wanted = manifest(samples.sources.names, row.sampler)
             stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
-            if not stored.exists() or read_record(Kept, stored).facts != facts:
-                folder = SampleFolder(
-                    model.run.compared_samples(name)
-                )  # its own: images of snrkit sample are never deleted here
+            folder = SampleFolder(model.run.compared_samples(name))  # images of snrkit sample are never deleted here
+            fits = stored.exists() and read_record(Kept, stored).facts == facts
+            if not fits or folder.is_damaged(parse_seeds(e.sample.seeds)):
                 make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
+            if not fits:
                 score = score_folder(opened, model.run, name, folder, scorer, model.images)
                 measured = instrument.measure(row.sampler)
                 sizes = {key: values.tolist() for key, values in measured.sizes.items()}

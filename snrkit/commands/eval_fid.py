@@ -221,6 +221,7 @@ def _size(dataset: Dataset) -> str:
 def _open_side(text: str, root: Path | None) -> Dataset | Path:
     path = Path(text)
     if path.is_dir():
+        SampleFolder(path).check_listed()
         return Folder(path=path).open()
     if path.suffix == ".zip":
         return Zip(path=path).open()

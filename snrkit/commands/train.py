@@ -34,7 +34,6 @@ from snrkit.experiment.stored import (
     check_fits,
     check_of,
     describe_environment,
-    described,
     stored_experiment,
     training_of,
     write_config,
@@ -168,8 +167,7 @@ def _resume(run: Run, state: TrainState, world: World, of: Mapping[str, str], fa
     path = run.checkpoints / f"{checkpoint.images:09d}"
     try:
         numbers = from_json(Numbers, checkpoint.numbers, path / "state.json")
-        if not described(run):
-            check_of(path, numbers.of, of)
+        check_of(run, path, numbers.of, of)
         restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise SnrkitError(

@@ -36,6 +36,9 @@ from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, mem
 from snrkit.data.images import LARGEST_IMAGE, MADE, Found, look_at, read_image
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+OTHERS = {  # images too, which are refused by what is in them, and not passed over
+    ".gif", ".eps", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dds", ".pcx", ".psd", ".ico", ".ppm", ".pgm",
+}  # fmt: skip
 IN_MEMORY_BYTES = 2 << 30
 LARGEST_LISTING = 2**26  # bytes of labels: two million images of EDM's names
 LISTING, LISTED = 2**22, 512  # bytes of labels that are read in any case, and for every image beside
@@ -65,6 +68,8 @@ class Folder(ImageFiles):
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
+        if self.path.is_file():
+            raise DataError(f"{self.path} is a file and no folder; give kind: {_kind_of(self.path)}.")
         if not self.path.is_dir():
             raise missing("folder", self.path, "give data.path a folder of images")
         names = sorted(_below(self.path))
@@ -89,6 +94,8 @@ class Zip(ImageFiles):
         """The images, in memory up to 2 GiB, else read as they are asked for."""
         if not self.path.exists():
             raise missing("zip file", self.path, "give data.path a zip of images")
+        if self.path.is_dir():
+            raise DataError(f"{self.path} is a folder and no zip; give kind: folder.")
         try:
             with OpenZip(self.path) as archive:
                 members = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
@@ -158,9 +165,13 @@ def _below(folder: Path) -> Iterator[str]:
         yield from (str(inner / name) for name in filter(_is_image, names))
 
 
+def _kind_of(path: Path) -> str:
+    return "npz" if path.suffix == ".npz" else "zip"
+
+
 def _is_image(name: str) -> bool:
     """As its name says."""
-    return Path(name).suffix.lower() in EXTENSIONS
+    return Path(name).suffix.lower() in EXTENSIONS | OTHERS
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from snrkit.base.errors import BusyError, RunError
+from snrkit.base.errors import BusyError, RunError, unreadable
 from snrkit.base.files import disk_errors, remove_abandoned, remove_folder, remove_leftovers, sync_folder
 from snrkit.base.signals import ending
 from snrkit.experiment.run import Run
@@ -27,7 +27,8 @@ ELSEWHERE = "--runs with a folder on another disk"
 def locked(run: Run) -> Iterator[None]:
     """Hold the run's lock, and clear what killed commands left. BusyError when another process has it.
 
-    RunError where the run directory holds a link, or its file system has no locks.
+    RunError where the run directory holds a link, or its file system has no locks. UnreadableError where the disk does
+    not give what it holds.
     """
     with disk_errors(f"making {run.path}", f"free space or choose {ELSEWHERE}"):
         run.path.mkdir(parents=True, exist_ok=True)
@@ -82,12 +83,21 @@ def links(run: Run) -> Iterator[Path]:
     """All links below a run directory; none is followed."""
     folders = [run.path] if run.path.is_dir() else []
     while folders:
-        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:  # as may be deleted by now
-            for entry in entries:
-                if entry.is_symlink():
-                    yield Path(entry.path)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
+        for entry in _entries(folders.pop()):
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # deleted by now
+        return []
+    except OSError as error:
+        raise unreadable(Path(folder), error) from None
 
 
 def _open(path: Path) -> int:

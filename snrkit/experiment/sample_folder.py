@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.base.errors import RunError, SnrkitError, unreadable
+from snrkit.base.errors import RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
@@ -105,6 +105,12 @@ class SampleFolder:
         known = {} if stored is None else stored.sums
         return [seed for seed in seeds if seed not in known]
 
+    def is_damaged(self, seeds: Iterable[int]) -> bool:
+        """Whether a manifest is there, and one of the images is not listed or not what was written."""
+        stored = self.manifest()
+        known = {} if stored is None else stored.sums
+        return stored is not None and not all(s in known and self.is_whole(s, known[s]) for s in seeds)
+
     def load(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
         """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written, or not of `shape`."""
         stored = self.manifest()
@@ -120,14 +126,28 @@ class SampleFolder:
             images[place] = image
         return images
 
+    def check_listed(self) -> None:
+        """RunError for the first image that is not what its manifest lists, where there is a manifest of ours."""
+        try:
+            stored = self.manifest()
+        except UnreadableError:
+            raise
+        except SnrkitError:  # another's, of the same name
+            return
+        for seed, known in ({} if stored is None else stored.sums).items():
+            self._whole(seed, known)
+
     def _load(self, seed: int, known: str | None) -> Tensor:
+        return read_image(self._whole(seed, known), str(self.image(seed)))[0]
+
+    def _whole(self, seed: int, known: str | None) -> bytes:
         content = self._content(seed)
         if content is None or checksum(content) != known:
             raise RunError(
                 f"{self.image(seed)} is not the image that snrkit sample made (it is gone, or its checksum does not "
                 "fit); run snrkit sample again, which makes it anew."
             )
-        return read_image(content, str(self.image(seed)))[0]
+        return content
 
     def is_whole(self, seed: int, known: str) -> bool:
         """Whether an image is what was written."""

@@ -52,7 +52,7 @@ def check_fits(run: Run, experiment: Experiment) -> None:
 def training_of(experiment: Experiment, fingerprint: str) -> dict[str, str]:
     """What a training is of, in short, as its checkpoints keep it."""
     part = json.dumps(experiment.training_part(), sort_keys=True)
-    return {"experiment": checksum(part.encode()), "images": fingerprint}
+    return {"experiment": checksum(part.encode()), "images": fingerprint, "version": __version__}
 
 
 def described(run: Run) -> bool:
@@ -64,13 +64,21 @@ def check_trained(run: Run, experiment: Experiment, fingerprint: str) -> None:
     """Refuse a newest checkpoint of another training, whatever the files beside it say: RunError."""
     path = newest_checkpoint(run.checkpoints)
     if path is not None:
-        check_of(path, numbers_of(path).get("of"), training_of(experiment, fingerprint))
+        check_of(run, path, numbers_of(path).get("of"), training_of(experiment, fingerprint))
 
 
-def check_of(path: Path, found: object, wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint that says that it is of another training: RunError."""
-    if found != wanted:
-        raise RunError(f"{path} is of another training: its experiment or its images differ; name a new run.")
+def check_of(run: Run, path: Path, found: object, wanted: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that says that it is of another training: RunError.
+
+    Where another version of snrkit wrote it, whose experiments have other keys, config.yaml decides of the experiment.
+    """
+    of = found if isinstance(found, Mapping) else {}
+    decides = described(run) and of.get("version") != wanted["version"]
+    if any(of.get(key) != wanted[key] for key in (("images",) if decides else wanted)):
+        raise RunError(
+            f"{path} is of another training: its experiment or its images differ; restore the one that belongs here, "
+            "or name a new run."
+        )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -91,7 +99,7 @@ def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
     check_data(run, fingerprint)
     if experiment.model.trains and newest_checkpoint(run.checkpoints) is None:
         raise RunError(f"{run.path} has no checkpoint; run snrkit train with the same file first.")
-    if experiment.model.trains and not described(run):  # as where a damaged file was deleted
+    if experiment.model.trains:
         check_trained(run, experiment, fingerprint)
     return run
 

@@ -172,7 +172,9 @@ class Checked:
     """What `snrkit check` found."""
 
     run: str
-    files: int
+    verified: int  # files whose content carries a checksum
+    others: int  # files that only people read
+    aside: int  # files in RUN/damaged
     findings: Sequence[Finding]
 
     @property

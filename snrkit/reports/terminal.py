@@ -55,10 +55,18 @@ def show_calibration(record: Fitted) -> None:
 
 def show_checked(checked: Checked) -> None:
     """What is wrong, a line each, or that nothing is."""
+    alike: dict[tuple[Path, str, str], list[str]] = {}
     for finding in checked.findings:
-        out.print(f"{finding.path}: {finding.what}; {finding.remedy}", markup=False, highlight=False)
+        place = Path(finding.path).parent
+        alike.setdefault((place, finding.what, finding.remedy), []).append(finding.path)
+    for (_, what, remedy), paths in alike.items():
+        more = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
+        out.print(f"{paths[0]}{more}: {what}; {remedy}", markup=False, highlight=False)
     if not checked.findings:
-        out.print(f"{checked.run}: {checked.files} files, all as they were written", markup=False, highlight=False)
+        left = f"{checked.others} more, such as pages and pictures, carry no checksum"
+        aside = f"; {checked.aside} lie put aside in damaged" if checked.aside else ""
+        text = f"{checked.run}: {checked.verified} files are as they were written; {left}{aside}"
+        out.print(text, markup=False, highlight=False)
 
 
 def show_analysis(record: Mapping[str, Any]) -> None:

@@ -261,12 +261,19 @@ def test_absent_and_empty_places_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "not.zip").write_text("hello")
     np.savez(tmp_path / "float.npz", np.zeros((2, 3, 3, 1)))
+    (tmp_path / "moving").mkdir()
+    for name in ("a.png", "b.gif"):
+        Image.new("L", (4, 4)).save(tmp_path / "moving" / name)
     np.savez(tmp_path / "objects.npz", np.array([{"a": 1}], dtype=object))
     cases = [
         (Folder(path=tmp_path / "no"), "does not exist"),
         (Folder(path=tmp_path / "empty"), "holds no images"),
         (Zip(path=tmp_path / "no.zip"), "does not exist"),
         (Zip(path=tmp_path / "not.zip"), "is not a zip file"),
+        (Zip(path=tmp_path / "empty"), "is a folder and no zip; give kind: folder"),
+        (Folder(path=tmp_path / "not.zip"), "is a file and no folder; give kind: zip"),
+        (Folder(path=tmp_path / "float.npz"), "give kind: npz"),
+        (Folder(path=tmp_path / "moving"), r"b\.gif holds GIF"),
         (Npz(path=tmp_path / "float.npz"), "must be uint8"),
         (Npz(path=tmp_path / "objects.npz"), "holds no readable"),
         (Mnist(root=tmp_path), "download: true"),
