@@ -35,6 +35,13 @@ class DataError(SnrkitError):
     """Images that cannot be read or do not fit together."""
 
 
+class DamagedError(RunError):
+    """A file of ours whose content is not what was written: its checksum does not fit, or it is no such file at all.
+
+    A file of another version, or of somebody else, is not damaged.
+    """
+
+
 class NotRegularError(SnrkitError):
     """A folder, a pipe or a device where a file should be."""
 

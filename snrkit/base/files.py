@@ -126,8 +126,8 @@ def disk_errors(doing: str, remedy: str) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else (error.strerror or str(error))
-        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
-            remedy = f"move away what lies in the place of {error.filename2 or error.filename}"
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and (place := error.filename2 or error.filename):
+            remedy = f"move away what lies in the place of {place}"
         raise SnrkitError(f"{doing} failed: {reason}; {remedy}") from None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import SnrkitError, missing, unreadable
+from snrkit.base.errors import DamagedError, SnrkitError, missing, unreadable
 from snrkit.base.files import checksum, write_text
 from snrkit.base.regular import read_regular
 
@@ -41,12 +41,16 @@ def _seal(plain: Mapping[str, Any]) -> str:
     return checksum(json.dumps(plain, separators=(",", ":"), allow_nan=False).encode())
 
 
+class UnsealedError(ValueError):
+    """JSON that is none of ours."""
+
+
 def unsealed(text: str | bytes) -> dict[str, Any]:
     """The record of a text that `sealed` made, without its checksum. ValueError says why it is not that."""
     try:
         content = json.loads(text, parse_constant=_constant)
         if not isinstance(content, dict) or CHECKSUM not in content:
-            raise ValueError("it is no record with a checksum, as this version writes them")
+            raise UnsealedError("it is no record with a checksum, as this version writes them")
         if content.pop(CHECKSUM) != _seal(content):
             raise ValueError(CHANGED)
     except json.JSONDecodeError as error:
@@ -66,16 +70,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The record that a file of ours holds. SnrkitError where it is absent, damaged, or was changed by others.
+    """The record that a file of ours holds.
 
-    UnreadableError where the disk does not give it.
+    DamagedError where it was damaged or changed, UnreadableError where the disk does not give it, SnrkitError where it
+    is absent or another's.
     """
     try:
         return unsealed(_content(path, largest))
     except FileNotFoundError:
         raise missing("file", path, "run the command that makes it first") from None
     except ValueError as error:
-        raise SnrkitError(f"{path} cannot be believed: {error}; delete it and run the command that makes it.") from None
+        kind = SnrkitError if isinstance(error, UnsealedError) else DamagedError
+        raise kind(f"{path} cannot be believed: {error}; delete it and run the command that makes it.") from None
 
 
 def line_of(content: Mapping[str, Any]) -> str:
@@ -115,7 +121,7 @@ def read_lines(path: Path, most: int | None = None) -> tuple[list[dict[str, Any]
         try:
             records.append(unsealed(line))
         except ValueError as error:
-            raise SnrkitError(
+            raise DamagedError(
                 f"line {number} of {path} cannot be believed: {error}; restore the file, or delete it to go on without."
             ) from None
     if not rest:

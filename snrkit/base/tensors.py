@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from snrkit.base.distributed import free_memory
-from snrkit.base.errors import SnrkitError, UnreadableError, missing, unreadable
+from snrkit.base.errors import DamagedError, UnreadableError, missing, unreadable
 from snrkit.base.files import checksum, write_bytes
 from snrkit.base.regular import read_regular
 
@@ -39,7 +39,7 @@ def check_memory(path: Path) -> None:
 
 
 def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
-    """What write_tensors wrote. SnrkitError where it is absent or not that any more.
+    """What write_tensors wrote. DamagedError where it is not that any more, SnrkitError where it is absent.
 
     UnreadableError where the disk does not give it, or it does not fit into memory.
     """
@@ -65,5 +65,5 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
-def _damaged(path: Path, why: str) -> SnrkitError:
-    return SnrkitError(f"{path} is damaged or of other things ({why}); delete it and run the same command again.")
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged or of other things ({why}); delete it and run the same command again.")

@@ -9,6 +9,7 @@ checkpoints/000120000/     named after the images seen
 What is read is all that was written, of these images, and finite.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +21,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from snrkit.base.errors import DivergedError, NotRegularError, RunError, SnrkitError, UnreadableError, unreadable
+from snrkit.base.errors import (
+    DamagedError,
+    DivergedError,
+    NotRegularError,
+    RunError,
+    SnrkitError,
+    UnreadableError,
+    unreadable,
+)
 from snrkit.base.files import checksum, disk_errors, new_folder, remove_folder, remove_leftovers
-from snrkit.base.records import read_record, to_json
+from snrkit.base.records import from_json, to_json
 from snrkit.base.regular import file_checksum
-from snrkit.base.sealed import write_json
+from snrkit.base.sealed import read_json, write_json
 from snrkit.base.tensors import check_memory, not_finite
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # of a set of tensors, which is part of a path
@@ -73,8 +82,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if _is_number(p.name) and p.is_dir()), key=lambda p: int(p.name))
+    """Complete checkpoints, oldest first. UnreadableError where the disk does not say which."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if _is_number(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # else a training would begin anew
+        raise unreadable(folder, error) from None
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _is_number(name: str) -> bool:
@@ -87,7 +103,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
-    """Read a checkpoint, or only one set of its tensors. RunError when it is damaged, or holds what is not finite.
+    """Read a checkpoint, or only one set of its tensors. DamagedError also where it holds what is not finite.
 
     UnreadableError where the disk does not give it, or it does not fit into memory.
     """
@@ -112,7 +128,7 @@ def sound_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path), damaged
-        except RunError:
+        except DamagedError:
             damaged.append(path)
     return None, damaged
 
@@ -123,19 +139,23 @@ def _known(path: Path, state: State, name: str) -> str:
     return state.checksums[name]
 
 
-def _damaged(path: Path, why: str) -> RunError:
-    return RunError(f"checkpoint {path} {why}; go on from the one before with snrkit train --fall-back, or restore it.")
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"checkpoint {path} {why}; go on from the one before with snrkit train --fall-back, or restore it."
+    )
 
 
 def _state(path: Path) -> State:
-    if not (path / "state.json").exists():
+    file = path / "state.json"
+    if not os.path.lexists(file):
         raise _damaged(path, "is not complete: it has no state.json")
     try:
-        state = read_record(State, path / "state.json")
+        content = read_json(file)
     except UnreadableError:
         raise
     except SnrkitError as error:
         raise _damaged(path, f"is damaged: {str(error).removesuffix('.').partition('; ')[0]}") from None
+    state = from_json(State, content, file)
     if path.name != f"{state.images:09d}":
         raise _damaged(path, f"says that it is of {state.images} images, which is not its name")
     for name in state.checksums:
@@ -151,8 +171,12 @@ def _read(path: Path, name: str, known: str) -> dict[str, Tensor]:
         if file_checksum(file) != known:
             raise _damaged(path, f"is damaged: the checksum of {file.name} does not fit")
         tensors = load_file(file)
-    except (FileNotFoundError, SafetensorError):
-        raise _damaged(path, f"is damaged: {file.name} is gone or no safetensors") from None
+    except SafetensorError:
+        raise _damaged(path, f"is damaged: {file.name} is no safetensors") from None
+    except FileNotFoundError as error:
+        if os.path.lexists(file):  # as safetensors says of a file that it could not open
+            raise unreadable(file, error) from None
+        raise _damaged(path, f"is damaged: {file.name} is gone") from None
     except NotRegularError:
         raise _damaged(path, f"is damaged: {file.name} is no file") from None
     except OSError as error:

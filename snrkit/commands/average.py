@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.errors import RunError, SnrkitError
-from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from snrkit.checkpoints.ours import Checkpoint, list_checkpoints, load_checkpoint, numbers_of, save_checkpoint
 from snrkit.experiment.lock import locked
 from snrkit.experiment.run import Run
-from snrkit.experiment.stored import stored_experiment
+from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.training.ema import WIDEST, Power, Snapshot, combine, distance, geometric, posthoc
 
 
@@ -26,6 +26,8 @@ def run_averaging(path: Path, width: float | None, decay: float | None, at: int 
     run = Run(path)
     experiment = stored_experiment(path)
     folders = snapshots_until(run, at)
+    for folder in folders:
+        check_own(run, folder)
     with locked(run):
         if width is not None:
             return _posthoc(run, [a for a in experiment.train.averages if isinstance(a, Power)], folders, width)
@@ -93,5 +95,6 @@ def _geometric(run: Run, folders: Sequence[Path], decay: float) -> dict[str, Any
 
 def _keep(run: Run, name: str, images: int, tensors: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     record = {"name": name, "images": images, **facts}
-    save_checkpoint(run.averages(name), Checkpoint(images, {name: tensors}, record))
+    of = numbers_of(snapshots_until(run, images)[-1])["of"]
+    save_checkpoint(run.averages(name), Checkpoint(images, {name: tensors}, {**record, "of": of}))
     return record

@@ -8,13 +8,13 @@ RUN/damaged, where nothing reads it; what none can make again, or the disk does 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import RunError, SnrkitError, UnreadableError, unreadable
+from snrkit.base.errors import DamagedError, NotRegularError, RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import leftovers
 from snrkit.base.records import read_record
 from snrkit.base.regular import read_regular
@@ -25,12 +25,12 @@ from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
-from snrkit.experiment.lock import links, locked, put_aside
+from snrkit.experiment.lock import check_idle, links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import Manifest, SampleFolder
 from snrkit.experiment.sources import Fitted, read_spectra
-from snrkit.experiment.stored import check_of, stored_environment, stored_experiment, training_of
+from snrkit.experiment.stored import check_own, stored_environment, stored_experiment
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
 from snrkit.reports.records import Checked, Comparison, Finding, Tuned
@@ -38,11 +38,10 @@ from snrkit.shift.files import shift_record
 
 LINK = "is a link, which no run directory may hold; nothing else was looked at"
 PICTURES = {
-    "*.png": "report", "shift/*.png": "measure-shift", "samples/*.png": "sample", "compare/samples/*.png": "compare",
+    "loss.png": "report", "shift/*.png": "measure-shift", "samples/*.png": "sample", "compare/samples/*.png": "compare",
     "analysis/**/*.png": "analyze",
 }  # fmt: skip
 TORN = "has a torn last line, as a kill leaves it"
-VERIFIED = {".json", ".jsonl", ".safetensors"}
 ALONE = "restore it from a copy, or delete it: no command makes it again"
 DISK = "see to its disk, its permissions and what memory is free"
 
@@ -67,28 +66,41 @@ def run_checking(path: Path, repair: bool) -> Checked:
     linked = [_finding(Fault(link, LINK, "put its target in its place, or delete it"), path) for link in links(run)]
     if linked:  # nothing is locked, moved or followed
         return Checked(str(path), 0, 0, 0, linked)
-    left = [
-        Fault(found, "was left by a killed command", "the next command that writes there deletes it")
-        for found in leftovers(path)
-    ]
+    remedy = "the next command that writes there deletes it"
+    left = [Fault(found, "was left by a killed command", remedy) for found in leftovers(path)]
+    if not repair:
+        check_idle(run)
     with locked(run) if repair else nullcontext():  # which deletes what was left
         faults = [fault for area in AREAS for fault in area(run)]
         found = [_settle(fault, run, repair) for fault in faults]
         if repair:
             _unlist(run, {fault.path for fault in faults if fault.again})
     cleared = [_repaired(fault, path, "deleted") if repair else _finding(fault, path) for fault in left]
-    return Checked(str(path), *_counts(run), [*cleared, *found])
+    return Checked(str(path), *_counts(run, {fault.path for fault in faults}), [*cleared, *found])
 
 
-def _counts(run: Run) -> tuple[int, int, int]:
+def _counts(run: Run, faulty: Set[Path]) -> tuple[int, int, int]:
     """How many files there are whose content was verified, others, and those that were put aside."""
-    images, counts = {folder.path for folder in _sample_folders(run)}, [0, 0, 0]
-    for path in run.path.rglob("*"):
-        if path.is_file() and path.name != ".lock":
-            aside, image = run.damaged in path.parents, path.suffix == ".png" and path.parent.parent in images
-            sealed = path.suffix in VERIFIED and path.name != "dataset.json"
-            counts[2 if aside else 0 if sealed or image or path == run.config else 1] += 1
-    return counts[0], counts[1], counts[2]
+    files = {path for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    aside = {path for path in files if run.damaged in path.parents}
+    sound = {path for path in _sealed(run) if not faulty & {path, path.parent}} & files
+    return len(sound), len(files - sound - aside), len(aside)
+
+
+def _sealed(run: Run) -> Iterator[Path]:
+    """The files whose content the areas verify by a checksum."""
+    yield from (run.config, run.environment, run.log)
+    for folder in (run.checkpoints, run.snapshots, *run.averages("").glob("*")):
+        for path in list_checkpoints(folder):
+            yield from (path / "state.json", *path.glob("*.safetensors"))
+    yield from run.estimator.glob("*")
+    for pattern in RECORDS:
+        yield from run.path.glob(pattern)
+    for samples in _sample_folders(run):
+        yield samples.path / "manifest.json"
+        with suppress(SnrkitError):
+            stored = samples.manifest()
+            yield from map(samples.image, {} if stored is None else stored.sums)
 
 
 def _settle(fault: Fault, run: Run, repair: bool) -> Finding:
@@ -97,8 +109,8 @@ def _settle(fault: Fault, run: Run, repair: bool) -> Finding:
         return _finding(replace(fault, remedy=f"{first}{fault.remedy}"), run.path)
     if not fault.path.exists():
         return _repaired(fault, run.path, f"not listed any more; {fault.remedy}")
-    place = put_aside(run, fault.path).relative_to(run.path)
-    return _repaired(fault, run.path, f"put aside as {place}; {fault.remedy}")
+    folder = put_aside(run, fault.path).parent.relative_to(run.path)
+    return _repaired(fault, run.path, f"put aside in {folder}; {fault.remedy}")
 
 
 def _finding(fault: Fault, path: Path) -> Finding:
@@ -120,38 +132,29 @@ def _unlist(run: Run, gone: Set[Path]) -> None:
 def _fault(path: Path, read: Callable[[], object], remedy: str, again: bool = False) -> Fault | None:
     """What an error says on reading a file, without what it advises; None where there is none.
 
-    What is not given by the disk is not damaged: its remedy is another, and it is not put aside.
+    What the disk does not give is not damaged, nor is what another version or somebody else wrote: it is not put aside.
     """
     try:
         read()
     except UnreadableError as error:
         return Fault(path, _what(error, path), DISK)
-    except SnrkitError as error:
+    except (DamagedError, NotRegularError) as error:
         return Fault(path, _what(error, path), remedy, again)
+    except SnrkitError as error:
+        return Fault(path, _what(error, path), f"it is of another version or not snrkit's: move it away, or {remedy}")
     return None
 
 
 def _what(error: SnrkitError, path: Path) -> str:
-    text = str(error).partition("; ")[0].removesuffix(".")
-    return text.removeprefix("checkpoint ").removeprefix(f"{path} ").replace(f"{path}/", "")
+    text = str(error).replace(f"{path}/", "").replace(f"{path}: ", "").replace(f"{path} ", "").replace(str(path), "it")
+    return text.removeprefix("checkpoint ").partition("; ")[0].removesuffix(".")
 
 
 def _records(run: Run) -> Iterator[Fault]:
     """Records that one command makes of others."""
-    kinds: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which command, and how it is read
-        "metrics/*.json": ("eval-fid", _scores),
-        "shift/*.json": ("measure-shift", lambda path: shift_record(read_json(path), path)),
-        "compare/*.json": ("compare", partial(read_record, Kept)),
-        "compare.json": ("compare", partial(read_record, Comparison)),
-        "tune/*.json": ("tune", partial(read_record, Tuned)),
-        "tune/*.jsonl": ("tune", evaluations),
-        "sweep/*.json": ("sweep", partial(read_record, TrialRow)),
-        "analysis/**/*.json": ("analyze", read_json),
-        "spectra.safetensors": ("train", lambda _: read_spectra(run)),
-    }
-    for pattern, (command, read) in kinds.items():
+    for pattern, (command, read) in RECORDS.items():
         for path in sorted(run.path.glob(pattern)):
-            if fault := _fault(path, partial(read, path), f"run snrkit {command} again", again=True):
+            if fault := _fault(path, partial(read, path), _run_again(path, command), again=True):
                 yield fault
             elif path.suffix == ".jsonl":
                 yield from _growing(path)
@@ -172,13 +175,22 @@ def _scores(path: Path) -> object:
 def _pictures(run: Run) -> Iterator[Fault]:
     for pattern, command in PICTURES.items():
         for path in sorted(run.path.glob(pattern)):
-            if fault := _fault(path, partial(_check_picture, path), f"run snrkit {command} again", again=True):
+            if fault := _fault(path, partial(_check_picture, path), _run_again(path, command), again=True):
                 yield fault
+
+
+def _run_again(path: Path, command: str) -> str:
+    """What makes a file again that a command makes: of checkpoints, and of spectra, it does so when it is asked to."""
+    if command in ("sample", "eval-fid") and "@" in path.name:
+        command = "eval-fid --checkpoints all"
+    if command == "analyze" and "spectrum" in path.parts:
+        command = "analyze --spectrum"
+    return f"run snrkit {command} again"
 
 
 def _check_picture(path: Path) -> None:
     if not is_picture(path):
-        raise SnrkitError(f"{path} is no whole PNG.")
+        raise DamagedError(f"{path} is no whole PNG.")
 
 
 def _config(run: Run) -> Iterator[Fault]:
@@ -187,7 +199,8 @@ def _config(run: Run) -> Iterator[Fault]:
         yield Fault(run.config, "is missing", remedy)
     elif fault := _fault(run.config, partial(stored_experiment, run.path), f"restore it, or delete it and {remedy}"):
         yield fault
-    if fault := _fault(run.environment, partial(stored_environment, run), f"restore it, or delete it and {remedy}"):
+    remedy = "restore it from a copy: no command makes it again as it was"
+    if fault := _fault(run.environment, partial(stored_environment, run), remedy):
         yield fault
 
 
@@ -210,28 +223,29 @@ def _checkpoints(run: Run) -> Iterator[Fault]:
         if fault:
             yield fault
     for path in list_checkpoints(run.snapshots):
-        if fault := _fault(
-            path, partial(load_checkpoint, path), "restore it, or delete it: averages are then made of the others"
-        ):
+        remedy = "restore it, or delete it: averages are then made of the others"
+        if fault := _fault(path, partial(load_checkpoint, path), remedy) or _other(run, path):
             yield fault
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
-            remedy = "make it again with snrkit average"
-            if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True):
+            remedy = f"make {folder.name} again with snrkit average"
+            if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True) or _other(run, path):
                 yield fault
 
 
 def _other(run: Run, path: Path) -> Fault | None:
-    """The fault of a checkpoint that is of another training than the run's experiment and images."""
+    """The fault of weights that are of another training than the run's experiment and images."""
     try:
-        environment = stored_environment(run)
-        if environment is None:
-            return None
-        wanted = training_of(stored_experiment(run.path), environment.dataset_fingerprint)
+        stored_environment(run)
+        stored_experiment(run.path)
     except SnrkitError:  # named as the fault of these files
         return None
-    remedy = "put the one that belongs here in its place, or the config.yaml and environment.json that belong to it"
-    return _fault(path, lambda: check_of(run, path, numbers_of(path).get("of"), wanted), remedy)
+    remedy = "put what belongs here in its place, or the config.yaml and environment.json that belong to it"
+    try:
+        check_own(run, path)
+    except SnrkitError as error:
+        return Fault(path, _what(error, path), remedy)
+    return None
 
 
 def _log(run: Run) -> Iterator[Fault]:
@@ -252,7 +266,7 @@ def _log(run: Run) -> Iterator[Fault]:
 def _samples(run: Run) -> Iterator[Fault]:
     for folder in _sample_folders(run):
         compared = folder.path.parent == run.compared_samples("")
-        again = "run snrkit compare again" if compared else "run snrkit sample again"
+        again = _run_again(folder.path, "compare" if compared else "sample")
         remedy = f"restore it, or delete it and {again}, which makes the images anew"
         if fault := _fault(folder.path / "manifest.json", folder.manifest, remedy):
             yield fault
@@ -277,13 +291,13 @@ def _images(folder: SampleFolder, again: str) -> Iterator[Fault]:
     known_files = {folder.image(seed) for seed in stored.sums}
     for path in sorted(folder.path.glob("*/*.png")):
         if path not in known_files:
-            remedy = f"{again}, which makes it anew where its seed is asked for"
-            yield Fault(path, "is not listed in manifest.json, as a killed command leaves it", remedy, again=True)
+            remedy = f"{again}, which makes it anew where its seed is asked for, or delete it"
+            yield Fault(path, "is not listed in manifest.json, as where a command was killed", remedy)
 
 
 def _check_image(folder: SampleFolder, seed: int, known: str) -> None:
     if not folder.is_whole(seed, known):
-        raise SnrkitError(f"{folder.image(seed)} is not the image that was made.")
+        raise DamagedError(f"{folder.image(seed)} is not the image that was made.")
 
 
 def _labels(path: Path, again: str) -> Iterator[Fault]:
@@ -294,10 +308,21 @@ def _labels(path: Path, again: str) -> Iterator[Fault]:
         except OSError as error:
             raise unreadable(path, error) from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise SnrkitError(f"{path} lists no labels of images.") from None
+            raise DamagedError(f"{path} lists no labels of images.") from None
 
     if path.exists() and (fault := _fault(path, read, again, again=True)):
         yield fault
 
 
+RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which command, and how they are read
+    "metrics/*.json": ("eval-fid", _scores),
+    "shift/*.json": ("measure-shift", lambda path: shift_record(read_json(path), path)),
+    "compare/*.json": ("compare", partial(read_record, Kept)),
+    "compare.json": ("compare", partial(read_record, Comparison)),
+    "tune/*.json": ("tune", partial(read_record, Tuned)),
+    "tune/*.jsonl": ("tune", evaluations),
+    "sweep/*.json": ("sweep", partial(read_record, TrialRow)),
+    "analysis/**/*.json": ("analyze", read_json),
+    "spectra.safetensors": ("train", lambda path: read_spectra(Run(path.parent))),
+}
 AREAS = (_config, _log, _checkpoints, _samples, _estimator, _records, _pictures)

@@ -21,9 +21,9 @@ from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
-from snrkit.experiment.models import FromElsewhere, read_weights
+from snrkit.experiment.models import FromElsewhere, checkpoint_path, read_weights
 from snrkit.experiment.run import Run
-from snrkit.experiment.stored import stored_experiment
+from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.networks import UNet
 from snrkit.networks.unet import EPSILON
 
@@ -43,6 +43,7 @@ def run_exporting(
     package = diffusers_package()
     scheduler = _scheduler(package, experiment)
     weights = experiment.model.find(run, checkpoint, average)
+    check_own(run, checkpoint_path(run, weights.images, weights.name))
     with torch.device("meta"):  # however large a stranger's configuration calls it
         network = _network(package, experiment)
     kept = {name: tensor for name, tensor in read_weights(run, weights).items() if not name.startswith("extras.")}

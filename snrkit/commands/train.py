@@ -25,7 +25,7 @@ from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
-from snrkit.experiment.models import TrainedHere, read_weights
+from snrkit.experiment.models import TrainedHere, checkpoint_path, read_weights
 from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import prepare_sampling
@@ -33,6 +33,7 @@ from snrkit.experiment.stored import (
     check_data,
     check_fits,
     check_of,
+    check_own,
     describe_environment,
     stored_experiment,
     training_of,
@@ -121,7 +122,7 @@ class Numbers:
     scaler: Mapping[str, Any]
     tally: Tally
     log_lines: int
-    of: Mapping[str, str]  # as training_of says
+    of: Mapping[str, Any]  # as training_of says
 
 
 def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool = False, fall_back: bool = False) -> Run:
@@ -144,7 +145,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         of = training_of(opened.experiment, opened.data.dataset.fingerprint)
-        tally, lines = _resume(run, state, world, of, fall_back)
+        tally, lines = _resume(run, state, world, opened.experiment, of, fall_back)
         if not state.step:
             _begin_from(training, state)
         world.barrier()  # all have read the checkpoint before anyone writes
@@ -159,7 +160,9 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     return run
 
 
-def _resume(run: Run, state: TrainState, world: World, of: Mapping[str, str], fall_back: bool) -> tuple[Tally, int]:
+def _resume(
+    run: Run, state: TrainState, world: World, experiment: Experiment, of: Mapping[str, Any], fall_back: bool
+) -> tuple[Tally, int]:
     """Take over the newest checkpoint, if there is one: (sums since the log's last line, the log's lines)."""
     checkpoint = _newest(run, world, fall_back)
     if checkpoint is None:
@@ -167,7 +170,7 @@ def _resume(run: Run, state: TrainState, world: World, of: Mapping[str, str], fa
     path = run.checkpoints / f"{checkpoint.images:09d}"
     try:
         numbers = from_json(Numbers, checkpoint.numbers, path / "state.json")
-        check_of(run, path, numbers.of, of)
+        check_of(path, numbers.of, experiment, of["images"])
         restore(state, checkpoint.images, {k: dict(v) for k, v in checkpoint.tensors.items()}, dict(checkpoint.numbers))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise SnrkitError(
@@ -210,6 +213,7 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
         )
     run = Run(origin.run)
     weights = trained.model.find(run, origin.checkpoint, origin.average)
+    check_own(run, checkpoint_path(run, weights.images, weights.name))
     try:
         state.network.load_state_dict(dict(read_weights(run, weights)))
     except RuntimeError as error:
@@ -219,7 +223,7 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
 
 
 def _loop(
-    run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, str], quiet: bool
+    run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, Any], quiet: bool
 ) -> None:
     config, world = task.config, task.world
     if state.images >= config.images and world.leads and not quiet:
@@ -241,7 +245,7 @@ def _loop(
                 _log_held_out(log, task, state, step)
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
-                _snapshot(run, task, state)  # before the checkpoint, from which a killed run goes on
+                _snapshot(run, task, state, of)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 _save(run, task, state, tally, log, of)
@@ -280,14 +284,14 @@ def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep
     task.world.barrier()
 
 
-def _snapshot(run: Run, task: Task, state: TrainState) -> None:
+def _snapshot(run: Run, task: Task, state: TrainState, of: Mapping[str, Any]) -> None:
     if task.world.leads:
         tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
-        save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {}))
+        save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {"of": of}))
     task.world.barrier()
 
 
-def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, str]) -> None:
+def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, Any]) -> None:
     if task.world.leads:
         log.sync()  # the checkpoint says how many lines there are
         numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}

@@ -37,7 +37,7 @@ from snrkit.data.images import LARGEST_IMAGE, MADE, Found, look_at, read_image
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 OTHERS = {  # images too, which are refused by what is in them, and not passed over
-    ".gif", ".eps", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dds", ".pcx", ".psd", ".ico", ".ppm", ".pgm",
+    ".gif", ".eps", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".dds", ".pcx", ".ppm", ".pgm",
 }  # fmt: skip
 IN_MEMORY_BYTES = 2 << 30
 LARGEST_LISTING = 2**26  # bytes of labels: two million images of EDM's names
@@ -69,7 +69,9 @@ class Folder(ImageFiles):
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
         if self.path.is_file():
-            raise DataError(f"{self.path} is a file and no folder; give kind: {_kind_of(self.path)}.")
+            kinds = {".zip": "give kind: zip", ".npz": "give kind: npz"}
+            advice = kinds.get(self.path.suffix, "give data.path a folder of images")
+            raise DataError(f"{self.path} is a file and no folder; {advice}.")
         if not self.path.is_dir():
             raise missing("folder", self.path, "give data.path a folder of images")
         names = sorted(_below(self.path))
@@ -163,10 +165,6 @@ def _below(folder: Path) -> Iterator[str]:
     for where, _, names in os.walk(folder, onerror=refuse):
         inner = Path(where).relative_to(folder)
         yield from (str(inner / name) for name in filter(_is_image, names))
-
-
-def _kind_of(path: Path) -> str:
-    return "npz" if path.suffix == ".npz" else "zip"
 
 
 def _is_image(name: str) -> bool:

@@ -6,6 +6,7 @@ written or deleted through one lies elsewhere. The run directory itself may be r
 
 import contextlib
 import errno
+import itertools
 import os
 import platform
 import stat
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from snrkit.base.errors import BusyError, RunError, unreadable
-from snrkit.base.files import disk_errors, remove_abandoned, remove_folder, remove_leftovers, sync_folder
+from snrkit.base.files import disk_errors, remove_abandoned, remove_leftovers, sync_folder
 from snrkit.base.signals import ending
 from snrkit.experiment.run import Run
 
@@ -46,6 +47,20 @@ def locked(run: Run) -> Iterator[None]:
         os.close(handle)
 
 
+def check_idle(run: Run) -> None:
+    """BusyError where another command is writing to a run directory. Nothing is made, and nobody kept from it."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with contextlib.suppress(OSError):  # no lock, or none that can be read: then nobody is known to work there
+        handle = os.open(run.path / ".lock", flags)
+        try:
+            _lock(handle)
+        except OSError as error:
+            if error.errno in TAKEN:
+                raise _busy(handle, run.path) from None
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
 def beside(run: Run, folder: Path) -> Iterator[None]:
     """For what writes only into a folder of its own, which it may while another command holds the lock.
@@ -59,13 +74,14 @@ def beside(run: Run, folder: Path) -> Iterator[None]:
 
 
 def put_aside(run: Run, path: Path) -> Path:
-    """Move a damaged file or folder of a run to where nothing reads it; returns where. An earlier one there goes."""
-    target = run.damaged / path.relative_to(run.path)
+    """Move a damaged file or folder of a run to where nothing reads it; returns where. What lies there stays."""
+    wanted = run.damaged / path.relative_to(run.path)
+    names = (f"{wanted.name}.{number}" if number else wanted.name for number in itertools.count())
+    target = next(place for name in names if not os.path.lexists(place := wanted.with_name(name)))
     with disk_errors(f"moving {path}", "see to its permissions and run the same command again"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            remove_folder(target)
         path.replace(target)
+        sync_folder(target.parent)
         sync_folder(path.parent)
     return target
 
@@ -124,11 +140,15 @@ def _take(handle: int, folder: Path) -> None:
                 f"{folder} cannot be locked ({error.strerror}): its file system has no locks, which keep two commands "
                 f"from writing at once; choose {ELSEWHERE}."
             ) from None
-        holder = os.read(handle, MOST_HOLDER).decode(errors="replace").strip()
-        raise BusyError(
-            f"another process is working in {folder} ({holder or 'which does not say who it is'}); wait until it ends, "
-            "or give this run another name."
-        ) from None
+        raise _busy(handle, folder) from None
+
+
+def _busy(handle: int, folder: Path) -> BusyError:
+    holder = os.read(handle, MOST_HOLDER).decode(errors="replace").strip()
+    return BusyError(
+        f"another process is working in {folder} ({holder or 'which does not say who it is'}); wait until it ends, or "
+        "give this run another name."
+    )
 
 
 def _lock(handle: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snrkit.base.errors import RunError, SnrkitError, UnreadableError, unreadable
+from snrkit.base.errors import DamagedError, RunError, SnrkitError, UnreadableError, unreadable
 from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
@@ -106,10 +106,10 @@ class SampleFolder:
         return [seed for seed in seeds if seed not in known]
 
     def is_damaged(self, seeds: Iterable[int]) -> bool:
-        """Whether a manifest is there, and one of the images is not listed or not what was written."""
+        """Whether the folder is there, and one of the images is not listed or not what was written."""
         stored = self.manifest()
         known = {} if stored is None else stored.sums
-        return stored is not None and not all(s in known and self.is_whole(s, known[s]) for s in seeds)
+        return self.path.exists() and not all(s in known and self.is_whole(s, known[s]) for s in seeds)
 
     def load(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
         """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written, or not of `shape`."""
@@ -127,15 +127,21 @@ class SampleFolder:
         return images
 
     def check_listed(self) -> None:
-        """RunError for the first image that is not what its manifest lists, where there is a manifest of ours."""
+        """RunError for the first image that is not as its manifest lists it, where there is a manifest of ours."""
         try:
             stored = self.manifest()
-        except UnreadableError:
+        except (DamagedError, UnreadableError):
             raise
         except SnrkitError:  # another's, of the same name
             return
-        for seed, known in ({} if stored is None else stored.sums).items():
+        if stored is None:
+            return
+        for seed, known in stored.sums.items():
             self._whole(seed, known)
+        listed = {self.image(seed) for seed in stored.sums}
+        for path in sorted(self.path.rglob("*.png")):
+            if path not in listed:
+                raise RunError(f"{path} is not listed in {self.path / 'manifest.json'}; delete it.")
 
     def _load(self, seed: int, known: str | None) -> Tensor:
         return read_image(self._whole(seed, known), str(self.image(seed)))[0]
@@ -182,6 +188,8 @@ def _added(path: Path, of: str) -> dict[int, str]:
     try:
         lines = [line for line in read_lines(path)[0] if line.get(OF) == of]
         return {seed: known for line in lines for seed, known in _sums(line.get(SUMS), path).items()}
+    except UnreadableError:
+        raise
     except SnrkitError:
         return {}
 

@@ -21,10 +21,10 @@ from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.models import Weights
+from snrkit.experiment.models import Weights, checkpoint_path
 from snrkit.experiment.opening import Model, Setting, open_weights
 from snrkit.experiment.run import Run
-from snrkit.experiment.stored import stored_experiment
+from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
@@ -84,6 +84,8 @@ class RunNames:
                 "name a run that is told the same."
             )
         found = other.model.find(run, named.checkpoint, named.average)
+        if named.run is not None and other.model.trains:
+            check_own(run, checkpoint_path(run, found.images, found.name))
         itself = run.path.resolve() == self.run.path.resolve()
         if itself and (found.name, found.images) == (self.weights.name, self.weights.images):
             raise ConfigError(

@@ -1,11 +1,11 @@
 """Whether a run directory fits an experiment, and what it keeps of one."""
 
-import json
+import contextlib
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from snrkit import __version__
-from snrkit.base.errors import RunError, unreadable
+from snrkit.base.errors import ConfigError, DamagedError, RunError, unreadable
 from snrkit.base.files import checksum, disk_errors, write_text
 from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import write_json
-from snrkit.checkpoints.ours import newest_checkpoint, numbers_of
+from snrkit.checkpoints.ours import list_checkpoints, newest_checkpoint, numbers_of
 from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml, parse_experiment
 from snrkit.experiment.run import Run
@@ -42,43 +42,67 @@ def check_fits(run: Run, experiment: Experiment) -> None:
     stored = stored_experiment(run.path)
     differing = list(_differences(stored.training_part(), experiment.training_part()))
     if differing:
-        shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
         raise RunError(
-            f"{run.path} holds another experiment ({shown}); "
+            f"{run.path} holds another experiment ({_some(differing)}); "
             "give this one another name, or delete the folder to begin anew."
         )
 
 
-def training_of(experiment: Experiment, fingerprint: str) -> dict[str, str]:
-    """What a training is of, in short, as its checkpoints keep it."""
-    part = json.dumps(experiment.training_part(), sort_keys=True)
-    return {"experiment": checksum(part.encode()), "images": fingerprint, "version": __version__}
-
-
-def described(run: Run) -> bool:
-    """Whether a run directory itself says what it is of."""
-    return run.config.exists() and run.environment.exists()
+def training_of(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
+    """What a training is of, as its checkpoints keep it."""
+    return {"experiment": experiment.training_part(), "images": fingerprint}
 
 
 def check_trained(run: Run, experiment: Experiment, fingerprint: str) -> None:
-    """Refuse a newest checkpoint of another training, whatever the files beside it say: RunError."""
-    path = newest_checkpoint(run.checkpoints)
-    if path is not None:
-        check_of(run, path, numbers_of(path).get("of"), training_of(experiment, fingerprint))
+    """Refuse checkpoints of another training, whatever the files beside them say: RunError. Damaged ones pass."""
+    for path in list_checkpoints(run.checkpoints):
+        with contextlib.suppress(DamagedError):  # which is refused where it is asked for
+            check_of(path, numbers_of(path).get("of"), experiment, fingerprint)
 
 
-def check_of(run: Run, path: Path, found: object, wanted: Mapping[str, str]) -> None:
-    """Refuse a checkpoint that says that it is of another training: RunError.
+def check_own(run: Run, path: Path) -> None:
+    """Refuse a checkpoint, snapshot or average that is of another training than its run directory says: RunError."""
+    environment = stored_environment(run)
+    fingerprint = None if environment is None else environment.dataset_fingerprint
+    check_of(path, numbers_of(path).get("of"), stored_experiment(run.path), fingerprint)
 
-    Where another version of snrkit wrote it, whose experiments have other keys, config.yaml decides of the experiment.
+
+def check_of(path: Path, found: object, experiment: Experiment, fingerprint: str | None) -> None:
+    """Refuse a checkpoint that says of itself that it is of another training: RunError names the first keys.
+
+    `fingerprint`: of the images; None where it is not known.
     """
     of = found if isinstance(found, Mapping) else {}
-    decides = described(run) and of.get("version") != wanted["version"]
-    if any(of.get(key) != wanted[key] for key in (("images",) if decides else wanted)):
+    part, ours = of.get("experiment"), experiment.training_part()
+    differing = [] if part == ours else list(_differences(_completed(part, experiment, path), ours))
+    if fingerprint is not None and of.get("images") != fingerprint:
+        differing.append("its images are others")
+    if differing:
         raise RunError(
-            f"{path} is of another training: its experiment or its images differ; restore the one that belongs here, "
-            "or name a new run."
+            f"{path} is of another training ({_some(differing)}); put the one that belongs here in its place, or give "
+            "this experiment another name."
         )
+
+
+def _completed(part: object, experiment: Experiment, path: Path) -> dict[str, Any]:
+    """The training part that a checkpoint keeps, with the defaults of keys that its version had not."""
+    whole, ours = experiment.model_dump(mode="json"), experiment.training_part()
+    if not isinstance(part, Mapping):
+        raise RunError(f"{path} does not say which training it is of; restore it, or delete it.")
+    content = whole | dict(part)
+    for section in ("data", "train"):
+        if isinstance(content[section], Mapping):
+            free = {key: value for key, value in whole[section].items() if key not in ours.get(section, {})}
+            content[section] = free | dict(content[section])
+    try:
+        return parse_experiment(content, str(path)).training_part()
+    except ConfigError as error:
+        line = str(error).splitlines()[0]
+        raise RunError(f"{path} is of a training that this version does not know ({line}); restore it.") from None
+
+
+def _some(differing: Sequence[str]) -> str:
+    return "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if len(differing) > 3 else "")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

@@ -297,12 +297,13 @@ def test_files_of_two_samplers_cannot_meet():
             assert one == two or not made[one] & made[two], (one, two)
 
 
-@pytest.mark.parametrize("ending", [(".png", "network.safetensors"), (".png", "state.json")])
+@pytest.mark.parametrize("ending", [(".png", "network.safetensors"), ("made-0.jsonl", "state.json")])
 def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypatch, ending):
     """An error in reading leaves manifest and checkpoints as they are, and is said."""
     folder, made = SampleFolder(tmp_path / "samples"), {"a": 1}
     folder.add(made, {0: b"0"}, 0)
     folder.gather(made)
+    folder.add(made, {1: b"1"}, 0)
     path = save_checkpoint(tmp_path / "checkpoints", Checkpoint(320, TENSORS, {}))
     before, plain = written(tmp_path), os.open
 
@@ -312,7 +313,7 @@ def test_what_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path, monkeypa
         return plain(file, *rest, **named)
 
     monkeypatch.setattr(os, "open", failing)
-    for read in (lambda: folder.gather(made), lambda: folder.load([0], (1, 8, 8)), lambda: load_checkpoint(path),
+    for read in (lambda: folder.gather(made), lambda: load_checkpoint(path),
                  lambda: sound_checkpoint(tmp_path / "checkpoints")):  # fmt: skip
         with pytest.raises(UnreadableError, match="cannot be read \\(Input/output error\\)"):
             read()
@@ -348,7 +349,7 @@ def test_a_repaired_run_is_sound_and_complete_again(copied):
     folder.image(5).unlink()
     repaired = call("check", str(copied / "runs/small"), "--repair")
     assert repaired.returncode == 0
-    assert "put aside as damaged/samples/euler/000000/000003.png; run snrkit sample again" in repaired.stdout
+    assert "put aside in damaged/samples/euler/000000; run snrkit sample again" in repaired.stdout
     assert "000005.png: is not the image that was made; not listed any more; run snrkit sample" in repaired.stdout
     assert call("check", str(copied / "runs/small")).returncode == 0
     assert folder.missing([3, 4, 5]) == [3, 5]

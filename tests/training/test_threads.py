@@ -23,6 +23,7 @@ def weights(folder: Path, threads: int) -> dict[str, Tensor]:
     torch.set_num_threads(threads)
     try:
         done = call("train", "-q", *options(folder, "small.yaml"))
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
     assert done.returncode == 0, done.stderr
