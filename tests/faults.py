@@ -351,7 +351,8 @@ class Trial:
             return self._unlike("it ended well, and", skip="cache")
         if self.command.startswith("check") and not done.stderr:  # a line for each file that it did not repair
             named = [part for part in done.stdout.splitlines() if "put aside in" not in part]
-            found = any(path.removeprefix("runs/small/") in part for part in named)
+            place, _, name = path.removeprefix("runs/small/").rpartition("/")  # or its checkpoint, and what of it
+            found = any(place in part and name in part for part in named)
             return None if found else f"it names no file: {done.stdout}"
         said = [part for part in done.stderr.splitlines() if part.startswith("snrkit: ")]
         if done.returncode != 1 or len(said) != 1 or "Traceback" in done.stderr:

@@ -243,6 +243,8 @@ def _other(run: Run, path: Path) -> Fault | None:
     remedy = "put what belongs here in its place, or the config.yaml and environment.json that belong to it"
     try:
         check_own(run, path)
+    except UnreadableError as error:
+        return Fault(path, _what(error, path), DISK)
     except SnrkitError as error:
         return Fault(path, _what(error, path), remedy)
     return None
