@@ -1,6 +1,7 @@
 """Every test runs on the CPU with one thread, deterministic, and with the cache of this run of the tests."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SNRKIT_CACHE", str(folder / "cache"))
         yield
+
+
+@pytest.fixture
+def copied(request, tmp_path):
+    """A copy of the folder that a module's own fixture `finished` gives, to spoil."""
+    return shutil.copytree(request.getfixturevalue("finished"), tmp_path / "copy")
 
 
 @pytest.fixture(autouse=True)

@@ -26,8 +26,7 @@ def run_averaging(path: Path, width: float | None, decay: float | None, at: int 
     run = Run(path)
     experiment = stored_experiment(path)
     folders = snapshots_until(run, at)
-    for folder in folders:
-        check_own(run, folder)
+    check_own(run, folders)
     with locked(run):
         if width is not None:
             return _posthoc(run, [a for a in experiment.train.averages if isinstance(a, Power)], folders, width)

@@ -25,12 +25,13 @@ from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
+from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import check_idle, links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import Manifest, SampleFolder
 from snrkit.experiment.sources import Fitted, read_spectra
-from snrkit.experiment.stored import check_own, stored_environment, stored_experiment
+from snrkit.experiment.stored import check_of, stored_environment, stored_experiment, stored_training
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
 from snrkit.reports.records import Checked, Comparison, Finding, Tuned
@@ -214,40 +215,45 @@ def _estimator(run: Run) -> Iterator[Fault]:
 
 
 def _checkpoints(run: Run) -> Iterator[Fault]:
-    sound = False
+    sound, training = False, _training(run)
     for path in list_checkpoints(run.checkpoints):  # oldest first
         back = sound and path == newest_checkpoint(run.checkpoints)
         remedy = "restore it, or go on from the one before with snrkit train --fall-back" if back else ALONE
-        fault = _fault(path, partial(load_checkpoint, path), remedy, again=back) or _other(run, path)
+        fault = _fault(path, partial(load_checkpoint, path), remedy, again=back) or _other(path, training)
         sound = sound or fault is None
         if fault:
             yield fault
     for path in list_checkpoints(run.snapshots):
         remedy = "restore it, or delete it: averages are then made of the others"
-        if fault := _fault(path, partial(load_checkpoint, path), remedy) or _other(run, path):
+        if fault := _fault(path, partial(load_checkpoint, path), remedy) or _other(path, training):
             yield fault
     for folder in sorted(run.averages("").glob("*")):
         for path in list_checkpoints(folder):
             remedy = f"make {folder.name} again with snrkit average"
-            if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True) or _other(run, path):
+            if fault := _fault(path, partial(load_checkpoint, path), remedy, again=True) or _other(path, training):
                 yield fault
 
 
-def _other(run: Run, path: Path) -> Fault | None:
-    """The fault of weights that are of another training than the run's experiment and images."""
-    try:
-        stored_environment(run)
-        stored_experiment(run.path)
-    except SnrkitError:  # named as the fault of these files
+def _other(path: Path, training: tuple[Experiment, str | None] | None) -> Fault | None:
+    """The fault of weights that are of another training than the run's; None where that is not known."""
+    if training is None:
         return None
     remedy = "put what belongs here in its place, or the config.yaml and environment.json that belong to it"
     try:
-        check_own(run, path)
+        check_of(path, numbers_of(path).get("of"), *training)
     except UnreadableError as error:
         return Fault(path, _what(error, path), DISK)
     except SnrkitError as error:
         return Fault(path, _what(error, path), remedy)
     return None
+
+
+def _training(run: Run) -> tuple[Experiment, str | None] | None:
+    """What the run says that it is of; None where that cannot be read, which is a fault of these files."""
+    try:
+        return stored_training(run)
+    except SnrkitError:
+        return None
 
 
 def _log(run: Run) -> Iterator[Fault]:

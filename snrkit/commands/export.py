@@ -43,7 +43,7 @@ def run_exporting(
     package = diffusers_package()
     scheduler = _scheduler(package, experiment)
     weights = experiment.model.find(run, checkpoint, average)
-    check_own(run, checkpoint_path(run, weights.images, weights.name))
+    check_own(run, [checkpoint_path(run, weights.images, weights.name)])
     with torch.device("meta"):  # however large a stranger's configuration calls it
         network = _network(package, experiment)
     kept = {name: tensor for name, tensor in read_weights(run, weights).items() if not name.startswith("extras.")}

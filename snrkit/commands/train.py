@@ -213,7 +213,7 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
         )
     run = Run(origin.run)
     weights = trained.model.find(run, origin.checkpoint, origin.average)
-    check_own(run, checkpoint_path(run, weights.images, weights.name))
+    check_own(run, [checkpoint_path(run, weights.images, weights.name)])
     try:
         state.network.load_state_dict(dict(read_weights(run, weights)))
     except RuntimeError as error:

@@ -85,7 +85,7 @@ class RunNames:
             )
         found = other.model.find(run, named.checkpoint, named.average)
         if named.run is not None and other.model.trains:
-            check_own(run, checkpoint_path(run, found.images, found.name))
+            check_own(run, [checkpoint_path(run, found.images, found.name)])
         itself = run.path.resolve() == self.run.path.resolve()
         if itself and (found.name, found.images) == (self.weights.name, self.weights.images):
             raise ConfigError(

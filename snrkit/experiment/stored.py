@@ -60,11 +60,17 @@ def check_trained(run: Run, experiment: Experiment, fingerprint: str) -> None:
             check_of(path, numbers_of(path).get("of"), experiment, fingerprint)
 
 
-def check_own(run: Run, path: Path) -> None:
-    """Refuse a checkpoint, snapshot or average that is of another training than its run directory says: RunError."""
+def check_own(run: Run, paths: Sequence[Path]) -> None:
+    """Refuse checkpoints, snapshots or averages of another training than their run directory says: RunError."""
+    experiment, fingerprint = stored_training(run)
+    for path in paths:
+        check_of(path, numbers_of(path).get("of"), experiment, fingerprint)
+
+
+def stored_training(run: Run) -> tuple[Experiment, str | None]:
+    """The experiment of a run directory, and the fingerprint of its images where it says that. RunError: see both."""
     environment = stored_environment(run)
-    fingerprint = None if environment is None else environment.dataset_fingerprint
-    check_of(path, numbers_of(path).get("of"), stored_experiment(run.path), fingerprint)
+    return stored_experiment(run.path), None if environment is None else environment.dataset_fingerprint
 
 
 def check_of(path: Path, found: object, experiment: Experiment, fingerprint: str | None) -> None:

@@ -31,12 +31,6 @@ def finished(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of it to spoil."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 def lines(folder, *more):
     """What `check` prints, and its exit code."""
     done = call("check", str(folder / "runs/small"), *more)
@@ -285,17 +279,22 @@ def test_images_beside_those_that_are_listed_are_not_scored(copied):
     assert "its checksum does not fit" in call(*pair).stderr
 
 
-def test_a_training_does_not_begin_anew_where_its_checkpoints_cannot_be_listed(copied, monkeypatch):
-    """Which would empty the log."""
-    plain, closed = os.scandir, copied / "runs/small/checkpoints"
+def close(folder, monkeypatch):
+    """Have a folder not be listed, as one of another user's."""
+    plain = os.scandir
 
     def listing(path):
-        if str(path) == str(closed):
+        if str(path) == str(folder):
             raise PermissionError(13, "Permission denied", str(path))
         return plain(path)
 
-    before = written(copied / "runs")
     monkeypatch.setattr(os, "scandir", listing)
+
+
+def test_a_training_does_not_begin_anew_where_its_checkpoints_cannot_be_listed(copied, monkeypatch):
+    """Which would empty the log."""
+    before = written(copied / "runs")
+    close(copied / "runs/small/checkpoints", monkeypatch)
     done = call("train", "-q", *options(copied, "small.yaml"), "--set", "train.images=960")
     monkeypatch.undo()
     assert done.returncode == 1
@@ -305,14 +304,8 @@ def test_a_training_does_not_begin_anew_where_its_checkpoints_cannot_be_listed(c
 
 def test_a_folder_that_may_not_be_listed_is_a_sentence(copied, monkeypatch):
     """Not an advice to free space."""
-    plain, closed = os.scandir, copied / "runs/small/samples/euler"
-
-    def listing(path):
-        if str(path) == str(closed):
-            raise PermissionError(13, "Permission denied", str(path))
-        return plain(path)
-
-    monkeypatch.setattr(os, "scandir", listing)
+    closed = copied / "runs/small/samples/euler"
+    close(closed, monkeypatch)
     done = call("check", str(copied / "runs/small"))
     assert done.returncode == 1
     assert f"{closed} cannot be read (Permission denied); see to its disk and permissions" in done.stderr

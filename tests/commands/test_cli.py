@@ -33,13 +33,6 @@ def finished(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of it to spoil."""
-    shutil.copytree(finished, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 def test_the_whole_path_leaves_a_complete_run_directory(finished):
     """Config, environment, log, checkpoints, images, manifests, shift, metrics, report: all there and readable."""
     run = finished / "runs" / "small"

@@ -41,12 +41,6 @@ def finished(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of it to spoil."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
 def refused(folder, *arguments):
     """The one sentence that a command ends in, which leaves everything as it was."""
     before = written(folder)

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import platform
-import shutil
 import socket
 from pathlib import Path
 
@@ -33,13 +32,6 @@ def finished(tmp_path_factory):
     snrkit(folder, "run", "-q")
     (folder / "runs" / "sweep-edm-0").mkdir()
     return folder
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of it."""
-    shutil.copytree(finished, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def weights(run):
