@@ -17,8 +17,9 @@ from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
+from snrkit.training.config import TrainConfig
 from snrkit.training.ema import AnyAveraging
-from snrkit.training.train import TrainConfig, make_state, train
+from snrkit.training.train import make_state, train
 
 MEASURED_STEPS = 3
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision

@@ -41,10 +41,10 @@ from snrkit.experiment.stored import (
     write_environment,
 )
 from snrkit.training.clipping import remark
+from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import held_out_loss
+from snrkit.training.task import Task
 from snrkit.training.train import (
-    Task,
-    TrainConfig,
     TrainState,
     TrainStep,
     make_state,

@@ -40,9 +40,9 @@ from snrkit.sampling.sampler import (
     parse_seeds,
 )
 from snrkit.shift.config import ShiftConfig
+from snrkit.training.config import TrainConfig
 from snrkit.training.ema import afterwards_faults, made_afterwards
 from snrkit.training.level_samplers import AnyLevels
-from snrkit.training.train import TrainConfig
 from snrkit.training.weighting import AnyWeighting
 
 MOST_FAULTS = 30  # that are told at once

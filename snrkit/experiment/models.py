@@ -29,11 +29,11 @@ from snrkit.networks.foreign import Foreign
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
 from snrkit.spectral.faults import training_faults
+from snrkit.training.config import TrainConfig
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
 from snrkit.training.level_samplers import AnyLevels, widest
 from snrkit.training.objective import LOWEST_LOGSNR
 from snrkit.training.perturb import MixFlow
-from snrkit.training.train import TrainConfig
 from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at

@@ -19,7 +19,7 @@ from snrkit.experiment.run import Run
 from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
-from snrkit.training.train import Scalars, Task
+from snrkit.training.task import Scalars, Task
 from snrkit.training.weighting import beside
 
 STATES = 16  # bytes for each number of an image: its state in float64, and what the network says, in float32 twice

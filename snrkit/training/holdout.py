@@ -10,7 +10,9 @@ from snrkit.data.dataset import chunks
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks import Conditioning
-from snrkit.training.train import Task, micro_losses, prepare
+from snrkit.training.batches import micro_batch
+from snrkit.training.task import Task
+from snrkit.training.train import micro_losses
 
 HOLDOUT_IMAGES = 2048
 
@@ -42,16 +44,14 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
     spy, plan, found = _Spy(), task.plan(), []
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
-        images = task.images(draws)
-        pixels = task.dataset.pixels(images.tolist())
-        micro_losses(task, spy, draws, pixels, (step, 0))
+        batch = micro_batch(task, draws, task.dataset.pixels(task.images(draws).tolist()))
+        micro_losses(task, spy, batch, (step, 0))
         assert spy.asked is not None
         x, time = (part.cpu() for part in spy.asked)
         known = ~time.isnan()
         o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
         c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
-        x0 = prepare(task, draws, images, pixels)[0].cpu()
-        found.append((x0[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
+        found.append((batch.x0.cpu()[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
     x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
     return Pairs(x0, x, task.objective.process.level(logsnr))
 

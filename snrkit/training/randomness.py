@@ -48,11 +48,21 @@ class Plan:
 
     def draw(self, step: int, slices: Sequence[int]) -> Draws:
         """The draws of the given slices of step `step`, in order."""
-        made = [self._slice(step, index) for index in slices]
-        positions, uniform, noise, chance, scalars = (np.concatenate(part) for part in zip(*made, strict=True))
-        place = np.concatenate([np.arange(i * self.slice, (i + 1) * self.slice) for i in slices])
-        level = torch.from_numpy((place + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
-        drops = torch.from_numpy(uniform)
+        n, kinds = len(slices) * self.slice, 1 + (self.extras or 0)
+        positions = np.empty(n, np.int64)
+        uniform, last = np.empty((n, 4 + DRAWS)), np.empty((n, 2))
+        noise = np.empty((kinds, n, *self.shape), np.float32)
+        for place, index in enumerate(slices):
+            rows = slice(place * self.slice, (place + 1) * self.slice)
+            rng = self._open(step, index)
+            positions[rows] = rng.integers(self.pool, size=self.slice)
+            rng.random(out=uniform[rows])
+            for kind in range(kinds):
+                rng.standard_normal(dtype=np.float32, out=noise[kind, rows])
+            last[rows] = np.stack([rng.random(self.slice), rng.random(self.slice)], 1)
+        stratum = np.concatenate([np.arange(i * self.slice, (i + 1) * self.slice) for i in slices])
+        level = torch.from_numpy((stratum + uniform[:, 0]) / self.batch).clamp(2.0**-53, 1 - 2.0**-53)
+        drops, chances = torch.from_numpy(uniform), torch.from_numpy(last)
         return Draws(
             torch.from_numpy(positions),
             level,
@@ -60,20 +70,19 @@ class Plan:
             drops[:, 2],
             drops[:, 3],
             drops[:, 4:],
-            torch.from_numpy(noise[:, 0]),
-            torch.from_numpy(chance),
-            torch.from_numpy(scalars),
-            None if self.extras is None else torch.from_numpy(noise[:, 1:]),
+            torch.from_numpy(noise[0]),
+            chances[:, 0],
+            chances[:, 1],
+            None if self.extras is None else torch.from_numpy(noise[1:]).transpose(0, 1),
         )
 
-    def _slice(self, step: int, index: int) -> tuple[Array, Array, Array, Array, Array]:
-        """(positions, uniforms, noise (slice, k, *), chances, for scalars) of one slice, drawn in this order."""
-        rng = TRAIN.open(self.seed, step, index)
-        positions = rng.integers(self.pool, size=self.slice)
-        uniform = rng.random((self.slice, 4 + DRAWS))
-        count = 1 + (self.extras or 0)
-        noise = [rng.standard_normal((self.slice, *self.shape), dtype=np.float32) for _ in range(count)]
-        return positions, uniform, np.stack(noise, 1), rng.random(self.slice), rng.random(self.slice)
+    def positions(self, step: int, slices: Sequence[int]) -> Tensor:
+        """The positions alone of `draw`, which each slice draws first."""
+        drawn = [self._open(step, index).integers(self.pool, size=self.slice) for index in slices]
+        return torch.from_numpy(np.concatenate(drawn))
+
+    def _open(self, step: int, index: int) -> np.random.Generator:
+        return TRAIN.open(self.seed, step, index)
 
 
 class ImageStreams:

@@ -9,111 +9,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snrkit.base.distributed import World
 from snrkit.base.errors import DivergedError
 from snrkit.base.streams import DROPOUT
-from snrkit.base.value import Batch, Images, Place, Seen, Text, Value
-from snrkit.data.augment import EdmAugment
-from snrkit.data.dataset import Dataset, stream, to_unit
-from snrkit.diffusion.prediction import Cond
 from snrkit.networks import largest_logit, watch_attention
-from snrkit.training.adaptive import Adaptive, Balance, Bins, Importance, Uncertainty, UncertaintyModule
-from snrkit.training.clipping import AnyClip, GlobalNorm, Groups, clip
-from snrkit.training.ema import AnyAveraging, Average, HalfLife
-from snrkit.training.objective import Objective
-from snrkit.training.perturb import AnyPerturbation, Shown
-from snrkit.training.randomness import Draws, Plan
-
-
-class ResumeFrom(Value):
-    """Weights to begin with: those of another run, whose network must be the same; a fine-tune."""
-
-    run: Place
-    checkpoint: Seen | None = Field(default=None, description="images seen; default: the newest")
-    average: Text | None = Field(
-        default=None, description="the name of an average, or network; default: the longest average"
-    )
-
+from snrkit.training.adaptive import Adaptive, Bins, UncertaintyModule
+from snrkit.training.batches import MicroBatch, Question, first_slice, micro_batches
+from snrkit.training.clipping import Groups, clip
+from snrkit.training.config import TrainConfig
+from snrkit.training.ema import Average
+from snrkit.training.randomness import Draws
+from snrkit.training.task import Task
 
 PATIENCE = 10  # non-finite steps in a row before giving up
-
-
-class TrainConfig(Value):
-    """How long, how fast and how safely. Everything is counted in images."""
-
-    images: Images
-    batch: Batch = 128
-    slice: Batch = Field(default=16, description="images whose randomness is drawn together")
-    accumulate: Batch = 1
-    lr: float = Field(default=1e-3, gt=0)
-    warmup: Seen = 10_000
-    decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
-    decay_from: Seen = Field(default=0, description="images at which the decay begins; for rsqrt also its scale")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    adam_betas: tuple[float, float] = Field(default=(0.9, 0.99), description="of adamw and adam")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled with adamw, added to the gradient with the others"
-    )
-    clip: AnyClip | None = Field(
-        default=GlobalNorm(), description="a number is the largest global norm of the gradient"
-    )
-    label_dropout: float = Field(default=0.0, ge=0, lt=1)
-    noise_dropout: float = Field(default=0.0, ge=0, lt=1)
-    augment: EdmAugment | None = None
-    perturb: AnyPerturbation | None = None
-    importance: Importance | None = Field(default=None, description="learn where to look; the objective stays")
-    balance: Balance | None = Field(default=None, description="weigh levels by what is learned of their loss")
-    uncertainty: Uncertainty | None = Field(default=None, description="EDM2's learned uncertainty of every level")
-    resume_from: ResumeFrom | None = None
-    averages: tuple[AnyAveraging, ...] = Field(default=(HalfLife(),), max_length=100)
-    save_every: Images = 20_000
-    keep_last: Images = 2
-    keep_every: Images | None = None
-    snapshot_every: Images | None = Field(
-        default=None, ge=1, description="keep the weights and averages alone, for `average`"
-    )
-    log_every: Images = 2_000
-    holdout_every: Images = 20_000
-    holdout_bins: int = Field(default=10, ge=1, le=10_000)
-
-    @model_validator(mode="after")
-    def _acts(self) -> "TrainConfig":
-        faults = []
-        if not all(0 <= beta < 1 for beta in self.adam_betas):
-            faults.append(f"adam_betas {self.adam_betas} must lie in [0, 1)")
-        if self.decay == "rsqrt" and not self.decay_from:
-            faults.append("decay rsqrt needs decay_from above 0, the images at which it begins")
-        if self.decay == "constant" and self.decay_from:
-            faults.append("decay_from has no effect with decay constant; drop it or choose a decay")
-        unused = {"sgd": "adam_betas"}.get(self.optimizer, "momentum")
-        if unused in self.model_fields_set and getattr(self, unused) != type(self).model_fields[unused].default:
-            faults.append(f"{unused} has no effect with optimizer {self.optimizer}; drop it")
-        if faults:
-            raise ValueError("\n".join(faults))
-        return self
-
-    def lr_at(self, images: int) -> float:
-        """The learning rate of the step that starts after `images` images."""
-        warm = min(1.0, (images + self.batch) / self.warmup) if self.warmup else 1.0
-        past = max(0, images - self.decay_from)
-        left = max(0.0, 1 - past / max(1, self.images - self.decay_from))
-        if self.decay == "cosine":
-            shape = float((1 - torch.cos(torch.tensor(left * torch.pi, dtype=torch.float64))) / 2)
-        elif self.decay == "linear":
-            shape = left
-        elif self.decay == "rsqrt":
-            shape = max(images / max(1, self.decay_from), 1.0) ** -0.5
-        else:
-            shape = 1.0
-        return self.lr * warm * shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,54 +60,6 @@ class TrainState:
     step: int = 0
     images: int = 0
     nonfinite: int = 0  # in a row
-
-
-@runtime_checkable
-class Scalars(Protocol):
-    """Says what a network is told of each image beside level and label, as `Cond.scalars`."""
-
-    def told(self, images: Tensor, u: Tensor) -> Tensor:
-        """(B, S) float32 of these images (B,) of the data set; u (B,) in [0, 1] decides what is left to chance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The fixed surroundings of training: data, objective, precision and processes."""
-
-    config: TrainConfig
-    objective: Objective
-    dataset: Dataset
-    train: tuple[int, ...]  # indices that may be trained on
-    held: tuple[int, ...]
-    seed: int
-    world: World
-    flip: bool = False
-    workers: int = 0
-    autocast: torch.dtype | None = None
-    channels_last: bool = False
-    compile: bool = False
-    dropout: bool = False
-    scalars: Scalars | None = None  # None: the network is told none
-
-    def told(self, images: Tensor, u: Tensor) -> Tensor | None:
-        """As Scalars.told, on the device; None where the network is told no scalars."""
-        return None if self.scalars is None else self.scalars.told(images, u).to(self.world.device)
-
-    def images(self, draws: Draws) -> Tensor:
-        """The images (n,) of the data set that were drawn."""
-        return torch.tensor([self.train[p] for p in draws.positions.tolist()])
-
-    def plan(self) -> Plan:
-        """The shape of the random draws."""
-        config = self.config
-        return Plan(
-            self.seed,
-            config.batch,
-            config.slice,
-            len(self.train),
-            self.dataset.shape,
-            None if config.perturb is None else config.perturb.extras,
-        )
 
 
 def make_state(task: Task, network: nn.Module) -> TrainState:
@@ -250,7 +115,7 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
         devices = [world.device.index] if world.device.type == "cuda" else None
         caller = DistributedDataParallel(caller, device_ids=devices)
     state.network.train()
-    batches = _batches(task, state.step)
+    batches = micro_batches(task, state.step)
     while state.images < config.images:
         watch = bool(watch_every) and (state.images + config.batch) // watch_every > state.images // watch_every
         if watch:
@@ -261,31 +126,11 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
         yield step
 
 
-def _batches(task: Task, first: int) -> Iterator[tuple[Draws, Tensor]]:
-    """(draws, pixels) of every micro-batch of this process, in order, from step `first` on."""
-    config, world, plan = task.config, task.world, task.plan()
-    per_micro = config.batch // (config.slice * world.size * config.accumulate)
-    waiting: list[Draws] = []
-
-    def indices() -> Iterator[Sequence[int]]:
-        step = first
-        while True:
-            for micro in range(config.accumulate):
-                begin = _first_slice(task, micro)
-                draws = plan.draw(step, range(begin, begin + per_micro))
-                waiting.append(draws)
-                yield [task.train[p] for p in draws.positions.tolist()]
-            step += 1
-
-    for pixels in stream(task.dataset, indices(), task.workers):
-        yield waiting.pop(0), pixels
-
-
 Culprits = list[tuple[int, float]]
 
 
 def _one_step(
-    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[Draws, Tensor]], watch: bool
+    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[MicroBatch, Question | None]], watch: bool
 ) -> TrainStep:
     config, world = task.config, task.world
     lr = config.lr_at(state.images)
@@ -323,7 +168,7 @@ def _one_step(
 
 
 def _backward(
-    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[Draws, Tensor]]
+    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[MicroBatch, Question | None]]
 ) -> tuple[float, Tensor, Culprits]:
     """Accumulate the gradient of the global batch: (its loss, levels and non-finite images of this process)."""
     config, world = task.config, task.world
@@ -331,18 +176,18 @@ def _backward(
     levels: list[Tensor] = []
     culprits: Culprits = []
     for micro in range(config.accumulate):
-        draws, pixels = next(batches)
+        batch, asked = next(batches)
         last = micro == config.accumulate - 1
         alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
         with alone:
-            key = state.step, _first_slice(task, micro)
-            losses, logsnr = micro_losses(task, caller, draws, pixels, key, state.adaptive)
+            key = state.step, first_slice(task, micro)
+            losses, logsnr = micro_losses(task, caller, batch, key, state.adaptive, asked)
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         levels.append(logsnr)
         if not loss.isfinite():
-            culprits += _culprits(task, draws, losses.detach(), logsnr)
+            culprits += _culprits(task, batch.draws, losses.detach(), logsnr)
     if state.adaptive.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
         for parameter in state.adaptive.uncertainty.parameters():
             parameter.grad = None if parameter.grad is None else world.sum(parameter.grad) / world.size
@@ -362,11 +207,6 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _first_slice(task: Task, micro: int) -> int:
-    per_micro = task.config.batch // (task.config.slice * task.world.size * task.config.accumulate)
-    return (micro * task.world.size + task.world.rank) * per_micro
-
-
 def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> Culprits:
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     return [(task.train[int(draws.positions[i])], float(logsnr[i])) for i in bad]
@@ -383,48 +223,25 @@ def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, fl
 
 
 def micro_losses(
-    task: Task, caller: nn.Module, draws: Draws, pixels: Tensor, key: tuple[int, int], adaptive: Adaptive | None = None
+    task: Task,
+    caller: nn.Module,
+    batch: MicroBatch,
+    key: tuple[int, int],
+    adaptive: Adaptive | None = None,
+    asked: Question | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout."""
-    device, config = task.world.device, task.config
+    """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout.
+
+    `asked`: what the network is asked; None: at the levels that `adaptive` chooses.
+    """
     adaptive = adaptive or Adaptive()
-    images = task.images(draws)
-    objective = task.objective.of(images)
-    u, factor = adaptive.draw(draws.level)
-    logsnr = objective.logsnr(u)
-    x0, cond = prepare(task, draws, images, pixels)
-    untold = draws.noise_drop < config.noise_dropout
+    asked = asked or batch.ask(task, *adaptive.draw(batch.draws.level))
     if task.dropout:
         torch.manual_seed(int(DROPOUT.open(task.seed, *key).integers(2**31)))
-    noise = draws.noise.to(device, non_blocking=True)
-    if task.channels_last:
-        x0, noise = x0.to(memory_format=torch.channels_last), noise.to(memory_format=torch.channels_last)
-    mixed = nullcontext() if task.autocast is None else torch.autocast(device.type, task.autocast)
-    shown = Shown(noise, None, logsnr)
-    if config.perturb is not None and draws.extra is not None:
-        chance = draws.chance.to(torch.float64)
-        shown = config.perturb.shown(noise, draws.extra.to(noise), chance, logsnr, objective.process)
+    mixed = nullcontext() if task.autocast is None else torch.autocast(task.world.device.type, task.autocast)
     with mixed:
-        error = objective.output_error(
-            caller, x0, shown.eps, logsnr, untold, cond, beyond=shown.beyond, stands=shown.logsnr
-        )
-    return adaptive.loss(objective.weight(logsnr).to(error) * error, u, logsnr, factor), logsnr
-
-
-def prepare(task: Task, draws: Draws, images: Tensor, pixels: Tensor) -> tuple[Tensor, Cond]:
-    """Clean `images` (n,) of the data set after flips and augmentation, and what the network is told, on the device."""
-    device, config, dataset = task.world.device, task.config, task.dataset
-    x0 = to_unit(pixels)
-    if task.flip:
-        x0 = torch.where((draws.flip < 0.5)[:, None, None, None], x0.flip(3), x0)
-    told = None
-    if config.augment is not None:
-        x0, told = config.augment.apply(x0, draws.augment)
-    labels = None
-    if dataset.labels is not None:
-        labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1).to(device)
-    scalars = task.told(images, draws.scalars)
-    return x0.to(device), Cond(labels, scalars, None if told is None else told.float().to(device))
+        error = asked.pair.error(caller(asked.pair.x, asked.pair.time, batch.cond))
+    return adaptive.loss(asked.weight.to(error) * error, asked.u, asked.logsnr, asked.factor), asked.logsnr
 
 
 def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:

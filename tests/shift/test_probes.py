@@ -33,11 +33,12 @@ from snrkit.shift.horizon import horizon_arm, read_horizon
 from snrkit.shift.nearest import nearest_shift
 from snrkit.shift.why import REFERENCE_STEPS, read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
+from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import training_pairs
 from snrkit.training.level_samplers import LogNormal
 from snrkit.training.objective import Objective
 from snrkit.training.perturb import InputPerturbation
-from snrkit.training.train import Task, TrainConfig
+from snrkit.training.task import Task
 from snrkit.training.weighting import EdmWeighting
 from tests.exact import gaussian, tensor
 from tests.sampling.test_corrections import control

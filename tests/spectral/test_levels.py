@@ -19,6 +19,7 @@ from snrkit.spectral.levels import SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.tabulated import Tabulated
+from snrkit.training.batches import micro_batch
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.level_samplers import LogNormal
 from snrkit.training.train import make_state, micro_losses, restore, state_numbers, state_tensors, train
@@ -129,7 +130,7 @@ def test_a_micro_batch_is_the_objective_of_its_images():
     draws = task.plan().draw(0, range(4))
     images = torch.tensor([task.train[p] for p in draws.positions.tolist()])
     pixels = task.dataset.pixels(images.tolist())
-    losses, logsnr = micro_losses(task, network, draws, pixels, (0, 0))
+    losses, logsnr = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))
     value = SpectralLevels()
     spectra = measure_spectra(task.dataset, split(task.dataset.count, SMALL_HOLDOUT), WORLD.device)
     table, mean = value.schedule.table(spectra.power[images]), value.schedule.table(spectra.mean[None])
@@ -182,9 +183,9 @@ def test_one_spectrum_for_all_is_an_ordinary_level_sampler():
     task, network = opened(**changes)
     draws = task.plan().draw(0, range(4))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
-    found = micro_losses(task, network, draws, pixels, (0, 0))
+    found = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))
     mean = replace(task.objective, levels=Tabulated(task.objective.levels.mean))
-    plain = micro_losses(replace(task, objective=mean), network, draws, pixels, (0, 0))
+    plain = micro_losses(replace(task, objective=mean), network, micro_batch(task, draws, pixels), (0, 0))
     torch.testing.assert_close(found[1], plain[1], rtol=0, atol=2e-6)
     torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-6)
 
@@ -216,8 +217,8 @@ def test_what_the_ends_say_reaches_the_network():
         torch.nn.init.normal_(parameter, std=0.1)
     draws = task.plan().draw(0, range(1))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
-    own = micro_losses(task, network, draws, pixels, (0, 0))[0]
-    means = micro_losses(task, network, replace(draws, scalars=torch.zeros(16)), pixels, (0, 0))[0]
+    own = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))[0]
+    means = micro_losses(task, network, micro_batch(task, replace(draws, scalars=torch.zeros(16)), pixels), (0, 0))[0]
     assert bool((own != means).any())
 
 

@@ -20,13 +20,14 @@ from snrkit.diffusion.process import Edm, Flow, Vp
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import open_experiment
 from snrkit.training.clipping import GlobalNorm
+from snrkit.training.config import TrainConfig
 from snrkit.training.ema import Average, HalfLife
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.level_samplers import LogNormal, UniformTime
 from snrkit.training.objective import Objective
 from snrkit.training.perturb import Ciop, MixFlow
 from snrkit.training.randomness import Plan
-from snrkit.training.train import TrainConfig, make_optimizer, make_state, train
+from snrkit.training.train import make_optimizer, make_state, train
 from snrkit.training.weighting import EdmWeighting, Simple
 from tests.opened import open_network, open_task
 from tests.small import SMALL, command, environment, snrkit, write_config

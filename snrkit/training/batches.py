@@ -1,0 +1,127 @@
+"""What a step of training is given: micro-batches of images and noise, made in threads ahead of the step.
+
+All that is random about a micro-batch is keyed by (seed, step, slice), so that one that was made ahead and never used
+is made again, bit for bit, by whoever goes on from there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, repeat
+
+import torch
+from torch import Tensor
+
+from snrkit.base.ahead import ahead, threads
+from snrkit.data.dataset import stream, to_unit
+from snrkit.diffusion.prediction import Cond
+from snrkit.training.objective import Pair
+from snrkit.training.perturb import Shown
+from snrkit.training.randomness import Draws
+from snrkit.training.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the network is asked of n images at their levels, and how much each counts."""
+
+    u: Tensor  # (n,) float64 in (0, 1), what the levels were made of
+    factor: Tensor  # (n,) float64, by which the loss is multiplied as importance sampling asks
+    logsnr: Tensor  # (n,) float64, the levels that are told
+    weight: Tensor  # (n,) float64, of the error of the network's own output
+    pair: Pair
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Images and noise on the device, what the network is told of them, and the draws, which stay on the host."""
+
+    draws: Draws
+    images: Tensor  # (n,) int64, indices into the data set, on the host
+    x0: Tensor  # (n, C, H, W) float32, clean, after flips and augmentation
+    noise: Tensor  # (n, C, H, W) float32
+    cond: Cond
+    extra: Tensor | None  # (n, extras, C, H, W) float32, noise of a perturbation
+
+    def ask(self, task: Task, u: Tensor, factor: Tensor) -> Question:
+        """The question at the levels of uniforms u (n,); `factor` (n,): see Question."""
+        config, draws, objective = task.config, self.draws, task.objective.of(self.images)
+        logsnr = objective.logsnr(u)
+        shown = Shown(self.noise, None, logsnr)
+        if config.perturb is not None and self.extra is not None:
+            chance = draws.chance.to(torch.float64)
+            shown = config.perturb.shown(self.noise, self.extra, chance, logsnr, objective.process)
+        untold = draws.noise_drop < config.noise_dropout
+        pair = objective.pair(self.x0, shown.eps, logsnr, untold, beyond=shown.beyond, stands=shown.logsnr)
+        return Question(u, factor, logsnr, objective.weight(logsnr), pair)
+
+
+def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
+    """The micro-batch of these draws and the pixels (n, C, H, W) of their images. Waits for no device."""
+    device, config, dataset = task.world.device, task.config, task.dataset
+    memory = torch.channels_last if task.channels_last else torch.preserve_format
+    images = task.images(draws)
+    x0 = to_unit(pixels.to(device, non_blocking=True))
+    if task.flip:
+        mirrored = (draws.flip < 0.5).to(device, non_blocking=True)[:, None, None, None]
+        x0 = torch.where(mirrored, x0.flip(3), x0)
+    told = None
+    if config.augment is not None:
+        x0, told = config.augment.apply(x0, draws.augment.to(device, non_blocking=True))
+    labels = None
+    if dataset.labels is not None:
+        labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1)
+    return MicroBatch(
+        draws,
+        images,
+        x0.to(memory_format=memory),
+        draws.noise.to(device, non_blocking=True).to(memory_format=memory),
+        Cond(
+            None if labels is None else labels.to(device, non_blocking=True),
+            task.told(images, draws.scalars),
+            None if told is None else told.float(),
+        ),
+        None if draws.extra is None else draws.extra.to(device, non_blocking=True),
+    )
+
+
+def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question | None]]:
+    """Every micro-batch of this process, in order, from step `first` on, without end.
+
+    With what is asked of it, but where importance sampling moves its levels by what was learned until then.
+    """
+    plan, dataset = task.plan(), task.dataset
+
+    def make(given: tuple[tuple[int, range], Tensor | None]) -> tuple[MicroBatch, Question | None]:
+        (step, slices), pixels = given
+        draws = plan.draw(step, slices)
+        batch = micro_batch(task, draws, dataset.pixels(task.images(draws).tolist()) if pixels is None else pixels)
+        moved = task.config.importance is not None
+        return batch, None if moved else batch.ask(task, draws.level, torch.ones_like(draws.level))
+
+    def indices() -> Iterator[Sequence[int]]:
+        for step, slices in _keys(task, first):
+            yield [task.train[p] for p in plan.positions(step, slices).tolist()]
+
+    read: Iterator[Tensor | None] = repeat(None)
+    if dataset.streams and task.workers:
+        read = stream(dataset, indices(), task.workers)
+    return ahead(make, zip(_keys(task, first), read, strict=False), threads(task.world.size))
+
+
+def _keys(task: Task, first: int) -> Iterator[tuple[int, range]]:
+    """(step, slices) of every micro-batch of this process."""
+    per_micro = slices_of_a_micro_batch(task)
+    for step in count(first):
+        for micro in range(task.config.accumulate):
+            begin = first_slice(task, micro)
+            yield step, range(begin, begin + per_micro)
+
+
+def slices_of_a_micro_batch(task: Task) -> int:
+    """How many slices one process takes at once."""
+    return task.config.batch // (task.config.slice * task.world.size * task.config.accumulate)
+
+
+def first_slice(task: Task, micro: int) -> int:
+    """The first slice of this process's micro-batch `micro` of any step."""
+    return (micro * task.world.size + task.world.rank) * slices_of_a_micro_batch(task)
