@@ -43,10 +43,10 @@ from snrkit.experiment.stored import (
 from snrkit.training.clipping import remark
 from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import held_out_loss
+from snrkit.training.step import TrainStep
 from snrkit.training.task import Task
 from snrkit.training.train import (
     TrainState,
-    TrainStep,
     make_state,
     restore,
     state_numbers,
@@ -111,6 +111,25 @@ class Tally:
             record["largest_logit"] = self.logit
         elapsed = now - self.clock
         return {**record, "seconds": round(elapsed, 3), "images_per_second": round(self.steps * batch / elapsed, 1)}
+
+
+@dataclass(slots=True)
+class Notes:
+    """Notes every step in the sums, and those that were skipped in the log, when the next step has begun: by then the
+    device is at work again, and its numbers are there.
+    """
+
+    tally: Tally
+    log: LogWriter
+    last: TrainStep | None = None
+
+    def add(self, step: TrainStep | None) -> None:
+        """Note the step before this one; None: there is none to wait for."""
+        if self.last is not None:
+            self.tally.add(self.last)
+            if self.last.skipped and self.log.writes:
+                _log_skipped(self.log, self.last)
+        self.last = step
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,22 +244,22 @@ def _begin_from(training: TrainedHere, state: TrainState) -> None:
 def _loop(
     run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, Any], quiet: bool
 ) -> None:
-    config, world = task.config, task.world
+    config, world, notes = task.config, task.world, Notes(tally, log)
     if state.images >= config.images and world.leads and not quiet:
         console.print(f"already trained to {state.images} images; raise train.images to go on")
     with stoppable() as stop, bar("training", config.images, world.leads and not quiet) as progress:
         progress.update(state.images)
         for step in train(task, state, watch_every=config.log_every):
-            tally.add(step)
-            if step.skipped and world.leads:
-                _log_skipped(log, step)
+            notes.add(step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
-                record = tally.line(step, config.batch)
+                state.settle(task)
+                notes.add(None)
+                record = notes.tally.line(step, config.batch)
                 progress.update(
                     step.images, f"loss {_number(record['loss'])}  {record['images_per_second']:.0f} images/s"
                 )
                 log.add(record)
-                tally = Tally()
+                notes.tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
                 _log_held_out(log, task, state, step)
             every = config.snapshot_every
@@ -248,7 +267,9 @@ def _loop(
                 _snapshot(run, task, state, of)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
-                _save(run, task, state, tally, log, of)
+                state.settle(task)
+                notes.add(None)
+                _save(run, task, state, notes.tally, log, of)
             if stopping:
                 break
     if state.images < config.images:

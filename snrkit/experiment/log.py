@@ -124,7 +124,7 @@ class LogWriter:
 
         RunError where they are not there any more, unless the whole file is gone.
         """
-        self._path, self._writes, self.lines = path, writes, 0
+        self._path, self.writes, self.lines = path, writes, 0
         if not writes or not path.exists():
             return
         records, _ = read_lines(path, lines)
@@ -135,13 +135,13 @@ class LogWriter:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add one line."""
-        if self._writes:
+        if self.writes:
             with disk_errors(f"writing {self._path}", "free space and run the command again"):
                 append_line(self._path, record)
             self.lines += 1
 
     def sync(self) -> None:
         """Have its lines outlast a loss of power."""
-        if self._writes:
+        if self.writes:
             with disk_errors(f"writing {self._path}", "free space and run the command again"):
                 sync_lines(self._path)

@@ -4,6 +4,7 @@ A unit is one output of a layer: the slice of a weight at one index of its first
 are Euclidean. Only `global_norm` and `normalize` keep the gradient's direction.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,6 +287,12 @@ class Clipped:
 
 def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
     """Bound the gradients of a network in place. `watch` compares with a copy."""
+    names, values = clip_on_device(rule, network, watch)
+    return clipped(names, values.tolist())
+
+
+def clip_on_device(rule: Clip | None, network: nn.Module, watch: bool = False) -> tuple[Sequence[str], Tensor]:
+    """As `clip`, without waiting for the device: names and numbers, of which `clipped` makes what was done."""
     named = [(name, p) for name, p in network.named_parameters() if p.grad is not None]
     found = gradients(named)
     raw = [g.clone() for g in found] if watch else []
@@ -294,11 +301,18 @@ def clip(rule: Clip | None, network: nn.Module, watch: bool = False) -> Clipped:
         cut = torch.zeros_like(norm)
     else:
         norm, after, cut = rule.apply(named, output_layer(network))
-    before, left, acted = torch.stack([norm, after, cut.to(norm)]).tolist()  # one transfer
-    if not watch:
-        return Clipped(before, left, acted > 0)
-    products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
-    shares = (tensor_norms(raw) / norm).square()
-    first = int(shares.argmax())
-    cosine = float(products.sum() / (norm * after).clamp(min=TINY**2))
-    return Clipped(before, left, acted > 0, cosine, (named[first][0], float(shares[first])))
+    values = [norm, after, cut.to(norm)]
+    if watch:
+        products = torch.stack([(a * b).sum() for a, b in zip(raw, found, strict=True)])
+        share, first = (tensor_norms(raw) / norm).square().max(0)
+        values += [products.sum() / (norm * after).clamp(min=TINY**2), share, first.to(norm)]
+    return [name for name, _ in named], torch.stack(values).double()
+
+
+def clipped(names: Sequence[str], values: Sequence[float]) -> Clipped:
+    """What clipping did, of the numbers that `clip_on_device` gives."""
+    before, after, acted, *watched = values
+    if not watched:
+        return Clipped(before, after, acted > 0)
+    cosine, share, first = watched
+    return Clipped(before, after, acted > 0, cosine, (names[int(first)] if math.isfinite(share) else names[0], share))

@@ -5,7 +5,6 @@ bit for bit, and the number of processes changes nothing but the order of float 
 dropout, whose masks are drawn per process.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,36 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snrkit.base.errors import DivergedError
+from snrkit.base.reading import Reading
 from snrkit.base.streams import DROPOUT
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.training.adaptive import Adaptive, Bins, UncertaintyModule
 from snrkit.training.batches import MicroBatch, Question, first_slice, micro_batches
-from snrkit.training.clipping import Groups, clip
+from snrkit.training.clipping import Groups, clip_on_device
 from snrkit.training.config import TrainConfig
 from snrkit.training.ema import Average
-from snrkit.training.randomness import Draws
+from snrkit.training.step import Seen, TrainStep
 from snrkit.training.task import Task
 
 PATIENCE = 10  # non-finite steps in a row before giving up
-
-
-@dataclass(frozen=True, slots=True)
-class TrainStep:
-    """What happened in one optimizer step, on this process."""
-
-    step: int
-    images: int  # seen after this step
-    loss: float  # of the global batch
-    grad_norm: float  # before clipping
-    clipped_norm: float  # after it
-    clipped: bool  # whether anything was cut
-    lr: float
-    skipped: bool
-    logit: float | None  # largest attention logit, where it was watched
-    cosine: float | None  # between the gradient and what clipping left of it, where it was watched
-    largest: tuple[str, float] | None  # the tensor with the largest share of the squared norm, and it, where watched
-    logsnr: Tensor  # levels of this process's images; of all processes where the step was skipped
-    culprits: tuple[tuple[int, float], ...] = ()  # (index in the data set, logsnr) of images whose loss is not finite
 
 
 @dataclass(slots=True)
@@ -59,7 +40,26 @@ class TrainState:
     adaptive: Adaptive
     step: int = 0
     images: int = 0
-    nonfinite: int = 0  # in a row
+    nonfinite: int = 0  # in a row, of the steps that are settled
+    last: TrainStep | None = None  # whose outcome has not been looked at
+
+    def settle(self, task: Task) -> None:
+        """Look at the outcome of the last step, which waits for the device. DivergedError after ten in a row skipped.
+
+        All processes together, as of a skipped step they exchange what they saw.
+        """
+        if self.last is None:
+            return
+        step, self.last = self.last, None
+        if not step.skipped:
+            self.nonfinite = 0
+            return
+        self.nonfinite += 1
+        culprits = task.world.collect([each for seen in step.seen for each in seen.culprits()])
+        levels = task.world.collect([each for seen in step.seen for each in seen.logsnr.tolist()])
+        step.tell(torch.tensor(levels, dtype=torch.float64), tuple(culprits))
+        if self.nonfinite >= PATIENCE:
+            raise _gave_up(step)
 
 
 def make_state(task: Task, network: nn.Module) -> TrainState:
@@ -99,7 +99,11 @@ def make_optimizer(config: TrainConfig, weights: Sequence[nn.Parameter]) -> torc
     """The optimizer of a config over these parameters."""
     lr, decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(weights, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+        sgd = torch.optim.SGD(weights, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+        if config.momentum:  # which torch leaves uninitialised where its first step is skipped on the device
+            for weight in weights:
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        return sgd
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(weights, lr=lr, betas=config.adam_betas, weight_decay=decay, fused=True)
 
@@ -120,61 +124,51 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
         watch = bool(watch_every) and (state.images + config.batch) // watch_every > state.images // watch_every
         if watch:
             watch_attention(state.network, True)
-        step = _one_step(task, state, caller, batches, watch)
+        step, before = _one_step(task, state, caller, batches, watch), state.last
+        if before is not None:
+            state.settle(task)  # of the step before, while the device is at this one
+        state.last = step
         if watch:
             watch_attention(state.network, False)
         yield step
-
-
-Culprits = list[tuple[int, float]]
+    state.settle(task)
 
 
 def _one_step(
-    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[MicroBatch, Question | None]], watch: bool
+    task: Task,
+    state: TrainState,
+    caller: nn.Module,
+    batches: Iterator[tuple[MicroBatch, Question | None]],
+    watch: bool,
 ) -> TrainStep:
-    config, world = task.config, task.world
+    """Ask the device for one step, and wait for nothing of it."""
+    config = task.config
     lr = config.lr_at(state.images)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    loss, logsnr, culprits = _backward(task, state, caller, batches)
+    loss, seen = _backward(task, state, caller, batches)
     state.scaler.unscale_(state.optimizer)
-    clipped = clip(config.clip, state.network, watch)
-    skipped = world.any(not (math.isfinite(loss) and math.isfinite(clipped.before)))
-    if skipped:  # every process tells all others what it saw
-        culprits = world.collect(culprits)
-        logsnr = torch.tensor(world.collect(logsnr.tolist()), dtype=torch.float64)
-    _update(task, state, skipped)
+    names, values = clip_on_device(config.clip, state.network, watch)
+    finite = loss.isfinite() & values[0].isfinite()
+    if task.world.size > 1:
+        finite = task.world.sum((~finite).float()) == 0
+    _update(task, state, finite)
     state.step += 1
     state.images += config.batch
-    if skipped and state.nonfinite >= PATIENCE:
-        raise _gave_up(state, logsnr, culprits)
-    largest = largest_logit(state.network) if watch else None
-    logit = None if largest is None else float(largest)
-    return TrainStep(
-        state.step,
-        state.images,
-        loss,
-        clipped.before,
-        clipped.after,
-        clipped.cut,
-        lr,
-        skipped,
-        logit,
-        clipped.cosine,
-        clipped.largest,
-        logsnr,
-        tuple(culprits),
-    )
+    reading = Reading(torch.cat([torch.stack([loss.double(), finite.double()]), values]))
+    step = TrainStep(state.step, state.images, lr, seen, names, reading, settle=lambda: state.settle(task))
+    if watch and (logit := largest_logit(state.network)) is not None:
+        step.logit = float(logit)
+    return step
 
 
 def _backward(
     task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[MicroBatch, Question | None]]
-) -> tuple[float, Tensor, Culprits]:
-    """Accumulate the gradient of the global batch: (its loss, levels and non-finite images of this process)."""
+) -> tuple[Tensor, list[Seen]]:
+    """Accumulate the gradient of the global batch: (its loss (), what this process saw)."""
     config, world = task.config, task.world
     total = torch.zeros((), device=world.device)
-    levels: list[Tensor] = []
-    culprits: Culprits = []
+    seen: list[Seen] = []
     for micro in range(config.accumulate):
         batch, asked = next(batches)
         last = micro == config.accumulate - 1
@@ -185,21 +179,21 @@ def _backward(
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-        levels.append(logsnr)
-        if not loss.isfinite():
-            culprits += _culprits(task, batch.draws, losses.detach(), logsnr)
+        seen.append(Seen(batch.images, logsnr, losses.detach()))
     if state.adaptive.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
         for parameter in state.adaptive.uncertainty.parameters():
             parameter.grad = None if parameter.grad is None else world.sum(parameter.grad) / world.size
-    return float(world.sum(total)), torch.cat(levels), culprits
+    return world.sum(total), seen
 
 
-def _update(task: Task, state: TrainState, skipped: bool) -> None:
-    if skipped:
-        state.nonfinite += 1
+def _update(task: Task, state: TrainState, finite: Tensor) -> None:
+    """Move the weights, unless the step is not finite (a tensor of shape ()), which the optimizer itself looks at."""
+    if state.scaler.is_enabled():
+        if bool(finite):
+            state.scaler.step(state.optimizer)
     else:
-        state.nonfinite = 0
-        state.scaler.step(state.optimizer)
+        state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
     for average in state.averages.values():  # also of a skipped step, whose weights are those before it
         average.update(state.images, task.config.batch)
     state.adaptive.update(task.world)
@@ -207,17 +201,12 @@ def _update(task: Task, state: TrainState, skipped: bool) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _culprits(task: Task, draws: Draws, losses: Tensor, logsnr: Tensor) -> Culprits:
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    return [(task.train[int(draws.positions[i])], float(logsnr[i])) for i in bad]
-
-
-def _gave_up(state: TrainState, logsnr: Tensor, culprits: Sequence[tuple[int, float]]) -> DivergedError:
-    low, high = float(logsnr.min()), float(logsnr.max())
-    images = f"; images {', '.join(str(index) for index, _ in culprits[:8])}" if culprits else ""
+def _gave_up(step: TrainStep) -> DivergedError:
+    low, high = float(step.logsnr.min()), float(step.logsnr.max())
+    images = f"; images {', '.join(str(index) for index, _ in step.culprits[:8])}" if step.culprits else ""
     return DivergedError(
         f"training stopped: loss or gradient was not finite in {PATIENCE} steps in a row, the last at step "
-        f"{state.step} ({state.images} images, logsnr {low:.2f} to {high:.2f}{images}); the last checkpoint is intact: "
+        f"{step.step} ({step.images} images, logsnr {low:.2f} to {high:.2f}{images}); the last checkpoint is intact: "
         "lower train.lr, set train.clip, or use precision fp32"
     )
 
@@ -257,7 +246,9 @@ def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
 
 
 def state_numbers(state: TrainState) -> dict[str, Any]:
-    """All plain numbers of the training state."""
+    """All plain numbers of the training state; waits for the device, as for the outcome of the last step."""
+    if state.last is not None:
+        state.last.settle()
     return {"step": state.step, "nonfinite": state.nonfinite, "scaler": state.scaler.state_dict()}
 
 

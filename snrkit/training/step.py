@@ -1,0 +1,115 @@
+"""What happened in one step of training, read from the device when it is asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snrkit.base.reading import Reading
+from snrkit.training.clipping import Clipped, clipped
+
+Culprits = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Images of a micro-batch, their levels, and their losses, which lie on the device; each (n,)."""
+
+    images: Tensor  # indices into the data set
+    logsnr: Tensor
+    losses: Tensor
+
+    def culprits(self) -> list[tuple[int, float]]:
+        """(index, logsnr) of the images whose loss is not finite."""
+        bad = (~self.losses.isfinite()).nonzero().flatten().tolist()
+        return [(int(self.images[i]), float(self.logsnr[i])) for i in bad]
+
+
+class TrainStep:
+    """What happened in one optimizer step, on this process.
+
+    What the device computes is read when it is first asked for, which waits until the device has come so far: ask for
+    the numbers of a step when the next one has begun, and the device never waits.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        images: int,
+        lr: float,
+        seen: Sequence[Seen],
+        names: Sequence[str],
+        reading: Reading,
+        settle: Callable[[], None],
+    ) -> None:
+        """`reading`: the loss, whether the step was taken, and what clip_on_device gives of parameters `names`.
+
+        `settle` has all processes exchange what they saw, if they have not yet, and `tell` it.
+        """
+        self.step = step
+        self.images = images  # seen after this step
+        self.lr = lr
+        self.logit: float | None = None  # largest attention logit, where it was watched
+        self.seen = seen  # by this process
+        self.settle = settle  # see __init__
+        self._names, self._reading = names, reading
+        self._logsnr = torch.cat([each.logsnr for each in seen])
+        self._culprits: Culprits = ()
+
+    def tell(self, logsnr: Tensor, culprits: Culprits) -> None:
+        """What all processes saw of a step that was skipped."""
+        self._logsnr, self._culprits = logsnr, culprits
+
+    @property
+    def loss(self) -> float:
+        """Of the global batch."""
+        return self._reading.get()[0]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the loss or the gradient was not finite, and the weights stayed."""
+        return self._reading.get()[1] == 0
+
+    @property
+    def _clipped(self) -> Clipped:
+        return clipped(self._names, self._reading.get()[2:])
+
+    @property
+    def grad_norm(self) -> float:
+        """Before clipping."""
+        return self._clipped.before
+
+    @property
+    def clipped_norm(self) -> float:
+        """After clipping."""
+        return self._clipped.after
+
+    @property
+    def clipped(self) -> bool:
+        """Whether anything was cut."""
+        return self._clipped.cut
+
+    @property
+    def cosine(self) -> float | None:
+        """Between the gradient and what clipping left of it, where it was watched."""
+        return self._clipped.cosine
+
+    @property
+    def largest(self) -> tuple[str, float] | None:
+        """The tensor with the largest share of the squared norm, and the share, where it was watched."""
+        return self._clipped.largest
+
+    @property
+    def logsnr(self) -> Tensor:
+        """Levels of this process's images; of all processes where the step was skipped, which all must then ask for."""
+        if self.skipped:
+            self.settle()
+        return self._logsnr
+
+    @property
+    def culprits(self) -> Culprits:
+        """(index in the data set, logsnr) of the images of all processes whose loss is not finite; asked for by all."""
+        if self.skipped:
+            self.settle()
+        return self._culprits
