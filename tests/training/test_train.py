@@ -112,11 +112,12 @@ def poisoned(task, network, when):
     """The task with a dataset that gives NaN in the steps for which `when` says so."""
     from dataclasses import replace
 
-    calls = iter(range(10_000))
+    slices = range(task.config.batch // task.config.slice)
+    drawn = {tuple(task.images(task.plan().draw(step, slices)).tolist()): step for step in range(40)}
 
-    def pixels(indices):
+    def pixels(indices):  # asked for ahead, in any order
         images = task.dataset.pixels(indices)
-        return images * torch.nan if when(next(calls)) else images
+        return images * torch.nan if when(drawn[tuple(indices)]) else images
 
     broken = replace(task, dataset=replace(task.dataset, pixels=pixels))
     return broken, make_state(broken, network)
