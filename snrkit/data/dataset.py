@@ -30,8 +30,8 @@ class Exact(Protocol):
 class Dataset:
     """Images of one shape with optional labels.
 
-    `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets; training calls it from several threads
-    at once. `fingerprint` changes with content.
+    `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets; it is called from several threads at
+    once. `fingerprint` changes with content.
     `exact(process, prior)` makes the exact denoiser where one is known. `conversions` says in words what was changed
     when images were read, and of how many.
     """
