@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snrkit.base.distributed import World
 from snrkit.base.streams import TRAIN
@@ -120,3 +121,48 @@ def test_the_error_of_a_pair_is_the_mean_square():
     assert torch.equal(torch.autograd.grad((scale * found).sum(), output)[0], expected)
     half = Pair(wanted, torch.zeros(6), wanted).error(output.bfloat16())
     assert half.dtype == torch.float32
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the host wait for the device, by name, in the thread that enters it."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.found = []
+        plain = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self.note("tolist") or plain(tensor))
+
+    def note(self, name):
+        if threading.current_thread() is threading.main_thread():
+            self.found.append(name)
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITS:
+            self.note(name)
+        return function(*given, **(named or {}))
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"accumulate": 2}, {"clip": {"kind": "agc"}}, {"clip": None, "optimizer": "adam"}, {"optimizer": "sgd"},
+    {"uncertainty": {}}, {"perturb": {"kind": "ddpm_ip"}},
+])  # fmt: skip
+def test_a_step_reads_the_device_once(monkeypatch, changes):
+    """And that of the step before: its loss, norms and whether it was finite, in one transfer."""
+    e = opened(**changes)
+    steps = train(open_task(e), make_state(open_task(e), open_network(e)))
+    next(steps)
+    with Reads(monkeypatch) as reads:
+        for _ in range(4):
+            next(steps)
+    assert reads.found == ["tolist"] * 4
+
+
+def test_the_harness_sees_a_read(monkeypatch):
+    """Each way of waiting."""
+    with Reads(monkeypatch) as reads:
+        number = torch.ones(())
+        _ = float(number), bool(number), number.item(), number.tolist(), number.nonzero()
+    assert reads.found == ["_local_scalar_dense"] * 3 + ["tolist", "nonzero"]
