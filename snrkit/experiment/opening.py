@@ -125,7 +125,8 @@ def set_compute(compute: ComputeConfig, device: torch.device) -> None:
         raise ConfigError("compute.precision: fp16 needs a CUDA device; use bf16 or fp32 here.")
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
-    torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
+    if torch.are_deterministic_algorithms_enabled() != compute.deterministic:  # importing a compiler takes seconds
+        torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = compute.tf32
     torch.backends.cudnn.allow_tf32 = compute.tf32
     torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
