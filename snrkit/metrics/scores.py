@@ -25,6 +25,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.records import FLAT
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.features import KEPT, FeatureSet
+from snrkit.metrics.kernel import kernel_distance
 from snrkit.metrics.statistics import frechet
 
 IS_SPLITS = 10
@@ -112,15 +113,10 @@ def _inception_score(pair: Pair) -> float:
 
 
 def _kid(pair: Pair) -> float:
-    from torch_fidelity.metric_kid import kid_features_to_metric
-
     features, reference = pair.features
     size = min(pair.config.kid_subset_size, len(features), len(reference))
     subsets = 1 if size == len(features) == len(reference) else pair.config.kid_subsets
-    found = kid_features_to_metric(
-        features.double(), reference.double(), kid_subsets=subsets, kid_subset_size=size, verbose=False
-    )
-    return float(found["kernel_inception_distance_mean"])
+    return kernel_distance(features, reference, subsets, size)
 
 
 def _precision_recall(
