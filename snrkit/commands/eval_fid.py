@@ -20,7 +20,7 @@ from snrkit.commands.opening import open_aloud, say_conversions
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, choose, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
-from snrkit.data.dataset import Dataset, Split, memory_dataset
+from snrkit.data.dataset import Dataset, Split
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.models import Weights
@@ -97,8 +97,8 @@ def score_folder(
     if missing:
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder.path}; run snrkit sample first.")
     made = check_made(opened, run, name, folder, at)
-    images = folder.load(seeds, data.labelled.shape)
-    each = scorer.ranges(memory_dataset(name, images))
+    images = folder.dataset(seeds, data.labelled.shape)
+    each = scorer.ranges(images)
     return SamplerScores(
         numerics=NUMERICS,
         sampler=name,

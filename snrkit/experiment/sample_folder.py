@@ -23,6 +23,7 @@ from snrkit.base.files import checksum, sync_file, sync_folder, write_bytes
 from snrkit.base.records import from_json
 from snrkit.base.regular import read_regular
 from snrkit.base.sealed import LARGEST, append_line, read_json, read_lines, write_json
+from snrkit.data.dataset import Dataset, fingerprint
 from snrkit.data.images import LARGEST_IMAGE, read_image
 
 SUMS, OF = "checksums", "of"
@@ -113,18 +114,18 @@ class SampleFolder:
 
     def load(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
         """The images of `seeds`, uint8 (n, C, H, W). RunError where one is not what was written, or not of `shape`."""
+        return self.dataset(seeds, shape).pixels(range(len(seeds)))
+
+    def dataset(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> Dataset:
+        """The images of `seeds` as a data set without labels, each read and verified when it is asked for."""
         stored = self.manifest()
         known = {} if stored is None else stored.sums
-        images = torch.empty((len(seeds), *shape), dtype=torch.uint8)
-        for place, seed in enumerate(seeds):
-            image = self._load(seed, known.get(seed))
-            if image.shape != shape:
-                raise RunError(
-                    f"{self.image(seed)} has {tuple(image.shape)} channels, rows and columns, and images of the "
-                    f"experiment {shape}; delete it and run snrkit sample again."
-                )
-            images[place] = image
-        return images
+
+        def read(indices: Sequence[int]) -> Tensor:
+            return torch.stack([self._load(seeds[index], known.get(seeds[index]), shape) for index in indices])
+
+        mark = fingerprint(*(f"{seed} {known.get(seed)}" for seed in seeds))
+        return Dataset(str(self.path), shape, len(seeds), read, mark, streams=True)
 
     def check_listed(self) -> None:
         """RunError for the first image that is not as its manifest lists it, where there is a manifest of ours."""
@@ -143,8 +144,14 @@ class SampleFolder:
             if path not in listed:
                 raise RunError(f"{path} is not listed in {self.path / 'manifest.json'}; delete it.")
 
-    def _load(self, seed: int, known: str | None) -> Tensor:
-        return read_image(self._whole(seed, known), str(self.image(seed)))[0]
+    def _load(self, seed: int, known: str | None, shape: tuple[int, int, int]) -> Tensor:
+        image = read_image(self._whole(seed, known), str(self.image(seed)))[0]
+        if image.shape != shape:
+            raise RunError(
+                f"{self.image(seed)} has {tuple(image.shape)} channels, rows and columns, and images of the "
+                f"experiment {shape}; delete it and run snrkit sample again."
+            )
+        return image
 
     def _whole(self, seed: int, known: str | None) -> bytes:
         content = self._content(seed)

@@ -8,7 +8,7 @@ from torch import Tensor
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.streams import MEMORISATION
-from snrkit.data.dataset import Dataset, chunks, to_unit
+from snrkit.data.dataset import Dataset, chunks
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.opening import Setting
 from snrkit.metrics.config import MetricsConfig
@@ -39,8 +39,8 @@ class Scorer:
         parts = disjoint(samples.count, self.config.ranges)
         return tuple(score(self.features(samples, part), self.reference, self.config) for part in parts)
 
-    def memorisation(self, images: Tensor) -> Memorisation | None:
-        """Of images (n, C, H, W) uint8 against the training split, mirrored too where training mirrors.
+    def memorisation(self, images: Dataset) -> Memorisation | None:
+        """Of images, at most MEMORISATION_IMAGES, against the training split, mirrored too where training mirrors.
 
         None without held-out images, and in processes that do not lead.
         """
@@ -56,7 +56,8 @@ class Scorer:
                     yield x0.flip(3)
 
         held = MEMORISATION.open().permutation(data.split.held)[:MEMORISATION_IMAGES].tolist()
-        return memorisation(to_unit(images[:MEMORISATION_IMAGES]), data.labelled.x0(held), train)
+        first = range(min(images.count, MEMORISATION_IMAGES))
+        return memorisation(images.x0(first), data.labelled.x0(held), train)
 
 
 def open_scorer(setting: Setting, config: MetricsConfig) -> Scorer:

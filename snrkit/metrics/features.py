@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit.base.ahead import ahead, threads
 from snrkit.base.arrays import DAMAGED, read_array
 from snrkit.base.cache import keep, known
 from snrkit.base.distributed import World
@@ -40,8 +41,13 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
     share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
     moments = RunningMoments(extractor.dim)
     features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
-    for run in chunks(share.tolist(), batch):
-        found, scores = extractor.run(dataset.pixels([indices[i] for i in run]))
+
+    def read(run: Sequence[int]) -> Tensor:
+        return dataset.pixels([indices[i] for i in run])
+
+    runs = list(chunks(share.tolist(), batch))
+    for run, pixels in zip(runs, ahead(read, runs, threads(world.size)), strict=True):
+        found, scores = extractor.run(pixels)
         moments.add(found)
         features.append(found[: max(0, KEPT - run[0])])
         if scores is not None:
