@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from collections import Counter
@@ -40,28 +41,36 @@ class Killed(BaseException):
     """The process was killed."""
 
 
+Event = tuple[str, str, int]  # what happens to which path for the n-th time, whatever happens beside it
+
+
 @dataclass
 class Disk:
-    """What happens below `root`. `at`: the number of the event that fails, `how`: with an errno, or KILL."""
+    """What happens below `root`, in all threads. `at`: the event that fails, `how`: with an errno, or KILL."""
 
     root: Path
-    at: int | None = None
+    at: Event | None = None
     how: int | str = KILL
-    events: list[tuple[str, str]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    turn: Any = field(default_factory=threading.Lock)  # of the threads
     dead: bool = False
 
     def fault(self, what: str, path: str, name: object = None) -> BaseException | None:
         """Count an event; what it meets, if it is to fail: an error of the system, with the name that it was given."""
-        if not f"{path}/".startswith(f"{self.root}/") or threading.current_thread() is not threading.main_thread():
+        if not f"{path}/".startswith(f"{self.root}/"):
             return None
-        if self.dead:
-            return Killed()
-        self.events.append((what, os.path.relpath(path, self.root)))
-        if len(self.events) - 1 != self.at:
-            return None
-        if self.how == KILL:
-            self.dead = True
-            return Killed(what, path)
+        with self.turn:
+            if self.dead:
+                return Killed()
+            place = re.sub(r"\.\d+\.tmp", ".tmp", os.path.relpath(path, self.root))  # without the process's number
+            self.counts[what, place] += 1
+            self.events.append((what, place, self.counts[what, place]))
+            if self.events[-1] != self.at:
+                return None
+            if self.how == KILL:
+                self.dead = True
+                return Killed(what, path)
         code = errno.ENOLCK if what == "lock" else int(self.how)
         return OSError(code, os.strerror(code), *(() if name is None else (str(name),)))
 
@@ -291,12 +300,12 @@ def quick(known: dict[str, Any]) -> Iterator[None]:
 class Outcome:
     """What a fault made of a command, and the same command, undisturbed, of that."""
 
-    event: tuple[str, str]
+    event: Event
     how: str
     wrong: str | None  # why this is not what it should be
 
     def __str__(self) -> str:
-        what, path = self.event
+        what, path, _ = self.event
         return f"{self.how} at {what} {path}: {self.wrong}"
 
 
@@ -325,12 +334,12 @@ class Trial:
         shutil.copytree(self._state, self.work)
         spoil(self.command, self.work)
 
-    def ways(self, at: int) -> tuple[int | str, ...]:
+    def ways(self, at: Event) -> tuple[int | str, ...]:
         """How an event may fail."""
         few = {"lock": (errno.ENOLCK, KILL), "read": (errno.EIO, errno.EACCES)}
-        return few.get(self.events[at][0], (*ERRORS, KILL))
+        return few.get(at[0], (*ERRORS, KILL))
 
-    def fail(self, at: int, how: int | str) -> Outcome:
+    def fail(self, at: Event, how: int | str) -> Outcome:
         """Run the command with one event failing, then again without."""
         self.restore()
         disk, done = Disk(self.work, at, how), None
@@ -340,8 +349,8 @@ class Trial:
             except Killed:
                 assert how == KILL
         said = how if isinstance(how, str) else errno.errorcode[how]
-        event = disk.events[at] if at < len(disk.events) else ("no", "such event")
-        return Outcome(event, said, self._wrong(done, event[1]) or self._again())
+        happened = None if at in disk.events else "it did not happen"
+        return Outcome(at, said, happened or self._wrong(done, at[1]) or self._again())
 
     def _wrong(self, done: Done | None, path: str) -> str | None:
         """What is wrong with how the command ended, of which an event of this path failed."""
@@ -406,5 +415,5 @@ def prepared(commands: tuple[str, ...], states: dict[tuple[str, ...], Path], hom
 
 def tally(trial: Trial) -> str:
     """How many events of which kind a command has."""
-    counted = Counter(what for what, _ in trial.events)
+    counted = Counter(what for what, *_ in trial.events)
     return ", ".join(f"{count} {what}" for what, count in sorted(counted.items()))

@@ -61,8 +61,15 @@ def read_tensors(path: Path, of: str) -> dict[str, Tensor]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a value that is not finite; None where there is none."""
-    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    """The name of the first tensor with a value that is not finite; None where there is none. One read a device."""
+    places: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        places.setdefault(tensor.device, []).append(name)
+    wrong: set[str] = set()
+    for names in places.values():
+        found = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
+        wrong |= {name for name, finite in zip(names, found, strict=True) if not finite}
+    return next((name for name in tensors if name in wrong), None)
 
 
 def _damaged(path: Path, why: str) -> DamagedError:

@@ -57,28 +57,47 @@ class State:
     checksums: Mapping[str, str]  # of each set of tensors, by its name
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/<images>, whole or not at all. SnrkitError when the disk is full; older checkpoints stay.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A checkpoint as its files will hold it, on the host: what becomes of the tensors meanwhile changes nothing."""
 
-    DivergedError where a tensor is not finite.
-    """
-    path = folder / f"{checkpoint.images:09d}"
+    images: int
+    numbers: Mapping[str, Any]
+    files: Mapping[str, bytes]  # of each set of tensors, by its name
+
+
+def pack_checkpoint(checkpoint: Checkpoint) -> Packed:
+    """Copy a checkpoint to the host. DivergedError where a tensor is not finite."""
     if wrong := not_finite({f"{s}/{n}": t for s, part in checkpoint.tensors.items() for n, t in part.items()}):
         raise DivergedError(
             f"training stopped: {wrong} is not finite at {checkpoint.images} images, and is not saved; the last "
             "checkpoint is intact: lower train.lr, set train.clip, or use precision fp32"
         )
+    files = {
+        name: save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        for name, tensors in checkpoint.tensors.items()
+    }
+    return Packed(checkpoint.images, checkpoint.numbers, files)
+
+
+def write_checkpoint(folder: Path, packed: Packed) -> Path:
+    """Write `folder`/<images>, whole or not at all. SnrkitError when the disk is full; older checkpoints stay."""
+    path = folder / f"{packed.images:09d}"
     with (
         disk_errors(f"saving checkpoint {path}", "older checkpoints are intact; free space and run the command again"),
         new_folder(path) as temporary,
     ):
         sums = {}
-        for name, tensors in checkpoint.tensors.items():
-            content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        for name, content in packed.files.items():
             (temporary / f"{name}.safetensors").write_bytes(content)
             sums[name] = checksum(content)
-        write_json(temporary / "state.json", to_json(State(checkpoint.images, checkpoint.numbers, sums)))
+        write_json(temporary / "state.json", to_json(State(packed.images, packed.numbers, sums)))
     return path
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Both at once."""
+    return write_checkpoint(folder, pack_checkpoint(checkpoint))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -7,17 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snrkit.base.background import Background
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
 from snrkit.base.records import from_json
 from snrkit.base.signals import stoppable
 from snrkit.checkpoints.ours import (
     Checkpoint,
+    Packed,
     load_checkpoint,
     newest_checkpoint,
+    pack_checkpoint,
     prune,
-    save_checkpoint,
     sound_checkpoint,
+    write_checkpoint,
 )
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.opening import open_aloud
@@ -247,7 +250,8 @@ def _loop(
     config, world, notes = task.config, task.world, Notes(tally, log)
     if state.images >= config.images and world.leads and not quiet:
         console.print(f"already trained to {state.images} images; raise train.images to go on")
-    with stoppable() as stop, bar("training", config.images, world.leads and not quiet) as progress:
+    shown = bar("training", config.images, world.leads and not quiet)
+    with stoppable() as stop, Background() as writer, shown as progress:
         progress.update(state.images)
         for step in train(task, state, watch_every=config.log_every):
             notes.add(step)
@@ -264,12 +268,12 @@ def _loop(
                 _log_held_out(log, task, state, step)
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
-                _snapshot(run, task, state, of)  # before the checkpoint, from which a killed run goes on
+                _snapshot(run, task, state, of, writer)  # before the checkpoint, from which a killed run goes on
             stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 state.settle(task)
                 notes.add(None)
-                _save(run, task, state, notes.tally, log, of)
+                _save(run, task, state, notes.tally, log, of, writer)
             if stopping:
                 break
     if state.images < config.images:
@@ -305,20 +309,37 @@ def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep
     task.world.barrier()
 
 
-def _snapshot(run: Run, task: Task, state: TrainState, of: Mapping[str, Any]) -> None:
+def _snapshot(run: Run, task: Task, state: TrainState, of: Mapping[str, Any], writer: Background) -> None:
     if task.world.leads:
         tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
-        save_checkpoint(run.snapshots, Checkpoint(state.images, tensors, {"of": of}))
-    task.world.barrier()
+        packed = pack_checkpoint(Checkpoint(state.images, tensors, {"of": of}))
+        writer.do(lambda: _write(run.snapshots, packed))
 
 
-def _save(run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, Any]) -> None:
-    if task.world.leads:
+def _write(folder: Path, packed: Packed) -> None:
+    write_checkpoint(folder, packed)
+
+
+def _save(
+    run: Run,
+    task: Task,
+    state: TrainState,
+    tally: Tally,
+    log: LogWriter,
+    of: Mapping[str, Any],
+    writer: Background,
+) -> None:
+    if not task.world.leads:
+        return
+    numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
+    packed = pack_checkpoint(Checkpoint(state.images, state_tensors(state), numbers))
+
+    def write() -> None:
         log.sync()  # the checkpoint says how many lines there are
-        numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
-        save_checkpoint(run.checkpoints, Checkpoint(state.images, state_tensors(state), numbers))
+        write_checkpoint(run.checkpoints, packed)
         prune_checkpoints(run, task.config)
-    task.world.barrier()
+
+    writer.do(write)
 
 
 def prune_checkpoints(run: Run, config: TrainConfig) -> None:

@@ -11,7 +11,11 @@ from tests.faults import Trial
 def told(tmp_path_factory):
     """What the disk is told by a command, in order: (what, path)."""
     home, states = tmp_path_factory.mktemp("order"), {}
-    return lambda command: Trial(command, states, home).events
+    return lambda command: Trial(command, states, home)
+
+
+def events_of(trial):
+    return [event[:2] for event in trial.events]
 
 
 def folder_of(path):
@@ -24,7 +28,7 @@ def last(events, event):
 
 def test_images_are_on_the_disk_before_a_manifest_lists_them(told):
     """Each is flushed, and its folder, before the manifest gets its name for the last time."""
-    events = told("sample")
+    events = events_of(told("sample"))
     listed = last(events, ("rename", "runs/small/samples/euler/manifest.json"))
     images = [path for what, path in events if what == "rename" and path.startswith("runs/small/samples/euler/0000")]
     assert len(images) == 8
@@ -34,23 +38,27 @@ def test_images_are_on_the_disk_before_a_manifest_lists_them(told):
 
 
 def test_the_log_is_on_the_disk_before_a_checkpoint_counts_its_lines(told):
-    """Between the last line before a checkpoint and the checkpoint's name the log is flushed."""
-    events, log = told("train"), "runs/small/train.jsonl"
-    named = [
-        place
+    """So many lines are flushed before a checkpoint has its name, whatever is written to the log meanwhile."""
+    trial, log = told("train"), "runs/small/train.jsonl"
+    events = events_of(trial)
+    named = {
+        path: place
         for place, (what, path) in enumerate(events)
         if what == "rename" and folder_of(path) == "runs/small/checkpoints" and PurePosixPath(path).name.isdigit()
-    ]
+    }
     assert len(named) == 4
-    for place in named:
-        written = last(events[:place], ("write", log))
-        assert ("sync", log) in events[written:place]
+    kept = {path: place for path, place in named.items() if f"{path}/state.json" in trial.wanted}
+    assert len(kept) == 2
+    for path, place in kept.items():
+        flushed = last(events[:place], ("sync", log))
+        (state,) = trial.wanted[f"{path}/state.json"]
+        assert events[:flushed].count(("write", log)) >= state["numbers"]["log_lines"] > 0
 
 
 @pytest.mark.parametrize("command", ["train", "eval-fid", "average RUN --width 0.2", "fit-estimator"])
 def test_a_name_is_on_the_disk_when_a_command_ends(told, command):
     """After the last file that a folder was given the folder is flushed; what is deleted may come back."""
-    events = told(command)
+    events = events_of(told(command))
     for folder in {folder_of(path) for what, path in events if what == "rename" and not path.endswith(".tmp")}:
         final = max(
             place
