@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.frequency import pixels
 from snrkit.base.streams import PIPELINE
 from snrkit.checkpoints.diffusers import TARGETS as TABLE_TARGETS
 from snrkit.diffusion.level import Level, Scaling, broadcast, level_of
@@ -42,7 +43,8 @@ from snrkit.sampling.step import (
     StateCorrection,
     Step,
 )
-from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, check_resampling, variance
+from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, check_resampling
+from snrkit.shift.spread import variance
 
 TABLED = ("DDPMScheduler", "DDIMScheduler")
 EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
@@ -417,13 +419,14 @@ class Recording:
         known, held = x0[: len(x0) // 2], x0[len(x0) // 2 :]
         boot = Bootstrap(resamples, confidence, seed)
         each = torch.arange(len(known))
-        nominal = variance(known.flatten(1), each, boot.weights(each, OF_NOMINAL))
+        whole = pixels(x0.shape[1:])
+        nominal = variance(known, each, boot.weights(each, OF_NOMINAL), whole)[:, 0]
         rows = {"own": [state[:count] for state in states], "null": [_noised(held, self.levels[k], k) for k in keys]}
         curves = {}
         for number, (name, arms) in enumerate(rows.items()):
             groups = torch.arange(len(arms[0]))
             weights = boot.weights(groups, number)
-            found = [variance(arm.flatten(1).double(), groups, weights) for arm in arms]
+            found = [variance(arm, groups, weights, whole)[:, 0] for arm in arms]
             expected = [self.levels[k].alpha ** 2 * nominal + self.levels[k].sigma ** 2 for k in keys]
             curves[name] = boot.curve(torch.stack([v / e for v, e in zip(found, expected, strict=True)]).log())
         rms = [[math.sqrt(float(torch.cat([p[i] for p in self.squares[k]]).mean())) for k in keys] for i in (0, 1)]

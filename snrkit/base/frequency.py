@@ -7,7 +7,8 @@ coordinate and Var[x] = alpha^2 Var[x0] + sigma^2 holds part by part.
     rings   the Hartley transform, Re - Im of the orthonormal FFT, in rings of equal width of the spatial frequency
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +27,15 @@ class View:
     parts: Tensor
     names: tuple[str, ...]
 
+    def shares(self) -> Tensor:
+        """(D, G) float64: the product with it averages over each part."""
+        found = torch.nn.functional.one_hot(self.parts, len(self.names)).double()
+        return found / found.sum(0)
 
-def pixels(shape: tuple[int, int, int]) -> View:
-    """All pixels as one part."""
-    return View(lambda x: x.flatten(1), torch.zeros(shape[0] * shape[1] * shape[2], dtype=torch.int64), ("all",))
+
+def pixels(shape: Sequence[int]) -> View:
+    """All pixels as one part, of images of any shape."""
+    return View(lambda x: x.flatten(1), torch.zeros(math.prod(shape), dtype=torch.int64), ("all",))
 
 
 def haar(shape: tuple[int, int, int]) -> View:

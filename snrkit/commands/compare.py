@@ -73,7 +73,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     check_beside(opened.setting, e)
     check_images(opened.setting)
     check_samplers(opened.setting, samplers)
-    check_arms_fit(opened.data, shift, samplers.values())
+    check_arms_fit(opened.setting, shift)
     check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every row so far"):

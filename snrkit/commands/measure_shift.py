@@ -46,7 +46,7 @@ def run_measuring(
     samplers = {name: e.samplers[name] for name in chosen}
     check_beside(opened.setting, e)
     check_samplers(opened.setting, samplers)
-    check_arms_fit(opened.data, e.shift, samplers.values())
+    check_arms_fit(opened.setting, e.shift)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     check_probes(e, run, chosen)
     records: dict[str, ShiftRecord] = {}

@@ -26,7 +26,7 @@ from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
 from snrkit.sampling.step import Noise, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
-from snrkit.shift.arms import STATE_BYTES, Arm, reverse_arm
+from snrkit.shift.arms import HELD_BYTES, Arm, reverse_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
 from snrkit.shift.config import ShiftConfig
 from snrkit.shift.estimator import Estimator
@@ -34,6 +34,7 @@ from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.measure import Reference, Shift
 from snrkit.shift.probe import Circumstances, Probe, Specimen
 from snrkit.shift.reference import make_reference, matching, scarce
+from snrkit.shift.states import StateReader
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
 
@@ -82,25 +83,21 @@ def check_probes(e: Experiment, run: Run, names: Sequence[str]) -> None:
                 raise ConfigError(f"shift.probes: {probe.kind} {why}, or leave the probe out.")
 
 
-def check_arms_fit(
-    data: OpenedData, shift: ShiftConfig, samplers: Iterable[Sampler], memory: int | None = None
-) -> None:
-    """Refuse to begin what cannot be held, by estimate: ConfigError. Every level keeps its states until it is read.
+def check_arms_fit(setting: Setting, shift: ShiftConfig, memory: int | None = None) -> None:
+    """Refuse to begin what cannot be held, by estimate: ConfigError.
 
-    Two forward arms a grid, two reverse arms at most and room to join them, and what probes hold beside them.
-
-    `memory`: bytes; default: all that is free on this machine.
+    The trajectories of one sampler, with the states of the level that they have come to, and what probes hold beside.
+    `memory`: bytes; default: all that is free on the device.
     """
+    data, device = setting.data, setting.world.device
     dims = math.prod(data.dataset.shape)
-    grids = {sampler.grid for sampler in samplers}
-    kept = 2 * sum(grid.steps for grid in grids) + 4 * max(grid.steps for grid in grids)
-    needed = STATE_BYTES * shift.images * dims * kept
+    needed = HELD_BYTES * shift.images * dims
     needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
-    there = free_memory(torch.device("cpu")) if memory is None else memory
+    there = free_memory(device) if memory is None else memory
     if needed > there:
         raise ConfigError(
-            f"shift.images: the states of {shift.images} images at every level need {in_bytes(needed)} and "
-            f"this machine has {in_bytes(there)} free; give fewer images, or measure fewer samplers at a time."
+            f"shift.images: {shift.images} trajectories and their states at one level need {in_bytes(needed)} and "
+            f"{'this machine' if device.type == 'cpu' else 'the device'} has {in_bytes(there)} free; give fewer images."
         )
 
 
@@ -183,8 +180,16 @@ class Instrument:
     def examined(self, sampler: Sampler) -> tuple[OpenedSampler, Examined]:
         """A sampler with all that it names, and what is always read of it."""
         ready = self.samples.open(sampler)
-        walks, real, levels = self.walks(sampler, ready), self.forward(ready), ready.typical[:-1]
-        return ready, examine(self.model.denoiser, walks, real, levels, self.reference, self.bootstrap)
+        walks, real, reader = self.walks(sampler, ready), self.forward(ready), self.reader(ready)
+        return ready, examine(self.model.denoiser, walks, len(self.seeds), real, reader, self.reference, self.bootstrap)
+
+    def reader(self, ready: OpenedSampler) -> StateReader:
+        """What is read of the states of a sampler and of held-out images."""
+        asked: Sequence[Probe[Any]] = self.config.probes
+        watches = {probe.kind: self.once(("watch", probe.kind), partial(probe.watch, self)) for probe in asked}
+        return self.reference.reader(
+            ready.typical[:-1], {k: watch for k, watch in watches.items() if watch is not None}
+        )
 
     def specimen(self, sampler: Sampler, ready: OpenedSampler, found: Examined) -> Specimen:
         """A sampler with its arms, as probes read it."""
@@ -207,11 +212,10 @@ class Instrument:
             equipment=self,
         )
 
-    def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int] | None = None) -> Arm:
-        """The reverse arm of a sampler, at all its levels or at those `visited`."""
-        places = range(len(ready.levels) - 1) if visited is None else visited
+    def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int], reader: StateReader) -> Arm:
+        """The reverse arm of a sampler at its levels `visited`."""
         with torch.no_grad():
-            return reverse_arm(self.model.denoiser, self.walks(sampler, ready), places)
+            return reverse_arm(self.model.denoiser, self.walks(sampler, ready), visited, len(self.seeds), reader)
 
     def walks(self, sampler: Sampler, ready: OpenedSampler) -> Iterator[Walk]:
         """The trajectories of a sampler, batch by batch.
@@ -254,11 +258,12 @@ class Instrument:
         setting, o = self.setting, self.setting.data
         train = matching(o.dataset.labels, o.split.train, self.labels, len(self.seeds))
         held, trained = (self._side(ready, rows) for rows in (self.held_rows, train))
-        return real_arms(self.model.denoiser, held, trained, setting.seed, self.config.batch, setting.world.device)
+        reader, batch, device = self.reader(ready), self.config.batch, setting.world.device
+        return real_arms(self.model.denoiser, held, trained, reader, setting.seed, batch, device)
 
     def _side(self, ready: OpenedSampler, rows: Tensor) -> Side:
         own, cond = self.placed(ready, rows)
-        return Side(self.shown(rows), rows, own.levels[:-1], cond)
+        return Side(partial(self.shown, rows), rows, own.levels[:-1], cond)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first sampler that asks for `key`."""

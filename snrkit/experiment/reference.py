@@ -7,7 +7,8 @@ from torch import Tensor
 
 from snrkit.base.frequency import View
 from snrkit.experiment.images import OpenedData
-from snrkit.shift.reference import READ_AT_ONCE, even_shares, moments_of, shares_by_class
+from snrkit.shift.reference import even_shares, moments_of, shares_by_class
+from snrkit.shift.spread import at_once
 
 
 def class_shares(data: OpenedData, labels: Tensor | None) -> Tensor:
@@ -21,7 +22,7 @@ def class_shares(data: OpenedData, labels: Tensor | None) -> Tensor:
 def weighted_images(data: OpenedData, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of training images in all the ways that training shows them, with their weights, mixed as `labels`."""
     pool, share = data.split.train, class_shares(data, labels)
-    for part in torch.split(torch.arange(len(pool)), READ_AT_ONCE):
+    for part in torch.split(torch.arange(len(pool)), at_once(data.dataset.shape)):
         for mirrored in data.ways:
             yield data.shown([pool[i] for i in part.tolist()], mirrored), share[part] / len(data.ways)
 

@@ -70,8 +70,9 @@ def sample(
         step, memory = _step(informed(wrapped(denoise, belief, position), cond), solver, x, position, memory, noise)
         for correction in state:
             step = replace(step, x_next=correction.after(step))
-        yield step
-        x = step.x_next
+        made, x = [step], step.x_next
+        del step
+        yield made.pop()  # while it waits for its caller a walk holds its state alone
 
 
 def _step(

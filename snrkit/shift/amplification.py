@@ -164,7 +164,7 @@ class AmplificationProbe(ProbeValue):
     def read(self, specimen: Specimen) -> Amplification:
         """Three errors at every level, on the first trajectories."""
         s, seeds, levels = specimen, specimen.seeds[: self.images], specimen.levels
-        shape = (len(seeds), *s.forward.states.shape[2:])
+        shape = (len(seeds), *s.forward.shape)
         variance = s.reference.spectrum.variance.mean()
         spread = torch.stack([(level.alpha**2 * variance + level.sigma**2).sqrt() for level in levels])
         found = measure_gain(_walk(s, seeds), levels, shape, spread, s.seed, s.device)
@@ -211,6 +211,5 @@ def _gaussian(s: Specimen) -> dict[str, list[float]]:
     covariance = s.equipment.covariance if share in (0.0, 1.0) else None
     if covariance is None:
         return {}
-    channels, height, width = s.forward.states.shape[2:]
-    known = s.equipment.once("modes", lambda: modes(covariance, (channels, height, width)))
+    known = s.equipment.once("modes", lambda: modes(covariance, s.forward.shape))
     return gaussian_gain(known, s.levels, share == 1.0)

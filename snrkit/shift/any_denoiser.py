@@ -38,7 +38,6 @@ from snrkit.shift.given import (
 )
 from snrkit.shift.reading import ShiftReading
 from snrkit.shift.reference import (
-    READ_AT_ONCE,
     Weighted,
     even_shares,
     make_reference,
@@ -46,6 +45,7 @@ from snrkit.shift.reference import (
     scarce,
     shares_by_class,
 )
+from snrkit.shift.spread import at_once
 from snrkit.training.randomness import ImageStreams
 
 
@@ -95,14 +95,16 @@ def measure(
     bench = _Bench(denoise, seen, real, labels, images, seed, batch, place)
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     levels = opened.typical[:-1]
-    check_memory(images, len(levels), math.prod(seen.shape))
+    check_memory(images, math.prod(seen.shape), place)
     held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
-    reference = make_reference(denoise.process, bench.weighted, held_side.x0)
+    reference = make_reference(denoise.process, bench.weighted, held_side.x0())
+    reader = reference.reader(levels, {})
     found = examine(
         denoise,
         bench.walks(opened, bench.first_variance(sampler)),
-        real_arms(denoise, held_side, trained_side, seed, batch, bench.device),
-        levels,
+        images,
+        real_arms(denoise, held_side, trained_side, reader, seed, batch, bench.device),
+        reader,
         reference,
         Bootstrap(bootstrap, confidence, seed),
     )
@@ -137,13 +139,13 @@ class _Bench:
     def side(self, data: Dataset, levels: Sequence[Level]) -> Side:
         """Images of a set, with the labels of the trajectories. SnrkitError where they are too few for intervals."""
         rows = self._rows(data)
-        return Side(data.x0(rows.tolist()), rows, levels, self.cond(slice(None)))
+        return Side(partial(data.x0, rows.tolist()), rows, levels, self.cond(slice(None)))
 
     def weighted(self) -> Weighted:
         """All trained images, with weights that mix classes as the trajectories do."""
         data, known, labels = self.trained, self.trained.labels, self.labels
         share = even_shares(data.count) if known is None or labels is None else shares_by_class(known, labels)
-        for part in torch.split(torch.arange(data.count), READ_AT_ONCE):
+        for part in torch.split(torch.arange(data.count), at_once(data.shape)):
             yield data.x0(part.tolist()), share[part]
 
     def walks(self, opened: OpenedSampler, variance: float | None) -> Iterator[Walk]:

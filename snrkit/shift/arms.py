@@ -3,8 +3,8 @@
     reverse   the sampler's own states
     forward   alpha*x0 + sigma*eps of given images: what states at this level really look like
 
-What the network says is recorded before any correction of belief; dividing eps by a constant would otherwise close a
-norm gap by definition.
+States are read level by level (states.py) and kept no longer. What the network says is recorded before any correction
+of belief; dividing eps by a constant would otherwise close a norm gap by definition.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,33 +18,24 @@ from snrkit.base.streams import generator
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.sampling.step import Step
+from snrkit.shift.states import StateReader, StateReadings, stack
 
-STATE_BYTES = 4  # of a number in an arm
+HELD_BYTES = 32  # of a number of a state: where its walk stands and two answers of which a solver makes the next, in
+# float64, and in float32 the state of the level that is being read and the clean image
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
+NOTHING = StateReader()
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """States and answers of n samples at each of L levels."""
+    """What was read of the states and answers of n samples at each of L levels."""
 
     eps_square: Tensor  # (L, n) float64, mean over dimensions of eps_hat^2
     x0_square: Tensor  # (L, n) float64, mean over dimensions of x0_hat^2
     x0_variance: Tensor  # (L, n) float64, variance over dimensions of x0_hat
-    states: Tensor  # (L, n, C, H, W) float32
+    of_states: StateReadings
     groups: Tensor  # (n,) int64: samples of one group are resampled together
-
-    def first(self, count: int) -> "Arm":
-        """The first `count` samples."""
-        return Arm(
-            self.eps_square[:, :count], self.x0_square[:, :count], self.x0_variance[:, :count], self.states[:, :count],
-            self.groups[:count],
-        )  # fmt: skip
-
-    def from_level(self, index: int) -> "Arm":
-        """The levels from `index` on."""
-        return Arm(
-            self.eps_square[index:], self.x0_square[index:], self.x0_variance[index:], self.states[index:], self.groups
-        )
+    shape: tuple[int, int, int]  # of a state
 
 
 class Recorder:
@@ -78,27 +69,60 @@ class Recorder:
         return self._denoise(step.x, nominal, cond=self._cond)
 
 
-class Rows:
-    """What is kept of one level, batch by batch."""
+class LevelStates:
+    """The states and answers of n samples at one level, batch by batch, until they are read."""
 
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    def __init__(self, groups: Tensor, reader: StateReader) -> None:
+        self.groups = groups
+        self._reader = reader
+        self._answers = torch.empty(3, len(groups), dtype=torch.float64)
+        self._states: Tensor | None = None
+        self._count = 0
+        self.shape: tuple[int, int, int] | None = None
 
     def add(self, x: Tensor, prediction: Prediction) -> None:
-        """Keep the states x (B, *) and the answer."""
-        x0 = prediction.x0.double().flatten(1)
-        spread = x0.var(1, correction=0).cpu()
-        self._parts.append((mean_square(prediction.eps), mean_square(prediction.x0), spread, x.float().cpu()))
+        """The next states x (B, C, H, W), which are kept in float32 where they lie, and the answer."""
+        rows = slice(self._count, self._count + len(x))
+        self._answers[0, rows] = mean_square(prediction.eps)
+        self._answers[1, rows] = mean_square(prediction.x0)
+        self._answers[2, rows] = prediction.x0.double().flatten(1).var(1, correction=0)
+        self.shape = (x.shape[1], x.shape[2], x.shape[3])
+        if self._reader.reads:
+            if self._states is None:
+                self._states = torch.empty(len(self.groups), *self.shape, dtype=torch.float32, device=x.device)
+            self._states[rows] = x
+        self._count += len(x)
 
-    def joined(self) -> list[Tensor]:
-        """eps_square, x0_square, x0_variance (n,) and states (n, *)."""
-        return [torch.cat(part) for part in zip(*self._parts, strict=True)]
+    def read(self, index: int) -> "LevelReadings":
+        """All that is kept of them, as level `index` of the reader's."""
+        count, states = len(self.groups), self._states
+        of_states = self._reader.nothing(count) if states is None else self._reader.read(index, states, self.groups)
+        assert self.shape is not None
+        assert self._count == count
+        return LevelReadings(*self._answers, of_states, self.shape)
 
 
-def make_arm(rows: Sequence[Rows], groups: Tensor) -> Arm:
-    """The arm of L levels' rows."""
-    eps, x0, spread, states = (torch.stack(part) for part in zip(*(row.joined() for row in rows), strict=True))
-    return Arm(eps, x0, spread, states, groups)
+@dataclass(frozen=True, slots=True)
+class LevelReadings:
+    """An arm's readings of one level."""
+
+    eps_square: Tensor  # (n,), as the following
+    x0_square: Tensor
+    x0_variance: Tensor
+    of_states: StateReadings  # without a dimension for levels
+    shape: tuple[int, int, int]
+
+
+def make_arm(levels: Sequence[LevelReadings], groups: Tensor) -> Arm:
+    """The arm of L levels."""
+    return Arm(
+        torch.stack([level.eps_square for level in levels]),
+        torch.stack([level.x0_square for level in levels]),
+        torch.stack([level.x0_variance for level in levels]),
+        stack([level.of_states for level in levels]),
+        groups,
+        levels[0].shape,
+    )
 
 
 def mean_square(values: Tensor) -> Tensor:
@@ -110,29 +134,61 @@ def reverse_arm(
     denoise: Denoiser,
     batches: Iterable[Callable[[Denoiser], Iterable[Step]]],
     visited: Sequence[int],
+    images: int,
+    reader: StateReader = NOTHING,
 ) -> Arm:
-    """The arm of trajectories; each batch is a function that samples with the denoiser it is given.
+    """The arm of so many trajectories; each batch is a function that samples with the denoiser it is given.
 
-    `visited` are the indices of the grid whose states are kept, one level of the arm each.
+    `visited` are the indices of the grid that are read, ascending, one level of the arm each. All batches are walked
+    to one of them before any goes on to the next: so the states of one level are held, and of all trajectories no more
+    than where they stand.
     """
-    place = {index: number for number, index in enumerate(visited)}
-    rows = [Rows() for _ in visited]
-    count = 0
-    for run in batches:
-        recorder = Recorder(denoise)
-        for step in run(recorder.wrapped):
-            if step.position.index in place:
-                rows[place[step.position.index]].add(step.x, recorder.take(step))
-                count += len(step.x) if place[step.position.index] == 0 else 0
-            recorder.first = None
-    return make_arm(rows, torch.arange(count))
+    walks = [_Walk(denoise, run) for run in batches]
+    groups, found = torch.arange(images), []
+    for number, index in enumerate(visited):
+        level = LevelStates(groups, reader)
+        for walk in walks:
+            level.add(*walk.to(index))
+        found.append(level.read(number))
+    return make_arm(found, groups)
+
+
+class _Walk:
+    """A batch of trajectories that goes as far as it is asked to."""
+
+    def __init__(self, denoise: Denoiser, run: Callable[[Denoiser], Iterable[Step]]) -> None:
+        self._recorder = Recorder(denoise)
+        self._steps = iter(run(self._recorder.wrapped))
+
+    def to(self, index: int) -> tuple[Tensor, Prediction]:
+        """The states with which step `index` of the grid begins, and what the network says of them."""
+        for step in self._steps:
+            if step.position.index == index:
+                return step.x, self._recorder.take(step)
+            self._recorder.first = None
+        raise AssertionError(f"no step {index}")
+
+
+def noise_of(key: Sequence[int], shape: Sequence[int], batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(indices, standard normal float32 (B, *)) of every batch of indices, which follow one another, drawn from `key`.
+
+    However they are divided, they are the rows of one draw of all.
+    """
+    rng = generator(*key)
+    for part in batches:
+        yield part, torch.from_numpy(rng.standard_normal((len(part), *shape), dtype=np.float32))
 
 
 def noised(x0: Tensor, level: Level, key: Sequence[int]) -> Tensor:
     """alpha*x0 + sigma*eps, float64, of images x0 (n, *), with noise drawn from `key`."""
-    noise = generator(*key).standard_normal(tuple(x0.shape), dtype=np.float32)
+    ((_, noise),) = noise_of(key, x0.shape[1:], [torch.arange(len(x0))])
+    return with_noise(x0, level, noise)
+
+
+def with_noise(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
+    """alpha*x0 + sigma*eps, float64."""
     alpha, sigma = level.scales(x0.double())
-    return alpha * x0.double() + sigma * torch.from_numpy(noise)
+    return alpha * x0.double() + sigma * noise
 
 
 def answers(
@@ -155,11 +211,14 @@ def forward_arm(
     key: Sequence[int],
     batch: int,
     device: torch.device,
+    reader: StateReader = NOTHING,
 ) -> Arm:
     """The arm of clean images x0 (n, *) noised to every level, () or (n,), with noise from (key, level's index)."""
-    rows = [Rows() for _ in levels]
+    found, parts = [], torch.split(torch.arange(len(x0)), batch)
     for index, level in enumerate(levels):
-        x = noised(x0, level, (*key, index))
-        for _, state, prediction in answers(denoise, x, level, cond, batch=batch, device=device):
-            rows[index].add(state, prediction)
-    return make_arm(rows, groups)
+        kept = LevelStates(groups, reader)
+        for part, noise in noise_of((*key, index), x0.shape[1:], parts):
+            state = with_noise(x0[part], level.at(part), noise).to(device)
+            kept.add(state, denoise(state, level.at(part), cond=cond.at(part).to(device)))
+        found.append(kept.read(index))
+    return make_arm(found, groups)

@@ -90,23 +90,3 @@ def bounds(resamples: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
     edge = (1 - confidence) / 2
     low, high = torch.quantile(resamples, torch.tensor([edge, 1 - edge], dtype=torch.float64), dim=-1)
     return low, high
-
-
-def variance(states: Tensor, groups: Tensor, weights: Tensor, parts: Tensor | None = None) -> Tensor:
-    """Variance over samples of states (n, D), averaged over dimensions, under each row of weights (1 + R, n): (1 + R,).
-
-    With `parts` (D,), ids from 0 to G-1, averaged within each part: (1 + R, G). Deviations are from the arm's own mean
-    in every row, and the variance of that mean is added back, estimated from the spread of whole groups: so the reading
-    is unbiased, with repeated images too, and resamples centre on it.
-    """
-    single = parts is None
-    parts = torch.zeros(states.shape[1], dtype=torch.int64) if parts is None else parts
-    sizes = torch.bincount(parts).double()
-    centred = states.double() - states.double().mean(0)
-    kinds, place = torch.unique(groups, return_inverse=True)
-    sums = centred.new_zeros(len(kinds), centred.shape[1]).index_add_(0, place, centred) / len(states)
-    of_mean = sums.square().sum(0) * len(kinds) / max(1, len(kinds) - 1)
-    squares = centred.new_zeros(len(states), len(sizes)).index_add_(1, parts, centred.square())
-    bias = of_mean.new_zeros(len(sizes)).index_add_(0, parts, of_mean)
-    found = (weights @ squares + bias) / sizes
-    return found[:, 0] if single else found

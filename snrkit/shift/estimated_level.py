@@ -20,7 +20,8 @@ from snrkit.diffusion.process import Process
 from snrkit.shift.arms import Arm, noised
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.estimator import Estimator
-from snrkit.shift.probe import Circumstances, ProbeValue, Specimen
+from snrkit.shift.probe import Circumstances, Equipment, ProbeValue, Specimen
+from snrkit.shift.states import Watch
 
 STEP = 0.25  # nats, of the response
 WEAKEST = 0.5
@@ -49,13 +50,13 @@ def respond(estimator: Estimator, process: Process, levels: Sequence[Level], x0:
 
 
 def read_estimator(
-    estimator: Estimator, reverse: Arm, forward: Arm, levels: Sequence[Level], response: Tensor, bootstrap: Bootstrap
+    reverse: Arm, forward: Arm, levels: Sequence[Level], response: Tensor, bootstrap: Bootstrap
 ) -> EstimatedLevel:
-    """The readings at every level; NaN at pure noise."""
+    """The readings at every level, of arms that the probe has watched; NaN at pure noise."""
     nominal = torch.stack([level.logsnr for level in levels])[:, None]
     found = []
     for number, arm in enumerate((reverse, forward)):
-        means = torch.stack([estimator.mean(states) for states in arm.states]) - nominal
+        means = arm.of_states.watched["estimator"] - nominal
         means[nominal[:, 0].isinf()] = torch.nan
         found.append(means @ bootstrap.weights(arm.groups, number).T)
     shift = (found[0] - found[1]) / response[:, None]
@@ -89,12 +90,17 @@ class EstimatorProbe(ProbeValue):
             "asks a fitted estimator of levels, which this run lacks; run snrkit fit-estimator with the same file first"
         )
 
+    def watch(self, equipment: Equipment) -> Watch:
+        """The estimator's mean."""
+        estimator = equipment.estimator()
+        return lambda states, _: estimator.mean(states)
+
     def read(self, specimen: Specimen) -> EstimatedLevel:
         """The response is taken on the held-out images."""
         s, estimator = specimen, specimen.equipment.estimator()
         x0 = s.equipment.shown(s.forward.groups)
         response = respond(estimator, s.denoise.process, s.levels, x0, RESPONSE.key(s.seed))
-        return read_estimator(estimator, s.reverse, s.forward, s.levels, response, s.bootstrap)
+        return read_estimator(s.reverse, s.forward, s.levels, response, s.bootstrap)
 
     def cells(self, record: EstimatedLevel) -> tuple[str, ...]:
         """The mean over the levels to which it responds."""

@@ -15,7 +15,7 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.sampler import OpenedSampler, Sampler
 from snrkit.sampling.step import Opens
-from snrkit.shift.arms import STATE_BYTES
+from snrkit.shift.arms import HELD_BYTES
 from snrkit.shift.bootstrap import FEWEST, check_resampling
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
@@ -164,12 +164,11 @@ def check_opened(sampler: OpenedSampler) -> None:
             )
 
 
-def check_memory(images: int, levels: int, dimensions: int) -> None:
-    """SnrkitError where the states of three arms, and of one while it is joined, are more than this machine holds."""
-    needed = 4 * STATE_BYTES * images * levels * dimensions
-    there = free_memory(torch.device("cpu"))
+def check_memory(images: int, dimensions: int, device: torch.device) -> None:
+    """SnrkitError where all trajectories, and their states at one level, are more than the device holds."""
+    needed, there = HELD_BYTES * images * dimensions, free_memory(device)
     if needed > there:
         raise SnrkitError(
-            f"the states of {images} images at {levels} levels need {in_bytes(needed)} and this machine has "
-            f"{in_bytes(there)} free; give fewer images."
+            f"{images} trajectories and their states at one level need {in_bytes(needed)} and "
+            f"{'this machine' if device.type == 'cpu' else 'the device'} has {in_bytes(there)} free; give fewer images."
         )

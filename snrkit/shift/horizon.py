@@ -11,15 +11,18 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from snrkit.base.streams import FORWARD_HELD
 from snrkit.base.value import MOST_HELD, Steps
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
-from snrkit.shift.arms import Arm, Rows, make_arm
+from snrkit.shift.arms import Arm, LevelReadings, LevelStates, make_arm, noised
 from snrkit.shift.bootstrap import OF_FORWARD, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
 from snrkit.shift.probe import ProbeValue, Specimen
+from snrkit.shift.states import StateReader, StateReadings
 from snrkit.training.randomness import ImageStreams
 
 
@@ -36,24 +39,37 @@ class Horizon:
 
 
 @torch.no_grad()
-def horizon_arm(
+def horizon_arms(
     denoise: Denoiser,
     ready: OpenedSampler,
+    x0: Tensor,
     forward: Arm,
     cond: Cond,
     steps: int,
     seeds: Sequence[int],
+    reader: StateReader,
     *,
+    key: Sequence[int],
     batch: int,
     device: torch.device,
-) -> Arm:
-    """The arm of levels `steps`, ..., L - 1: forward states walked `steps` steps; `seeds` give fresh noise."""
-    levels = ready.levels[:-1]
-    rows = [Rows() for _ in levels[steps:]]
-    for first in range(len(levels) - steps):
-        for part in torch.split(torch.arange(len(forward.groups)), batch):
+) -> tuple[Arm, Arm]:
+    """(walked, forward): forward states of clean images x0 (n, *) walked `steps` steps, and those of where they end.
+
+    Both at the reader's levels `steps`, ..., L - 1. `forward`: the arm of which these images are the first; its noise
+    was drawn from `key`. `seeds` give fresh noise for the steps.
+    """
+    levels, groups = ready.levels[:-1], forward.groups[: len(x0)]
+    walked, ends = [], []
+    for first, level in enumerate(levels):
+        states = noised(x0, level.at(slice(len(x0))), (*key, first)).float()
+        if first >= steps:
+            ends.append(_end(forward, first, reader.read(first - steps, states, groups)))
+        if first + steps >= len(levels):
+            continue
+        kept, end = LevelStates(groups, reader), levels[first + steps]
+        for part in torch.split(torch.arange(len(x0)), batch):
             known, grid = cond.at(part).to(device), [level.at(part) for level in ready.levels]
-            x = forward.states[first, part].double().to(device)
+            x = states[part].double().to(device)
             noise = ImageStreams([seeds[i] for i in part.tolist()], device)
             for step in sample(
                 denoise,
@@ -66,17 +82,25 @@ def horizon_arm(
                 steps=range(first, first + steps),
             ):
                 x = step.x_next
-            rows[first].add(x, denoise(x, levels[first + steps].at(part), cond=known))
-    return make_arm(rows, forward.groups)
+            kept.add(x, denoise(x, end.at(part), cond=known))
+        walked.append(kept.read(first))
+    return make_arm(walked, groups), make_arm(ends, groups)
+
+
+def _end(forward: Arm, index: int, of_states: StateReadings) -> LevelReadings:
+    """A level of the forward arm, of its first images."""
+    n = len(of_states.misfits)
+    eps, x0, spread = (part[index, :n] for part in (forward.eps_square, forward.x0_square, forward.x0_variance))
+    return LevelReadings(eps, x0, spread, of_states, forward.shape)
 
 
 def read_horizon(
     arm: Arm, forward: Arm, ready: OpenedSampler, steps: int, reference: Reference, bootstrap: Bootstrap
 ) -> Horizon:
-    """The readings; images are resampled together in both arms."""
+    """The readings of both arms, at the levels from `steps` on; images are resampled together."""
     levels, weights = ready.typical[steps:-1], bootstrap.weights(forward.groups, OF_FORWARD)
-    gap = ((arm.eps_square @ weights.T) / (forward.eps_square[steps:] @ weights.T)).log()
-    mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward.from_level(steps)))
+    gap = ((arm.eps_square @ weights.T) / (forward.eps_square @ weights.T)).log()
+    mine, known = (pixel_ratio(states, levels, reference, weights) for states in (arm, forward))
     whole = mine / known
     return Horizon(
         steps,
@@ -104,10 +128,13 @@ class HorizonProbe(ProbeValue):
         s = specimen
         if len(s.levels) <= self.steps:
             return None
-        forward = s.forward.first(min(self.images, len(s.seeds)))
-        own, cond = s.equipment.placed(s.ready, forward.groups)
-        arm = horizon_arm(s.denoise, own, forward, cond, self.steps, s.seeds, batch=s.batch, device=s.device)
-        return read_horizon(arm, forward, s.ready, self.steps, s.reference, s.bootstrap)
+        rows, reader = s.forward.groups[: self.images], s.reference.pixel_reader(s.levels[self.steps :])
+        own, cond = s.equipment.placed(s.ready, rows)
+        walked, forward = horizon_arms(
+            s.denoise, own, s.equipment.shown(rows), s.forward, cond, self.steps, s.seeds, reader,
+            key=FORWARD_HELD.key(s.seed), batch=s.batch, device=s.device,
+        )  # fmt: skip
+        return read_horizon(walked, forward, s.ready, self.steps, s.reference, s.bootstrap)
 
     def cells(self, record: Horizon) -> tuple[str, ...]:
         return record.mean_norm_gap.signed(), record.mean_log_variance_ratio.signed()

@@ -22,8 +22,9 @@ Differences of logsnr are negative where a state is noisier than told. Intervals
 forward samples of one image with several noises are resampled together. A sampler without bias reads the nulls.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,8 +32,9 @@ from torch import Tensor
 from snrkit.base.frequency import View
 from snrkit.diffusion.level import Level
 from snrkit.shift.arms import Arm
-from snrkit.shift.bootstrap import Bootstrap, Curve, Number, variance
+from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
+from snrkit.shift.states import StateReader, Watch
 
 BLIND = 0.1  # nats
 
@@ -94,6 +96,14 @@ class Reference:
     views: Sequence[tuple[View, Tensor]]  # each with Var[x0] (G,) of its parts
     spectrum: GaussianFit
     true_square: Tensor  # (n,) mean over dimensions of x0^2 of the forward arm's images
+
+    def reader(self, levels: Sequence[Level], watches: Mapping[str, Watch]) -> StateReader:
+        """What is read of states at nominal `levels`: variances by part, likelihoods, and what probes ask for."""
+        return StateReader(levels, [view for view, _ in self.views], self.spectrum, watches)
+
+    def pixel_reader(self, levels: Sequence[Level]) -> StateReader:
+        """The variance of all pixels alone."""
+        return StateReader(levels, [self.views[0][0]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +226,7 @@ def _nearest(
     arms: tuple[Arm, Arm], levels: Sequence[Level], reference: Reference, weights: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Nearest levels (L, 1 + R) of the reverse and of the forward arm, NaN where they cannot be read."""
-    found = [nearest_shift(arm.states, levels, reference.spectrum, w) for arm, w in zip(arms, weights, strict=True)]
+    found = [nearest_shift(arm.of_states.misfits, w) for arm, w in zip(arms, weights, strict=True)]
     seen = readable(found[1], levels, reference.spectrum)[:, None]
     return found[0].masked_fill(~seen, torch.nan), found[1].masked_fill(~seen, torch.nan)
 
@@ -233,22 +243,19 @@ def readable(forward: Tensor, levels: Sequence[Level], spectrum: GaussianFit) ->
 
 
 def part_ratios(arm: Arm, levels: Sequence[Level], reference: Reference, weights: Tensor) -> Mapping[str, Tensor]:
-    """Variance over its nominal value (L, 1 + R), for every part of every view."""
-    found: dict[str, list[Tensor]] = {}
-    for view, known in reference.views:
-        for states, level in zip(arm.states, levels, strict=True):
-            nominal = level.alpha**2 * known + level.sigma**2
-            ratio = variance(view.coordinates(states.double()), arm.groups, weights, view.parts) / nominal
-            for index, name in enumerate(view.names):
-                found.setdefault(name, []).append(ratio[:, index])
-    return {name: torch.stack(rows) for name, rows in found.items()}
+    """Variance over its nominal value (L, 1 + R), for every part that was read."""
+    names = [name for view, _ in reference.views for name in view.names]
+    known = torch.cat([of_parts for _, of_parts in reference.views])
+    nominal = torch.stack([level.alpha**2 * known + level.sigma**2 for level in levels])[:, None]
+    found = arm.of_states.deviations.variance(weights)
+    count = found.shape[-1]
+    return dict(zip(names[:count], (found / nominal[..., :count]).unbind(-1), strict=True))
 
 
 def pixel_ratio(arm: Arm, levels: Sequence[Level], reference: Reference, weights: Tensor) -> Tensor:
     """Variance over its nominal value (L, 1 + R), of all pixels alone."""
-    return part_ratios(arm, levels, replace(reference, views=reference.views[:1]), weights)["all"]
+    return part_ratios(arm, levels, reference, weights)["all"]
 
 
 def _norms(arm: Arm) -> list[float]:
-    dimensions = arm.states[0, 0].numel()
-    return [float(v) for v in (arm.eps_square * dimensions).sqrt().mean(1)]
+    return [float(v) for v in (arm.eps_square * math.prod(arm.shape)).sqrt().mean(1)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from snrkit.base.frequency import hartley
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
+from snrkit.shift.spread import at_once
 
 REACH, POINTS = 3.0, 61  # nats either side, and levels tried
 
@@ -27,31 +28,39 @@ class GaussianFit:
     variance: Tensor
 
 
-def nearest_shift(states: Tensor, levels: Sequence[Level], spectrum: GaussianFit, weights: Tensor) -> Tensor:
-    """(L, 1 + R) logsnr of the level at which states (L, n, C, H, W) are most likely, minus the nominal one.
+def misfits(states: Tensor, level: Level, spectrum: GaussianFit) -> Tensor:
+    """(n, K) -2 ln p, less a constant, of states (n, C, H, W) at K levels up to REACH nats round theirs, of shape ().
+
+    NaN at pure noise. On the device of the states, a few at a time; the result is on the CPU.
+    """
+    if not bool(level.logsnr.isfinite()):
+        return torch.full((len(states), POINTS), torch.nan, dtype=torch.float64)
+    tried = spectrum.process.level(level.logsnr + _offsets())
+    alpha, sigma = tried.alpha[:, None], tried.sigma[:, None]
+    spread = alpha**2 * spectrum.variance + sigma**2  # (K, D)
+    of_square, of_value = (1 / spread).T.to(states.device), (2 * alpha / spread * spectrum.mean).T.to(states.device)
+    common = (alpha**2 * spectrum.mean**2 / spread + spread.log()).sum(1)
+    found = []
+    for part in torch.split(states, at_once(states.shape[1:])):
+        p = hartley(part.double()).flatten(1)
+        found.append((p.square() @ of_square - p @ of_value).cpu() + common)
+    return torch.cat(found)
+
+
+def nearest_shift(misfit: Tensor, weights: Tensor) -> Tensor:
+    """(L, 1 + R) logsnr of the level at which states are most likely, minus the nominal one, of misfits (L, n, K).
 
     The likelihood is that of all images together under each row of weights (1 + R, n). NaN at pure noise.
     """
-    found = []
-    for x, level in zip(states, levels, strict=True):
-        if not bool(level.logsnr.isfinite()):
-            found.append(torch.full((len(weights),), torch.nan, dtype=torch.float64))
-        else:
-            found.append(_one_level(hartley(x.double()).flatten(1), level, spectrum, weights))
-    return torch.stack(found)
-
-
-def _one_level(p: Tensor, level: Level, spectrum: GaussianFit, weights: Tensor) -> Tensor:
-    offsets = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
-    tried = spectrum.process.level(level.logsnr + offsets)
-    alpha, sigma = tried.alpha[:, None], tried.sigma[:, None]
-    spread = alpha**2 * spectrum.variance + sigma**2  # (K, D)
-    fit = p.square() @ (1 / spread).T - 2 * (p * spectrum.mean) @ (alpha / spread).T
-    fit = weights @ fit + (alpha**2 * spectrum.mean**2 / spread + spread.log()).sum(1)  # -2 ln p (1 + R, K)
-    best = fit.argmin(1).clamp(1, POINTS - 2)
-    left, middle, right = (fit.gather(1, (best + step)[:, None])[:, 0] for step in (-1, 0, 1))
+    fit, offsets = weights @ misfit, _offsets()  # (L, 1 + R, K)
+    best = fit.argmin(-1).clamp(1, POINTS - 2)
+    left, middle, right = (fit.gather(-1, (best + step)[..., None])[..., 0] for step in (-1, 0, 1))
     bend = (left - 2 * middle + right).clamp(min=1e-12)
     return offsets[best] + ((left - right) / (2 * bend)).clamp(-1, 1) * float(offsets[1] - offsets[0])
+
+
+def _offsets() -> Tensor:
+    return torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
 
 
 def leak(levels: Sequence[Level], spectrum: GaussianFit) -> Tensor:

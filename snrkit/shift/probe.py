@@ -21,6 +21,7 @@ from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.estimator import Estimator
 from snrkit.shift.measure import Reference
+from snrkit.shift.states import StateReader, Watch
 from snrkit.training.holdout import Pairs
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Equipment(Protocol):
     ) -> tuple[OpenedSampler, Tensor, Cond, Noise]:
         """(the sampler, first states, condition, noise) of trajectories; the same every time for the same seeds."""
 
-    def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int]) -> Arm:
+    def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int], reader: StateReader) -> Arm:
         """The arm of all trajectories walked by `ready` from the first states of `sampler`, at the levels `visited`."""
 
     @property
@@ -114,6 +115,12 @@ class Probe(Protocol[R]):
     def memory(self, images: int, dimensions: int) -> int:
         """Bytes that it holds beside the arms, for so many training images, mirrored ones counted."""
 
+    def watch(self, equipment: Equipment) -> Watch | None:
+        """What it reads of every state of the sampler and of held-out images, which are not kept; None if nothing.
+
+        `read` finds it in `specimen.reverse.of_states.watched` and in that of `forward`, by the probe's kind.
+        """
+
     def read(self, specimen: Specimen) -> R | None:
         """The reading; None where this sampler or network has none."""
 
@@ -137,6 +144,9 @@ class ProbeValue(Value):
 
     def memory(self, images: int, dimensions: int) -> int:
         return 0
+
+    def watch(self, equipment: Equipment) -> Watch | None:
+        return None
 
     def remark(self, records: Sequence[Any]) -> str | None:
         return None

@@ -14,8 +14,7 @@ from snrkit.diffusion.process import Process
 from snrkit.shift.bootstrap import FEWEST
 from snrkit.shift.measure import Reference
 from snrkit.shift.nearest import GaussianFit
-
-READ_AT_ONCE = 1024  # images of a batch whose moments are taken
+from snrkit.shift.spread import at_once
 
 Weighted = Iterator[tuple[Tensor, Tensor]]
 """Batches of images (n, C, H, W), each with their weights (n,), which sum to 1 over all batches."""
@@ -54,8 +53,8 @@ def make_reference(process: Process, trained: Callable[[], Weighted], held: Tens
     found = [(view, *moments_of(trained(), view)) for view in views((channels, height, width))]
     known = [(view, by_part(view, spread)) for view, _, spread in found]
     _, mean, spread = found[-1]  # the rings' coordinates, or pixels where there are none
-    square = held.double().square().flatten(1).mean(1)
-    return Reference(known, GaussianFit(process, mean, spread), square)
+    squares = [part.double().square().flatten(1).mean(1) for part in torch.split(held, at_once(held.shape[1:]))]
+    return Reference(known, GaussianFit(process, mean, spread), torch.cat(squares))
 
 
 def matching(known: Tensor | None, pool: Sequence[int], labels: Tensor | None, count: int) -> Tensor:

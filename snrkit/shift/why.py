@@ -121,7 +121,7 @@ class WhyProbe(ProbeValue):
         s = specimen
         substeps = max(self.substeps, -(-REFERENCE_STEPS // len(s.levels)))
         ideal, visited = refined(s.ready, s.denoise.process, substeps)
-        arm = s.equipment.walk(s.sampler, ideal, visited)
+        arm = s.equipment.walk(s.sampler, ideal, visited, s.reference.pixel_reader(s.levels))
         return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
 
     def cells(self, record: Why) -> tuple[str, ...]:

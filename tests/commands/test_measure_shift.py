@@ -56,9 +56,13 @@ class LargestProbe(ProbeValue):
     columns: ClassVar[tuple[str, ...]] = ("largest value at first", "and at last")
     guide: ClassVar[str] = "Largest value: the absolute value that no pixel of any state exceeds."
 
+    def watch(self, equipment):
+        """The largest value of each state."""
+        return lambda states, _: states.abs().flatten(1).amax(1).double()
+
     def read(self, specimen):
         """Of the sampler's own states."""
-        return Largest([self.scale * float(states.abs().max()) for states in specimen.reverse.states])
+        return Largest((self.scale * specimen.reverse.of_states.watched["largest"].amax(1)).tolist())
 
     def cells(self, record):
         """First and last."""
@@ -240,17 +244,16 @@ def test_what_a_probe_asks_for_is_missed_before_anything_runs(tmp_path):
 
 def test_a_probe_says_what_it_holds():
     """The covariance behind gains counts in the memory that is needed, twice in float64 for every training image."""
-    samplers = list(small().samplers.values())
     needed = []
     for probes in ([], ["amplification"]):
         opened = open_experiment(small(probes=probes), WORLD)
         with pytest.raises(ConfigError, match="MiB free"):
-            check_arms_fit(opened.data, opened.experiment.shift, samplers, 0)
+            check_arms_fit(opened.setting, opened.experiment.shift, 0)
         low, high = 0, 2**40
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                check_arms_fit(opened.data, opened.experiment.shift, samplers, middle)
+                check_arms_fit(opened.setting, opened.experiment.shift, middle)
                 high = middle
             except ConfigError:
                 low = middle

@@ -23,14 +23,15 @@ from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
-from snrkit.shift.arms import forward_arm, reverse_arm
+from snrkit.shift.arms import forward_arm, noised, reverse_arm
 from snrkit.shift.audit import audit
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
 from snrkit.shift.estimated_level import read_estimator, respond
 from snrkit.shift.estimator import Estimator, EstimatorConfig, calibrate, fit, make_estimator
-from snrkit.shift.horizon import horizon_arm, read_horizon
-from snrkit.shift.nearest import nearest_shift
+from snrkit.shift.horizon import horizon_arms, read_horizon
+from snrkit.shift.nearest import misfits, nearest_shift
+from snrkit.shift.states import StateReader
 from snrkit.shift.why import REFERENCE_STEPS, read_why, refined
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.training.config import TrainConfig
@@ -58,8 +59,9 @@ def walked(ready, x, denoise):
 
 def forward(denoise, levels, seed=1):
     return forward_arm(
-        denoise, levels, clean(COUNT, seed), torch.arange(COUNT), Cond(), key=(9, seed), batch=300, device=CPU
-    )
+        denoise, levels, clean(COUNT, seed), torch.arange(COUNT), Cond(), key=(9, seed), batch=300, device=CPU,
+        reader=reference(denoise.process).reader(levels, {}),
+    )  # fmt: skip
 
 
 @given(height=st.integers(2, 9), width=st.integers(2, 9))
@@ -93,11 +95,12 @@ def test_nearest_level_of_forward_samples_is_their_own(process):
     denoise, known = gaussian(process, 0.0, VARIANCE, SHAPE), reference(process).spectrum
     levels = [process.level(tensor(v)) for v in (-2.0, 0.0, 2.0)]
     arm, weights = forward(denoise, levels), BOOT.weights(torch.arange(COUNT), 0)
-    found = nearest_shift(arm.states, levels, known, weights)
+    found = nearest_shift(arm.of_states.misfits, weights)
     for row in found:
         assert row.quantile(0.005) <= 0 <= row.quantile(0.995)
         assert abs(float(row[0])) < 0.25
-    moved = nearest_shift(arm.states[:1], [process.level(tensor(-1.5))], known, weights[:1])
+    states = noised(clean(COUNT, 1), levels[0], (9, 1, 0))
+    moved = nearest_shift(misfits(states, process.level(tensor(-1.5)), known)[None], weights[:1])
     assert float(moved) - float(found[0, 0]) == pytest.approx(-0.5, abs=0.01)
 
 
@@ -165,8 +168,12 @@ def test_the_short_horizon_of_an_exact_denoiser_and_fine_steps_is_null(process, 
         ready = ready_of(grid, solver, process)
         levels = ready.levels[:-1]
         arm = forward(denoise, levels)
-        walked = horizon_arm(denoise, ready, arm, Cond(), steps, range(COUNT), batch=300, device=CPU)
-        found = read_horizon(walked, arm, ready, steps, reference(process), BOOT)
+        known = reference(process)
+        arms = horizon_arms(
+            denoise, ready, clean(COUNT, 1), arm, Cond(), steps, range(COUNT), known.pixel_reader(levels[steps:]),
+            key=(9, 1), batch=300, device=CPU,
+        )  # fmt: skip
+        found = read_horizon(*arms, ready, steps, known, BOOT)
         assert len(found.logsnr) == len(levels) - steps
         if fine:
             assert abs(found.mean_log_variance_ratio.value) < 0.02
@@ -290,7 +297,9 @@ def test_why_splits_the_solver_from_the_network(process):
         for r, places in ((ready, range(7)), (ideal, visited)):
             noise = torch.randn(COUNT, *SHAPE, generator=torch.Generator().manual_seed(7))
             x = start(process, noise, r.levels[0], VARIANCE)
-            arms.append(reverse_arm(denoise, [partial(walked, r, x)], places))
+            arms.append(
+                reverse_arm(denoise, [partial(walked, r, x)], places, COUNT, known.pixel_reader(ready.levels[:-1]))
+            )
         levels = ready.levels[:-1]
         shares[name] = read_why(*arms, forward(denoise, levels), levels, known, BOOT, ideal, 9)
     assert abs(shares["exact"].log_variance_ratio.mean_network.value) < 0.03
@@ -322,15 +331,16 @@ def test_the_estimator_is_calibrated_and_reads_a_known_shift():
     levels = [process.level(tensor(v)) for v in (-5.0, -2.0, 0.0)]  # the first almost at the end of the bounds
     denoise = gaussian(process, 0.0, 0.25, (1, 8, 8))
     x0 = data.x0(range(400)).double()
+    seen = StateReader(levels, watches={"estimator": lambda states, _: estimator.mean(states)})
     at = lambda shift, noise: forward_arm(  # noqa: E731
         denoise, [process.level(lv.logsnr + shift) for lv in levels], x0, torch.arange(400), Cond(),
-        key=(9, noise), batch=400, device=CPU,
+        key=(9, noise), batch=400, device=CPU, reader=seen,
     )  # fmt: skip
     response = respond(estimator, process, levels, x0, (9, 8))
-    null, moved = (read_estimator(estimator, at(s, 6), at(0.0, 7), levels, response, BOOT) for s in (0.0, -0.4))
+    null, moved = (read_estimator(at(s, 6), at(0.0, 7), levels, response, BOOT) for s in (0.0, -0.4))
     assert null.mean_shift.low - 0.05 <= 0 <= null.mean_shift.high + 0.05
     assert moved.mean_shift.value == pytest.approx(-0.4, abs=0.1)
-    silent = read_estimator(estimator, at(-0.4, 6), at(0.0, 7), levels, torch.tensor([1.0, 0.3, 1.0]), BOOT)
+    silent = read_estimator(at(-0.4, 6), at(0.0, 7), levels, torch.tensor([1.0, 0.3, 1.0]), BOOT)
     assert math.isnan(silent.shift.value[1])
     assert silent.levels_read == 2
 

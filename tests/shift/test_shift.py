@@ -31,9 +31,11 @@ from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
 from snrkit.shift.bootstrap import Bootstrap, check_resampling, fewest_resamples
+from snrkit.shift.config import ShiftConfig
 from snrkit.shift.files import as_csv, as_png
 from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
-from snrkit.shift.nearest import GaussianFit, leak, nearest_shift
+from snrkit.shift.nearest import GaussianFit, leak, misfits, nearest_shift
+from snrkit.shift.states import stack
 from tests.exact import gaussian
 from tests.exact import tensor as tensor_of
 from tests.opened import instrument as instrument_of
@@ -59,15 +61,16 @@ def reference(process, shape=SHAPE, variance=VARIANCE, count=COUNT, seen=None):
 
 def whole(arm, level, variance, resamples, seed):
     """The variance ratio of one arm put in all three places."""
-    shape = tuple(arm.states.shape[2:])
-    known = reference(Edm(), shape, variance, arm.states.shape[1], [pixels(shape)])
+    known = reference(Edm(), arm.shape, variance, arm.eps_square.shape[1], [pixels(arm.shape)])
     return compare_arms(arm, arm, arm, [level], known, Bootstrap(resamples, 0.95, seed)).variance_ratio
 
 
 def an_arm(states, groups):
     """An arm of states (1, n, C, H, W) with eps and x0 of mean square 1."""
-    ones = torch.ones(1, states.shape[1], dtype=torch.float64)
-    return Arm(ones, ones, ones, states, groups)
+    ones, shape = torch.ones(1, states.shape[1], dtype=torch.float64), tuple(states.shape[2:])
+    level = Edm().level(torch.tensor(0.0, dtype=torch.float64))
+    reader = reference(Edm(), shape, seen=[pixels(shape)]).reader([level], {})
+    return Arm(ones, ones, ones, stack([reader.read(0, states[0], groups)]), groups, shape)
 
 
 def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=None, exact_start=True):
@@ -85,13 +88,15 @@ def measure(process, solver, grid, distort=lambda x: x, corrections=(), denoise=
         x = distort(start(process, noise, levels[0], VARIANCE if exact_start else None))
         return sample(wrapped, solver, levels, x, corrections=corrections, noise=fresh)
 
-    reverse, visited = reverse_arm(denoise, [trajectory], range(len(levels) - 1)), levels[:-1]
+    visited, known = levels[:-1], reference(process)
+    reader = known.reader(visited, {})
+    reverse = reverse_arm(denoise, [trajectory], range(len(visited)), COUNT, reader)
     arms = [
         forward_arm(denoise, visited, clean(COUNT, seed), torch.arange(COUNT), Cond(), key=(9, seed), batch=200,
-                    device=torch.device("cpu"))
+                    device=torch.device("cpu"), reader=reader)
         for seed in (1, 2)
     ]  # fmt: skip
-    return compare_arms(reverse, *arms, visited, reference(process), Bootstrap(400, 0.95, 0))
+    return compare_arms(reverse, *arms, visited, known, Bootstrap(400, 0.95, 0))
 
 
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=["edm", "ddpm", "flow"])
@@ -229,16 +234,16 @@ def test_repeated_images_widen_the_interval():
     """Twenty images with thirty noises each say less than six hundred images: they are resampled together."""
     process = Edm()
     levels = [process.level(torch.tensor(4.0, dtype=torch.float64))]
-    denoise = gaussian(process, 0.0, VARIANCE, SHAPE)
+    denoise, known = gaussian(process, 0.0, VARIANCE, SHAPE), reference(process)
     widths = []
     for images in (20, 600):
         rows = torch.arange(600) % images
         made = [
             forward_arm(denoise, levels, clean(images, 3)[rows], rows, Cond(), key=(9, k), batch=600,
-                        device=torch.device("cpu"))
+                        device=torch.device("cpu"), reader=known.reader(levels, {}))
             for k in range(3)
         ]  # fmt: skip
-        curve = compare_arms(*made, levels, reference(process), Bootstrap(1000, 0.95, 0)).variance_ratio
+        curve = compare_arms(*made, levels, known, Bootstrap(1000, 0.95, 0)).variance_ratio
         widths.append(curve.high[0] - curve.low[0])
     assert widths[0] > 3 * widths[1]
 
@@ -274,7 +279,7 @@ def test_what_a_wrong_variance_of_the_data_reads_as():
         level = process.level(torch.tensor(logsnr, dtype=torch.float64))
         weights = torch.full((1, 4000), 1 / 4000, dtype=torch.float64)
         at = [
-            float(nearest_shift((scale * x0 + level.sigma * noise)[None], [level], known, weights))
+            float(nearest_shift(misfits(scale * x0 + level.sigma * noise, level, known)[None], weights))
             for scale in (1, 0.99**0.5)
         ]
         assert at[1] - at[0] == pytest.approx(0.01 * float(leak([level], known)), rel=0.1)
@@ -308,25 +313,28 @@ def test_a_moved_level_does_not_move_the_reading():
 
 
 def test_what_cannot_be_held_is_refused_before_it_begins():
-    """One sentence; what is needed grows with the images and with the grids, and not with samplers of one grid."""
-    content = {**SMALL, "shift": {"images": 50, "probes": []}}
-    opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
-    sampler = lambda n, solver: Sampler(grid=Karras(steps=n), solver=solver)  # noqa: E731
-    states = 50 * math.prod(opened.data.dataset.shape) * 4
+    """One sentence; what is needed grows with the images alone, as the states of one level are held at a time."""
+    opened = open_experiment(parse_experiment(SMALL, "small"), World(0, 1, torch.device("cpu")))
+    state = 4 * math.prod(opened.data.dataset.shape)
 
-    def fits(samplers, memory):
-        try:
-            check_arms_fit(opened.data, opened.experiment.shift, samplers, memory)
-        except ConfigError as error:
-            assert "shift.images: the states of 50 images" in str(error)  # noqa: PT017
-            return False
-        return True
+    def needed(images):
+        shift = ShiftConfig(images=images, probes=())
+        limit = next(n for n in range(100) if fits(opened.setting, shift, n * images * state))
+        with pytest.raises(ConfigError, match=rf"^shift\.images: {images} trajectories .* free; give fewer images\.$"):
+            check_arms_fit(opened.setting, shift, (limit - 1) * images * state)
+        return limit * images * state
 
-    one, alike = [sampler(9, Euler())], [sampler(9, Euler()), sampler(9, Heun())]
-    limit = next(n for n in range(100) if fits(one, n * states * 9))
-    assert 3 <= limit <= 8  # three arms at least are held at once
-    assert fits(alike, limit * states * 9)
-    assert not fits([*one, sampler(20, Euler())], limit * states * 9)
+    assert 3 * 50 * state <= needed(50) <= 10 * 50 * state  # a walk in float64 and its state in float32 at least
+    assert needed(100) == 2 * needed(50)
+
+
+def fits(setting, shift, memory):
+    """Whether so many bytes suffice."""
+    try:
+        check_arms_fit(setting, shift, memory)
+    except ConfigError:
+        return False
+    return True
 
 
 def test_a_mean_square_has_its_noise_taken_out():
