@@ -13,6 +13,7 @@ from torch.nn import functional
 from snrkit.base.value import Classes, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import sinusoid
+from snrkit.networks.norms import GroupNorm
 
 GROUPS = 32
 
@@ -56,13 +57,11 @@ class Block(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, value: AdmUNet, resample: Resample = None) -> None:
         super().__init__()
         self.resample, self.scale_shift, self.dim_out = resample, value.scale_shift, dim_out
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, dim_in), nn.SiLU(), nn.Conv2d(dim_in, dim_out, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(GroupNorm(GROUPS, dim_in), nn.SiLU(), nn.Conv2d(dim_in, dim_out, 3, padding=1))
         told = dim_out * (2 if value.scale_shift else 1)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * value.channels, told))
         last = nn.Conv2d(dim_out, dim_out, 3, padding=1)
-        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, dim_out), nn.SiLU(), nn.Dropout(value.dropout), last)
+        self.out_layers = nn.Sequential(GroupNorm(GROUPS, dim_out), nn.SiLU(), nn.Dropout(value.dropout), last)
         self.skip_connection = nn.Identity() if dim_in == dim_out else nn.Conv2d(dim_in, dim_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ class Attention(nn.Module):
         if dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide {dim} channels")
         self.new_order = value.new_order
-        self.norm = nn.GroupNorm(GROUPS, dim)
+        self.norm = GroupNorm(GROUPS, dim)
         self.qkv = nn.Conv1d(dim, 3 * dim, 1)
         self.proj_out = nn.Conv1d(dim, dim, 1)
 
@@ -165,7 +164,7 @@ class AdmModule(nn.Module):
         last = dims[-1]
         self.middle_block = Stage(Block(last, last, value), Attention(last, value), Block(last, last, value))
         self.output_blocks = self._up(dims, shape[1], handed)
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, dims[0]), nn.SiLU(), nn.Conv2d(dims[0], outputs, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(GROUPS, dims[0]), nn.SiLU(), nn.Conv2d(dims[0], outputs, 3, padding=1))
 
     def _down(self, dims: Sequence[int], shape: tuple[int, int, int]) -> tuple[nn.ModuleList, list[int]]:
         """(stages from the full size down, the channels that each hands on)."""

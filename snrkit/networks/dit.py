@@ -16,6 +16,7 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, label_rows, sinusoid
+from snrkit.networks.norms import layer_norm
 
 TIME_FEATURES = 256
 
@@ -133,10 +134,8 @@ class FeedForward(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalise x (B, T, dim) in float32 without learned scales, then FiLM by shift and scale (B, dim)."""
-    with torch.autocast(x.device.type, enabled=False):
-        normal = functional.layer_norm(x.float(), (x.shape[-1],), eps=1e-6)
-    return normal.to(x.dtype) * (1 + scale[:, None]) + shift[:, None]
+    """Normalise x (B, T, dim) without learned scales, then FiLM by shift and scale (B, dim)."""
+    return layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):

@@ -18,6 +18,7 @@ from torch.nn import functional
 from snrkit.base.value import Classes, Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
+from snrkit.networks.norms import GroupNorm
 
 LARGEST_PERIOD = 10_000
 
@@ -93,7 +94,7 @@ class Conv(nn.Module):
 
 def norm(dim: int, eps: float) -> nn.GroupNorm:
     """Groups of at least four channels, 32 of them at most."""
-    return nn.GroupNorm(min(32, dim // 4), dim, eps=eps)
+    return GroupNorm(min(32, dim // 4), dim, eps=eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from snrkit.base.value import WIDEST, Classes, Texts
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
+from snrkit.networks.norms import layer_norm
 
 
 class Mlp(NetworkValue):
@@ -62,9 +63,7 @@ class MlpModule(nn.Module):
         h = self.first(x.flatten(1))
         for layer, film in zip(self.layers, self.films, strict=True):
             scale, shift = film(emb).chunk(2, dim=1)
-            with torch.autocast(h.device.type, enabled=False):
-                normal = functional.layer_norm(h.float(), (self.value.dim,)).to(h.dtype)
-            h = h + layer(functional.silu(normal * (1 + scale) + shift))
+            h = h + layer(functional.silu(layer_norm(h, (self.value.dim,)) * (1 + scale) + shift))
         return self.last(functional.silu(h)).reshape(x.shape).float()  # type: ignore[no-any-return]
 
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:

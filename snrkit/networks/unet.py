@@ -17,6 +17,7 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.networks.blocks import Blockwise
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
+from snrkit.networks.norms import GroupNorm
 
 EPSILON = 1e-5
 
@@ -66,18 +67,6 @@ class UNet(NetworkValue):
         if absent:
             raise ValueError(f"attention at {absent} has no effect: the resolutions are {sorted(sizes, reverse=True)}")
         return UNetModule(self, shape)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with its statistics in float32."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the dtype is kept."""
-        if input.dtype == torch.float32:
-            return functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        with torch.autocast(input.device.type, enabled=False):
-            out = functional.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps)
-        return out.to(input.dtype)
 
 
 class Residual(nn.Module):

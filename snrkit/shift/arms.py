@@ -99,7 +99,8 @@ class LevelStates:
         of_states = self._reader.nothing(count) if states is None else self._reader.read(index, states, self.groups)
         assert self.shape is not None
         assert self._count == count
-        return LevelReadings(*self._answers, of_states, self.shape)
+        eps, x0, spread = self._answers
+        return LevelReadings(eps, x0, spread, of_states, self.shape)
 
 
 @dataclass(frozen=True, slots=True)

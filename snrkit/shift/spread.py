@@ -51,8 +51,8 @@ def deviations(images: Tensor, groups: Tensor, views: Sequence[View]) -> Deviati
                 )
             sums.append((coordinates / count).square().sum(0) @ share)
         squares[rows], of_mean = torch.cat(found, 1).cpu(), of_mean + torch.cat(sums).cpu()
-    kinds = torch.unique(groups)  # type: ignore[no-untyped-call]
-    return Deviations(squares, of_mean * len(kinds) / max(1, len(kinds) - 1))
+    different = len(torch.unique(groups))
+    return Deviations(squares, of_mean * different / max(1, different - 1))
 
 
 def variance(images: Tensor, groups: Tensor, weights: Tensor, view: View) -> Tensor:

@@ -8,6 +8,7 @@ from snrkit.diffusion.prediction import Cond
 from snrkit.networks import Dit, Mlp, UNet, largest_logit, make_network, set_checkpointing, watch_attention
 from snrkit.networks.dit import rotary_angles, rotate
 from snrkit.networks.embed import sinusoid
+from snrkit.networks.norms import GroupNorm, layer_norm
 
 SMALL = {
     "unet": UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=4, classes=3),
@@ -127,17 +128,32 @@ def test_float32_islands_under_bfloat16(value):
     assert out.dtype == torch.float32
 
 
-def test_group_norm_statistics_are_float32():
-    """Of a bfloat16 input with a large mean the normalised output keeps its variance, as only float32 sums allow."""
-    from snrkit.networks.unet import GroupNorm
-
-    x = (torch.randn(2, 8, 32, 32) + 100).bfloat16()
-    norm = GroupNorm(2, 8)
-    exact = nn.functional.group_norm(x.double(), 2, norm.weight.double(), norm.bias.double(), norm.eps)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        found = norm(x)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-2)
+@pytest.mark.parametrize("format", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kind", ["group", "layer"])
+def test_normalisation_is_that_of_float64_rounded_once(kind, format, layout):
+    """Output and gradients, of an input with a large mean, in its own format and layout, under autocast too."""
+    rng = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 8, 16, 16, generator=rng) for _ in range(2))
+    x, grad = ((v + shift).to(format).contiguous(memory_format=layout) for v, shift in ((x, 5), (grad, 0)))
+    norm, exact = GroupNorm(2, 8), nn.GroupNorm(2, 8).double()
+    with torch.no_grad():
+        for weight, other in zip(norm.parameters(), exact.parameters(), strict=True):
+            other.copy_(weight.uniform_(0.5, 1.5, generator=rng))
+    ours = norm if kind == "group" else lambda v: layer_norm(v, (16,))
+    theirs = exact if kind == "group" else lambda v: nn.functional.layer_norm(v, (16,))
+    found, wanted = x.clone(memory_format=torch.preserve_format).requires_grad_(), x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ours(found)
+    assert out.dtype == format
+    assert kind == "layer" or out.is_contiguous(memory_format=layout)
+    out.backward(grad)
+    theirs(wanted).backward(grad.double())
+    bound = {"rtol": torch.finfo(format).eps, "atol": torch.finfo(format).eps / 64}
+    torch.testing.assert_close(out.double(), theirs(wanted), **bound)
+    torch.testing.assert_close(found.grad.double(), wanted.grad, **bound)
+    for weight, other in zip(norm.parameters() if kind == "group" else (), exact.parameters(), strict=False):
+        torch.testing.assert_close(weight.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_initialisation_depends_on_the_seed_alone():
