@@ -14,6 +14,8 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 
+AT_ONCE = 1024  # features whose outer products are summed by one product of matrices
+
 
 class RunningMoments:
     """Sums of features and of their outer products, float64: constant memory, any order, any number of processes."""
@@ -22,16 +24,24 @@ class RunningMoments:
         self.count = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros(dim, dtype=torch.float64)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+        self._waiting: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
-        """Count features (n, dim)."""
-        features = features.to(device="cpu", dtype=torch.float64)
-        self.count += len(features)
-        self.total += features.sum(0)
-        self.outer += features.T @ features
+        """Count features (n, dim); they are kept until there are AT_ONCE, as a product costs as much for a few."""
+        self._waiting.append(features.to(device="cpu", dtype=torch.float64))
+        if sum(map(len, self._waiting)) >= AT_ONCE:
+            self._sum()
+
+    def _sum(self) -> None:
+        if self._waiting:
+            features, self._waiting = torch.cat(self._waiting), []
+            self.count += len(features)
+            self.total += features.sum(0)
+            self.outer += features.T @ features
 
     def reduce(self, world: World) -> "FeatureGaussian":
         """The moments over all processes."""
+        self._sum()
         if world.size > 1:
             for tensor in (self.count, self.total, self.outer):
                 tensor.copy_(world.sum(tensor.to(world.device)).cpu())
@@ -39,6 +49,7 @@ class RunningMoments:
 
     def gaussian(self) -> "FeatureGaussian":
         """The moments of what this process counted."""
+        self._sum()
         count = float(self.count)
         mean = self.total / count
         covariance = (self.outer - count * torch.outer(mean, mean)) / max(1.0, count - 1)

@@ -1,6 +1,5 @@
 """Speed as ratios against a named baseline, the median over interleaved pairs (`make bench`); never a unit test."""
 
-import statistics
 import subprocess
 import sys
 import time
@@ -31,29 +30,10 @@ from snrkit.spectral.measure import spectra_of
 from snrkit.spectral.model import fit_spectrum_model
 from snrkit.spectral.schedule import power_spectra
 from snrkit.training.train import make_state, train
+from tests.bench.pairs import ratio
 from tests.opened import open_network, open_task
 
 WORLD = World(0, 1, torch.device("cpu"))
-
-
-def ratio(benchmark, ours, baseline, rounds, bound):
-    """Time both alternately, report the median of ours/baseline over the pairs, and hold it to `bound`."""
-    ours()
-    baseline()
-    times = [[], []]
-    for count in range(rounds):
-        pair = list(zip(times, (ours, baseline), strict=True))
-        for kept, run in pair if count % 2 else reversed(pair):  # each goes first as often, against drift
-            begin = time.perf_counter()
-            run()
-            kept.append(time.perf_counter() - begin)
-    pairs = sorted(a / b for a, b in zip(*times, strict=True))
-    found = statistics.median(pairs)
-    low, high = pairs[len(pairs) // 4], pairs[-len(pairs) // 4]
-    benchmark.extra_info.update(ratio=found, quartiles=(low, high), bound=bound)
-    benchmark.pedantic(ours, rounds=1)
-    print(f"\n{benchmark.name}: ratio {found:.4f} (pairs' quartiles {low:.4f}, {high:.4f}), bound {bound}")
-    assert found <= bound
 
 
 def untrained(denoiser):

@@ -193,6 +193,11 @@ def test_pixel_components_are_found_once(digits, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
+    """The file of random weights."""
+    return seeded_inception(tmp_path_factory.mktemp("inception"))
+
+
+def seeded_inception(folder):
     """Random weights in torch-fidelity's layout, saved as its file is."""
     from unittest.mock import patch
 
@@ -208,7 +213,7 @@ def inception(tmp_path_factory):
         if name.endswith("conv.weight") or name == "fc.weight":
             fan = tensor[0].numel()
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan) ** 0.5)
-    path = tmp_path_factory.mktemp("inception") / INCEPTION_FILE
+    path = folder / INCEPTION_FILE
     torch.save(network.state_dict(), path)
     return path
 
