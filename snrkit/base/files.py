@@ -48,7 +48,7 @@ def _node() -> str:
     return platform.node().replace(".", "-")[-60:]
 
 
-def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
     """Write through a temporary file in the same folder, then rename; `sync` also survives a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)

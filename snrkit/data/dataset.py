@@ -19,6 +19,16 @@ Pixels = Callable[[Sequence[int]], Tensor]
 MOST_CLASSES = 2**20
 
 
+class Hash(Protocol):
+    """A hash of what it was given so far, as hashlib makes it."""
+
+    def update(self, content: bytes, /) -> None:
+        """Go on with more."""
+
+    def hexdigest(self) -> str:
+        """Of all so far."""
+
+
 class Exact(Protocol):
     """Makes the exact denoiser of a distribution; `prior` (J,) are the equally likely logsnr behind told=None."""
 
@@ -113,14 +123,29 @@ def memory_dataset(
             f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)} and {labels.dtype}; give an "
             "int64 for each image."
         )
+    return replace(pixels_dataset(name, pixels, labels, hash_of(pixels)), exact=exact)
+
+
+def pixels_dataset(name: str, pixels: Tensor, labels: Tensor | None, hashed: Hash) -> Dataset:
+    """As memory_dataset, of pixels on the host whose `hash_of` is known, which is used up."""
     classes = 0 if labels is None else count_classes(name, labels)
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
 
     def read(indices: Sequence[int]) -> Tensor:
         return pixels[torch.as_tensor(indices)]
 
-    mark = fingerprint(pixels.numpy().tobytes(), b"" if labels is None else labels.numpy().tobytes(), str(shape))
-    return Dataset(name, shape, len(pixels), read, mark, labels, classes, exact=exact)
+    _add(hashed, b"", b"" if labels is None else labels.numpy().tobytes(), str(shape))
+    return Dataset(name, shape, len(pixels), read, hashed.hexdigest(), labels, classes)
+
+
+def bytes_of(pixels: Tensor) -> memoryview:
+    """The numbers of a tensor on the host, in order; its own memory, where that is contiguous."""
+    return np.ascontiguousarray(pixels.numpy()).data.cast("B")
+
+
+def hash_of(pixels: Tensor) -> Hash:
+    """The hash of pixels, from which their fingerprint goes on; its digest is `checksum(bytes_of(pixels))`."""
+    return hashlib.blake2b(bytes_of(pixels), digest_size=16)
 
 
 def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
@@ -152,10 +177,15 @@ def count_classes(name: str, labels: Tensor) -> int:
 def fingerprint(*parts: bytes | str) -> str:
     """A short content hash of the parts."""
     digest = hashlib.blake2b(digest_size=16)
+    _add(digest, *parts)
+    return digest.hexdigest()
+
+
+def _add(digest: Hash, *parts: bytes | str) -> None:
+    """Have a hash go on with parts, each with its end."""
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
