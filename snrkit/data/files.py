@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -40,27 +40,45 @@ LISTING, LISTED = 2**22, 512  # bytes of labels that are read in any case, and f
 Channels = Literal[1, 3, "auto"]
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The images of a folder or a zip by name, in sorted order, with their labels; none has been read."""
+
+    where: str
+    names: Sequence[str]
+    opener: Opener
+    labels: Tensor | None  # (n,) int64
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise DataError(f"{self.where} holds no images ({', '.join(sorted(EXTENSIONS))})")
+
+
 class ImageFiles(Source):
-    """What sources of image files share."""
+    """What sources of image files share.
+
+    Labels come from `dataset.json` (EDM's layout) where it exists, else, with `labels: folders`, from the names of the
+    first-level folders in sorted order.
+    """
 
     path: Place
+    labels: Literal["auto", "folders", "none"] = "auto"
     channels: Channels = Field(
         default="auto", description="1: grey, 3: RGB, to which images of the other are converted; auto: all agree"
     )
 
 
 class Folder(ImageFiles):
-    """All images below a folder, in sorted order.
-
-    Labels come from `dataset.json` (EDM's layout) where it exists, else, with `labels: folders`, from the names of the
-    first-level folders in sorted order.
-    """
+    """All images below a folder, in sorted order."""
 
     kind: Literal["folder"] = "folder"
-    labels: Literal["auto", "folders", "none"] = "auto"
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
+        return _file_dataset(self.listing(), self.channels)
+
+    def listing(self) -> Listing:
+        """The names of the images, and their labels. DataError where there are none, or they cannot be listed."""
         if self.path.is_file():
             kinds = {".zip": "give kind: zip", ".npz": "give kind: npz"}
             advice = kinds.get(self.path.suffix, "give data.path a folder of images")
@@ -76,17 +94,20 @@ class Folder(ImageFiles):
             with readable(listed):
                 listing = read_regular(listed, _largest_listing(len(names)))
             labels = _listed_labels(names, listing, str(listed))
-        return _file_dataset(self, names, FolderOpener(self.path), labels)
+        return Listing(str(self.path), names, FolderOpener(self.path), labels)
 
 
 class Zip(ImageFiles):
     """A zip of images with an optional `dataset.json`, as EDM's dataset_tool writes it."""
 
     kind: Literal["zip"] = "zip"
-    labels: Literal["auto", "none"] = "auto"
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
+        return _file_dataset(self.listing(), self.channels)
+
+    def listing(self) -> Listing:
+        """The names of the images, and their labels. DataError where there are none, or the zip is damaged."""
         if not self.path.exists():
             raise missing("zip file", self.path, "give data.path a zip of images")
         if self.path.is_dir():
@@ -96,10 +117,12 @@ class Zip(ImageFiles):
         names = sorted(filter(_is_image, members))
         listed = next((name for name in members if Path(name).name == "dataset.json"), None)
         labels = None
-        if listed and self.labels == "auto":
+        if self.labels == "folders":
+            labels = _folder_labels(names)
+        elif listed and self.labels == "auto":
             listing = opener(listed, _largest_listing(len(names)))
             labels = _listed_labels(names, listing, f"{self.path}/{plain(listed)}")
-        return _file_dataset(self, names, opener, labels)
+        return Listing(str(self.path), names, opener, labels)
 
 
 class Npz(Source):
@@ -165,12 +188,10 @@ def _largest_listing(images: int) -> int:
     return min(LARGEST_LISTING, LISTING + LISTED * images)
 
 
-def _file_dataset(source: Folder | Zip, names: list[str], opener: Opener, labels: Tensor | None) -> Dataset:
-    where = str(source.path)
-    if not names:
-        raise DataError(f"{where} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    reader = ImageReader(where, names, opener, None if source.channels == "auto" else source.channels)
-    first = look_at(opener(names[0]), reader.called(names[0]))
+def _file_dataset(files: Listing, channels: Channels) -> Dataset:
+    where, names, labels = files.where, files.names, files.labels
+    reader = ImageReader(where, names, files.opener, None if channels == "auto" else channels)
+    first = look_at(files.opener(names[0]), reader.called(names[0]))
     shape = (reader.channels or first.shape[0], *first.shape[1:])
     if len(names) * math.prod(shape) <= IN_MEMORY_BYTES:
         held = read_all(reader, shape)
