@@ -1,4 +1,4 @@
-"""What compare, sweep, tune, check and data pack find, as the files that they write and the pages that are laid out of them."""
+"""What compare, sweep, tune, check and data pack find, as the files and pages that are made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
