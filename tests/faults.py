@@ -219,19 +219,25 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "check RUN --repair": SAMPLED,
     "sweep FILE": NOTHING,
     "run": NOTHING,
+    "data pack IMAGES -o ZIP --size 4 --overwrite": SAMPLED,
 }
-NO_BARS = {"train", "sample", "measure-shift", "fit-estimator", "eval-fid", "tune", "compare", "sweep", "run"}
+NO_BARS = {"train", "sample", "measure-shift", "fit-estimator", "eval-fid", "tune", "compare", "sweep", "run", "data"}
 MORE = {"sample --overwrite": ("--set", "samplers.euler.grid.steps=3")}
 
 
 def line(command: str, folder: Path) -> list[str]:
     """The words of a command in a folder."""
     runs, first = folder / "runs", command.split(maxsplit=1)[0]
-    words = [{"RUN": str(runs / "small"), "FILE": str(folder / "sweep.yaml")}.get(w, w) for w in command.split()]
-    if "RUN" in command.split():
-        return words
+    places = {
+        "RUN": runs / "small", "FILE": folder / "sweep.yaml", "IMAGES": runs / "small/samples/euler",
+        "ZIP": folder / "packed.zip",
+    }  # fmt: skip
+    words = [str(places.get(word, word)) for word in command.split()]
+    quiet = ["-q"] if first in NO_BARS else []
+    if {"RUN", "IMAGES"} & set(command.split()):
+        return [*words, *quiet]
     config = [] if "FILE" in command else ["--config", str(folder / "small.yaml")]
-    return [*words, *config, "--runs", str(runs), *MORE.get(command, ()), *(["-q"] if first in NO_BARS else [])]
+    return [*words, *config, "--runs", str(runs), *MORE.get(command, ()), *quiet]
 
 
 def start(folder: Path, **changes: Any) -> None:

@@ -1,11 +1,14 @@
 """What may be made again is kept in a cache, which is believed only where its content fits its checksum.
 
-$SNRKIT_CACHE, else ~/.cache/snrkit, holds classifiers, components of pixels, reference statistics, and the checksums
-of large files. A folder that others may write to is refused: whoever can write there decides scores.
+$SNRKIT_CACHE, else ~/.cache/snrkit, holds classifiers, components of pixels, reference statistics, the checksums of
+large files, and what was found of sets of images. A folder that others may write to is refused: whoever can write there
+decides scores. Decoded pixels lie there too (`keep_large`), MOST_LARGE bytes at most: those that were used least
+recently give way.
 """
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +16,14 @@ from pathlib import Path
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import checksum, disk_errors, remove_abandoned
+from snrkit.base.files import checksum, disk_errors, remove_abandoned, write_bytes
 from snrkit.base.regular import checksum_of, open_regular
 from snrkit.base.sealed import read_json, write_json
 from snrkit.base.tensors import read_tensors, write_tensors
 
+MOST_LARGE = 2**32  # bytes of decoded pixels, all together
+SPARED = 4  # as many times what is kept must be free on its disk
+LARGE_ENDING = ".bytes"
 LARGE = 2**26  # bytes of a file from which on its checksum is kept
 
 
@@ -93,3 +99,42 @@ def content_digest(path: Path) -> str:
         if record is not None:
             write_json(record, {"marks": marks, "digest": digest})
     return digest
+
+
+def keep_large(name: str, content: memoryview) -> bool:
+    """Have the cache keep many bytes. Whether it does: not where room is scarce, nor where it cannot be written to.
+
+    The name holds a hash of all they depend on. They carry no checksum: who reads them must know it.
+    """
+    folder = open_cache()
+    if folder is None or len(content) > MOST_LARGE:
+        return False
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free >= SPARED * len(content):
+            _give_way(folder, len(content))
+            write_bytes(folder / f"{name}{LARGE_ENDING}", content, sync=False)
+            return True
+    return False
+
+
+def read_large(name: str, into: memoryview) -> bool:
+    """Fill memory with the bytes that the cache keeps. Whether it does, and they are as many."""
+    folder = open_cache()
+    if folder is None:
+        return False
+    path = folder / f"{name}{LARGE_ENDING}"
+    with contextlib.suppress(OSError, SnrkitError), open_regular(path, len(into)) as file:
+        os.utime(path)  # it was used last
+        return file.readinto(into) == len(into)
+    return False
+
+
+def _give_way(folder: Path, needed: int) -> None:
+    """Delete what was used least recently until as many bytes more are within the bound."""
+    found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.glob(f"*{LARGE_ENDING}"))
+    total = needed + sum(size for _, size, _ in found)
+    for _, size, path in found:
+        if total <= MOST_LARGE:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

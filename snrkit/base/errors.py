@@ -67,7 +67,7 @@ def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
 
 def plain(text: str) -> str:
     """What a stranger wrote in one line, nothing of which moves a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(text: str, longest: int = 100) -> str:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from snrkit.base.errors import SnrkitError
 
@@ -48,13 +49,23 @@ def _node() -> str:
     return platform.node().replace(".", "-")[-60:]
 
 
-def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, sync: bool = True) -> None:
     """Write through a temporary file in the same folder, then rename; `sync` also survives a loss of power."""
+    with new_file(path, sync) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What lies at `path` stays until then; `sync` also survives a loss of power.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         with _naming(path), temporary.open("wb") as file:
-            file.write(content)
+            yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

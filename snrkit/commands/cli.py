@@ -21,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+data = typer.Typer(help="Prepare sets of images.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
@@ -349,6 +352,36 @@ def check(
     _show(checked, json, open_world("cpu"), show_checked)
     if not checked.sound:
         raise typer.Exit(1)
+
+
+@data.command("pack")
+def data_pack(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder or a zip of images of any sizes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The zip to write.")],
+    size: Annotated[int, typer.Option("--size", min=1, max=4096, help="Height and width that all images get.")],
+    crop: Annotated[
+        str, typer.Option("--crop", help="center: the central square; none: refuse what is not square.")
+    ] = "center",
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels", help="auto: of dataset.json where there is one; folders: of first-level folders; none."
+        ),
+    ] = "auto",
+    channels: Annotated[
+        str, typer.Option("--channels", help="1: grey, 3: RGB, to which others are converted; auto: all agree.")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the zip that is there.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pack images as square PNGs of one size into a zip in EDM's layout, which trains fastest."""
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.data_pack import PackOptions, run_packing
+    from snrkit.reports.terminal import show_pack
+
+    record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
+    _show(record, json, open_world("cpu"), show_pack)
 
 
 @app.command()

@@ -3,20 +3,30 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from snrkit.base.errors import DataError
+from snrkit.base.errors import DataError, SnrkitError
 from snrkit.base.value import Label, Value
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.diffusion.process import Process
 
 Pixels = Callable[[Sequence[int]], Tensor]
 MOST_CLASSES = 2**20
+
+
+class Hash(Protocol):
+    """A hash of what it was given so far, as hashlib makes it."""
+
+    def update(self, content: bytes, /) -> None:
+        """Go on with more."""
+
+    def hexdigest(self) -> str:
+        """Of all so far."""
 
 
 class Exact(Protocol):
@@ -62,7 +72,11 @@ class Source(Value):
         default=None, min_length=1, max_length=100_000, description="keep only images of these labels"
     )
     workers: int = Field(
-        default=0, ge=0, le=256, description="processes that read images while training, for sets not in memory"
+        default=0,
+        ge=0,
+        le=256,
+        description="processes that read images while training, for sets not in memory; 0: threads of the training "
+        "itself do, which is enough where a step takes longer than reading its images (some 3,000 of 64x64 a second)",
     )
 
 
@@ -113,14 +127,29 @@ def memory_dataset(
             f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)} and {labels.dtype}; give an "
             "int64 for each image."
         )
+    return replace(pixels_dataset(name, pixels, labels, hash_of(pixels)), exact=exact)
+
+
+def pixels_dataset(name: str, pixels: Tensor, labels: Tensor | None, hashed: Hash) -> Dataset:
+    """As memory_dataset, of pixels on the host whose `hash_of` is known, which is used up."""
     classes = 0 if labels is None else count_classes(name, labels)
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
 
     def read(indices: Sequence[int]) -> Tensor:
         return pixels[torch.as_tensor(indices)]
 
-    mark = fingerprint(pixels.numpy().tobytes(), b"" if labels is None else labels.numpy().tobytes(), str(shape))
-    return Dataset(name, shape, len(pixels), read, mark, labels, classes, exact=exact)
+    _add(hashed, b"", b"" if labels is None else labels.numpy().tobytes(), str(shape))
+    return Dataset(name, shape, len(pixels), read, hashed.hexdigest(), labels, classes)
+
+
+def bytes_of(pixels: Tensor) -> memoryview:
+    """The numbers of a tensor on the host, in order; its own memory, where that is contiguous."""
+    return np.ascontiguousarray(pixels.numpy()).data.cast("B")
+
+
+def hash_of(pixels: Tensor) -> Hash:
+    """The hash of pixels, from which their fingerprint goes on; its digest is `checksum(bytes_of(pixels))`."""
+    return hashlib.blake2b(bytes_of(pixels), digest_size=16)
 
 
 def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
@@ -132,12 +161,19 @@ def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
         raise DataError(f"{dataset.name} has no images of the labels {absent}; change data.only.")
     kept = torch.isin(dataset.labels, torch.tensor(only)).nonzero().flatten()
     mark = fingerprint(dataset.fingerprint, kept.numpy().tobytes())
-    listed = kept.tolist()
+    chosen = _Chosen(dataset.pixels, kept.tolist())
+    return replace(dataset, count=len(kept), pixels=chosen, fingerprint=mark, labels=dataset.labels[kept], exact=None)
 
-    def read(indices: Sequence[int]) -> Tensor:
-        return dataset.pixels([listed[i] for i in indices])
 
-    return replace(dataset, count=len(kept), pixels=read, fingerprint=mark, labels=dataset.labels[kept], exact=None)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Some of the images of a set; a plain object, as ImageReader is."""
+
+    pixels: Pixels
+    rows: Sequence[int]
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        return self.pixels([self.rows[i] for i in indices])
 
 
 def count_classes(name: str, labels: Tensor) -> int:
@@ -152,10 +188,15 @@ def count_classes(name: str, labels: Tensor) -> int:
 def fingerprint(*parts: bytes | str) -> str:
     """A short content hash of the parts."""
     digest = hashlib.blake2b(digest_size=16)
+    _add(digest, *parts)
+    return digest.hexdigest()
+
+
+def _add(digest: Hash, *parts: bytes | str) -> None:
+    """Have a hash go on with parts, each with its end."""
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,31 +253,48 @@ def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Mome
     return Moments(mean, square, grand, float((square - mean**2).mean()))
 
 
-class _Reader(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+def read_by_processes(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Tensor]:
+    """The pixels of each batch of indices, in order, read ahead by `workers` processes, each a batch at a time.
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.dataset.pixels([index])[0]
-
-
-def stream(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Tensor]:
-    """The pixels of each batch of indices in order, read ahead by `workers` processes if not in memory."""
-    if workers == 0 or not dataset.streams:
-        for indices in batches:
-            yield dataset.pixels(indices)
-        return
+    SnrkitError in the place of the batch of which an image cannot be read. Draws nothing from torch's own generator.
+    """
     loader = torch.utils.data.DataLoader(
-        _Reader(dataset), batch_sampler=_Batches(batches), num_workers=workers, prefetch_factor=4
+        _Batches(dataset.pixels),
+        sampler=_Order(batches),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2,
+        generator=torch.Generator(),
+        collate_fn=_as_it_is,
     )
-    yield from loader
+    for found in loader:
+        if isinstance(found, SnrkitError):
+            raise found
+        yield found
 
 
-class _Batches:
-    """What DataLoader takes as a batch sampler: the index lists themselves."""
+@dataclass(frozen=True, slots=True)
+class _Batches(torch.utils.data.Dataset[Tensor | SnrkitError]):
+    """Batches by their indices. An error is handed over as it is: a loader would make a traceback of it."""
 
-    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
-        self.batches = batches
+    pixels: Pixels
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(indices) for indices in self.batches)
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | SnrkitError:
+        try:
+            return self.pixels(indices)
+        except SnrkitError as error:
+            return error
+
+
+@dataclass(frozen=True, slots=True)
+class _Order(torch.utils.data.Sampler[Sequence[int]]):
+    """The batches that are asked for, without end if they have none."""
+
+    batches: Iterable[Sequence[int]]
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return iter(self.batches)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found

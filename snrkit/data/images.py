@@ -9,9 +9,11 @@ are transparent, colours of another space, numbers that are no bytes. Colour pro
 import contextlib
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -104,7 +106,7 @@ SPACES = {
 EIGHT_BITS = "save it as grey or RGB of 8 bits"
 OPAQUELY = "compose it on a colour, and save it without transparency"
 BITS, PHOTOMETRIC, SAMPLES = 258, 262, 277  # tags of TIFF
-PNG_EXIF = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
+PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 MARKER = re.compile(rb"\xff+([^\0\xd0-\xd7\xff])")
 
 
@@ -128,6 +130,59 @@ class _Opened:
 
     def refusal(self, what: str, remedy: str) -> DataError:
         return DataError(f"{self.called} {what}; {remedy}.")
+
+
+class _Warnings:
+    """What decoders warn of, thread by thread. Python's own way to catch warnings catches those of all threads."""
+
+    def __init__(self) -> None:
+        self.lock, self.listening, self.own = threading.Lock(), 0, threading.local()
+        self.caught = warnings.catch_warnings()
+        self.others = warnings.showwarning
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[list[type[Warning]]]:
+        """The categories of what this thread is warned of within the block, where a decompression bomb is an error."""
+        heard: list[type[Warning]] = []
+        self.own.heard = heard
+        with self.lock:
+            if not self.listening:
+                self._begin()
+            self.listening += 1
+        try:
+            yield heard
+        finally:
+            self.own.heard = None
+            with self.lock:
+                self.listening -= 1
+                if not self.listening:
+                    self.caught.__exit__(None, None, None)
+
+    def _begin(self) -> None:
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        self.others = warnings.showwarning
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.showwarning = self._hear
+
+    def _hear(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        heard = getattr(self.own, "heard", None)
+        if heard is None:  # of a thread that decodes nothing
+            self.others(message, category, filename, lineno, file, line)
+        else:
+            heard.append(category)
+
+
+WARNINGS = _Warnings()
 
 
 def format_of(content: bytes) -> str | None:
@@ -175,14 +230,11 @@ def _opened(content: bytes, called: str) -> Iterator[_Opened]:
         raise DataError(f"{called} holds {found}, not an image that is read ({NAMED}); convert it, or remove it.")
     changes: set[str] = set()
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=(found,)) as picture:
-                opened = _Opened(picture, content, found, called, changes)
-                _check_header(opened)
-                yield opened
-        if any(issubclass(warning.category, UserWarning) for warning in said):
+        with WARNINGS.heard() as heard, Image.open(io.BytesIO(content), formats=(found,)) as picture:
+            opened = _Opened(picture, content, found, called, changes)
+            _check_header(opened)
+            yield opened
+        if any(issubclass(category, UserWarning) for category in heard):
             changes.add(METADATA)
     except SnrkitError:
         raise
@@ -244,7 +296,7 @@ def _scans(content: bytes) -> int:
 def _turn(opened: _Opened) -> Image.Transpose | None:
     """How the image is to be turned, as its EXIF says. Damaged EXIF is passed over, and noted."""
     if opened.format == "PNG":
-        if not PNG_EXIF.search(opened.content):
+        if not any(mark in opened.content for mark in PNG_EXIF):
             return None
         opened.picture.load()  # it may stand behind the pixels
     try:

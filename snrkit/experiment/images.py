@@ -75,6 +75,8 @@ def open_data(
         labelled = restrict(labelled, source.only)
     if source.workers and not labelled.streams:
         raise ConfigError(f"data.workers: has no effect, as {labelled.name} is held in memory; drop it.")
+    if source.workers and autoencoder is not None:
+        raise ConfigError("data.workers: has no effect, as images become latents where the training runs; drop it.")
     codec = _codec(source, autoencoder, device)
     dataset = labelled if codec is None else encoded(labelled, codec)
     check_fit(network, dataset, codec is not None)

@@ -1,4 +1,4 @@
-"""What compare, sweep, tune and check find, as the files that they write and the pages that are laid out of them."""
+"""What compare, sweep, tune, check and data pack find, as the files and pages that are made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,3 +181,15 @@ class Checked:
     def sound(self) -> bool:
         """Whether nothing is wrong any more."""
         return all(finding.repaired for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What was packed: where, how many images, of which shape and classes, and what was changed of how many."""
+
+    path: str
+    images: int
+    size: int
+    channels: int
+    classes: int
+    changes: Mapping[str, int]

@@ -16,7 +16,7 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import mean_of, spread
 from snrkit.reports.comparison import comparison_rows
-from snrkit.reports.records import Checked, Comparison, Swept, TunedNow
+from snrkit.reports.records import Checked, Comparison, Packing, Swept, TunedNow
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
@@ -99,6 +99,17 @@ def show_export(record: Mapping[str, Any]) -> None:
     call = "DDIMPipeline.from_pretrained" if record["pipeline"] else "UNet2DModel.from_pretrained"
     rest = "" if record["pipeline"] else ", subfolder='unet'; its scheduler is beside it"
     out.print(f"load it with diffusers.{call}({record['path']!r}{rest})")
+
+
+def show_pack(record: Packing) -> None:
+    """What was packed, what was changed for that, and how an experiment names it."""
+    kind = "grey" if record.channels == 1 else "RGB"
+    classes = f" of {record.classes:,} classes" if record.classes else ""
+    out.print(f"{record.images:,} {kind} images{classes}, {record.size}x{record.size}: {record.path}", markup=False)
+    if record.changes:
+        changes = ", ".join(f"{count:,} {words}" for words, count in record.changes.items())
+        out.print(f"of the images, {changes}")
+    out.print(f"name it in an experiment as data: {{kind: zip, path: {record.path}}}", markup=False)
 
 
 def show_average(record: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.ahead import ahead, threads
-from snrkit.data.dataset import stream, to_unit
+from snrkit.data.dataset import read_by_processes, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.training.objective import Pair
 from snrkit.training.perturb import Shown
@@ -104,7 +104,7 @@ def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question
 
     read: Iterator[Tensor | None] = repeat(None)
     if dataset.streams and task.workers:
-        read = stream(dataset, indices(), task.workers)
+        read = read_by_processes(dataset, indices(), task.workers)
     return ahead(make, zip(_keys(task, first), read, strict=False), threads(task.world.size))
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.codec import encoded, load_codec
@@ -59,8 +60,6 @@ def test_the_whole_path_runs_on_latents(pipeline, tmp_path):
     (tmp_path / "small.yaml").write_text(json.dumps(asked))
     snrkit(tmp_path, "run", "-q")
     run = tmp_path / "runs" / "small"
-    from PIL import Image
-
     with Image.open(run / "samples/ddim/000000/000000.png") as image:
         assert image.size == (8, 8)
     shift = json.loads((run / "shift/ddim.json").read_text())
@@ -88,6 +87,17 @@ def test_images_that_do_not_fit_are_refused(pipeline, changes, said):
     """One sentence."""
     content = {"name": "x", **ASKED, "model": {"kind": "diffusers", "path": str(pipeline)}, **changes}
     with pytest.raises(ConfigError, match=said):
+        open_experiment(parse_experiment(content, "x.yaml"), WORLD)
+
+
+def test_processes_that_read_images_make_no_latents(pipeline, monkeypatch, tmp_path):
+    """A set that is not held in memory: its autoencoder lies on a device that they do not share."""
+    monkeypatch.setattr("snrkit.data.files.IN_MEMORY_BYTES", 10)
+    for name in "ab":
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    data = {"kind": "folder", "path": str(tmp_path), "workers": 2}
+    content = {"name": "x", **ASKED, "model": {"kind": "diffusers", "path": str(pipeline)}, "data": data}
+    with pytest.raises(ConfigError, match=r"data\.workers: has no effect, as images become latents"):
         open_experiment(parse_experiment(content, "x.yaml"), WORLD)
 
 

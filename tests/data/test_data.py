@@ -15,7 +15,7 @@ from PIL import Image
 from snrkit.base.errors import DataError, SnrkitError
 from snrkit.data import Cifar10, Digits, Empirical, Folder, Gaussian, Mixture, Mnist, Npz, Photos, Zip
 from snrkit.data.augment import EdmAugment
-from snrkit.data.dataset import memory_dataset, moments, split, stream, to_bytes, to_unit
+from snrkit.data.dataset import memory_dataset, moments, read_by_processes, restrict, split, to_bytes, to_unit
 from tests.exact import PROCESSES, tensor
 
 
@@ -87,7 +87,8 @@ def test_labels_from_folders(tmp_path, pictures):
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_large_sets_stream_with_workers_in_order(tmp_path, pictures, monkeypatch, kind):
-    """Beyond the memory limit images are read as asked for; two workers give the same batches in the same order."""
+    """Beyond the memory limit images are read as asked for; two processes give the same batches in the same order,
+    and nothing is drawn for them."""
     monkeypatch.setattr("snrkit.data.files.IN_MEMORY_BYTES", 10)
     write_folder(tmp_path / "folder", pictures)
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
@@ -97,9 +98,25 @@ def test_large_sets_stream_with_workers_in_order(tmp_path, pictures, monkeypatch
     dataset = source.open()
     assert dataset.streams
     batches = [[5, 0], [3, 3], [1, 2]]
-    for workers in (0, 2):
-        found = list(stream(dataset, batches, workers))
-        assert all(torch.equal(f, expected(pictures)[b]) for f, b in zip(found, batches, strict=True))
+    state = torch.get_rng_state()
+    found = list(read_by_processes(dataset, batches, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    for pixels, indices in zip(found, batches, strict=True):
+        assert torch.equal(pixels, dataset.pixels(indices))
+        assert torch.equal(pixels, expected(pictures)[indices])
+
+
+def test_what_a_process_cannot_read_is_told_in_its_sentence(tmp_path, pictures, monkeypatch):
+    """Where its batch would have come, of a set of chosen labels too; not as a traceback of another process."""
+    monkeypatch.setattr("snrkit.data.files.IN_MEMORY_BYTES", 10)
+    write_folder(tmp_path / "folder", pictures)
+    (tmp_path / "folder" / "dataset.json").write_text(json.dumps({"labels": [[f"{k:03d}.png", k] for k in range(6)]}))
+    dataset = restrict(Folder(path=tmp_path / "folder").open(), (1, 3, 4))
+    (tmp_path / "folder" / "003.png").write_bytes(b"no image")
+    found = read_by_processes(dataset, [[0, 2], [0, 1], [2]], 1)
+    assert torch.equal(next(found), expected(pictures)[[1, 4]])
+    with pytest.raises(DataError, match=r"^\S*003\.png is not a readable image .*again\.$"):
+        next(found)
 
 
 @given(count=st.integers(20, 400), share=st.floats(0.05, 0.5))
@@ -346,7 +363,6 @@ def test_a_mismatched_torchvision_is_named(monkeypatch):
 def test_only_keeps_images_of_the_labels_named():
     """Labels keep their numbers, pixels follow, the fingerprint changes, and sampling draws only these labels."""
     from snrkit.data import Digits
-    from snrkit.data.dataset import restrict
 
     full = Digits().open()
     part = restrict(full, (3, 7))

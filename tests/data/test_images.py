@@ -280,11 +280,11 @@ def streaming(tmp_path, monkeypatch):
     """A set of files that are not held in memory, and what of them is read."""
     monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("snrkit.data.files.IN_MEMORY_BYTES", 10)
-    from snrkit.data import files
+    from snrkit.data import openers
 
     read = []
-    whole = files.read_regular
-    monkeypatch.setattr(files, "read_regular", lambda path, most: read.append(path.name) or whole(path, most))
+    whole = openers.read_regular
+    monkeypatch.setattr(openers, "read_regular", lambda path, most: read.append(path.name) or whole(path, most))
     images = RNG.integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
     return write(tmp_path / "set", **{f"i{i}": saved(image) for i, image in enumerate(images)}), read
 
