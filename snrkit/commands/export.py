@@ -15,7 +15,6 @@ from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors, new_folder
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
-from snrkit.checkpoints.folders import diffusers_package
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
@@ -25,6 +24,7 @@ from snrkit.experiment.models import FromElsewhere, checkpoint_path, read_weight
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.networks import UNet
+from snrkit.networks.of_diffusers import diffusers_package
 from snrkit.networks.unet import EPSILON
 
 PREDICTED: dict[str, str] = {target.kind: name for name, target in TARGETS.items()}
