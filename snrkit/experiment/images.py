@@ -14,7 +14,7 @@ from snrkit.data import AnySource
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.measured import Measured
 from snrkit.data.toy import TakesMemory
-from snrkit.networks import AnyNetwork
+from snrkit.networks import Adapted, AnyTrained
 from snrkit.networks.foreign import Foreign
 
 
@@ -60,7 +60,7 @@ class OpenedData:
 
 def open_data(
     source: AnySource,
-    network: AnyNetwork | Foreign,
+    network: AnyTrained | Foreign,
     autoencoder: Autoencoder | None,
     variance: bool,
     device: torch.device,
@@ -98,15 +98,15 @@ def _check_memory(source: AnySource) -> None:
         )
 
 
-def check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:
+def check_fit(network: AnyTrained | Foreign, dataset: Dataset, latent: bool) -> None:
     """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
     classes = network.conditioning.classes
-    if isinstance(network, Foreign) and network.shape != dataset.shape:
+    if isinstance(network, Foreign | Adapted) and network.shape != dataset.shape:
         ours, theirs = _shape(dataset.shape), _shape(network.shape)
         if latent:
             raise ConfigError(f"model.vae: its latents of these images are {ours}, and the model's states {theirs}.")
         raise ConfigError(f"data: images are {ours}, and the model's {theirs}; give images of that size.")
-    if isinstance(network, Foreign) and classes not in (0, dataset.classes):
+    if isinstance(network, Foreign | Adapted) and classes not in (0, dataset.classes):
         raise ConfigError(
             f"data: the model has {classes} labels, but {dataset.name} has {dataset.classes}; use images with the "
             "model's labels, or name its last label by model.null_label where that means none."

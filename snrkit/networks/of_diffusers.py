@@ -54,8 +54,10 @@ class DiffusersNetwork(Value):
         known = arguments_of(self.name)
         if unknown := sorted(self.config.keys() - known):
             raise ValueError(f"a {self.name} of the installed diffusers has no {unknown[0]}")
-        if any(isinstance(n := self.config.get(key), int) and n > MOST_LAYERS for key in LAYERS):
-            raise ValueError(f"a {self.name} of more than {MOST_LAYERS} layers is none that was trained")
+        deep = [n for key in LAYERS if isinstance(n := self.config.get(key), int)]
+        wide = [len(each) for each in self.config.values() if isinstance(each, tuple)]
+        if max(deep, default=1) * max(wide, default=1) > MOST_LAYERS:
+            raise ValueError(f"a {self.name} of more than {MOST_LAYERS} layers is none that anybody trained")
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in self.config.items()}
         try:
             made: nn.Module = getattr(diffusers_package(), self.name)(**given)
