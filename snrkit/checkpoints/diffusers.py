@@ -107,7 +107,7 @@ class DiffusersModel(Value):
         """The pipeline's own, or the one that is given."""
         own = next((self.path / part for part in CODECS if (self.path / part).is_dir()), None)
         place = self.vae or own
-        return None if place is None else Autoencoder(place)
+        return None if place is None else Autoencoder(path=place)
 
     def _network(self, name: str, config: Mapping[str, Any]) -> Foreign:
         """Shape and labels."""

@@ -78,7 +78,7 @@ class EdmModel(Value):
         if len(bias) != len(scale) or not all(scale):
             raise ConfigError(f"model.path: the encoder of {self.path} has no usable scale beside its bias.")
         shift = tuple(-b / s for b, s in zip(bias, scale, strict=True))
-        return Autoencoder(self.vae, scale, shift, unit=True)
+        return Autoencoder(path=self.vae, scale=scale, shift=shift, unit=True)
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""

@@ -8,14 +8,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.cache import content_digest
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import checksum
+from snrkit.base.value import WIDEST, Place, Value
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess
@@ -34,17 +36,19 @@ class Described:
     sigma_data: float | None = None  # that its preconditioning was made with
 
 
-@dataclass(frozen=True, slots=True)
-class Autoencoder:
+Row = Annotated[tuple[float, ...], Field(max_length=WIDEST)]
+
+
+class Autoencoder(Value):
     """Where a latent model's autoencoder is and, where the model says it, what its states are of the latents.
 
     states = (latents - shift)*scale by channel; without them as the autoencoder's own configuration says.
     """
 
-    path: Path
-    scale: tuple[float, ...] = ()
-    shift: tuple[float, ...] = ()
-    unit: bool = False  # it takes and gives images in [0, 1]
+    path: Place = Field(description="folder, as diffusers saves AutoencoderKL and AutoencoderDC")
+    scale: Row = ()
+    shift: Row = ()
+    unit: bool = Field(default=False, description="it takes and gives images in [0, 1]")
 
 
 class ForeignModel(Protocol):

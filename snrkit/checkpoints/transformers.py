@@ -42,7 +42,7 @@ class TransformerFile(Value):
 
     def autoencoder(self) -> Autoencoder | None:
         """The one that is given."""
-        return None if self.vae is None else Autoencoder(self.vae)
+        return None if self.vae is None else Autoencoder(path=self.vae)
 
 
 class DitModel(TransformerFile):

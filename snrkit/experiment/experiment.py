@@ -174,7 +174,7 @@ class Experiment(Value):
         return part
 
 
-BROUGHT = (*READ, "network")  # parts of a model from elsewhere that is trained on
+BROUGHT = (*READ, "network", "latents")  # parts of a model from elsewhere that is trained on
 PARTS = tuple(name for name in TrainedHere.model_fields if name != "kind")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.checkpoints.codec import Codec, encoded, load_codec
+from snrkit.checkpoints.codec import BATCH, Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
@@ -64,10 +64,11 @@ def open_data(
     autoencoder: Autoencoder | None,
     variance: bool,
     device: torch.device,
+    at_once: int = BATCH,
 ) -> OpenedData:
     """Open the images, measure what is `auto`, and check that they fit the network: ConfigError.
 
-    `variance`: whether it is asked for beside sigma_data.
+    `variance`: whether it is asked for beside sigma_data. `at_once`: images that an autoencoder encodes.
     """
     _check_memory(source)
     labelled = source.open()
@@ -76,7 +77,7 @@ def open_data(
     if source.workers and not labelled.streams:
         raise ConfigError(f"data.workers: has no effect, as {labelled.name} is held in memory; drop it.")
     codec = _codec(source, autoencoder, device)
-    dataset = labelled if codec is None else encoded(labelled, codec)
+    dataset = labelled if codec is None else encoded(labelled, codec, at_once)
     check_fit(network, dataset, codec is not None)
     parts = split(dataset.count, source.holdout)
     found = moments(dataset, parts.train) if source.sigma_data == "auto" or variance else None
@@ -123,6 +124,8 @@ def _codec(source: AnySource, asked: Autoencoder | None, device: torch.device) -
         return None
     if source.flip:
         raise ConfigError("data.flip: latents of a mirrored image are no mirrored latents; drop it.")
+    if source.workers:
+        raise ConfigError("data.workers: has no effect on latents, which are encoded on the device; drop it.")
     return load_codec(asked, device)
 
 

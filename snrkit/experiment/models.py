@@ -123,19 +123,14 @@ class FromElsewhere(Value):
         with _possible(self.source.path):
             return self.source.describe()
 
-    def to_train(self) -> dict[str, Value]:
+    def to_train(self) -> dict[str, Value | None]:
         """What is taken over of it to train it further, by the keys of a file. ConfigError where it cannot be."""
         found, source = self.described, self.source
         if not isinstance(source, Rebuilt):
             raise ConfigError(f"model.kind: a model of kind {source.kind} cannot be trained on.")
-        if source.autoencoder() is not None:
-            raise ConfigError(
-                f"model.path: the states of {source.path} are latents of an autoencoder, which training does not make; "
-                "only models of images are trained on."
-            )
         with _possible(source.path):
             network = source.architecture()
-        return {**{part: getattr(found, part) for part in READ}, "network": network}
+        return {**{part: getattr(found, part) for part in READ}, "network": network, "latents": source.autoencoder()}
 
     @property
     def parts(self) -> Parts:
@@ -182,6 +177,9 @@ class TrainedHere(Value):
     levels: AnyLevels
     weighting: AnyWeighting
     network: AnyTrained
+    latents: Autoencoder | None = Field(
+        default=None, description="the autoencoder whose latents of the images are the states; default: the images are"
+    )
     train: TrainConfig
     trains: ClassVar[bool] = True
 
@@ -215,6 +213,8 @@ class TrainedHere(Value):
         yield from _weighting_faults(self)
         takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
         yield from training_faults(self.levels, bias, takes.classes, takes.scalars, augmented=train.augment is not None)
+        if self.latents is not None and train.augment is not None:
+            yield "train.augment: latents of a changed image are no changed latents; drop it"
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
         names = [value.name for value in train.averages]
@@ -222,7 +222,7 @@ class TrainedHere(Value):
             yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
     def autoencoder(self) -> Autoencoder | None:
-        return None
+        return self.latents
 
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
         chosen = longest(self.train.averages, self.train.batch)

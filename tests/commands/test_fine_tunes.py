@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from snrkit.base.errors import ConfigError
@@ -24,6 +25,7 @@ from snrkit.training.batches import micro_batches
 from snrkit.training.train import make_state, train
 from tests.checkpoints.test_diffusers import transformer
 from tests.checkpoints.test_edm_files import file_of
+from tests.checkpoints.test_latents import autoencoder
 from tests.checkpoints.test_transformers import HEADS, published, theirs  # noqa: F401 - a fixture
 from tests.edm_files import arguments, network, preconditioned
 from tests.networks import test_adm, test_edm2
@@ -90,7 +92,7 @@ FAMILIES = ("unet", "unet-null", "dit-of-diffusers", "dit", "sit", "adm", "edm",
 
 def content(model, shape, labels, **changes):
     """An experiment that trains a model on."""
-    data = {"kind": "mixture", "shape": list(shape), "count": 400, "components": labels or 2}
+    data = {"kind": "mixture", "shape": list(shape), "count": 1000, "components": labels or 2}
     dropped = {"label_dropout": 0.2 if labels else 0.0}
     train_part = {**TRAIN, **dropped, "resume_from": {"model": model}, **changes.pop("train", {})}
     return {**ASKED, "data": data, "samplers": {"euler": EULER}, "train": train_part, **changes}
@@ -282,6 +284,35 @@ def test_what_cannot_be_trained_on_is_said_in_one_sentence(tmp_path, monkeypatch
     done = snrkit(tmp_path, "train", "-q", config="tuned.yaml", check=False)
     assert (done.returncode, said in done.stderr, len(done.stderr.strip().splitlines())) == (1, True, 1), done.stderr
     assert written(tmp_path) == before
+
+
+def test_a_latent_model_trains_on_latents(tmp_path):
+    """Images are encoded one by one, whichever come first: stopped and resumed, the weights are the same bits."""
+    torch.manual_seed(0)
+    for name, part in (
+        ("transformer", transformer(side=4, layers=1)), ("vae", autoencoder()),
+        ("scheduler", diffusers.DDIMScheduler(clip_sample=False)),
+    ):  # fmt: skip
+        part.save_pretrained(tmp_path / "latent" / name)
+    model = {"kind": "diffusers", "path": str(tmp_path / "latent")}
+    for name, images in (("whole", 64), ("halves", 32)):
+        asked = content(model, (1, 8, 8), 10, name=name, data={"kind": "digits"}, train={"images": images})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(asked))
+        snrkit(tmp_path, "train", "-q", config=f"{name}.yaml")
+    kept = tmp_path / "runs/halves/config.yaml"
+    assert yaml.safe_load(kept.read_text())["latents"]["path"] == str(tmp_path / "latent/vae")
+    shutil.rmtree(tmp_path / "latent/transformer")
+    snrkit(tmp_path, "train", "-q", "--set", "train.images=64", config=str(kept))
+    for part in ("network", "optimizer"):
+        ends = [tmp_path / f"runs/{run}/checkpoints/000000064/{part}.safetensors" for run in ("whole", "halves")]
+        assert ends[0].read_bytes() == ends[1].read_bytes(), part
+    snrkit(tmp_path, "sample", "-q", config=str(kept))
+    with Image.open(tmp_path / "runs/halves/samples/euler/000000/000000.png") as image:
+        assert image.size == (8, 8)
+    shutil.rmtree(tmp_path / "latent")
+    done = snrkit(tmp_path, "sample", "-q", "--set", "sample.seeds=0-31", config=str(kept), check=False)
+    assert "latents.path: " in done.stderr
+    assert "does not exist" in done.stderr
 
 
 def test_weights_begin_in_one_place():
