@@ -92,9 +92,7 @@ class DiffusersModel(Value):
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ConfigError(f"model.path: config.json of {self.path} has an impossible {where[:80]}.") from None
-        return Adapted(
-            shape=network.shape, inner=inner, clock=LinearClock(factor=clock.factor), sign=clock.sign
-        )
+        return Adapted(shape=network.shape, inner=inner, clock=LinearClock(factor=clock.factor), sign=clock.sign)
 
     def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
         """(the model's class, its configuration, shape and labels, what its scheduler says)."""

@@ -37,6 +37,7 @@ from snrkit.networks.edm import DhariwalUNet, SongUNet
 from snrkit.networks.edm2 import Edm2UNet
 from snrkit.networks.foreign import Foreign
 
+OWN_TIME = LinearClock()  # snrkit's time, as it is
 AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
 SIGMAS = 0.002, 80.0  # the most that the published samplers visit, of any network
 LATENT_ENCODER = "StabilityVAEEncoder"  # in EDM2's files, which say by channel what their latents are
@@ -97,9 +98,7 @@ class EdmModel(Value):
     def _adapted(self, outer: "Persistent", reading: "Reading") -> Adapted:
         image, side = (_integer(outer, key) for key in ("img_channels", "img_resolution"))
         inner, outputs = _network(outer.inner, self.path), reading.doubled * image
-        return Adapted(
-            shape=(image, side, side), inner=inner, outputs=outputs, clock=reading.clock, sign=reading.sign
-        )
+        return Adapted(shape=(image, side, side), inner=inner, outputs=outputs, clock=reading.clock, sign=reading.sign)
 
     def _content(self) -> Mapping[str, Any]:
         try:
@@ -210,7 +209,7 @@ class Reading:
     process: AnyProcess
     target: AnyTarget
     precondition: AnyPrecondition
-    clock: AnyClock = LinearClock()  # from snrkit's time to the network's
+    clock: AnyClock = OWN_TIME  # from snrkit's time to the network's
     sign: Literal[1, -1] = 1
     sigma_data: float | None = None
     doubled: int = 1  # its output's channels over the image's: 2 with a learned variance
@@ -230,8 +229,8 @@ def _reading(outer: Persistent, path: Path) -> Reading:
             raise ConfigError(f"model.path: {path} holds a VPPrecond of an impossible beta_d, beta_min or M.") from None
         return Reading(_bounded(outer), Eps(), NoPrecondition(), clock)
     if outer.name == "VEPrecond":
-        clock = LinearClock(factor=4, offset=-math.log(2))
-        return Reading(_bounded(outer), Eps(), RawPrecondition(), clock, sign=-1)
+        halved = LinearClock(factor=4, offset=-math.log(2))
+        return Reading(_bounded(outer), Eps(), RawPrecondition(), halved, sign=-1)
     if outer.name == "iDDPMPrecond":
         table = _mapping(state, "_buffers").get("u")
         if not isinstance(table, Tensor) or table.ndim != 1 or not 3 <= len(table) <= 2**16:

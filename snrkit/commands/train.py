@@ -46,8 +46,8 @@ from snrkit.experiment.stored import (
     write_config,
     write_environment,
 )
-from snrkit.training.clipping import remark
 from snrkit.networks.adapted import AdaptedModule, add_nulls, start_untold
+from snrkit.training.clipping import remark
 from snrkit.training.config import ResumeFrom, TrainConfig
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.step import TrainStep

@@ -25,9 +25,7 @@ from snrkit.networks.edm2 import Edm2UNet
 from snrkit.networks.embed import NullLabel, NullTime
 from snrkit.networks.of_diffusers import DiffusersNetwork
 
-AnyInner = Annotated[
-    Dit | AdmUNet | SongUNet | DhariwalUNet | Edm2UNet | DiffusersNetwork, Field(discriminator="kind")
-]
+AnyInner = Annotated[Dit | AdmUNet | SongUNet | DhariwalUNet | Edm2UNet | DiffusersNetwork, Field(discriminator="kind")]
 
 
 class LinearClock(Value):
@@ -43,9 +41,9 @@ class LinearClock(Value):
 
 
 class VpClock(Value):
-    """(M - 1) t with sigma(t)^2 + 1 = exp(beta_d t^2/2 + beta_min t), of time ln(sigma)/4 (Karras et al. 2022, table 1).
+    """(M - 1) t with sigma(t)^2 + 1 = exp(beta_d t^2/2 + beta_min t), of the time ln(sigma)/4.
 
-    `steepness` is beta_d, `least` beta_min, `steps` M.
+    `steepness` is beta_d, `least` beta_min, `steps` M (Karras et al. 2022, table 1).
     """
 
     kind: Literal["vp_sde"] = "vp_sde"

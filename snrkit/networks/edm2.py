@@ -53,7 +53,9 @@ class Edm2UNet(Value):
 
     kind: Literal["edm2_unet"] = "edm2_unet"
     channels: int = Field(default=192, ge=8, le=2**12)
-    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        default=(1, 2, 3, 4), min_length=1, max_length=12
+    )
     noise_multiplier: int | None = Field(
         default=None, ge=1, le=100, description="features of the noise over `channels`; default: first"
     )

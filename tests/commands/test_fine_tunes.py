@@ -64,7 +64,9 @@ def write_models(folder, dit):
     adm = test_adm.saved("adm", test_adm.theirs("adm"), folder)
     inner = network("UNet", test_edm2.small(0.4), arguments(test_edm2.GIVEN, 3))
     edm2 = folder / "edm2.pkl"
-    edm2.write_bytes(pickle.dumps({"ema": preconditioned("Precond", inner, (3, 16, 16), 3, sigma_data=0.5)}, protocol=4))
+    edm2.write_bytes(
+        pickle.dumps({"ema": preconditioned("Precond", inner, (3, 16, 16), 3, sigma_data=0.5)}, protocol=4)
+    )
     transformer().save_pretrained(folder / "theirs/transformer")
     diffusers.DDIMScheduler().save_pretrained(folder / "theirs/scheduler")
     edm = {kind: {"kind": "edm", "path": str(file_of(kind, folder))} for kind in ("edm", "vp", "adm")}
@@ -175,7 +177,9 @@ def test_one_step_is_that_of_a_loop_of_diffusers(predicted, tmp_path):
     torch.optim.SGD(network.parameters(), lr=0.1).step()
     (step,) = list(train(task, state))
     assert step.loss == pytest.approx(float(loss.detach()), rel=1e-5)
-    ours = {name.replace(".embed.", ".").removeprefix("inner.inner."): p for name, p in state.network.named_parameters()}
+    ours = {
+        name.replace(".embed.", ".").removeprefix("inner.inner."): p for name, p in state.network.named_parameters()
+    }
     moved = max(float((p - before[name]).detach().abs().max()) for name, p in network.named_parameters())
     assert moved > 1e-3
     for name, parameter in network.named_parameters():
@@ -318,7 +322,7 @@ def test_a_latent_model_trains_on_latents(tmp_path):
 def test_weights_begin_in_one_place():
     """A run's or a model's."""
     for given in ({}, {"run": "runs/x", "model": {"kind": "edm", "path": "x.pkl"}}):
-        with pytest.raises(ConfigError, match="train.resume_from: it begins with the weights of one place; give run"):
+        with pytest.raises(ConfigError, match=r"train.resume_from: it begins with the weights of one place; give run"):
             parse_experiment({**SMALL, "train": {**SMALL["train"], "resume_from": given}}, "tuned.yaml")
 
 
