@@ -41,7 +41,7 @@ class AdmModel(Value):
     path: Place
     image_size: int = Field(default=64, ge=4, le=2**12)
     num_channels: int = Field(default=128, ge=32, le=WIDEST)
-    num_res_blocks: int = Field(default=2, ge=1, le=32)
+    num_res_blocks: int = Field(default=2, ge=1, le=16)
     num_heads: Width = 4
     num_head_channels: Width | Literal[-1] = Field(default=-1, description="in place of num_heads, unless -1")
     attention_resolutions: tuple[Side, ...] = Field(default=(16, 8), max_length=12)

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from snrkit.base.errors import reason_of
 from snrkit.base.value import Side, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.adm import AdmUNet
@@ -92,7 +93,13 @@ class Adapted(Value):
         if shape != self.shape:
             ours, theirs = ("x".join(map(str, each)) for each in (shape, self.shape))
             raise ValueError(f"images are {ours}, and it takes {theirs}")
-        network = AdaptedModule(self, self.inner.make(self.shape, self.outputs))
+        if self.outputs is not None and self.outputs < self.shape[0]:
+            raise ValueError(f"{self.outputs} outputs are too few for states of {self.shape[0]} channels")
+        try:
+            inner = self.inner.make(self.shape, self.outputs)
+        except (RuntimeError, ArithmeticError) as error:  # of sizes that no layer has
+            raise ValueError(reason_of(error)) from None
+        network = AdaptedModule(self, inner)
         add_nulls(network)
         return network
 

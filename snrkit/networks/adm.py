@@ -23,7 +23,7 @@ class AdmUNet(Value):
     kind: Literal["adm_unet"] = "adm_unet"
     channels: int = Field(default=128, ge=GROUPS, le=2**12)
     multipliers: tuple[float, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=2, ge=1, le=32)
+    blocks: int = Field(default=2, ge=1, le=16)
     attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
     heads: Width = 4
     head_channels: Width | None = Field(default=None, description="in place of `heads`")

@@ -168,7 +168,7 @@ class SongUNet(Value):
     kind: Literal["song_unet"] = "song_unet"
     channels: int = Field(default=128, ge=4, le=2**14)
     multipliers: tuple[Multiplier, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
-    blocks: int = Field(default=4, ge=1, le=32)
+    blocks: int = Field(default=4, ge=1, le=16)
     attention: tuple[Side, ...] = Field(default=(16,), max_length=100, description="resolutions with attention")
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "skip", "residual"] = "standard"
@@ -190,7 +190,7 @@ class DhariwalUNet(Value):
     kind: Literal["dhariwal_unet"] = "dhariwal_unet"
     channels: int = Field(default=192, ge=4, le=2**14)
     multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=3, ge=1, le=32)
+    blocks: int = Field(default=3, ge=1, le=16)
     attention: tuple[Side, ...] = Field(default=(32, 16, 8), max_length=100, description="resolutions with attention")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")

@@ -62,7 +62,7 @@ class Edm2UNet(Value):
     embedding_multiplier: int | None = Field(
         default=None, ge=1, le=100, description="width of the embedding over `channels`"
     )
-    blocks: int = Field(default=3, ge=1, le=32)
+    blocks: int = Field(default=3, ge=1, le=16)
     attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
     head_channels: Width = 64
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")

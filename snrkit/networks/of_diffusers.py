@@ -17,7 +17,8 @@ LARGEST_NUMBER, MOST_ENTRIES, MOST_LAYERS = 2**24, 32, 200  # in a configuration
 LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 
 Whole = Annotated[int, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-Plain = bool | Whole | float | Text | None
+Real = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Plain = bool | Whole | Real | Text | None
 Setting = Plain | Annotated[tuple[Plain, ...], Field(max_length=MOST_ENTRIES)]
 
 
@@ -50,7 +51,7 @@ class DiffusersNetwork(Value):
         return self.config.get("dropout", 0.0) != 0
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
-        """The network; shapes are those of its configuration. ValueError where that describes none."""
+        """The network for states of `shape`. ValueError where the configuration describes none for them."""
         known = arguments_of(self.name)
         if unknown := sorted(self.config.keys() - known):
             raise ValueError(f"a {self.name} of the installed diffusers has no {unknown[0]}")
@@ -58,12 +59,27 @@ class DiffusersNetwork(Value):
         wide = [len(each) for each in self.config.values() if isinstance(each, tuple)]
         if max(deep, default=1) * max(wide, default=1) > MOST_LAYERS:
             raise ValueError(f"a {self.name} of more than {MOST_LAYERS} layers is none that anybody trained")
+        self._check_fits(shape)
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in self.config.items()}
         try:
             made: nn.Module = getattr(diffusers_package(), self.name)(**given)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"no {self.name} has this config ({reason_of(error)})") from None
         return DiffusersModule(self, made)
+
+    def _check_fits(self, shape: tuple[int, int, int]) -> None:
+        """ValueError where channels or labels are others than the configuration's."""
+        if (channels := self.config.get("in_channels", shape[0])) != shape[0]:
+            raise ValueError(f"its config has {channels} in_channels, for states of {shape[0]}")
+        if self.name == "DiTTransformer2DModel":
+            rows = self.config.get("num_embeds_ada_norm", self.classes)
+            fits = rows == self.classes and self.null_label is not None and self.null_label <= self.classes
+        else:
+            rows = self.config.get("num_class_embeds") or 0
+            fits = rows == self.classes + (self.null_label is not None) and not self.config.get("class_embed_type")
+            fits = fits and self.null_label in (None, self.classes)
+        if not fits:
+            raise ValueError(f"its config has {rows} labels, which are not its classes and null_label")
 
 
 def arguments_of(name: str) -> frozenset[str]:

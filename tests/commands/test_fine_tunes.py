@@ -19,7 +19,7 @@ from snrkit.experiment.opening import open_experiment, open_model, open_network,
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.experiment.trajectories import trajectories
-from snrkit.networks import output_layer, output_weights
+from snrkit.networks import Adapted, output_layer, output_weights
 from snrkit.networks.embed import NullLabel, NullTime
 from snrkit.training.batches import micro_batches
 from snrkit.training.train import make_state, train
@@ -333,3 +333,42 @@ def test_another_model_at_the_path_is_refused(tmp_path):
     unet(tmp_path, act_fn="relu")
     with pytest.raises(ConfigError, match=r"resume_from.model: .* has another network than this file; leave out"):
         begun(stored)
+
+
+UNET = {"in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4,
+        "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {**UNET, "trust": True}}, "has no trust"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {**UNET, "layers_per_block": 200}}, "more than 200"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {**UNET, "norm_num_groups": 0}}, "has this config"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {**UNET, "act_fn": "eval"}}, "has this config"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {**UNET, "in_channels": 3}}, "3 in_channels"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": UNET, "classes": 3}, "has 0 labels"),
+        ({"kind": "diffusers", "name": "StableDiffusionPipeline", "config": {}}, "UNet2DModel"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {"a": {"b": 1}}}, "config"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {"a": [1] * 33}}, "config"),
+        ({"kind": "diffusers", "name": "UNet2DModel", "config": {"a": 2**60}}, "config"),
+        ({"kind": "dit", "patch": 3}, "patch 3 does not divide"),
+        ({"kind": "adm_unet", "multipliers": [-1.0, 1e300]}, r"\w"),
+        ({"kind": "song_unet", "multipliers": [0]}, "multipliers"),
+        ({"kind": "edm2_unet", "blocks": 10**9}, "blocks"),
+    ],
+)
+def test_descriptions_that_no_network_has_are_refused(inner, said):
+    """While they are read, or where they are made into a network on the way to its size: one ValueError."""
+    with pytest.raises(ValueError, match=said), torch.device("meta"):
+        Adapted.model_validate({"shape": [1, 8, 8], "inner": inner}).make((1, 8, 8))
+
+
+def test_a_network_that_no_machine_holds_is_refused_before_it_takes_memory(tmp_path):
+    """As any other of an experiment, by its size."""
+    e = parse_experiment(content(unet(tmp_path), (1, 8, 8), 10), "tuned.yaml")
+    wide = {**e.network.inner.config, "block_out_channels": (2**20, 2**20)}
+    inner = e.network.inner.model_copy(update={"config": wide})
+    model = e.training.model_copy(update={"network": e.network.model_copy(update={"inner": inner})})
+    with pytest.raises(ConfigError, match=r"parameters take .* make the network smaller"):
+        model.check_size((1, 8, 8))
