@@ -6,7 +6,6 @@ asked for where it matters: `rescale_timesteps` is true where a command of impro
 in guided-diffusion. Flags of training, and of what its own samplers do, are taken and change nothing.
 """
 
-from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -14,12 +13,13 @@ from torch import nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import LONGEST_TABLE, WIDEST, Place, Seed, Side, Text, Value, Width
-from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
+from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described, with_weights
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.betas import LinearBetas, SquaredCosBetas
 from snrkit.diffusion.denoiser import NoPrecondition
 from snrkit.diffusion.prediction import X0, Eps
 from snrkit.diffusion.process import Ddpm
+from snrkit.networks.adapted import Adapted, LinearClock
 from snrkit.networks.adm import AdmUNet
 from snrkit.networks.foreign import Foreign
 
@@ -41,7 +41,7 @@ class AdmModel(Value):
     path: Place
     image_size: int = Field(default=64, ge=4, le=2**12)
     num_channels: int = Field(default=128, ge=32, le=WIDEST)
-    num_res_blocks: int = Field(default=2, ge=1, le=100)
+    num_res_blocks: int = Field(default=2, ge=1, le=16)
     num_heads: Width = 4
     num_head_channels: Width | Literal[-1] = Field(default=-1, description="in place of num_heads, unless -1")
     attention_resolutions: tuple[Side, ...] = Field(default=(16, 8), max_length=12)
@@ -61,7 +61,7 @@ class AdmModel(Value):
     timestep_respacing: Text | Seed = Field(
         default="", description="none: a sampler's grid says which levels are visited"
     )
-    dropout: float = Field(default=0.0, description="of training alone")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of training alone")
     use_checkpoint: bool = Field(default=False, description="of training alone")
     use_fp16: bool = Field(default=False, description="of training alone; see compute.precision")
     use_kl: bool = Field(default=False, description="of training alone")
@@ -110,14 +110,18 @@ class AdmModel(Value):
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
-        network, weights = self._network(), weights_in(self.path, None)
-        outputs = IMAGE_CHANNELS * (2 if self.learn_sigma else 1)
+        value, weights = self.architecture(), weights_in(self.path, None)
         try:
-            inner = filled(partial(self._value(network.classes).make, network.shape, outputs), weights)
+            return with_weights(value, weights)
         except SnrkitError as error:
             raise ConfigError(f"model.path: {self.path} holds other weights than the flags say ({error}).") from None
-        factor = 1000 / self.diffusion_steps if self.rescale_timesteps else 1.0
-        return Clocked(inner, lambda time: time * factor, IMAGE_CHANNELS, 1.0)
+
+    def architecture(self) -> Adapted:
+        """By the flags, dropout included."""
+        network = self._network()
+        outputs = IMAGE_CHANNELS * (2 if self.learn_sigma else 1)
+        clock = LinearClock(factor=1000 / self.diffusion_steps if self.rescale_timesteps else 1.0)
+        return Adapted(shape=network.shape, inner=self._value(network.classes), outputs=outputs, clock=clock)
 
     def _network(self) -> Foreign:
         labels = weights_in(self.path, None).get("label_emb.weight")
@@ -138,6 +142,7 @@ class AdmModel(Value):
                 blocks=self.num_res_blocks,
                 attention=self.attention_resolutions,
                 heads=self.num_heads,
+                dropout=self.dropout,
                 head_channels=self.num_head_channels if self.num_head_channels > 0 else None,
                 classes=classes,
                 scale_shift=self.use_scale_shift_norm,

@@ -8,6 +8,7 @@ scale, of the model's own where it says so (EDM2's differ by channel) and else o
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from snrkit.checkpoints.foreign import Autoencoder, digest_of
 from snrkit.data.dataset import Dataset, fingerprint
 
 BATCH = 64  # images encoded or decoded at once
+ALONE = 1  # images encoded at once where a resumed training is to see the same bits, whichever it asks for first
 KEPT = 2**30  # bytes of latents that are kept
 SIDES = {"AutoencoderKL": "block_out_channels", "AutoencoderDC": "encoder_block_out_channels"}  # halved between each
 
@@ -94,21 +96,24 @@ def load_codec(asked: Autoencoder, device: torch.device) -> Codec:
     )
 
 
-def encoded(dataset: Dataset, codec: Codec) -> Dataset:
-    """The data set of the latents, each encoded when it is asked for; the last KEPT bytes of them are kept."""
-    shape = codec.shape(dataset.shape)
+def encoded(dataset: Dataset, codec: Codec, batch: int = BATCH) -> Dataset:
+    """The data set of the latents, each encoded when it is asked for, at most `batch` at once, and the last KEPT bytes
+    of them kept. One thread at a time.
+    """
+    lock, shape = Lock(), codec.shape(dataset.shape)
     most = max(BATCH, KEPT // (4 * shape[0] * shape[1] * shape[2]))
     kept: OrderedDict[int, Tensor] = OrderedDict()
 
     def read(indices: Sequence[int]) -> Tensor:
-        found = {i: kept[i] for i in indices if i in kept}
-        missing = [i for i in dict.fromkeys(indices) if i not in found]
-        for part in (missing[k : k + BATCH] for k in range(0, len(missing), BATCH)):
-            found.update(zip(part, codec.encode(dataset.x0(part)).unbind(), strict=True))
-        kept.update(found)
-        while len(kept) > most:
-            kept.popitem(last=False)
+        with lock:
+            found = {i: kept[i] for i in indices if i in kept}
+            missing = [i for i in dict.fromkeys(indices) if i not in found]
+            for part in (missing[k : k + batch] for k in range(0, len(missing), batch)):
+                found.update(zip(part, codec.encode(dataset.x0(part)).unbind(), strict=True))
+            kept.update(found)
+            while len(kept) > most:
+                kept.popitem(last=False)
         return torch.stack([found[i] for i in indices])
 
     mark = fingerprint(dataset.fingerprint.encode(), codec.mark.encode())
-    return replace(dataset, shape=shape, pixels=read, fingerprint=mark, exact=None)
+    return replace(dataset, shape=shape, pixels=read, fingerprint=mark, streams=False, exact=None)

@@ -12,18 +12,20 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from snrkit.base.errors import ConfigError, reason_of
 from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
-from snrkit.checkpoints.folders import absent, class_of, diffusers_package, find_weights, pretrained
+from snrkit.checkpoints.folders import absent, class_of, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.diffusion.betas import TrainedBetas
 from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
-from snrkit.diffusion.prediction import X0, AnyTarget, Cond, Eps, FlowVelocity, V
+from snrkit.diffusion.prediction import X0, AnyTarget, Eps, FlowVelocity, V
 from snrkit.diffusion.process import AnyProcess, Ddpm, Edm, Flow
+from snrkit.networks.adapted import Adapted, AdaptedModule, LinearClock
 from snrkit.networks.foreign import Foreign
+from snrkit.networks.of_diffusers import DiffusersModule, DiffusersNetwork, diffusers_package, plain_config
 
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()
@@ -64,7 +66,33 @@ class DiffusersModel(Value):
         if name in KINDS:
             told = 3.5 if self.guidance is None else self.guidance
             return Texted(inner, name, find_texts(self.prompts, name, config), clock.factor, told)
-        return Adapted(inner, network, network.classes if self.null_label is None else self.null_label, clock)
+        value = self._adapted(name, config, network, clock)
+        assert isinstance(value.inner, DiffusersNetwork)
+        return AdaptedModule(value, DiffusersModule(value.inner, inner))
+
+    def architecture(self) -> Adapted:
+        """By the two configurations."""
+        name, config, network, clock = self._read()
+        if name in KINDS:
+            raise ConfigError(
+                f"model.path: a {name} is told texts that lie in a file, without which nothing rebuilds it: it can be "
+                "sampled and measured, but not be trained on."
+            )
+        return self._adapted(name, config, network, clock)
+
+    def _adapted(self, name: str, config: Mapping[str, Any], network: Foreign, clock: "Clock") -> Adapted:
+        null = network.classes if self.null_label is None else self.null_label
+        try:
+            inner = DiffusersNetwork(
+                name="DiTTransformer2DModel" if name == "DiTTransformer2DModel" else "UNet2DModel",
+                config=plain_config(name, config),
+                classes=network.classes,
+                null_label=null if network.null_label else None,
+            )
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ConfigError(f"model.path: config.json of {self.path} has an impossible {where[:80]}.") from None
+        return Adapted(shape=network.shape, inner=inner, clock=LinearClock(factor=clock.factor), sign=clock.sign)
 
     def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
         """(the model's class, its configuration, shape and labels, what its scheduler says)."""
@@ -77,7 +105,7 @@ class DiffusersModel(Value):
         """The pipeline's own, or the one that is given."""
         own = next((self.path / part for part in CODECS if (self.path / part).is_dir()), None)
         place = self.vae or own
-        return None if place is None else Autoencoder(place)
+        return None if place is None else Autoencoder(path=place)
 
     def _network(self, name: str, config: Mapping[str, Any]) -> Foreign:
         """Shape and labels."""
@@ -158,7 +186,7 @@ class Clock:
     target: AnyTarget
     precondition: AnyPrecondition = PLAIN
     factor: float = 1.0  # from snrkit's time to the network's
-    sign: float = 1.0  # of its output
+    sign: Literal[1, -1] = 1  # of its output
     sigma_data: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -263,23 +291,5 @@ def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
 def _edm(scheduler: Any, predicted: str) -> Clock:
     config = scheduler.config
     process = Edm(sigma_min=config.sigma_min, sigma_max=config.sigma_max)
-    sign = -1.0 if predicted == "v_prediction" else 1.0
+    sign: Literal[1, -1] = -1 if predicted == "v_prediction" else 1
     return Clock(process, X0(), EdmPrecondition(), sign=sign, sigma_data=float(config.sigma_data))
-
-
-class Adapted(nn.Module):
-    """A model of diffusers under snrkit's call."""
-
-    def __init__(self, inner: nn.Module, network: Foreign, null: int, clock: Clock) -> None:
-        super().__init__()
-        self.inner, self.labelled, self.null = inner, network.classes > 0, null
-        self.channels, self.factor, self.sign = network.shape[0], clock.factor, clock.sign
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """(B, C, H, W), time (B,) -> the same."""
-        told: dict[str, Tensor] = {}
-        if self.labelled:
-            none = torch.full((len(x),), -1) if cond is None or cond.labels is None else cond.labels
-            told["class_labels"] = torch.where(none < 0, self.null, none).to(x.device)
-        out: Tensor = self.inner(x, time * self.factor, **told, return_dict=False)[0]
-        return self.sign * out[:, : self.channels]

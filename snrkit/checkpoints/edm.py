@@ -17,7 +17,6 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +25,19 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Place, Text, Value
-from snrkit.checkpoints.foreign import Autoencoder, Clock, Clocked, Described, filled
+from snrkit.checkpoints.foreign import Autoencoder, Described, with_weights
 from snrkit.checkpoints.machine import Record
 from snrkit.checkpoints.pickles import LAYERS, PERSISTENT, read_pickle
 from snrkit.diffusion.betas import TrainedSigmas
 from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition, RawPrecondition
 from snrkit.diffusion.prediction import X0, AnyTarget, Eps
 from snrkit.diffusion.process import AnyProcess, Ddpm, Edm
+from snrkit.networks.adapted import Adapted, AnyClock, LinearClock, VpClock
 from snrkit.networks.edm import DhariwalUNet, SongUNet
 from snrkit.networks.edm2 import Edm2UNet
 from snrkit.networks.foreign import Foreign
 
+OWN_TIME = LinearClock()  # snrkit's time, as it is
 AnyUNet = SongUNet | DhariwalUNet | Edm2UNet
 SIGMAS = 0.002, 80.0  # the most that the published samplers visit, of any network
 LATENT_ENCODER = "StabilityVAEEncoder"  # in EDM2's files, which say by channel what their latents are
@@ -78,20 +79,26 @@ class EdmModel(Value):
         if len(bias) != len(scale) or not all(scale):
             raise ConfigError(f"model.path: the encoder of {self.path} has no usable scale beside its bias.")
         shift = tuple(-b / s for b, s in zip(bias, scale, strict=True))
-        return Autoencoder(self.vae, scale, shift, unit=True)
+        return Autoencoder(path=self.vae, scale=scale, shift=shift, unit=True)
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
         outer, reading = self._open()
-        inner, side = outer.inner, _integer(outer, "img_resolution")
-        image = _integer(outer, "img_channels")
-        shape, outputs, value = (image, side, side), reading.doubled * image, _network(inner, self.path)
+        value = self._adapted(outer, reading)
         try:
-            network = filled(partial(value.make, shape, outputs), dict(_weights(inner.state)))
+            return with_weights(value, dict(_weights(outer.inner.state)))
         except SnrkitError as error:
             text = f"model.path: {self.path} holds other weights than its arguments say ({error})."
             raise ConfigError(text) from None
-        return Clocked(network, reading.clock, image, reading.sign)
+
+    def architecture(self) -> Adapted:
+        """By the arguments in the file, dropout included."""
+        return self._adapted(*self._open())
+
+    def _adapted(self, outer: "Persistent", reading: "Reading") -> Adapted:
+        image, side = (_integer(outer, key) for key in ("img_channels", "img_resolution"))
+        inner, outputs = _network(outer.inner, self.path), reading.doubled * image
+        return Adapted(shape=(image, side, side), inner=inner, outputs=outputs, clock=reading.clock, sign=reading.sign)
 
     def _content(self) -> Mapping[str, Any]:
         try:
@@ -202,8 +209,8 @@ class Reading:
     process: AnyProcess
     target: AnyTarget
     precondition: AnyPrecondition
-    clock: Clock = lambda time: time  # from snrkit's time to the network's
-    sign: float = 1.0
+    clock: AnyClock = OWN_TIME  # from snrkit's time to the network's
+    sign: Literal[1, -1] = 1
     sigma_data: float | None = None
     doubled: int = 1  # its output's channels over the image's: 2 with a learned variance
 
@@ -216,9 +223,14 @@ def _reading(outer: Persistent, path: Path) -> Reading:
         return Reading(Edm(), X0(), EdmPrecondition(), sigma_data=_real(outer, "sigma_data"))
     if outer.name == "VPPrecond":
         steepness, least, steps = (_real(outer, key) for key in ("beta_d", "beta_min", "M"))
-        return Reading(_bounded(outer), Eps(), NoPrecondition(), vp_clock(steepness, least, steps))
+        try:
+            clock = VpClock(steepness=steepness, least=least, steps=steps)
+        except ValidationError:
+            raise ConfigError(f"model.path: {path} holds a VPPrecond of an impossible beta_d, beta_min or M.") from None
+        return Reading(_bounded(outer), Eps(), NoPrecondition(), clock)
     if outer.name == "VEPrecond":
-        return Reading(_bounded(outer), Eps(), RawPrecondition(), lambda time: 4 * time - math.log(2), sign=-1.0)
+        halved = LinearClock(factor=4, offset=-math.log(2))
+        return Reading(_bounded(outer), Eps(), RawPrecondition(), halved, sign=-1)
     if outer.name == "iDDPMPrecond":
         table = _mapping(state, "_buffers").get("u")
         if not isinstance(table, Tensor) or table.ndim != 1 or not 3 <= len(table) <= 2**16:
@@ -242,17 +254,6 @@ def _bounded(outer: Persistent) -> Edm:
     if not low < high or high <= SIGMAS[0] or low >= SIGMAS[1]:
         raise ConfigError(f"model.path: the file's network takes no sigma, being bounded by {low:g} and {high:g}.")
     return Edm(sigma_min=max(low, SIGMAS[0]), sigma_max=min(high, SIGMAS[1]))
-
-
-def vp_clock(steepness: float, least: float, steps: float) -> Clock:
-    """(M - 1) t with sigma(t)^2 + 1 = exp(beta_d t^2/2 + beta_min t) (Karras et al. 2022, table 1)."""
-
-    def clock(time: Tensor) -> Tensor:
-        log = nn.functional.softplus(8 * time.double(), threshold=40)  # ln(1 + sigma^2)
-        t = ((least**2 + 2 * steepness * log).sqrt() - least) / steepness
-        return ((steps - 1) * t).float()
-
-    return clock
 
 
 SONG = {

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,27 +15,17 @@ import torch
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
 from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
+from snrkit.networks.of_diffusers import LARGEST_NUMBER, LAYERS, MOST_LAYERS, diffusers_package
 
 RENAMED: dict[tuple[str, str], str] = {  # classes of older folders, by the norm that told them apart
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"
 }
 LARGEST_JSON = 2**20  # bytes
 LONGEST_CLASS = 100  # letters of a name
-LARGEST_NUMBER, MOST_LAYERS = 2**24, 200  # in a configuration
-LAYERS = ("layers_per_block", "num_layers", "num_single_layers")
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+?))?(?:-\d+-of-\d+)?\.(?P<format>safetensors|bin)"
 )
 PLAIN_NAME = re.compile(r"[\w.-]+")
-
-
-def diffusers_package() -> ModuleType:
-    """The package; ConfigError says how to install it."""
-    try:
-        import diffusers
-    except ImportError:
-        raise ConfigError("the package diffusers is not installed; pip install 'snrkit[diffusers]'.") from None
-    return diffusers
 
 
 def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str, Any]]:

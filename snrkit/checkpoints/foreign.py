@@ -6,18 +6,22 @@ weights, as a module with snrkit's own call. Nothing that is read is executed.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.cache import content_digest
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import checksum
+from snrkit.base.value import WIDEST, Place, Value
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.prediction import AnyTarget, Cond
+from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess
+from snrkit.networks.adapted import Adapted, AdaptedModule
 from snrkit.networks.foreign import Foreign
 
 
@@ -32,17 +36,19 @@ class Described:
     sigma_data: float | None = None  # that its preconditioning was made with
 
 
-@dataclass(frozen=True, slots=True)
-class Autoencoder:
+Row = Annotated[tuple[float, ...], Field(max_length=WIDEST)]
+
+
+class Autoencoder(Value):
     """Where a latent model's autoencoder is and, where the model says it, what its states are of the latents.
 
     states = (latents - shift)*scale by channel; without them as the autoencoder's own configuration says.
     """
 
-    path: Path
-    scale: tuple[float, ...] = ()
-    shift: tuple[float, ...] = ()
-    unit: bool = False  # it takes and gives images in [0, 1]
+    path: Place = Field(description="folder, as diffusers saves AutoencoderKL and AutoencoderDC")
+    scale: Row = ()
+    shift: Row = ()
+    unit: bool = Field(default=False, description="it takes and gives images in [0, 1]")
 
 
 class ForeignModel(Protocol):
@@ -66,6 +72,14 @@ class ForeignModel(Protocol):
         """Its network, on the CPU: forward(x, time, cond) -> F. ConfigError where the weights cannot be read."""
 
 
+@runtime_checkable
+class Rebuilt(Protocol):
+    """A model from elsewhere that can be trained on, as plain values rebuild its network without the file."""
+
+    def architecture(self) -> Adapted:
+        """What its network is. ConfigError where nothing rebuilds it, or the configuration cannot be read."""
+
+
 LEARNED = "half of its output is a learned variance, which is left out"  # a note
 SHARED = 2**26  # bytes that weights may have in common
 NAMED = 12  # digits of a checksum that a name has
@@ -83,22 +97,6 @@ def digest_of(path: Path) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     parts = [f"{file.name if file == path else file.relative_to(path)} {content_digest(file)}" for file in files]
     return checksum("\n".join(parts).encode())
-
-
-Clock = Callable[[Tensor], Tensor]
-
-
-class Clocked(nn.Module):
-    """A network under snrkit's time: `clock` makes its own of it; of the output, `channels` times `sign` are taken."""
-
-    def __init__(self, inner: nn.Module, clock: Clock, channels: int, sign: float) -> None:
-        super().__init__()
-        self.inner, self.clock, self.channels, self.sign = inner, clock, channels, sign
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """(B, C, H, W), time (B,) -> the same."""
-        out: Tensor = self.inner(x, self.clock(time), cond)
-        return self.sign * out[:, : self.channels]
 
 
 def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: Collection[str] = ()) -> nn.Module:
@@ -123,3 +121,8 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     network = make()
     network.load_state_dict(weights, strict=not unset)
     return network
+
+
+def with_weights(value: Adapted, weights: Mapping[str, Tensor], unset: Collection[str] = ()) -> AdaptedModule:
+    """The network that `value` describes, without nulls, with the inner network's weights; the rest as of `filled`."""
+    return AdaptedModule(value, filled(partial(value.inner.make, value.shape, value.outputs), weights, unset))

@@ -8,7 +8,6 @@ guidance the published samplers leave the fourth latent channel unguided, which 
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.value import Place, Text, Value, Width
-from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Clocked, Described, filled
+from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described, with_weights
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.denoiser import NoPrecondition
 from snrkit.diffusion.prediction import Eps, FlowVelocity
 from snrkit.diffusion.process import Ddpm, Flow
-from snrkit.networks.dit import Dit
+from snrkit.networks.adapted import Adapted, LinearClock
+from snrkit.networks.dit import Dit, DitModule
 from snrkit.networks.foreign import Foreign
 
 DEEPEST = 200  # blocks; published sizes have 28 at most
@@ -42,7 +42,7 @@ class TransformerFile(Value):
 
     def autoencoder(self) -> Autoencoder | None:
         """The one that is given."""
-        return None if self.vae is None else Autoencoder(self.vae)
+        return None if self.vae is None else Autoencoder(path=self.vae)
 
 
 class DitModel(TransformerFile):
@@ -58,8 +58,12 @@ class DitModel(TransformerFile):
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
-        shape, network = _opened(self)
-        return Clocked(network, lambda time: time, shape[0], 1.0)
+        return _opened(self, self.architecture())
+
+    def architecture(self) -> Adapted:
+        """By the shapes of the weights."""
+        value, shape, outputs = _layout(self, weights_in(self.path, self.entry))
+        return Adapted(shape=shape, inner=value, outputs=outputs)
 
 
 class SitModel(TransformerFile):
@@ -73,8 +77,12 @@ class SitModel(TransformerFile):
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
-        shape, network = _opened(self)
-        return Clocked(network, lambda time: 1 - time, shape[0], -1.0)
+        return _opened(self, self.architecture())
+
+    def architecture(self) -> Adapted:
+        """By the shapes of the weights, with time and output turned."""
+        value, shape, outputs = _layout(self, weights_in(self.path, self.entry))
+        return Adapted(shape=shape, inner=value, outputs=outputs, clock=LinearClock(factor=-1, offset=1), sign=-1)
 
 
 def _described(model: TransformerFile) -> tuple[Foreign, bool]:
@@ -83,18 +91,18 @@ def _described(model: TransformerFile) -> tuple[Foreign, bool]:
     return Foreign(shape=shape, classes=value.classes, null_label=True), outputs == 2 * shape[0]
 
 
-def _opened(model: TransformerFile) -> tuple[tuple[int, int, int], nn.Module]:
-    """(shape, the network)."""
+def _opened(model: TransformerFile, value: Adapted) -> nn.Module:
+    """The network, with the file's own positions."""
     weights = weights_in(model.path, model.entry)
-    value, shape, outputs = _layout(model, weights)
     positions = weights["pos_embed"]
     rest = {name: tensor for name, tensor in weights.items() if name != "pos_embed"}
     try:
-        network = filled(partial(value.make, shape, outputs), rest, unset=("extras.null_time",))
+        network = with_weights(value, rest, unset=("extras.null_time",))
     except SnrkitError as error:
         raise ConfigError(f"model.path: {model.path} is no whole DiT or SiT ({error}).") from None
-    network.pos_embed = positions.float().clone()
-    return shape, network
+    assert isinstance(network.inner, DitModule)
+    network.inner.pos_embed = positions.float().clone()
+    return network
 
 
 def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit, tuple[int, int, int], int]:
@@ -108,6 +116,8 @@ def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit,
         wide = weights["blocks.0.mlp.fc1.bias"].shape[0]
     except (KeyError, ValueError, IndexError):
         raise ConfigError(f"model.path: {model.path} does not hold the weights of a DiT or SiT.") from None
+    if outputs < channels:
+        raise ConfigError(f"model.path: {model.path} holds a DiT or SiT that answers less than a state.")
     if depth > DEEPEST:
         raise ConfigError(f"model.path: {model.path} holds a DiT or SiT of {depth} blocks, more than any.")
     heads = model.heads or HEADS.get(dim)

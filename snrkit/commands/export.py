@@ -1,21 +1,22 @@
 """`snrkit export RUN --to diffusers`: a run's weights as a folder that diffusers loads by itself.
 
-The U-Net's names are diffusers' own, so that weights move as they are. What diffusers has no place for must not matter:
-the null embedding of the time is dropped, as a pipeline always tells the level; extra scalars are refused.
+The U-Net's names are diffusers' own, so that weights move as they are; so are those of a UNet2DModel that was trained
+on. What diffusers has no place for must not matter: the null embedding of the time is dropped, as a pipeline always
+tells the level; extra scalars are refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors, new_folder
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
-from snrkit.checkpoints.folders import diffusers_package
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
@@ -25,6 +26,8 @@ from snrkit.experiment.models import FromElsewhere, checkpoint_path, read_weight
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.networks import UNet
+from snrkit.networks.adapted import Adapted, LinearClock, without_nulls
+from snrkit.networks.of_diffusers import DiffusersModule, DiffusersNetwork, diffusers_package
 from snrkit.networks.unet import EPSILON
 
 PREDICTED: dict[str, str] = {target.kind: name for name, target in TARGETS.items()}
@@ -46,9 +49,8 @@ def run_exporting(
     check_own(run, [checkpoint_path(run, weights.images, weights.name)])
     with torch.device("meta"):  # however large a stranger's configuration calls it
         network = _network(package, experiment)
-    kept = {name: tensor for name, tensor in read_weights(run, weights).items() if not name.startswith("extras.")}
     try:
-        network.load_state_dict(kept, assign=True)
+        network.load_state_dict(_renamed(experiment, read_weights(run, weights)), assign=True)
     except RuntimeError as error:
         raise RunError(f"{path} holds weights of another network ({' '.join(str(error).split())[:200]}).") from None
     with (
@@ -76,7 +78,9 @@ def unfit(e: Experiment) -> str | None:
 def _reasons(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
-    if not isinstance(e.network, UNet):
+    if isinstance(e.network, Adapted):
+        yield from _of_another(e.network)
+    elif not isinstance(e.network, UNet):
         yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
     elif e.network.scalars:
         yield f"its network is told {', '.join(e.network.scalars)} too, which no pipeline tells it"
@@ -90,6 +94,24 @@ def _reasons(e: Experiment) -> Iterator[str]:
         yield f"no scheduler of a table has the preconditioning {e.precondition.kind}"
     if e.target.kind not in PREDICTED:
         yield f"no scheduler of a table has the target {e.target.kind}"
+
+
+def _of_another(network: Adapted) -> Iterator[str]:
+    """Of a network of another project."""
+    inner = network.inner
+    if not isinstance(inner, DiffusersNetwork):
+        yield f"its network is the {inner.kind} of a model from elsewhere, whose own files are not written"
+    elif inner.name != "UNet2DModel":
+        yield f"its network is a {inner.name}, and only UNet2DModel is written"
+    elif network.clock != LinearClock() or network.sign != 1:
+        yield "no scheduler that is written gives its network's own time and sign"
+
+
+def _renamed(e: Experiment, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under diffusers' names, without what it has no place for."""
+    if isinstance(e.network, Adapted):
+        return {name.removeprefix("inner."): tensor for name, tensor in without_nulls(weights).items()}
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("extras.")}
 
 
 def _scheduler(package: ModuleType, e: Experiment) -> Any:
@@ -113,6 +135,10 @@ def _scheduler(package: ModuleType, e: Experiment) -> Any:
 
 def _network(package: ModuleType, e: Experiment) -> Any:
     """UNet2DModel of the same layers."""
+    if isinstance(e.network, Adapted):
+        made = e.network.inner.make(e.network.shape)
+        assert isinstance(made, DiffusersModule)
+        return made.inner
     value, shape = e.network, e.data.open().shape
     assert isinstance(value, UNet)
     size = shape[1] if shape[1] == shape[2] else shape[1:]

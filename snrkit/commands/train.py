@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from snrkit.base.background import Background
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
@@ -28,7 +31,7 @@ from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
-from snrkit.experiment.models import TrainedHere, checkpoint_path, read_weights
+from snrkit.experiment.models import READ, FromElsewhere, TrainedHere, checkpoint_path, read_weights
 from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import prepare_sampling
@@ -43,8 +46,9 @@ from snrkit.experiment.stored import (
     write_config,
     write_environment,
 )
+from snrkit.networks.adapted import AdaptedModule, add_nulls, start_untold
 from snrkit.training.clipping import remark
-from snrkit.training.config import TrainConfig
+from snrkit.training.config import ResumeFrom, TrainConfig
 from snrkit.training.holdout import held_out_loss
 from snrkit.training.step import TrainStep
 from snrkit.training.task import Task
@@ -163,13 +167,16 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     state = make_state(task, network)
     if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
         console.print(note)
+    begun = newest_checkpoint(run.checkpoints) is None
+    if begun:  # before anything is written
+        begin_from(training, task, state)
     with locked(run) if world.leads else contextlib.nullcontext():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         of = training_of(opened.experiment, opened.data.dataset.fingerprint)
         tally, lines = _resume(run, state, world, opened.experiment, of, fall_back)
-        if not state.step:
-            _begin_from(training, state)
+        if not state.step and not begun:
+            begin_from(training, task, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         log = LogWriter(run.log, lines, world.leads)
         if world.leads:
@@ -221,27 +228,55 @@ def _sound(run: Run, path: Path, fall_back: bool) -> tuple[Checkpoint, list[Path
     return checkpoint, damaged
 
 
-def _begin_from(training: TrainedHere, state: TrainState) -> None:
+def begin_from(training: TrainedHere, task: Task, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
     origin = training.train.resume_from
     if origin is None:
         return
-    trained = stored_experiment(origin.run)
-    parts = ("process", "target", "precondition")
-    if any(getattr(trained, part) != getattr(training, part) for part in parts):
-        raise ConfigError(
-            f"train.resume_from: {origin.run} has another process, target or precondition; take over all three, or "
-            "train from scratch."
-        )
-    run = Run(origin.run)
-    weights = trained.model.find(run, origin.checkpoint, origin.average)
-    check_own(run, [checkpoint_path(run, weights.images, weights.name)])
+    if origin.model is None:
+        weights = _weights_of_run(training, origin)
+    else:
+        weights = _weights_of_model(training, FromElsewhere(source=origin.model), task)
     try:
-        state.network.load_state_dict(dict(read_weights(run, weights)))
+        state.network.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise ConfigError(f"train.resume_from: {origin.run} has another network ({reason_of(error)}).") from None
+        raise ConfigError(f"train.resume_from: {origin.place} has another network ({reason_of(error)}).") from None
     for average in state.averages.values():
         average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
+
+
+def _weights_of_run(training: TrainedHere, origin: ResumeFrom) -> Mapping[str, Tensor]:
+    """The weights of another run. ConfigError where its network is read in another way."""
+    trained = stored_experiment(origin.place)
+    if any(getattr(trained, part) != getattr(training, part) for part in READ):
+        raise ConfigError(
+            f"train.resume_from: {origin.place} has another process, target or precondition; take over all three, or "
+            "train from scratch."
+        )
+    run = Run(origin.place)
+    weights = trained.model.find(run, origin.checkpoint, origin.average)
+    check_own(run, [checkpoint_path(run, weights.images, weights.name)])
+    return read_weights(run, weights)
+
+
+def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -> Mapping[str, Tensor]:
+    """The weights of a model from elsewhere. Untold, it says what it says at the median of the levels of training."""
+    try:
+        brought = model.to_train()
+        differing = [part for part, value in brought.items() if value != getattr(training, part)]
+        network = None if differing else model.loaded()
+    except ConfigError as error:
+        raise ConfigError(f"train.resume_from.{error}") from None
+    if network is None:
+        raise ConfigError(
+            f"train.resume_from.model: {model.source.path} has another {differing[0]} than this file; leave out "
+            f"{', '.join(brought)}, which it brings."
+        )
+    assert isinstance(network, AdaptedModule)
+    add_nulls(network)
+    median = task.objective.of(torch.tensor(task.train[:1])).logsnr(torch.tensor([0.5], dtype=torch.float64))
+    start_untold(network, task.objective.process.time(median)[0])
+    return network.state_dict()
 
 
 def _loop(

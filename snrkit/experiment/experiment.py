@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,10 @@ from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
 from snrkit.experiment.faults import CUT, LONGEST, describe, prune, told
-from snrkit.experiment.models import AnyModel, FromElsewhere, TrainedHere
+from snrkit.experiment.models import READ, AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
-from snrkit.networks import AnyNetwork
+from snrkit.networks import AnyTrained
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import (
@@ -134,7 +135,7 @@ class Experiment(Value):
         return self.model.parts.precondition
 
     @property
-    def network(self) -> AnyNetwork | Foreign:
+    def network(self) -> AnyTrained | Foreign:
         """The model's."""
         return self.model.parts.network
 
@@ -173,6 +174,7 @@ class Experiment(Value):
         return part
 
 
+BROUGHT = (*READ, "network", "latents")  # parts of a model from elsewhere that is trained on
 PARTS = tuple(name for name in TrainedHere.model_fields if name != "kind")
 
 
@@ -237,7 +239,7 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experimen
 
 def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
     """The experiment of a mapping, as a file has it."""
-    content = _with_model(content, where)
+    content = _with_origin(_with_model(content, where), where)
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
@@ -267,15 +269,56 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         return content
     if given := [key for key in PARTS if key in content]:
         raise ConfigError(f"{where}: {given[0]}: has no effect, as `model` brings its own; drop {', '.join(given)}")
-    try:
-        model = FromElsewhere(source=content["model"])
+    model = _model_at(("model",), content["model"], where)
+    with _read_of(model, (), where):
         sigma_data = model.described.sigma_data
+    return {**content, "model": model, "data": _with_sigma_data(content, sigma_data, where)}
+
+
+def _with_origin(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The mapping with the parts of the model from elsewhere that is to be trained on, read from its file.
+
+    Where all of them are given, as in a resolved file, the model's file is not looked at.
+    """
+    train = content.get("train")
+    asked = train.get("resume_from") if isinstance(train, Mapping) else None
+    if not isinstance(asked, Mapping) or asked.get("model") is None or asked.get("run") is not None:
+        return content
+    given = [part for part in BROUGHT if part in content]
+    if len(given) == len(BROUGHT):
+        return content
+    if given:
+        raise ConfigError(
+            f"{where}: {given[0]}: has no effect, as train.resume_from.model brings its own; drop {', '.join(given)}"
+        )
+    model = _model_at(("train", "resume_from", "model"), asked["model"], where)
+    with _read_of(model, ("train", "resume_from"), where):
+        parts, sigma_data = model.to_train(), model.described.sigma_data
+    return {**content, **parts, "data": _with_sigma_data(content, sigma_data, where)}
+
+
+def _model_at(loc: tuple[str, ...], content: Any, where: str) -> FromElsewhere:
+    """The model from elsewhere that stands at a place of a file. ConfigError lists its faults."""
+    try:
+        return FromElsewhere(source=content)
     except ValidationError as error:
-        faults = [{**fault, "loc": ("model", *fault["loc"][1:])} for fault in error.errors()]
+        faults = [{**fault, "loc": (*loc, *fault["loc"][1:])} for fault in error.errors()]
         raise ConfigError("\n".join(line for f in faults for line in describe(f, where, AsWritten))) from None
+
+
+@contextmanager
+def _read_of(model: FromElsewhere, above: tuple[str, ...], where: str) -> Iterator[None]:
+    """Faults of a model's file with the place where `model` stands in a file, and the kind that it looks like."""
+    try:
+        yield
     except ConfigError as error:
-        other = looks_like(model.source.path, model.source.kind)
-        raise ConfigError(shown(f"{where}: {error}{other}", LONGEST)) from None
+        text, other = str(error), looks_like(model.source.path, model.source.kind)
+        at = ".".join((*above, text)) if text.startswith("model.") else text
+        raise ConfigError(shown(f"{where}: {at}{other}", LONGEST)) from None
+
+
+def _with_sigma_data(content: Mapping[str, Any], sigma_data: float | None, where: str) -> dict[str, Any]:
+    """`data` with the standard deviation that a model was trained with. ConfigError where another is given."""
     if not isinstance(content.get("data"), Mapping):
         raise ConfigError(f"{where}: data: it needs a mapping, such as {{kind: ...}}, also beside a model")
     data = dict(content["data"])
@@ -283,7 +326,7 @@ def _with_model(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if data.setdefault("sigma_data", sigma_data) not in ("auto", sigma_data):
             raise ConfigError(f"{where}: data.sigma_data: the model was trained with {sigma_data:g}; drop it")
         data["sigma_data"] = sigma_data
-    return {**content, "model": model, "data": data}
+    return data
 
 
 def _faults_of_the_rest(content: Mapping[str, Any], faults: Sequence[Mapping[str, Any]], where: str) -> list[str]:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.checkpoints.codec import Codec, encoded, load_codec
+from snrkit.checkpoints.codec import BATCH, Codec, encoded, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
 from snrkit.data.measured import Measured
 from snrkit.data.toy import TakesMemory
-from snrkit.networks import AnyNetwork
+from snrkit.networks import Adapted, AnyTrained
 from snrkit.networks.foreign import Foreign
 
 
@@ -60,14 +60,15 @@ class OpenedData:
 
 def open_data(
     source: AnySource,
-    network: AnyNetwork | Foreign,
+    network: AnyTrained | Foreign,
     autoencoder: Autoencoder | None,
     variance: bool,
     device: torch.device,
+    at_once: int = BATCH,
 ) -> OpenedData:
     """Open the images, measure what is `auto`, and check that they fit the network: ConfigError.
 
-    `variance`: whether it is asked for beside sigma_data.
+    `variance`: whether it is asked for beside sigma_data. `at_once`: images that an autoencoder encodes.
     """
     _check_memory(source)
     labelled = source.open()
@@ -78,7 +79,7 @@ def open_data(
     if source.workers and autoencoder is not None:
         raise ConfigError("data.workers: has no effect, as images become latents where the training runs; drop it.")
     codec = _codec(source, autoencoder, device)
-    dataset = labelled if codec is None else encoded(labelled, codec)
+    dataset = labelled if codec is None else encoded(labelled, codec, at_once)
     check_fit(network, dataset, codec is not None)
     parts = split(dataset.count, source.holdout)
     found = moments(dataset, parts.train) if source.sigma_data == "auto" or variance else None
@@ -100,15 +101,15 @@ def _check_memory(source: AnySource) -> None:
         )
 
 
-def check_fit(network: AnyNetwork | Foreign, dataset: Dataset, latent: bool) -> None:
+def check_fit(network: AnyTrained | Foreign, dataset: Dataset, latent: bool) -> None:
     """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
     classes = network.conditioning.classes
-    if isinstance(network, Foreign) and network.shape != dataset.shape:
+    if isinstance(network, Foreign | Adapted) and network.shape != dataset.shape:
         ours, theirs = _shape(dataset.shape), _shape(network.shape)
         if latent:
             raise ConfigError(f"model.vae: its latents of these images are {ours}, and the model's states {theirs}.")
         raise ConfigError(f"data: images are {ours}, and the model's {theirs}; give images of that size.")
-    if isinstance(network, Foreign) and classes not in (0, dataset.classes):
+    if isinstance(network, Foreign | Adapted) and classes not in (0, dataset.classes):
         raise ConfigError(
             f"data: the model has {classes} labels, but {dataset.name} has {dataset.classes}; use images with the "
             "model's labels, or name its last label by model.null_label where that means none."
@@ -125,6 +126,8 @@ def _codec(source: AnySource, asked: Autoencoder | None, device: torch.device) -
         return None
     if source.flip:
         raise ConfigError("data.flip: latents of a mirrored image are no mirrored latents; drop it.")
+    if source.workers:
+        raise ConfigError("data.workers: has no effect on latents, which are encoded on the device; drop it.")
     return load_codec(asked, device)
 
 

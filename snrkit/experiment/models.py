@@ -3,7 +3,8 @@
 Both give the same parts, from which denoisers, grids and measurements are made; only what trains asks for more.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,14 @@ from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
-from snrkit.checkpoints.foreign import Autoencoder, Described, weights_of
+from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, weights_of
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import checksum_of, list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess, Flow
 from snrkit.experiment.run import Run
-from snrkit.networks import AnyNetwork, check_storable, make_network, set_checkpointing
+from snrkit.networks import AnyTrained, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
@@ -47,7 +48,7 @@ class Parts:
     process: AnyProcess
     target: AnyTarget
     precondition: AnyPrecondition
-    network: AnyNetwork | Foreign
+    network: AnyTrained | Foreign
     levels: AnyLevels | None  # where its training looked; None where that is not known
     capabilities: Capabilities
     precision_known: bool  # whether it is known in which precision it was trained
@@ -95,6 +96,20 @@ class Origin(Protocol):
         """The network with these weights, for states of `shape`, on the CPU. RunError where they do not fit."""
 
 
+READ = ("process", "target", "precondition")  # parts that a file says of itself, beside its network
+
+
+@contextmanager
+def _possible(path: Path) -> Iterator[None]:
+    """ConfigError where what a model's file says is none of the Values that it should be."""
+    try:
+        yield
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"model.path: {path} describes an impossible {where} ({said}).") from None
+
+
 class FromElsewhere(Value):
     """A model from elsewhere, which is taken as it is."""
 
@@ -105,12 +120,17 @@ class FromElsewhere(Value):
     @cached_property
     def described(self) -> Described:
         """What its configuration says, read once."""
-        try:
+        with _possible(self.source.path):
             return self.source.describe()
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")
-            raise ConfigError(f"model.path: {self.source.path} describes an impossible {where} ({said}).") from None
+
+    def to_train(self) -> dict[str, Value | None]:
+        """What is taken over of it to train it further, by the keys of a file. ConfigError where it cannot be."""
+        found, source = self.described, self.source
+        if not isinstance(source, Rebuilt):
+            raise ConfigError(f"model.kind: a model of kind {source.kind} cannot be trained on.")
+        with _possible(source.path):
+            network = source.architecture()
+        return {**{part: getattr(found, part) for part in READ}, "network": network, "latents": source.autoencoder()}
 
     @property
     def parts(self) -> Parts:
@@ -137,6 +157,10 @@ class FromElsewhere(Value):
         return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
+        return self.loaded()
+
+    def loaded(self) -> nn.Module:
+        """The network with its weights, on the CPU. RunError where these are not finite."""
         network = self.source.load()
         if wrong := not_finite(dict(network.named_parameters())):
             raise RunError(f"the model at {self.source.path} has weights that are not finite, {wrong} for one.")
@@ -152,7 +176,10 @@ class TrainedHere(Value):
     precondition: AnyPrecondition
     levels: AnyLevels
     weighting: AnyWeighting
-    network: AnyNetwork
+    network: AnyTrained
+    latents: Autoencoder | None = Field(
+        default=None, description="the autoencoder whose latents of the images are the states; default: the images are"
+    )
     train: TrainConfig
     trains: ClassVar[bool] = True
 
@@ -186,6 +213,8 @@ class TrainedHere(Value):
         yield from _weighting_faults(self)
         takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
         yield from training_faults(self.levels, bias, takes.classes, takes.scalars, augmented=train.augment is not None)
+        if self.latents is not None and train.augment is not None:
+            yield "train.augment: latents of a changed image are no changed latents; drop it"
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
         names = [value.name for value in train.averages]
@@ -193,7 +222,7 @@ class TrainedHere(Value):
             yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
 
     def autoencoder(self) -> Autoencoder | None:
-        return None
+        return self.latents
 
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
         chosen = longest(self.train.averages, self.train.batch)

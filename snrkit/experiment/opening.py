@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
+from snrkit.checkpoints.codec import ALONE
 from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
@@ -85,7 +86,7 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     compute = resolve_precision(experiment.compute, world.device, parts.precision_known)
     set_compute(compute, world.device)
     exact = any(sampler.start == "exact" for sampler in samplers)
-    data = open_data(experiment.data, parts.network, experiment.model.autoencoder(), exact, world.device)
+    data = _opened_data(experiment, exact, world.device)
     for made in (parts.levels, *(sampler.grid for sampler in samplers)):
         if isinstance(made, AsksShape):
             made.check(data.dataset.shape)
@@ -95,6 +96,17 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     for name, batch in (("sample.batch", experiment.sample.batch), ("shift.batch", experiment.shift.batch)):
         check_batch(name, min(batch, most), setting)
     return Opened(resolved, setting)
+
+
+def _opened_data(experiment: Experiment, variance: bool, device: torch.device) -> OpenedData:
+    """The images of an experiment. For one that trains, an autoencoder's messages name where that file names it."""
+    source, model = experiment.data, experiment.model
+    if not model.trains:
+        return open_data(source, model.parts.network, model.autoencoder(), variance, device)
+    try:
+        return open_data(source, model.parts.network, model.autoencoder(), variance, device, ALONE)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.vae: ", "latents.path: ")) from None
 
 
 def check_batch(name: str, images: int, setting: Setting) -> None:

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from snrkit.networks.adapted import Adapted
 from snrkit.networks.config import Conditioning, NetworkConfig, NetworkValue
 from snrkit.networks.dit import Dit
 from snrkit.networks.mlp import Mlp
@@ -24,7 +25,9 @@ from snrkit.networks.modules import (
 )
 from snrkit.networks.unet import UNet
 
-AnyNetwork = Annotated[UNet | Dit | Mlp, Field(discriminator="kind")]
+Own = UNet | Dit | Mlp
+AnyNetwork = Annotated[Own, Field(discriminator="kind")]
+AnyTrained = Annotated[Own | Adapted, Field(discriminator="kind")]  # with those of other projects, to be trained on
 
 
 def make_network(value: NetworkConfig, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -35,7 +38,9 @@ def make_network(value: NetworkConfig, shape: tuple[int, int, int], seed: int) -
 
 
 __all__ = [
+    "Adapted",
     "AnyNetwork",
+    "AnyTrained",
     "Conditioning",
     "Dit",
     "Mlp",

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Classes, Value, Width
+from snrkit.base.value import Classes, Side, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import sinusoid
 from snrkit.networks.norms import GroupNorm
@@ -24,8 +24,8 @@ class AdmUNet(Value):
     kind: Literal["adm_unet"] = "adm_unet"
     channels: int = Field(default=128, ge=GROUPS, le=2**12)
     multipliers: tuple[float, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=2, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
+    blocks: int = Field(default=2, ge=1, le=16)
+    attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
     heads: Width = 4
     head_channels: Width | None = Field(default=None, description="in place of `heads`")
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -160,6 +160,8 @@ class AdmModule(nn.Module):
         dims = [int(value.channels * multiplier) for multiplier in value.multipliers]
         self.time_embed = nn.Sequential(nn.Linear(value.channels, wide), nn.SiLU(), nn.Linear(wide, wide))
         self.label_emb = nn.Embedding(value.classes, wide) if value.classes else None
+        self.time_embeddings = {"time_embed": wide}
+        self.label_embeddings = ("label_emb",) if value.classes else ()
         self.input_blocks, handed = self._down(dims, shape)
         last = dims[-1]
         self.middle_block = Stage(Block(last, last, value), Attention(last, value), Block(last, last, value))

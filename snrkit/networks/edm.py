@@ -8,19 +8,20 @@ float32. Where ours differ from the original is in what they are told: labels ar
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Classes, Value
+from snrkit.base.value import Classes, Side, Value
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
 from snrkit.networks.norms import GroupNorm
 
 LARGEST_PERIOD = 10_000
+Multiplier = Annotated[int, Field(ge=1, le=100)]
 
 
 class Features(nn.Module):
@@ -167,9 +168,9 @@ class SongUNet(Value):
 
     kind: Literal["song_unet"] = "song_unet"
     channels: int = Field(default=128, ge=4, le=2**14)
-    multipliers: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
-    blocks: int = Field(default=4, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16,), max_length=100, description="resolutions with attention")
+    multipliers: tuple[Multiplier, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
+    blocks: int = Field(default=4, ge=1, le=16)
+    attention: tuple[Side, ...] = Field(default=(16,), max_length=100, description="resolutions with attention")
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "skip", "residual"] = "standard"
     decoder: Literal["standard", "skip"] = "standard"
@@ -189,9 +190,9 @@ class DhariwalUNet(Value):
 
     kind: Literal["dhariwal_unet"] = "dhariwal_unet"
     channels: int = Field(default=192, ge=4, le=2**14)
-    multipliers: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=3, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(32, 16, 8), max_length=100, description="resolutions with attention")
+    multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
+    blocks: int = Field(default=3, ge=1, le=16)
+    attention: tuple[Side, ...] = Field(default=(32, 16, 8), max_length=100, description="resolutions with attention")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     augment: int = Field(default=0, ge=0, le=2**14, description="parameters of an augmentation; zeros when sampling")
@@ -282,6 +283,7 @@ class SongModule(EdmModule):
         features = value.channels * value.time_features
         self.value, self.output = value, f"dec.{side}x{side}_aux_conv"
         self.map_noise = Features(features, last=True, random=value.embedding == "fourier")
+        self.time_embeddings = {"map_noise": features}
         self.map_label = nn.Linear(value.classes, features) if value.classes else None
         self.map_augment = nn.Linear(value.augment, features, bias=False) if value.augment else None
         self.map_layer0 = nn.Linear(features, dim_emb)
@@ -362,6 +364,7 @@ class DhariwalModule(EdmModule):
         dim_emb = 4 * value.channels
         self.value = value
         self.map_noise = Features(value.channels)
+        self.time_embeddings = {"map_noise": value.channels}
         self.map_augment = nn.Linear(value.augment, value.channels, bias=False) if value.augment else None
         self.map_layer0 = nn.Linear(value.channels, dim_emb)
         self.map_layer1 = nn.Linear(dim_emb, dim_emb)

@@ -6,14 +6,14 @@ are used, and never changed.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.value import Classes, Value, Width
+from snrkit.base.value import Classes, Side, Value, Width
 from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import one_hot
 
@@ -53,15 +53,17 @@ class Edm2UNet(Value):
 
     kind: Literal["edm2_unet"] = "edm2_unet"
     channels: int = Field(default=192, ge=8, le=2**12)
-    multipliers: tuple[int, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        default=(1, 2, 3, 4), min_length=1, max_length=12
+    )
     noise_multiplier: int | None = Field(
-        default=None, ge=1, description="features of the noise over `channels`; default: first"
+        default=None, ge=1, le=100, description="features of the noise over `channels`; default: first"
     )
     embedding_multiplier: int | None = Field(
         default=None, ge=1, le=100, description="width of the embedding over `channels`"
     )
-    blocks: int = Field(default=3, ge=1, le=100)
-    attention: tuple[int, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
+    blocks: int = Field(default=3, ge=1, le=16)
+    attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
     head_channels: Width = 64
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -169,6 +171,7 @@ class Edm2Module(nn.Module):
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.emb_fourier = Waves(noise)
         self.emb_noise = Weight(noise, self.dim_emb, 0)
+        self.time_embeddings = {"emb_noise": self.dim_emb}
         self.emb_label = Weight(value.classes, self.dim_emb, 0) if value.classes else None
         self.enc, handed = self._encoder(dims, shape)
         self.dec = self._decoder(dims, shape[1], handed)

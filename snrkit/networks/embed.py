@@ -36,6 +36,33 @@ class TwoLayers(nn.Module):
         return out
 
 
+class NullTime(nn.Module):
+    """What embeds the time, with a learned row where it is NaN."""
+
+    def __init__(self, embed: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.embed, self.null = embed, nn.Parameter(torch.zeros(dim))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """The time (B,), or features of it (B, *), -> (B, dim)."""
+        out: Tensor = self.embed(time.nan_to_num())  # through a NaN, gradients of the others would be NaN too
+        untold = time.isnan().reshape(len(time), -1).any(1, keepdim=True)
+        return torch.where(untold, self.null.to(out.dtype), out)
+
+
+class NullLabel(nn.Module):
+    """An embedding of labels, with a learned row where one is -1, which begins as the mean of the others."""
+
+    def __init__(self, embed: nn.Embedding) -> None:
+        super().__init__()
+        self.embed, self.null = embed, nn.Parameter(embed.weight.detach().mean(0))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) -> (B, dim)."""
+        out: Tensor = self.embed(labels.clamp(min=0))
+        return torch.where((labels < 0)[:, None], self.null.to(out.dtype), out)
+
+
 class Extras(nn.Module):
     """What is added to the time embedding beside the label: null time, extra scalars, augmentation parameters."""
 

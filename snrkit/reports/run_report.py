@@ -199,7 +199,7 @@ def _facts(run: Run, experiment: Experiment) -> str:
         f"Data {e.data.kind} (sigma_data {e.data.sigma_data}), process {e.process.kind}, target {e.target.kind}, "
         f"precondition {e.precondition.kind}, levels {short(e.levels)}, weighting {short(e.weighting)}, "
         f"network {e.network.kind}, seed {e.seed}, trained on {_trained(run):,} images"
-        f"{'' if origin is None else f', from the weights of {origin.run}'}."
+        f"{'' if origin is None else f', from the weights of {origin.place}'}."
     )
     if found is None:
         return model

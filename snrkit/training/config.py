@@ -1,11 +1,13 @@
 """How long, how fast and how safely a network is trained: `train` in an experiment."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from snrkit.base.value import Batch, Images, Place, Seen, Text, Value
+from snrkit.checkpoints.models import AnyForeign
 from snrkit.data.augment import EdmAugment
 from snrkit.training.adaptive import Balance, Importance, Uncertainty
 from snrkit.training.clipping import AnyClip, GlobalNorm
@@ -14,13 +16,34 @@ from snrkit.training.perturb import AnyPerturbation
 
 
 class ResumeFrom(Value):
-    """Weights to begin with: those of another run, whose network must be the same; a fine-tune."""
+    """Weights to begin with, a fine-tune: those of another run, whose network must be the same, or of a model from
+    elsewhere, which brings its network.
+    """
 
-    run: Place
+    run: Place | None = None
+    model: AnyForeign | None = Field(
+        default=None, description="in place of `run`; brings process, target, precondition and network"
+    )
     checkpoint: Seen | None = Field(default=None, description="images seen; default: the newest")
     average: Text | None = Field(
         default=None, description="the name of an average, or network; default: the longest average"
     )
+
+    @model_validator(mode="after")
+    def _of_one(self) -> "ResumeFrom":
+        if (self.run is None) == (self.model is None):
+            raise ValueError("it begins with the weights of one place; give run, or model")
+        unused = [name for name in ("checkpoint", "average") if getattr(self, name) is not None]
+        if self.model is not None and unused:
+            raise ValueError(f"{unused[0]} has no effect on a model from elsewhere; drop it")
+        return self
+
+    @property
+    def place(self) -> Path:
+        """Where the weights lie."""
+        place = self.run if self.model is None else self.model.path
+        assert place is not None
+        return place
 
 
 class TrainConfig(Value):

@@ -32,7 +32,7 @@ def weights(folder):
 
 def loaded(folder):
     """The state that is read."""
-    return DiffusersModel(path=folder).load().inner.state_dict()
+    return DiffusersModel(path=folder).load().inner.inner.state_dict()
 
 
 def refused(folder, said):
@@ -81,7 +81,7 @@ def test_folders_that_are_not_there_say_where_they_were_looked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing does not exist; paths are those of the working directory, here /"):
         DiffusersModel(path="nothing").describe()
     with pytest.raises(ConfigError, match=r"nothing does not exist"):
-        load_codec(Autoencoder(Path("nothing")), torch.device("cpu"))
+        load_codec(Autoencoder(path=Path("nothing")), torch.device("cpu"))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is no folder, as diffusers saves models in"):
         DiffusersModel(path=tmp_path / "file").describe()

@@ -21,14 +21,19 @@ diffusers = pytest.importorskip("diffusers")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """A folder with a DiT on latents of 4x4x4 and the autoencoder of 1x8x8 images, both small and random."""
-    vae = diffusers.AutoencoderKL(
+def autoencoder():
+    """Of 1x8x8 images, with latents of 4x4x4."""
+    return diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.5,
         shift_factor=0.1,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A folder with a DiT on latents of 4x4x4 and the autoencoder of 1x8x8 images, both small and random."""
+    vae = autoencoder()
     folder = tmp_path_factory.mktemp("latent")
     for name, part in (
         ("transformer", transformer(side=4, layers=1)),
@@ -41,7 +46,7 @@ def pipeline(tmp_path_factory):
 
 def test_latents_are_the_scaled_means_of_the_autoencoder(pipeline):
     """(mean - shift) * scale, the same at every call and in any order; decoding undoes the scale."""
-    codec, images = load_codec(Autoencoder(pipeline / "vae"), CPU), Digits().open()
+    codec, images = load_codec(Autoencoder(path=pipeline / "vae"), CPU), Digits().open()
     latents = encoded(images, codec)
     assert (latents.shape, latents.count, latents.classes) == ((4, 4, 4), images.count, 10)
     theirs = diffusers.AutoencoderKL.from_pretrained(pipeline / "vae", low_cpu_mem_usage=False)
@@ -104,7 +109,7 @@ def test_processes_that_read_images_make_no_latents(pipeline, monkeypatch, tmp_p
 def test_a_folder_that_is_no_autoencoder_is_refused(pipeline):
     """By its class."""
     with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL and AutoencoderDC"):
-        load_codec(Autoencoder(pipeline / "transformer"), CPU)
+        load_codec(Autoencoder(path=pipeline / "transformer"), CPU)
 
 
 def test_an_autoencoder_without_a_posterior(tmp_path):
@@ -117,7 +122,7 @@ def test_an_autoencoder_without_a_posterior(tmp_path):
         decoder_qkv_multiscales=((), (), ()), scaling_factor=0.4,
     ).eval()  # fmt: skip
     made.save_pretrained(tmp_path)
-    codec, images = load_codec(Autoencoder(tmp_path), CPU), Digits().open().x0([3, 5])
+    codec, images = load_codec(Autoencoder(path=tmp_path), CPU), Digits().open().x0([3, 5])
     with torch.no_grad():
         latents = made.encode(images).latent
         back = made.decode(latents).sample
@@ -129,7 +134,7 @@ def test_an_autoencoder_without_a_posterior(tmp_path):
 def test_scales_by_channel_and_images_in_0_1(pipeline):
     """As EDM2's files say of their latents: (latents - shift)*scale, of images that begin at 0."""
     scale, shift = (0.1, 0.2, 0.3, 0.4), (1.0, -1.0, 0.0, 2.0)
-    codec = load_codec(Autoencoder(pipeline / "vae", scale, shift, unit=True), CPU)
+    codec = load_codec(Autoencoder(path=pipeline / "vae", scale=scale, shift=shift, unit=True), CPU)
     images = Digits().open().x0([3, 5])
     theirs = diffusers.AutoencoderKL.from_pretrained(pipeline / "vae", low_cpu_mem_usage=False)
     with torch.no_grad():
@@ -139,13 +144,13 @@ def test_scales_by_channel_and_images_in_0_1(pipeline):
     torch.testing.assert_close(codec.encode(images), (mean - rows[1]) * rows[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(codec.decode(codec.encode(images)), back, rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match="makes 4 channels, for a model of 2"):
-        load_codec(Autoencoder(pipeline / "vae", (1.0, 1.0), (0.0, 0.0)), CPU)
+        load_codec(Autoencoder(path=pipeline / "vae", scale=(1.0, 1.0), shift=(0.0, 0.0)), CPU)
 
 
 def test_few_latents_are_kept(pipeline, monkeypatch):
     """Beyond what is kept, they are encoded again, to the same."""
     monkeypatch.setattr("snrkit.checkpoints.codec.KEPT", 1)
-    codec, images = load_codec(Autoencoder(pipeline / "vae"), CPU), Digits().open()
+    codec, images = load_codec(Autoencoder(path=pipeline / "vae"), CPU), Digits().open()
     few = encoded(images, codec)
     order = list(range(130))
     first = few.x0(order)

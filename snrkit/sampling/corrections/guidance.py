@@ -202,8 +202,8 @@ class NoiseAwareness(Guidance):
         if model.untold:
             return None
         return (
-            "needs a network trained with train.noise_dropout above 0; train one, or fine-tune this run with "
-            "train.resume_from"
+            "needs a network trained with train.noise_dropout above 0; train one, or fine-tune this run or "
+            "model with train.resume_from"
         )
 
 
