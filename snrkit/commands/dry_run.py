@@ -2,7 +2,9 @@
 
 import math
 import resource
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.models import TrainedHere
-from snrkit.experiment.opening import Setting, open_network, open_task
+from snrkit.experiment.opening import AUTOCAST, Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
 from snrkit.training.config import TrainConfig
@@ -27,17 +29,18 @@ LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precis
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes that training needs a process, in float32: 4 W + A, and W for every average (W weights, A activations)."""
+    """Bytes that training needs a process: 4 W + A, and W for every average (W weights, A activations)."""
 
     parameters: int
-    weights: int  # with gradients, both moments and all averages
-    activations: int
+    weights: int  # float32, with gradients, both moments and all averages
+    activations: Mapping[str, int]  # of a step in each precision, with the copies of weights that it works with
+    precision: str  # in which the experiment trains
     there: float  # of the device, free
 
     @property
     def fits(self) -> bool:
         """Whether the device holds it all."""
-        return self.weights + self.activations <= self.there
+        return self.weights + self.activations[self.precision] <= self.there
 
 
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
@@ -66,16 +69,31 @@ def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[st
     """Parameters, memory and averages."""
     averages, found = training.train.averages, budget(training, setting)
     lines = [f"# parameters: {found.parameters:,}"]
+    each = 4 * found.parameters
     lines.append(
-        f"# training memory per process, estimated in float32: {in_bytes(found.weights)} for weights, gradients, two "
-        f"moments and {len(averages)} average(s); {in_bytes(found.activations)} of activations"
-        + (" (mixed precision: about half)" if setting.compute.precision != "fp32" else "")
+        f"# training memory per process, estimated: {in_bytes(found.weights)} for weights, gradients, two moments and "
+        f"{len(averages)} average(s), {in_bytes(each)} each; {_in_each(found.activations)} of activations"
     )
     if not found.fits:
         lines.append(f"# DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
     elif peak:
-        lines.append(f"# measured over {MEASURED_STEPS} steps: {in_bytes(measured_peak(training, setting))} at most")
+        lines += [f"# {line}" for line in _measured(training, setting)]
     return [*lines, *(f"# {_average(average, training.train)}" for average in averages)]
+
+
+def _in_each(activations: Mapping[str, int]) -> str:
+    return ", ".join(f"{in_bytes(count)} in {precision}" for precision, count in activations.items())
+
+
+def _measured(training: TrainedHere, setting: Setting) -> list[str]:
+    """What a few steps took, and how long the rest would."""
+    found, left = measured_steps(training, setting), training.train.images
+    batch = training.train.batch
+    return [
+        f"measured over {MEASURED_STEPS} steps: {in_bytes(found.memory)} at most",
+        f"a step of {batch} images takes {found.seconds:.3g} s here, so {left:,} images about "
+        f"{duration(found.seconds * left / batch)}, checkpoints and hold-out losses not counted",
+    ]
 
 
 REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller batch or network"
@@ -84,13 +102,14 @@ REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller b
 def budget(training: TrainedHere, setting: Setting) -> Budget:
     """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such."""
     train, world = training.train, setting.world
+    micro = train.batch // (train.accumulate * world.size)
     try:
         with FakeTensorMode():
-            count, each = _counted(_outline(training, setting), setting)
+            count, kept = _counted(_outline(training, setting), setting, micro)
     except RuntimeError:  # it looks at values, which these do not have
-        count, each = _counted(open_network(training, setting), setting)
-    micro = train.batch // (train.accumulate * world.size)
-    return Budget(count, 4 * count * (4 + len(train.averages)), each * micro, free_memory(world.device))
+        count, kept = _counted(open_network(training, setting), setting, micro)
+    weights = 4 * count * (4 + len(train.averages))
+    return Budget(count, weights, kept, setting.compute.precision, free_memory(world.device))
 
 
 def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
@@ -98,9 +117,16 @@ def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
     return training.make(setting.data.dataset.shape, setting.seed, setting.compute.checkpointing)
 
 
-def _counted(network: nn.Module, setting: Setting) -> tuple[int, int]:
-    """(parameters, bytes of activations an image)."""
-    return sum(p.numel() for p in network.parameters()), activation_bytes(setting, network)
+def _counted(network: nn.Module, setting: Setting, batch: int) -> tuple[int, dict[str, int]]:
+    """(parameters, bytes of the activations of a batch in each precision).
+
+    Of two images and of four: what does not grow with their number are copies of the weights.
+    """
+    kept = {}
+    for precision in AUTOCAST:
+        few, more = (activation_bytes(setting, network, images, precision) for images in (2, 4))
+        kept[precision] = max(0, 2 * few - more) + (more - few) * batch // 2
+    return sum(p.numel() for p in network.parameters()), kept
 
 
 def check_memory(training: TrainedHere, setting: Setting) -> None:
@@ -112,10 +138,10 @@ def check_memory(training: TrainedHere, setting: Setting) -> None:
             f"{len(train.averages)} average(s), and {setting.world.device} has {in_bytes(found.there)} free; "
             "make the network smaller."
         )
-    if found.weights + found.activations * LEAST > found.there:
+    if found.weights + found.activations["fp32"] * LEAST > found.there:
         raise ConfigError(
-            f"train.batch: a step keeps about {in_bytes(found.activations)} for its backward pass, and "
-            f"{setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
+            f"train.batch: a step keeps about {in_bytes(found.activations[found.precision])} for its backward pass, "
+            f"and {setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
         )
 
 
@@ -127,8 +153,8 @@ def _average(average: AnyAveraging, train: TrainConfig) -> str:
     return f"{average.name}: at the end half-life {half:,.0f} images, decay {late:.7g} a step"
 
 
-def activation_bytes(setting: Setting, network: nn.Module) -> int:
-    """What one image's forward pass keeps for the backward pass, counted by autograd itself (weights excluded).
+def activation_bytes(setting: Setting, network: nn.Module, batch: int, precision: str) -> int:
+    """What the forward pass of a batch keeps for the backward pass, counted by autograd itself (weights excluded).
 
     ConfigError for a network that does not answer in the shape of its states.
     """
@@ -141,29 +167,54 @@ def activation_bytes(setting: Setting, network: nn.Module) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    batch = 2
     x = torch.zeros(batch, *setting.data.dataset.shape)
     takes = setting.parts.network.conditioning
     labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
     scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    autocast = torch.autocast("cpu", AUTOCAST[precision], enabled=AUTOCAST[precision] is not None)
+    with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = network(x, torch.zeros(batch), Cond(labels, scalars, takes.unaugmented(batch)))
-        out.square().mean()
+        out.float().square().mean()
     if out.shape != x.shape:
         raise ConfigError(
             f"network: it answers {tuple(out.shape)} to states of {tuple(x.shape)}; it needs their shape."
         )
-    return sum(storage.nbytes() for storage in kept.values()) // batch
+    return sum(storage.nbytes() for storage in kept.values())
 
 
-def measured_peak(training: TrainedHere, setting: Setting) -> int:
-    """Bytes more than before that a few steps of training take at most, network and optimizer included."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A few steps of training on this device."""
+
+    memory: int  # bytes more than before at most, network and optimizer included
+    seconds: float  # a step, the first ones, which warm up, left out
+
+
+def measured_steps(training: TrainedHere, setting: Setting) -> Measured:
+    """MEASURED_STEPS steps, after as many that warm up."""
     device = setting.world.device
     before, task = _most(device), open_task(training, setting)
+    task = replace(task, config=task.config.model_copy(update={"images": 2 * MEASURED_STEPS * task.config.batch}))
+    begun = 0.0
     for step in train(task, make_state(task, open_network(training, setting))):
         if step.step == MEASURED_STEPS:
-            break
-    return _most(device) - before
+            begun = _now(device)
+    return Measured(_most(device) - before, (_now(device) - begun) / MEASURED_STEPS)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _most(device: torch.device) -> int:

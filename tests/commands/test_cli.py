@@ -181,7 +181,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert written(tmp_path) == before
     resolved = yaml.safe_load(printed)
     assert resolved["data"]["sigma_data"] == pytest.approx(0.5, abs=0.2)
-    for words in ("# parameters: ", "# euler: 4 evaluations per image", "MiB of activations"):
+    for words in ("# parameters: ", "# euler: 4 evaluations per image", "in fp32, ", "in fp16 of activations"):
         assert words in printed
 
 
@@ -207,6 +207,7 @@ def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
     printed = snrkit(tmp_path, "train", "--dry-run", "--peak").stdout
     assert written(tmp_path) == before
     assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most", printed)
+    assert re.search(r"# a step of 64 images takes [\d.e-]+ s here, so 256 images about \d+\.\d (s|minutes), ", printed)
     assert "nothing is left of the step before, which was 64 images ago; average longer" in printed
 
 
