@@ -43,6 +43,7 @@ class Autoencoder:
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
     unit: bool = False  # it takes and gives images in [0, 1]
+    key: str = "model.vae"  # of an experiment, that names it
 
 
 class ForeignModel(Protocol):

@@ -16,6 +16,8 @@ from snrkit.base.files import disk_errors, new_folder
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.folders import diffusers_package
+from snrkit.data import Latents
+from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
@@ -76,6 +78,8 @@ def unfit(e: Experiment) -> str | None:
 def _reasons(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
+    if isinstance(e.data, Latents) or e.data.representation != PIXELS:
+        yield "its states are no images, and no pipeline would decode them as they were encoded"
     if not isinstance(e.network, UNet):
         yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
     elif e.network.scalars:

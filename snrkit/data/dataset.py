@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,11 +12,19 @@ from torch import Tensor
 
 from snrkit.base.errors import DataError
 from snrkit.base.value import Label, Value
+from snrkit.data.representation import PIXELS, AnyRepresentation
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.diffusion.process import Process
 
-Pixels = Callable[[Sequence[int]], Tensor]
+Reader = Callable[[Sequence[int]], Tensor]
 MOST_CLASSES = 2**20
+
+
+class Posterior(Protocol):
+    """What an autoencoder says of each image: independent normal latents."""
+
+    def __call__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) of the latents of images, each (n, C, H, W) float32."""
 
 
 class Exact(Protocol):
@@ -31,7 +39,8 @@ class Dataset:
     """Images of one shape with optional labels.
 
     `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets; it is called from several threads at
-    once. `fingerprint` changes with content.
+    once. `fingerprint` changes with content. Where there is a `posterior`, `pixels` gives one fixed draw of it for each
+    image, and training draws anew.
     `exact(process, prior)` makes the exact denoiser where one is known. `conversions` says in words what was changed
     when images were read, and of how many.
     """
@@ -39,17 +48,44 @@ class Dataset:
     name: str
     shape: tuple[int, int, int]
     count: int
-    pixels: Pixels
+    pixels: Reader
     fingerprint: str
     labels: Tensor | None = None  # (count,) int64
     classes: int = 0
     streams: bool = False
     exact: Exact | None = field(default=None, repr=False)
     conversions: Mapping[str, int] = field(default_factory=dict)
+    posterior: Posterior | None = None
 
     def x0(self, indices: Sequence[int]) -> Tensor:
         """Clean images (n, C, H, W), float32 in [-1, 1]."""
         return to_unit(self.pixels(indices))
+
+    def drawn(self, indices: Sequence[int], normal: Tensor | None) -> Tensor:
+        """As `pixels`; where there is a posterior, the draw mean + std * normal, with normal (n, C, H, W) float32."""
+        if self.posterior is None or normal is None:
+            return self.pixels(indices)
+        mean, std = self.posterior(indices)
+        return mean + std * normal
+
+    def squares(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(the expectation of x0, that of x0^2) over the draws of each image, (n, C, H, W) float64."""
+        if self.posterior is None:
+            x0 = self.x0(indices).double()
+            return x0, x0**2
+        mean, std = (part.double() for part in self.posterior(indices))
+        return mean, mean**2 + std**2
+
+    def represented(self, shape: tuple[int, int, int], pixels: Reader, mark: str) -> "Dataset":
+        """The same images as states of another shape, which `pixels` reads; `mark` changes with the representation."""
+        return replace(
+            self,
+            shape=shape,
+            pixels=pixels,
+            fingerprint=fingerprint(self.fingerprint, mark),
+            exact=None,
+            posterior=None,
+        )
 
 
 class Source(Value):
@@ -64,6 +100,17 @@ class Source(Value):
     workers: int = Field(
         default=0, ge=0, le=256, description="processes that read images while training, for sets not in memory"
     )
+    representation: AnyRepresentation = Field(default=PIXELS, description="what the network is shown of images")
+    elsewhere: ClassVar[tuple[str, ...]] = ("workers", "path", "root", "download", "channels")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the content of the images, what is trained on, as plain data.
+
+        Left out are `elsewhere`, the keys that say where and how images are read, and what earlier versions had not,
+        where it is as theirs was.
+        """
+        left_out = {*self.elsewhere, *(["representation"] if self.representation == PIXELS else [])}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class OpensDataset(Protocol):
@@ -137,7 +184,14 @@ def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
     def read(indices: Sequence[int]) -> Tensor:
         return dataset.pixels([listed[i] for i in indices])
 
-    return replace(dataset, count=len(kept), pixels=read, fingerprint=mark, labels=dataset.labels[kept], exact=None)
+    def moments(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        assert dataset.posterior is not None
+        return dataset.posterior([listed[i] for i in indices])
+
+    return replace(
+        dataset, count=len(kept), pixels=read, fingerprint=mark, labels=dataset.labels[kept], exact=None,
+        posterior=None if dataset.posterior is None else moments,
+    )  # fmt: skip
 
 
 def count_classes(name: str, labels: Tensor) -> int:
@@ -149,7 +203,7 @@ def count_classes(name: str, labels: Tensor) -> int:
     return int(labels.max()) + 1
 
 
-def fingerprint(*parts: bytes | str) -> str:
+def fingerprint(*parts: bytes | memoryview | str) -> str:
     """A short content hash of the parts."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -204,9 +258,9 @@ def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Mome
     total = torch.zeros(dataset.shape, dtype=torch.float64)
     squares = torch.zeros(dataset.shape, dtype=torch.float64)
     for run in chunks(indices, batch):
-        x0 = dataset.x0(run).double()
+        x0, square = dataset.squares(run)
         total += x0.sum(0)
-        squares += (x0**2).sum(0)
+        squares += square.sum(0)
     mean, square = total / len(indices), squares / len(indices)
     grand = float(square.mean() - mean.mean() ** 2)
     return Moments(mean, square, grand, float((square - mean**2).mean()))

@@ -86,6 +86,9 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     set_compute(compute, world.device)
     exact = any(sampler.start == "exact" for sampler in samplers)
     data = open_data(experiment.data, parts.network, experiment.model.autoencoder(), exact, world.device)
+    model = experiment.model
+    if isinstance(model, TrainedHere) and model.train.augment is not None and not data.representation.exact:
+        raise ConfigError("train.augment: latents of a warped image are no warped latents; drop it.")
     for made in (parts.levels, *(sampler.grid for sampler in samplers)):
         if isinstance(made, AsksShape):
             made.check(data.dataset.shape)
@@ -164,6 +167,7 @@ def open_task(training: TrainedHere, setting: Setting) -> Task:
         compile=compute.compile,
         dropout=training.network.stochastic,
         scalars=scalars(setting),
+        representation=data.representation,
     )
 
 

@@ -181,3 +181,15 @@ class Checked:
     def sound(self) -> bool:
         """Whether nothing is wrong any more."""
         return all(finding.repaired for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """A file of latents that was made."""
+
+    path: str
+    images: int
+    shape: tuple[int, ...]  # of the latents of one
+    numbers: str
+    posterior: bool  # whether they have a standard deviation
+    sigma_data: float  # of all latents, scaled, over all draws

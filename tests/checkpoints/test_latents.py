@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snrkit.base.errors import ConfigError
-from snrkit.checkpoints.codec import encoded, load_codec
+from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data.digits import Digits
 from snrkit.experiment.experiment import parse_experiment
@@ -41,7 +41,7 @@ def pipeline(tmp_path_factory):
 def test_latents_are_the_scaled_means_of_the_autoencoder(pipeline):
     """(mean - shift) * scale, the same at every call and in any order; decoding undoes the scale."""
     codec, images = load_codec(Autoencoder(pipeline / "vae"), CPU), Digits().open()
-    latents = encoded(images, codec)
+    latents = codec.states(images)
     assert (latents.shape, latents.count, latents.classes) == ((4, 4, 4), images.count, 10)
     theirs = diffusers.AutoencoderKL.from_pretrained(pipeline / "vae", low_cpu_mem_usage=False)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_images_that_do_not_fit_are_refused(pipeline, changes, said):
 
 def test_a_folder_that_is_no_autoencoder_is_refused(pipeline):
     """By its class."""
-    with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL and AutoencoderDC"):
+    with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL, AutoencoderDC"):
         load_codec(Autoencoder(pipeline / "transformer"), CPU)
 
 
@@ -136,7 +136,7 @@ def test_few_latents_are_kept(pipeline, monkeypatch):
     """Beyond what is kept, they are encoded again, to the same."""
     monkeypatch.setattr("snrkit.checkpoints.codec.KEPT", 1)
     codec, images = load_codec(Autoencoder(pipeline / "vae"), CPU), Digits().open()
-    few = encoded(images, codec)
+    few = codec.states(images)
     order = list(range(130))
     first = few.x0(order)
     torch.testing.assert_close(few.x0(order[::-1]).flip(0), first, rtol=0, atol=1e-6)
