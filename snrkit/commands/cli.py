@@ -402,7 +402,7 @@ def encode(
     from snrkit.commands.data_encode import run_encoding
     from snrkit.reports.terminal import show_encoded
 
-    _show(run_encoding(experiment.data, world, out, vae, dtype, quiet), json, world, show_encoded)
+    _show(run_encoding(experiment, world, out, vae, dtype, quiet), json, world, show_encoded)
 
 
 @app.command()

@@ -19,6 +19,8 @@ from snrkit.commands.progress import bar
 from snrkit.data import AnySource, Latents
 from snrkit.data.dataset import Dataset, OpensDataset, chunks, moments
 from snrkit.data.latents import About, Encoded, write_latents
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.opening import resolve_precision, set_compute
 from snrkit.reports.records import EncodedFile
 
 NUMBERS: dict[str, "np.dtype[np.floating]"] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
@@ -34,18 +36,19 @@ class Asked:
 
 
 def run_encoding(
-    source: AnySource, world: World, out: Path | None, vae: Path | None, dtype: str, quiet: bool = False
+    experiment: Experiment, world: World, out: Path | None, vae: Path | None, dtype: str, quiet: bool = False
 ) -> EncodedFile:
     """Write the file. ConfigError or DataError where images and autoencoder do not fit, or it is there already."""
     if world.size > 1:
         raise SnrkitError("data encode runs in one process; start it without torchrun.")
     if dtype not in NUMBERS:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(NUMBERS)}.")
-    asked = _asked(source, out, vae)
+    asked = _asked(experiment.data, out, vae)
     if asked.out.exists():
         raise SnrkitError(f"{asked.out} exists already; delete it, or name another file with --out.")
     autoencoder = Autoencoder(asked.vae, key="--vae" if vae else "data.vae")
     digest = autoencoder_digest(autoencoder)
+    set_compute(resolve_precision(experiment.compute, world.device), world.device)
     images = asked.images.open()
     say_conversions(images, world)
     codec = load_codec(autoencoder, world.device)

@@ -73,6 +73,7 @@ def test_the_whole_path_runs_on_latents(pipeline, tmp_path):
     ("changes", "said"),
     [
         ({"data": {"kind": "digits", "flip": True}}, "data.flip: latents of a mirrored image"),
+        ({"data": {"kind": "digits", "representation": {"kind": "haar"}}}, "data: the model encodes images itself"),
         (
             {"data": {"kind": "gaussian", "shape": [3, 8, 8], "count": 64}},
             "images are 3x8x8; the autoencoder takes 1",
