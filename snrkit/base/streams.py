@@ -36,6 +36,7 @@ TRAIN = Stream(1, ("seed", "step", "slice"))
 HOLDOUT = Stream(3, ("seed",))
 DROPOUT = Stream(6, ("seed", "step", "slice"))
 UNCERTAINTY = Stream(11, ("seed",))
+LATENTS_TRAIN = Stream(16, ("seed", "step", "slice"))  # of the posterior of each image
 # images that are sampled
 IMAGE = Stream(2, ("seed",))
 SPECTRUM = Stream(13, ("seed",))
@@ -67,6 +68,7 @@ PHOTOS = Stream(7, ("seed", "size"), part=0)
 GAUSSIAN = Stream(7, ("seed",), part=1)
 MIXTURE_MEANS = Stream(7, ("seed",), part=2)
 MIXTURE = Stream(7, ("seed",), part=3)
+LATENTS_FIXED = Stream(16, ("image",))  # the draw of an image wherever training does not draw anew
 CLASSIFIER = Stream(8)
 BOOTSTRAP = Stream(4, ("seed", "arm"))
 

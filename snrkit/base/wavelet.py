@@ -96,6 +96,30 @@ def idwt2(bands: Bands, shape: tuple[int, int], name: str = "haar", padding: str
     return down[0] @ low + down[1] @ high
 
 
+def haar_coefficients(x: Tensor) -> Tensor:
+    """The bands ll, lh, hl, hh of images x (n, C, H, W), one behind the other: (n, 4C, H/2, W/2); H and W are even.
+
+    Each 2x2 block (a b; c d) becomes (a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d)/2, so that the
+    transform is orthonormal and its own inverse. It is `dwt2` with Haar, without its rounding of square roots.
+    """
+    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    return torch.cat(_hadamard(a, b, c, d), 1)
+
+
+def haar_images(coefficients: Tensor) -> Tensor:
+    """The images (n, C, H, W) of these coefficients (n, 4C, H/2, W/2)."""
+    a, b, c, d = _hadamard(*coefficients.chunk(4, 1))
+    rows = [torch.stack(pair, -1).flatten(-2) for pair in ((a, b), (c, d))]
+    return torch.stack(rows, -2).flatten(-3, -2)
+
+
+def _hadamard(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The orthonormal Hadamard transform of four numbers, halved before they are added: it is its own inverse."""
+    above, below = (a + b) / 2, (c + d) / 2
+    left, right = (a - b) / 2, (c - d) / 2
+    return above + below, left + right, above - below, left - right
+
+
 @lru_cache(maxsize=64)
 def _low_projection(name: str, padding: str, count: int) -> Tensor:
     analysis, synthesis = matrices(name, padding, count)

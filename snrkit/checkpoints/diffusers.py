@@ -62,7 +62,7 @@ class DiffusersModel(Value):
     def load(self) -> nn.Module:
         """The network with its weights."""
         name, config, network, clock = self._read()
-        inner = pretrained(name, config, self._folder(), "path").float()
+        inner = pretrained(name, config, self._folder(), "model.path").float()
         if name in KINDS:
             told = 3.5 if self.guidance is None else self.guidance
             return Texted(inner, name, find_texts(self.prompts, name, config), clock.factor, told)
@@ -97,7 +97,7 @@ class DiffusersModel(Value):
     def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
         """(the model's class, its configuration, shape and labels, what its scheduler says)."""
         name, config = class_of(self._folder() / "config.json", self.path)
-        find_weights(self._folder(), "path")
+        find_weights(self._folder(), "model.path")
         network = self._network(name, config)
         return name, config, network, _clock(self._scheduler(), _tokens(name, config, network))
 
@@ -204,7 +204,7 @@ def _tokens(name: str, config: Mapping[str, Any], network: Foreign) -> int:
 
 
 def _clock(path: Path, tokens: int) -> Clock:
-    package, (name, config) = diffusers_package(), class_of(path, path, "scheduler")
+    package, (name, config) = diffusers_package(), class_of(path, path, "model.scheduler")
     maker, base = getattr(package, name, None), package.SchedulerMixin
     if not isinstance(maker, type) or not issubclass(maker, base):
         raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")

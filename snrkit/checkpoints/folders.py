@@ -28,16 +28,16 @@ WEIGHTS = re.compile(
 PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
-def class_of(path: Path, asked: Path, key: str = "path") -> tuple[str, dict[str, Any]]:
-    """(the class that a configuration names, the configuration). `model.<key>` is what asked for it."""
+def class_of(path: Path, asked: Path, key: str = "model.path") -> tuple[str, dict[str, Any]]:
+    """(the class that a configuration names, the configuration). `key` is what asked for it."""
     if not asked.exists():
-        raise ConfigError(f"model.{key}: {absent(asked)}.")
+        raise ConfigError(f"{key}: {absent(asked)}.")
     if not path.is_file():
-        raise ConfigError(f"model.{key}: {asked} has no {path.name}, as folders that diffusers saves a model in have.")
+        raise ConfigError(f"{key}: {asked} has no {path.name}, as folders that diffusers saves a model in have.")
     content = _json(path, key)
     named = content.get("_class_name") if isinstance(content, dict) else None
     if not isinstance(named, str) or not named.isidentifier() or len(named) > LONGEST_CLASS:
-        raise ConfigError(f"model.{key}: {path} names no class (_class_name), as folders of diffusers do.")
+        raise ConfigError(f"{key}: {path} names no class (_class_name), as folders of diffusers do.")
     return RENAMED.get((named, str(content.get("norm_type"))), named), content
 
 
@@ -52,9 +52,9 @@ def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
     try:
         return json.loads(read_regular(path, largest), parse_constant=_constant)
     except SnrkitError as error:
-        raise ConfigError(f"model.{key}: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
     except (ValueError, OSError, RecursionError):
-        raise ConfigError(f"model.{key}: {path} is not valid JSON.") from None
+        raise ConfigError(f"{key}: {path} is not valid JSON.") from None
 
 
 def _constant(name: str) -> float:
@@ -65,7 +65,7 @@ def _constant(name: str) -> float:
 
 
 def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> Any:
-    """The module of a class of diffusers with the weights of a folder, which `model.<key>` names.
+    """The module of a class of diffusers with the weights of a folder, which `key` of an experiment names.
 
     ConfigError where the folder has no weights, some of them are missing, or they are no safe files.
     """
@@ -77,7 +77,7 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
         try:
             read_torch(file)
         except SnrkitError as error:
-            raise ConfigError(f"model.{key}: {error}") from None
+            raise ConfigError(f"{key}: {error}") from None
     _check_size(kind, config, folder, key)
     try:
         module, found = kind.from_pretrained(
@@ -89,9 +89,9 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"model.{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
+        raise ConfigError(f"{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
-        raise ConfigError(f"model.{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
+        raise ConfigError(f"{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
     return module
 
 
@@ -99,14 +99,14 @@ def find_weights(folder: Path, key: str) -> tuple[str | None, list[Path]]:
     """(variant, such as fp16, the files) of a folder's weights. ConfigError where there are none."""
     found = [match for file in sorted(folder.iterdir()) if (match := WEIGHTS.fullmatch(file.name))]
     if not found:
-        raise ConfigError(f"model.{key}: {folder} has no weights, such as diffusion_pytorch_model.safetensors.")
+        raise ConfigError(f"{key}: {folder} has no weights, such as diffusion_pytorch_model.safetensors.")
     plain = any(match["variant"] is None for match in found)
     variant = None if plain else min(match["variant"] for match in found)
     for index in folder.glob("*.index*.json"):
         listed = _json(index, key, 2**24)
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not all(PLAIN_NAME.fullmatch(str(name)) for name in names.values()):
-            raise ConfigError(f"model.{key}: {index} does not list files of its own folder.")
+            raise ConfigError(f"{key}: {index} does not list files of its own folder.")
     files = [folder / match.string for match in found if match["variant"] == variant]
     for file in files:
         regular(file, key)
@@ -118,9 +118,9 @@ def regular(path: Path, key: str) -> None:
     try:
         check_regular(path)
     except SnrkitError as error:
-        raise ConfigError(f"model.{key}: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
     except (OSError, ValueError):
-        raise ConfigError(f"model.{key}: {path} cannot be opened; see that it is there and may be read.") from None
+        raise ConfigError(f"{key}: {path} cannot be opened; see that it is there and may be read.") from None
 
 
 def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) -> None:
@@ -129,13 +129,13 @@ def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) ->
     layers = [config[name] for name in LAYERS if isinstance(config.get(name), int)]
     rows = [len(value) for value in config.values() if isinstance(value, list)]
     if max(whole, default=0) > LARGEST_NUMBER or max([*layers, *rows], default=0) > MOST_LAYERS:
-        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network of a possible size.")
+        raise ConfigError(f"{key}: {folder / 'config.json'} describes no network of a possible size.")
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     try:
         with torch.device("meta"):
             count = sum(p.numel() for p in kind.from_config(config).parameters())
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
-        raise ConfigError(f"model.{key}: {folder / 'config.json'} describes no network ({reason_of(error)}).") from None
+        raise ConfigError(f"{key}: {folder / 'config.json'} describes no network ({reason_of(error)}).") from None
     if count > stored:  # a byte for each, at the least
         text = f"{folder} has {stored:,} bytes of weights, for a network of {count:,} numbers"
-        raise ConfigError(f"model.{key}: {text}.")
+        raise ConfigError(f"{key}: {text}.")

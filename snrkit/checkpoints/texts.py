@@ -110,7 +110,7 @@ def find_texts(path: Path | None, name: str, config: Mapping[str, Any]) -> Texts
     tells = KINDS[name].tells
     if path is None:
         raise ConfigError(f"model.prompts: a {name} is told texts; give a safetensors file with {' and '.join(tells)}.")
-    regular(path, "prompts")
+    regular(path, "model.prompts")
     try:
         with safe_open(path, "pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping

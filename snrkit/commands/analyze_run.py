@@ -243,13 +243,13 @@ def _reading_charts(
     extractor = make_extractor(config, data.labelled, data.split, setting.world.device)
     labels = torch.cat([cond.labels.cpu() for _, cond in batches if cond.labels is not None])
     blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
-    own, plain = _read(extractor, [x0 for x0, _ in batches])
+    own, plain = _read(extractor, [data.images(x0) for x0, _ in batches])
     apart = 2 * own.var(0).sum()  # between two images at random
     noise, right, distance = Noise(ANALYSIS_LABELS.open()), [], []
     with torch.no_grad():
         for value in logsnr:
             made = guesses(model.denoiser, setting.parts.process.level(value), blind, noise)
-            features, read = _read(extractor, [guess for *_, guess in made])
+            features, read = _read(extractor, [data.images(guess) for *_, guess in made])
             right.append((read == labels).double().mean())
             distance.append((features - own).square().sum(1).mean() / apart)
     share, told = torch.stack(right), torch.full((len(logsnr),), float((plain == labels).double().mean()))

@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-data = typer.Typer(help="Prepare sets of images.", no_args_is_help=True)
+data = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
@@ -406,6 +406,33 @@ def run(
     from snrkit.commands.run_all import run_everything
 
     run_everything(experiment, runs, world, quiet)
+
+
+@data.command()
+def encode(
+    config: ConfigOption,
+    settings: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to make; default: data.path of latents.")
+    ] = None,
+    vae: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--vae", help="Folder of the autoencoder, as diffusers saves it; default: data.vae of latents."),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16, in which latents are kept.")] = "float32",
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode all images of a data set through an autoencoder, into one file for `data: {kind: latents}`.
+
+    The experiment's data are the images; or they are latents, and name the images (`of`), the autoencoder and the file.
+    """
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.data_encode import run_encoding
+    from snrkit.reports.terminal import show_encoded
+
+    _show(run_encoding(experiment, world, out, vae, dtype, quiet), json, world, show_encoded)
 
 
 @app.command()

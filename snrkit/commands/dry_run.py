@@ -49,6 +49,8 @@ def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
     e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
     facts = f"{len(split.train)} to train on, {len(split.held)} held out"
     lines = [dump_yaml(e).rstrip(), "", f"# data: {dataset.count} images {dataset.shape}, {facts}"]
+    if note := opened.data.representation.note:
+        lines.append(f"# states are {note}")
     for name, sampler in e.samplers.items():
         lines.append(f"# {name}: {setting.cost(sampler)} evaluations per image")
     return "\n".join([*lines, *(_of_training(e.training, setting, peak) if e.model.trains else _of_model(e))])
@@ -60,9 +62,7 @@ def _of_model(e: Experiment) -> list[str]:
     assert isinstance(network, Foreign)
     target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
     labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
-    coded = e.model.autoencoder()
-    latent = [] if coded is None else [f"# states are latents, of the autoencoder in {coded.path}"]
-    return [f"# model: {target}, {labels}", *latent, *(f"# {note}" for note in network.notes)]
+    return [f"# model: {target}, {labels}", *(f"# {note}" for note in network.notes)]
 
 
 def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[str]:

@@ -111,7 +111,7 @@ def score_folder(
         features_note=extractor.note,
         features_key=extractor.key,
         names=titles_on(extractor.name),
-        reference=f"{data.dataset.name}, training split, {len(data.split.train)} images",
+        reference=f"{data.labelled.name}, training split, {len(data.split.train)} images",
         ranges=each,
         summary=summarise(each),
         memorisation=scorer.memorisation(images),

@@ -17,6 +17,8 @@ from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors, new_folder
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
+from snrkit.data import Latents
+from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
@@ -78,6 +80,8 @@ def unfit(e: Experiment) -> str | None:
 def _reasons(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
+    if isinstance(e.data, Latents) or e.data.representation != PIXELS:
+        yield "its states are no images, and no pipeline would decode them as they were encoded"
     if isinstance(e.network, Adapted):
         yield from _of_another(e.network)
     elif not isinstance(e.network, UNet):

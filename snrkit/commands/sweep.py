@@ -360,7 +360,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
     samples, scorer = trajectories(opened, open_model(opened, run)), open_scorer(opened.setting, e.metrics)
-    dataset, seeds = opened.data.dataset, parse_seeds(e.sample.seeds)
+    dataset, seeds = opened.data.labelled, parse_seeds(e.sample.seeds)
     data = data_appearance(dataset, opened.data.split.train)
     found = {}
     for name, sampler in e.samplers.items():

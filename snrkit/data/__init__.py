@@ -6,16 +6,18 @@ from pydantic import Field
 
 from snrkit.data.digits import Digits
 from snrkit.data.files import Folder, Npz, Zip
+from snrkit.data.latents import Latents
 from snrkit.data.photos import Photos
 from snrkit.data.torchvision_sets import Cifar10, FashionMnist, Mnist
 from snrkit.data.toy import Empirical, Gaussian, Mixture
 
 AnySource = Annotated[
-    Digits | Photos | Folder | Zip | Npz | Mnist | FashionMnist | Cifar10 | Gaussian | Mixture | Empirical,
+    Digits | Photos | Folder | Zip | Npz | Mnist | FashionMnist | Cifar10 | Gaussian | Mixture | Empirical | Latents,
     Field(discriminator="kind"),
 ]
 
 Empirical.model_rebuild(_types_namespace={"AnySource": AnySource})
+Latents.model_rebuild(_types_namespace={"AnySource": AnySource})
 
 __all__ = [
     "AnySource",
@@ -25,6 +27,7 @@ __all__ = [
     "FashionMnist",
     "Folder",
     "Gaussian",
+    "Latents",
     "Mixture",
     "Mnist",
     "Npz",

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,21 +12,30 @@ from torch import Tensor
 
 from snrkit.base.errors import DataError, SnrkitError
 from snrkit.base.value import Label, Value
+from snrkit.data.representation import PIXELS, AnyRepresentation
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.diffusion.process import Process
 
-Pixels = Callable[[Sequence[int]], Tensor]
+Reader = Callable[[Sequence[int]], Tensor]
 MOST_CLASSES = 2**20
+T = TypeVar("T")
 
 
 class Hash(Protocol):
     """A hash of what it was given so far, as hashlib makes it."""
 
-    def update(self, content: bytes, /) -> None:
+    def update(self, content: bytes | memoryview, /) -> None:
         """Go on with more."""
 
     def hexdigest(self) -> str:
         """Of all so far."""
+
+
+class Posterior(Protocol):
+    """What an autoencoder says of each image: independent normal latents."""
+
+    def __call__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) of the latents of images, each (n, C, H, W) float32."""
 
 
 class Exact(Protocol):
@@ -41,7 +50,8 @@ class Dataset:
     """Images of one shape with optional labels.
 
     `pixels(indices)` gives uint8 (n, C, H, W), or float32 in [-1, 1] for toy sets; it is called from several threads at
-    once. `fingerprint` changes with content.
+    once. `fingerprint` changes with content. Where there is a `posterior`, `pixels` gives one fixed draw of it for each
+    image, and training draws anew.
     `exact(process, prior)` makes the exact denoiser where one is known. `conversions` says in words what was changed
     when images were read, and of how many.
     """
@@ -49,17 +59,44 @@ class Dataset:
     name: str
     shape: tuple[int, int, int]
     count: int
-    pixels: Pixels
+    pixels: Reader
     fingerprint: str
     labels: Tensor | None = None  # (count,) int64
     classes: int = 0
     streams: bool = False
     exact: Exact | None = field(default=None, repr=False)
     conversions: Mapping[str, int] = field(default_factory=dict)
+    posterior: Posterior | None = None
 
     def x0(self, indices: Sequence[int]) -> Tensor:
         """Clean images (n, C, H, W), float32 in [-1, 1]."""
         return to_unit(self.pixels(indices))
+
+    def drawn(self, indices: Sequence[int], normal: Tensor | None) -> Tensor:
+        """As `pixels`; where there is a posterior, the draw mean + std * normal, with normal (n, C, H, W) float32."""
+        if self.posterior is None or normal is None:
+            return self.pixels(indices)
+        mean, std = self.posterior(indices)
+        return mean + std * normal
+
+    def squares(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(the expectation of x0, that of x0^2) over the draws of each image, (n, C, H, W) float64."""
+        if self.posterior is None:
+            x0 = self.x0(indices).double()
+            return x0, x0**2
+        mean, std = (part.double() for part in self.posterior(indices))
+        return mean, mean**2 + std**2
+
+    def represented(self, shape: tuple[int, int, int], pixels: Reader, mark: str) -> "Dataset":
+        """The same images as states of another shape, which `pixels` reads; `mark` changes with the representation."""
+        return replace(
+            self,
+            shape=shape,
+            pixels=pixels,
+            fingerprint=fingerprint(self.fingerprint, mark),
+            exact=None,
+            posterior=None,
+        )
 
 
 class Source(Value):
@@ -78,6 +115,17 @@ class Source(Value):
         description="processes that read images while training, for sets not in memory; 0: threads of the training "
         "itself do, which is enough where a step takes longer than reading its images (some 3,000 of 64x64 a second)",
     )
+    representation: AnyRepresentation = Field(default=PIXELS, description="what the network is shown of images")
+    elsewhere: ClassVar[tuple[str, ...]] = ("workers", "path", "root", "download", "channels")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the content of the images, what is trained on, as plain data.
+
+        Left out are `elsewhere`, the keys that say where and how images are read, and what earlier versions had not,
+        where it is as theirs was.
+        """
+        left_out = {*self.elsewhere, *(["representation"] if self.representation == PIXELS else [])}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class OpensDataset(Protocol):
@@ -161,19 +209,22 @@ def restrict(dataset: Dataset, only: Sequence[int]) -> Dataset:
         raise DataError(f"{dataset.name} has no images of the labels {absent}; change data.only.")
     kept = torch.isin(dataset.labels, torch.tensor(only)).nonzero().flatten()
     mark = fingerprint(dataset.fingerprint, kept.numpy().tobytes())
-    chosen = _Chosen(dataset.pixels, kept.tolist())
-    return replace(dataset, count=len(kept), pixels=chosen, fingerprint=mark, labels=dataset.labels[kept], exact=None)
+    rows, posterior = kept.tolist(), dataset.posterior
+    return replace(
+        dataset, count=len(kept), pixels=_Chosen(dataset.pixels, rows), fingerprint=mark, labels=dataset.labels[kept],
+        exact=None, posterior=None if posterior is None else _Chosen(posterior, rows),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Some of the images of a set; a plain object, as ImageReader is."""
+class _Chosen(Generic[T]):
+    """Reads some of a set by their index; a plain object, as ImageReader is."""
 
-    pixels: Pixels
+    read: Callable[[Sequence[int]], T]
     rows: Sequence[int]
 
-    def __call__(self, indices: Sequence[int]) -> Tensor:
-        return self.pixels([self.rows[i] for i in indices])
+    def __call__(self, indices: Sequence[int]) -> T:
+        return self.read([self.rows[i] for i in indices])
 
 
 def count_classes(name: str, labels: Tensor) -> int:
@@ -185,14 +236,14 @@ def count_classes(name: str, labels: Tensor) -> int:
     return int(labels.max()) + 1
 
 
-def fingerprint(*parts: bytes | str) -> str:
+def fingerprint(*parts: bytes | memoryview | str) -> str:
     """A short content hash of the parts."""
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, *parts)
     return digest.hexdigest()
 
 
-def _add(digest: Hash, *parts: bytes | str) -> None:
+def _add(digest: Hash, *parts: bytes | memoryview | str) -> None:
     """Have a hash go on with parts, each with its end."""
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -245,9 +296,9 @@ def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Mome
     total = torch.zeros(dataset.shape, dtype=torch.float64)
     squares = torch.zeros(dataset.shape, dtype=torch.float64)
     for run in chunks(indices, batch):
-        x0 = dataset.x0(run).double()
+        x0, square = dataset.squares(run)
         total += x0.sum(0)
-        squares += (x0**2).sum(0)
+        squares += square.sum(0)
     mean, square = total / len(indices), squares / len(indices)
     grand = float(square.mean() - mean.mean() ** 2)
     return Moments(mean, square, grand, float((square - mean**2).mean()))
@@ -277,7 +328,7 @@ def read_by_processes(dataset: Dataset, batches: Iterable[Sequence[int]], worker
 class _Batches(torch.utils.data.Dataset[Tensor | SnrkitError]):
     """Batches by their indices. An error is handed over as it is: a loader would make a traceback of it."""
 
-    pixels: Pixels
+    pixels: Reader
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor | SnrkitError:
         try:

@@ -162,16 +162,7 @@ class Experiment(Value):
 
     def training_part(self) -> dict[str, Any]:
         """What decides the trained weights; a run directory holds one such part for good."""
-        part = self.model_dump(mode="json", include={"seed", "data"}) | self.model.identity()
-        for place in (
-            "workers",
-            "path",
-            "root",
-            "download",
-            "channels",
-        ):  # the content is compared by its fingerprint instead
-            part["data"].pop(place, None)
-        return part
+        return {"seed": self.seed, "data": self.data.identity(), **self.model.identity()}
 
 
 BROUGHT = (*READ, "network", "latents")  # parts of a model from elsewhere that is trained on

@@ -1,18 +1,21 @@
-"""The images of an experiment, opened: split, encoded where the model has latents, measured where something asks."""
+"""The images of an experiment, opened: represented as the network sees them, split, measured where something asks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.checkpoints.codec import BATCH, Codec, encoded, load_codec
+from snrkit.checkpoints.codec import Codec, Encoder, autoencoder_digest
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
 from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
+from snrkit.data.latents import Latents
 from snrkit.data.measured import Measured
+from snrkit.data.representation import PIXELS, Representation
 from snrkit.data.toy import TakesMemory
 from snrkit.networks import Adapted, AnyTrained
 from snrkit.networks.foreign import Foreign
@@ -23,12 +26,12 @@ class OpenedData:
     """Images with their split, and what was measured of them."""
 
     source: AnySource  # with sigma_data as given or as measured
-    dataset: Dataset  # as the network sees it: without labels where it takes none
-    labelled: Dataset  # the images as the source gives them, for metrics
+    dataset: Dataset  # states, as the network sees them: without labels where it takes none
+    labelled: Dataset  # images with all their labels, for metrics
     split: Split
     moments: Moments | None  # where something needs them
     measured: Measured  # the dataset, with what is measured of it when first asked for
-    codec: Codec | None = None  # between images and states, for latent models
+    representation: Representation  # between images and states
 
     @property
     def sigma_data(self) -> float:
@@ -47,40 +50,34 @@ class OpenedData:
 
     def images(self, x0: Tensor) -> Tensor:
         """The images that clean states (n, *) are."""
-        return x0 if self.codec is None else self.codec.decode(x0)
+        return self.representation.decode(x0)
 
     def shown(self, rows: Sequence[int], mirrored: bool = False) -> Tensor:
-        """Images (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
+        """States (n, C, H, W) as training shows them: with data.flip every second is mirrored, or every other one."""
         x0 = self.dataset.x0(rows)
         if not self.source.flip:
             return x0
+        images = self.representation.decode(x0)
         turned = (torch.arange(len(x0)) % 2 == 1) != mirrored
-        return torch.where(turned[:, None, None, None], x0.flip(3), x0)
+        return self.representation.encode(torch.where(turned[:, None, None, None], images.flip(3), images))
 
 
 def open_data(
     source: AnySource,
     network: AnyTrained | Foreign,
-    autoencoder: Autoencoder | None,
+    codec: Codec | None,
     variance: bool,
     device: torch.device,
-    at_once: int = BATCH,
 ) -> OpenedData:
     """Open the images, measure what is `auto`, and check that they fit the network: ConfigError.
 
-    `variance`: whether it is asked for beside sigma_data. `at_once`: images that an autoencoder encodes.
+    `codec`: of a model that encodes images itself. `variance`: whether it is asked for beside sigma_data.
     """
     _check_memory(source)
-    labelled = source.open()
-    if source.only is not None:
-        labelled = restrict(labelled, source.only)
+    labelled, dataset, representation = _represented(source, codec, device)
     if source.workers and not labelled.streams:
         raise ConfigError(f"data.workers: has no effect, as {labelled.name} is held in memory; drop it.")
-    if source.workers and autoencoder is not None:
-        raise ConfigError("data.workers: has no effect, as images become latents where the training runs; drop it.")
-    codec = _codec(source, autoencoder, device)
-    dataset = labelled if codec is None else encoded(labelled, codec, at_once)
-    check_fit(network, dataset, codec is not None)
+    check_fit(network, dataset, None if codec is None else codec.key)
     parts = split(dataset.count, source.holdout)
     found = moments(dataset, parts.train) if source.sigma_data == "auto" or variance else None
     if source.sigma_data == "auto":
@@ -89,7 +86,7 @@ def open_data(
             raise SnrkitError(f"{dataset.name}: all images are one constant; give data.sigma_data as a number.")
         source = source.model_copy(update={"sigma_data": round(found.sigma_data, 6)})
     seen = dataset if network.conditioning.classes else replace(dataset, labels=None, classes=0)
-    return OpenedData(source, seen, labelled, parts, found, Measured(seen, parts, device), codec)
+    return OpenedData(source, seen, labelled, parts, found, Measured(seen, parts, device), representation)
 
 
 def _check_memory(source: AnySource) -> None:
@@ -101,13 +98,13 @@ def _check_memory(source: AnySource) -> None:
         )
 
 
-def check_fit(network: AnyTrained | Foreign, dataset: Dataset, latent: bool) -> None:
-    """ConfigError where a network has other shapes or labels than its states; `latent`: these are an autoencoder's."""
+def check_fit(network: AnyTrained | Foreign, dataset: Dataset, key: str | None) -> None:
+    """ConfigError where a network has other shapes or labels than its states; `key` names whose latents these are."""
     classes = network.conditioning.classes
     if isinstance(network, Foreign | Adapted) and network.shape != dataset.shape:
         ours, theirs = _shape(dataset.shape), _shape(network.shape)
-        if latent:
-            raise ConfigError(f"model.vae: its latents of these images are {ours}, and the model's states {theirs}.")
+        if key is not None:
+            raise ConfigError(f"{key}: its latents of these images are {ours}, and the model's states {theirs}.")
         raise ConfigError(f"data: images are {ours}, and the model's {theirs}; give images of that size.")
     if isinstance(network, Foreign | Adapted) and classes not in (0, dataset.classes):
         raise ConfigError(
@@ -120,15 +117,45 @@ def check_fit(network: AnyTrained | Foreign, dataset: Dataset, latent: bool) -> 
         )
 
 
-def _codec(source: AnySource, asked: Autoencoder | None, device: torch.device) -> Codec | None:
-    """Between images and states, for a latent model."""
-    if asked is None:
-        return None
-    if source.flip:
+def _represented(
+    source: AnySource, codec: Codec | None, device: torch.device
+) -> tuple[Dataset, Dataset, Representation]:
+    """(images, states, the way between them) of a source, and of a model that encodes images itself."""
+    if codec is not None and (isinstance(source, Latents) or source.representation != PIXELS):
+        raise ConfigError("data: the model encodes images itself; give it images, in the representation pixels.")
+    if isinstance(source, Latents):
+        images, states, representation = _encoded(source, device)
+    else:
+        images = _chosen(source.open(), source)
+        representation = codec or source.representation
+        states = representation.states(images)
+    if source.workers and codec is not None:
+        raise ConfigError("data.workers: has no effect, as images become latents where the training runs; drop it.")
+    if source.flip and not representation.exact:
         raise ConfigError("data.flip: latents of a mirrored image are no mirrored latents; drop it.")
-    if source.workers:
-        raise ConfigError("data.workers: has no effect on latents, which are encoded on the device; drop it.")
-    return load_codec(asked, device)
+    return images, states, representation
+
+
+def _encoded(source: Latents, device: torch.device) -> tuple[Dataset, Dataset, Representation]:
+    """As `_represented`, of latents that were encoded beforehand."""
+    encoded = source.encoded()
+    about, found = encoded.about, encoded.dataset()
+    asked = Autoencoder(path=source.vae or Path(about.autoencoder), scale=about.scale, shift=about.shift)
+    if autoencoder_digest(asked, "data.vae") != about.digest:
+        raise ConfigError(
+            f"data.vae: {asked.path} is not the autoencoder that {source.path} was made by, {about.autoencoder}; name "
+            "that one, or encode the images anew with snrkit data encode."
+        )
+    representation = Encoder(asked, device, about.shape, found.shape, "data.vae")
+    originals = source.originals(about, found)
+    if originals is None:
+        originals = representation.images(found)
+    return _chosen(originals, source), _chosen(found, source), representation
+
+
+def _chosen(dataset: Dataset, source: AnySource) -> Dataset:
+    """The images of `data.only`."""
+    return dataset if source.only is None else restrict(dataset, source.only)
 
 
 def _shape(shape: Sequence[int]) -> str:

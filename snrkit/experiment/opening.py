@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
-from snrkit.checkpoints.codec import ALONE
+from snrkit.checkpoints.codec import ALONE, Codec, load_codec
 from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, open_data
-from snrkit.experiment.models import Parts, TrainedHere, Weights
+from snrkit.experiment.models import Origin, Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
 from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
@@ -86,7 +86,9 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     compute = resolve_precision(experiment.compute, world.device, parts.precision_known)
     set_compute(compute, world.device)
     exact = any(sampler.start == "exact" for sampler in samplers)
-    data = _opened_data(experiment, exact, world.device)
+    data = open_data(experiment.data, parts.network, _codec(experiment.model, world.device), exact, world.device)
+    if experiment.model.trains and experiment.training.train.augment is not None and not data.representation.exact:
+        raise ConfigError("train.augment: latents of a warped image are no warped latents; drop it.")
     for made in (parts.levels, *(sampler.grid for sampler in samplers)):
         if isinstance(made, AsksShape):
             made.check(data.dataset.shape)
@@ -98,15 +100,12 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     return Opened(resolved, setting)
 
 
-def _opened_data(experiment: Experiment, variance: bool, device: torch.device) -> OpenedData:
-    """The images of an experiment. For one that trains, an autoencoder's messages name where that file names it."""
-    source, model = experiment.data, experiment.model
-    if not model.trains:
-        return open_data(source, model.parts.network, model.autoencoder(), variance, device)
-    try:
-        return open_data(source, model.parts.network, model.autoencoder(), variance, device, ALONE)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("model.vae: ", "latents.path: ")) from None
+def _codec(model: Origin, device: torch.device) -> Codec | None:
+    """The autoencoder of a model that encodes images itself; in training one by one, so that resuming sees the same."""
+    asked = model.autoencoder()
+    if asked is None:
+        return None
+    return load_codec(asked, device, "latents.path", ALONE) if model.trains else load_codec(asked, device)
 
 
 def check_batch(name: str, images: int, setting: Setting) -> None:
@@ -176,6 +175,7 @@ def open_task(training: TrainedHere, setting: Setting) -> Task:
         compile=compute.compile,
         dropout=training.network.stochastic,
         scalars=scalars(setting),
+        representation=data.representation,
     )
 
 

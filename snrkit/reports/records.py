@@ -193,3 +193,15 @@ class Packing:
     channels: int
     classes: int
     changes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """A file of latents that was made."""
+
+    path: str
+    images: int
+    shape: tuple[int, ...]  # of the latents of one
+    numbers: str
+    posterior: bool  # whether they have a standard deviation
+    sigma_data: float  # of all latents, scaled, over all draws

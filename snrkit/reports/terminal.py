@@ -16,7 +16,7 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import mean_of, spread
 from snrkit.reports.comparison import comparison_rows
-from snrkit.reports.records import Checked, Comparison, Packing, Swept, TunedNow
+from snrkit.reports.records import Checked, Comparison, EncodedFile, Packing, Swept, TunedNow
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
@@ -110,6 +110,13 @@ def show_pack(record: Packing) -> None:
         changes = ", ".join(f"{count:,} {words}" for words, count in record.changes.items())
         out.print(f"of the images, {changes}")
     out.print(f"name it in an experiment as data: {{kind: zip, path: {record.path}}}", markup=False)
+
+
+def show_encoded(record: EncodedFile) -> None:
+    """What was made, of how much, and how to train on it."""
+    shape, kept = "x".join(map(str, record.shape)), "means and deviations" if record.posterior else "no deviations"
+    out.print(f"{record.images} latents of {shape}, {kept}, {record.numbers}, sigma_data {record.sigma_data:.4f}")
+    out.print(f"train on them with data: {{kind: latents, path: {record.path}}}", soft_wrap=True)
 
 
 def show_average(record: Mapping[str, Any]) -> None:

@@ -60,13 +60,7 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     device, config, dataset = task.world.device, task.config, task.dataset
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     images = task.images(draws)
-    x0 = to_unit(pixels.to(device, non_blocking=True))
-    if task.flip:
-        mirrored = (draws.flip < 0.5).to(device, non_blocking=True)[:, None, None, None]
-        x0 = torch.where(mirrored, x0.flip(3), x0)
-    told = None
-    if config.augment is not None:
-        x0, told = config.augment.apply(x0, draws.augment.to(device, non_blocking=True))
+    x0, told = _augmented(task, draws, to_unit(pixels.to(device, non_blocking=True)))
     labels = None
     if dataset.labels is not None:
         labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1)
@@ -84,6 +78,20 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     )
 
 
+def _augmented(task: Task, draws: Draws, x0: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(states (n, *) of the images after flips and augmentation, what the network is told of it)."""
+    augment, told = task.config.augment, None
+    if not task.flip and augment is None:
+        return x0, told
+    images = task.representation.decode(x0)
+    if task.flip:
+        mirrored = (draws.flip < 0.5).to(x0.device, non_blocking=True)[:, None, None, None]
+        images = torch.where(mirrored, images.flip(3), images)
+    if augment is not None:
+        images, told = augment.apply(images, draws.augment.to(x0.device, non_blocking=True))
+    return task.representation.encode(images), told
+
+
 def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question | None]]:
     """Every micro-batch of this process, in order, from step `first` on, without end.
 
@@ -94,7 +102,7 @@ def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question
     def make(given: tuple[tuple[int, range], Tensor | None]) -> tuple[MicroBatch, Question | None]:
         (step, slices), pixels = given
         draws = plan.draw(step, slices)
-        batch = micro_batch(task, draws, dataset.pixels(task.images(draws).tolist()) if pixels is None else pixels)
+        batch = micro_batch(task, draws, task.pixels(draws) if pixels is None else pixels)
         moved = task.config.importance is not None
         return batch, None if moved else batch.ask(task, draws.level, torch.ones_like(draws.level))
 

@@ -44,7 +44,7 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
     spy, plan, found = _Spy(), task.plan(), []
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
-        batch = micro_batch(task, draws, task.dataset.pixels(task.images(draws).tolist()))
+        batch = micro_batch(task, draws, task.pixels(draws))
         micro_losses(task, spy, batch, (step, 0))
         assert spy.asked is not None
         x, time = (part.cpu() for part in spy.asked)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.base.streams import IMAGE, TRAIN
+from snrkit.base.streams import IMAGE, LATENTS_TRAIN, TRAIN
 from snrkit.data.augment import DRAWS
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +33,7 @@ class Draws:
     chance: Tensor  # (n,) float64 in [0, 1), for perturbations
     scalars: Tensor  # (n,) float64 in [0, 1), for what is left to chance of the scalars that a network is told
     extra: Tensor | None = None  # (n, extras, C, H, W), where the plan asks for it
+    latents: Tensor | None = None  # (n, C, H, W) float32, standard normal: of the posterior, where the images have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Plan:
     pool: int  # images in the training split
     shape: tuple[int, int, int]
     extras: int | None = None  # draws of noise beside eps; None: no perturbation asks for any
+    latents: bool = False  # whether images are drawn from a posterior
 
     def draw(self, step: int, slices: Sequence[int]) -> Draws:
         """The draws of the given slices of step `step`, in order."""
@@ -74,7 +76,14 @@ class Plan:
             chances[:, 0],
             chances[:, 1],
             None if self.extras is None else torch.from_numpy(noise[1:]).transpose(0, 1),
+            self._latents(step, slices) if self.latents else None,
         )
+
+    def _latents(self, step: int, slices: Sequence[int]) -> Tensor:
+        """From a stream of its own, so that all other draws are those of images without a posterior."""
+        shape = (self.slice, *self.shape)
+        drawn = [LATENTS_TRAIN.open(self.seed, step, i).standard_normal(shape, dtype=np.float32) for i in slices]
+        return torch.from_numpy(np.concatenate(drawn))
 
     def positions(self, step: int, slices: Sequence[int]) -> Tensor:
         """The positions alone of `draw`, which each slice draws first."""

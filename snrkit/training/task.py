@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.data.dataset import Dataset
+from snrkit.data.representation import PIXELS, Representation
 from snrkit.training.config import TrainConfig
 from snrkit.training.objective import Objective
 from snrkit.training.randomness import Draws, Plan
@@ -39,6 +40,7 @@ class Task:
     compile: bool = False
     dropout: bool = False
     scalars: Scalars | None = None  # None: the network is told none
+    representation: Representation = PIXELS  # in whose images data.flip and train.augment act
 
     def told(self, images: Tensor, u: Tensor) -> Tensor | None:
         """As Scalars.told, on the device; None where the network is told no scalars."""
@@ -47,6 +49,10 @@ class Task:
     def images(self, draws: Draws) -> Tensor:
         """The images (n,) of the data set that were drawn."""
         return torch.tensor([self.train[p] for p in draws.positions.tolist()])
+
+    def pixels(self, draws: Draws) -> Tensor:
+        """Of these images, (n, C, H, W); those with a posterior as they are drawn from it."""
+        return self.dataset.drawn(self.images(draws).tolist(), draws.latents)
 
     def plan(self) -> Plan:
         """The shape of the random draws."""
@@ -58,4 +64,5 @@ class Task:
             len(self.train),
             self.dataset.shape,
             None if config.perturb is None else config.perturb.extras,
+            self.dataset.posterior is not None,
         )

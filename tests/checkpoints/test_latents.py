@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from snrkit.base.errors import ConfigError
-from snrkit.checkpoints.codec import encoded, load_codec
+from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data.digits import Digits
 from snrkit.experiment.experiment import parse_experiment
@@ -47,7 +47,7 @@ def pipeline(tmp_path_factory):
 def test_latents_are_the_scaled_means_of_the_autoencoder(pipeline):
     """(mean - shift) * scale, the same at every call and in any order; decoding undoes the scale."""
     codec, images = load_codec(Autoencoder(path=pipeline / "vae"), CPU), Digits().open()
-    latents = encoded(images, codec)
+    latents = codec.states(images)
     assert (latents.shape, latents.count, latents.classes) == ((4, 4, 4), images.count, 10)
     theirs = diffusers.AutoencoderKL.from_pretrained(pipeline / "vae", low_cpu_mem_usage=False)
     with torch.no_grad():
@@ -77,6 +77,7 @@ def test_the_whole_path_runs_on_latents(pipeline, tmp_path):
     ("changes", "said"),
     [
         ({"data": {"kind": "digits", "flip": True}}, "data.flip: latents of a mirrored image"),
+        ({"data": {"kind": "digits", "representation": {"kind": "haar"}}}, "data: the model encodes images itself"),
         (
             {"data": {"kind": "gaussian", "shape": [3, 8, 8], "count": 64}},
             "images are 3x8x8; the autoencoder takes 1",
@@ -108,7 +109,7 @@ def test_processes_that_read_images_make_no_latents(pipeline, monkeypatch, tmp_p
 
 def test_a_folder_that_is_no_autoencoder_is_refused(pipeline):
     """By its class."""
-    with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL and AutoencoderDC"):
+    with pytest.raises(ConfigError, match="a DiTTransformer2DModel cannot be read; AutoencoderKL, AutoencoderDC"):
         load_codec(Autoencoder(path=pipeline / "transformer"), CPU)
 
 
@@ -151,7 +152,7 @@ def test_few_latents_are_kept(pipeline, monkeypatch):
     """Beyond what is kept, they are encoded again, to the same."""
     monkeypatch.setattr("snrkit.checkpoints.codec.KEPT", 1)
     codec, images = load_codec(Autoencoder(path=pipeline / "vae"), CPU), Digits().open()
-    few = encoded(images, codec)
+    few = codec.states(images)
     order = list(range(130))
     first = few.x0(order)
     torch.testing.assert_close(few.x0(order[::-1]).flip(0), first, rtol=0, atol=1e-6)
