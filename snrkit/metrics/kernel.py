@@ -35,5 +35,5 @@ def _within(x: Tensor) -> Tensor:
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:
     """The sum of k over all pairs."""
-    base = (x @ y.T).div_(x.shape[1]).add_(1)
-    return base.square().mul_(base).sum()
+    base = torch.addmm(torch.ones((), dtype=x.dtype, device=x.device), x, y.T, alpha=1 / x.shape[1]).flatten()
+    return base.square() @ base
