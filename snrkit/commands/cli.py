@@ -39,33 +39,58 @@ RUNS = Path("runs")
 
 
 def main() -> None:
-    """Run the app; a user's mistake or a failing disk ends in one sentence and exit code 1."""
+    """Run the app; a user's mistake, a failing disk or a lost process ends in one sentence and exit code 1."""
+    code = 1
     try:
-        app()
+        code = _run()
+    finally:
+        _leave_group(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the app, after what is to be said."""
+    try:
+        _run_in_group()
+    except SystemExit as end:
+        return int(end.code or 0)
     except Stopped as stop:
         print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
-        sys.exit(stop.code)
+        return stop.code
     except SnrkitError as error:
         for line in str(error).splitlines():
             print(f"snrkit: {line}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except OSError as error:
         where = f" at {error.filename}" if error.filename else ""
         reason = error.strerror or str(error)
         print(
             f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
         )
-        sys.exit(1)
-    finally:
-        _leave_group()
+        return 1
+    return 0
 
 
-def _leave_group() -> None:
+def _run_in_group() -> None:
+    """Run the app. What a collective says of a process that is gone becomes a sentence that names it."""
+    try:
+        app()
+    except RuntimeError:
+        if "snrkit.base.distributed" not in sys.modules:
+            raise
+        from snrkit.base.distributed import lost_peer
+
+        if (lost := lost_peer()) is None:
+            raise
+        raise lost from None
+
+
+def _leave_group(code: int) -> None:
     """Leave the group of processes, if there is one: a process that just ends can make its peers abort."""
     if "snrkit.base.distributed" in sys.modules:
         from snrkit.base.distributed import close_world
 
-        close_world()
+        close_world(code)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,7 +3,6 @@
 A batch is encoded and written by threads, whole or not at all, while the next one is sampled.
 """
 
-import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.reading import Arriving
-from snrkit.base.signals import stoppable
+from snrkit.base.signals import ending, stoppable
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
@@ -59,7 +58,7 @@ def run_sampling(
     check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
-    with locked(run) if world.leads else contextlib.nullcontext():
+    with locked(run) if world.leads else ending():
         samples = trajectories(opened, open_model(opened, run))
         for name in chosen:
             check_claim(SampleFolder(run.samples(name)), manifest(samples.sources.names, e.samplers[name]), overwrite)
@@ -145,6 +144,8 @@ def make_images(
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:
+                world.ask_to_stop()
+            if stop.asked or world.asked_to_stop:
                 break
     stopped = world.any(done < total)
     world.barrier()
