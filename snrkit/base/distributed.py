@@ -38,6 +38,16 @@ class World:
         """Whether this process writes logs and checkpoints."""
         return self.rank == 0
 
+    def check_alone(self, command: str, remedy: str = "start it without torchrun") -> None:
+        """Refuse a command that does not share its work, where it was started as many processes: one of them says so.
+
+        SnrkitError in that one, Stopped in the others.
+        """
+        if self.size > 1:
+            if self.leads:
+                raise SnrkitError(f"{command} runs in one process, and was started as {self.size}; {remedy}.")
+            raise Stopped("", 1)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -100,16 +110,19 @@ def open_world(device: str) -> World:
 
 def _join(rank: int, size: int, backend: str) -> None:
     """Meet the others. Signs of life go through a connection of their own, which no wait for a value holds up."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
     bear = patience()
-    store, _, _ = next(distributed.rendezvous("env://", rank, size))
+    store, _, _ = next(rendezvous("env://", rank, size))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    signs = distributed.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=LONGEST_WAIT)
+    signs = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=LONGEST_WAIT)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    Group.peers = Peers(distributed.PrefixStore(f"snrkit-signs-{attempt}", signs), rank, size, bear)
+    Group.peers = Peers(PrefixStore(f"snrkit-signs-{attempt}", signs), rank, size, bear)
     Group.peers.start()
     store.set_timeout(timedelta(seconds=ARRIVAL))
     distributed.init_process_group(
-        backend, store=distributed.PrefixStore("snrkit", store), rank=rank, world_size=size, timeout=LONGEST_WAIT
+        backend, store=PrefixStore("snrkit", store), rank=rank, world_size=size, timeout=LONGEST_WAIT
     )
 
 

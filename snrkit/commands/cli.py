@@ -333,11 +333,11 @@ def average(
     json: JsonOption = False,
 ) -> None:
     """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
-    from snrkit.base.distributed import open_world
+    world = _alone("average")
     from snrkit.commands.average import run_averaging
     from snrkit.reports.terminal import show_average
 
-    _show(run_averaging(path, width, decay, at), json, open_world("cpu"), show_average)
+    _show(run_averaging(path, width, decay, at), json, world, show_average)
 
 
 @app.command()
@@ -352,11 +352,11 @@ def export(
     """Write a run's weights as a folder that another library loads."""
     if to != "diffusers":
         raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
-    from snrkit.base.distributed import open_world
+    world = _alone("export")
     from snrkit.commands.export import run_exporting
     from snrkit.reports.terminal import show_export
 
-    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, open_world("cpu"), show_export)
+    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, world, show_export)
 
 
 @app.command()
@@ -366,12 +366,12 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check that everything in a run directory is what was written, and say what to do where it is not."""
-    from snrkit.base.distributed import open_world
+    world = _alone("check")
     from snrkit.commands.check import run_checking
     from snrkit.reports.terminal import show_checked
 
     checked = run_checking(path, repair)
-    _show(checked, json, open_world("cpu"), show_checked)
+    _show(checked, json, world, show_checked)
     if not checked.sound:
         raise typer.Exit(1)
 
@@ -436,6 +436,14 @@ def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[
     from snrkit.base.distributed import open_world
 
     return _load(config, settings), open_world(device)
+
+
+def _alone(command: str) -> "World":
+    from snrkit.base.distributed import open_world
+
+    world = open_world("cpu")
+    world.check_alone(command)
+    return world
 
 
 def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:

@@ -147,7 +147,7 @@ def make_images(
                 world.ask_to_stop()
             if stop.asked or world.asked_to_stop:
                 break
-    stopped = world.any(done < total)
+    stopped = world.any(done < total or stop.asked)
     world.barrier()
     if world.leads:
         _finish(samples, folder, seeds, record, stopped)
@@ -162,7 +162,12 @@ def _save(
     folder: SampleFolder, record: Mapping[str, Any], seeds: Sequence[int], pixels: Arriving, world: World
 ) -> None:
     """Encode and write the images (n, C, H, W) of a batch."""
-    parts = ahead(_encode_all, pixels.wait().split(TOGETHER), threads(world.size))
+    arrived = pixels.wait()
+
+    def encode_all(places: Sequence[int]) -> list[bytes]:
+        return [encode(arrived[place]) for place in places]
+
+    parts = ahead(encode_all, chunks(range(len(seeds)), TOGETHER), threads(world.size))
     images = dict(zip(seeds, chain.from_iterable(parts), strict=True))
     with disk_errors(f"saving images in {folder.path}", "free space and run the same command again"):
         folder.add(record, images, world.rank)
@@ -216,10 +221,6 @@ def encode(pixels: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "png")
     return buffer.getvalue()
-
-
-def _encode_all(images: Tensor) -> list[bytes]:
-    return [encode(image) for image in images]
 
 
 def _finish(

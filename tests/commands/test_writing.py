@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def one_after_the_other(samples, sampler, batches):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_what_is_drawn_ahead_has_the_same_bits(samples, name):
-    """Of solvers that draw no noise, in all steps but the last, or in every step; and all is drawn by another thread."""
+    """Of solvers that draw none, in all steps but the last, or in every step; and another thread draws it all."""
     sampler = samples.sources.names.experiment.samplers[name]
     wanted = one_after_the_other(samples, sampler, BATCHES)
     assert len({float(x.sum()) for x in wanted}) == len(BATCHES)
@@ -193,12 +194,12 @@ def test_a_full_disk_is_the_main_threads_error(samples, folder, monkeypatch, nth
     assert str(failed.value) == (
         f"saving images in {folder.path} failed: the disk is full; free space and run the same command again"
     )
-    assert sorted(sum(listed(folder), [])) == list(range((nth - 1) // 4 * 4))
+    whole = list(chain.from_iterable(listed(folder)))
+    assert whole == list(range((nth - 1) // 4 * 4))
     assert len(count) == nth
-    interrupted = {seed: folder.image(seed) for seed in sum(listed(folder), [])}
-    before = {seed: path.stat().st_mtime_ns for seed, path in interrupted.items()}
+    before = [folder.image(seed).stat().st_mtime_ns for seed in whole]
     made(samples, folder)
-    assert {seed: path.stat().st_mtime_ns for seed, path in interrupted.items()} == before
+    assert [folder.image(seed).stat().st_mtime_ns for seed in whole] == before
     assert not folder.missing(range(20))
 
 
@@ -234,7 +235,69 @@ def test_being_asked_to_stop_waits_for_what_was_begun(samples, folder, monkeypat
     whole = SampleFolder(folder.path.parent / "whole")
     made(samples, whole)
     assert folder.manifest().sums == whole.manifest().sums
-    assert folder.manifest().made == manifest(samples.sources.names, samples.sources.names.experiment.samplers["ancestral"])
+    names = samples.sources.names
+    assert folder.manifest().made == manifest(names, names.experiment.samplers["ancestral"])
+
+
+class Others:
+    """The other processes of a group, one of which may be asked to stop."""
+
+    def __init__(self, asked):
+        self.asked, self.told = asked, 0
+
+    def ask_to_stop(self):
+        self.told += 1
+
+
+def in_group(samples, others):
+    """The same, in a group."""
+    world = World(0, 1, torch.device("cpu"), others)
+    return Trajectories(replace(samples.setting, world=world), samples.model, samples.sources, samples.config)
+
+
+def test_a_stop_asked_of_another_process_ends_sampling_too(samples, folder):
+    """After the batch at hand, with the code of what goes on; nobody else is told again."""
+    others = Others(asked=True)
+    with pytest.raises(Stopped) as stopped:
+        made(in_group(samples, others), folder)
+    assert (stopped.value.code, others.told) == (75, 0)
+    assert sorted(folder.manifest().sums) == list(range(4))
+
+
+def test_a_stop_asked_of_this_process_is_told_to_the_others(samples, folder):
+    """With the batch after which it ends."""
+    others, plain = Others(asked=False), SampleFolder.add
+
+    def add(self, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleFolder, "add", add)
+        with pytest.raises(Stopped):
+            made(in_group(samples, others), folder)
+    assert others.told == 1
+    made(in_group(samples, Others(asked=False)), folder)
+    assert not folder.missing(range(20))
+
+
+def test_a_stop_asked_while_the_last_batch_is_written_is_heard(samples, folder):
+    """All images are there, and what would come after them is left to the same command."""
+    plain = SampleFolder.add
+
+    def add(self, made_of, images, process):
+        if 19 in images:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, made_of, images, process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleFolder, "add", add)
+        with pytest.raises(Stopped, match="stopped with 20 of 20 images"):
+            made(samples, folder)
+    picture = folder.path.parent / "ancestral.png"
+    assert not picture.exists()
+    made(samples, folder)
+    assert picture.exists()
 
 
 def test_an_error_of_the_network_leaves_what_was_sampled(samples, folder):
