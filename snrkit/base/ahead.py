@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -17,7 +17,7 @@ def threads(processes: int = 1) -> int:
     return max(1, min(MOST, (os.cpu_count() or 1) // processes))
 
 
-def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Iterator[T]:
+def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Generator[T, None, None]:
     """`make` of every key, in order; `workers` threads begin that of up to `workers` + 1 keys before it is asked for.
 
     `keys` is gone through in the thread that iterates. What `make` raises is raised where its result would have been
@@ -29,9 +29,9 @@ def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Iterator[T
         try:
             begun.extend(pool.submit(make, key) for key in islice(left, workers + 1))
             while begun:
-                made = begun.popleft().result()
+                begun[0].result()
                 begun.extend(pool.submit(make, key) for key in islice(left, 1))
-                yield made
+                yield begun.popleft().result()  # which nothing here holds while it is used
         finally:
             for future in begun:
                 future.cancel()

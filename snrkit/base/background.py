@@ -2,8 +2,15 @@
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
+
+_at_work: set[Future[None]] = set()
+
+
+def finish(seconds: float) -> None:
+    """Wait until what any Background has begun is done, for so long at most: before a process ends where it is."""
+    wait(list(_at_work), seconds)
 
 
 class Background:
@@ -21,6 +28,8 @@ class Background:
         """Begin a job, after the one before has ended."""
         self.wait()
         self._begun = self._pool.submit(job)
+        _at_work.add(self._begun)
+        self._begun.add_done_callback(_at_work.discard)
 
     def wait(self) -> None:
         """Until all is done."""

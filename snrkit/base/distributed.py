@@ -5,13 +5,23 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from snrkit.base.errors import SnrkitError
+from snrkit.base.errors import SnrkitError, Stopped
+from snrkit.base.peers import ARRIVAL, Peers, patience
+
+LONGEST_WAIT = timedelta(hours=6)  # for a process that gives signs of life, whatever it is at
+
+
+class Group:
+    """The group that this process is in, of which there is one at most."""
+
+    peers: Peers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +31,22 @@ class World:
     rank: int
     size: int
     device: torch.device
+    peers: Peers | None = None
 
     @property
     def leads(self) -> bool:
         """Whether this process writes logs and checkpoints."""
         return self.rank == 0
+
+    def check_alone(self, command: str, remedy: str = "start it without torchrun") -> None:
+        """Refuse a command that does not share its work, where it was started as many processes: one of them says so.
+
+        SnrkitError in that one, Stopped in the others.
+        """
+        if self.size > 1:
+            if self.leads:
+                raise SnrkitError(f"{command} runs in one process, and was started as {self.size}; {remedy}.")
+            raise Stopped("", 1)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -37,6 +58,16 @@ class World:
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
+
+    def ask_to_stop(self) -> None:
+        """Have the other processes know, within two seconds, that this one was asked to stop."""
+        if self.peers is not None:
+            self.peers.ask_to_stop()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether another process was; each may learn it at another moment."""
+        return self.peers is not None and self.peers.asked
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
@@ -71,16 +102,44 @@ def open_world(device: str) -> World:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        _join(rank, size, "nccl" if chosen.type == "cuda" else "gloo")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    return World(rank, size, chosen)
+    return World(rank, size, chosen, Group.peers)
 
 
-def close_world() -> None:
-    """Leave the process group, if there is one."""
+def _join(rank: int, size: int, backend: str) -> None:
+    """Meet the others. Signs of life go through a connection of their own, which no wait for a value holds up."""
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
+    bear = patience()
+    store, _, _ = next(rendezvous("env://", rank, size))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    signs = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=LONGEST_WAIT)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    Group.peers = Peers(PrefixStore(f"snrkit-signs-{attempt}", signs), rank, size, bear)
+    Group.peers.start()
+    store.set_timeout(timedelta(seconds=ARRIVAL))
+    distributed.init_process_group(
+        backend, store=PrefixStore("snrkit", store), rank=rank, world_size=size, timeout=LONGEST_WAIT
+    )
+
+
+def lost_peer() -> SnrkitError | Stopped | None:
+    """Why a collective failed, where another process of the group is the reason; takes some seconds."""
+    return None if Group.peers is None else Group.peers.found()
+
+
+def close_world(code: int = 0) -> None:
+    """Leave the process group, if there is one, with the exit code of this process."""
+    peers, Group.peers = Group.peers, None
+    if peers is not None:
+        peers.leave(code)
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+    if peers is not None:
+        peers.see_off()
 
 
 def _device(name: str, local_rank: int) -> torch.device:

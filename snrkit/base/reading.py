@@ -1,17 +1,16 @@
-"""Numbers that a device has not computed yet, on their way to the host."""
+"""What a device has not computed yet, on its way to the host."""
 
 import torch
 from torch import Tensor
 
 
-class Reading:
-    """The values of a small tensor, copied to the host while the device goes on; `get` waits for them, once."""
+class Arriving:
+    """A tensor, copied to the host while the device goes on; `wait` waits for it, in whichever thread."""
 
-    __slots__ = ("_arrived", "_found", "_host")
+    __slots__ = ("_arrived", "_host")
 
     def __init__(self, values: Tensor) -> None:
-        """Begin to copy `values` (n,)."""
-        self._found: list[float] | None = None
+        """Begin to copy `values`, which are not to be changed in place."""
         self._arrived: torch.cuda.Event | None = None
         self._host = values.detach()
         if values.device.type == "cuda":
@@ -20,10 +19,25 @@ class Reading:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
+    def wait(self) -> Tensor:
+        """The tensor, on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
+class Reading:
+    """The values of a small tensor, copied to the host while the device goes on; `get` waits for them, once."""
+
+    __slots__ = ("_arriving", "_found")
+
+    def __init__(self, values: Tensor) -> None:
+        """Begin to copy `values` (n,)."""
+        self._found: list[float] | None = None
+        self._arriving = Arriving(values)
+
     def get(self) -> list[float]:
         """The values."""
         if self._found is None:
-            if self._arrived is not None:
-                self._arrived.synchronize()
-            self._found = self._host.tolist()
+            self._found = self._arriving.wait().tolist()
         return self._found

@@ -137,8 +137,7 @@ STEPS = 1000
 
 def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, Any]:
     """Write runs/<name>/analysis; returns what the command prints."""
-    if world.size > 1:
-        raise SnrkitError("analyze runs in one process; start it without torchrun.")
+    world.check_alone("analyze")
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_aloud(experiment, world)
     run = Run(runs / experiment.name)

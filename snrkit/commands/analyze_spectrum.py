@@ -12,7 +12,6 @@ from torch import Tensor
 
 from snrkit.base.charts import Chart, draw
 from snrkit.base.distributed import World
-from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.sealed import write_json
 from snrkit.commands.opening import open_aloud
@@ -34,8 +33,7 @@ QUANTILES = (0.005, 0.5, 0.995)
 
 def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, Any]:
     """Write the page; returns what the command prints."""
-    if world.size > 1:
-        raise SnrkitError("analyze runs in one process; start it without torchrun.")
+    world.check_alone("analyze")
     opened = open_aloud(experiment, world)
     spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
     run = Run(runs / experiment.name)

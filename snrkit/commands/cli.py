@@ -42,33 +42,58 @@ RUNS = Path("runs")
 
 
 def main() -> None:
-    """Run the app; a user's mistake or a failing disk ends in one sentence and exit code 1."""
+    """Run the app; a user's mistake, a failing disk or a lost process ends in one sentence and exit code 1."""
+    code = 1
     try:
-        app()
+        code = _run()
+    finally:
+        _leave_group(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the app, after what is to be said."""
+    try:
+        _run_in_group()
+    except SystemExit as end:
+        return int(end.code or 0)
     except Stopped as stop:
         print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
-        sys.exit(stop.code)
+        return stop.code
     except SnrkitError as error:
         for line in str(error).splitlines():
             print(f"snrkit: {line}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except OSError as error:
         where = f" at {error.filename}" if error.filename else ""
         reason = error.strerror or str(error)
         print(
             f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
         )
-        sys.exit(1)
-    finally:
-        _leave_group()
+        return 1
+    return 0
 
 
-def _leave_group() -> None:
+def _run_in_group() -> None:
+    """Run the app. What a collective says of a process that is gone becomes a sentence that names it."""
+    try:
+        app()
+    except RuntimeError:
+        if "snrkit.base.distributed" not in sys.modules:
+            raise
+        from snrkit.base.distributed import lost_peer
+
+        if (lost := lost_peer()) is None:
+            raise
+        raise lost from None
+
+
+def _leave_group(code: int) -> None:
     """Leave the group of processes, if there is one: a process that just ends can make its peers abort."""
     if "snrkit.base.distributed" in sys.modules:
         from snrkit.base.distributed import close_world
 
-        close_world()
+        close_world(code)
 
 
 @app.callback(invoke_without_command=True)
@@ -311,11 +336,11 @@ def average(
     json: JsonOption = False,
 ) -> None:
     """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
-    from snrkit.base.distributed import open_world
+    world = _alone("average")
     from snrkit.commands.average import run_averaging
     from snrkit.reports.terminal import show_average
 
-    _show(run_averaging(path, width, decay, at), json, open_world("cpu"), show_average)
+    _show(run_averaging(path, width, decay, at), json, world, show_average)
 
 
 @app.command()
@@ -330,11 +355,11 @@ def export(
     """Write a run's weights as a folder that another library loads."""
     if to != "diffusers":
         raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
-    from snrkit.base.distributed import open_world
+    world = _alone("export")
     from snrkit.commands.export import run_exporting
     from snrkit.reports.terminal import show_export
 
-    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, open_world("cpu"), show_export)
+    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, world, show_export)
 
 
 @app.command()
@@ -344,12 +369,12 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check that everything in a run directory is what was written, and say what to do where it is not."""
-    from snrkit.base.distributed import open_world
+    world = _alone("check")
     from snrkit.commands.check import run_checking
     from snrkit.reports.terminal import show_checked
 
     checked = run_checking(path, repair)
-    _show(checked, json, open_world("cpu"), show_checked)
+    _show(checked, json, world, show_checked)
     if not checked.sound:
         raise typer.Exit(1)
 
@@ -471,6 +496,14 @@ def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[
     from snrkit.base.distributed import open_world
 
     return _load(config, settings), open_world(device)
+
+
+def _alone(command: str) -> "World":
+    from snrkit.base.distributed import open_world
+
+    world = open_world("cpu")
+    world.check_alone(command)
+    return world
 
 
 def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
@@ -60,8 +60,7 @@ class Kept:
 
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Comparison:
     """Sample, score, measure and time every row; returns the record of the table."""
-    if world.size > 1:
-        raise SnrkitError("compare runs in one process; start it without torchrun.")
+    world.check_alone("compare")
     choose(experiment, ())
     rows = comparison_layout(experiment)
     shift = experiment.shift.model_copy(update={"probes": ()})

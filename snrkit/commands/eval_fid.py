@@ -1,6 +1,5 @@
 """`snrkit eval-fid`: scores of a run's samplers over disjoint seed ranges, of checkpoints, or of two sets of images."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -15,6 +14,7 @@ from snrkit.base.files import disk_errors
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import write_json
+from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.opening import open_aloud, say_conversions
 from snrkit.commands.progress import bar
@@ -47,7 +47,7 @@ def run_scoring(
     opened = open_aloud(experiment, world)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     records, at = {}, opened.experiment.sample.checkpoint
-    with locked(run) if world.leads else contextlib.nullcontext():
+    with locked(run) if world.leads else ending():
         world.barrier()
         scorer = open_scorer(opened.setting, opened.experiment.metrics)
         with bar("scoring", len(chosen), world.leads and not quiet) as progress:
@@ -68,7 +68,7 @@ def run_curves(
     check_images(opened.setting)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     paths = choose_checkpoints(run, which)
-    with locked(run) if world.leads else contextlib.nullcontext():
+    with locked(run) if world.leads else ending():
         world.barrier()
         scorer = open_scorer(opened.setting, opened.experiment.metrics)
         return {name: _curve(opened, run, name, paths, scorer, quiet) for name in chosen}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import SnrkitError, Stopped
+from snrkit.base.errors import Stopped
 from snrkit.base.files import disk_errors
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
@@ -30,8 +30,7 @@ CALIBRATION_IMAGES = 4096
 
 def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Fitted:
     """Fit, calibrate on held-out images and save; returns the calibration."""
-    if world.size > 1:
-        raise SnrkitError("fit-estimator runs in one process; start it without torchrun.")
+    world.check_alone("fit-estimator")
     opened = open_aloud(experiment, world)
     setting, e = opened.setting, opened.experiment
     data, config = setting.data, e.shift.estimator

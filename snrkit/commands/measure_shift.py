@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
@@ -38,8 +37,7 @@ def run_measuring(
     experiment: Experiment, runs: Path, world: World, names: Sequence[str] = (), quiet: bool = False
 ) -> dict[str, ShiftRecord]:
     """Measure the chosen samplers (all by default); returns the records by sampler."""
-    if world.size > 1:
-        raise SnrkitError("measure-shift runs in one process; start it without torchrun.")
+    world.check_alone("measure-shift")
     chosen = choose(experiment, names)
     opened = open_aloud(experiment, world)
     e = opened.experiment

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import SnrkitError
 from snrkit.commands.eval_fid import run_scoring
 from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.opening import open_aloud
@@ -21,8 +20,7 @@ def run_everything(experiment: Experiment, runs: Path, world: World, quiet: bool
 
     Each part goes on where it stopped.
     """
-    if world.size > 1:
-        raise SnrkitError("snrkit run works in one process; under torchrun use train, sample and eval-fid.")
+    world.check_alone("run", "under torchrun use train, sample and eval-fid")
     choose(experiment, ())
     opened = open_aloud(experiment, world)
     check_beside(opened.setting, opened.experiment)

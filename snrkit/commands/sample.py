@@ -1,9 +1,13 @@
-"""`snrkit sample`: images per seed, written one by one, so that an interrupted run goes on with the missing seeds."""
+"""`snrkit sample`: images per seed, written one by one, so that an interrupted run goes on with the missing seeds.
 
-import contextlib
+A batch is encoded and written by threads, whole or not at all, while the next one is sampled.
+"""
+
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snrkit.base.ahead import ahead, threads
+from snrkit.base.background import Background
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.signals import stoppable
+from snrkit.base.reading import Arriving
+from snrkit.base.signals import ending, stoppable
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
@@ -33,6 +40,7 @@ from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.training.randomness import ImageStreams
 
 SHOWN = 100  # images of the picture grid
+TOGETHER = 16  # images that a thread encodes before it hands them over
 
 
 def run_sampling(
@@ -50,7 +58,7 @@ def run_sampling(
     check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
-    with locked(run) if world.leads else contextlib.nullcontext():
+    with locked(run) if world.leads else ending():
         samples = trajectories(opened, open_model(opened, run))
         for name in chosen:
             check_claim(SampleFolder(run.samples(name)), manifest(samples.sources.names, e.samplers[name]), overwrite)
@@ -128,16 +136,18 @@ def make_images(
     mine = list(chunks(missing, config.batch))[world.rank :: world.size]
     total = sum(len(batch) for batch in mine)
     done = 0
-    with stoppable() as stop, bar(name, total, world.leads and not quiet and total > 0) as progress:
+    shown = bar(name, total, world.leads and not quiet and total > 0)
+    with stoppable() as stop, Background() as writer, shown as progress:
         for batch in samples.generate(sampler, mine):
-            pixels = to_bytes(samples.setting.data.images(batch.x0)).cpu()
-            with disk_errors(f"saving images in {folder.path}", "free space and run the same command again"):
-                folder.add(record, {s: encode(image) for s, image in zip(batch.seeds, pixels, strict=True)}, world.rank)
+            pixels = Arriving(to_bytes(samples.setting.data.images(batch.x0)))
+            writer.do(partial(_save, folder, record, batch.seeds, pixels, world))
             done += len(batch.seeds)
             progress.update(done)
             if stop.asked:
+                world.ask_to_stop()
+            if stop.asked or world.asked_to_stop:
                 break
-    stopped = world.any(done < total)
+    stopped = world.any(done < total or stop.asked)
     world.barrier()
     if world.leads:
         _finish(samples, folder, seeds, record, stopped)
@@ -146,6 +156,21 @@ def make_images(
         made = len(seeds) - len(folder.missing(seeds))
         text = f"stopped with {made} of {len(seeds)} images in {folder.path}; run the same command to go on."
         raise Stopped(text if world.leads else "", stop.code)
+
+
+def _save(
+    folder: SampleFolder, record: Mapping[str, Any], seeds: Sequence[int], pixels: Arriving, world: World
+) -> None:
+    """Encode and write the images (n, C, H, W) of a batch."""
+    arrived = pixels.wait()
+
+    def encode_all(places: Sequence[int]) -> list[bytes]:
+        return [encode(arrived[place]) for place in places]
+
+    parts = ahead(encode_all, chunks(range(len(seeds)), TOGETHER), threads(world.size))
+    images = dict(zip(seeds, chain.from_iterable(parts), strict=True))
+    with disk_errors(f"saving images in {folder.path}", "free space and run the same command again"):
+        folder.add(record, images, world.rank)
 
 
 def manifest(names: RunNames, sampler: Sampler) -> dict[str, Any]:

@@ -199,8 +199,7 @@ def run_sweep(
     path: Path, runs: Path, world: World, settings: Sequence[str] = (), arms: Sequence[str] = (), quiet: bool = False
 ) -> Swept:
     """Train and score what is missing; returns the table, which also lies in runs/<sweep>.json."""
-    if world.size > 1:
-        raise SnrkitError("sweep trains one run after the other in one process; start it without torchrun.")
+    world.check_alone("sweep")
     sweep = load_sweep(path)
     unknown = [arm for arm in arms if arm not in sweep.arms]
     if unknown:

@@ -1,6 +1,5 @@
 """`snrkit train`: the generator of snrkit.training.train with logging, checkpoints and interruption round it."""
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from snrkit.base.background import Background
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped, reason_of
 from snrkit.base.records import from_json
-from snrkit.base.signals import stoppable
+from snrkit.base.signals import Stop, ending, stoppable
 from snrkit.checkpoints.ours import (
     Checkpoint,
     Packed,
@@ -170,7 +169,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     begun = newest_checkpoint(run.checkpoints) is None
     if begun:  # before anything is written
         begin_from(training, task, state)
-    with locked(run) if world.leads else contextlib.nullcontext():
+    with locked(run) if world.leads else ending():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         of = training_of(opened.experiment, opened.data.dataset.fingerprint)
@@ -288,7 +287,8 @@ def _loop(
     shown = bar("training", config.images, world.leads and not quiet)
     with stoppable() as stop, Background() as writer, shown as progress:
         progress.update(state.images)
-        for step in train(task, state, watch_every=config.log_every):
+        for step in train(task, state, config.log_every, stop):
+            stopping = _asked(world, stop, step, notes.last)
             notes.add(step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 state.settle(task)
@@ -304,13 +304,13 @@ def _loop(
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
                 _snapshot(run, task, state, of, writer)  # before the checkpoint, from which a killed run goes on
-            stopping = world.any(stop.asked) if _worth_asking(world, step) else stop.asked and world.size == 1
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 state.settle(task)
                 notes.add(None)
                 _save(run, task, state, notes.tally, log, of, writer)
             if stopping:
                 break
+    world.barrier()  # one that ends earlier may have the others ended before the last checkpoint is written
     if state.images < config.images:
         text = f"stopped at {state.images} of {config.images} images; all is saved. "
         raise Stopped(text + "To go on, run the same command again." if world.leads else "", stop.code)
@@ -330,8 +330,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _worth_asking(world: World, step: TrainStep) -> bool:
-    return world.size > 1 and step.step % 16 == 0
+def _asked(world: World, stop: Stop, step: TrainStep, before: TrainStep | None) -> bool:
+    """Whether to end after this step, in all processes at once: by what they said with a step whose numbers are there,
+    which on a device is the one before.
+    """
+    if world.size == 1:
+        return stop.asked
+    known = before if world.device.type == "cuda" else step
+    return known is not None and known.asked
 
 
 def _crossed(step: TrainStep, batch: int, every: int) -> bool:

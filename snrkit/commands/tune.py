@@ -269,8 +269,7 @@ def run_tuning(
 
     Without names, of all samplers that have coefficients other than neutral.
     """
-    if world.size > 1:
-        raise SnrkitError("tune runs in one process; start it without torchrun.")
+    world.check_alone("tune")
     tunable = [name for name, sampler in experiment.samplers.items() if moved(sampler)]
     wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or tunable)}
     _check_disjoint(experiment)

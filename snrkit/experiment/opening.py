@@ -23,7 +23,7 @@ from snrkit.training.objective import Objective
 from snrkit.training.task import Scalars, Task
 from snrkit.training.weighting import beside
 
-STATES = 16  # bytes for each number of an image: its state in float64, and what the network says, in float32 twice
+STATES = 32  # bytes for each number of an image: its state, and two that are drawn ahead, in float64; two of float32
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -1,11 +1,18 @@
-"""From seeds to images: labels, first states and the steps of the samplers of one model."""
+"""From seeds to images: labels, first states and the steps of the samplers of one model.
 
+What is random is keyed by the seed of an image, so that a thread may draw it before it is asked for: the noise of the
+next step, and the first states of the next batch.
+"""
+
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from snrkit.base.ahead import ahead
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.opening import Model, Opened, Setting
@@ -22,6 +29,26 @@ class Batch:
 
     seeds: Sequence[int]
     x0: Tensor
+
+
+class NoiseAhead:
+    """The noise of a batch: its next `draws` of `drawn`, and beyond these what its streams draw when they are asked."""
+
+    def __init__(self, drawn: Iterator[Tensor], draws: int, streams: Noise) -> None:
+        self._drawn, self._left, self._streams = drawn, draws, streams
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Noise shaped and typed as x."""
+        if not self._left:
+            return self._streams(x)
+        self._left -= 1
+        return next(self._drawn).to(x)
+
+    def skip(self) -> None:
+        """Pass over what was never asked for."""
+        for _ in range(self._left):
+            next(self._drawn)
+        self._left = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +85,36 @@ class Trajectories:
         return ready, x, Cond(labels, told, augment).to(device), streams
 
     def generate(self, sampler: Sampler, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """The clean states of each batch of seeds."""
+        """The clean states of each batch of seeds. One thread draws up to two draws of noise ahead."""
         ready = self.open(sampler)
-        for seeds in batches:
-            own, x, cond, noise = self.begin(sampler, ready, seeds)
-            for step in sample_steps(self.model.denoiser, own, x, noise, cond):
-                x = step.x_next
-            yield Batch(seeds, x)
+        draws = 0 if ready.solver.renews == 0 else len(ready.levels) - 1
+        begun: deque[tuple[OpenedSampler, Cond, ImageStreams]] = deque()
+
+        def in_order() -> Iterator[Tensor]:
+            for seeds in batches:
+                own, first, cond, streams = self.begin(sampler, ready, seeds)
+                begun.append((own, cond, streams))
+                alike = first.new_empty((0, *first.shape[1:]))
+                yield first
+                del first  # a whole batch, which who asked for it has by now
+                for _ in range(draws):
+                    yield streams(alike)
+
+        made = in_order()
+        with closing(ahead(lambda _: next(made), range(len(batches) * (1 + draws)), 1)) as drawn:
+            for seeds in batches:
+                x = next(drawn)
+                own, cond, streams = begun.popleft()
+                noise = NoiseAhead(drawn, draws, streams)
+                for step in sample_steps(self.model.denoiser, own, x, noise, cond):
+                    x = step.x_next
+                noise.skip()
+                yield Batch(seeds, x)
 
     def images(self, sampler: Sampler, seeds: Sequence[int]) -> Tensor:
         """The images (n, C, H, W) uint8 of seeds, in batches of sample.batch, kept nowhere."""
         made = self.generate(sampler, list(chunks(seeds, self.config.batch)))
-        return torch.cat([to_bytes(self.setting.data.images(batch.x0).cpu()) for batch in made])
+        return torch.cat([to_bytes(self.setting.data.images(batch.x0)).cpu() for batch in made])
 
 
 def labels_of(setting: Setting, config: SampleConfig, streams: ImageStreams) -> Tensor | None:

@@ -108,7 +108,9 @@ class ImageStreams:
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal, float32 values; the next draw of each stream."""
-        draws = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in self._streams])
+        draws = np.empty((len(self._streams), *shape), np.float32)
+        for rng, out in zip(self._streams, draws, strict=True):
+            rng.standard_normal(dtype=np.float32, out=out)  # without the interpreter's lock
         return torch.from_numpy(draws).to(self._device)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class TrainStep:
         reading: Reading,
         settle: Callable[[], None],
     ) -> None:
-        """`reading`: the loss, whether the step was taken, and what clip_on_device gives of parameters `names`.
+        """`reading`: the loss, whether the step was taken, how many processes were asked to stop, and what
+        clip_on_device gives of parameters `names`.
 
         `settle` has all processes exchange what they saw, if they have not yet, and `tell` it.
         """
@@ -72,8 +73,13 @@ class TrainStep:
         return self._reading.get()[1] == 0
 
     @property
+    def asked(self) -> bool:
+        """Whether any process had been asked to stop before this step: the same in all of them."""
+        return self._reading.get()[2] > 0
+
+    @property
     def _clipped(self) -> Clipped:
-        return clipped(self._names, self._reading.get()[2:])
+        return clipped(self._names, self._reading.get()[3:])
 
     @property
     def grad_norm(self) -> float:

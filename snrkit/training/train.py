@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snrkit.base.errors import DivergedError
 from snrkit.base.reading import Reading
+from snrkit.base.signals import Stop
 from snrkit.base.streams import DROPOUT
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.training.adaptive import Adaptive, Bins, UncertaintyModule
@@ -108,10 +109,11 @@ def make_optimizer(config: TrainConfig, weights: Sequence[nn.Parameter]) -> torc
     return kind(weights, lr=lr, betas=config.adam_betas, weight_decay=decay, fused=True)
 
 
-def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[TrainStep]:
+def train(task: Task, state: TrainState, watch_every: int = 0, stop: Stop | None = None) -> Iterator[TrainStep]:
     """Train to `config.images`, yielding after every step, with `state` up to date.
 
     `watch_every` images, the largest attention logit is recorded. SnrkitError after ten non-finite steps in a row.
+    With every step all processes learn whether `stop` of one of them is asked; to end is for who iterates.
     """
     config, world = task.config, task.world
     caller: nn.Module = torch.compile(state.network) if task.compile else state.network  # type: ignore[assignment]
@@ -124,7 +126,8 @@ def train(task: Task, state: TrainState, watch_every: int = 0) -> Iterator[Train
         watch = bool(watch_every) and (state.images + config.batch) // watch_every > state.images // watch_every
         if watch:
             watch_attention(state.network, True)
-        step, before = _one_step(task, state, caller, batches, watch), state.last
+        asked = stop is not None and stop.asked
+        step, before = _one_step(task, state, caller, batches, watch, asked), state.last
         if before is not None:
             state.settle(task)  # of the step before, while the device is at this one
         state.last = step
@@ -140,6 +143,7 @@ def _one_step(
     caller: nn.Module,
     batches: Iterator[tuple[MicroBatch, Question | None]],
     watch: bool,
+    asked: bool,
 ) -> TrainStep:
     """Ask the device for one step, and wait for nothing of it."""
     config = task.config
@@ -150,12 +154,14 @@ def _one_step(
     state.scaler.unscale_(state.optimizer)
     names, values = clip_on_device(config.clip, state.network, watch)
     finite = loss.isfinite() & values[0].isfinite()
+    asking = torch.full((), float(asked), device=loss.device)
     if task.world.size > 1:
-        finite = task.world.sum((~finite).float()) == 0
+        wrong, asking = task.world.sum(torch.stack([(~finite).float(), asking]))
+        finite = wrong == 0
     _update(task, state, finite)
     state.step += 1
     state.images += config.batch
-    reading = Reading(torch.cat([torch.stack([loss.double(), finite.double()]), values]))
+    reading = Reading(torch.cat([torch.stack([loss.double(), finite.double(), asking.double()]), values]))
     step = TrainStep(state.step, state.images, lr, seen, names, reading, settle=lambda: state.settle(task))
     if watch and (logit := largest_logit(state.network)) is not None:
         step.logit = float(logit)

@@ -8,12 +8,21 @@ import torch
 from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
+from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.sealed import read_json
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.commands.analyze import run_analysis
+from snrkit.commands.analyze_spectrum import run_spectrum
+from snrkit.commands.compare import run_comparing
+from snrkit.commands.fit_estimator import run_estimating
+from snrkit.commands.measure_shift import run_measuring
+from snrkit.commands.run_all import run_everything
 from snrkit.commands.sample import run_sampling
+from snrkit.commands.sweep import run_sweep
 from snrkit.commands.train import run_training
+from snrkit.commands.tune import run_tuning
 from snrkit.experiment.experiment import load_experiment
-from tests.small import SMALL, load_images, snrkit, write_config
+from tests.small import SMALL, load_images, snrkit, write_config, written
 from tests.spectral.test_levels import SPECTRAL
 
 OWN = {"grid": {"kind": "spectral", "steps": 3}, "solver": {"kind": "euler"}}
@@ -169,3 +178,38 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     assert done.returncode != 0
     assert "do not divide over 2 processes" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+ALONE = {
+    "tune": lambda e, runs, world: run_tuning(e, runs, world, (), "fd", ()),
+    "compare": run_comparing,
+    "analyze": run_analysis,
+    "analyze --spectrum": run_spectrum,
+    "fit-estimator": run_estimating,
+    "measure-shift": run_measuring,
+    "run": run_everything,
+    "sweep": lambda e, runs, world: run_sweep(runs / "sweep.yaml", runs, world),
+}
+
+
+@pytest.mark.parametrize("command", ALONE)
+def test_a_command_that_does_not_share_its_work_says_so_once(tmp_path, command):
+    """One process of the group, in one sentence; all end in an error, and nothing is written."""
+    experiment = load_experiment(write_config(tmp_path))
+    before = written(tmp_path)
+    with pytest.raises(SnrkitError) as refused:
+        ALONE[command](experiment, tmp_path / "runs", World(0, 2, torch.device("cpu")))
+    assert str(refused.value).startswith(f"{command.split()[0]} runs in one process, and was started as 2; ")
+    with pytest.raises(Stopped) as silent:
+        ALONE[command](experiment, tmp_path / "runs", World(1, 2, torch.device("cpu")))
+    assert (str(silent.value), silent.value.code) == ("", 1)
+    assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["average", "export", "check"])
+def test_commands_on_a_run_do_not_share_their_work_either(tmp_path, monkeypatch, command):
+    """They are refused before they look at it."""
+    monkeypatch.setattr("snrkit.base.distributed.open_world", lambda device: World(0, 3, torch.device(device)))
+    done = snrkit(tmp_path, command, tmp_path / "none", plain=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"snrkit: {command} runs in one process, and was started as 3; start it without torchrun.\n"

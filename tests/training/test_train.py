@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
+from snrkit.base.signals import Stop
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.commands.train import _asked
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
 from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity
@@ -489,3 +492,29 @@ def test_perturbed_trainings_run_and_differ(perturb):
     if perturb["kind"] == "mixflow":
         with pytest.raises(SnrkitError, match="straight line of flow matching, not edm"):
             opened(perturb=perturb)
+
+
+def test_every_step_says_whether_a_process_was_asked_to_stop():
+    """From the step that begins after it was asked on; and nothing else is changed by that."""
+    task, network = opened(images=320)
+    state, stop = make_state(task, network), Stop()
+    steps = train(task, state, stop=stop)
+    first = next(steps)
+    stop.asked = True
+    assert [first.asked, *(step.asked for step in steps)] == [False, True, True, True, True]
+    assert torch.equal(weights(state), weights(trained(images=320)[0]))
+
+
+@pytest.mark.parametrize(("size", "device", "at"), [(1, "cpu", "now"), (2, "cpu", "step"), (2, "cuda", "before")])
+def test_processes_end_after_a_step_of_which_all_know_the_same(size, device, at):
+    """One alone at once; many by what a step exchanged, whose numbers the host has without waiting for the device."""
+    world, stop = World(0, size, torch.device(device)), Stop()
+    steps = {"step": SimpleNamespace(asked=False), "before": SimpleNamespace(asked=False)}
+    assert not _asked(world, stop, steps["step"], steps["before"])
+    assert not _asked(world, stop, steps["step"], None)
+    for name, step in steps.items():
+        step.asked = True
+        assert _asked(world, stop, steps["step"], steps["before"]) == (name == at)
+        step.asked = False
+    stop.asked = True
+    assert _asked(world, stop, steps["step"], None) == (at == "now")
