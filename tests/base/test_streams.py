@@ -62,6 +62,7 @@ DRAWS = {"bernoulli", "manual_seed", "multinomial", "normal", "rand", "rand_like
          "randperm", "seed"}  # fmt: skip
 DIRECT = {  # beside the names: what is drawn by torch's own generator, seeded, while something is made or dropped out
     "shift/arms.py": {"generator"},  # of keys that it is given
+    "data/dataset.py": {"torch.Generator"},  # in place of the one that a loader draws from, of which nothing is made
     "metrics/kernel.py": {"np.random.RandomState"},  # of torch-fidelity's subsets
     "metrics/classifier.py": {"torch.manual_seed"}, "networks/__init__.py": {"torch.manual_seed"},
     "shift/estimator.py": {"torch.manual_seed"}, "training/train.py": {"torch.manual_seed"},
