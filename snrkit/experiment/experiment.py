@@ -57,7 +57,9 @@ class ComputeConfig(Value):
         default="auto", description="auto: bf16 on CUDA, else fp32; fp32 under `model`"
     )
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = Field(
+        default=False, description="compile the network's blocks; auto: in training on CUDA that is long enough"
+    )
     deterministic: bool = False
     tf32: bool = Field(default=False, description="allow TF32 in float32 products on CUDA")
     checkpointing: bool = Field(

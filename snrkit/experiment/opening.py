@@ -17,12 +17,15 @@ from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, open_data
 from snrkit.experiment.models import Origin, Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
+from snrkit.networks.compiling import compiled
 from snrkit.sampling.sampler import Sampler, parse_seeds
+from snrkit.training.config import TrainConfig
 from snrkit.training.level_samplers import AnyLevels, LevelSampler, LevelsOfData
 from snrkit.training.objective import Objective
 from snrkit.training.task import Scalars, Task
 from snrkit.training.weighting import beside
 
+COMPILED_FROM = 2000  # steps of training for which `compute.compile: auto` compiles
 STATES = 32  # bytes for each number of an image: its state, and two that are drawn ahead, in float64; two of float32
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -172,11 +175,16 @@ def open_task(training: TrainedHere, setting: Setting) -> Task:
         workers=data.source.workers,
         autocast=AUTOCAST[compute.precision],
         channels_last=compute.channels_last,
-        compile=compute.compile,
+        compile=_worth_compiling(train, world.device) if compute.compile == "auto" else compute.compile,
         dropout=training.network.stochastic,
         scalars=scalars(setting),
         representation=data.representation,
     )
+
+
+def _worth_compiling(train: TrainConfig, device: torch.device) -> bool:
+    """Whether training goes on for longer on a GPU than compiling its network takes."""
+    return device.type == "cuda" and train.images >= COMPILED_FROM * train.batch
 
 
 def level_sampler(levels: AnyLevels, data: OpenedData) -> LevelSampler:
@@ -228,9 +236,8 @@ def open_weights(
     network = trained.model.load(run, found, setting.data.dataset.shape, trained.seed)
     memory = torch.channels_last if compute.channels_last else torch.preserve_format
     network = network.to(device=setting.world.device).to(memory_format=memory).eval().requires_grad_(False)
-    caller = torch.compile(network) if compute.compile else network
     denoiser = NetworkDenoiser(
-        caller,
+        compiled(network) if compute.compile is True else network,
         parts.process,
         parts.target,
         parts.precondition,

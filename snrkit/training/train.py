@@ -19,6 +19,7 @@ from snrkit.base.reading import Reading
 from snrkit.base.signals import Stop
 from snrkit.base.streams import DROPOUT
 from snrkit.networks import largest_logit, watch_attention
+from snrkit.networks.compiling import compiled
 from snrkit.training.adaptive import Adaptive, Bins, UncertaintyModule
 from snrkit.training.batches import MicroBatch, Question, first_slice, micro_batches
 from snrkit.training.clipping import Groups, clip_on_device
@@ -116,7 +117,7 @@ def train(task: Task, state: TrainState, watch_every: int = 0, stop: Stop | None
     With every step all processes learn whether `stop` of one of them is asked; to end is for who iterates.
     """
     config, world = task.config, task.world
-    caller: nn.Module = torch.compile(state.network) if task.compile else state.network  # type: ignore[assignment]
+    caller = compiled(state.network) if task.compile else state.network
     if world.size > 1:
         devices = [world.device.index] if world.device.type == "cuda" else None
         caller = DistributedDataParallel(caller, device_ids=devices)
