@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
-.PHONY: demo corrections-study training-study spectral-study test faults check bench format clean
+.PHONY: demo corrections-study training-study spectral-study test faults check bench gpu-check format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -44,6 +44,9 @@ faults: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/pytest tests/bench -o norecursedirs=".*" -s --benchmark-disable-gc --benchmark-columns=median
+
+gpu-check: .venv/installed-test
+	$(BIN)/python -m tests.gpu_check
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

@@ -1,0 +1,433 @@
+"""`make gpu-check`: what docs/performance.md says of a GPU, measured on the one that is here, in at most eight minutes.
+
+Nothing is downloaded: images are noise, weights are seeded. Each row is a figure with the bound that it is meant to
+keep; a row that fails says why and the others go on. `--tiny --device cpu` tries the script itself.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import snrkit
+from snrkit.base.distributed import World
+from snrkit.base.errors import reason_of
+from snrkit.commands.dry_run import budget
+from snrkit.commands.sample import encode
+from snrkit.data.dataset import memory_dataset
+from snrkit.diffusion.denoiser import NetworkDenoiser
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.opening import AUTOCAST, Opened, open_experiment
+from snrkit.experiment.sample_folder import SampleFolder
+from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.extractors import make_extractor
+from snrkit.metrics.features import extract
+from snrkit.networks.compiling import compiled
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sample import sample
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
+from snrkit.sampling.solvers import Churn, Euler
+from snrkit.training.train import make_state, train
+from tests.metrics.test_metrics import seeded_inception
+
+EMA = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    side: int
+    batch: int
+    steps: int  # timed of each training, after as many that warm up
+    images: int  # sampled, scored and measured
+    pictures: int  # side of those that are scored
+
+
+FULL = Size(128, (1, 2, 2, 2), 2, 32, 512, 20, 256, 256)
+TINY = Size(8, (1, 2), 1, 8, 16, 2, 24, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A figure, what it is meant to be, and whether it is."""
+
+    name: str
+    value: float
+    unit: str
+    bound: str = ""
+    kept: bool = True
+
+
+class Check:
+    """The rows that were measured on a device."""
+
+    def __init__(self, size: Size, device: torch.device, home: Path) -> None:
+        self.size, self.device, self.home = size, device, home
+        self.rows: list[Row] = []
+        self.failed: dict[str, str] = {}
+
+    @property
+    def precision(self) -> str:
+        """In which networks are trained here."""
+        return "bf16" if self.device.type == "cuda" else "fp32"
+
+    def say(self, name: str, value: float, unit: str, most: float | None = None, least: float | None = None) -> None:
+        """A row, held to a bound."""
+        bound = f"<= {most:g}" if most is not None else f">= {least:g}" if least is not None else ""
+        kept = (most is None or value <= most) and (least is None or value >= least)
+        self.rows.append(Row(name, value, unit, bound, kept))
+        print(f"{name:58} {value:12.4g} {unit:12} {bound:10} {'' if kept else 'MISSED'}", flush=True)
+
+    def opened(self, **changes: Any) -> Opened:
+        """The training of labelled colour images, with parts changed by their keys."""
+        s = self.size
+        network = {"kind": "unet", "channels": s.channels, "multipliers": list(s.multipliers), "blocks": s.blocks}
+        content: dict[str, Any] = {
+            "name": "gpu-check", "process": {"kind": "edm"}, "target": {"kind": "x0"},
+            "precondition": {"kind": "edm"}, "levels": {"kind": "lognormal"}, "weighting": {"kind": "edm"},
+            "data": {"kind": "mixture", "shape": [3, s.side, s.side], "count": 4 * s.batch, "components": 10,
+                     "flip": True, "sigma_data": 0.5},
+            "network": {**network, "groups": min(32, s.channels // 2), "classes": 10},
+            "train": {"images": 10**9, "batch": s.batch, "slice": min(64, s.batch), "clip": 1.0,
+                      "label_dropout": 0.1, "averages": [{"kind": "ema_decay", "decay": EMA}]},
+            "samplers": {},
+            "compute": {"precision": self.precision, "channels_last": True},
+        }  # fmt: skip
+        for key, value in changes.items():
+            content[key] = {**content[key], **value}
+        return open_experiment(parse_experiment(content, "gpu-check"), World(0, 1, self.device))
+
+    def wait(self) -> float:
+        """Seconds, when the device has done all that it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def timed(self, run: Callable[[], object], count: int) -> float:
+        """Seconds for one of `count`, after as many that warm up."""
+        for _ in range(count):
+            run()
+        begun = self.wait()
+        for _ in range(count):
+            run()
+        return (self.wait() - begun) / count
+
+    def most(self) -> int:
+        """Bytes of the device held at most since the last `forget`; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+    def forget(self) -> None:
+        """Free what is unused, and count the most that is held anew."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
+def uint8(check: Check, opened: Opened) -> torch.Tensor:
+    """Images of the data set as bytes, as files give them."""
+    shape = (opened.data.dataset.count, *opened.data.dataset.shape)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def task_of(check: Check, opened: Opened) -> Any:
+    """Its training, on bytes."""
+    data = memory_dataset("noise", uint8(check, opened), opened.data.dataset.labels)
+    return replace(opened.task(), dataset=data)
+
+
+def bare_step(check: Check, opened: Opened, whole: bool) -> Callable[[], object]:
+    """A step of a plain loop of the same network, with images and noise on the device."""
+    s, device = check.size, check.device
+    network = opened.network().to(device, memory_format=torch.channels_last).train()
+    call = compiled(network) if whole else network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    average = [p.detach().clone() for p in network.parameters()]
+    pixels = uint8(check, opened).to(device)
+    dtype = AUTOCAST[check.precision]
+
+    def step() -> None:
+        x0 = pixels[torch.randint(len(pixels), (s.batch,), device=device)].float() / 127.5 - 1
+        x0 = x0.to(memory_format=torch.channels_last)
+        eps = torch.randn_like(x0)
+        sigma = torch.exp(1.2 * torch.randn(s.batch, device=device) - 1.2)[:, None, None, None]
+        labels = torch.randint(10, (s.batch,), device=device)
+        total = sigma**2 + 0.25
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            output = call((x0 + sigma * eps) * total.rsqrt(), sigma.flatten().log() / 4, snrkit.Cond(labels=labels))
+        loss = (output - (sigma * x0 - 0.25 * eps) / (0.5 * total.sqrt())).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 1 - EMA)
+
+    return step
+
+
+def training(check: Check) -> None:
+    """`train()` and a bare loop, eager and compiled: the four rows, and the memory of both eager ones."""
+    seconds, memory = {}, {}
+    for whole in (False, True):
+        opened, how = check.opened(compute={"compile": whole}), "compiled" if whole else "eager"
+        for name in ("bare loop", "train()"):
+            check.forget()
+            begun = check.wait()
+            if name == "train()":
+                task = task_of(check, opened)
+                steps = train(task, make_state(task, opened.network()))
+                run: Callable[[], object] = lambda steps=steps: next(steps)  # noqa: E731
+            else:
+                run = bare_step(check, opened, whole)
+            run()
+            if whole:
+                bound = 25.0 if check.device.type == "cuda" else None
+                check.say(f"{name}, {how}: the first step, with warming up", check.wait() - begun, "s", bound)
+            seconds[name, how] = check.timed(run, check.size.steps)
+            memory[name, how] = check.most()
+            check.say(f"{name}, {how}", 1000 * seconds[name, how], "ms a step")
+            check.say(f"{name}, {how}", check.size.batch / seconds[name, how], "images/s")
+    for how in ("eager", "compiled"):
+        check.say(
+            f"train() over a bare loop, {how}", seconds["train()", how] / seconds["bare loop", how], "times", 1.03
+        )
+    check.say("compiled over eager", seconds["train()", "eager"] / seconds["train()", "compiled"], "times", least=1.6)
+    if memory["bare loop", "eager"]:
+        share = memory["train()", "eager"] / memory["bare loop", "eager"]
+        check.say("peak memory of train() over a bare loop's", share, "times", 1.1)
+
+
+def reads(check: Check) -> None:
+    """Times that a step of training waits for the device."""
+    if check.device.type != "cuda":
+        return
+    opened = check.opened()
+    task = task_of(check, opened)
+    steps = train(task, make_state(task, opened.network()))
+    for _ in range(3):
+        next(steps)
+    import warnings
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in range(4):
+                next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    check.say("waits for the device", sum("synchron" in str(w.message) for w in found) / 4, "a step", 1)
+
+
+def budgets(check: Check) -> None:
+    """What a dry run says of memory against what training takes."""
+    opened = check.opened()
+    found = budget(opened.experiment.training, opened.setting)
+    check.forget()
+    task = task_of(check, opened)
+    steps = train(task, make_state(task, opened.network()))
+    for _ in range(3):
+        next(steps)
+    if check.most():
+        said = found.weights + found.activations[found.precision]
+        check.say("peak memory of training over the dry run's estimate", check.most() / said, "times", 1.25)
+
+
+def precisions(check: Check) -> None:
+    """Losses of a few steps in half precision against float32, from the same draws."""
+    losses = {}
+    for precision in ("fp32", "bf16", *(["fp16"] if check.device.type == "cuda" else [])):
+        opened = check.opened(compute={"precision": precision})
+        task = task_of(check, opened)
+        steps = train(task, make_state(task, opened.network()))
+        losses[precision] = [next(steps).loss for _ in range(5)]
+    for precision, found in losses.items():
+        worst = max(abs(a / b - 1) for a, b in zip(found, losses["fp32"], strict=True))
+        check.say(f"loss in {precision} over float32's, farthest in 5 steps", worst, "relative", 0.02)
+
+
+def resumes(check: Check) -> None:
+    """Six steps at once, and three and three through a state dict, under `compute.deterministic`."""
+    opened = check.opened(compute={"deterministic": True}, train={"images": 6 * check.size.batch})
+    task, weights = task_of(check, opened), []
+    for stop in (6, 3):
+        state = make_state(task, opened.network())
+        for step in train(task, state):
+            if step.step == stop:
+                break
+        weights.append([p.detach().clone() for p in state.network.parameters()])
+    again = make_state(task, opened.network())
+    for step in train(task, again):
+        if step.step == 3:
+            break
+    equal = all(torch.equal(a, b) for a, b in zip(again.network.parameters(), weights[1], strict=True))
+    rest = train(task, again)
+    for _ in rest:
+        pass
+    equal = equal and all(torch.equal(a, b) for a, b in zip(again.network.parameters(), weights[0], strict=True))
+    check.say("training that stops and goes on ends in the same bits", float(equal), "1: yes", least=1)
+    open_experiment(opened.experiment.model_copy(update={"compute": check.opened().setting.compute}), opened.world)
+
+
+def network_of(check: Check) -> tuple[Opened, nn.Module, NetworkDenoiser]:
+    """A fresh network, as samplers ask it."""
+    opened = check.opened()
+    network = opened.network().to(check.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    e = opened.experiment
+    dtype = AUTOCAST[check.precision]
+    return opened, network, NetworkDenoiser(network, e.process, e.target, e.precondition, 0.5, autocast=dtype)
+
+
+def sampling(check: Check) -> None:
+    """Trajectories against as many bare calls of the network."""
+    _, network, denoiser = network_of(check)
+    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 18
+    x, dtype = torch.randn(*shape, device=check.device), AUTOCAST[check.precision]
+    at = torch.rand(shape[0], device=check.device)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(steps):
+            with torch.autocast(check.device.type, dtype, enabled=dtype is not None):
+                network(x, at, None)
+
+    for name, solver, most in (("euler", Euler(), 1.01), ("churn", Churn(s_churn=10.0), 1.02)):
+        process = denoiser.process
+        ready = open_with(Sampler(grid=Karras(steps=steps), solver=solver), process, Dummy(process))
+        first = x.double() * ready.levels[0].sigma.to(check.device)
+
+        @torch.no_grad()
+        def ours(ready: Any = ready, first: torch.Tensor = first) -> None:
+            for _ in sample(denoiser, ready.solver, ready.levels, first, noise=torch.randn_like):
+                pass
+
+        calls = steps if name == "euler" else sum(len(s.calls) for s in _steps(denoiser, ready, first))
+        share = check.timed(ours, 2) / (check.timed(bare, 2) * calls / steps)
+        check.say(f"sampling with {name} over bare calls", share, "times", most)
+
+
+@torch.no_grad()
+def _steps(denoiser: NetworkDenoiser, ready: Any, x: torch.Tensor) -> Iterator[Any]:
+    yield from sample(denoiser, ready.solver, ready.levels, x, noise=torch.randn_like)
+
+
+def scoring(check: Check) -> None:
+    """Features of Inception's shape of PNGs, against those of decoded images on the host."""
+    side, count = check.size.pictures, check.size.images
+    small = torch.randn(count, 3, max(2, side // 8), max(2, side // 8), generator=torch.Generator().manual_seed(0))
+    pixels = (nn.functional.interpolate(small, size=side, mode="bicubic") * 60 + 128).clamp(0, 255).to(torch.uint8)
+    folder = SampleFolder(check.home / "samples")
+    folder.add({"a": 1}, {seed: encode(image) for seed, image in enumerate(pixels)}, 0)
+    folder.gather({"a": 1})
+    config = MetricsConfig(features="inception", weights=seeded_inception(check.home))
+    data = memory_dataset("noise", pixels)
+    extractor = make_extractor(config, data, opened_split(), check.device)
+    images, world = folder.dataset(range(count), (3, side, side)), World(0, 1, check.device)
+    alone = check.timed(lambda: [extractor.run(part) for part in torch.split(pixels, 64)], 1)
+    whole = check.timed(lambda: extract(extractor, images, range(count), 64, world), 1)
+    check.say("scoring PNGs", count / whole, "images/s")
+    check.say("scoring PNGs over the extractor on decoded images", alone / whole, "of its rate", least=0.95)
+
+
+def opened_split() -> Any:
+    """No split: Inception learns nothing."""
+    from snrkit.data.dataset import Split
+
+    return Split((), ())
+
+
+def measuring(check: Check) -> None:
+    """`snrkit.measure` against as many bare calls, and what it holds."""
+    _, network, denoiser = network_of(check)
+    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 10
+    real = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x, at, dtype = torch.randn(*shape, device=check.device), torch.rand(shape[0], device=check.device), None
+    dtype = AUTOCAST[check.precision]
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(3 * steps):
+            with torch.autocast(check.device.type, dtype, enabled=dtype is not None):
+                network(x, at, None)
+
+    def ours() -> None:
+        sampler = Sampler(grid=Karras(steps=steps), solver=Euler())
+        snrkit.measure(
+            denoiser, sampler, trained=real[0], held=real[1], images=shape[0], batch=shape[0], bootstrap=200,
+            device=check.device,
+        )  # fmt: skip
+
+    check.say("measuring over bare calls", check.timed(ours, 1) / check.timed(bare, 1), "times", 1.1)
+    check.say("host memory of this process at most", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")
+
+
+PARTS: Sequence[Callable[[Check], None]] = (
+    training, reads, budgets, precisions, sampling, scoring, measuring, resumes,
+)  # fmt: skip
+
+
+@contextmanager
+def named(check: Check, name: str) -> Iterator[None]:
+    """A part that fails says why, and the others go on."""
+    try:
+        yield
+    except Exception as error:
+        check.failed[name] = f"{type(error).__name__}: {reason_of(error)}"
+        print(f"{name}: {check.failed[name]}", flush=True)
+    check.forget()
+
+
+def run(size: Size, device: torch.device, home: Path) -> Check:
+    """All parts."""
+    check = Check(size, device, home)
+    for part in PARTS:
+        with named(check, part.__name__):
+            part(check)
+    return check
+
+
+def report(check: Check) -> dict[str, Any]:
+    """All rows, the device and the versions, as JSON holds them."""
+    cuda = check.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(check.device) if cuda else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "size": asdict(check.size),
+        "rows": [asdict(row) for row in check.rows],
+        "failed": check.failed,
+    }
+
+
+def main() -> int:
+    """Print the rows, write them to --out, and exit 1 where a bound was missed or a part failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="networks and images of a few pixels")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        check = run(TINY if given.tiny else FULL, torch.device(given.device), Path(home))
+    given.out.write_text(json.dumps(report(check), indent=1) + "\n")
+    print(f"written to {given.out}")
+    return int(bool(check.failed) or not all(row.kept for row in check.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
