@@ -26,6 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import safetensors.torch
+import torch
 import yaml
 
 from tests.small import SMALL, Done, call
@@ -220,6 +221,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "sweep FILE": NOTHING,
     "run": NOTHING,
     "data pack IMAGES -o ZIP --size 4 --overwrite": SAMPLED,
+    "data encode --vae VAE -o LATENTS --overwrite": NOTHING,
 }
 NO_BARS = {"train", "sample", "measure-shift", "fit-estimator", "eval-fid", "tune", "compare", "sweep", "run", "data"}
 MORE = {"sample --overwrite": ("--set", "samplers.euler.grid.steps=3")}
@@ -230,14 +232,15 @@ def line(command: str, folder: Path) -> list[str]:
     runs, first = folder / "runs", command.split(maxsplit=1)[0]
     places = {
         "RUN": runs / "small", "FILE": folder / "sweep.yaml", "IMAGES": runs / "small/samples/euler",
-        "ZIP": folder / "packed.zip",
+        "ZIP": folder / "packed.zip", "VAE": folder / "vae", "LATENTS": folder / "latents.npz",
     }  # fmt: skip
     words = [str(places.get(word, word)) for word in command.split()]
     quiet = ["-q"] if first in NO_BARS else []
     if {"RUN", "IMAGES"} & set(command.split()):
         return [*words, *quiet]
     config = [] if "FILE" in command else ["--config", str(folder / "small.yaml")]
-    return [*words, *config, "--runs", str(runs), *MORE.get(command, ()), *quiet]
+    where = [] if first == "data" else ["--runs", str(runs)]
+    return [*words, *config, *where, *MORE.get(command, ()), *quiet]
 
 
 def start(folder: Path, **changes: Any) -> None:
@@ -245,6 +248,23 @@ def start(folder: Path, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "small.yaml").write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+    save_autoencoder(folder / "vae", image_channels=1)
+
+
+def save_autoencoder(folder: Path, image_channels: int) -> None:
+    """A small AutoencoderKL that halves sides, seeded; nothing where diffusers is not installed."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = AutoencoderKL(
+            in_channels=image_channels, out_channels=image_channels, latent_channels=4, block_out_channels=(8, 8),
+            norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            scaling_factor=0.5, shift_factor=0.1,
+        )  # fmt: skip
+    made.save_pretrained(folder)
 
 
 def spoil(command: str, folder: Path) -> None:

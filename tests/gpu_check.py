@@ -104,7 +104,7 @@ class Check:
             "data": {"kind": "mixture", "shape": [3, s.side, s.side], "count": 4 * s.batch, "components": 10,
                      "flip": True, "sigma_data": 0.5},
             "network": {**network, "groups": min(32, s.channels // 2), "classes": 10},
-            "train": {"images": 10**9, "batch": s.batch, "slice": min(64, s.batch), "clip": 1.0,
+            "train": {"images": 10**9, "batch": s.batch, "slice": min(64, s.batch), "clip": 1.0, "warmup": 0,
                       "label_dropout": 0.1, "averages": [{"kind": "ema_decay", "decay": EMA}]},
             "samplers": {},
             "compute": {"precision": self.precision, "channels_last": True},

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of, unreadable
 from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
 from snrkit.networks.of_diffusers import LARGEST_NUMBER, LAYERS, MOST_LAYERS, diffusers_package
@@ -53,7 +53,9 @@ def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:
         return json.loads(read_regular(path, largest), parse_constant=_constant)
     except SnrkitError as error:
         raise ConfigError(f"{key}: {error}") from None
-    except (ValueError, OSError, RecursionError):
+    except OSError as error:
+        raise ConfigError(f"{key}: {unreadable(path, error)}") from None
+    except (ValueError, RecursionError):
         raise ConfigError(f"{key}: {path} is not valid JSON.") from None
 
 
@@ -89,6 +91,8 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             low_cpu_mem_usage=package.utils.is_accelerate_available(),
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, and not of diffusers
+            raise ConfigError(f"{key}: {unreadable(folder, error)}") from None
         raise ConfigError(f"{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(f"{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")

@@ -445,6 +445,7 @@ def encode(
         typer.Option("--vae", help="Folder of the autoencoder, as diffusers saves it; default: data.vae of latents."),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16, in which latents are kept.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -457,7 +458,7 @@ def encode(
     from snrkit.commands.data_encode import run_encoding
     from snrkit.reports.terminal import show_encoded
 
-    _show(run_encoding(experiment, world, out, vae, dtype, quiet), json, world, show_encoded)
+    _show(run_encoding(experiment, world, out, vae, dtype, overwrite, quiet), json, world, show_encoded)
 
 
 @app.command()

@@ -36,7 +36,13 @@ class Asked:
 
 
 def run_encoding(
-    experiment: Experiment, world: World, out: Path | None, vae: Path | None, dtype: str, quiet: bool = False
+    experiment: Experiment,
+    world: World,
+    out: Path | None,
+    vae: Path | None,
+    dtype: str,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> EncodedFile:
     """Write the file. ConfigError or DataError where images and autoencoder do not fit, or it is there already."""
     if world.size > 1:
@@ -44,8 +50,8 @@ def run_encoding(
     if dtype not in NUMBERS:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(NUMBERS)}.")
     asked = _asked(experiment.data, out, vae)
-    if asked.out.exists():
-        raise SnrkitError(f"{asked.out} exists already; delete it, or name another file with --out.")
+    if asked.out.exists() and not overwrite:
+        raise SnrkitError(f"{asked.out} exists already; give --overwrite, or name another file with --out.")
     autoencoder, key = Autoencoder(path=asked.vae), "--vae" if vae else "data.vae"
     digest = autoencoder_digest(autoencoder, key)
     set_compute(resolve_precision(experiment.compute, world.device), world.device)

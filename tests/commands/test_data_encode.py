@@ -185,7 +185,7 @@ def test_what_cannot_be_encoded_is_refused(encoded, vae, tmp_path):
         ([*config, *out], "--vae: name the folder of the autoencoder"),
         ([*config, *by], "--out: name the file to make"),
         ([*config, *by, "-o", tmp_path / "x.zip"], "is written as an .npz file"),
-        ([*config, *by, "-o", tmp_path / "there.npz"], "there.npz exists already; delete it"),
+        ([*config, *by, "-o", tmp_path / "there.npz"], "there.npz exists already; give --overwrite"),
         ([*config, *by, *out, "--dtype", "int8"], "--dtype int8: choose one of float32, float16"),
         ([*config, *out, "--vae", tmp_path / "nothing"], "--vae: .* does not exist"),
         ([*config, *out, "--vae", tmp_path], "--vae: .* has no config.json"),
