@@ -95,6 +95,19 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def check_out(path: Path, suffix: str, overwrite: bool) -> None:
+    """SnrkitError where a command cannot, or may not, write its file here: asked before it works for it."""
+    if path.suffix.lower() != suffix:
+        raise SnrkitError(f"-o {path} does not end in {suffix}; name the file that is to be written.")
+    if path.is_dir():
+        raise SnrkitError(f"{path} is a folder; name another file with -o.")
+    if path.exists() and not overwrite:
+        raise SnrkitError(f"{path} exists already; give --overwrite, or name another file with -o.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SnrkitError(f"{there} is no folder that may be written to; name another file with -o.")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.

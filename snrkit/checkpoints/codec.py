@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from snrkit.base.cache import content_digest
 from snrkit.base.errors import ConfigError
 from snrkit.base.files import checksum
 from snrkit.checkpoints.folders import class_of, find_weights, pretrained
-from snrkit.checkpoints.foreign import Autoencoder, digest_of
+from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data.dataset import Dataset, chunks, fingerprint, to_bytes
 
 BATCH = 64  # images encoded or decoded at once
@@ -114,7 +113,7 @@ def load_codec(asked: Autoencoder, device: torch.device, key: str = NAMED, at_on
     if any(len(row) not in (1, made.latent_channels) for row in (scale, shift)):
         raise ConfigError(f"{key}: {asked.path} makes {made.latent_channels} channels, for a model of {len(scale)}.")
     by, less = (torch.tensor(row, device=device).reshape(1, -1, 1, 1) for row in (scale, shift))
-    mark = fingerprint(f"{sorted(config.items())} {scale} {shift} {asked.unit}", digest_of(asked.path))
+    mark = fingerprint(f"{sorted(config.items())} {scale} {shift} {asked.unit}", autoencoder_digest(asked, key))
     return Codec(
         network,
         made.in_channels,
@@ -154,6 +153,8 @@ class Encoder:
     image: tuple[int, int, int]  # (C, H, W)
     latent: tuple[int, int, int]
     key: str = NAMED
+    _kept: list[Codec] = field(default_factory=list)
+    _turn: Any = field(default_factory=threading.Lock)  # of threads that read and that sample
 
     @property
     def exact(self) -> bool:
@@ -163,13 +164,18 @@ class Encoder:
     def note(self) -> str | None:
         return NOTE.format(self.asked.path)
 
-    @cached_property
+    @property
     def codec(self) -> Codec:
-        """With its weights. ConfigError where it does not make such latents of such images."""
-        codec = load_codec(self.asked, self.device, self.key)
-        if codec.shape(self.image) != self.latent:
-            raise ConfigError(f"{self.key}: {self.asked.path} does not make latents of {self.latent}; name another.")
-        return codec
+        """With its weights, read once. ConfigError where it does not make such latents of such images."""
+        with self._turn:
+            if not self._kept:
+                codec = load_codec(self.asked, self.device, self.key)
+                if codec.shape(self.image) != self.latent:
+                    raise ConfigError(
+                        f"{self.key}: {self.asked.path} does not make latents of {self.latent}; name another."
+                    )
+                self._kept.append(codec)
+        return self._kept[0]
 
     def states(self, images: Dataset) -> Dataset:
         return self.codec.states(images)

@@ -56,7 +56,10 @@ def _run() -> int:
     try:
         _run_in_group()
     except SystemExit as end:
-        return int(end.code or 0)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
     except Stopped as stop:
         print(str(stop), end="\n" if str(stop) else "", file=sys.stderr)
         return stop.code
@@ -401,12 +404,12 @@ def data_pack(
     quiet: QuietOption = False,
 ) -> None:
     """Pack images as square PNGs of one size into a zip in EDM's layout, which trains fastest."""
-    from snrkit.base.distributed import open_world
+    world = _alone("data pack")
     from snrkit.commands.data_pack import PackOptions, run_packing
     from snrkit.reports.terminal import show_pack
 
     record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
-    _show(record, json, open_world("cpu"), show_pack)
+    _show(record, json, world, show_pack)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """`snrkit data encode`: the latents of all images of a data set, by an autoencoder of diffusers, in one file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from snrkit.base.distributed import World, free_memory, in_bytes
-from snrkit.base.errors import ConfigError, DataError, SnrkitError, Stopped
-from snrkit.base.files import disk_errors
+from snrkit.base.errors import ConfigError, DataError, Stopped
+from snrkit.base.files import check_out, disk_errors
 from snrkit.base.signals import stoppable
 from snrkit.checkpoints.codec import BATCH, Codec, autoencoder_digest, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
@@ -19,6 +19,7 @@ from snrkit.commands.progress import bar
 from snrkit.data import AnySource, Latents
 from snrkit.data.dataset import Dataset, OpensDataset, chunks, moments
 from snrkit.data.latents import About, Encoded, write_latents
+from snrkit.data.representation import PIXELS
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.opening import resolve_precision, set_compute
 from snrkit.reports.records import EncodedFile
@@ -45,13 +46,11 @@ def run_encoding(
     quiet: bool = False,
 ) -> EncodedFile:
     """Write the file. ConfigError or DataError where images and autoencoder do not fit, or it is there already."""
-    if world.size > 1:
-        raise SnrkitError("data encode runs in one process; start it without torchrun.")
+    world.check_alone("data encode")
     if dtype not in NUMBERS:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(NUMBERS)}.")
     asked = _asked(experiment.data, out, vae)
-    if asked.out.exists() and not overwrite:
-        raise SnrkitError(f"{asked.out} exists already; give --overwrite, or name another file with --out.")
+    check_out(asked.out, ".npz", overwrite)
     autoencoder, key = Autoencoder(path=asked.vae), "--vae" if vae else "data.vae"
     digest = autoencoder_digest(autoencoder, key)
     set_compute(resolve_precision(experiment.compute, world.device), world.device)
@@ -66,20 +65,27 @@ def run_encoding(
     return EncodedFile(str(asked.out), latents.count, latents.shape, dtype, encoded.std is not None, spread)
 
 
+_UNUSED: dict[str, Callable[[AnySource], object]] = {
+    "only": lambda source: source.only is not None,
+    "flip": lambda source: source.flip,
+    "representation": lambda source: source.representation != PIXELS,
+}
+
+
 def _asked(source: AnySource, out: Path | None, vae: Path | None) -> Asked:
     """Of latents, what they say themselves where the command line does not; else the images are the experiment's."""
     if isinstance(source, Latents):
         if source.of is None:
             raise ConfigError("data.of: name the images that are to be encoded, such as {kind: folder, path: ...}.")
         images, vae, out = source.of, vae or source.vae, out or source.path
+    elif unused := [name for name, used in _UNUSED.items() if used(source)]:
+        raise ConfigError(f"data.{unused[0]}: has no effect here, as all images are encoded as they are; drop it.")
     else:
         images = source
     if vae is None:
         raise ConfigError("--vae: name the folder of the autoencoder, as diffusers saves it.")
     if out is None:
         raise ConfigError("--out: name the file to make, such as latents.npz.")
-    if out.suffix != ".npz":
-        raise ConfigError(f"--out: {out} is written as an .npz file; end its name so.")
     return Asked(images, vae, out)
 
 

@@ -18,7 +18,7 @@ from typing import get_args
 from torch import Tensor
 
 from snrkit.base.errors import DataError, SnrkitError, missing
-from snrkit.base.files import disk_errors, new_file, remove_abandoned
+from snrkit.base.files import check_out, disk_errors, new_file, remove_abandoned
 from snrkit.base.signals import ending
 from snrkit.commands.progress import Bar, bar
 from snrkit.data.dataset import count_classes
@@ -50,7 +50,7 @@ class PackOptions:
 
 def run_packing(source: Path, out: Path, options: PackOptions, overwrite: bool, quiet: bool) -> Packing:
     """Write `out`, whole or not at all. SnrkitError where an image cannot be packed, or something lies at `out`."""
-    _check_out(out, overwrite)
+    check_out(out, ".zip", overwrite)
     files = _listing(source, options.labels)
     classes = 0 if files.labels is None else count_classes(files.where, files.labels)
     with ending(), disk_errors(f"writing {out}", REMEDY), bar("packing", len(files.names), not quiet) as progress:
@@ -101,12 +101,3 @@ def _listing(source: Path, labels: str) -> Listing:
         raise missing("folder or zip", source, "name one that holds images")
     given = {"path": source, "labels": labels}
     return (Folder if source.is_dir() else Zip).model_validate(given).listing()
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.suffix.lower() != ".zip":
-        raise SnrkitError(f"-o {out} does not end in .zip; name the zip that is to be written.")
-    if out.is_dir():
-        raise SnrkitError(f"{out} is a folder; name another file with -o.")
-    if out.exists() and not overwrite:
-        raise SnrkitError(f"{out} exists already; give --overwrite, or name another file with -o.")

@@ -80,7 +80,7 @@ def unfit(e: Experiment) -> str | None:
 def _reasons(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
-    if isinstance(e.data, Latents) or e.data.representation != PIXELS:
+    if isinstance(e.data, Latents) or e.data.representation != PIXELS or e.model.autoencoder() is not None:
         yield "its states are no images, and no pipeline would decode them as they were encoded"
     if isinstance(e.network, Adapted):
         yield from _of_another(e.network)
@@ -112,7 +112,7 @@ def _of_another(network: Adapted) -> Iterator[str]:
 
 
 def _renamed(e: Experiment, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under diffusers' names, without what it has no place for."""
+    """The weights under diffusers' names, without what it has no place for, such as rows of what is not told."""
     if isinstance(e.network, Adapted):
         return {name.removeprefix("inner."): tensor for name, tensor in without_nulls(weights).items()}
     return {name: tensor for name, tensor in weights.items() if not name.startswith("extras.")}

@@ -304,12 +304,15 @@ def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Mome
     return Moments(mean, square, grand, float((square - mean**2).mean()))
 
 
-def read_by_processes(dataset: Dataset, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Tensor]:
+def read_by_processes(
+    dataset: Dataset, batches: Iterable[Sequence[int]], workers: int
+) -> Iterator[Tensor | SnrkitError]:
     """The pixels of each batch of indices, in order, read ahead by `workers` processes, each a batch at a time.
 
-    SnrkitError in the place of the batch of which an image cannot be read. Draws nothing from torch's own generator.
+    In the place of a batch of which an image cannot be read stands the error, for who uses it to raise. Draws nothing
+    from torch's own generator.
     """
-    loader = torch.utils.data.DataLoader(
+    yield from torch.utils.data.DataLoader(
         _Batches(dataset.pixels),
         sampler=_Order(batches),
         batch_size=None,
@@ -318,10 +321,6 @@ def read_by_processes(dataset: Dataset, batches: Iterable[Sequence[int]], worker
         generator=torch.Generator(),
         collate_fn=_as_it_is,
     )
-    for found in loader:
-        if isinstance(found, SnrkitError):
-            raise found
-        yield found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,21 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -36,6 +46,9 @@ READ = {
     "TIFF": rb"II[*+]\0|MM\0[*+]",
 }
 NAMED = "PNG, JPEG, WebP, BMP, TIFF"
+DECODERS = (
+    Image, ImageFile, PngImagePlugin, JpegImagePlugin, MpoImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin,
+)  # fmt: skip
 OTHERS = {
     "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
     "PDF": rb"%PDF",
@@ -133,56 +146,47 @@ class _Opened:
 
 
 class _Warnings:
-    """What decoders warn of, thread by thread. Python's own way to catch warnings catches those of all threads."""
+    """The module `warnings` as Pillow's own modules see it: what a thread is warned of while it decodes is its own.
+
+    Python's way to catch warnings changes filters and hooks of all threads, and whoever else does so meanwhile, as a
+    compiler in the main thread does, puts back what was not there.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.listening, self.own = threading.Lock(), 0, threading.local()
-        self.caught = warnings.catch_warnings()
-        self.others = warnings.showwarning
+        self.own = threading.local()
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[list[type[Warning]]]:
-        """The categories of what this thread is warned of within the block, where a decompression bomb is an error."""
+        """The categories of what this thread is warned of within the block."""
         heard: list[type[Warning]] = []
         self.own.heard = heard
-        with self.lock:
-            if not self.listening:
-                self._begin()
-            self.listening += 1
         try:
             yield heard
         finally:
             self.own.heard = None
-            with self.lock:
-                self.listening -= 1
-                if not self.listening:
-                    self.caught.__exit__(None, None, None)
 
-    def _begin(self) -> None:
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        self.others = warnings.showwarning
-        warnings.simplefilter("always")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.showwarning = self._hear
-
-    def _hear(
+    def warn(
         self,
         message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
+        category: type[Warning] | None = None,
+        stacklevel: int = 1,
+        source: object = None,
     ) -> None:
+        """As warnings.warn, where this thread decodes nothing."""
         heard = getattr(self.own, "heard", None)
-        if heard is None:  # of a thread that decodes nothing
-            self.others(message, category, filename, lineno, file, line)
+        if heard is None:
+            warnings.warn(message, category, stacklevel + 1, source)
         else:
-            heard.append(category)
+            heard.append(type(message) if isinstance(message, Warning) else category or UserWarning)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
 
 
 WARNINGS = _Warnings()
+for _decoder in DECODERS:
+    if getattr(_decoder, "warnings", None) is warnings:
+        _decoder.warnings = WARNINGS  # type: ignore[attr-defined]
 
 
 def format_of(content: bytes) -> str | None:

@@ -200,6 +200,8 @@ class TrainedHere(Value):
             part["train"].pop(free)
         if self.train.decay in ("constant", "rsqrt"):  # the length does not shape what came before: it may be extended
             part["train"].pop("images")
+        if self.latents is not None:  # whose content the fingerprint of the states says
+            part["latents"].pop("path")
         return part
 
     def faults(self, checkpointing: bool) -> Iterable[str]:

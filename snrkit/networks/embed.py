@@ -45,7 +45,9 @@ class NullTime(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         """The time (B,), or features of it (B, *), -> (B, dim)."""
-        out: Tensor = self.embed(time.nan_to_num())  # through a NaN, gradients of the others would be NaN too
+        out: Tensor = self.embed(
+            torch.where(time.isnan(), 0.0, time)
+        )  # through a NaN, gradients of the others would be NaN too
         untold = time.isnan().reshape(len(time), -1).any(1, keepdim=True)
         return torch.where(untold, self.null.to(out.dtype), out)
 

@@ -59,18 +59,18 @@ class DiffusersNetwork(Value):
         wide = [len(each) for each in self.config.values() if isinstance(each, tuple)]
         if max(deep, default=1) * max(wide, default=1) > MOST_LAYERS:
             raise ValueError(f"a {self.name} of more than {MOST_LAYERS} layers is none that anybody trained")
-        self._check_fits(shape)
+        self._check_labels()
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in self.config.items()}
         try:
             made: nn.Module = getattr(diffusers_package(), self.name)(**given)
         except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"no {self.name} has this config ({reason_of(error)})") from None
+        if (channels := made.config.in_channels) != shape[0]:  # type: ignore[union-attr]
+            raise ValueError(f"its config has {channels} in_channels, for states of {shape[0]}")
         return DiffusersModule(self, made)
 
-    def _check_fits(self, shape: tuple[int, int, int]) -> None:
-        """ValueError where channels or labels are others than the configuration's."""
-        if (channels := self.config.get("in_channels", shape[0])) != shape[0]:
-            raise ValueError(f"its config has {channels} in_channels, for states of {shape[0]}")
+    def _check_labels(self) -> None:
+        """ValueError where labels are others than the configuration's."""
         if self.name == "DiTTransformer2DModel":
             rows = self.config.get("num_embeds_ada_norm", self.classes)
             fits = rows == self.classes and self.null_label is not None and self.null_label <= self.classes

@@ -109,14 +109,14 @@ def show_pack(record: Packing) -> None:
     if record.changes:
         changes = ", ".join(f"{count:,} {words}" for words, count in record.changes.items())
         out.print(f"of the images, {changes}")
-    out.print(f"name it in an experiment as data: {{kind: zip, path: {record.path}}}", markup=False)
+    out.print(f"name it in an experiment as data: {{kind: zip, path: {record.path}}}", soft_wrap=True, markup=False)
 
 
 def show_encoded(record: EncodedFile) -> None:
     """What was made, of how much, and how to train on it."""
     shape, kept = "x".join(map(str, record.shape)), "means and deviations" if record.posterior else "no deviations"
     out.print(f"{record.images} latents of {shape}, {kept}, {record.numbers}, sigma_data {record.sigma_data:.4f}")
-    out.print(f"train on them with data: {{kind: latents, path: {record.path}}}", soft_wrap=True)
+    out.print(f"train on them with data: {{kind: latents, path: {record.path}}}", soft_wrap=True, markup=False)
 
 
 def show_average(record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.ahead import ahead, threads
+from snrkit.base.errors import SnrkitError
 from snrkit.data.dataset import read_by_processes, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.training.objective import Pair
@@ -99,8 +100,10 @@ def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question
     """
     plan, dataset = task.plan(), task.dataset
 
-    def make(given: tuple[tuple[int, range], Tensor | None]) -> tuple[MicroBatch, Question | None]:
+    def make(given: tuple[tuple[int, range], Tensor | SnrkitError | None]) -> tuple[MicroBatch, Question | None]:
         (step, slices), pixels = given
+        if isinstance(pixels, SnrkitError):  # of the process that was to read them
+            raise pixels
         draws = plan.draw(step, slices)
         batch = micro_batch(task, draws, task.pixels(draws) if pixels is None else pixels)
         moved = task.config.importance is not None
@@ -110,7 +113,7 @@ def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question
         for step, slices in _keys(task, first):
             yield [task.train[p] for p in plan.positions(step, slices).tolist()]
 
-    read: Iterator[Tensor | None] = repeat(None)
+    read: Iterator[Tensor | SnrkitError | None] = repeat(None)
     if dataset.streams and task.workers:
         read = read_by_processes(dataset, indices(), task.workers)
     return ahead(make, zip(_keys(task, first), read, strict=False), threads(task.world.size))

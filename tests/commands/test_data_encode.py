@@ -180,11 +180,16 @@ def test_what_cannot_be_encoded_is_refused(encoded, vae, tmp_path):
     config = ["--config", tmp_path / "small.yaml"]
     out, by = ["-o", tmp_path / "x.npz"], ["--vae", vae]
     (tmp_path / "there.npz").write_bytes(b"")
+    (tmp_path / "folder.npz").mkdir()
     before = written(tmp_path)
     for words, said in (
         ([*config, *out], "--vae: name the folder of the autoencoder"),
         ([*config, *by], "--out: name the file to make"),
-        ([*config, *by, "-o", tmp_path / "x.zip"], "is written as an .npz file"),
+        ([*config, *by, "-o", tmp_path / "x.zip"], "does not end in .npz"),
+        ([*config, *by, "-o", tmp_path / "small.yaml/x.npz"], "small.yaml is no folder that may be written to"),
+        ([*config, *by, "-o", tmp_path / "folder.npz", "--overwrite"], "folder.npz is a folder; name another file"),
+        ([*config, *by, *out, "--set", "data.only=[1]"], "data.only: has no effect here"),
+        ([*config, *by, *out, "--set", "data.flip=true"], "data.flip: has no effect here"),
         ([*config, *by, "-o", tmp_path / "there.npz"], "there.npz exists already; give --overwrite"),
         ([*config, *by, *out, "--dtype", "int8"], "--dtype int8: choose one of float32, float16"),
         ([*config, *out, "--vae", tmp_path / "nothing"], "--vae: .* does not exist"),

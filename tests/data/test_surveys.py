@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from snrkit.base import cache
 from snrkit.base.cache import keep_large, read_large
@@ -20,7 +20,7 @@ from snrkit.base.errors import DataError
 from snrkit.data import surveys
 from snrkit.data.dataset import bytes_of, hash_of, memory_dataset
 from snrkit.data.files import Folder, Zip
-from snrkit.data.images import MADE, OPAQUE, WARNINGS, read_image
+from snrkit.data.images import MADE, METADATA, OPAQUE, WARNINGS, read_image
 
 RNG = np.random.default_rng(0)
 COUNT = 7
@@ -240,16 +240,16 @@ def test_pixels_are_hashed_where_they_lie():
 
 
 def test_each_thread_hears_its_own_warnings():
-    """Of two that decode at once; a third thread's go where they went before, and so do all afterwards."""
+    """Of two that decode at once; a third thread's go where they went before, and no filter is touched."""
     meet, heard, before = threading.Barrier(2, timeout=20), {}, list(warnings.filters)
 
     def decode(category, first):
         with WARNINGS.heard() as found:
             meet.wait()
             if first:
-                warnings.warn("of the first", category, stacklevel=1)
+                TiffImagePlugin.warnings.warn("of the first", category)
             meet.wait()
-            warnings.warn("of both", category, stacklevel=1)
+            TiffImagePlugin.warnings.warn("of both", category)
             meet.wait()
         heard[category] = found
 
@@ -263,8 +263,31 @@ def test_each_thread_hears_its_own_warnings():
     with warnings.catch_warnings(record=True) as outside:
         warnings.simplefilter("always")
         with WARNINGS.heard() as found:
-            other = threading.Thread(target=warnings.warn, args=("of another", UserWarning))
+            other = threading.Thread(target=TiffImagePlugin.warnings.warn, args=("of another", UserWarning))
             other.start()
             other.join()
         assert found == []
         assert [warning.category for warning in outside] == [UserWarning]
+
+
+def test_what_is_damaged_is_counted_whatever_others_do_with_warnings():
+    """Filters that another thread sets and takes back while an image is read hide nothing, and none of ours stays."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    written = exif.tobytes()
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG", exif=written[:6] + b"??" + written[8:])
+    damaged = buffer.getvalue()
+    wanted, hook = read_image(damaged, "a.jpg")[1].changes, warnings.showwarning
+    assert wanted == {METADATA}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_image(damaged, "a.jpg")[1].changes == wanted
+        inner = warnings.catch_warnings(record=True)
+        with WARNINGS.heard():
+            inner.__enter__()
+        inner.__exit__(None, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(damaged, "a.jpg")[1].changes == wanted
+    assert warnings.showwarning is hook

@@ -1,7 +1,7 @@
 """What a step is given does not depend on when or where it was made."""
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snrkit.base.distributed import World
+from snrkit.base.errors import DataError
 from snrkit.base.streams import TRAIN
 from snrkit.data.augment import DRAWS
 from snrkit.experiment.experiment import parse_experiment
@@ -85,6 +86,35 @@ def test_workers_that_read_files_give_the_same_batches(tmp_path):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.x0, other.x0)
         assert torch.equal(asked.pair.wanted, again.pair.wanted)
+
+
+def test_an_image_that_cannot_be_read_ends_the_step_that_needs_it():
+    """And none before, whoever reads: threads ahead of the step, or processes ahead of these."""
+    plain = open_task(opened())
+    wanted = [batch.images for batch, _ in islice(micro_batches(plain, 0), 8)]
+    first = {int(i): number for number in reversed(range(8)) for i in wanted[number]}
+    missing = next(image for image, number in first.items() if number == 5)
+    reads = Broken(plain.dataset.pixels, missing)
+    for workers in (0, 2):
+        task = replace(plain, dataset=replace(plain.dataset, streams=True, pixels=reads), workers=workers)
+        made = micro_batches(task, 0)
+        assert len(list(islice(made, 5))) == 5
+        with pytest.raises(DataError, match="cannot be read"):
+            next(made)
+        made.close()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Reads all images but one."""
+
+    pixels: object
+    missing: int
+
+    def __call__(self, indices):
+        if self.missing in indices:
+            raise DataError("an image cannot be read; copy it again.")
+        return self.pixels(indices)
 
 
 def test_nothing_is_drawn_read_or_paired_by_the_thread_that_steps(monkeypatch):
