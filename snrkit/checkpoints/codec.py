@@ -1,7 +1,8 @@
 """Latents: what a latent model's states are of images, by an autoencoder that diffusers saved.
 
-AutoencoderKL says that the latents of an image are normal. Of a model from elsewhere, states are the mean of this
-posterior, so that encoding is the same at every call; a model that is trained here draws from it (data/latents.py).
+AutoencoderKL says that the latents of an image are normal. Where images are encoded as they are asked for, states are
+the mean of this posterior, so that encoding is the same at every call; where they were encoded beforehand
+(data/latents.py), training draws from it.
 AutoencoderDC and AutoencoderTiny give latents as they are. Then less a shift and times a scale, of the model's own
 where it says so (EDM2's differ by channel) and else of the autoencoder's configuration.
 """
@@ -25,7 +26,8 @@ from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data.dataset import Dataset, chunks, fingerprint, to_bytes
 
 BATCH = 64  # images encoded or decoded at once
-ALONE = 1  # images encoded at once where a resumed training is to see the same bits, whichever it asks for first
+ALONE = 1  # images encoded at once in training, so that latents do not depend on which are asked for together; that
+# they are the same bits in every process takes compute.deterministic on CUDA
 KEPT = 2**30  # bytes of latents or images that are kept
 SIDES = {  # the key of its configuration with a size for each resolution; sides are halved between them
     "AutoencoderKL": "block_out_channels",

@@ -45,7 +45,7 @@ class Autoencoder(Value):
     states = (latents - shift)*scale by channel; without them as the autoencoder's own configuration says.
     """
 
-    path: Place = Field(description="folder, as diffusers saves AutoencoderKL and AutoencoderDC")
+    path: Place = Field(description="folder, as diffusers saves AutoencoderKL, AutoencoderDC or AutoencoderTiny")
     scale: Row = ()
     shift: Row = ()
     unit: bool = Field(default=False, description="it takes and gives images in [0, 1]")
