@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,15 +99,18 @@ def _measured(training: TrainedHere, setting: Setting) -> list[str]:
 REMEDY = "raise train.accumulate, set compute.checkpointing, or take a smaller batch or network"
 
 
-def budget(training: TrainedHere, setting: Setting) -> Budget:
-    """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such."""
+def budget(training: TrainedHere, setting: Setting, precisions: Collection[str] = tuple(AUTOCAST)) -> Budget:
+    """Counted on tensors that hold nothing, so that any size can be asked about, where the network runs on such.
+
+    `precisions`: those in which activations are counted.
+    """
     train, world = training.train, setting.world
     micro = train.batch // (train.accumulate * world.size)
     try:
         with FakeTensorMode():
-            count, kept = _counted(_outline(training, setting), setting, micro)
+            count, kept = _counted(_outline(training, setting), setting, micro, precisions)
     except RuntimeError:  # it looks at values, which these do not have
-        count, kept = _counted(open_network(training, setting), setting, micro)
+        count, kept = _counted(open_network(training, setting), setting, micro, precisions)
     weights = 4 * count * (4 + len(train.averages))
     return Budget(count, weights, kept, setting.compute.precision, free_memory(world.device))
 
@@ -117,13 +120,15 @@ def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
     return training.make(setting.data.dataset.shape, setting.seed, setting.compute.checkpointing)
 
 
-def _counted(network: nn.Module, setting: Setting, batch: int) -> tuple[int, dict[str, int]]:
+def _counted(
+    network: nn.Module, setting: Setting, batch: int, precisions: Collection[str]
+) -> tuple[int, dict[str, int]]:
     """(parameters, bytes of the activations of a batch in each precision).
 
     Of two images and of four: what does not grow with their number are copies of the weights.
     """
     kept = {}
-    for precision in AUTOCAST:
+    for precision in precisions:
         few, more = (activation_bytes(setting, network, images, precision) for images in (2, 4))
         kept[precision] = max(0, 2 * few - more) + (more - few) * batch // 2
     return sum(p.numel() for p in network.parameters()), kept
@@ -131,13 +136,14 @@ def _counted(network: nn.Module, setting: Setting, batch: int) -> tuple[int, dic
 
 def check_memory(training: TrainedHere, setting: Setting) -> None:
     """ConfigError where the device cannot hold even the weights of a training, or far from what a step keeps."""
-    found, train = budget(training, setting), training.train
+    found, train = budget(training, setting, ()), training.train
     if found.weights > found.there:
         raise ConfigError(
             f"network: {found.parameters:,} parameters need {in_bytes(found.weights)} to train with "
             f"{len(train.averages)} average(s), and {setting.world.device} has {in_bytes(found.there)} free; "
             "make the network smaller."
         )
+    found = budget(training, setting, {"fp32", found.precision})
     if found.weights + found.activations["fp32"] * LEAST > found.there:
         raise ConfigError(
             f"train.batch: a step keeps about {in_bytes(found.activations[found.precision])} for its backward pass, "
