@@ -17,7 +17,7 @@ class Arriving:
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values.detach(), non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(values.device))  # which need not be of the current device
 
     def wait(self) -> Tensor:
         """The tensor, on the host."""

@@ -287,8 +287,9 @@ def _loop(
     shown = bar("training", config.images, world.leads and not quiet)
     with stoppable() as stop, Background() as writer, shown as progress:
         progress.update(state.images)
+        before: TrainStep | None = None
         for step in train(task, state, config.log_every, stop):
-            stopping = _asked(world, stop, step, notes.last)
+            stopping, before = _asked(world, stop, step, before), step
             notes.add(step)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 state.settle(task)

@@ -57,10 +57,11 @@ class TrainStep:
         self._names, self._reading = names, reading
         self._logsnr = torch.cat([each.logsnr for each in seen])
         self._culprits: Culprits = ()
+        self._told = False
 
     def tell(self, logsnr: Tensor, culprits: Culprits) -> None:
         """What all processes saw of a step that was skipped."""
-        self._logsnr, self._culprits = logsnr, culprits
+        self._logsnr, self._culprits, self._told = logsnr, culprits, True
 
     @property
     def loss(self) -> float:
@@ -109,13 +110,13 @@ class TrainStep:
     @property
     def logsnr(self) -> Tensor:
         """Levels of this process's images; of all processes where the step was skipped, which all must then ask for."""
-        if self.skipped:
+        if self.skipped and not self._told:  # else the step at work would be settled, in this process alone
             self.settle()
         return self._logsnr
 
     @property
     def culprits(self) -> Culprits:
         """(index in the data set, logsnr) of the images of all processes whose loss is not finite; asked for by all."""
-        if self.skipped:
+        if self.skipped and not self._told:  # else the step at work would be settled, in this process alone
             self.settle()
         return self._culprits

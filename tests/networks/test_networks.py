@@ -128,7 +128,7 @@ def test_float32_islands_under_bfloat16(value):
     assert out.dtype == torch.float32
 
 
-@pytest.mark.parametrize("format", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("format", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("kind", ["group", "layer"])
 def test_normalisation_is_that_of_float64_rounded_once(kind, format, layout):

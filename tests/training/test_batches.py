@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import DataError
+from snrkit.base.reading import Reading
 from snrkit.base.streams import TRAIN
 from snrkit.data.augment import DRAWS
 from snrkit.experiment.experiment import parse_experiment
@@ -19,6 +20,7 @@ from snrkit.training import batches
 from snrkit.training.batches import micro_batches
 from snrkit.training.objective import Pair
 from snrkit.training.randomness import Plan
+from snrkit.training.step import Seen, TrainStep
 from snrkit.training.train import make_state, train
 from tests.opened import open_network, open_task
 from tests.small import SMALL
@@ -196,3 +198,15 @@ def test_the_harness_sees_a_read(monkeypatch):
         number = torch.ones(())
         _ = float(number), bool(number), number.item(), number.tolist(), number.nonzero()
     assert reads.found == ["_local_scalar_dense"] * 3 + ["tolist", "nonzero"]
+
+
+def test_a_step_that_all_were_told_of_asks_nobody_again():
+    """By then the processes may be at another step, of which one alone would wait for what the others saw."""
+    asked = []
+    reading = Reading(torch.tensor([1.0, 0.0, 0.0]))  # skipped
+    seen = [Seen(torch.arange(2), torch.zeros(2), torch.ones(2))]
+    step = TrainStep(1, 64, 1e-3, seen, (), reading, settle=lambda: asked.append("settle"))
+    assert step.skipped
+    step.tell(torch.ones(4), ((3, 1.0),))
+    assert (step.logsnr.tolist(), step.culprits) == ([1.0] * 4, ((3, 1.0),))
+    assert asked == []
