@@ -207,7 +207,9 @@ def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
     printed = snrkit(tmp_path, "train", "--dry-run", "--peak").stdout
     assert written(tmp_path) == before
     assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most", printed)
-    assert re.search(r"# a step of 64 images takes [\d.e-]+ s here, so 256 images about \d+\.\d (s|minutes), ", printed)
+    assert re.search(
+        r"# a step of 64 images takes [\d.e-]+ s here, so 3,840 images about \d+\.\d (s|minutes), ", printed
+    )
     assert "nothing is left of the step before, which was 64 images ago; average longer" in printed
 
 

@@ -22,6 +22,7 @@ from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, first_variance, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Euler
+from snrkit.shift.states import StateReader
 from snrkit.spectral.grid import Spectral, SpectralGrid, SpectralPlacement, drawn_in, textured, unrepeated
 from snrkit.spectral.kept import OF
 from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
@@ -266,7 +267,7 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.data.sigma_data)
     made = instrument(opened, Model(denoiser, Weights("network", 0, ""), Run(tmp_path)), range(32))
-    made.walk(sampler, ready)
+    made.walk(sampler, ready, range(len(ready.levels) - 1), StateReader())
     reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
     for parts in (levels, ends, classes):
         parts.clear()
