@@ -46,6 +46,7 @@ from snrkit.experiment.stored import (
     write_environment,
 )
 from snrkit.networks.adapted import AdaptedModule, add_nulls, start_untold
+from snrkit.networks.compiling import eagerly
 from snrkit.training.clipping import remark
 from snrkit.training.config import ResumeFrom, TrainConfig
 from snrkit.training.holdout import held_out_loss
@@ -346,7 +347,9 @@ def _crossed(step: TrainStep, batch: int, every: int) -> bool:
 
 
 def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep) -> None:
-    if task.world.leads and (loss := held_out_loss(task, state.network)) is not None:
+    with eagerly(task.compile):
+        loss = held_out_loss(task, state.network) if task.world.leads else None
+    if loss is not None:
         log.add({"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
     task.world.barrier()
 
@@ -354,6 +357,7 @@ def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep
 def _snapshot(run: Run, task: Task, state: TrainState, of: Mapping[str, Any], writer: Background) -> None:
     if task.world.leads:
         tensors = {name: part for name, part in state_tensors(state).items() if name not in ("optimizer", "learned")}
+        writer.wait()  # two packed states may be more than the host holds
         packed = pack_checkpoint(Checkpoint(state.images, tensors, {"of": of}))
         writer.do(lambda: _write(run.snapshots, packed))
 
@@ -374,6 +378,7 @@ def _save(
     if not task.world.leads:
         return
     numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
+    writer.wait()
     packed = pack_checkpoint(Checkpoint(state.images, state_tensors(state), numbers))
 
     def write() -> None:

@@ -5,6 +5,7 @@ blocks of one kind and shape share what was compiled (regional compilation), and
 is, with its hooks, its names and its state dict.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -26,6 +27,16 @@ def _in_lists(module: nn.Module) -> Iterator[nn.Module]:
             yield from _in_lists(nn.ModuleList([block])) if isinstance(block, LISTS[:2]) else [block]
         if not isinstance(child, LISTS):
             yield from _in_lists(child)
+
+
+@contextlib.contextmanager
+def eagerly(on: bool) -> Iterator[None]:
+    """Within the block compiled blocks run as they are, where `on`: for a few calls of another kind than training's."""
+    if not on:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def compiled(network: nn.Module) -> nn.Module:

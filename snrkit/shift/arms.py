@@ -20,8 +20,10 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.sampling.step import Step
 from snrkit.shift.states import StateReader, StateReadings, stack
 
-HELD_BYTES = 32  # of a number of a state: where its walk stands and two answers of which a solver makes the next, in
-# float64, and in float32 the state of the level that is being read and the clean image
+HELD_BYTES = (
+    56  # of a number of a state: where its walk stands and up to five answers of which a solver makes the next,
+)
+# in float64, and in float32 the state of the level that is being read and the clean image
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 NOTHING = StateReader()
 

@@ -8,7 +8,7 @@ from snrkit.base.distributed import World
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import open_experiment
 from snrkit.networks import Dit, UNet, make_network
-from snrkit.networks.compiling import blocks, compiled
+from snrkit.networks.compiling import blocks, compiled, eagerly
 from snrkit.networks.edm import SongUNet
 from tests.opened import open_task
 from tests.small import SMALL
@@ -57,6 +57,27 @@ def test_blocks_of_a_kind_are_compiled_once(monkeypatch):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
     distinct = {(type(block), *(tuple(p.shape) for p in block.parameters())) for block in blocks(other)}
     assert len(graphs) <= len(distinct) < len(blocks(other))
+
+
+def test_compiled_blocks_run_as_they_are_where_asked(monkeypatch):
+    """Nothing more is compiled for a batch of another kind."""
+    graphs, plain = [], nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=backend))
+    network = compiled(make_network(NETWORKS["dit"], (1, 8, 8), 0))
+    network(torch.zeros(2, 1, 8, 8), torch.rand(2), None)
+    count, rest = len(graphs), (torch.zeros(5, 1, 8, 8), torch.rand(5), None)
+    network.eval()
+    with eagerly(True), torch.no_grad():
+        network(*rest)
+    assert len(graphs) == count > 0
+    with eagerly(False), torch.no_grad():
+        network(*rest)
+    assert len(graphs) > count
 
 
 def test_auto_compiles_no_training_on_the_cpu():
