@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -35,3 +35,13 @@ def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Generator[
         finally:
             for future in begun:
                 future.cancel()
+
+
+def behind(items: Iterable[T]) -> Iterator[T]:
+    """Every item, in order, when the next one has been made: so that a device is at the next while one is read."""
+    last: deque[T] = deque()
+    for item in items:
+        last.append(item)
+        if len(last) > 1:
+            yield last.popleft()
+    yield from last

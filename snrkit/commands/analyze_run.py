@@ -267,8 +267,8 @@ def _read(extractor: Extractor, images: Sequence[Tensor]) -> tuple[Tensor, Tenso
     for x0 in images:
         found, logits = extractor.run(to_bytes(x0.cpu()))
         assert logits is not None
-        features.append(found.double())
-        read.append(logits.argmax(1))
+        features.append(found.double().cpu())
+        read.append(logits.argmax(1).cpu())
     return torch.cat(features), torch.cat(read)
 
 

@@ -22,8 +22,8 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
 from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
-from snrkit.base.reading import Arriving
 from snrkit.base.signals import ending, stoppable
+from snrkit.base.transfer import Arriving
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes

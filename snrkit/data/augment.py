@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from snrkit.base.transfer import send
 from snrkit.base.value import Value
 
 DRAWS = 14  # uniforms that `augment` takes per image
@@ -33,7 +34,11 @@ class EdmAugment(Value):
     translate_std: float = Field(default=0.125, ge=0, description="of the image's size")
 
     def apply(self, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(transformed images (B, C, H, W), parameters (B, 9)) from uniforms u (B, 14) in (0, 1)."""
+        """(transformed images (B, C, H, W), parameters (B, 9)) from uniforms u (B, 14) in (0, 1).
+
+        u lies on the host, where all is computed but the images, which are transformed where they lie; so are both
+        results there.
+        """
         limits = u.new_tensor([self.flip_probability, *[self.probability] * 5])
         on = u[:, :6] < limits
         normal = torch.special.ndtri(u[:, 6:].clamp(1e-6, 1 - 1e-6))
@@ -49,8 +54,9 @@ class EdmAugment(Value):
         turn = torch.stack([angle.cos() - 1, angle.sin()], 1)
         along = stretch[:, None] * torch.stack([axis.cos(), axis.sin()], 1)
         told = torch.cat([torch.stack([x_flip, y_flip, scale], 1), turn, along, shift], 1)
-        changed = (told != 0).any(1)[:, None, None, None]
-        return torch.where(changed, _warp(x0, theta), x0), told.to(x0.dtype)
+        changed = send((told != 0).any(1), x0.device)[:, None, None, None]
+        warped = _warp(x0, send(theta, x0.device))
+        return torch.where(changed, warped, x0), send(told.to(x0.dtype), x0.device)
 
 
 def _sampling_matrix(matrix: Tensor, shift: Tensor, x0: Tensor) -> Tensor:

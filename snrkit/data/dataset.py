@@ -144,8 +144,10 @@ class AsksShape(Protocol):
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 0..255 to float32 [-1, 1]; floats pass."""
-    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
+    """uint8 0..255 to float32 [-1, 1], to the same bits on every device; floats pass."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    return pixels.float() / torch.full((), 127.5, device=pixels.device) - 1  # for a number a GPU takes its reciprocal
 
 
 def to_bytes(x0: Tensor) -> Tensor:

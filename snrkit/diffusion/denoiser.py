@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.transfer import send
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, Scaling, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
@@ -98,6 +99,8 @@ class NetworkDenoiser:
         """The belief about x (B, *); see the module for what `told` changes."""
         known = told if isinstance(told, Level) else level
         c = self.precondition.coefficients(known, self.target, self.process.scaling, self.sigma_data)
+        if told is None and isinstance(self.network, _Plain):
+            raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
         time = self._time(known, len(x)) if told is not None else torch.full((len(x),), torch.nan)
         output = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype)
         y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output
@@ -115,7 +118,7 @@ class NetworkDenoiser:
     def run(self, x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
         """F at the scaled input x (B, *) and time (B,), in the network's precision."""
         x = x.to(self.dtype)
-        time = time.to(x.device)
+        time = send(time, x.device)
         if self.autocast is None:
             return self.network(x, time, cond)
         with torch.autocast(x.device.type, self.autocast):
@@ -129,10 +132,8 @@ class _Plain:
     network: Callable[..., Tensor]
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        if bool(time.isnan().any()):
-            raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
         time = time.to(x.dtype)
-        labels = None if cond is None or cond.labels is None else cond.labels.to(x.device)
+        labels = None if cond is None or cond.labels is None else send(cond.labels, x.device)
         out = self.network(x, time) if labels is None else self.network(x, time, labels)
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if shape != tuple(x.shape):

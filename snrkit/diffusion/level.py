@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snrkit.base.transfer import send
+
 Scaling = Literal["vp", "ve", "flow"]
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12  # of rounding to 8 bits in [-1, 1]: noise of logsnr 12.18 and ratio 0.0023
 
@@ -56,7 +58,7 @@ def broadcast(scale: Tensor, x: Tensor) -> Tensor:
     """
     if scale.ndim == 0:
         return scale.to(x.dtype)
-    return scale.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return send(scale.to(x.dtype), x.device).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def level_of(logsnr: Tensor, scaling: Scaling) -> Level:

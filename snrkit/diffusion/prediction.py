@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.transfer import send
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.process import Process
@@ -49,7 +50,7 @@ class Cond:
 
     def to(self, device: torch.device) -> "Cond":
         """The same on a device."""
-        return self._each(lambda part: part.to(device))
+        return self._each(lambda part: send(part, device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
         parts = (self.labels, self.scalars, self.augment)

@@ -22,6 +22,7 @@ from snrkit.base.files import write_bytes
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.regular import read_regular
 from snrkit.base.tensors import tensors_checksum
+from snrkit.base.transfer import send
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
@@ -37,7 +38,10 @@ LARGEST_WEIGHTS = 2**30  # bytes of Inception's
 
 @dataclass(frozen=True, slots=True)
 class Extractor:
-    """Features (n, dim) of uint8 or [-1, 1] images (n, C, H, W), with logits (n, classes) where it has them."""
+    """Features (n, dim) of uint8 or [-1, 1] images (n, C, H, W), with logits (n, classes) where it has them.
+
+    Images lie on the host, and what comes back on the device of the extractor, which may be at it still.
+    """
 
     name: str  # inception, or what stands in titles behind FD-
     dim: int
@@ -74,8 +78,8 @@ def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extract
 
     @torch.no_grad()
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = network.features(to_unit(pixels).to(device))
-        return features.cpu(), network.head(features).cpu()
+        features = network.features(to_unit(send(pixels, device)))
+        return features, network.head(features)
 
     name = dataset.name.removesuffix(".zip").removesuffix(".npz").removesuffix("-train")
     accuracy = "no held-out images" if trained.accuracy is None else f"{trained.accuracy:.1%} right on held-out images"
@@ -226,7 +230,7 @@ def _caller(module: Any, device: torch.device, layers: list[str]) -> Callable[[T
     def run(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         pixels = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
         colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-        outputs = module(colour.contiguous().to(device))
-        return outputs[0].float().cpu(), outputs[1].float().cpu() if len(layers) > 1 else None
+        outputs = module(send(colour, device))
+        return outputs[0].float(), outputs[1].float() if len(layers) > 1 else None
 
     return run

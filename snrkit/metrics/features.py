@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snrkit.base.ahead import ahead, threads
+from snrkit.base.ahead import ahead, behind, threads
 from snrkit.base.arrays import DAMAGED, read_array
 from snrkit.base.cache import keep, known
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import KEPT_FEATURES
+from snrkit.base.transfer import Arriving
 from snrkit.data.dataset import Dataset, chunks, fingerprint
 from snrkit.metrics.extractors import Extractor
 from snrkit.metrics.statistics import FeatureGaussian, RunningMoments
@@ -46,15 +47,22 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
         return dataset.pixels([indices[i] for i in run])
 
     runs = list(chunks(share.tolist(), batch))
-    for run, pixels in zip(runs, ahead(read, runs, threads(world.size)), strict=True):
-        found, scores = extractor.run(pixels)
-        moments.add(found)
-        features.append(found[: max(0, KEPT - run[0])])
+    asked = (_asked(extractor, pixels) for pixels in ahead(read, runs, threads(world.size)))
+    for run, (found, scores) in zip(runs, behind(asked), strict=True):
+        here = found.wait()
+        moments.add(here)
+        features.append(here[: max(0, KEPT - run[0])])
         if scores is not None:
-            logits.append(scores)
+            logits.append(scores.wait())
     kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
     all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)
+
+
+def _asked(extractor: Extractor, pixels: Tensor) -> tuple[Arriving, Arriving | None]:
+    """(Features, logits) of images, on their way to the host."""
+    features, logits = extractor.run(pixels)
+    return Arriving(features), None if logits is None else Arriving(logits)
 
 
 def reference_features(

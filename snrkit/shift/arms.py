@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.streams import generator
+from snrkit.base.transfer import send
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Wrapped
 from snrkit.sampling.step import Step
@@ -77,7 +78,7 @@ class LevelStates:
     def __init__(self, groups: Tensor, reader: StateReader) -> None:
         self.groups = groups
         self._reader = reader
-        self._answers = torch.empty(3, len(groups), dtype=torch.float64)
+        self._answers: Tensor | None = None  # (3, n) float64, where the network answers
         self._states: Tensor | None = None
         self._count = 0
         self.shape: tuple[int, int, int] | None = None
@@ -85,6 +86,8 @@ class LevelStates:
     def add(self, x: Tensor, prediction: Prediction) -> None:
         """The next states x (B, C, H, W), which are kept in float32 where they lie, and the answer."""
         rows = slice(self._count, self._count + len(x))
+        if self._answers is None:
+            self._answers = torch.empty(3, len(self.groups), dtype=torch.float64, device=x.device)
         self._answers[0, rows] = mean_square(prediction.eps)
         self._answers[1, rows] = mean_square(prediction.x0)
         self._answers[2, rows] = prediction.x0.double().flatten(1).var(1, correction=0)
@@ -100,8 +103,9 @@ class LevelStates:
         count, states = len(self.groups), self._states
         of_states = self._reader.nothing(count) if states is None else self._reader.read(index, states, self.groups)
         assert self.shape is not None
+        assert self._answers is not None
         assert self._count == count
-        eps, x0, spread = self._answers
+        eps, x0, spread = self._answers.cpu()
         return LevelReadings(eps, x0, spread, of_states, self.shape)
 
 
@@ -129,8 +133,8 @@ def make_arm(levels: Sequence[LevelReadings], groups: Tensor) -> Arm:
 
 
 def mean_square(values: Tensor) -> Tensor:
-    """Mean over dimensions of values^2, (B,) float64 on the CPU."""
-    return values.double().square().flatten(1).mean(1).cpu()
+    """Mean over dimensions of values^2, (B,) float64."""
+    return values.double().square().flatten(1).mean(1)
 
 
 def reverse_arm(
@@ -199,7 +203,7 @@ def answers(
 ) -> Iterator[tuple[Tensor, Tensor, Prediction]]:
     """(indices, states, answer) of states x (n, *), told and read at `level`, in parts of `batch` on the device."""
     for part in torch.split(torch.arange(len(x)), batch):
-        state = x[part].to(device)
+        state = send(x[part], device)
         yield part, state, denoise(state, level.at(part), cond=cond.at(part).to(device))
 
 
@@ -221,7 +225,7 @@ def forward_arm(
     for index, level in enumerate(levels):
         kept = LevelStates(groups, reader)
         for part, noise in noise_of((*key, index), x0.shape[1:], parts):
-            state = with_noise(x0[part], level.at(part), noise).to(device)
+            state = send(with_noise(x0[part], level.at(part), noise), device)
             kept.add(state, denoise(state, level.at(part), cond=cond.at(part).to(device)))
         found.append(kept.read(index))
     return make_arm(found, groups)

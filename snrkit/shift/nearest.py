@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.frequency import hartley
+from snrkit.base.transfer import send
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
 from snrkit.shift.spread import at_once
@@ -38,13 +39,14 @@ def misfits(states: Tensor, level: Level, spectrum: GaussianFit) -> Tensor:
     tried = spectrum.process.level(level.logsnr + _offsets())
     alpha, sigma = tried.alpha[:, None], tried.sigma[:, None]
     spread = alpha**2 * spectrum.variance + sigma**2  # (K, D)
-    of_square, of_value = (1 / spread).T.to(states.device), (2 * alpha / spread * spectrum.mean).T.to(states.device)
+    of_square = send((1 / spread).T, states.device)
+    of_value = send((2 * alpha / spread * spectrum.mean).T, states.device)
     common = (alpha**2 * spectrum.mean**2 / spread + spread.log()).sum(1)
     found = []
     for part in torch.split(states, at_once(states.shape[1:])):
         p = hartley(part.double()).flatten(1)
-        found.append((p.square() @ of_square - p @ of_value).cpu() + common)
-    return torch.cat(found)
+        found.append(p.square() @ of_square - p @ of_value)
+    return torch.cat(found).cpu() + common
 
 
 def nearest_shift(misfit: Tensor, weights: Tensor) -> Tensor:

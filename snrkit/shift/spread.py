@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.frequency import View
+from snrkit.base.transfer import send
 
 AT_ONCE, MOST = 2**20, 1024  # numbers of images, and images, that are taken to float64 at a time
 
@@ -31,15 +32,17 @@ class Deviations:
 def deviations(images: Tensor, groups: Tensor, views: Sequence[View]) -> Deviations:
     """Those of images (n, C, H, W), for the parts of all views in turn. `groups` (n,): what is resampled together.
 
-    Images are taken to float64 and transformed on their own device, a few at a time; the result is on the
-    CPU.
+    Images are taken to float64 and transformed on their own device, a few at a time; the result is on the CPU.
     """
-    shares = [view.shares().to(images.device) for view in views]
+    shares = [send(view.shares(), images.device) for view in views]
     count, parts = len(images), sum(share.shape[1] for share in shares)
-    squares, of_mean = torch.zeros(count, parts, dtype=torch.float64), torch.zeros(parts, dtype=torch.float64)
+    squares, of_mean = (
+        torch.zeros(*size, dtype=torch.float64, device=images.device) for size in ((count, parts), (parts,))
+    )
     mean = mean_of(images)
     for rows in blocks(groups, at_once(images.shape[1:])) if views else ():
-        centred = images[rows.to(images.device)].double() - mean
+        there = send(rows, images.device)
+        centred = images[there].double() - mean
         kinds, place = torch.unique(groups[rows], return_inverse=True)
         found, sums = [], []
         for view, share in zip(views, shares, strict=True):
@@ -47,12 +50,13 @@ def deviations(images: Tensor, groups: Tensor, views: Sequence[View]) -> Deviati
             found.append(coordinates.square() @ share)
             if len(kinds) < len(rows):
                 coordinates = torch.zeros_like(coordinates[: len(kinds)]).index_add_(
-                    0, place.to(images.device), coordinates
+                    0, send(place, images.device), coordinates
                 )
             sums.append((coordinates / count).square().sum(0) @ share)
-        squares[rows], of_mean = torch.cat(found, 1).cpu(), of_mean + torch.cat(sums).cpu()
+        squares[there] = torch.cat(found, 1)
+        of_mean += torch.cat(sums)
     different = len(torch.unique(groups))
-    return Deviations(squares, of_mean * different / max(1, different - 1))
+    return Deviations(squares.cpu(), of_mean.cpu() * different / max(1, different - 1))
 
 
 def variance(images: Tensor, groups: Tensor, weights: Tensor, view: View) -> Tensor:

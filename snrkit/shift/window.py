@@ -79,14 +79,14 @@ def window_arm(
         x = noised(x0, here, key)
         for s, told in enumerate(levels):
             for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                squares[s, t, part] = mean_square(p.eps)
+                squares[s, t, part] = mean_square(p.eps).cpu()
                 errors[s, t, part] = mean_square(p.x0.cpu() - x0[part].double())
     beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64)
     for s, told in enumerate(levels):
         for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite().all()) else ()):
             x = noised(x0, denoise.process.level(told.logsnr + offset), key)
             for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                beside[s, k, part] = mean_square(p.eps)
+                beside[s, k, part] = mean_square(p.eps).cpu()
     return WindowArm(squares, errors, beside, groups)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.streams import UNCERTAINTY
+from snrkit.base.transfer import send
 from snrkit.base.value import Seed, Value
 from snrkit.training.objective import LOWEST_LOGSNR
 
@@ -77,13 +78,17 @@ class Bins:
         return bool((self.count >= ENOUGH).all())
 
     def observe(self, u: Tensor, loss: Tensor, share: Tensor) -> None:
-        """Note the losses (B,) at u (B,), each as `share` (B,) of an observation; what is not finite is not noted."""
+        """Note the losses (B,) at u (B,), each as `share` (B,) of an observation; what is not finite is not noted.
+
+        u lies on the host, `share` beside the losses.
+        """
         loss = loss.detach().double()
         good = loss.isfinite()
-        weight, loss = share.to(loss) * good, loss.where(good, 0.0)
-        self._sums = self._sums.to(loss.device)  # where the losses are, so that nothing waits for them
+        weight, loss = share.double() * good, loss.where(good, 0.0)
+        if self._sums.device != loss.device:
+            self._sums = send(self._sums, loss.device)  # where the losses are, so that nothing waits for them
         rows = torch.stack([weight, weight * loss, weight * loss.square()])
-        self._sums.index_add_(1, self.index(u).to(loss.device), rows)
+        self._sums.index_add_(1, send(self.index(u), loss.device), rows)
 
     def update(self, world: World) -> None:
         """Take in what all processes noted in a step: a plain mean at first, an exponential one later."""
@@ -146,7 +151,7 @@ class UncertaintyModule(nn.Module):
 
     def forward(self, logsnr: Tensor) -> Tensor:
         """(B,) of logsnr (B,), float32."""
-        noise = -logsnr.clamp(min=LOWEST_LOGSNR).float().to(self.frequencies.device) / 8
+        noise = send(-logsnr.clamp(min=LOWEST_LOGSNR).float(), self.frequencies.device) / 8
         angle = 2 * math.pi * (noise[:, None] * self.frequencies + self.phases)
         out: Tensor = self.linear(math.sqrt(2) * torch.cos(angle))[:, 0]
         return out.clamp(-LIMIT, LIMIT)
@@ -165,11 +170,14 @@ class Adaptive:
         return (u, torch.ones_like(u)) if self.importance is None else warp(*self.importance, u)
 
     def loss(self, losses: Tensor, u: Tensor, logsnr: Tensor, factor: Tensor) -> Tensor:
-        """The loss (B,) to minimise of the weighted errors `losses` (B,) at u and logsnr; notes what it sees."""
+        """The loss (B,) to minimise of the weighted errors `losses` (B,) at u and logsnr; notes what it sees.
+
+        u and logsnr lie on the host, `factor` beside the losses and of their dtype.
+        """
         if self.balance is not None:
             value, bins = self.balance
             plain = losses
-            losses = losses * balance_factor(value, bins, u).to(losses)
+            losses = losses * send(balance_factor(value, bins, u).to(losses.dtype), losses.device)
             bins.observe(u, plain, factor)
         extra = torch.zeros_like(losses)
         if self.uncertainty is not None:
@@ -177,7 +185,7 @@ class Adaptive:
             losses = losses * torch.exp(-extra)
         if self.importance is not None:  # what moves the network; draws inside a bin are plain
             self.importance[1].observe(u, losses, torch.ones_like(losses))
-        return (losses + extra) * factor.to(losses)
+        return (losses + extra) * factor
 
     def update(self, world: World) -> None:
         """At the end of a step."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snrkit.base.ahead import ahead, threads
 from snrkit.base.errors import SnrkitError
+from snrkit.base.transfer import send
 from snrkit.data.dataset import read_by_processes, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.training.objective import Pair
@@ -25,11 +26,13 @@ from snrkit.training.task import Task
 class Question:
     """What the network is asked of n images at their levels, and how much each counts."""
 
-    u: Tensor  # (n,) float64 in (0, 1), what the levels were made of
-    factor: Tensor  # (n,) float64, by which the loss is multiplied as importance sampling asks
-    logsnr: Tensor  # (n,) float64, the levels that are told
-    weight: Tensor  # (n,) float64, of the error of the network's own output
+    images: Tensor  # (n,) int64, indices into the data set, on the host
+    u: Tensor  # (n,) float64 in (0, 1), what the levels were made of, on the host
+    logsnr: Tensor  # (n,) float64, the levels that are told, on the host
+    factor: Tensor  # (n,) float32, by which the loss is multiplied as importance sampling asks
+    weight: Tensor  # (n,) float32, of the error of the network's own output
     pair: Pair
+    cond: Cond
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,25 @@ class MicroBatch:
     cond: Cond
     extra: Tensor | None  # (n, extras, C, H, W) float32, noise of a perturbation
 
-    def ask(self, task: Task, u: Tensor, factor: Tensor) -> Question:
-        """The question at the levels of uniforms u (n,); `factor` (n,): see Question."""
-        config, draws, objective = task.config, self.draws, task.objective.of(self.images)
+    def ask(self, task: Task, moved: tuple[Tensor, Tensor] | None = None) -> Question:
+        """The question at the levels that were drawn; `moved` (u, factor) (n,): at those of u. Waits for no device."""
+        config, draws, objective, device = task.config, self.draws, task.objective.of(self.images), self.x0.device
+        u, factor = moved or (draws.level, torch.ones_like(draws.level))
         logsnr = objective.logsnr(u)
         shown = Shown(self.noise, None, logsnr)
         if config.perturb is not None and self.extra is not None:
             chance = draws.chance.to(torch.float64)
             shown = config.perturb.shown(self.noise, self.extra, chance, logsnr, objective.process)
         untold = draws.noise_drop < config.noise_dropout
-        pair = objective.pair(self.x0, shown.eps, logsnr, untold, beyond=shown.beyond, stands=shown.logsnr)
-        return Question(u, factor, logsnr, objective.weight(logsnr), pair)
+        return Question(
+            self.images,
+            u,
+            logsnr,
+            send(factor.float(), device),
+            send(objective.weight(logsnr).float(), device),
+            objective.pair(self.x0, shown.eps, logsnr, untold, beyond=shown.beyond, stands=shown.logsnr),
+            self.cond,
+        )
 
 
 def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
@@ -61,7 +72,7 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     device, config, dataset = task.world.device, task.config, task.dataset
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     images = task.images(draws)
-    x0, told = _augmented(task, draws, to_unit(pixels.to(device, non_blocking=True)))
+    x0, told = _augmented(task, draws, to_unit(send(pixels, device)))
     labels = None
     if dataset.labels is not None:
         labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1)
@@ -69,13 +80,13 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
         draws,
         images,
         x0.to(memory_format=memory),
-        draws.noise.to(device, non_blocking=True).to(memory_format=memory),
+        send(draws.noise, device).to(memory_format=memory),
         Cond(
-            None if labels is None else labels.to(device, non_blocking=True),
+            None if labels is None else send(labels, device),
             task.told(images, draws.scalars),
             None if told is None else told.float(),
         ),
-        None if draws.extra is None else draws.extra.to(device, non_blocking=True),
+        None if draws.extra is None else send(draws.extra, device),
     )
 
 
@@ -86,28 +97,28 @@ def _augmented(task: Task, draws: Draws, x0: Tensor) -> tuple[Tensor, Tensor | N
         return x0, told
     images = task.representation.decode(x0)
     if task.flip:
-        mirrored = (draws.flip < 0.5).to(x0.device, non_blocking=True)[:, None, None, None]
+        mirrored = send(draws.flip < 0.5, x0.device)[:, None, None, None]
         images = torch.where(mirrored, images.flip(3), images)
     if augment is not None:
-        images, told = augment.apply(images, draws.augment.to(x0.device, non_blocking=True))
+        images, told = augment.apply(images, draws.augment)
     return task.representation.encode(images), told
 
 
-def micro_batches(task: Task, first: int) -> Iterator[tuple[MicroBatch, Question | None]]:
-    """Every micro-batch of this process, in order, from step `first` on, without end.
+def micro_batches(task: Task, first: int) -> Iterator[MicroBatch | Question]:
+    """What the network is asked by every micro-batch of this process, in order, from step `first` on, without end.
 
-    With what is asked of it, but where importance sampling moves its levels by what was learned until then.
+    The micro-batch itself where importance sampling moves its levels by what was learned until then.
     """
     plan, dataset = task.plan(), task.dataset
 
-    def make(given: tuple[tuple[int, range], Tensor | SnrkitError | None]) -> tuple[MicroBatch, Question | None]:
+    def make(given: tuple[tuple[int, range], Tensor | SnrkitError | None]) -> MicroBatch | Question:
         (step, slices), pixels = given
         if isinstance(pixels, SnrkitError):  # of the process that was to read them
             raise pixels
         draws = plan.draw(step, slices)
         batch = micro_batch(task, draws, task.pixels(draws) if pixels is None else pixels)
         moved = task.config.importance is not None
-        return batch, None if moved else batch.ask(task, draws.level, torch.ones_like(draws.level))
+        return batch if moved else batch.ask(task)
 
     def indices() -> Iterator[Sequence[int]]:
         for step, slices in _keys(task, first):

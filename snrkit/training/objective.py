@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from snrkit.base.transfer import send
 from snrkit.diffusion.denoiser import Precondition
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond, Target
@@ -116,7 +117,7 @@ class Objective:
         alpha, sigma = level.scales(x0)
         shown = eps if beyond is None else eps + beyond
         x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
-        time = self.process.time(logsnr).masked_fill(untold, torch.nan).to(device=x0.device, dtype=torch.float32)
+        time = send(self.process.time(logsnr).masked_fill(untold, torch.nan).float(), x0.device)
         wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
         wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
         if beyond is not None:

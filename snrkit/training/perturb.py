@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from snrkit.base.value import Value
+from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.process import Process
 
 
@@ -68,7 +69,7 @@ class Ciop(Value):
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:
         """gamma xi in what is shown, gamma xi' in what is asked, where chance < share."""
-        struck = (chance < self.share).to(eps).reshape(-1, *(1,) * (eps.ndim - 1)) * self.gamma
+        struck = broadcast(self.gamma * (chance < self.share), eps)
         asked = eps + struck * extra[:, 1]
         return Shown(asked, struck * (extra[:, 0] - extra[:, 1]), logsnr)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.streams import IMAGE, LATENTS_TRAIN, TRAIN
+from snrkit.base.transfer import HOST, send
 from snrkit.data.augment import DRAWS
 
 Array = np.ndarray[Any, Any]
@@ -97,22 +98,22 @@ class Plan:
 class ImageStreams:
     """The random streams of a batch of images to be sampled, one per seed: a label first, then noise."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device = HOST) -> None:
         self._streams = [IMAGE.open(seed) for seed in seeds]
         self._device = device
         self._labels = torch.tensor([rng.random() for rng in self._streams], dtype=torch.float64)
 
     def labels(self, classes: int) -> Tensor:
         """(B,) int64, uniform over `classes`."""
-        return (self._labels * classes).long().to(self._device)
+        return send((self._labels * classes).long(), self._device)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal, float32 values; the next draw of each stream."""
         draws = np.empty((len(self._streams), *shape), np.float32)
         for rng, out in zip(self._streams, draws, strict=True):
             rng.standard_normal(dtype=np.float32, out=out)  # without the interpreter's lock
-        return torch.from_numpy(draws).to(self._device)
+        return send(torch.from_numpy(draws), self._device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Noise shaped and typed as x, for stochastic solvers."""
-        return self.normal(tuple(x.shape[1:])).to(x)
+        return self.normal(tuple(x.shape[1:])).to(x.dtype)

@@ -1,12 +1,12 @@
 """What happened in one step of training, read from the device when it is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from snrkit.base.reading import Reading
+from snrkit.base.transfer import Reading
 from snrkit.training.clipping import Clipped, clipped
 
 Culprits = tuple[tuple[int, float], ...]
@@ -30,7 +30,8 @@ class TrainStep:
     """What happened in one optimizer step, on this process.
 
     What the device computes is read when it is first asked for, which waits until the device has come so far: ask for
-    the numbers of a step when the next one has begun, and the device never waits.
+    the numbers of a step when the next one has begun, and the device never waits. By then, or when TrainState.settle is
+    called, the step is settled: all processes know what each saw of one that was skipped.
     """
 
     def __init__(
@@ -41,27 +42,22 @@ class TrainStep:
         seen: Sequence[Seen],
         names: Sequence[str],
         reading: Reading,
-        settle: Callable[[], None],
     ) -> None:
         """`reading`: the loss, whether the step was taken, how many processes were asked to stop, and what
         clip_on_device gives of parameters `names`.
-
-        `settle` has all processes exchange what they saw, if they have not yet, and `tell` it.
         """
         self.step = step
         self.images = images  # seen after this step
         self.lr = lr
         self.logit: float | None = None  # largest attention logit, where it was watched
         self.seen = seen  # by this process
-        self.settle = settle  # see __init__
         self._names, self._reading = names, reading
         self._logsnr = torch.cat([each.logsnr for each in seen])
-        self._culprits: Culprits = ()
-        self._told = False
+        self._culprits: Culprits | None = None
 
     def tell(self, logsnr: Tensor, culprits: Culprits) -> None:
-        """What all processes saw of a step that was skipped."""
-        self._logsnr, self._culprits, self._told = logsnr, culprits, True
+        """What all processes saw of a step that was skipped: TrainState.settle calls it in each of them."""
+        self._logsnr, self._culprits = logsnr, culprits
 
     @property
     def loss(self) -> float:
@@ -109,14 +105,12 @@ class TrainStep:
 
     @property
     def logsnr(self) -> Tensor:
-        """Levels of this process's images; of all processes where the step was skipped, which all must then ask for."""
-        if self.skipped and not self._told:  # else the step at work would be settled, in this process alone
-            self.settle()
+        """Levels of this process's images; of all processes' of a skipped step that is settled."""
         return self._logsnr
 
     @property
     def culprits(self) -> Culprits:
-        """(index in the data set, logsnr) of the images of all processes whose loss is not finite; asked for by all."""
-        if self.skipped and not self._told:  # else the step at work would be settled, in this process alone
-            self.settle()
-        return self._culprits
+        """(index in the data set, logsnr) of the images whose loss is not finite: see `logsnr` for whose."""
+        if self._culprits is not None:
+            return self._culprits
+        return tuple(each for seen in self.seen for each in seen.culprits())

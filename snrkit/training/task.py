@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.distributed import World
+from snrkit.base.transfer import send
 from snrkit.data.dataset import Dataset
 from snrkit.data.representation import PIXELS, Representation
 from snrkit.training.config import TrainConfig
@@ -19,7 +20,10 @@ class Scalars(Protocol):
     """Says what a network is told of each image beside level and label, as `Cond.scalars`."""
 
     def told(self, images: Tensor, u: Tensor) -> Tensor:
-        """(B, S) float32 of these images (B,) of the data set; u (B,) in [0, 1] decides what is left to chance."""
+        """(B, S) float32 of these images (B,) of the data set; u (B,) in [0, 1] decides what is left to chance.
+
+        Asked by several threads at once.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Task:
 
     def told(self, images: Tensor, u: Tensor) -> Tensor | None:
         """As Scalars.told, on the device; None where the network is told no scalars."""
-        return None if self.scalars is None else self.scalars.told(images, u).to(self.world.device)
+        return None if self.scalars is None else send(self.scalars.told(images, u), self.world.device)
 
     def images(self, draws: Draws) -> Tensor:
         """The images (n,) of the data set that were drawn."""

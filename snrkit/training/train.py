@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snrkit.base.errors import DivergedError
-from snrkit.base.reading import Reading
 from snrkit.base.signals import Stop
 from snrkit.base.streams import DROPOUT
+from snrkit.base.transfer import Reading
 from snrkit.networks import largest_logit, watch_attention
 from snrkit.networks.compiling import compiled
 from snrkit.training.adaptive import Adaptive, Bins, UncertaintyModule
@@ -43,7 +43,7 @@ class TrainState:
     step: int = 0
     images: int = 0
     nonfinite: int = 0  # in a row, of the steps that are settled
-    last: TrainStep | None = None  # whose outcome has not been looked at
+    last: TrainStep | None = None  # whose outcome has not been looked at by all processes together
 
     def settle(self, task: Task) -> None:
         """Look at the outcome of the last step, which waits for the device. DivergedError after ten in a row skipped.
@@ -142,7 +142,7 @@ def _one_step(
     task: Task,
     state: TrainState,
     caller: nn.Module,
-    batches: Iterator[tuple[MicroBatch, Question | None]],
+    batches: Iterator[MicroBatch | Question],
     watch: bool,
     asked: bool,
 ) -> TrainStep:
@@ -163,30 +163,31 @@ def _one_step(
     state.step += 1
     state.images += config.batch
     reading = Reading(torch.cat([torch.stack([loss.double(), finite.double(), asking.double()]), values]))
-    step = TrainStep(state.step, state.images, lr, seen, names, reading, settle=lambda: state.settle(task))
+    step = TrainStep(state.step, state.images, lr, seen, names, reading)
     if watch and (logit := largest_logit(state.network)) is not None:
         step.logit = float(logit)
     return step
 
 
 def _backward(
-    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[tuple[MicroBatch, Question | None]]
+    task: Task, state: TrainState, caller: nn.Module, batches: Iterator[MicroBatch | Question]
 ) -> tuple[Tensor, list[Seen]]:
     """Accumulate the gradient of the global batch: (its loss (), what this process saw)."""
     config, world = task.config, task.world
     total = torch.zeros((), device=world.device)
     seen: list[Seen] = []
     for micro in range(config.accumulate):
-        batch, asked = next(batches)
+        made = next(batches)
+        asked = made if isinstance(made, Question) else made.ask(task, state.adaptive.draw(made.draws.level))
         last = micro == config.accumulate - 1
         alone = nullcontext() if last or not isinstance(caller, DistributedDataParallel) else caller.no_sync()
         with alone:
             key = state.step, first_slice(task, micro)
-            losses, logsnr = micro_losses(task, caller, batch, key, state.adaptive, asked)
+            losses = micro_losses(task, caller, asked, key, state.adaptive)
             loss = losses.sum() / config.batch
             state.scaler.scale(loss * world.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-        seen.append(Seen(batch.images, logsnr, losses.detach()))
+        seen.append(Seen(asked.images, asked.logsnr, losses.detach()))
     if state.adaptive.uncertainty is not None and world.size > 1:  # DDP averages the network's alone
         for parameter in state.adaptive.uncertainty.parameters():
             parameter.grad = None if parameter.grad is None else world.sum(parameter.grad) / world.size
@@ -219,25 +220,15 @@ def _gave_up(step: TrainStep) -> DivergedError:
 
 
 def micro_losses(
-    task: Task,
-    caller: nn.Module,
-    batch: MicroBatch,
-    key: tuple[int, int],
-    adaptive: Adaptive | None = None,
-    asked: Question | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(losses, logsnr), each (n,); `key` (step, first slice) decides the masks of the network's dropout.
-
-    `asked`: what the network is asked; None: at the levels that `adaptive` chooses.
-    """
-    adaptive = adaptive or Adaptive()
-    asked = asked or batch.ask(task, *adaptive.draw(batch.draws.level))
+    task: Task, caller: nn.Module, asked: Question, key: tuple[int, int], adaptive: Adaptive | None = None
+) -> Tensor:
+    """The losses (n,) of a micro-batch; `key` (step, first slice) decides the masks of the network's dropout."""
     if task.dropout:
         torch.manual_seed(int(DROPOUT.open(task.seed, *key).integers(2**31)))
     mixed = nullcontext() if task.autocast is None else torch.autocast(task.world.device.type, task.autocast)
     with mixed:
-        error = asked.pair.error(caller(asked.pair.x, asked.pair.time, batch.cond))
-    return adaptive.loss(asked.weight.to(error) * error, asked.u, asked.logsnr, asked.factor), asked.logsnr
+        error = asked.pair.error(caller(asked.pair.x, asked.pair.time, asked.cond))
+    return (adaptive or Adaptive()).loss(asked.weight * error, asked.u, asked.logsnr, asked.factor)
 
 
 def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
@@ -252,10 +243,9 @@ def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return {"network": state.network.state_dict(), "optimizer": moments, **averages, **learned}
 
 
-def state_numbers(state: TrainState) -> dict[str, Any]:
-    """All plain numbers of the training state; waits for the device, as for the outcome of the last step."""
-    if state.last is not None:
-        state.last.settle()
+def state_numbers(task: Task, state: TrainState) -> dict[str, Any]:
+    """All plain numbers of the training state, of the last step too: settles it, for all processes together."""
+    state.settle(task)
     return {"step": state.step, "nonfinite": state.nonfinite, "scaler": state.scaler.state_dict()}
 
 

@@ -21,7 +21,7 @@ from snrkit.experiment.stored import stored_experiment
 from snrkit.experiment.trajectories import trajectories
 from snrkit.networks import Adapted, output_layer, output_weights
 from snrkit.networks.embed import NullLabel, NullTime
-from snrkit.training.batches import micro_batches
+from snrkit.training.batches import micro_batch, slices_of_a_micro_batch
 from snrkit.training.train import make_state, train
 from tests.checkpoints.test_diffusers import transformer
 from tests.checkpoints.test_edm_files import file_of
@@ -109,6 +109,13 @@ def begun(e):
     return task, state
 
 
+def first_of(task):
+    """(The first micro-batch of a training, what is asked of it)."""
+    draws = task.plan().draw(0, range(slices_of_a_micro_batch(task)))
+    batch = micro_batch(task, draws, task.pixels(draws))
+    return batch, batch.ask(task)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fine_tune_begins_as_the_model_it_is_of(models, family):
     """Bit for bit where it is told, averages too; untold to rounding as told the median of training's levels."""
@@ -166,7 +173,7 @@ def test_one_step_is_that_of_a_loop_of_diffusers(predicted, tmp_path):
         content(model, (1, 8, 8), 10, train=plain, levels={"kind": "uniform_time"}, weighting=weighting), "tuned.yaml"
     )
     task, state = begun(e)
-    batch, asked = next(micro_batches(task, 0))
+    batch, asked = first_of(task)
     network = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet/unet", low_cpu_mem_usage=False).train()
     times = asked.pair.time.long()
     shown = scheduler.add_noise(batch.x0, batch.noise, times)
@@ -191,7 +198,7 @@ def test_one_step_is_that_of_a_loop_on_the_file_of_a_dit(models):
     plain = {"noise_dropout": 0.0, "label_dropout": 0.0, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1, "images": 32}
     e = parse_experiment(content(*models["dit"], train=plain), "tuned.yaml")
     task, state = begun(e)
-    batch, asked = next(micro_batches(task, 0))
+    batch, asked = first_of(task)
     network = e.train.resume_from.model.load().train()
     abar = torch.sigmoid(asked.logsnr)[:, None, None, None]
     shown = (abar.sqrt() * batch.x0 + (1 - abar).sqrt() * batch.noise).float()

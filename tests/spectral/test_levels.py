@@ -130,7 +130,8 @@ def test_a_micro_batch_is_the_objective_of_its_images():
     draws = task.plan().draw(0, range(4))
     images = torch.tensor([task.train[p] for p in draws.positions.tolist()])
     pixels = task.dataset.pixels(images.tolist())
-    losses, logsnr = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))
+    asked = micro_batch(task, draws, pixels).ask(task)
+    losses, logsnr = micro_losses(task, network, asked, (0, 0)), asked.logsnr
     value = SpectralLevels()
     spectra = measure_spectra(task.dataset, split(task.dataset.count, SMALL_HOLDOUT), WORLD.device)
     table, mean = value.schedule.table(spectra.power[images]), value.schedule.table(spectra.mean[None])
@@ -183,11 +184,13 @@ def test_one_spectrum_for_all_is_an_ordinary_level_sampler():
     task, network = opened(**changes)
     draws = task.plan().draw(0, range(4))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
-    found = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))
+    batch = micro_batch(task, draws, pixels)
+    asked = batch.ask(task)
     mean = replace(task.objective, levels=Tabulated(task.objective.levels.mean))
-    plain = micro_losses(replace(task, objective=mean), network, micro_batch(task, draws, pixels), (0, 0))
-    torch.testing.assert_close(found[1], plain[1], rtol=0, atol=2e-6)
-    torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-6)
+    plain = batch.ask(replace(task, objective=mean))
+    torch.testing.assert_close(asked.logsnr, plain.logsnr, rtol=0, atol=2e-6)
+    found, expected = (micro_losses(task, network, question, (0, 0)) for question in (asked, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_training_goes_on_bit_for_bit_and_lowers_the_held_out_loss():
@@ -199,7 +202,7 @@ def test_training_goes_on_bit_for_bit_and_lowers_the_held_out_loss():
     for _ in range(5):
         next(steps)
     kept = {n: {k: v.detach().clone() for k, v in part.items()} for n, part in state_tensors(whole).items()}
-    numbers, images = state_numbers(whole), whole.images
+    numbers, images = state_numbers(task, whole), whole.images
     list(steps)
     again, fresh = opened()
     resumed = make_state(again, fresh)
@@ -217,8 +220,10 @@ def test_what_the_ends_say_reaches_the_network():
         torch.nn.init.normal_(parameter, std=0.1)
     draws = task.plan().draw(0, range(1))
     pixels = task.dataset.pixels([task.train[p] for p in draws.positions.tolist()])
-    own = micro_losses(task, network, micro_batch(task, draws, pixels), (0, 0))[0]
-    means = micro_losses(task, network, micro_batch(task, replace(draws, scalars=torch.zeros(16)), pixels), (0, 0))[0]
+    told_means = replace(draws, scalars=torch.zeros(16))
+    own, means = (
+        micro_losses(task, network, micro_batch(task, each, pixels).ask(task), (0, 0)) for each in (draws, told_means)
+    )
     assert bool((own != means).any())
 
 

@@ -7,12 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import DataError
-from snrkit.base.reading import Reading
 from snrkit.base.streams import TRAIN
+from snrkit.base.transfer import Reading
 from snrkit.data.augment import DRAWS
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import open_experiment
@@ -23,6 +22,7 @@ from snrkit.training.randomness import Plan
 from snrkit.training.step import Seen, TrainStep
 from snrkit.training.train import make_state, train
 from tests.opened import open_network, open_task
+from tests.pretended import CUDA, pretended
 from tests.small import SMALL
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -84,16 +84,16 @@ def test_workers_that_read_files_give_the_same_batches(tmp_path):
     task = open_task(e)
     streaming = replace(task, dataset=replace(task.dataset, streams=True), workers=2)
     pairs = zip(micro_batches(task, 4), micro_batches(streaming, 4), strict=False)
-    for (one, asked), (other, again) in islice(pairs, 3):
+    for one, other in islice(pairs, 3):
         assert torch.equal(one.images, other.images)
-        assert torch.equal(one.x0, other.x0)
-        assert torch.equal(asked.pair.wanted, again.pair.wanted)
+        assert torch.equal(one.pair.x, other.pair.x)
+        assert torch.equal(one.pair.wanted, other.pair.wanted)
 
 
 def test_an_image_that_cannot_be_read_ends_the_step_that_needs_it():
     """And none before, whoever reads: threads ahead of the step, or processes ahead of these."""
     plain = open_task(opened())
-    wanted = [batch.images for batch, _ in islice(micro_batches(plain, 0), 8)]
+    wanted = [asked.images for asked in islice(micro_batches(plain, 0), 8)]
     first = {int(i): number for number in reversed(range(8)) for i in wanted[number]}
     missing = next(image for image, number in first.items() if number == 5)
     reads = Broken(plain.dataset.pixels, missing)
@@ -155,58 +155,36 @@ def test_the_error_of_a_pair_is_the_mean_square():
     assert half.dtype == torch.float32
 
 
-class Reads(TorchDispatchMode):
-    """Counts what would make the host wait for the device, by name, in the thread that enters it."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.found = []
-        plain = torch.Tensor.tolist
-        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self.note("tolist") or plain(tensor))
-
-    def note(self, name):
-        if threading.current_thread() is threading.main_thread():
-            self.found.append(name)
-
-    def __torch_dispatch__(self, function, types, given=(), named=None):
-        name = function.overloadpacket.__name__
-        if name in self.WAITS:
-            self.note(name)
-        return function(*given, **(named or {}))
+ADAPTING = ({"balance": {}}, {"importance": {}})
 
 
 @pytest.mark.parametrize("changes", [
     {}, {"accumulate": 2}, {"clip": {"kind": "agc"}}, {"clip": None, "optimizer": "adam"}, {"optimizer": "sgd"},
-    {"uncertainty": {}}, {"perturb": {"kind": "ddpm_ip"}},
-])  # fmt: skip
-def test_a_step_reads_the_device_once(monkeypatch, changes):
-    """And that of the step before: its loss, norms and whether it was finite, in one transfer."""
+    {"uncertainty": {}}, {"perturb": {"kind": "ddpm_ip"}}, {"perturb": {"kind": "ciop"}}, *ADAPTING,
+], ids=str)  # fmt: skip
+def test_a_step_waits_for_the_device_once(monkeypatch, changes):
+    """For the numbers of the step before; once more where the next levels follow from the losses. No thread waits."""
     e = opened(**changes)
-    steps = train(open_task(e), make_state(open_task(e), open_network(e)))
-    next(steps)
-    with Reads(monkeypatch) as reads:
-        for _ in range(4):
-            next(steps)
-    assert reads.found == ["tolist"] * 4
+    plain = [step.loss for step in islice(train(open_task(e), make_state(open_task(e), open_network(e))), 4)]
+    with pretended(monkeypatch) as waits:
+        task = replace(open_task(e), world=World(0, 1, CUDA))
+        steps = train(task, make_state(task, open_network(e)))
+        first = next(steps)
+        waits.clear()
+        others = list(islice(steps, 3))
+        steps.close()
+        found = list(waits)
+        assert [first.loss, *(step.loss for step in others)] == plain
+    each = [("to the host", True), ("event", True)] if changes in ADAPTING else [("event", True)]
+    assert found == each * 3
 
 
-def test_the_harness_sees_a_read(monkeypatch):
-    """Each way of waiting."""
-    with Reads(monkeypatch) as reads:
-        number = torch.ones(())
-        _ = float(number), bool(number), number.item(), number.tolist(), number.nonzero()
-    assert reads.found == ["_local_scalar_dense"] * 3 + ["tolist", "nonzero"]
-
-
-def test_a_step_that_all_were_told_of_asks_nobody_again():
-    """By then the processes may be at another step, of which one alone would wait for what the others saw."""
-    asked = []
+def test_a_step_tells_what_this_process_saw_and_once_settled_what_all_saw():
+    """Levels and culprits."""
     reading = Reading(torch.tensor([1.0, 0.0, 0.0]))  # skipped
-    seen = [Seen(torch.arange(2), torch.zeros(2), torch.ones(2))]
-    step = TrainStep(1, 64, 1e-3, seen, (), reading, settle=lambda: asked.append("settle"))
+    seen = [Seen(torch.tensor([5, 6]), torch.tensor([0.5, 2.0]), torch.tensor([1.0, torch.nan]))]
+    step = TrainStep(1, 64, 1e-3, seen, (), reading)
     assert step.skipped
-    step.tell(torch.ones(4), ((3, 1.0),))
-    assert (step.logsnr.tolist(), step.culprits) == ([1.0] * 4, ((3, 1.0),))
-    assert asked == []
+    assert (step.logsnr.tolist(), step.culprits) == ([0.5, 2.0], ((6, 2.0),))
+    step.tell(torch.ones(4), ((3, 1.0), (6, 2.0)))
+    assert (step.logsnr.tolist(), step.culprits) == ([1.0] * 4, ((3, 1.0), (6, 2.0)))

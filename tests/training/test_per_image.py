@@ -105,7 +105,8 @@ def test_a_step_of_training_sees_levels_and_weights_of_each_image():
     assert torch.equal(step.logsnr, images.double() / 100 - 2)
     assert len(step.logsnr.unique()) > 10
     pixels = task.dataset.pixels(images.tolist())
-    losses, logsnr = micro_losses(task, network := Noting(), micro_batch(task, draws, pixels), (0, 0))
+    asked = micro_batch(task, draws, pixels).ask(task)
+    losses, logsnr = micro_losses(task, network := Noting(), asked, (0, 0)), asked.logsnr
     o = task.objective
     plain = Objective(o.process, o.target, o.precondition, o.levels, Simple(), o.sigma_data)
     x0, noise = task.dataset.x0(images.tolist()), draws.noise
@@ -119,7 +120,7 @@ def test_what_is_told_of_an_image_is_asked_of_the_level_sampler():
     task, network = open_task(found), Noting()
     draws = task.plan().draw(3, range(2))
     images = task.images(draws)
-    micro_losses(task, network, micro_batch(task, draws, task.dataset.pixels(images.tolist())), (3, 0))
+    micro_losses(task, network, micro_batch(task, draws, task.dataset.pixels(images.tolist())).ask(task), (3, 0))
     torch.testing.assert_close(network.cond.scalars, torch.stack([images, draws.scalars], 1).float())
     rows = torch.tensor([7, 2])
     assert found.setting.condition(rows).scalars.tolist() == [[7, 1], [2, 1]]

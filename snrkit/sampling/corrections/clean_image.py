@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from snrkit.base.transfer import send
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
@@ -100,9 +101,10 @@ class OpenedX0Rescale:
         def change(x0: Tensor, level: Level) -> Tensor:
             flat = x0.flatten(1)
             nearest = torch.nan_to_num(level.logsnr[..., None] - self.logsnr).abs().argmin(-1)
-            wanted, own = self.variance[nearest].to(x0).expand(len(x0)), flat.var(1, correction=0)
+            wanted = send(self.variance[nearest].to(x0.dtype), x0.device).expand(len(x0))
+            own = flat.var(1, correction=0)
             factor = torch.where(own > 0, wanted / own.clamp(min=1e-30), 1.0).sqrt()  # a constant image has no spread
-            factor = factor.to(x0).reshape(-1, *(1,) * (x0.ndim - 1))
+            factor = factor.reshape(-1, *(1,) * (x0.ndim - 1))
             centre = flat.mean(1).reshape(-1, *(1,) * (x0.ndim - 1))
             return x0 + self.share * (factor - 1) * (x0 - centre)
 

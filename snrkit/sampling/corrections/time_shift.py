@@ -92,7 +92,10 @@ class TimeShift(Value):
         )
 
     def _nearest(self, x: Tensor, candidates: Tensor, process: Process) -> Tensor:
-        """The logsnr (B,) of the candidates (K,) or (B, K) whose variance is nearest to that of each image."""
+        """The logsnr (B,) of the candidates (K,) or (B, K) whose variance is nearest to that of each image.
+
+        What a network is told depends on the state here, so that the host waits for the device at every step.
+        """
         levels = process.level(candidates)
         nominal = levels.alpha**2 * self.data_variance + levels.sigma**2
         own = x.double().flatten(1).var(1, correction=0).cpu()[:, None]

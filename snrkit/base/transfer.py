@@ -1,7 +1,16 @@
-"""What a device has not computed yet, on its way to the host."""
+"""Between a device and the host, while both go on."""
 
 import torch
 from torch import Tensor
+
+HOST = torch.device("cpu")
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; neither the host nor the device waits for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.contiguous().pin_memory()  # from other memory the driver may wait for what the device is at
+    return values.to(device, non_blocking=True)
 
 
 class Arriving:

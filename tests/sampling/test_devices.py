@@ -1,0 +1,70 @@
+"""Sampling and measuring on a device: to the bits of the host's, and without a wait while a trajectory is walked."""
+
+import pytest
+import torch
+
+from snrkit.base.transfer import send
+from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
+from snrkit.diffusion.prediction import X0, Cond
+from snrkit.diffusion.process import Edm
+from snrkit.networks import UNet, make_network
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Sampler, open_with
+from snrkit.training.randomness import ImageStreams
+from tests.pretended import CUDA, pretended
+from tests.sampling.test_corrections import ACTIVE, Around
+from tests.sampling.test_solvers import ALL
+
+HOST = torch.device("cpu")
+SHAPE = (1, 4, 4)
+
+
+def denoiser(device, seed=0):
+    """A small network with two classes, as it is asked on a device."""
+    network = make_network(UNet(channels=4, multipliers=(1,), blocks=1, groups=2, classes=2), SHAPE, seed)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    network = network.to(device).eval().requires_grad_(False)
+    return NetworkDenoiser(network, Edm(), X0(), EdmPrecondition(), 0.5)
+
+
+class There(Around):
+    """The sources of a test, on a device."""
+
+    def __init__(self, device):
+        super().__init__(Edm())
+        self.device = device
+
+    def denoiser(self, named):
+        return denoiser(self.device, seed=1)
+
+
+def end(device, sampler):
+    """The last state of three trajectories."""
+    ready = open_with(sampler, Edm(), There(device))
+    streams, known = ImageStreams(range(3), device), denoiser(device)
+    x = start(Edm(), streams.normal(SHAPE), ready.levels[0])
+    cond = Cond(labels=send(torch.tensor([0, 1, 1]), device))
+    yield
+    for step in sample(known, ready.solver, ready.levels, x, corrections=ready.corrections, noise=streams, cond=cond):
+        x = step.x_next
+    yield x
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("corrected", [None, *ACTIVE])
+def test_a_trajectory_never_waits_for_its_device(monkeypatch, solver, corrected):
+    """And ends in the same bits as on the host. Where a network is told what the state says, it waits for that."""
+    corrections = () if corrected is None else (ACTIVE[corrected],)
+    sampler = Sampler(grid=Karras(steps=5), solver=solver, corrections=corrections)
+    *_, expected = end(HOST, sampler)
+    with pretended(monkeypatch) as waits:
+        walk = end(CUDA, sampler)
+        next(walk)
+        waits.clear()
+        found = next(walk)
+        told_by_the_state = 4 if corrected == "time_shift" else 0  # in every step but the first
+        assert waits == [("to the host", True)] * told_by_the_state
+        assert found.device == CUDA
+        assert torch.equal(found.cpu(), expected)
