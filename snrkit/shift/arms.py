@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snrkit.base.memory import give_back
 from snrkit.base.streams import generator
 from snrkit.base.transfer import send
 from snrkit.diffusion.level import Level
@@ -21,10 +22,10 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.sampling.step import Step
 from snrkit.shift.states import StateReader, StateReadings, stack
 
-HELD_BYTES = (
-    56  # of a number of a state: where its walk stands and up to five answers of which a solver makes the next,
-)
-# in float64, and in float32 the state of the level that is being read and the clean image
+HELD_BYTES = 56
+"""Of a number of a state: where its walk stands and up to five answers of which a solver makes the next, in float64,
+and in float32 the state of the level that is being read and the clean image."""
+MANY_BYTES = 2**24  # of a batch of states, from which holes in memory add up
 FORWARD_IMAGES = 512  # behind the statistics that Analytic-DPM and x0_rescale ask for
 NOTHING = StateReader()
 
@@ -97,6 +98,8 @@ class LevelStates:
                 self._states = torch.empty(len(self.groups), *self.shape, dtype=torch.float32, device=x.device)
             self._states[rows] = x
         self._count += len(x)
+        if x.device.type == "cpu" and x.nbytes >= MANY_BYTES:
+            give_back()
 
     def read(self, index: int) -> "LevelReadings":
         """All that is kept of them, as level `index` of the reader's."""

@@ -38,10 +38,12 @@ def misfits(states: Tensor, level: Level, spectrum: GaussianFit) -> Tensor:
         return torch.full((len(states), POINTS), torch.nan, dtype=torch.float64)
     tried = spectrum.process.level(level.logsnr + _offsets())
     alpha, sigma = tried.alpha[:, None], tried.sigma[:, None]
-    spread = alpha**2 * spectrum.variance + sigma**2  # (K, D)
-    of_square = send((1 / spread).T, states.device)
-    of_value = send((2 * alpha / spread * spectrum.mean).T, states.device)
-    common = (alpha**2 * spectrum.mean**2 / spread + spread.log()).sum(1)
+    of_square = alpha**2 * spectrum.variance + sigma**2  # (K, D), the largest of what is held here
+    logs = torch.stack([row.log().sum() for row in of_square])
+    of_square.reciprocal_()
+    of_value = (of_square * spectrum.mean).mul_(2 * alpha)
+    common = tried.alpha**2 * (of_square @ spectrum.mean**2) + logs
+    of_square, of_value = send(of_square, states.device).T, send(of_value, states.device).T
     found = []
     for part in torch.split(states, at_once(states.shape[1:])):
         p = hartley(part.double()).flatten(1)

@@ -1,4 +1,7 @@
-"""The tables of memory in docs/performance.md: `python -m tests.bench.memory`, a process for each figure."""
+"""The tables of memory in docs/performance.md: `python -m tests.bench.memory`, a process for each figure.
+
+`python -m tests.bench.memory large 1000` is the one that takes half an hour.
+"""
 
 import subprocess
 import sys
@@ -44,19 +47,19 @@ def peak_above(run: Callable[[], object]) -> int:
     return most - before
 
 
-def measuring(images: int) -> int:
-    """`snrkit.measure` of images of 3x64x64 at 10 levels, by Euler, with a denoiser of a line."""
+def measuring(images: int, side: int = 64, levels: int = 10, batch: int = 100) -> int:
+    """`snrkit.measure` of colour images, by Euler, with a denoiser of a line."""
 
     def answer(x: torch.Tensor, level: snrkit.Level, told: object, cond: object) -> Prediction:
         x0 = 0.3 * x / (0.3 + level.sigma**2)
         return Prediction(x0, (x - x0) / level.sigma)
 
-    pixels = torch.randint(0, 256, (max(60, images // 4), 3, 64, 64), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (max(60, images // 4), 3, side, side), dtype=torch.uint8)
     data = memory_dataset("noise", pixels)
-    sampler = snrkit.Sampler(grid=snrkit.Karras(steps=10), solver=snrkit.Euler())
+    sampler = snrkit.Sampler(grid=snrkit.Karras(steps=levels), solver=snrkit.Euler())
     denoise = Wrapped(snrkit.Edm(), answer)
     return peak_above(
-        lambda: snrkit.measure(denoise, sampler, trained=data, held=data, images=images, batch=100, bootstrap=200)
+        lambda: snrkit.measure(denoise, sampler, trained=data, held=data, images=images, batch=batch, bootstrap=200)
     )
 
 
@@ -87,6 +90,12 @@ def scoring(images: int) -> int:
         return peak_above(lambda: extract(extractor, data, range(images), 64, world))  # type: ignore[arg-type]
 
 
+def large(images: int) -> int:
+    """As `measuring`, at 256x256 and 18 levels, in batches of 24."""
+    return measuring(images, 256, 18, 24)
+
+
+PARTS = {"measuring": measuring, "large": large, "scoring": scoring}
 FIGURES = {"measuring": (100, 400, 1600), "scoring": (200, 2000)}
 
 
@@ -94,7 +103,7 @@ def main() -> None:
     """One figure where it is named, else all, as a table."""
     if sys.argv[1:]:
         torch.set_num_threads(1)
-        print({"measuring": measuring, "scoring": scoring}[sys.argv[1]](int(sys.argv[2])))
+        print(PARTS[sys.argv[1]](int(sys.argv[2])))
         return
     print("| what | images | MiB |\n|---|---|---|")
     for name, counts in FIGURES.items():
