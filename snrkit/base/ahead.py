@@ -17,6 +17,11 @@ def threads(processes: int = 1) -> int:
     return max(1, min(MOST, (os.cpu_count() or 1) // processes))
 
 
+def held_ahead(processes: int = 1) -> int:
+    """How many results `ahead` begins before they are asked for, with as many threads as `threads` says."""
+    return threads(processes) + 1
+
+
 def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Generator[T, None, None]:
     """`make` of every key, in order; `workers` threads begin that of up to `workers` + 1 keys before it is asked for.
 

@@ -33,7 +33,7 @@ SamplerOption = Annotated[
     typer.Option("--sampler", help="Only this sampler; may be repeated."),
 ]
 PeakOption = Annotated[
-    bool, typer.Option("--peak", help="With --dry-run: also train three steps in memory and say what they took.")
+    bool, typer.Option("--peak", help="With --dry-run: also train a few steps in memory and say what they took.")
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

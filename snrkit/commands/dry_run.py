@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from snrkit.base.ahead import held_ahead
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.commands.opening import open_aloud
@@ -23,7 +24,7 @@ from snrkit.training.config import TrainConfig
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import make_state, train
 
-MEASURED_STEPS = 3
+MEASURED_STEPS = 3  # after those that use up what threads made ahead, so that making the rest is measured too
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
@@ -197,13 +198,14 @@ class Measured:
 
 
 def measured_steps(training: TrainedHere, setting: Setting) -> Measured:
-    """MEASURED_STEPS steps, after as many that warm up."""
+    """MEASURED_STEPS steps, after some that warm up."""
     device = setting.world.device
     before, task = _most(device), open_task(training, setting)
-    task = replace(task, config=task.config.model_copy(update={"images": 2 * MEASURED_STEPS * task.config.batch}))
+    warm = MEASURED_STEPS + -(-held_ahead(setting.world.size) // task.config.accumulate)
+    task = replace(task, config=task.config.model_copy(update={"images": (warm + MEASURED_STEPS) * task.config.batch}))
     begun = 0.0
     for step in train(task, make_state(task, open_network(training, setting))):
-        if step.step == MEASURED_STEPS:
+        if step.step == warm:
             begun = _now(device)
     return Measured(_most(device) - before, (_now(device) - begun) / MEASURED_STEPS)
 

@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 
 
 class Representation(Protocol):
-    """The way from images to states and back."""
+    """The way from images to states and back, which training asks for in several threads at once."""
 
     @property
     def exact(self) -> bool:

@@ -58,7 +58,8 @@ class ComputeConfig(Value):
     )
     channels_last: bool = False
     compile: bool | Literal["auto"] = Field(
-        default=False, description="compile the network's blocks; auto: in training on CUDA that is long enough"
+        default=False,
+        description="compile the network's blocks; auto: where all of train.images on CUDA take long enough",
     )
     deterministic: bool = False
     tf32: bool = Field(default=False, description="allow TF32 in float32 products on CUDA")

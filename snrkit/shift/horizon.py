@@ -14,10 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.streams import FORWARD_HELD
+from snrkit.base.transfer import send
 from snrkit.base.value import MOST_HELD, Steps
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
+from snrkit.sampling.step import Noise
 from snrkit.shift.arms import Arm, LevelReadings, LevelStates, make_arm, noised
 from snrkit.shift.bootstrap import OF_FORWARD, Bootstrap, Curve, Number
 from snrkit.shift.measure import Reference, pixel_ratio
@@ -68,23 +70,24 @@ def horizon_arms(
             continue
         kept, end = LevelStates(groups, reader), levels[first + steps]
         for part in torch.split(torch.arange(len(x0)), batch):
-            known, grid = cond.at(part).to(device), [level.at(part) for level in ready.levels]
-            x = states[part].double().to(device)
+            known, x = cond.at(part).to(device), send(states[part].double(), device)
             noise = ImageStreams([seeds[i] for i in part.tolist()], device)
-            for step in sample(
-                denoise,
-                ready.solver,
-                grid,
-                x,
-                corrections=ready.corrections,
-                noise=noise,
-                cond=known,
-                steps=range(first, first + steps),
-            ):
-                x = step.x_next
+            x = _walked(denoise, ready, part, x, known, noise, range(first, first + steps))
             kept.add(x, denoise(x, end.at(part), cond=known))
         walked.append(kept.read(first))
     return make_arm(walked, groups), make_arm(ends, groups)
+
+
+def _walked(
+    denoise: Denoiser, ready: OpenedSampler, part: Tensor, x: Tensor, cond: Cond, noise: Noise, steps: range
+) -> Tensor:
+    """Where these steps end for the images `part` (n,) that stand at x (n, *)."""
+    grid = [level.at(part) for level in ready.levels]
+    for step in sample(
+        denoise, ready.solver, grid, x, corrections=ready.corrections, noise=noise, cond=cond, steps=steps
+    ):
+        x = step.x_next
+    return x
 
 
 def _end(forward: Arm, index: int, of_states: StateReadings) -> LevelReadings:

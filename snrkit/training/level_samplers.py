@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class LevelSampler(Protocol):
-    """A density over logsnr."""
+    """A density over logsnr. Training asks it in several threads at once."""
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """logsnr (B,) of stratified uniforms u (B,) in (0, 1), float64; snapped to a process's table by the caller."""

@@ -30,7 +30,7 @@ class Shown:
 
 
 class Perturbation(Protocol):
-    """A rule that parts what is shown from what is told or asked."""
+    """A rule that parts what is shown from what is told or asked. Training asks it in several threads at once."""
 
     extras: ClassVar[int]  # draws of noise that it takes beside eps
 

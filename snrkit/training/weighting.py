@@ -33,7 +33,7 @@ Density = Callable[[], Tensor]  # of the level sampler, (B,): asked only by what
 
 
 class Weighting(Protocol):
-    """How much each level counts."""
+    """How much each level counts. Training asks it in several threads at once."""
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """The factor (B,) of the squared error in eps space, given the level sampler's density there."""

@@ -72,9 +72,8 @@ def test_main_thread_of_training_over_making_its_batches_there(benchmark, monkey
     ratio(benchmark, lambda: next(ours), lambda: next(alone), rounds=10, bound=0.15, clock=time.thread_time)
 
 
-def test_training_a_unet_of_a_million_weights_over_a_bare_loop(benchmark):
+def test_training_a_unet_of_a_million_weights_over_a_bare_loop(benchmark, two_threads):
     """A step of 128 images of 3x32x32 against a hand-written one with its draws in series: at most 1 % more."""
-    torch.set_num_threads(2)
     opened, task = task_of(32, batch=128, averages=[{"half_life": 5000}], clip=1.0)
     steps = train(task, make_state(task, make_network(opened.experiment.network, (3, 32, 32), 0)))
     network = make_network(opened.experiment.network, (3, 32, 32), 0).train()
@@ -99,7 +98,6 @@ def test_training_a_unet_of_a_million_weights_over_a_bare_loop(benchmark):
         return float(loss.detach())
 
     ratio(benchmark, lambda: next(steps), bare_step, rounds=60, bound=1.01)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +112,8 @@ def folder(tmp_path_factory):
     return folder, pixels
 
 
-def test_scoring_pngs_over_the_extractor_alone(benchmark, folder, tmp_path):
+def test_scoring_pngs_over_the_extractor_alone(benchmark, folder, tmp_path, two_threads):
     """Features of Inception's shape of PNGs of 256x256, against those of decoded images: at most 5 % more."""
-    torch.set_num_threads(2)
     samples, pixels = folder
     weights = seeded_inception(tmp_path)
     data = memory_dataset("memory", pixels)
@@ -129,12 +126,10 @@ def test_scoring_pngs_over_the_extractor_alone(benchmark, folder, tmp_path):
         rounds=6,
         bound=1 / 0.95,
     )  # fmt: skip
-    torch.set_num_threads(1)
 
 
-def test_measuring_over_bare_network_calls(benchmark):
+def test_measuring_over_bare_network_calls(benchmark, two_threads):
     """`snrkit.measure` of 40 images of 3x64x64 at 4 levels, against as many calls of its U-Net: at most 10 % more."""
-    torch.set_num_threads(2)
     shape, images, steps = (3, 64, 64), 40, 4
     network = make_network(UNet(channels=32, multipliers=(1, 2, 2), blocks=1, groups=8), shape, 0)
     network.eval().requires_grad_(False)
@@ -152,4 +147,3 @@ def test_measuring_over_bare_network_calls(benchmark):
             network(x, time_input, None)
 
     ratio(benchmark, ours, bare, rounds=4, bound=1.1)
-    torch.set_num_threads(1)

@@ -223,16 +223,14 @@ def test_a_grid_of_every_image_over_one_for_all(benchmark, opened):
     ratio(benchmark, lambda: walk(*runs[0]), lambda: walk(*runs[1]), rounds=15, bound=1.02)
 
 
-def test_spectra_over_their_transforms(benchmark):
+def test_spectra_over_their_transforms(benchmark, two_threads):
     """Power by ring of 2,000 images of 3x32x32 against their Fourier transforms alone: at most three times as long."""
-    torch.set_num_threads(2)
     x0 = torch.randn(2000, 3, 32, 32)
     begin = time.perf_counter()
     for _ in range(25):
         power_spectra(x0)
     print(f"\n50,000 images of 3x32x32: {time.perf_counter() - begin:.1f} s")
     ratio(benchmark, lambda: power_spectra(x0), lambda: torch.fft.fft2(x0, norm="ortho"), rounds=15, bound=3)
-    torch.set_num_threads(1)
 
 
 BARE = """
@@ -294,9 +292,8 @@ def repeat(run, times=20):
         run()
 
 
-def test_haar_dcw_over_a_network_step(benchmark):
+def test_haar_dcw_over_a_network_step(benchmark, two_threads):
     """DCW alone against one forward pass of a U-Net of 6 to 10 million parameters at 32x32, batch 64: at most 0.2 %."""
-    torch.set_num_threads(2)
     network = make_network(UNet(channels=64, multipliers=(1, 2, 2), blocks=2), (3, 32, 32), 0).eval()
     count = sum(p.numel() for p in network.parameters())
     assert 6e6 <= count <= 10e6, count
@@ -308,4 +305,3 @@ def test_haar_dcw_over_a_network_step(benchmark):
         network(x, time_input, None)
 
     ratio(benchmark, lambda: correction.after(step), forward, rounds=5, bound=0.002)
-    torch.set_num_threads(1)
