@@ -1,6 +1,7 @@
 """Two processes do what one does."""
 
 import json
+from dataclasses import replace
 from shutil import copytree
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError, Stopped
-from snrkit.base.sealed import read_json
+from snrkit.base.sealed import read_json, read_lines
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.analyze import run_analysis
 from snrkit.commands.analyze_spectrum import run_spectrum
@@ -19,11 +20,16 @@ from snrkit.commands.measure_shift import run_measuring
 from snrkit.commands.run_all import run_everything
 from snrkit.commands.sample import run_sampling
 from snrkit.commands.sweep import run_sweep
-from snrkit.commands.train import run_training
+from snrkit.commands.train import Tally, _loop, run_training
 from snrkit.commands.tune import run_tuning
-from snrkit.experiment.experiment import load_experiment
+from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.log import LogWriter
+from snrkit.experiment.opening import open_experiment
+from snrkit.experiment.run import Run
+from tests.opened import open_network, open_task
 from tests.small import SMALL, load_images, snrkit, write_config, written
 from tests.spectral.test_levels import SPECTRAL
+from tests.training.test_train import poisoned
 
 OWN = {"grid": {"kind": "spectral", "steps": 3}, "solver": {"kind": "euler"}}
 
@@ -155,6 +161,43 @@ class Meeting(World):
     def any(self, flag):
         self.met.append("any")
         return flag
+
+    def sum(self, tensor):
+        self.met.append("sum")
+        return tensor
+
+    def collect(self, items):
+        self.met.append("collect")
+        return list(items)
+
+
+class Following(Meeting):
+    """One that sees what the leader sees, and does not lead."""
+
+    @property
+    def leads(self):
+        return False
+
+
+@pytest.mark.parametrize("every", [64, 320])
+def test_skipped_steps_in_a_row_are_exchanged_once_each_by_all(tmp_path, every):
+    """Whoever writes the log of them, and whether it is written at every step: none is waited for by one alone."""
+    met, logs = [], []
+    for world in (Meeting(0), Following(0)):
+        run = Run(tmp_path / type(world).__name__)
+        experiment = parse_experiment(
+            {**SMALL, "train": {**SMALL["train"], "images": 320, "log_every": every}}, "small"
+        )
+        found = open_experiment(experiment, World(0, 1, torch.device("cpu")))
+        task, state = poisoned(open_task(found), open_network(found), lambda step: step in (1, 2))
+        run.path.mkdir()
+        log = LogWriter(run.log, 0, world.leads)
+        _loop(run, replace(task, world=world), state, Tally(), log, {}, quiet=True)
+        met.append(world.met)
+        logs.append([line["step"] for line in read_lines(run.log)[0] if line["kind"] == "skipped"])
+    assert met[0] == met[1]
+    assert met[0].count("collect") == 2 * 2
+    assert logs == [[2, 3], []]
 
 
 def test_the_leader_and_the_others_meet_in_the_same_collectives(tmp_path):
