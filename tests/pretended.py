@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from snrkit import base
+from snrkit.base import ahead, background
 
 CUDA = torch.device("cuda", 0)
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+LISTS = ("cat", "stack")  # which take no numbers of the host either
 
 
 class OnDevice(Tensor):
@@ -88,7 +89,8 @@ class Pretended(TorchDispatchMode):
         elif any(there) and name in READS:
             self.wait("read")
         elif any(there) and any(
-            isinstance(each, Tensor) and not on and each.ndim for each, on in zip(flat, there, strict=True)
+            isinstance(each, Tensor) and not on and (each.ndim or name in LISTS)
+            for each, on in zip(flat, there, strict=True)
         ):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device")
 
@@ -97,6 +99,7 @@ class Pretended(TorchDispatchMode):
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """Waits for the device of what runs inside, in order; threads ahead of training included."""
     waits: list = []
+    tolist = Tensor.tolist
 
     class Event:
         """One of the device, which has done all that it was asked."""
@@ -106,6 +109,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
 
         def synchronize(self):
             waits.append(("event", threading.current_thread() is threading.main_thread()))
+
+    def read(tensor):
+        if not isinstance(tensor, OnDevice):
+            return tolist(tensor)
+        waits.append(("read", threading.current_thread() is threading.main_thread()))
+        return tolist(tensor.held)
 
     class Pool(ThreadPoolExecutor):
         """Threads that know the device too."""
@@ -118,13 +127,17 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
             return super().submit(there)
 
     with monkeypatch.context() as patch:
-        for module in (base.ahead, base.background):
+        for module in (ahead, background):
             patch.setattr(module, "ThreadPoolExecutor", Pool)
         patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+        patch.setattr(Tensor, "tolist", read)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "current_stream", lambda device: None)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (2**37, 2**37))
         for name in ("max_memory_allocated", "reset_peak_memory_stats", "empty_cache"):
             patch.setattr(torch.cuda, name, lambda *_: 0)

@@ -31,11 +31,11 @@ def test_it_sees_each_way_of_waiting(monkeypatch):
         x = send(torch.ones(3), CUDA)
         y = (x * torch.tensor(2.0)).sum()
         assert waits == []
-        _ = y.cpu(), float(y), bool(y > 0), y.item(), x.nonzero(), torch.ones(2).to(CUDA)
+        _ = y.cpu(), float(y), bool(y > 0), y.item(), x.nonzero(), x.tolist(), torch.ones(2).to(CUDA)
         x.copy_(torch.zeros(3))
         Arriving(x).wait()
     assert [name for name, _ in waits] == [
-        "to the host", "read", "read", "read", "read", "to the device", "to the device", "event",
+        "to the host", "read", "read", "read", "read", "read", "to the device", "to the device", "event",
     ]  # fmt: skip
 
 
@@ -43,6 +43,10 @@ def test_it_mixes_no_more_than_a_device_does(monkeypatch):
     """Numbers of the host, but no tensors that have dimensions."""
     with pretended(monkeypatch):
         x = send(torch.ones(3), CUDA)
-        for mixed in (lambda: x + torch.ones(3), lambda: torch.stack([torch.ones(3), x]), lambda: x[torch.ones(3) > 0]):
+        for mixed in (
+            lambda: x + torch.ones(3),
+            lambda: torch.stack([torch.ones(()), x.sum()]),
+            lambda: x[torch.ones(3) > 0],
+        ):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from snrkit.base.transfer import send
 from snrkit.base.value import LARGEST_BATCH, WIDEST, Images, Value
 
 CHUNK = 1024
@@ -123,8 +124,8 @@ def fit(
         x, logsnr = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 + math.cos(math.pi * seen / config.images)) / 2
-        logs = torch.log_softmax(network(x.to(device)), 1)
-        loss = -(estimator.targets(logsnr).to(device) * logs).sum(1).mean()
+        logs = torch.log_softmax(network(send(x, device)), 1)
+        loss = -(send(estimator.targets(logsnr), device) * logs).sum(1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,0 +1,51 @@
+"""Commands on a device that is not there: they mix nothing of it with the host, and say what they say on the CPU."""
+
+import pytest
+
+from snrkit.base import distributed
+from snrkit.base.sealed import read_json
+from snrkit.checkpoints.ours import list_checkpoints
+from tests.pretended import CUDA, pretended
+from tests.small import SMALL, snrkit, write_config, written
+
+LINES = (
+    ("train",), ("sample",), ("measure-shift",), ("eval-fid",), ("fit-estimator",),
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_every_command_gives_the_same_on_a_device(tmp_path, monkeypatch):
+    """Weights, images, readings and scores, to the bit: in float32 the device that is not there computes as the CPU."""
+    corrected = {
+        **SMALL["samplers"]["euler"],
+        "corrections": [{"kind": "dcw", "low": 0.01, "wavelet": "db2"}, {"kind": "noise_awareness", "weight": 0.5}],
+    }
+    changes = {
+        "train": {**SMALL["train"], "images": 640, "importance": {}}, "samplers": {"own": corrected},
+        "compute": {"precision": "fp32"}, "sample": {"seeds": "0-31", "batch": 16},
+        "shift": {**SMALL["shift"], "estimator": {"images": 1024}},
+    }  # fmt: skip
+    found = []
+    for device in ("cpu", "cuda"):
+        home = tmp_path / device
+        home.mkdir()
+        write_config(home, **changes)
+        for line in LINES:
+            if device == "cpu":
+                snrkit(home, *line)
+                continue
+            with pretended(monkeypatch), monkeypatch.context() as patch:
+                patch.setattr(distributed, "_device", lambda *_: CUDA)
+                snrkit(home, *line, "--device", "cuda")
+        run = home / "runs" / "small"
+        images = {name: content for name, content in written(run / "samples").items() if name.suffix == ".png"}
+        numbers = [read_json(run / part / "own.json") for part in ("metrics", "shift")]
+        for record in numbers:
+            record.pop("made_with", None)  # which names the device
+            record.pop("checksum", None)
+        weights = {p.name: p.read_bytes() for p in list_checkpoints(run / "checkpoints")[-1].glob("*.safetensors")}
+        found.append((images, weights, numbers))
+    assert len(found[0][0]) == 32 + 1  # and their grid
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == found[1][1]
+    assert found[0][2] == found[1][2]
