@@ -260,7 +260,7 @@ def budgets(check: Check) -> None:
     for _ in range(3):
         next(steps)
     if check.most():
-        said = found.weights + found.activations[found.precision]
+        said = found.weights + found.activations[found.precision] + found.ahead
         check.say("peak memory of training over the dry run's estimate", check.most() / said, "times", 1.25)
 
 

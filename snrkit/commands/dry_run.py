@@ -30,18 +30,22 @@ LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precis
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes that training needs a process: 4 W + A, and W for every average (W weights, A activations)."""
+    """Bytes that training needs a process: 4 W + A + B, and W for every average.
+
+    W are weights, A activations, and B micro-batches that are made ahead of the step.
+    """
 
     parameters: int
     weights: int  # float32, with gradients, both moments and all averages
     activations: Mapping[str, int]  # of a step in each precision, with the copies of weights that it works with
+    ahead: int  # what the network is shown and should answer, of every micro-batch that is there at a time
     precision: str  # in which the experiment trains
     there: float  # of the device, free
 
     @property
     def fits(self) -> bool:
         """Whether the device holds it all."""
-        return self.weights + self.activations[self.precision] <= self.there
+        return self.weights + self.activations[self.precision] + self.ahead <= self.there
 
 
 def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
@@ -73,7 +77,8 @@ def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[st
     each = 4 * found.parameters
     lines.append(
         f"# training memory per process, estimated: {in_bytes(found.weights)} for weights, gradients, two moments and "
-        f"{len(averages)} average(s), {in_bytes(each)} each; {_in_each(found.activations)} of activations"
+        f"{len(averages)} average(s), {in_bytes(each)} each; {_in_each(found.activations)} of activations; "
+        f"{in_bytes(found.ahead)} of micro-batches made ahead"
     )
     if not found.fits:
         lines.append(f"# DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
@@ -113,7 +118,8 @@ def budget(training: TrainedHere, setting: Setting, precisions: Collection[str] 
     except RuntimeError:  # it looks at values, which these do not have
         count, kept = _counted(open_network(training, setting), setting, micro, precisions)
     weights = 4 * count * (4 + len(train.averages))
-    return Budget(count, weights, kept, setting.compute.precision, free_memory(world.device))
+    ahead = (held_ahead(world.size) + 1) * 2 * 4 * micro * math.prod(setting.data.dataset.shape)
+    return Budget(count, weights, kept, ahead, setting.compute.precision, free_memory(world.device))
 
 
 def _outline(training: TrainedHere, setting: Setting) -> nn.Module:
@@ -145,10 +151,10 @@ def check_memory(training: TrainedHere, setting: Setting) -> None:
             "make the network smaller."
         )
     found = budget(training, setting, {"fp32", found.precision})
-    if found.weights + found.activations["fp32"] * LEAST > found.there:
+    if found.weights + found.activations["fp32"] * LEAST + found.ahead > found.there:
         raise ConfigError(
-            f"train.batch: a step keeps about {in_bytes(found.activations[found.precision])} for its backward pass, "
-            f"and {setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
+            f"train.batch: a step keeps about {in_bytes(found.activations[found.precision])} for its backward pass and "
+            f"{in_bytes(found.ahead)} of batches made ahead, and {setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
         )
 
 

@@ -1,16 +1,19 @@
 """What a dry run says of memory and time is what autograd keeps, and what a clock would say."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from snrkit.base.ahead import held_ahead
 from snrkit.base.distributed import World
 from snrkit.commands.dry_run import activation_bytes, budget, duration
 from snrkit.experiment.experiment import parse_experiment
-from snrkit.experiment.opening import open_experiment
+from snrkit.experiment.opening import open_experiment, open_task
 from snrkit.networks import make_network
+from snrkit.training.batches import micro_batches
 from tests.small import SMALL
 
 
@@ -62,9 +65,18 @@ def test_a_budget_grows_with_the_batch_and_copies_of_weights_do_not(opened):
 def test_what_fits_is_what_the_experiment_s_own_precision_keeps(opened):
     """Between both sums an experiment in bfloat16 fits and one in float32 does not."""
     found = budget(opened.experiment.training, opened.setting)
-    between = found.weights + (found.activations["bf16"] + found.activations["fp32"]) // 2
+    between = found.weights + found.ahead + (found.activations["bf16"] + found.activations["fp32"]) // 2
     assert replace(found, precision="bf16", there=between).fits
     assert not replace(found, precision="fp32", there=between).fits
+
+
+def test_batches_made_ahead_are_counted_as_they_are(opened):
+    """What is shown and wanted of each: of all that threads begin before they are asked for, and of the one in use."""
+    task = open_task(opened.experiment.training, opened.setting)
+    with closing(micro_batches(task, 0)) as made:
+        pair = next(made).pair
+    held = (held_ahead() + 1) * (pair.x.nbytes + pair.wanted.nbytes)
+    assert budget(opened.experiment.training, opened.setting, ()).ahead == held
 
 
 def test_durations_are_said_in_the_unit_that_fits():
