@@ -147,7 +147,8 @@ def to_unit(pixels: Tensor) -> Tensor:
     """uint8 0..255 to float32 [-1, 1], to the same bits on every device; floats pass."""
     if pixels.dtype != torch.uint8:
         return pixels
-    return pixels.float() / torch.full((), 127.5, device=pixels.device) - 1  # for a number a GPU takes its reciprocal
+    half = torch.full((), 127.5, device=pixels.device)  # for a number a GPU multiplies by its reciprocal
+    return pixels.float().div_(half).sub_(1)
 
 
 def to_bytes(x0: Tensor) -> Tensor:

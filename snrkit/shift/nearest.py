@@ -44,11 +44,12 @@ def misfits(states: Tensor, level: Level, spectrum: GaussianFit) -> Tensor:
     of_value = (of_square * spectrum.mean).mul_(2 * alpha)
     common = tried.alpha**2 * (of_square @ spectrum.mean**2) + logs
     of_square, of_value = send(of_square, states.device).T, send(of_value, states.device).T
-    found = []
-    for part in torch.split(states, at_once(states.shape[1:])):
-        p = hartley(part.double()).flatten(1)
-        found.append(p.square() @ of_square - p @ of_value)
-    return torch.cat(found).cpu() + common
+    found = torch.empty(len(states), POINTS, dtype=torch.float64, device=states.device)
+    for rows in torch.arange(len(states)).split(at_once(states.shape[1:])):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        p = hartley(states[part].double()).flatten(1)
+        found[part] = p.square() @ of_square - p @ of_value
+    return found.cpu() + common
 
 
 def nearest_shift(misfit: Tensor, weights: Tensor) -> Tensor:
