@@ -154,7 +154,8 @@ def check_memory(training: TrainedHere, setting: Setting) -> None:
     if found.weights + found.activations["fp32"] * LEAST + found.ahead > found.there:
         raise ConfigError(
             f"train.batch: a step keeps about {in_bytes(found.activations[found.precision])} for its backward pass and "
-            f"{in_bytes(found.ahead)} of batches made ahead, and {setting.world.device} has {in_bytes(found.there)} free; {REMEDY}."
+            f"{in_bytes(found.ahead)} of batches made ahead, and {setting.world.device} has {in_bytes(found.there)} "
+            f"free; {REMEDY}."
         )
 
 
