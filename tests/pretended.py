@@ -18,8 +18,13 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from snrkit.base import ahead, background
 
 CUDA = torch.device("cuda", 0)
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
-LISTS = ("cat", "stack")  # which take no numbers of the host either
+READS = (  # what asks the device for a number
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal",
+    "is_nonzero", "allclose", "bincount", "repeat_interleave", "linalg_eigh", "_linalg_eigh", "linalg_cholesky_ex",
+    "linalg_inv_ex", "_linalg_svd", "_linalg_det", "_linalg_solve_ex",
+)  # fmt: skip
+STRICT = ("cat", "stack", "index_select", "index_copy", "index_copy_", "searchsorted", "gather", "scatter")
+"""What takes no numbers of the host either."""
 
 
 class OnDevice(Tensor):
@@ -54,12 +59,12 @@ class OnDevice(Tensor):
 class Pretended(TorchDispatchMode):
     """Runs what is asked of the device, and notes where the host waits for it: (what, whether in the main thread).
 
-    One for each thread, which share their notes.
+    One for each thread, which share their notes: `waits`, and the `copies` to the host that are under way.
     """
 
-    def __init__(self, waits):
+    def __init__(self, waits, copies):
         super().__init__()
-        self.waits = waits
+        self.waits, self.copies = waits, copies
 
     def wait(self, name):
         self.waits.append((name, threading.current_thread() is threading.main_thread()))
@@ -73,73 +78,100 @@ class Pretended(TorchDispatchMode):
         if (asked := named.get("device")) is not None:
             target = torch.device(asked).type in ("cuda", "meta")
             named["device"] = torch.device("cpu")
-        self._look(function.overloadpacket.__name__, flat, there, target, named)
+        name = function.overloadpacket.__name__
+        self._look(name, flat, there, target, named)
+        if name == "copy_" and there[1] and not there[0] and flat[2:3] == [True]:
+            return self._sets_out(flat[0], flat[1].held)
         found = function(*given, **named)
         if not target:
             return found
         known = {id(each.held): each for each, on in zip(flat, there, strict=True) if on}
         return tree_map_only(Tensor, lambda each: known[id(each)] if id(each) in known else OnDevice(each), found)
 
+    def _sets_out(self, host, values):
+        """A copy to the host that has not arrived: until an event is waited for, nothing of it is there."""
+        host.fill_(torch.nan if host.is_floating_point() else 0)
+        self.copies.append((host, values.clone()))
+        return host
+
     def _look(self, name, flat, there, target, named):
         """Note a wait; RuntimeError where tensors of both sides are mixed, but for numbers of the host."""
+        masks = any(isinstance(each, Tensor) and each.dtype == torch.bool for each in flat[1:])
         if name in ("_to_copy", "copy_"):
-            crosses = there[0] != (target if name == "_to_copy" else there[1])
-            if crosses and not (named.get("non_blocking") or (name == "copy_" and flat[2:3] == [True])):
-                self.wait("to the device" if there[0] == (name == "copy_") else "to the host")
-        elif any(there) and name in READS:
+            out = there[0] if name == "_to_copy" else there[1]
+            into = target if name == "_to_copy" else there[0]
+            asks = bool(named.get("non_blocking")) or (name == "copy_" and flat[2:3] == [True])
+            source = flat[0] if name == "_to_copy" else flat[1]
+            if into != out and not (asks and (out or getattr(source, "pinned", False))):
+                self.wait("to the device" if into else "to the host")
+        elif any(there) and (name in READS or (name in ("index", "index_put", "index_put_") and masks)):
             self.wait("read")
         elif any(there) and any(
-            isinstance(each, Tensor) and not on and (each.ndim or name in LISTS)
+            isinstance(each, Tensor) and not on and (each.ndim or name in STRICT)
             for each, on in zip(flat, there, strict=True)
         ):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device")
 
 
+class Event:
+    """One of the device: copies to the host that were asked for before it was recorded have arrived once it is waited
+    for, and not before.
+    """
+
+    def __init__(self, waits, copies):
+        self.waits, self.copies, self.mine = waits, copies, []
+
+    def record(self, stream):
+        self.mine = list(self.copies)
+        self.copies.clear()
+
+    def synchronize(self):
+        self.waits.append(("event", threading.current_thread() is threading.main_thread()))
+        for host, values in self.mine:
+            host.copy_(values)
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads that know the device of the thread that hands them work."""
+
+    def submit(self, work, *given):
+        def inside():
+            with Pretended(Pool.waits, Pool.copies):
+                return work(*given)
+
+        return super().submit(inside)
+
+
+def pinned(tensor):
+    """A copy of a tensor of the host from which the device copies without a wait."""
+    copy = tensor.clone()
+    copy.pinned = True
+    return copy
+
+
+def listed(tensor, waits, tolist=Tensor.tolist):
+    """`tolist`, which torch refuses to a class of tensors of one's own."""
+    if not isinstance(tensor, OnDevice):
+        return tolist(tensor)
+    waits.append(("read", threading.current_thread() is threading.main_thread()))
+    return tolist(tensor.held)
+
+
 @contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
-    """Waits for the device of what runs inside, in order; threads ahead of training included."""
-    waits: list = []
-    tolist = Tensor.tolist
-
-    class Event:
-        """One of the device, which has done all that it was asked."""
-
-        def record(self, stream):
-            pass
-
-        def synchronize(self):
-            waits.append(("event", threading.current_thread() is threading.main_thread()))
-
-    def read(tensor):
-        if not isinstance(tensor, OnDevice):
-            return tolist(tensor)
-        waits.append(("read", threading.current_thread() is threading.main_thread()))
-        return tolist(tensor.held)
-
-    class Pool(ThreadPoolExecutor):
-        """Threads that know the device too."""
-
-        def submit(self, work, *given):
-            def there():
-                with Pretended(waits):
-                    return work(*given)
-
-            return super().submit(there)
-
+    """Waits for the device of what runs inside, in order; threads ahead of it and behind it included."""
+    waits, copies = Pool.waits, Pool.copies = [], []
     with monkeypatch.context() as patch:
         for module in (ahead, background):
             patch.setattr(module, "ThreadPoolExecutor", Pool)
-        patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
-        patch.setattr(Tensor, "tolist", read)
-        patch.setattr(torch.cuda, "_lazy_init", lambda: None)
-        patch.setattr(torch.cuda, "Event", Event)
-        patch.setattr(torch.cuda, "current_stream", lambda device: None)
-        patch.setattr(torch.cuda, "synchronize", lambda device: None)
-        patch.setattr(torch.cuda, "set_device", lambda device: None)
-        patch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-        patch.setattr(torch.cuda, "mem_get_info", lambda device: (2**37, 2**37))
-        for name in ("max_memory_allocated", "reset_peak_memory_stats", "empty_cache"):
-            patch.setattr(torch.cuda, name, lambda *_: 0)
-        with Pretended(waits):
+        patch.setattr(Tensor, "pin_memory", pinned)
+        patch.setattr(Tensor, "tolist", lambda tensor: listed(tensor, waits))
+        for name, answer in {
+            "_lazy_init": None, "current_stream": None, "synchronize": None, "set_device": None,
+            "mem_get_info": (2**37, 2**37), "get_device_name": "pretended", "is_bf16_supported": True,
+            "max_memory_allocated": 0, "reset_peak_memory_stats": None, "empty_cache": None,
+        }.items():  # fmt: skip
+            patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        patch.setattr(torch.cuda, "Event", lambda: Event(waits, copies))
+        with Pretended(waits, copies):
             yield waits

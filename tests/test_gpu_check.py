@@ -1,21 +1,23 @@
-"""The check of GPUs runs where there is none: every part, tiny, on a device that is not there."""
+"""The check of GPUs runs where there is none: tiny, on a device that is not there; its loops on the CPU."""
 
+import gc
 import json
 from dataclasses import asdict
 
 import pytest
 import torch
 
+from snrkit.training.train import TrainState
 from tests import gpu_check
-from tests.gpu_check import TINY, Check, named, report
+from tests.gpu_check import TINY, Check, named, report, trained
 from tests.pretended import CUDA, pretended
 
-HERE = [part for part in gpu_check.PARTS if part not in (gpu_check.training, gpu_check.processes)]
+PARTS = [part for part in gpu_check.PARTS if part not in (gpu_check.training, gpu_check.processes)]
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:torch.cuda.amp.GradScaler")
-@pytest.mark.parametrize("part", HERE, ids=lambda part: part.__name__)
-def test_every_part_runs(tmp_path, monkeypatch, part):
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_part_but_those_that_compile_and_start_processes_runs(tmp_path, monkeypatch, part):
     """And gives finite figures, which JSON holds. Bounds of speed are a GPU's, and are not held to here."""
     with pretended(monkeypatch):
         check = Check(TINY, CUDA, tmp_path)
@@ -23,6 +25,15 @@ def test_every_part_runs(tmp_path, monkeypatch, part):
     json.dumps([asdict(row) for row in check.rows], allow_nan=False)
     assert check.rows or part is gpu_check.budgets
     assert all(row.kept for row in check.rows if row.bound and row.unit not in ("times", "of its rate"))
+
+
+@pytest.mark.parametrize("name", ["train()", "bare loop"])
+def test_a_measured_loop_leaves_nothing_behind(tmp_path, name):
+    """Its memory would be counted as the next one's."""
+    trained(Check(TINY, torch.device("cpu"), tmp_path), name, whole=False)
+    gc.collect()
+    kinds = (TrainState, torch.optim.Optimizer)
+    assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path):

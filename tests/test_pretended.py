@@ -31,11 +31,12 @@ def test_it_sees_each_way_of_waiting(monkeypatch):
         x = send(torch.ones(3), CUDA)
         y = (x * torch.tensor(2.0)).sum()
         assert waits == []
-        _ = y.cpu(), float(y), bool(y > 0), y.item(), x.nonzero(), x.tolist(), torch.ones(2).to(CUDA)
+        _ = y.cpu(), float(y), bool(y > 0), y.item(), x.nonzero(), x.tolist(), x[x > 0], torch.ones(2).to(CUDA)
+        torch.ones(2).to(CUDA, non_blocking=True)  # which is not pinned
         x.copy_(torch.zeros(3))
         Arriving(x).wait()
     assert [name for name, _ in waits] == [
-        "to the host", "read", "read", "read", "read", "read", "to the device", "to the device", "event",
+        "to the host", *["read"] * 6, *["to the device"] * 3, "event",
     ]  # fmt: skip
 
 
@@ -46,7 +47,20 @@ def test_it_mixes_no_more_than_a_device_does(monkeypatch):
         for mixed in (
             lambda: x + torch.ones(3),
             lambda: torch.stack([torch.ones(()), x.sum()]),
-            lambda: x[torch.ones(3) > 0],
+            lambda: torch.gather(x, 0, torch.zeros(1, dtype=torch.int64)),
         ):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
+
+
+def test_a_copy_to_the_host_has_arrived_once_its_event_is_waited_for(monkeypatch):
+    """And not before; what the device does to the tensor afterwards does not reach it."""
+    with pretended(monkeypatch):
+        x = send(torch.arange(3.0), CUDA)
+        arriving = Arriving(x + 0)
+        assert bool(arriving._host.isnan().all())
+        assert torch.equal(arriving.wait(), torch.arange(3.0))
+        host = torch.zeros(3)
+        host.copy_(x, non_blocking=True)
+        torch.cuda.Event().synchronize()  # recorded nowhere
+        assert bool(host.isnan().all())

@@ -7,10 +7,10 @@ HOST = torch.device("cpu")
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; neither the host nor the device waits for the copy."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.contiguous().pin_memory()  # from other memory the driver may wait for what the device is at
-    return values.to(device, non_blocking=True)
+    """`values` on `device`; from the host to CUDA without a wait of either, else as torch copies them."""
+    if device.type == "cuda" and values.device.type == "cpu":  # pinned, as from other memory the driver may wait
+        return values.contiguous().pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 class Arriving:

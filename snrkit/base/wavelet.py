@@ -82,22 +82,21 @@ def _circular(decompose: Array, rebuild: Array, count: int) -> tuple[Tensor, Ten
     return torch.from_numpy(analysis), torch.from_numpy(np.ascontiguousarray(synthesis[:, :count]))
 
 
-def _matrices_like(x: Tensor, name: str, padding: str, count: int) -> tuple[Tensor, Tensor]:
-    """As `matrices`, in the dtype and on the device of x."""
-    analysis, synthesis = matrices(name, padding, count)
-    return send(analysis.to(x.dtype), x.device), send(synthesis.to(x.dtype), x.device)
+def _like(matrix: Tensor, x: Tensor) -> Tensor:
+    """A matrix in the dtype and on the device of x."""
+    return send(matrix.to(x.dtype), x.device)
 
 
 def dwt2(x: Tensor, name: str = "haar", padding: str = "zero") -> Bands:
     """The bands of images x (..., H, W), as pywt.dwt2 gives (cA, (cH, cV, cD)) = (ll, (hl, lh, hh)) of rows."""
-    down, across = (_matrices_like(x, name, padding, n)[0] for n in x.shape[-2:])
+    down, across = (_like(matrices(name, padding, n)[0], x) for n in x.shape[-2:])
     low, high = down[0] @ x, down[1] @ x
     return Bands(low @ across[0].mT, low @ across[1].mT, high @ across[0].mT, high @ across[1].mT)
 
 
 def idwt2(bands: Bands, shape: tuple[int, int], name: str = "haar", padding: str = "zero") -> Tensor:
     """The images (..., H, W) of `shape` that have these bands."""
-    down, across = (_matrices_like(bands.ll, name, padding, n)[1] for n in shape)
+    down, across = (_like(matrices(name, padding, n)[1], bands.ll) for n in shape)
     low = bands.ll @ across[0].mT + bands.lh @ across[1].mT
     high = bands.hl @ across[0].mT + bands.hh @ across[1].mT
     return down[0] @ low + down[1] @ high
@@ -143,7 +142,7 @@ def low_part(x: Tensor, name: str = "haar", padding: str = "zero") -> Tensor:
         raise SnrkitError(f"a wavelet transform needs at least 2 pixels a side, not {height}x{width}")
     if _in_blocks(x, name):
         return _block_means(x)[..., None, :].expand(*x.shape[:-2], height // 2, 2, width).reshape(x.shape)
-    down, across = (send(_low_projection(name, padding, n).to(x.dtype), x.device) for n in (height, width))
+    down, across = (_like(_low_projection(name, padding, n), x) for n in (height, width))
     return down @ x @ across.mT
 
 
@@ -152,7 +151,8 @@ def add_bands(x: Tensor, difference: Tensor, low: Tensor, high: Tensor, name: st
 
     The gains broadcast against images, the same for all pixels of one.
     """
-    moved = x + high * difference if bool((high != 0).any()) else x
+    nothing = high.device.type == "cpu" and not bool((high != 0).any())  # elsewhere to look is to wait
+    moved = x if nothing else x + high * difference
     if min(x.shape[-2:]) < 2 or not _in_blocks(x, name):
         return moved + (low - high) * low_part(difference, name, padding)
     rows = (low - high) * _block_means(difference)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError
+from snrkit.base.transfer import send
 from snrkit.checkpoints.folders import regular
 from snrkit.diffusion.prediction import Cond
 
@@ -46,7 +47,7 @@ def ask_flux(inner: Any, x: Tensor, time: Tensor, told: Told, guidance: float) -
     tokens = (
         x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
     )
-    place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(x)
+    place = send(torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(x.dtype), x.device)
     ids = torch.cat([torch.zeros_like(place[:, :1]), place], dim=1)
     text = told["prompt_embeds"]
     out: Tensor = inner(
@@ -146,7 +147,7 @@ class Texted(nn.Module):
         """(B, C, H, W), time (B,) -> the same."""
         none = torch.zeros(len(x), dtype=torch.int64) if not self.texts.classes else torch.full((len(x),), -1)
         labels = none if cond is None or cond.labels is None else cond.labels
-        rows = torch.where(labels < 0, self.texts.count, labels).to(x.device)
+        rows = send(torch.where(labels < 0, self.texts.count, labels), x.device)
         told = {key: self.get_buffer(key)[rows] for key in self.kind.tells}
         out = self.kind.ask(self.inner, x, time * self.factor, told, self.guidance)
         return out[:, : x.shape[1]]

@@ -377,7 +377,7 @@ def _save(
 ) -> None:
     if not task.world.leads:
         return
-    numbers = {**state_numbers(task, state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
+    numbers = {**state_numbers(state), "tally": tally.numbers(), "log_lines": log.lines, "of": of}
     writer.wait()
     packed = pack_checkpoint(Checkpoint(state.images, state_tensors(state), numbers))
 

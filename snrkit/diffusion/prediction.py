@@ -48,9 +48,9 @@ class Cond:
         """The same of some images."""
         return self._each(lambda part: part[rows])
 
-    def to(self, device: torch.device) -> "Cond":
+    def to(self, device: torch.device | str) -> "Cond":
         """The same on a device."""
-        return self._each(lambda part: send(part, device))
+        return self._each(lambda part: send(part, torch.device(device)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
         parts = (self.labels, self.scalars, self.augment)

@@ -51,9 +51,10 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
     for run, (found, scores) in zip(runs, behind(asked), strict=True):
         here = found.wait()
         moments.add(here)
-        features.append(here[: max(0, KEPT - run[0])])
+        if run[0] < KEPT:
+            features.append(here[: KEPT - run[0]].clone())  # the whole would keep memory that is pinned
         if scores is not None:
-            logits.append(scores.wait())
+            logits.append(scores.wait().clone())
     kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
     all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)

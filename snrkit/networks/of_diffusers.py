@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, reason_of
+from snrkit.base.transfer import send
 from snrkit.base.value import Classes, Label, Text, Value
 from snrkit.diffusion.prediction import Cond
 
@@ -116,6 +117,6 @@ class DiffusersModule(nn.Module):
             labels = torch.full((len(x),), -1) if cond is None or cond.labels is None else cond.labels
             if self.value.null_label is not None:
                 labels = torch.where(labels < 0, self.value.null_label, labels)
-            told["class_labels"] = labels.to(x.device)
+            told["class_labels"] = send(labels, x.device)
         out: Tensor = self.inner(x, time, **told, return_dict=False)[0]
         return out

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.streams import PERTURBATION
+from snrkit.base.transfer import send
 from snrkit.base.value import MOST_HELD
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.denoiser import NetworkDenoiser
@@ -77,11 +78,11 @@ def measure_gain(
     for name, error in errors(shape, seed).items():
         rows = []
         for index in range(len(levels)):
-            moved = (SIZE * float(spread[index]) * error).to(device)
+            moved = send(SIZE * float(spread[index]) * error, device)
             steps = walk(moved, ()) if index == 0 else walk(torch.zeros_like(moved), (Nudge(index, moved),))
             difference = (_last(steps) - plain).flatten(1).square().mean(1)
-            rows.append(torch.stack([difference, moved.flatten(1).square().mean(1)], 1).cpu())
-        found[name] = torch.stack(rows)
+            rows.append(torch.stack([difference, moved.flatten(1).square().mean(1)], 1))
+        found[name] = torch.stack(rows).cpu()
     return found
 
 

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snrkit.base.transfer import send
+from snrkit.base.ahead import behind
+from snrkit.base.transfer import Reading, send
 from snrkit.base.value import LARGEST_BATCH, WIDEST, Images, Value
 
 CHUNK = 1024
@@ -78,7 +79,7 @@ class Estimator:
 
     def log_density(self, x: Tensor, logsnr: Tensor) -> Tensor:
         """ln q (B,) at logsnr () or (B,), interpolated between bin centres; the end bins hold beyond them."""
-        place = self._place(logsnr).expand(len(x)).to(x.device)
+        place = send(self._place(logsnr).expand(len(x)), x.device)
         below = place.floor().clamp(0, len(self.centres) - 2).long()
         share = (place - below).float()
         logs = self.log_q(x)
@@ -116,7 +117,16 @@ def make_estimator(config: EstimatorConfig, bounds: tuple[float, float], image_c
 def fit(
     estimator: Estimator, batches: Iterator[tuple[Tensor, Tensor]], config: EstimatorConfig, device: torch.device
 ) -> Iterator[tuple[int, float]]:
-    """Train on batches (states, logsnr), yielding (images, loss) after every step; cosine decay of the rate."""
+    """Train on batches (states, logsnr), yielding (images, loss) of every step when the next has begun."""
+    for seen, loss in behind(_steps(estimator, batches, config, device)):
+        yield seen, loss.get()[0]
+    estimator.network.eval().requires_grad_(False)
+
+
+def _steps(
+    estimator: Estimator, batches: Iterator[tuple[Tensor, Tensor]], config: EstimatorConfig, device: torch.device
+) -> Iterator[tuple[int, Reading]]:
+    """Each step's images and loss; cosine decay of the rate."""
     network = estimator.network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
     seen = 0
@@ -130,8 +140,7 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seen += len(x)
-        yield seen, float(loss.detach())
-    network.eval().requires_grad_(False)
+        yield seen, Reading(loss.detach()[None])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.streams import WINDOW
+from snrkit.base.transfer import send
 from snrkit.base.value import MOST_HELD
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
@@ -73,21 +74,22 @@ def window_arm(
 ) -> WindowArm:
     """Every state at every level t put to the network told every level s; an image keeps its noise over levels."""
     count = len(levels)
-    squares = torch.zeros(count, count, len(x0), dtype=torch.float64)
-    errors = torch.zeros_like(squares)
+    squares = torch.zeros(count, count, len(x0), dtype=torch.float64, device=device)
+    errors, clean = torch.zeros_like(squares), send(x0, device)
     for t, here in enumerate(levels):
         x = noised(x0, here, key)
         for s, told in enumerate(levels):
             for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                squares[s, t, part] = mean_square(p.eps).cpu()
-                errors[s, t, part] = mean_square(p.x0.cpu() - x0[part].double())
-    beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64)
+                rows = slice(int(part[0]), int(part[-1]) + 1)
+                squares[s, t, rows] = mean_square(p.eps)
+                errors[s, t, rows] = mean_square(p.x0 - clean[rows].double())
+    beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64, device=device)
     for s, told in enumerate(levels):
         for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite().all()) else ()):
             x = noised(x0, denoise.process.level(told.logsnr + offset), key)
             for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                beside[s, k, part] = mean_square(p.eps).cpu()
-    return WindowArm(squares, errors, beside, groups)
+                beside[s, k, int(part[0]) : int(part[-1]) + 1] = mean_square(p.eps)
+    return WindowArm(squares.cpu(), errors.cpu(), beside.cpu(), groups)
 
 
 def read_window(arm: WindowArm, levels: Sequence[Level], gap: Tensor, null: Tensor, bootstrap: Bootstrap) -> Window:

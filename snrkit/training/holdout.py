@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.streams import HOLDOUT
+from snrkit.base.transfer import send
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond
@@ -70,14 +71,16 @@ def held_out_loss(task: Task, network: nn.Module, batch: int = 512) -> HeldOutLo
     for run in chunks(range(len(held)), batch):
         rows, device = torch.as_tensor(run), task.world.device
         images = torch.tensor(held)[rows]
-        labels = None if task.dataset.labels is None else task.dataset.labels[images].to(device)
-        x0, told = task.dataset.x0(images.tolist()).to(device), torch.zeros(len(rows), dtype=torch.bool)
+        labels = None if task.dataset.labels is None else send(task.dataset.labels[images], device)
+        x0, told = send(task.dataset.x0(images.tolist()), device), torch.zeros(len(rows), dtype=torch.bool)
         cond = Cond(labels, task.told(images, torch.ones(len(rows))), takes.unaugmented(len(rows))).to(device)
-        error = objective.output_error(network, x0, noise[rows].to(device), logsnr[rows], told, cond).cpu().double()
-        results.append(weights[:, rows] * error)
+        error = objective.output_error(network, x0, send(noise[rows], device), logsnr[rows], told, cond)
+        results.append(error.double())
     network.train(was_training)
     order = logsnr.argsort()
-    bins = torch.tensor_split(torch.cat(results, 1)[:, order], min(task.config.holdout_bins, len(held)), 1)
+    bins = torch.tensor_split(
+        (weights * torch.cat(results).cpu())[:, order], min(task.config.holdout_bins, len(held)), 1
+    )
     centres = torch.tensor_split(logsnr[order], len(bins))
     return HeldOutLoss(
         [float(c.mean()) for c in centres],

@@ -98,9 +98,9 @@ class Plan:
 class ImageStreams:
     """The random streams of a batch of images to be sampled, one per seed: a label first, then noise."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device = HOST) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = HOST) -> None:
         self._streams = [IMAGE.open(seed) for seed in seeds]
-        self._device = device
+        self._device = torch.device(device)
         self._labels = torch.tensor([rng.random() for rng in self._streams], dtype=torch.float64)
 
     def labels(self, classes: int) -> Tensor:
@@ -116,4 +116,4 @@ class ImageStreams:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Noise shaped and typed as x, for stochastic solvers."""
-        return self.normal(tuple(x.shape[1:])).to(x.dtype)
+        return send(self.normal(tuple(x.shape[1:])).to(x.dtype), x.device)

@@ -114,7 +114,8 @@ def train(task: Task, state: TrainState, watch_every: int = 0, stop: Stop | None
     """Train to `config.images`, yielding after every step, with `state` up to date.
 
     `watch_every` images, the largest attention logit is recorded. SnrkitError after ten non-finite steps in a row.
-    With every step all processes learn whether `stop` of one of them is asked; to end is for who iterates.
+    With every step all processes learn whether `stop` of one of them is asked; to end is for who iterates. On CUDA
+    batches are made on the default stream: iterate there.
     """
     config, world = task.config, task.world
     caller = compiled(state.network) if task.compile else state.network
@@ -243,9 +244,9 @@ def state_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return {"network": state.network.state_dict(), "optimizer": moments, **averages, **learned}
 
 
-def state_numbers(task: Task, state: TrainState) -> dict[str, Any]:
-    """All plain numbers of the training state, of the last step too: settles it, for all processes together."""
-    state.settle(task)
+def state_numbers(state: TrainState) -> dict[str, Any]:
+    """All plain numbers of the training state, whose last step is settled."""
+    assert state.last is None, "settle(task) comes first, in all processes together"
     return {"step": state.step, "nonfinite": state.nonfinite, "scaler": state.scaler.state_dict()}
 
 

@@ -202,7 +202,8 @@ def test_training_goes_on_bit_for_bit_and_lowers_the_held_out_loss():
     for _ in range(5):
         next(steps)
     kept = {n: {k: v.detach().clone() for k, v in part.items()} for n, part in state_tensors(whole).items()}
-    numbers, images = state_numbers(task, whole), whole.images
+    whole.settle(task)
+    numbers, images = state_numbers(whole), whole.images
     list(steps)
     again, fresh = opened()
     resumed = make_state(again, fresh)

@@ -276,7 +276,8 @@ def test_resuming_under_channels_last_equals_going_on():
     for _ in range(5):
         next(steps)
     kept = {n: {k: v.detach().clone().contiguous() for k, v in ts.items()} for n, ts in state_tensors(whole).items()}
-    numbers, images = state_numbers(task, whole), whole.images
+    whole.settle(task)
+    numbers, images = state_numbers(whole), whole.images
     list(steps)
     resumed = make_state(task, opened()[1])
     restore(resumed, images, kept, numbers)
