@@ -356,10 +356,10 @@ def processes(check: Check) -> None:
         write_config(home, train=plain, network=network, compute={"precision": "fp32"})
         process(home, "train", "--device", check.device.type, processes=count)
         newest = list_checkpoints(Run(home / "runs/small").checkpoints)[-1]
-        ends.append(
-            torch.cat([t.flatten().double() for _, t in sorted(load_file(newest / "network.safetensors").items())])
-        )
-    begun = check_begun(network)
+        ends.append(flat(load_file(newest / "network.safetensors")))
+    content = {**SMALL, "network": network}
+    opened = open_experiment(parse_experiment(content, "small"), World(0, 1, torch.device("cpu")))
+    begun = flat(opened.network().state_dict())
     moved, apart = (ends[0] - begun).norm(), (ends[1] - ends[0]).norm()
     check.say("weights of two processes apart from one's", float(apart / moved), "of the way", 1e-3)
 
