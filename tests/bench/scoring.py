@@ -25,7 +25,7 @@ from snrkit.metrics.features import extract
 from tests.metrics.test_metrics import seeded_inception
 from tests.peak import peak
 
-BATCH, CHUNK = 16, 128
+BATCH, CHUNK = 16, 500
 THEIRS = """
 import sys, time
 from tests.peak import forget, peak
