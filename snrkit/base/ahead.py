@@ -25,9 +25,13 @@ def held_ahead(processes: int = 1) -> int:
 def ahead(make: Callable[[K], T], keys: Iterable[K], workers: int) -> Generator[T, None, None]:
     """`make` of every key, in order; `workers` threads begin that of up to `workers` + 1 keys before it is asked for.
 
-    `keys` is gone through in the thread that iterates. What `make` raises is raised where its result would have been
-    given; what was begun and never asked for is dropped when the iterator is closed.
+    With none, each is made in this thread when it is asked for. `keys` is gone through in the thread that iterates.
+    What `make` raises is raised where its result would have been given; what was begun and never asked for is dropped
+    when the iterator is closed.
     """
+    if not workers:
+        yield from map(make, keys)
+        return
     left = iter(keys)
     with ThreadPoolExecutor(workers, thread_name_prefix="snrkit-ahead") as pool:
         begun: deque[Future[T]] = deque()

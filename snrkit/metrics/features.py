@@ -3,6 +3,7 @@
 At most KEPT features of each side are kept for KID, precision and recall.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
         return dataset.pixels([indices[i] for i in run])
 
     runs = list(chunks(share.tolist(), batch))
-    asked = (_asked(extractor, pixels) for pixels in ahead(read, runs, threads(world.size)))
+    asked = (_asked(extractor, pixels) for pixels in ahead(read, runs, readers(world)))
     for run, (found, scores) in zip(runs, behind(asked), strict=True):
         here = found.wait()
         moments.add(here)
@@ -58,6 +59,12 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
     kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
     all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)
+
+
+def readers(world: World) -> int:
+    """Threads that read ahead of the extractor; none where it fills all cores itself, and they would hold it up."""
+    filled = world.device.type == "cpu" and torch.get_num_threads() * world.size >= (os.cpu_count() or 1)
+    return 0 if filled else threads(world.size)
 
 
 def _asked(extractor: Extractor, pixels: Tensor) -> tuple[Arriving, Arriving | None]:

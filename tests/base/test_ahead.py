@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from snrkit.base.ahead import MOST, ahead, threads
+from snrkit.base.ahead import MOST, ahead, behind, threads
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 3, 40])
 def test_results_come_in_order(workers, count):
     """Whatever each takes."""
@@ -76,3 +76,18 @@ def test_processes_share_the_threads_of_a_machine(monkeypatch):
     """Some for each, and one at least."""
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert [threads(count) for count in (1, 2, 6, 50)] == [MOST, 3, 1, 1]
+
+
+def test_what_is_behind_is_given_when_the_next_has_been_made():
+    """All of it, in order."""
+    made = []
+
+    def items():
+        for item in range(4):
+            made.append(item)
+            yield item
+
+    for item in behind(items()):
+        assert made == list(range(min(item + 2, 4)))
+    assert list(behind([])) == []
+    assert list(behind("abc")) == ["a", "b", "c"]

@@ -1,17 +1,18 @@
 """Scores of images that are read as they are needed are those of images in memory, and few are held at once."""
 
+import os
 import threading
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from snrkit.base.ahead import threads
 from snrkit.base.distributed import World
 from snrkit.base.errors import RunError
 from snrkit.commands.sample import encode
 from snrkit.data.dataset import memory_dataset
 from snrkit.experiment.sample_folder import SampleFolder
+from snrkit.metrics import features
 from snrkit.metrics.features import KEPT, extract
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -59,9 +60,11 @@ def test_a_damaged_image_is_found_when_it_is_read(folder):
         samples.dataset([1], (3, 8, 4)).pixels([0])
 
 
-@pytest.mark.parametrize("batch", [7, 40, 64])
-def test_features_of_a_folder_are_those_of_its_images(folder, batch):
-    """To the bit, whichever threads decode."""
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("batch", [1, 7, 40, 64])
+def test_features_of_a_folder_are_those_of_its_images(folder, monkeypatch, batch, threads):
+    """To the bit, whichever threads decode, or none."""
+    monkeypatch.setattr(features, "readers", lambda _: threads)
     samples, pixels = folder
     found = extract(Pixels(), samples.dataset(range(40), SHAPE), range(40), batch, WORLD)
     wanted = extract(Pixels(), memory_dataset("memory", pixels), range(40), batch, WORLD)
@@ -70,15 +73,17 @@ def test_features_of_a_folder_are_those_of_its_images(folder, batch):
     assert torch.equal(found.gaussian.covariance, wanted.gaussian.covariance)
 
 
-def test_few_batches_are_held_at_once():
+@pytest.mark.parametrize("threads", [0, 2])
+def test_few_batches_are_held_at_once(monkeypatch, threads):
     """However many there are, those that threads read ahead and the one that is at work."""
+    monkeypatch.setattr(features, "readers", lambda _: threads)
     held, most, lock = 0, 0, threading.Lock()
     plain = memory_dataset("memory", torch.randint(0, 256, (400, *SHAPE), dtype=torch.uint8))
 
     def read(indices):
         nonlocal held, most
         with lock:
-            held += 1
+            held += len(indices)
             most = max(most, held)
         return plain.pixels(indices)
 
@@ -86,9 +91,19 @@ def test_few_batches_are_held_at_once():
         def run(self, pixels):
             nonlocal held
             with lock:
-                held -= 1
+                held -= len(pixels)
             return super().run(pixels)
 
     found = extract(Counting(), replace(plain, pixels=read), range(400), 4, WORLD)
     assert len(found.features) == min(400, KEPT)
-    assert most <= threads() + 2
+    assert most <= 4 * (threads + 2)
+
+
+@pytest.mark.parametrize(("device", "cores", "size", "found"), [
+    ("cpu", 2, 1, 0), ("cpu", 8, 1, 4), ("cpu", 4, 2, 0), ("cuda", 2, 1, 2), ("cuda", 8, 2, 4),
+])  # fmt: skip
+def test_threads_read_ahead_where_the_extractor_leaves_cores(monkeypatch, device, cores, size, found):
+    """Of which torch takes two a process here."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert features.readers(World(0, size, torch.device(device))) == found
