@@ -102,8 +102,8 @@ def test_training_a_unet_of_a_million_weights_over_a_bare_loop(benchmark, two_th
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """(A folder of 48 PNGs of 256x256 as `snrkit sample` writes them, their pixels)."""
-    small = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    """(A folder of 160 PNGs of 256x256 as `snrkit sample` writes them, their pixels)."""
+    small = torch.randn(160, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     smooth = nn.functional.interpolate(small, size=256, mode="bicubic")
     pixels = (smooth * 60 + 128).clamp(0, 255).to(torch.uint8)
     folder = SampleFolder(tmp_path_factory.mktemp("samples"))
@@ -121,9 +121,9 @@ def test_scoring_pngs_over_the_extractor_alone(benchmark, folder, tmp_path, two_
     images = samples.dataset(range(len(pixels)), tuple(pixels.shape[1:]))
     ratio(
         benchmark,
-        lambda: extract(extractor, images, range(len(pixels)), 8, WORLD),
-        lambda: [extractor.run(part) for part in torch.split(pixels, 8)],
-        rounds=6,
+        lambda: extract(extractor, images, range(len(pixels)), 16, WORLD),
+        lambda: [extractor.run(part) for part in torch.split(pixels, 16)],
+        rounds=4,
         bound=1 / 0.95,
     )  # fmt: skip
 
