@@ -23,7 +23,7 @@ from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open
 from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights, Step
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.bootstrap import Bootstrap
-from snrkit.shift.examine import Side, Walk, examine, real_arms
+from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.given import (
     SEEDS,
     ImageSet,
@@ -94,20 +94,9 @@ def measure(
     labels = None if labels is None else labels.cpu()
     bench = _Bench(denoise, seen, real, labels, images, seed, batch, place)
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
-    levels = opened.typical[:-1]
     check_memory(images, math.prod(seen.shape), place)
-    held_side, trained_side = bench.side(real, levels), bench.side(seen, levels)
-    reference = make_reference(denoise.process, bench.weighted, held_side.x0())
-    reader = reference.reader(levels, {})
-    found = examine(
-        denoise,
-        bench.walks(opened, bench.first_variance(sampler)),
-        images,
-        real_arms(denoise, held_side, trained_side, reader, seed, batch, bench.device),
-        reader,
-        reference,
-        Bootstrap(bootstrap, confidence, seed),
-    )
+    walks = bench.walks(opened, bench.first_variance(sampler))
+    found = bench.examined(walks, opened.typical[:-1], Bootstrap(bootstrap, confidence, seed))
     return ShiftReading(found.shift, confidence)
 
 
@@ -147,6 +136,14 @@ class _Bench:
         share = even_shares(data.count) if known is None or labels is None else shares_by_class(known, labels)
         for part in torch.split(torch.arange(data.count), at_once(data.shape)):
             yield data.x0(part.tolist()), share[part]
+
+    def examined(self, walks: Iterable[Walk], levels: Sequence[Level], bootstrap: Bootstrap) -> Examined:
+        """The arms of the walks and of real images at nominal `levels`, and what they say."""
+        held, trained = self.side(self.held, levels), self.side(self.trained, levels)
+        reference = make_reference(self.denoise.process, self.weighted, held.x0())
+        reader = reference.reader(levels, {})
+        real = real_arms(self.denoise, held, trained, reader, self.seed, self.batch, self.device)
+        return examine(self.denoise, walks, self.images, real, reader, reference, bootstrap)
 
     def walks(self, opened: OpenedSampler, variance: float | None) -> Iterator[Walk]:
         """The trajectories, batch by batch; `variance` as `start` takes it."""

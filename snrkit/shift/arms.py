@@ -203,11 +203,11 @@ def with_noise(x0: Tensor, level: Level, noise: Tensor) -> Tensor:
 
 def answers(
     denoise: Denoiser, x: Tensor, level: Level, cond: Cond, *, batch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Prediction]]:
-    """(indices, states, answer) of states x (n, *), told and read at `level`, in parts of `batch` on the device."""
-    for part in torch.split(torch.arange(len(x)), batch):
-        state = send(x[part], device)
-        yield part, state, denoise(state, level.at(part), cond=cond.at(part).to(device))
+) -> Iterator[tuple[slice, Prediction]]:
+    """(rows, answer) of states x (n, *), told and read at `level`, in parts of `batch` on the device."""
+    for first in range(0, len(x), batch):
+        rows = slice(first, first + batch)
+        yield rows, denoise(send(x[rows], device), level.at(rows), cond=cond.at(rows).to(device))
 
 
 @torch.no_grad()

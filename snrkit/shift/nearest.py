@@ -45,10 +45,10 @@ def misfits(states: Tensor, level: Level, spectrum: GaussianFit) -> Tensor:
     common = tried.alpha**2 * (of_square @ spectrum.mean**2) + logs
     of_square, of_value = send(of_square, states.device).T, send(of_value, states.device).T
     found = torch.empty(len(states), POINTS, dtype=torch.float64, device=states.device)
-    for rows in torch.split(torch.arange(len(states)), at_once(states.shape[1:])):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        p = hartley(states[part].double()).flatten(1)
-        found[part] = p.square() @ of_square - p @ of_value
+    few = at_once(states.shape[1:])
+    for part, out in zip(torch.split(states, few), torch.split(found, few), strict=True):
+        p = hartley(part.double()).flatten(1)
+        out.copy_(p.square() @ of_square - p @ of_value)
     return found.cpu() + common
 
 

@@ -36,13 +36,12 @@ def deviations(images: Tensor, groups: Tensor, views: Sequence[View]) -> Deviati
     """
     shares = [send(view.shares(), images.device) for view in views]
     count, parts = len(images), sum(share.shape[1] for share in shares)
-    squares, of_mean = (
-        torch.zeros(*size, dtype=torch.float64, device=images.device) for size in ((count, parts), (parts,))
-    )
+    squares = torch.zeros(count, parts, dtype=torch.float64, device=images.device)
+    of_mean = torch.zeros(parts, dtype=torch.float64, device=images.device)
     mean = mean_of(images)
     for rows in blocks(groups, at_once(images.shape[1:])) if views else ():
-        there = send(rows, images.device)
-        centred = images[there].double() - mean
+        chosen = send(rows, images.device)
+        centred = images[chosen].double() - mean
         kinds, place = torch.unique(groups[rows], return_inverse=True)
         found, sums = [], []
         for view, share in zip(views, shares, strict=True):
@@ -53,7 +52,7 @@ def deviations(images: Tensor, groups: Tensor, views: Sequence[View]) -> Deviati
                     0, send(place, images.device), coordinates
                 )
             sums.append((coordinates / count).square().sum(0) @ share)
-        squares[there] = torch.cat(found, 1)
+        squares[chosen] = torch.cat(found, 1)
         of_mean += torch.cat(sums)
     different = len(torch.unique(groups))
     return Deviations(squares.cpu(), of_mean.cpu() * different / max(1, different - 1))

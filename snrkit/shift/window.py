@@ -79,16 +79,15 @@ def window_arm(
     for t, here in enumerate(levels):
         x = noised(x0, here, key)
         for s, told in enumerate(levels):
-            for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                rows = slice(int(part[0]), int(part[-1]) + 1)
+            for rows, p in answers(denoise, x, told, cond, batch=batch, device=device):
                 squares[s, t, rows] = mean_square(p.eps)
                 errors[s, t, rows] = mean_square(p.x0 - clean[rows].double())
     beside = torch.full((count, len(OFFSETS), len(x0)), torch.nan, dtype=torch.float64, device=device)
     for s, told in enumerate(levels):
         for k, offset in enumerate(OFFSETS if bool(told.logsnr.isfinite().all()) else ()):
             x = noised(x0, denoise.process.level(told.logsnr + offset), key)
-            for part, _, p in answers(denoise, x, told, cond, batch=batch, device=device):
-                beside[s, k, int(part[0]) : int(part[-1]) + 1] = mean_square(p.eps)
+            for rows, p in answers(denoise, x, told, cond, batch=batch, device=device):
+                beside[s, k, rows] = mean_square(p.eps)
     return WindowArm(squares.cpu(), errors.cpu(), beside.cpu(), groups)
 
 

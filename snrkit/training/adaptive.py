@@ -85,8 +85,7 @@ class Bins:
         loss = loss.detach().double()
         good = loss.isfinite()
         weight, loss = share.double() * good, loss.where(good, 0.0)
-        if self._sums.device != loss.device:
-            self._sums = send(self._sums, loss.device)  # where the losses are, so that nothing waits for them
+        self._sums = send(self._sums, loss.device)  # where the losses are, so that nothing waits for them
         rows = torch.stack([weight, weight * loss, weight * loss.square()])
         self._sums.index_add_(1, send(self.index(u), loss.device), rows)
 

@@ -14,7 +14,7 @@ LINES = (
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_every_command_gives_the_same_on_a_device(tmp_path, monkeypatch):
+def test_commands_give_the_same_on_a_device(tmp_path, monkeypatch):
     """Weights and images to the bit, as the device that is not there computes as the CPU; all else to rounding."""
     corrected = {
         **SMALL["samplers"]["euler"],

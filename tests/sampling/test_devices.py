@@ -1,9 +1,11 @@
-"""Sampling and measuring on a device: to the bits of the host's, and without a wait while a trajectory is walked."""
+"""Sampling on a device: to the bits of the host's, and without a wait while a trajectory is walked."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from snrkit.base.transfer import send
+from snrkit.base.transfer import HOST, send
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import X0, Cond
 from snrkit.diffusion.process import Edm
@@ -11,13 +13,14 @@ from snrkit.networks import UNet, make_network
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Sampler, open_with
+from snrkit.sampling.solvers import Euler
 from snrkit.training.randomness import ImageStreams
 from tests.pretended import CUDA, pretended
 from tests.sampling.test_corrections import ACTIVE, Around
 from tests.sampling.test_solvers import ALL
 
-HOST = torch.device("cpu")
 SHAPE = (1, 4, 4)
+SPREAD = torch.tensor([-0.1, 0.0, 0.1], dtype=torch.float64)
 
 
 def denoiser(device, seed=0):
@@ -29,7 +32,7 @@ def denoiser(device, seed=0):
     return NetworkDenoiser(network, Edm(), X0(), EdmPrecondition(), 0.5)
 
 
-class There(Around):
+class Sources(Around):
     """The sources of a test, on a device."""
 
     def __init__(self, device):
@@ -40,9 +43,11 @@ class There(Around):
         return denoiser(self.device, seed=1)
 
 
-def end(device, sampler):
-    """The last state of three trajectories."""
-    ready = open_with(sampler, Edm(), There(device))
+def end(device, sampler, own=False):
+    """The last state of three trajectories; `own`: each with levels of its own."""
+    ready = open_with(sampler, Edm(), Sources(device))
+    if own:
+        ready = replace(ready, levels=tuple(Edm().level(level.logsnr + SPREAD) for level in ready.levels))
     streams, known = ImageStreams(range(3), device), denoiser(device)
     x = start(Edm(), streams.normal(SHAPE), ready.levels[0])
     cond = Cond(labels=send(torch.tensor([0, 1, 1]), device))
@@ -50,6 +55,20 @@ def end(device, sampler):
     for step in sample(known, ready.solver, ready.levels, x, corrections=ready.corrections, noise=streams, cond=cond):
         x = step.x_next
     yield x
+
+
+@pytest.mark.parametrize("corrected", ["dcw low", "dcw high", "dcw double"])
+def test_bands_at_levels_of_each_image_are_moved_without_a_wait(monkeypatch, corrected):
+    """Whose gains lie on the device; to the host's bits."""
+    sampler = Sampler(grid=Karras(steps=5), solver=Euler(), corrections=(ACTIVE[corrected],))
+    *_, expected = end(HOST, sampler, own=True)
+    with pretended(monkeypatch) as waits:
+        walk = end(CUDA, sampler, own=True)
+        next(walk)
+        waits.clear()
+        found = next(walk)
+        assert waits == []
+        assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
