@@ -28,10 +28,10 @@ _NAMES = {  # by the module where they live
     "pipelines": "correct record",
     "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling "
     "NoiseAwareness NoiseAwarenessClassifier TimeShift X0Rescale",
-    "sampling.grid": "BetaSigma Karras KlOptimal Leading Polyexponential Trailing UniformLogsnr UniformTime",
+    "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",
-    "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Heun Ipndm IpndmV Unipc",
+    "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Fitted Heun Ipndm IpndmV Unipc",
     "sampling.step": "Correction Solver Step",
     "shift.any_denoiser": "measure",
     "shift.reading": "ShiftReading",

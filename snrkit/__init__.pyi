@@ -41,6 +41,7 @@ from snrkit.sampling.grid import BetaSigma as BetaSigma
 from snrkit.sampling.grid import Karras as Karras
 from snrkit.sampling.grid import KlOptimal as KlOptimal
 from snrkit.sampling.grid import Leading as Leading
+from snrkit.sampling.grid import Listed as Listed
 from snrkit.sampling.grid import Polyexponential as Polyexponential
 from snrkit.sampling.grid import Trailing as Trailing
 from snrkit.sampling.grid import UniformLogsnr as UniformLogsnr
@@ -55,6 +56,7 @@ from snrkit.sampling.solvers import Churn as Churn
 from snrkit.sampling.solvers import Dpmpp2m as Dpmpp2m
 from snrkit.sampling.solvers import Dpmpp3m as Dpmpp3m
 from snrkit.sampling.solvers import Euler as Euler
+from snrkit.sampling.solvers import Fitted as Fitted
 from snrkit.sampling.solvers import Heun as Heun
 from snrkit.sampling.solvers import Ipndm as Ipndm
 from snrkit.sampling.solvers import IpndmV as IpndmV

@@ -26,6 +26,7 @@ from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.lock import check_idle, links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
@@ -329,6 +330,7 @@ RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which comm
     "compare.json": ("compare", partial(read_record, Comparison)),
     "tune/*.json": ("tune", partial(read_record, Tuned)),
     "tune/*.jsonl": ("tune", evaluations),
+    "fits/*.json": ("tune --by flow", partial(read_record, StoredFit)),
     "sweep/*.json": ("sweep", partial(read_record, TrialRow)),
     "analysis/**/*.json": ("analyze", read_json),
     "spectra.safetensors": ("train", lambda path: read_spectra(Run(path.parent))),

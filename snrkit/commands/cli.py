@@ -210,7 +210,7 @@ def fit_estimator(
 def tune(
     config: ConfigOption,
     sampler: SamplerOption = None,
-    by: Annotated[str, typer.Option("--by", help="predicted, gap, fd or optuna.")] = "fd",
+    by: Annotated[str, typer.Option("--by", help="flow, predicted, gap, fd or optuna.")] = "fd",
     parameter: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--parameter", help="Coefficient as index.name, such as 0.low; repeat for stages."),
@@ -231,6 +231,25 @@ def tune(
         raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
     records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
     _show(records, json, world, show_tuned)
+
+
+@app.command()
+def design(
+    config: ConfigOption,
+    nfe: Annotated[int, typer.Option("--nfe", min=1, help="Network evaluations for each image.")],
+    sampler: SamplerOption = None,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find levels and steps that keep nearest to the network's own flow at a number of evaluations."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.design import run_design
+    from snrkit.reports.terminal import show_designed
+
+    _show(run_design(experiment, runs, world, sampler or (), nfe), json, world, show_designed)
 
 
 @app.command()

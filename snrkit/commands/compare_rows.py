@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.experiment.experiment import Experiment
-from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.sampler import Sampler, bare
 
 MOST_STEPS = 2000
 
@@ -56,8 +56,8 @@ def comparison_layout(experiment: Experiment) -> dict[str, Row]:
     _check_named(named, given)
     layout, bases = Layout(cost, dict(given)), dict(named)
     for name, (sampler, nfe) in given.items():
-        plain = sampler.model_copy(update={"corrections": ()})
-        if sampler.corrections and name not in bases:
+        plain = bare(sampler)
+        if plain != sampler and name not in bases:
             base = layout.row(plain, nfe, nfe + 1)
             if base is None:
                 raise ConfigError(

@@ -7,6 +7,7 @@
     fd          the paper's two-stage search: one coefficient after the other, a coarse sweep from its neutral value
                 until the score turns, then a fine one round the best
     optuna      tree-structured Parzen estimator on the same score (needs the extra `optuna`)
+    flow        least squares to the network's own fine trajectories, which also fits `fitted` steps (tune_flow.py)
 
 Every evaluation is kept in runs/<name>/tune/<sampler>.jsonl, so that the same command goes on where it stopped; what
 another sampler's file holds already is not made again. The result is a YAML that `sample` takes.
@@ -28,11 +29,14 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
+from snrkit.commands.knobs import Knob, Values, knobs, moved, neutral, with_values
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
+from snrkit.commands.tune_flow import FlowTools, check_knobs, coefficients_by_flow, fit_sampler, tuning_seeds
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
+from snrkit.experiment.fits import fit_path
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting, open_model
@@ -40,39 +44,21 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
-from snrkit.experiment.yaml_files import apply_settings
 from snrkit.metrics.statistics import frechet
-from snrkit.reports.records import Tuned, TunedNow, TunedValues
+from snrkit.reports.records import FitMade, FlowFound, Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, Seeds, first_variance, open_with, parse_seeds
-from snrkit.sampling.step import Range, Tunable
+from snrkit.sampling.sampler import Sampler, Seeds, first_variance, named_fit, open_with, parse_seeds, takes_fit
+from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
-Method = Literal["predicted", "gap", "fd", "optuna"]
-METHODS: tuple[Method, ...] = ("predicted", "gap", "fd", "optuna")
+Method = Literal["flow", "predicted", "gap", "fd", "optuna"]
+METHODS: tuple[Method, ...] = ("flow", "predicted", "gap", "fd", "optuna")
 LINEAR = ("dcw", "epsilon_scaling")  # corrections that the Gaussian control follows exactly
 WIDER = 5  # times the range of a sweep, for the predicted value
 FAR = 40  # coarse steps either way
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the least-squares step, which trusts a slope far from where it was taken
 PATIENCE = 2  # coarse steps without improvement that end a sweep
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """One coefficient of one correction."""
-
-    index: int
-    name: str
-    range: Range
-
-    @property
-    def path(self) -> str:
-        """As --set writes it, below the sampler."""
-        return f"corrections.{self.index}.{self.name}"
-
-
-Values = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,46 +75,6 @@ def evaluations(path: Path) -> list[Evaluation]:
     """The evaluations that a file holds, without a torn last line. SnrkitError names a line that is damaged."""
     lines = enumerate(read_lines(path)[0], 1)
     return [from_json(Evaluation, record, f"line {place} of {path}") for place, record in lines]
-
-
-def coefficients(sampler: Sampler) -> dict[str, Knob]:
-    """All that can be tuned, by index.name."""
-    return {
-        f"{index}.{name}": Knob(index, name, span)
-        for index, correction in enumerate(sampler.corrections)
-        for name, span in (correction.tunable.items() if isinstance(correction, Tunable) else ())
-    }
-
-
-def moved(sampler: Sampler) -> list[str]:
-    """The coefficients that the sampler's file gives a value other than neutral."""
-    known = coefficients(sampler).items()
-    return [n for n, k in known if getattr(sampler.corrections[k.index], k.name) != k.range.neutral]
-
-
-def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
-    """The coefficients named as index.name, by default those that are not neutral."""
-    known = coefficients(sampler)
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"--parameter {name}: this sampler has {', '.join(known) or 'no coefficient to tune'}.")
-    names = list(chosen) or moved(sampler)
-    if not names:
-        raise ConfigError(f"name the coefficients with --parameter; this sampler has {', '.join(known) or 'none'}.")
-    return [known[name] for name in names]
-
-
-def neutral(chosen: Sequence[Knob]) -> Values:
-    """The values at which these coefficients do nothing."""
-    return tuple(knob.range.neutral for knob in chosen)
-
-
-def with_values(sampler: Sampler, chosen: Sequence[Knob], values: Values) -> Sampler:
-    """The sampler with these coefficients, validated."""
-    content: Any = sampler.model_dump(mode="json")
-    for knob, value in zip(chosen, values, strict=True):
-        content = apply_settings(content, [f"{knob.path}={value!r}"])
-    return Sampler.model_validate(content)
 
 
 @dataclass(frozen=True)
@@ -168,6 +114,11 @@ class Tools:
     def controls(self) -> dict[bool, ModeDenoiser]:
         """The Gaussian controls by whether bands are apart; large covariances take minutes to solve."""
         return {}
+
+    @cached_property
+    def flows(self) -> FlowTools:
+        """What is fitted to the network's flow."""
+        return FlowTools(self.experiment, self.samples)
 
     @cached_property
     def known(self) -> dict[str, Evaluation]:
@@ -264,40 +215,62 @@ def run_tuning(
     method: Method,
     parameters: Sequence[str],
     quiet: bool = False,
-) -> dict[str, TunedNow]:
+) -> dict[str, TunedNow | FitMade]:
     """Choose the coefficients of samplers by one method; writes records and a YAML, returns the records by sampler.
 
-    Without names, of all samplers that have coefficients other than neutral.
+    Without names, of all samplers that have coefficients other than neutral, and by flow of those that take a fit.
     """
     world.check_alone("tune")
-    tunable = [name for name, sampler in experiment.samplers.items() if moved(sampler)]
-    wanted = {n: knobs(experiment.samplers[n], parameters) for n in choose(experiment, names or tunable)}
+    wanted = _wanted(experiment, names, method, parameters)
     _check_disjoint(experiment)
-    for name, chosen in wanted.items():
-        _blank(experiment.samplers[name], chosen)
+    if method == "flow":
+        tuning_seeds(experiment.tune.seeds, experiment.tune.noises)
     opened = open_aloud(experiment, world)
-    check_held_out(opened.data)
+    if method != "flow":
+        check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
-    records = {}
+    records: dict[str, TunedNow | FitMade] = {}
     with locked(run), ending("every evaluation so far"):
         tools = Tools(opened, run)
         for name, chosen in wanted.items():
             bench = Bench(tools, name, chosen)
-            records[name] = _write(bench, opened.experiment, method, find(bench, method, say))
+            records[name] = _write(bench, method, *find(bench, method, say)) if chosen else _write_fit(bench)
     return records
 
 
-def find(bench: Bench, method: Method, say: Callable[[str], None]) -> Values:
-    """The coefficients that a method chooses."""
+def _wanted(
+    experiment: Experiment, names: Sequence[str], method: Method, parameters: Sequence[str]
+) -> dict[str, list[Knob]]:
+    """The coefficients of each sampler that is to be tuned; none for one that takes a fit by flow."""
+    fits = {n for n, sampler in experiment.samplers.items() if takes_fit(sampler)} if method == "flow" else set()
+    tunable = [name for name, sampler in experiment.samplers.items() if name in fits or moved(sampler)]
+    found: dict[str, list[Knob]] = {}
+    for name in choose(experiment, names or tunable):
+        sampler = experiment.samplers[name]
+        if takes_fit(sampler) and name not in fits:
+            raise ConfigError(f"samplers.{name}: its coefficients are fitted by flow alone; give --by flow.")
+        if name in fits and parameters:
+            raise ConfigError(f"--parameter: samplers.{name} takes a fit of every step; leave it out.")
+        found[name] = [] if name in fits else knobs(sampler, parameters)
+        if method == "flow":
+            check_knobs(name, sampler, found[name])
+        _blank(sampler, found[name])
+    return found
+
+
+def find(bench: Bench, method: Method, say: Callable[[str], None]) -> tuple[Values, FlowFound | None]:
+    """(The coefficients that a method chooses, what was found by flow)."""
+    if method == "flow":
+        return coefficients_by_flow(bench.tools.flows, bench.name, bench.sampler, bench.chosen)
     if method == "predicted":
-        return predict(bench)
+        return predict(bench), None
     if method == "gap":
-        return by_gap(bench, say)
+        return by_gap(bench, say), None
     if method == "fd":
-        return by_fd(bench, say)
-    return by_optuna(bench, bench.experiment.tune.trials)
+        return by_fd(bench, say), None
+    return by_optuna(bench, bench.experiment.tune.trials), None
 
 
 def _check_disjoint(experiment: Experiment) -> None:
@@ -463,29 +436,38 @@ def by_optuna(bench: Bench, trials: int) -> Values:
     return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
 
 
-def _write(bench: Bench, experiment: Experiment, method: str, values: Values) -> TunedNow:
+def _write_fit(bench: Bench) -> FitMade:
+    """Fit the steps of a sampler and keep their coefficients in the run."""
+    stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
+    path = fit_path(bench.run, named_fit(bench.sampler))
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, to_json(stored))
+    return FitMade(str(path), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
+
+
+def _write(bench: Bench, method: str, values: Values, flow: FlowFound | None) -> TunedNow:
     path, written = bench.run.tuned(bench.name), bench.run.tuned("tuned", ".yaml")
     record = Tuned(
         sampler=bench.name,
         parameters=tuple(knob.path for knob in bench.chosen),
-        seeds=experiment.tune.seeds,
+        seeds=bench.experiment.tune.seeds,
         chosen=method,
         checkpoint_images=bench.model.images,
         weights=bench.model.weights,
         of=_blank(bench.sampler, bench.chosen),
         corrections=with_values(bench.sampler, bench.chosen, values).model_dump(mode="json")["corrections"],
-        found={method: _found(bench, method, values)},
+        found={method: _found(bench, method, values, flow)},
     )
     before = read_record(Tuned, path) if path.exists() else record
     if (before.parameters, before.of) == (record.parameters, record.of):
         record = replace(record, found={**before.found, **record.found})
     with disk_errors(f"writing {path}", "free space and run the same command again"):
         write_json(path, to_json(record))
-        write_text(written, tuned_yaml(bench.run, experiment))
+        write_text(written, tuned_yaml(bench.run, bench.experiment))
     return TunedNow(record, values, str(written))
 
 
-def _found(bench: Bench, method: str, values: Values) -> TunedValues:
+def _found(bench: Bench, method: str, values: Values, flow: FlowFound | None) -> TunedValues:
     gaps = [root_mean_square(bench.gap(v)) for v in (neutral(bench.chosen), values)] if method == "gap" else None
     return TunedValues(
         values=values,
@@ -496,6 +478,7 @@ def _found(bench: Bench, method: str, values: Values) -> TunedValues:
         at_the_end_of_its_range=tuple(
             k.path for k, v in zip(bench.chosen, values, strict=True) if v in (k.range.low, k.range.high)
         ),
+        flow=flow,
     )
 
 

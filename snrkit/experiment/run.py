@@ -69,6 +69,14 @@ class Run:
         """What tune wrote for a sampler."""
         return self.path / "tune" / f"{sampler}{suffix}"
 
+    def fit(self, key: str) -> Path:
+        """The coefficients of a sampler, fitted to the network's flow."""
+        return self.path / "fits" / f"{key}.json"
+
+    def designed(self, sampler: str) -> Path:
+        """The experiment with a sampler that snrkit design made."""
+        return self.path / "design" / f"{sampler}.yaml"
+
     def comparison(self, suffix: str = ".json") -> Path:
         """What compare wrote."""
         return self.path / f"compare{suffix}"

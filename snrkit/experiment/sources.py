@@ -21,13 +21,22 @@ from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.fits import FitOf, fit_fact, open_fit
 from snrkit.experiment.models import Weights, checkpoint_path
 from snrkit.experiment.opening import Model, Setting, open_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sampler import Sampler, named
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior, Named, NamedEstimator, NamedWeights
+from snrkit.sampling.step import (
+    Fit,
+    ForwardStatistics,
+    LevelPosterior,
+    Named,
+    NamedEstimator,
+    NamedFit,
+    NamedWeights,
+)
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
 from snrkit.spectral.kept import FILE, OF, RunSpectra
@@ -56,6 +65,8 @@ class RunNames:
         return run_spectra(self.setting, self.run)
 
     def _fact(self, kind: str, what: Named) -> list[Any]:
+        if isinstance(what, NamedFit):
+            return [fit_fact(self.run, what)]
         if isinstance(what, NamedEstimator):
             path = self.run.estimator / "network.safetensors"
             return [fingerprint(read_regular(path, LARGEST)) if path.exists() else "absent"]
@@ -64,6 +75,20 @@ class RunNames:
             return [str(what.run), found.name, found.images, found.checksum]
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
+
+    def fit_of(self, named: NamedFit) -> FitOf:
+        """What a fit for a sampler has to be fitted to."""
+        e, weights = self.experiment, self.weights
+        training = [e.training_part(), self.setting.data.dataset.fingerprint]
+        return FitOf(
+            named.sampler,
+            NUMERICS,
+            fingerprint(json.dumps(training, sort_keys=True)),
+            weights.name,
+            weights.images,
+            weights.checksum,
+            e.sample.labels,
+        )
 
     def place(self, run: Path | None) -> tuple[Experiment, Run]:
         """The experiment and the run meant; None: the sampler's own."""
@@ -110,6 +135,10 @@ class RunSources:
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The estimator that snrkit fit-estimator made."""
         return open_estimator(self.names.setting, self.names.run)
+
+    def fit(self, named: NamedFit) -> Fit:
+        """What snrkit tune --by flow found."""
+        return open_fit(self.names.run, named, self.names.fit_of(named))
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """By the run's model of spectra."""

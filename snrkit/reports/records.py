@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from snrkit.base.records import FLAT
+from snrkit.fitting.coefficients import CurvePoint
+from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
 from snrkit.metrics.scores import Entry, Scores
 from snrkit.shift.bootstrap import Number
@@ -122,6 +124,24 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowFound:
+    """The coefficients that bring a sampler nearest to the network's flow, in the order of the parameters."""
+
+    values: tuple[Number, ...]
+    curves: tuple[tuple[CurvePoint, ...], ...]
+    flat: bool  # whether no value was shown to be nearer than neutral, on the first states that were fitted on
+    guard: Guard  # on others
+    noises: int  # first states of either
+    evaluations: int  # of the network for each first state, of the flow
+
+    def shown(self, place: int) -> str:
+        """One coefficient with its interval, and whether it is used."""
+        number = self.values[place]
+        why = "" if self.guard.helps else ", flat: not used" if self.flat else ", not used"
+        return f"{number.value:.4g} [{number.low:.4g}, {number.high:.4g}]{why}"
+
+
+@dataclass(frozen=True, slots=True)
 class TunedValues:
     """The coefficients that one method chose, in the order of the parameters."""
 
@@ -131,6 +151,7 @@ class TunedValues:
     seeds: str
     checkpoint_images: int
     at_the_end_of_its_range: tuple[str, ...]
+    flow: FlowFound | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +176,28 @@ class TunedNow:
     tuned: Tuned = field(metadata=FLAT)
     values: tuple[float, ...]
     yaml: str
+
+
+@dataclass(frozen=True, slots=True)
+class FitMade:
+    """Coefficients by step that were fitted for a sampler, and the file that holds them."""
+
+    written: str
+    nfe: int
+    guard: Guard
+    noises: int
+
+
+@dataclass(frozen=True, slots=True)
+class Designed:
+    """A grid with steps fitted on it, that snrkit design made."""
+
+    sampler: str
+    written: str
+    grid: Mapping[str, Any]
+    own_grid: float  # rms distance to the flow of steps fitted on the sampler's own grid, where grids were chosen
+    distance: float  # and on this one
+    guard: Guard
 
 
 @dataclass(frozen=True, slots=True)

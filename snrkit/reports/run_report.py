@@ -295,8 +295,14 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
             continue
         for place, parameter in enumerate(record.parameters):
             cells = [record.found.get(method) for method in ("predicted", "gap", "fd", "optuna")]
-            rows.append((name, parameter, *("-" if c is None else f"{c.values[place]:.4g}" for c in cells)))
-    header = ("sampler", "coefficient", "predicted (Gaussian control)", "fitted (norm gap)", "best score", "optuna")
+            by_flow = record.found.get("flow")
+            nearest = "-" if by_flow is None or by_flow.flow is None else by_flow.flow.shown(place)
+            shown = ("-" if cell is None else f"{cell.values[place]:.4g}" for cell in cells)
+            rows.append((name, parameter, nearest, *shown))
+    header = (
+        "sampler", "coefficient", "nearest to the flow", "predicted (Gaussian control)", "fitted (norm gap)",
+        "best score", "optuna",
+    )  # fmt: skip
     return [Heading("Coefficients"), Table(header, rows)] if rows else []
 
 

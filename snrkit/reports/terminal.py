@@ -12,11 +12,12 @@ from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
 from snrkit.experiment.sources import Fitted
 from snrkit.experiment.stored import stored_experiment
+from snrkit.fitting.guard import Guard, guard_says
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, columns
 from snrkit.reports.blocks import mean_of, spread
 from snrkit.reports.comparison import comparison_rows
-from snrkit.reports.records import Checked, Comparison, EncodedFile, Packing, Swept, TunedNow
+from snrkit.reports.records import Checked, Comparison, Designed, EncodedFile, FitMade, Packing, Swept, TunedNow
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
@@ -132,8 +133,41 @@ def show_average(record: Mapping[str, Any]) -> None:
     out.print(f"sample it with --set sample.average={record['name']} (--set sample.checkpoint={at}, if not the newest)")
 
 
-def show_tuned(records: Mapping[str, TunedNow]) -> None:
-    """What each method found, and where the YAML lies."""
+def show_tuned(records: Mapping[str, TunedNow | FitMade]) -> None:
+    """What each method found, what the guard says of what was fitted to the flow, and where it lies."""
+    by_sampler = {name: record for name, record in records.items() if isinstance(record, TunedNow)}
+    fits = {name: record for name, record in records.items() if isinstance(record, FitMade)}
+    if by_sampler:
+        _show_coefficients(by_sampler)
+    by_flow = {name: record.tuned.found.get("flow") for name, record in by_sampler.items()}
+    guards = {name: found.flow.guard for name, found in by_flow.items() if found is not None and found.flow is not None}
+    if guards or fits:
+        _show_guards({**guards, **{name: record.guard for name, record in fits.items()}})
+    for name, record in fits.items():
+        out.print(f"{name}: {record.written}")
+    for path in {record.yaml for record in by_sampler.values()}:
+        out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
+
+
+def show_designed(records: Mapping[str, Designed]) -> None:
+    """How near each designed grid comes to the flow, and where its YAML lies."""
+    _show_guards({record.sampler: record.guard for record in records.values()})
+    for record in records.values():
+        out.print(
+            f"{record.sampler}: steps fitted on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
+            f"{record.distance:.4f}; sample it: snrkit sample --config {record.written} --sampler {record.sampler}"
+        )
+
+
+def _show_guards(guards: Mapping[str, Guard]) -> None:
+    rows = [
+        [name, guard.base.plain(), guard.fitted.plain(), f"{guard.reference:.1g}", guard_says(guard)]
+        for name, guard in guards.items()
+    ]
+    _print(("sampler", "rms to the flow, without", "with", "of the flow itself", "on first states not fitted on"), rows)
+
+
+def _show_coefficients(records: Mapping[str, TunedNow]) -> None:
     rows = [
         [
             name,
@@ -155,8 +189,6 @@ def show_tuned(records: Mapping[str, TunedNow]) -> None:
         "at the end of its range",
     )
     _print(header, rows)
-    for path in {record.yaml for record in records.values()}:
-        out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
 
 
 def show_comparison(record: Comparison) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
@@ -21,6 +21,8 @@ from snrkit.base.value import LONGEST_TABLE, Steps, Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.spectral.grid import SpectralGrid
+
+Listing = Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]
 
 
 class Grid(Protocol):
@@ -282,7 +284,64 @@ class KlOptimal(Value):
         return finish(process, lambda steps: -2 * torch.log(torch.tan(_fractions(steps, *ends))), self.steps)
 
 
+class Listed(Value):
+    """Levels that are listed, noisiest first: logsnr, sigma (over alpha), or times as the network reads them.
+
+    As AYS (Sabour et al. 2024), GITS, OSS and LD3 publish them, and as `snrkit design` writes them. The clean level
+    follows by itself; a sigma of 0 at the end of a list is it.
+    """
+
+    kind: Literal["listed"] = "listed"
+    logsnr: Listing | None = Field(default=None, description="nats, rising")
+    sigma: Listing | None = Field(default=None, description="sigma/alpha, falling")
+    time: Listing | None = Field(default=None, description="as the network reads it")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Listed":
+        given = [name for name in ("logsnr", "sigma", "time") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of logsnr, sigma and time, not {' and '.join(given) or 'none of them'}")
+        if self.sigma is not None and (min(self._sigmas) <= 0 or not self._sigmas):
+            raise ValueError("sigma is above 0, but for a 0 at the end")
+        return self
+
+    @property
+    def _sigmas(self) -> tuple[float, ...]:
+        assert self.sigma is not None
+        return self.sigma[:-1] if self.sigma[-1] == 0 and len(self.sigma) > 1 else self.sigma
+
+    @property
+    def steps(self) -> int:
+        """One from each level that is listed."""
+        listed = self.logsnr or self.time
+        return len(self._sigmas if listed is None else listed)
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """The levels, snapped to a table where there is one, then clean. SnrkitError where they do not rise."""
+        listed = torch.tensor(self.logsnr or self.time or self._sigmas, dtype=torch.float64)
+        if self.sigma is not None:
+            listed = -2 * torch.log(listed)
+        elif self.time is not None:
+            listed = process.logsnr(listed)
+        snapped = process.snap(listed)
+        if not _rises(snapped) or bool(snapped.isnan().any()):
+            raise SnrkitError(
+                "grid listed: each level must be cleaner than the one before it, and another entry of the process's "
+                "table where there is one; list them from the noisiest, without repeats"
+            )
+        return finish(process, lambda steps: listed[:steps], len(listed))
+
+
 AnyGrid = Annotated[
-    Karras | UniformTime | Trailing | Leading | UniformLogsnr | Polyexponential | BetaSigma | KlOptimal | SpectralGrid,
+    Karras
+    | UniformTime
+    | Trailing
+    | Leading
+    | UniformLogsnr
+    | Polyexponential
+    | BetaSigma
+    | KlOptimal
+    | Listed
+    | SpectralGrid,
     Field(discriminator="kind"),
 ]

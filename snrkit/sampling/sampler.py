@@ -1,5 +1,6 @@
 """One sampler of an experiment, what sampling needs beside it, and what it costs."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from itertools import chain, pairwise
 from typing import Annotated, Any, Literal, overload
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
@@ -17,28 +18,34 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.diffusion.process import Process
 from snrkit.sampling.corrections import AnyCorrection
+from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, IpndmV, Unipc
+from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Fitted, Heun, IpndmV, Unipc
 from snrkit.sampling.step import (
     BeliefCorrection,
     Capabilities,
     Correction,
+    Fit,
     ForwardStatistics,
     Guides,
     LevelPosterior,
     Named,
     NamedEstimator,
+    NamedFit,
     NamedWeights,
     Opens,
     Requires,
     Solver,
     Sources,
+    TakesFit,
+    no_fit,
 )
 from snrkit.training.level_samplers import AnyLevels
 
 MOST_IMAGES = 10_000_000  # of a sampler
 NUMBER = re.compile(r"[0-9]{1,18}")
+FEWEST_NOISES = 20  # of which an interval says something
 SeedText = Annotated[str, Field(max_length=10_000)]
 
 
@@ -110,6 +117,18 @@ class Sampler(Value):
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
 
+    @model_validator(mode="after")
+    def _fits_alone(self) -> "Sampler":
+        parts = (self.solver, *self.corrections)
+        fitted = [part.kind for part in parts if terms_of(part)]
+        others = [c.kind for c in self.corrections if not (terms_of(c) or isinstance(c, Guidance))]
+        if fitted and (beside := fitted[1:] + others):
+            raise ValueError(
+                f"{fitted[0]} is fitted to the flow of the network with its guidance, and {beside[0]} changes the same "
+                "steps; drop one of them"
+            )
+        return self
+
 
 class SampleConfig(Value):
     """Which images to make, and with which weights."""
@@ -138,6 +157,10 @@ class SampleConfig(Value):
 
 class TuneConfig(Value):
     """How `snrkit tune` chooses coefficients."""
+
+    noises: Annotated[int, Field(ge=FEWEST_NOISES, le=100_000)] = Field(
+        default=128, description="first states by which flow fits, and as many others by which it is checked"
+    )
 
     seeds: SeedText = Field(default="100000-100999", description="images it looks at; never those that are scored")
     trials: int = Field(default=40, ge=1, le=100_000, description="of optuna")
@@ -216,13 +239,40 @@ def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSam
     """Lay out the grid and open what the solver and the corrections name. SnrkitError where their order is wrong."""
     placement = sources.placement(sampler.grid)
     levels = _levels(sampler.grid, process, placement)
-    solver, *corrections = (_opened(value, sources, levels) for value in (sampler.solver, *sampler.corrections))
+    solver, *corrections = (
+        _opened(value, sampler, sources, levels) for value in (sampler.solver, *sampler.corrections)
+    )
     _check_order([value.kind for value in sampler.corrections], corrections)
     return OpenedSampler(levels, solver, tuple(corrections), placement)
 
 
-def _opened(value: AnySolver | AnyCorrection, sources: Sources, levels: Sequence[Level]) -> Any:
+def takes_fit(sampler: Sampler) -> bool:
+    """Whether it has a solver or correction whose coefficients are fitted."""
+    return any(terms_of(value) for value in (sampler.solver, *sampler.corrections))
+
+
+def bare(sampler: Sampler) -> Sampler:
+    """The sampler without corrections, and without what is fitted beyond its base solver."""
+    solver = sampler.solver.base if isinstance(sampler.solver, Fitted) else sampler.solver
+    return sampler.model_copy(update={"corrections": (), "solver": solver})
+
+
+def terms_of(value: AnySolver | AnyCorrection) -> int:
+    """How many fitted coefficients a solver or correction takes at each step."""
+    return value.terms if isinstance(value, TakesFit) else 0
+
+
+def named_fit(sampler: Sampler) -> NamedFit:
+    """What names the coefficients of a sampler that takes a fit."""
+    terms = max(terms_of(value) for value in (sampler.solver, *sampler.corrections))
+    definition = json.dumps(sampler.model_dump(mode="json"), sort_keys=True)
+    return NamedFit(definition, sampler.grid.steps, terms)
+
+
+def _opened(value: AnySolver | AnyCorrection, sampler: Sampler, sources: Sources, levels: Sequence[Level]) -> Any:
     try:
+        if isinstance(value, TakesFit) and value.terms:
+            return value.with_fit(sources.fit(named_fit(sampler)))
         return value.open(sources, levels) if isinstance(value, Opens) else value
     except ConfigError as error:  # of the sources, which do not know who asks
         raise ConfigError(f"{value.kind}: {error}") from None
@@ -248,7 +298,7 @@ def named(sampler: Sampler, process: Process, trained: AnyLevels | None = None) 
     levels = _levels(sampler.grid, process, dummy.placement(sampler.grid))
     for value in (sampler.solver, *sampler.corrections):
         before = len(dummy.named)
-        _opened(value, dummy, levels)
+        _opened(value, sampler, dummy, levels)
         found += [(value.kind, asked) for asked in dummy.named[before:]]
     return found
 
@@ -290,6 +340,11 @@ class Dummy:
         """Itself; an estimator is no evaluation of the model."""
         self.named.append(named)
         return self
+
+    def fit(self, named: NamedFit) -> Fit:
+        """One that adds nothing."""
+        self.named.append(named)
+        return no_fit(named.steps, named.terms)
 
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
         return torch.zeros_like(x)

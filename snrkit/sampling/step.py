@@ -190,7 +190,16 @@ class NamedEstimator:
     """The run's estimator of levels, named by a solver or correction."""
 
 
-Named = NamedWeights | NamedEstimator
+@dataclass(frozen=True, slots=True)
+class NamedFit:
+    """The coefficients that were fitted for a sampler, by its definition as JSON."""
+
+    sampler: str
+    steps: int
+    terms: int  # of each step
+
+
+Named = NamedWeights | NamedEstimator | NamedFit
 
 
 class LevelPosterior(Protocol):
@@ -208,8 +217,51 @@ class ForwardStatistics:
     x0_variance: Tensor  # variance of x0_hat over the dimensions of one image, mean over images
 
 
+class Fit(Protocol):
+    """The coefficients of the terms that a solver or a correction adds to its steps."""
+
+    def of(self, index: int, x_next: Tensor, terms: Sequence[Tensor]) -> Sequence[float]:
+        """Those of `terms` (B, *) in step `index`, which ends at x_next (B, *) without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenFit:
+    """Coefficients by step and term. In the first steps a history is shorter: the last terms are missing."""
+
+    rows: tuple[tuple[float, ...], ...]
+
+    def of(self, index: int, x_next: Tensor, terms: Sequence[Tensor]) -> Sequence[float]:
+        """As they were given."""
+        return self.rows[index][: len(terms)]
+
+
+def no_fit(steps: int, terms: int) -> GivenFit:
+    """Coefficients of 0, which leave every step as it is."""
+    return GivenFit(((0.0,) * terms,) * steps)
+
+
+def add_terms(x_next: Tensor, terms: Sequence[Tensor], fit: Fit, index: int) -> Tensor:
+    """x_next + sum_i c_i terms_i, all (B, *); bit for bit x_next where all c are 0."""
+    for coefficient, term in zip(fit.of(index, x_next, terms), terms, strict=True):
+        if coefficient:
+            x_next = x_next + coefficient * term
+    return x_next
+
+
+@runtime_checkable
+class TakesFit(Protocol):
+    """A solver or correction whose coefficients, some for each step, are fitted to the network's flow."""
+
+    @property
+    def terms(self) -> int:
+        """How many coefficients a step takes; 0 where it takes none as it is configured."""
+
+    def with_fit(self, fit: Fit) -> Any:
+        """The solver or correction with its coefficients."""
+
+
 class Sources(Protocol):
-    """The only door to what a sampler names: weights, estimators, statistics of forward samples.
+    """The only door to what a sampler names: weights, estimators, fits, statistics of forward samples.
 
     What a solver or correction asks of it while it is opened is what its images depend on: `sampler.named` notes it,
     and manifests, checks and messages follow from that.
@@ -220,6 +272,9 @@ class Sources(Protocol):
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """The run's estimator of levels (snrkit fit-estimator)."""
+
+    def fit(self, named: NamedFit) -> Fit:
+        """The coefficients that snrkit tune --by flow found for the sampler."""
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics of the sampler's own model on training images, at levels of shape ()."""

@@ -20,7 +20,7 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights, Step
+from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights, Step
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
@@ -186,6 +186,9 @@ class _Bench:
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         raise ConfigError("names a run's estimator, and there is no run here; measure it with snrkit measure-shift.")
+
+    def fit(self, named: NamedFit) -> Fit:
+        raise ConfigError("takes a run's fit to its network, and there is no run here; measure it with measure-shift.")
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         if isinstance(grid, ImageGrid):

@@ -35,6 +35,10 @@ class Number:
     low: float
     high: float
 
+    def plain(self) -> str:
+        """Value [low, high] to four digits."""
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
     def signed(self) -> str:
         """Value [low, high] with their signs; a dash where nothing could be read."""
         known = all(math.isfinite(part) for part in (self.value, self.low, self.high))

@@ -26,7 +26,7 @@ from snrkit.diffusion.process import Process
 from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
-from snrkit.sampling.step import ForwardStatistics, LevelPosterior, NamedEstimator, NamedWeights
+from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights
 
 BISECTIONS = 50
 BANDS = 4
@@ -65,6 +65,10 @@ class ModeDenoiser:
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """No estimator has one: SnrkitError."""
         raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
+
+    def fit(self, named: NamedFit) -> Fit:
+        """What is fitted to a network has no closed form: SnrkitError."""
+        raise SnrkitError("what is fitted to a network's flow has no Gaussian control; tune it by flow")
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """Gaussian data have no images, each with levels of its own: SnrkitError."""

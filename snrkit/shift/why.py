@@ -5,17 +5,15 @@ the same first states: what is left of the shift there, at the sampler's own lev
 solver's and its corrections'.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from snrkit.diffusion.level import Level
-from snrkit.diffusion.process import Process
+from snrkit.sampling.refine import refined
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
@@ -44,21 +42,6 @@ class Why:
     nfe: int  # of the reference
     norm_gap: Shares
     log_variance_ratio: Shares
-
-
-def refined(ready: OpenedSampler, process: Process, substeps: int) -> tuple[OpenedSampler, list[int]]:
-    """(Heun on the grid with every step cut into `substeps`, the indices of the old levels in it)."""
-    levels: list[Level] = []
-    visited: list[int] = []
-    for here, there in zip(ready.levels[:-1], ready.levels[1:], strict=True):
-        visited.append(len(levels))
-        levels.append(here)
-        if math.isfinite(float(here.logsnr)) and math.isfinite(float(there.logsnr)):
-            between = torch.linspace(float(here.logsnr), float(there.logsnr), substeps + 1, dtype=torch.float64)[1:-1]
-            snapped = torch.unique(process.snap(between))
-            inside = (snapped > here.logsnr) & (snapped < there.logsnr)
-            levels += [process.level(value) for value in snapped[inside]]
-    return replace(ready, levels=(*levels, ready.levels[-1]), solver=Heun(), corrections=()), visited
 
 
 def read_why(
@@ -120,8 +103,9 @@ class WhyProbe(ProbeValue):
         """Walks the refined grid from the same first states."""
         s = specimen
         substeps = max(self.substeps, -(-REFERENCE_STEPS // len(s.levels)))
-        ideal, visited = refined(s.ready, s.denoise.process, substeps)
-        arm = s.equipment.walk(s.sampler, ideal, visited, s.reference.pixel_reader(s.levels))
+        fine = refined(s.ready.levels, s.denoise.process, substeps)
+        ideal = replace(s.ready, levels=fine.levels, solver=Heun(), corrections=())
+        arm = s.equipment.walk(s.sampler, ideal, fine.visited[:-1], s.reference.pixel_reader(s.levels))
         return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
 
     def cells(self, record: Why) -> tuple[str, ...]:

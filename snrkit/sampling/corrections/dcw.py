@@ -12,6 +12,7 @@ code, which is meant here. In the ve and flow scalings the pixel mode on an Eule
 (1 + pixel) sigma'.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Text, Value
-from snrkit.base.wavelet import add_bands, check_wavelet
+from snrkit.base.wavelet import add_bands, check_wavelet, low_part
 from snrkit.diffusion.level import broadcast
-from snrkit.sampling.step import Position, Range, Step
+from snrkit.sampling.step import Fit, Position, Range, Step, add_terms
 
 Gains = tuple[Tensor, Tensor]
 
@@ -80,7 +81,21 @@ class Piecewise(Value):
         return early, 1 - early
 
 
-AnySchedule = Annotated[Constant | SigmaShare | ReverseVariance | Piecewise, Field(discriminator="kind")]
+class Table(Value):
+    """Coefficients of their own for each step and band, fitted to the network's flow (`snrkit tune --by flow`).
+
+    They stand in the run, so that `low` and `high` are left out.
+    """
+
+    kind: Literal["table"] = "table"
+
+    def gains(self, position: Position) -> Gains:
+        """(0, 0): what is fitted is added by FittedDcw."""
+        nothing = torch.zeros_like(position.nominal.sigma)
+        return nothing, nothing
+
+
+AnySchedule = Annotated[Constant | SigmaShare | ReverseVariance | Piecewise | Table, Field(discriminator="kind")]
 
 
 class Dcw(Value):
@@ -110,6 +125,8 @@ class Dcw(Value):
     def _acts(self) -> "Dcw":
         if self.pixel and (self.low or self.high):
             raise ValueError("pixel is low and high in one; give pixel, or low and high")
+        if (self.pixel or self.low or self.high) and isinstance(self.schedule, Table):
+            raise ValueError("schedule table has its coefficients from a fit; drop pixel, low and high")
         if self.pixel and not isinstance(self.schedule, Constant):
             raise ValueError("schedule has no effect on pixel; drop it, or give low and high")
         if self.pixel and (self.wavelet, self.padding) != ("haar", "zero"):
@@ -120,20 +137,54 @@ class Dcw(Value):
             raise ValueError(str(error)) from None
         return self
 
+    @property
+    def terms(self) -> int:
+        """One for the low band and one for the high ones, where the schedule is a table."""
+        return 2 if isinstance(self.schedule, Table) else 0
+
+    def with_fit(self, fit: Fit) -> "FittedDcw":
+        """The correction with a table of coefficients."""
+        return FittedDcw(self, fit)
+
     def after(self, step: Step) -> Tensor:
         if step.position.there.is_clean() or not (self.pixel or self.low or self.high):
             return step.x_next
-        x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0
-        if self.space == "unscaled":
-            x0 = broadcast(step.position.there.alpha, x0) * x0
-        difference = step.x_next - x0
+        difference = self.difference(step)
         if self.pixel:
             return step.x_next + self.pixel * difference
-        if difference.ndim != 4:
-            raise SnrkitError(
-                f"dcw's bands need images (B, C, H, W), and this state has shape {tuple(difference.shape)}; unpack "
-                "a transformer's tokens before the transform, or use dcw's pixel coefficient"
-            )
+        check_images(difference)
         of_low, of_high = self.schedule.gains(step.position)
         low, high = broadcast(self.low * of_low, difference), broadcast(self.high * of_high, difference)
         return add_bands(step.x_next, difference, low, high, self.wavelet, self.padding)
+
+    def difference(self, step: Step) -> Tensor:
+        """d = x' - x0 (B, *)."""
+        x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0
+        if self.space == "unscaled":
+            x0 = broadcast(step.position.there.alpha, x0) * x0
+        return step.x_next - x0
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDcw:
+    """DCW with coefficients of their own for each step and band."""
+
+    value: Dcw
+    fit: Fit
+
+    def after(self, step: Step) -> Tensor:
+        if step.position.there.is_clean():
+            return step.x_next
+        difference = self.value.difference(step)
+        check_images(difference)
+        low = low_part(difference, self.value.wavelet, self.value.padding)
+        return add_terms(step.x_next, (low, difference - low), self.fit, step.position.index)
+
+
+def check_images(difference: Tensor) -> None:
+    """Refuse states that have no bands: SnrkitError."""
+    if difference.ndim != 4:
+        raise SnrkitError(
+            f"dcw's bands need images (B, C, H, W), and this state has shape {tuple(difference.shape)}; unpack "
+            "a transformer's tokens before the transform, or use dcw's pixel coefficient"
+        )

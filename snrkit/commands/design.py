@@ -1,0 +1,139 @@
+"""`snrkit design`: a grid of as many steps as a number of evaluations allows, and steps fitted on it.
+
+Candidates are the levels of the sampler's own grid with those between them. The paths that dynamic programming finds on
+the recorded flow (fitting/design.py), and the sampler's own grid, are each given fitted steps; the one that is nearest
+to the flow on other first states is kept, and the guard sets it beside the sampler without anything fitted, on others
+still. What is found is a YAML with a listed grid, and its coefficients in the run.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+
+import torch
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError
+from snrkit.base.files import disk_errors, write_text
+from snrkit.base.records import to_json
+from snrkit.base.sealed import write_json
+from snrkit.base.signals import ending
+from snrkit.commands.compare_rows import with_nfe
+from snrkit.commands.opening import open_aloud
+from snrkit.commands.sample import check_samplers, choose
+from snrkit.commands.tune_flow import FlowTools, fit_table, guarded_fit, tuning_seeds
+from snrkit.experiment.experiment import Experiment, dump_yaml
+from snrkit.experiment.fits import StoredFit, fit_path
+from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.lock import locked
+from snrkit.experiment.opening import open_model
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import trained_run
+from snrkit.experiment.trajectories import trajectories
+from snrkit.fitting.design import Recorded, amplifications, best_paths, record_flow, step_costs
+from snrkit.fitting.flow import rms
+from snrkit.fitting.steps import FittedTable
+from snrkit.reports.records import Designed
+from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.grid import ImageGrid, Listed
+from snrkit.sampling.refine import refined
+from snrkit.sampling.sampler import Sampler, bare, named_fit
+from snrkit.sampling.solvers import Fitted
+
+CANDIDATES = 64  # levels, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A grid with steps fitted on it, and how near it comes to the flow on first states that it was not fitted on."""
+
+    sampler: Sampler
+    table: FittedTable
+    distance: float
+
+
+def run_design(
+    experiment: Experiment, runs: FilePath, world: World, names: Sequence[str], nfe: int
+) -> dict[str, Designed]:
+    """Design a grid for each of the samplers, all by default; returns what was found by sampler."""
+    world.check_alone("design")
+    chosen = {name: plain_of(experiment, name, nfe) for name in choose(experiment, names)}
+    tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
+    opened = open_aloud(experiment, world)
+    check_samplers(opened.setting, chosen)
+    run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
+    with locked(run), ending("every design so far"), torch.no_grad():
+        tools = FlowTools(opened.experiment, trajectories(opened, open_model(opened, run)))
+        return {name: _design(tools, run, name, plain, nfe) for name, plain in chosen.items()}
+
+
+def plain_of(experiment: Experiment, name: str, nfe: int) -> Sampler:
+    """A sampler of as many evaluations with its guidance and its solver, and nothing else. ConfigError: it has none."""
+    sampler = experiment.samplers[name]
+    if isinstance(sampler.grid, ImageGrid):
+        raise ConfigError(f"samplers.{name}.grid: {sampler.grid.kind} follows the images; design another sampler.")
+    guidance = tuple(c for c in sampler.corrections if isinstance(c, Guidance))
+    plain = bare(sampler).model_copy(update={"corrections": guidance})
+    found = with_nfe(plain, nfe, experiment.model.parts.cost)
+    if found is None:
+        raise ConfigError(
+            f"--nfe {nfe}: samplers.{name} cannot have as many with its grid and solver; give another number."
+        )
+    return found
+
+
+def _design(tools: FlowTools, run: Run, name: str, plain: Sampler, nfe: int) -> Designed:
+    given = tools.experiment.samplers[name].solver
+    tune = tools.experiment.tune
+    parts = tuning_seeds(tune.seeds, tune.noises, 3)
+    fitted, chosen_on, checked = (first_states(tools.samples, plain, seeds, name) for seeds in parts)
+    recorded, own = _recorded(fitted, plain)
+    solver = given if isinstance(given, Fitted) else Fitted()
+    tried = list(_tried(fitted, chosen_on, recorded, own, plain.model_copy(update={"solver": solver})))
+    best = min(tried, key=lambda one: one.distance)
+    label = f"{name}-designed-{nfe}"
+    stored = guarded_fit(
+        tools, label, best.sampler, best.table, recorded.flow.evaluations, checked, checked.opened(plain)
+    )
+    return _write(tools.experiment, run, label, best, stored, tried[0].distance)
+
+
+def _recorded(fitted: FirstStates, plain: Sampler) -> tuple[Recorded, tuple[int, ...]]:
+    """(The flow at the candidates, where the sampler's own levels are among them)."""
+    levels = fitted.opened(plain).levels
+    fine = refined(levels, fitted.denoise.process, -(-CANDIDATES // (len(levels) - 1)))
+    return record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance), fine.visited
+
+
+def _tried(
+    fitted: FirstStates, chosen_on: FirstStates, recorded: Recorded, own: Sequence[int], shape: Sampler
+) -> Iterator[Tried]:
+    """The sampler's own grid, then those of the best paths, with steps fitted on each."""
+    plain, history = step_costs(recorded)
+    gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance)
+    paths = [tuple(own), *(path.places for path in best_paths(plain, history, gains, len(own) - 1))]
+    for places in dict.fromkeys(paths):
+        sampler = shape.model_copy(update={"grid": _listed(recorded, places)})
+        states = tuple(recorded.flow.states[place] for place in places)
+        on_path = replace(fitted, flow=replace(recorded.flow, states=states))
+        table = fit_table(on_path, sampler)
+        ends = chosen_on.walked(chosen_on.opened(sampler, table.fit))
+        yield Tried(sampler, table, rms(ends - chosen_on.flow.states[-1]))
+
+
+def _listed(recorded: Recorded, places: Sequence[int]) -> Listed:
+    """The levels at these places, as a list that a file can hold: times, where it begins at pure noise."""
+    logsnr = torch.stack([recorded.levels[place].logsnr for place in places[:-1]])
+    if bool(logsnr.isinf().any()):
+        return Listed(time=tuple(recorded.process.time(logsnr).tolist()))
+    return Listed(logsnr=tuple(logsnr.tolist()))
+
+
+def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float) -> Designed:
+    written = run.designed(label)
+    path = fit_path(run, named_fit(best.sampler))
+    content = dump_yaml(e.model_copy(update={"samplers": {**e.samplers, label: best.sampler}}))
+    with disk_errors(f"writing {written}", "free space and run the same command again"):
+        write_json(path, to_json(stored))
+        write_text(written, content)
+    return Designed(label, str(written), best.sampler.grid.model_dump(mode="json"), own, best.distance, stored.guard)

@@ -1,0 +1,155 @@
+"""`snrkit tune --by flow`: fitted to the network's own fine trajectories, and checked on others (docs/fitted.md).
+
+A sampler with coefficients of corrections gets those that bring it nearest to the flow; one whose solver or correction
+takes a fit, a table of them by step, which the run keeps. Either is used only if it comes nearer to the flow than
+without, on first states that it was not fitted on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from snrkit.base.errors import ConfigError
+from snrkit.commands.knobs import Knob, Values, neutral, with_values
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.fits import StoredFit
+from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.trajectories import Trajectories
+from snrkit.fitting.coefficients import by_flow
+from snrkit.fitting.guard import guarded
+from snrkit.fitting.steps import FittedTable, FittingSteps, fit_steps
+from snrkit.reports.records import FlowFound
+from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.sampler import OpenedSampler, Sampler, named_fit, parse_seeds
+from snrkit.sampling.step import Range
+from snrkit.shift.bootstrap import Bootstrap
+
+WIDER = 5  # times the range of a sweep
+WIDENED = ("dcw", "epsilon_scaling")  # corrections that take any coefficient
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTools:
+    """What is walked for the samplers of a run; samplers of the same grid, start and guidance share their flow."""
+
+    experiment: Experiment
+    samples: Trajectories
+    _known: dict[str, tuple[FirstStates, FirstStates]] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[Sequence[int], ...]:
+        """Those that are fitted on, and as many others."""
+        tune = self.experiment.tune
+        return tuning_seeds(tune.seeds, tune.noises)
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """The resampling of intervals."""
+        shift = self.experiment.shift
+        return Bootstrap(shift.bootstrap, shift.confidence, self.experiment.seed)
+
+    def states(self, name: str, sampler: Sampler) -> tuple[FirstStates, FirstStates]:
+        """The first states that are fitted on and those that are not."""
+        guidance = [c.model_dump(mode="json") for c in sampler.corrections if isinstance(c, Guidance)]
+        key = json.dumps([sampler.grid.model_dump(mode="json"), sampler.start, guidance], sort_keys=True)
+        if key not in self._known:
+            fitted, checked = (first_states(self.samples, sampler, part, name) for part in self.seeds)
+            self._known[key] = fitted, checked
+        return self._known[key]
+
+
+def tuning_seeds(text: str, noises: int, parts: int = 2) -> tuple[Sequence[int], ...]:
+    """The first `noises` seeds, and as many after them for each further part. ConfigError for fewer."""
+    seeds = parse_seeds(text)
+    if len(seeds) < parts * noises:
+        raise ConfigError(
+            f"tune.seeds: there are {len(seeds)}, and {parts} times tune.noises ({noises}) are needed to fit and to "
+            f"check; give {parts * noises} at least, or fewer noises."
+        )
+    return tuple(seeds[part * noises : (part + 1) * noises] for part in range(parts))
+
+
+def check_knobs(name: str, sampler: Sampler, chosen: Sequence[Knob]) -> None:
+    """Refuse coefficients that change the flow itself: ConfigError."""
+    for knob in chosen:
+        correction = sampler.corrections[knob.index]
+        if isinstance(correction, Guidance):
+            raise ConfigError(
+                f"samplers.{name}.{knob.path}: {correction.kind} changes the flow itself, so that no weight is nearer "
+                "to it; tune it by fd."
+            )
+
+
+@torch.no_grad()
+def fit_sampler(tools: FlowTools, name: str, sampler: Sampler) -> StoredFit:
+    """The coefficients of a sampler that takes a fit, with what the guard says of them beside the sampler without."""
+    fitted, checked = tools.states(name, sampler)
+    table = fit_table(fitted, sampler)
+    return guarded_fit(tools, name, sampler, table, fitted.flow.evaluations, checked, checked.opened(sampler))
+
+
+def fit_table(fitted: FirstStates, sampler: Sampler) -> FittedTable:
+    """The coefficients of each step by least squares to the flow."""
+    fitting, terms = FittingSteps(fitted.flow), named_fit(sampler).terms
+    return fit_steps(fitted.denoise, fitted.opened(sampler, fitting), fitting, fitted.x, terms, fitted.cond)
+
+
+def guarded_fit(
+    tools: FlowTools,
+    name: str,
+    sampler: Sampler,
+    table: FittedTable,
+    evaluations: int,
+    checked: FirstStates,
+    base: OpenedSampler,
+) -> StoredFit:
+    """A table as it is kept: beside a base, on first states that it was not fitted on."""
+    ends = checked.walked(base), checked.walked(checked.opened(sampler, table.fit))
+    tune = tools.experiment.tune
+    return StoredFit(
+        of=tools.samples.sources.names.fit_of(named_fit(sampler)),
+        name=name,
+        rows=table.rows,
+        shares=table.shares,
+        noises=tune.noises,
+        seeds=tune.seeds,
+        evaluations=evaluations,
+        guard=guarded(*ends, checked.flow.states[-1], checked.flow.error),
+    )
+
+
+@torch.no_grad()
+def coefficients_by_flow(
+    tools: FlowTools, name: str, sampler: Sampler, chosen: Sequence[Knob]
+) -> tuple[Values, FlowFound]:
+    """(The coefficients to take, which are neutral where the guard says so; what was found)."""
+    fitted, checked = tools.states(name, sampler)
+
+    def tried(values: Values) -> Sampler:
+        return with_values(sampler, chosen, values)
+
+    ranges = [_wide(sampler, knob) for knob in chosen]
+    found = by_flow(
+        lambda values: fitted.walked(fitted.opened(tried(values))),
+        fitted.flow.states[-1],
+        ranges,
+        tools.bootstrap,
+        fitted.flow.error,
+    )
+    values = tuple(number.value for number in found.values)
+    ends = [checked.walked(checked.opened(tried(v))) for v in (neutral(chosen), values)]
+    guard = guarded(*ends, checked.flow.states[-1], checked.flow.error)
+    taken = values if guard.helps else neutral(chosen)
+    noises, cost = tools.experiment.tune.noises, fitted.flow.evaluations
+    return taken, FlowFound(found.values, found.curves, found.flat, guard, noises, cost)
+
+
+def _wide(sampler: Sampler, knob: Knob) -> Range:
+    """Where a coefficient is searched: a correction that takes any may need far more than a sweep looks at."""
+    span = knob.range
+    if sampler.corrections[knob.index].kind not in WIDENED:
+        return span
+    low, high = (span.neutral + WIDER * (end - span.neutral) for end in (span.low, span.high))
+    return replace(span, low=low, high=high)

@@ -1,0 +1,70 @@
+"""The flow of an experiment's network from the first states of seeds, and samplers walked beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snrkit.base.errors import ConfigError
+from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.experiment.fits import WithFit
+from snrkit.experiment.trajectories import Trajectories
+from snrkit.fitting.flow import Flow, fine_flow, in_parts
+from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.sample import sample
+from snrkit.sampling.sampler import OpenedSampler, Sampler, named_fit, open_with, takes_fit
+from snrkit.sampling.step import BeliefCorrection, Fit, check_one_grid, no_fit
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStates:
+    """First states of seeds with the flow from them: what samplers of the same grid and guidance are fitted to."""
+
+    samples: Trajectories
+    denoise: Denoiser  # asked in batches
+    x: Tensor
+    cond: Cond
+    guidance: tuple[BeliefCorrection, ...]  # what guides the network
+    flow: Flow
+
+    def walked(self, ready: OpenedSampler) -> Tensor:
+        """The clean states (M, *) of a sampler."""
+        x = self.x
+        for step in sample(self.denoise, ready.solver, ready.levels, x, corrections=ready.corrections, cond=self.cond):
+            x = step.x_next
+        return x
+
+    def opened(self, sampler: Sampler, fit: Fit | None = None) -> OpenedSampler:
+        """The sampler with coefficients that are given, none by default."""
+        samples = self.samples
+        given = WithFit(samples.sources, fit or blank(sampler))
+        return open_with(sampler, samples.setting.parts.process, given)
+
+
+def blank(sampler: Sampler) -> Fit:
+    """Coefficients of 0 for a sampler that takes a fit."""
+    if not takes_fit(sampler):
+        return no_fit(0, 0)
+    named = named_fit(sampler)
+    return no_fit(named.steps, named.terms)
+
+
+def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], name: str) -> FirstStates:
+    """The flow from the first states of seeds on the grid of a sampler. ConfigError where it has none to follow."""
+    denoise = in_parts(samples.model.denoiser, samples.config.batch)
+    ready = open_with(sampler, samples.setting.parts.process, WithFit(samples.sources, blank(sampler)))
+    check_one_grid(ready.levels)
+    if ready.solver.renews != 0:
+        raise ConfigError(
+            f"samplers.{name}.solver: {sampler.solver.kind} draws noise, so that its states do not follow the flow of "
+            "the network; tune it by gap or fd."
+        )
+    own, x, cond, _ = samples.begin(sampler, ready, seeds)
+    guidance = tuple(
+        correction
+        for value, correction in zip(sampler.corrections, own.corrections, strict=True)
+        if isinstance(value, Guidance) and isinstance(correction, BeliefCorrection)
+    )
+    with torch.no_grad():
+        return FirstStates(samples, denoise, x, cond, guidance, fine_flow(denoise, own.levels, x, cond, guidance))

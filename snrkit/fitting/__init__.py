@@ -1,0 +1,1 @@
+"""Samplers fitted to the flow of the network itself."""

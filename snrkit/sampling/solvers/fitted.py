@@ -1,0 +1,89 @@
+"""A step fitted to the network's own flow (docs/fitted.md): a base solver's, and increments by least squares,
+
+    x' = base(x) + sum_band P_band [a x0_hat_k + b eps_hat_k + c eps_hat_(k-1) + d eps_hat_(k-2)]
+
+x0_hat and eps_hat of the step's last evaluation and of the steps before it, P_band the projection on Haar's low band or
+on its three high ones. As x = alpha x0_hat + sigma eps_hat, the span holds Euler, DCW, a constant scaling of eps and
+the linear multistep solvers, in every scaling; by band it is DCW with coefficients of its own for each step and band.
+The coefficients of a sampler are its run's (`snrkit tune --by flow`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from snrkit.base.value import Value
+from snrkit.base.wavelet import low_part
+from snrkit.diffusion.prediction import Denoiser
+from snrkit.sampling.solvers.dpmpp import Dpmpp2m, Dpmpp3m
+from snrkit.sampling.solvers.euler import Euler
+from snrkit.sampling.solvers.heun import Heun
+from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
+from snrkit.sampling.solvers.unipc import Unipc
+from snrkit.sampling.step import Call, Fit, Memory, Noise, Position, Solver, add_terms
+
+AnyBase = Annotated[Euler | Heun | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV, Field(discriminator="kind")]
+LONGEST_HISTORY = 3
+
+
+class Fitted(Value):
+    """Steps of `base` and what was fitted beyond them; it costs what `base` does. Without a fit it cannot sample."""
+
+    kind: Literal["fitted"] = "fitted"
+    base: AnyBase = Ipndm()
+    history: int = Field(default=2, ge=0, le=LONGEST_HISTORY, description="predictions of earlier steps that it takes")
+    bands: Literal["none", "haar"] = Field(default="none", description="haar: coefficients of their own by band")
+
+    @property
+    def order(self) -> int:
+        """That of the base, whose steps it makes where nothing was gained."""
+        return self.base.order
+
+    @property
+    def terms(self) -> int:
+        """The coefficients of a step: x0, eps and the eps before it, for each band."""
+        return (2 + self.history) * (2 if self.bands == "haar" else 1)
+
+    def with_fit(self, fit: Fit) -> "FittedSteps":
+        """The solver with its coefficients."""
+        return FittedSteps(self.base, self.history, self.bands == "haar", fit)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSteps:
+    """The steps of `base` with the coefficients of a fit. Memory: (that of `base`, the eps before, newest first)."""
+
+    base: Solver
+    history: int
+    haar: bool
+    fit: Fit
+
+    @property
+    def order(self) -> int:
+        """That of the base."""
+        return self.base.order
+
+    @property
+    def renews(self) -> float | None:
+        """0, as that of every base."""
+        return self.base.renews
+
+    def step(
+        self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
+    ) -> tuple[Tensor, tuple[Call, ...], Memory]:
+        """The step of the base and its increments."""
+        of_base, past = memory or (None, ())
+        x_next, calls, of_base = self.base.step(denoise, x, position, of_base, noise)
+        said = calls[-1].prediction
+        terms = (said.x0, said.eps, *past)
+        kept = (of_base, (said.eps, *past)[: self.history])
+        return add_terms(x_next, by_band(terms) if self.haar else terms, self.fit, position.index), calls, kept
+
+
+def by_band(terms: Sequence[Tensor]) -> list[Tensor]:
+    """The low and the high part of each term (B, C, H, W), one after the other."""
+    lows = [low_part(term) for term in terms]
+    return [part for term, low in zip(terms, lows, strict=True) for part in (low, term - low)]

@@ -1,0 +1,143 @@
+"""tune --by flow: coefficients and fitted steps of an experiment, and what samples with them."""
+
+import json
+
+import pytest
+
+from snrkit.base.sealed import read_json
+from snrkit.commands.compare_rows import comparison_layout
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.run import Run
+from tests.small import SMALL, edit, load_images, snrkit, write_config, written
+
+GRID = {"kind": "karras", "steps": 4}
+SAMPLERS = {
+    "euler": {"grid": GRID, "solver": {"kind": "euler"}},
+    "dcw": {"grid": GRID, "solver": {"kind": "euler"}, "corrections": [{"kind": "dcw", "low": 0.01, "high": 0.01}]},
+    "table": {"grid": GRID, "solver": {"kind": "euler"},
+              "corrections": [{"kind": "dcw", "schedule": {"kind": "table"}}]},
+    "fit": {"grid": GRID, "solver": {"kind": "fitted", "base": {"kind": "euler"}, "bands": "haar"}},
+    "drawn": {"grid": GRID, "solver": {"kind": "ancestral"}, "corrections": [{"kind": "dcw", "low": 0.01}]},
+    "guided": {"grid": GRID, "solver": {"kind": "euler"}, "corrections": [{"kind": "cfg", "weight": 0.5}]},
+}  # fmt: skip
+TUNE = {"seeds": "1000-1079", "noises": 40}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained small model, and all of its samplers tuned by flow that can be."""
+    folder = tmp_path_factory.mktemp("flow")
+    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    snrkit(folder, "train", "-q")
+    done = snrkit(
+        folder, "tune", "--by", "flow", "--sampler", "dcw", "--sampler", "table", "--sampler", "fit", "--json"
+    )
+    return folder, json.loads(done.stdout)
+
+
+def test_coefficients_come_with_interval_curve_and_verdict(trained):
+    """Those of DCW: the values are in the YAML where the guard lets them pass, and neutral where not."""
+    folder, found = trained
+    flow = found["dcw"]["found"]["flow"]
+    for number, curve in zip(flow["flow"]["values"], flow["flow"]["curves"], strict=True):
+        assert number["low"] <= number["value"] <= number["high"]
+        assert len(curve) >= 5
+    helps = flow["flow"]["guard"]["helps"]
+    assert flow["values"] == [n["value"] if helps else 0.0 for n in flow["flow"]["values"]]
+    said = snrkit(folder, "tune", "--by", "flow", "--sampler", "dcw").stdout
+    assert "rms to the flow" in said
+
+
+def test_fitted_steps_are_kept_and_sampled_with(trained):
+    """Fitted to the network: sample takes them from the run; they come nearer to its flow, so that images differ."""
+    folder, found = trained
+    for name in ("fit", "table"):
+        assert found[name]["guard"]["fitted"]["value"] < found[name]["guard"]["base"]["value"]
+        assert found[name]["guard"]["helps"]
+        assert found[name]["nfe"] == 4
+    snrkit(folder, "sample", "--sampler", "fit", "--sampler", "table", "--sampler", "euler", "-q")
+    run = Run(folder / "runs/small")
+    images = {name: load_images(run.samples(name), range(8)) for name in ("fit", "table", "euler")}
+    assert not (images["fit"] == images["euler"]).all()
+    assert not (images["table"] == images["euler"]).all()
+    snrkit(folder, "check", str(run.path), plain=True)
+    page = snrkit(folder, "report")
+    assert page.returncode == 0
+    assert "nearest to the flow" in (run.path / "report.html").read_text()
+
+
+def test_the_same_command_finds_the_same(trained):
+    """Bit for bit, record for record."""
+    folder, _ = trained
+    before = {path: content for path, content in written(folder).items() if "fits" in path.parts}
+    assert len(before) == 2
+    snrkit(folder, "tune", "--by", "flow", "-q", "--sampler", "fit", "--sampler", "table")
+    assert before == {path: content for path, content in written(folder).items() if "fits" in path.parts}
+
+
+def test_without_names_it_tunes_what_can_be(trained, tmp_path):
+    """Those with coefficients and those that take a fit, whatever else the file holds."""
+    folder, _ = trained
+    few = {name: SAMPLERS[name] for name in ("euler", "dcw", "fit")}
+    write_config(folder, samplers=few, tune=TUNE)
+    found = json.loads(snrkit(folder, "tune", "--by", "flow", "--json").stdout)
+    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    assert list(found) == ["dcw", "fit"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "said"),
+    [
+        (["--by", "flow", "--sampler", "drawn"], {}, "ancestral draws noise"),
+        (["--by", "flow", "--sampler", "guided"], {}, "cfg changes the flow itself"),
+        (["--by", "fd", "--sampler", "fit"], {}, "fitted by flow alone"),
+        (["--by", "flow", "--sampler", "fit", "--parameter", "0.low"], {}, "takes a fit of every step"),
+        (["--by", "flow", "--sampler", "fit"], {"tune": {"seeds": "1000-1019"}}, "give 256 at least"),
+        (["--by", "flow", "--sampler", "euler"], {}, "this sampler has none"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(trained, arguments, changes, said):
+    """In one sentence, with nothing written."""
+    folder, _ = trained
+    write_config(folder, **{"samplers": SAMPLERS, "tune": TUNE, **changes})
+    before = written(folder)
+    done = snrkit(folder, "tune", *arguments, check=False)
+    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
+    assert {p: c for p, c in written(folder).items() if "runs" in p.parts} == {
+        p: c for p, c in before.items() if "runs" in p.parts
+    }
+
+
+def test_a_fit_of_another_model_is_refused(trained):
+    """Of other weights, of another grid, and one that is damaged; what to do is said."""
+    folder, _ = trained
+    run = Run(folder / "runs/small")
+    paths = sorted((run.path / "fits").glob("*.json"))
+    kept = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        edit(path, of={**read_json(path)["of"], "weights_checksum": "another"})
+    done = snrkit(folder, "sample", "--sampler", "fit", "--overwrite", check=False)
+    assert "weights checksum differ" in " ".join(done.stderr.split())
+    assert "tune --by flow" in done.stderr
+    for path, content in kept.items():
+        path.write_bytes(content)
+    other = {**SAMPLERS, "fit": {**SAMPLERS["fit"], "grid": {"kind": "karras", "steps": 5}}}
+    write_config(folder, samplers=other, tune=TUNE)
+    done = snrkit(folder, "sample", "--sampler", "fit", "--overwrite", check=False)
+    assert "holds no fit for this sampler" in " ".join(done.stderr.split())
+    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    paths[0].write_text(paths[0].read_text()[:-40])
+    assert snrkit(folder, "check", str(run.path), plain=True, check=False).returncode != 0
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def test_the_base_of_a_fitted_row_is_its_base_solver():
+    """At equal cost, without what was fitted."""
+    few = {name: SAMPLERS[name] for name in ("fit", "table")}
+    rows = comparison_layout(parse_experiment({**SMALL, "samplers": few}, "small"))
+    assert rows[rows["fit"].base].sampler.solver.kind == "euler"
+    assert rows["table"].base == rows["fit"].base
+    assert not rows[rows["fit"].base].sampler.corrections

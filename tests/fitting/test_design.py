@@ -1,0 +1,115 @@
+"""Designed grids: costs by least squares as written, paths by exhaustive search, and nearness on a mixture."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from snrkit.diffusion.process import Edm
+from snrkit.fitting.design import amplifications, best_paths, record_flow, step_costs
+from snrkit.fitting.flow import fine_flow, rms
+from snrkit.fitting.steps import FittingSteps, fit_steps
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.refine import refined
+from snrkit.sampling.sample import start
+from snrkit.sampling.sampler import OpenedSampler
+from snrkit.sampling.solvers import Fitted
+from tests.exact import gaussian, mixture, run
+
+STEPS, SHAPE = 4, (1, 2, 2)
+
+
+def states(seed, noises=48):
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(noises, *SHAPE, generator=draws, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """The flow of a mixture at 13 candidates."""
+    levels = refined(Karras(steps=STEPS).levels(Edm()), Edm(), 4).levels
+    return record_flow(mixture(Edm(), variance=0.1), levels, start(Edm(), states(1), levels[0]))
+
+
+def test_costs_are_what_least_squares_leaves(recorded):
+    """Of every pair and some triples, by lstsq on the recorded tensors themselves."""
+    plain, history = step_costs(recorded)
+    count = len(recorded.x0)
+
+    def left(terms, wanted):
+        f, y = torch.stack([term.flatten() for term in terms], 1), wanted.flatten()
+        solution = torch.linalg.lstsq(f, y[:, None]).solution[:, 0]
+        return float((y - f @ solution).square().mean())
+
+    for i in range(count):
+        for j in range(i + 1, count + 1):
+            terms = [recorded.x0[i], recorded.eps[i]]
+            wanted = recorded.flow.states[j]
+            assert float(plain[i, j]) == pytest.approx(left(terms, wanted), rel=1e-4, abs=1e-10)
+            for h in range(0, i, 3):
+                with_history = left([*terms, recorded.eps[h]], wanted)
+                assert float(history[h, i, j]) == pytest.approx(with_history, rel=1e-4, abs=1e-9)
+    assert bool(plain[3, :4].isinf().all())
+    assert bool(history[3, 3].isinf().all())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_paths_are_those_of_an_exhaustive_search(steps):
+    """On costs that are drawn at random, over all paths of nine levels."""
+    draws, count = torch.Generator().manual_seed(steps), 8
+    plain = torch.rand(count, count + 1, generator=draws, dtype=torch.float64)
+    history = torch.rand(count, count, count + 1, generator=draws, dtype=torch.float64)
+    gains = torch.rand(count + 1, generator=draws, dtype=torch.float64)
+    i, j = torch.arange(count), torch.arange(count + 1)
+    plain = torch.where(j[None] > i[:, None], plain, torch.inf)
+    rises = (i[None] > i[:, None])[..., None] & (j > i[:, None])[None]
+    history = torch.where(rises, history, torch.inf)
+
+    def cost(path):
+        total = float(plain[path[0], path[1]] * gains[path[1]])
+        return total + sum(
+            float(history[h, i, j] * gains[j]) for h, i, j in zip(path, path[1:], path[2:], strict=False)
+        )
+
+    every = sorted((cost((0, *inner, count)), (0, *inner, count)) for inner in combinations(range(1, count), steps - 1))
+    found = best_paths(plain, history, gains, steps)
+    assert found[0].places == every[0][1]
+    assert found[0].cost == pytest.approx(every[0][0])
+    for path in found:
+        assert path.cost == pytest.approx(cost(path.places))
+    assert [path.cost for path in found] == sorted(path.cost for path in found)
+
+
+def test_gains_are_those_of_the_gaussian_flow():
+    """An error at a level is in the image sqrt(v/(alpha^2 v + sigma^2)) times as large; in between, interpolated."""
+    levels = refined(Karras(steps=STEPS).levels(Edm()), Edm(), 12).levels
+    denoise = gaussian(Edm(), 0.3, 0.25, SHAPE)
+    recorded = record_flow(denoise, levels, start(Edm(), states(1), levels[0]))
+    places = range(0, len(levels), 2)
+    found = amplifications(denoise, recorded, places)
+    for place in list(places)[1:-1]:
+        level = levels[place]
+        wanted = 0.25 / float(level.alpha**2 * 0.25 + level.sigma**2)
+        assert float(found[place]) == pytest.approx(wanted, rel=0.05)
+    assert found[-1] == 1
+
+
+def test_a_designed_grid_is_nearer_than_karras(recorded):
+    """On first states that nothing was fitted on, with fitted steps on both."""
+    denoise = mixture(Edm(), variance=0.1)
+    fine = refined(Karras(steps=STEPS).levels(Edm()), Edm(), 16)
+    x = start(Edm(), states(1, 96), fine.levels[0])
+    recorded = record_flow(denoise, fine.levels, x)
+    gains = amplifications(denoise, recorded, fine.visited)
+    path = best_paths(*step_costs(recorded), gains, STEPS)[0].places
+    fresh = start(Edm(), states(2, 96), fine.levels[0])
+    truth = fine_flow(denoise, fine.levels, fresh, steps=120).states[-1]
+    found = []
+    for places in (path, fine.visited):
+        levels = tuple(fine.levels[place] for place in places)
+        fitting = FittingSteps(fine_flow(denoise, levels, x))
+        value = Fitted()
+        opened = OpenedSampler(levels, value.with_fit(fitting), ())
+        table = fit_steps(denoise, opened, fitting, x, value.terms)
+        found.append(rms(run(value.with_fit(table.fit), denoise, levels, fresh) - truth))
+    assert found[0] < 0.9 * found[1]

@@ -1,0 +1,137 @@
+"""The fine flow: against exact flows and finer integrators, its stated error, and refined grids."""
+
+import math
+
+import pytest
+import torch
+
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
+from snrkit.diffusion.process import Ddpm, Edm, Flow
+from snrkit.fitting.flow import fine_flow, in_parts, rms
+from snrkit.sampling.corrections import ClassifierFreeGuidance
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.refine import refined
+from snrkit.sampling.sample import start
+from snrkit.sampling.solvers import Heun
+from tests.exact import PROCESSES, gaussian, gaussian_flow, mixture, run, tensor
+
+NOISES = 32
+
+
+def first(process, levels, shape=(1, 2, 2), noises=NOISES):
+    draws = torch.Generator().manual_seed(3)
+    return start(process, torch.randn(noises, *shape, generator=draws, dtype=torch.float64), levels[0])
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_flow_of_gaussian_data_is_the_closed_form(name):
+    """At every level of the grid, within the error that is stated, which is small."""
+    process = PROCESSES[name]
+    levels = UniformLogsnr(steps=6, logsnr_min=-6, logsnr_max=6).levels(process)
+    x = first(process, levels)
+    found = fine_flow(gaussian(process, shape=(1, 2, 2)), levels, x)
+    for level, state, error in zip(levels[:-1], found.states, found.errors, strict=False):
+        assert rms(state - gaussian_flow(x, levels[0], level)) <= error + 1e-12
+    assert max(found.errors) < 2e-3
+    assert found.evaluations >= 360
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_stated_error_covers_the_true_one_on_a_mixture(name):
+    """Against Heun with ten times the steps, on a grid that ends where the process does."""
+    process = PROCESSES[name]
+    grid = UniformTime(steps=7) if name == "flow" else UniformLogsnr(steps=7)
+    levels, denoise = grid.levels(process), mixture(process)
+    x = first(process, levels)
+    found = fine_flow(denoise, levels, x)
+    finest = refined(levels, process, 700).levels
+    truth = run(Heun(), denoise, finest, x) if name != "ddpm" else fine_flow(denoise, levels, x, steps=2400).states[-1]
+    assert rms(found.states[-1] - truth) <= found.error + 2e-6
+    assert found.error < 0.01
+
+
+def test_first_states_are_the_flow_at_the_first_level():
+    """And there without error."""
+    levels = Karras(steps=5).levels(Edm())
+    x = first(Edm(), levels)
+    found = fine_flow(mixture(Edm()), levels, x)
+    assert torch.equal(found.states[0], x)
+    assert found.errors[0] == 0
+    assert len(found.states) == len(levels)
+
+
+def test_the_flow_is_that_of_the_guided_network():
+    """With a weight of guidance it is the flow of the denoiser that says what guidance makes it say."""
+    process = Edm()
+    plain, other = (mixture(process, seed=seed) for seed in (5, 6))
+
+    def answer(x, level, told, cond):
+        return plain(x, level) if bool((cond.labels >= 0).all()) else other(x, level)
+
+    def guided(x, level, told, cond):
+        p, q = plain(x, level), other(x, level)
+        return Prediction(p.x0 + 0.5 * (p.x0 - q.x0), p.eps + 0.5 * (p.eps - q.eps))
+
+    levels = Karras(steps=4).levels(process)
+    x, cond = first(process, levels), Cond(labels=torch.zeros(NOISES, dtype=torch.int64))
+    weight = ClassifierFreeGuidance(weight=0.5)
+    found = fine_flow(Wrapped(process, answer), levels, x, cond, [weight])
+    wanted = fine_flow(Wrapped(process, guided), levels, x, cond)
+    assert torch.allclose(found.states[-1], wanted.states[-1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 32, 100])
+def test_asking_in_parts_changes_nothing(batch):
+    """At one level for all and at one for each, with what is told."""
+    denoise = mixture(Edm())
+    x = first(Edm(), Karras(steps=3).levels(Edm()))
+    for logsnr in (tensor(1.0), torch.linspace(-2, 2, NOISES, dtype=torch.float64)):
+        level = Edm().level(logsnr)
+        for told in (level, Edm().level(logsnr + 0.1)):
+            found, wanted = in_parts(denoise, batch)(x, level, told=told), denoise(x, level, told=told)
+            assert torch.allclose(found.x0, wanted.x0, rtol=0, atol=1e-13)
+            assert torch.allclose(found.eps, wanted.eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_refined_grids_hold_the_old_levels(name, parts):
+    """In their places; they rise; steps between noisy levels are even in logsnr, the last reaches the cleanest."""
+    process = PROCESSES[name]
+    grid = UniformTime(steps=5) if name == "flow" else UniformLogsnr(steps=5, logsnr_max=3)
+    levels = grid.levels(process)
+    fine = refined(levels, process, parts)
+    assert [fine.levels[i] for i in fine.visited] == list(levels)
+    logsnr = torch.stack([level.logsnr for level in fine.levels])
+    assert bool((logsnr[1:] > logsnr[:-1]).all())
+    assert float(logsnr[-2]) == pytest.approx(process.bounds[1])
+    assert fine.even == (name != "ddpm")
+    inner = logsnr[fine.visited[1] : fine.visited[2] + 1].diff()
+    assert len(inner) == parts
+    assert inner.max() - inner.min() <= (0.05 if name == "ddpm" else 1e-12)
+
+
+def test_pure_noise_is_left_evenly_in_the_angle():
+    """Flow matching begins at t = 1, where logsnr is -inf."""
+    levels = UniformTime(steps=4).levels(Flow())
+    fine = refined(levels, Flow(), 8)
+    angles = [math.atan2(float(level.sigma), float(level.alpha)) for level in fine.levels[: fine.visited[1] + 1]]
+    steps = torch.tensor(angles, dtype=torch.float64).diff()
+    assert len(steps) == 8
+    assert steps.max() - steps.min() < 1e-12
+
+
+def test_a_table_has_fewer_parts_than_asked():
+    """Never more than its entries, none twice."""
+    process = Ddpm()
+    levels = UniformTime(steps=900).levels(process)
+    assert len(refined(levels, process, 10).levels) <= 1001
+
+
+def test_levels_of_the_clean_end_are_not_cut():
+    """Where a grid's last noisy level is the cleanest of the process, one step is left."""
+    levels = Karras(steps=5).levels(Edm())
+    fine = refined(levels, Edm(), 4)
+    assert isinstance(fine.levels[-1], Level)
+    assert fine.visited[-1] - fine.visited[-2] == 1

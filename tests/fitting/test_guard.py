@@ -1,0 +1,132 @@
+"""The guard: its rate where nothing helps, its power where something does, and what it promises."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import nct, t
+
+from snrkit.diffusion.process import Edm
+from snrkit.fitting.coefficients import by_flow
+from snrkit.fitting.flow import fine_flow, rms
+from snrkit.fitting.guard import guarded
+from snrkit.fitting.steps import FittingSteps, fit_steps
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.grid import Karras
+from snrkit.sampling.sample import start
+from snrkit.sampling.sampler import OpenedSampler
+from snrkit.sampling.solvers import Euler, Fitted, Unipc
+from snrkit.sampling.step import Range
+from snrkit.shift.bootstrap import Bootstrap
+from tests.exact import mixture, run
+
+STATES, DIMS = 32, 4
+
+
+def pair(seed, gain):
+    """Clean states whose squared distances to the flow change by `gain` standard deviations of the change."""
+    draws = torch.Generator().manual_seed(seed)
+    flow = torch.randn(STATES, DIMS, generator=draws, dtype=torch.float64)
+    change = gain + torch.randn(STATES, generator=draws, dtype=torch.float64)
+    base, fitted = flow + 10, flow.clone()
+    fitted += (100 + change).sqrt()[:, None]
+    return base, fitted, flow
+
+
+def test_it_is_a_one_sided_test_of_five_percent():
+    """With a change that is normal of mean 0 it passes in 5 % of 2,000 repeats, within what chance allows."""
+    passed = sum(guarded(*pair(seed, 0.0), 0.0).helps for seed in range(2000))
+    assert 70 <= passed <= 132
+
+
+@pytest.mark.parametrize("gain", [-0.2, -0.5])
+def test_a_planted_gain_is_found_with_the_power_of_the_t_test(gain):
+    """The noncentral t at M = 32."""
+    passed = sum(guarded(*pair(seed, gain), 0.0).helps for seed in range(1000)) / 1000
+    power = float(nct.cdf(t.ppf(0.05, STATES - 1), STATES - 1, gain * math.sqrt(STATES)))
+    assert passed == pytest.approx(power, abs=4 * math.sqrt(power * (1 - power) / 1000))
+
+
+def test_a_flow_that_is_wrong_by_what_is_stated_cannot_pass_what_harms():
+    """Every flow within the stated rms of the true one: the bound holds for the worst of them."""
+    base, _, truth = pair(0, 0.0)
+    fitted = base + 0.05  # farther away, everywhere
+    assert rms(fitted - truth) > rms(base - truth)
+    for error in (0.01, 0.1, 1.0):
+        seen = truth + error * (fitted - base) / rms(fitted - base)  # moved to where the fit looks best
+        assert not guarded(base, fitted, seen, error).helps
+
+
+def test_the_distance_is_an_rms_and_its_interval_knows_the_reference():
+    """As far as numbers go; wider by the flow's own error on either side."""
+    base, fitted, flow = pair(3, 0.0)
+    plain, unsure = guarded(base, fitted, flow, 0.0), guarded(base, fitted, flow, 0.5)
+    assert plain.base.value == pytest.approx(rms(base - flow))
+    assert plain.fitted.low < plain.fitted.value < plain.fitted.high
+    assert unsure.fitted.high == pytest.approx(plain.fitted.high + 0.5)
+    assert unsure.fitted.low == pytest.approx(plain.fitted.low - 0.5)
+
+
+def test_the_promise_holds_for_finite_samples():
+    """W2(X, data) <= W2(flow, data) + sqrt(d) rms(X - flow), by optimal assignment."""
+    from scipy.optimize import linear_sum_assignment
+
+    def w2(a, b):
+        costs = torch.cdist(a, b).square()
+        rows, columns = linear_sum_assignment(costs.numpy())
+        return math.sqrt(float(costs[rows, columns].mean()))
+
+    for seed in range(20):
+        draws = torch.Generator().manual_seed(seed)
+        data, flow = (torch.randn(50, DIMS, generator=draws, dtype=torch.float64) for _ in range(2))
+        x = flow + 0.3 * torch.randn(50, DIMS, generator=draws, dtype=torch.float64)
+        assert w2(x, data) <= w2(flow, data) + math.sqrt(DIMS) * rms(x - flow) + 1e-12
+
+
+def fit_dcw(denoise, levels, base, x, flow):
+    """What walks the base with the coefficient of DCW that is nearest to the flow from x."""
+
+    def walk(values, x):
+        return run(base, denoise, levels, x, corrections=[Dcw(pixel=values[0])])
+
+    span = Range(0.0, -0.1, 0.2, coarse=0.01, fine=0.001)
+    found = by_flow(lambda v: walk(v, x), flow.states[-1], [span], Bootstrap(100, 0.95, 0), flow.error)
+    return lambda fresh: walk((found.values[0].value,), fresh)
+
+
+def fit_solver(denoise, levels, base, x, flow):
+    """What walks the steps that are fitted from x."""
+    value, fitting = Fitted(base=base), FittingSteps(flow)
+    table = fit_steps(denoise, OpenedSampler(levels, value.with_fit(fitting), ()), fitting, x, value.terms)
+    return lambda fresh: run(value.with_fit(table.fit), denoise, levels, fresh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", [fit_dcw, fit_solver])
+def test_where_nothing_can_help_it_passes_at_most_five_percent(fit):
+    """Exact denoisers on a fine grid, 400 seeds: coefficients and steps that were fitted, on fresh first states."""
+    levels, denoise, base = Karras(steps=60).levels(Edm()), mixture(Edm(), shape=(1, 1, 2), variance=0.2), Unipc(p=3)
+    passed = 0
+    for seed in range(400):
+        x, fresh = states(levels, seed, (1, 1, 2), 20)
+        flow, truth = (fine_flow(denoise, levels, part) for part in (x, fresh))
+        ends = run(base, denoise, levels, fresh), fit(denoise, levels, base, x, flow)(fresh)
+        passed += guarded(*ends, truth.states[-1], truth.error).helps
+    assert passed <= 20
+
+
+def states(levels, seed, shape, count):
+    """First states to fit on, and others."""
+    draws = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, count, *shape, generator=draws, dtype=torch.float64)
+    return [start(Edm(), part, levels[0]) for part in noise]
+
+
+@pytest.mark.parametrize("fit", [fit_dcw, fit_solver])
+def test_a_coarse_grid_passes(fit):
+    """Where something can help, it does."""
+    levels, denoise = Karras(steps=6).levels(Edm()), mixture(Edm(), variance=0.1)
+    x, fresh = states(levels, 1, (1, 2, 2), 64)
+    truth = fine_flow(denoise, levels, fresh)
+    fitted = fit(denoise, levels, Euler(), x, fine_flow(denoise, levels, x))(fresh)
+    assert guarded(run(Euler(), denoise, levels, fresh), fitted, truth.states[-1], truth.error).helps
