@@ -139,8 +139,8 @@ def coefficients_by_flow(
         fitted.flow.error,
     )
     values = tuple(number.value for number in found.values)
-    ends = [checked.walked(checked.opened(tried(v))) for v in (neutral(chosen), values)]
-    guard = guarded(*ends, checked.flow.states[-1], checked.flow.error)
+    base, moved = (checked.walked(checked.opened(tried(v))) for v in (neutral(chosen), values))
+    guard = guarded(base, moved, checked.flow.states[-1], checked.flow.error)
     taken = values if guard.helps else neutral(chosen)
     noises, cost = tools.experiment.tune.noises, fitted.flow.evaluations
     return taken, FlowFound(found.values, found.curves, found.flat, guard, noises, cost)

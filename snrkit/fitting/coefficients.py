@@ -104,7 +104,8 @@ def _descend(search: _Search, values: Values, states: Tensor) -> tuple[Values, T
 
 def _least_squares(slopes: Tensor, residual: Tensor) -> Tensor:
     """-(J J')^+ J r for J (n, N) and r (N,)."""
-    return -(torch.linalg.pinv(slopes @ slopes.T, hermitian=True) @ (slopes @ residual))
+    step: Tensor = -(torch.linalg.pinv(slopes @ slopes.T, hermitian=True) @ (slopes @ residual))
+    return step
 
 
 def _halved(search: _Search, values: Values, states: Tensor, step: Tensor) -> tuple[Values, Tensor] | None:

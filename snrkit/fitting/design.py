@@ -27,7 +27,8 @@ from snrkit.sampling.sample import informed, sample, wrapped
 from snrkit.sampling.solvers import Unipc
 from snrkit.sampling.step import BeliefCorrection, Position
 
-FEW = 4  # paths that are kept
+FEW = 16  # paths that are kept, as the cost of a step on the flow is not that on states that steps made
+SMALLEST = 1e-3  # of a state's rms, for an error whose growth is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,10 @@ def _gain(
     state = recorded.flow.states[place]
     terms = torch.stack([recorded.x0[before].flatten(), recorded.eps[before].flatten()]).double()
     made = (solutions(terms @ terms.T, terms @ state.flatten().double()) @ terms).reshape(state.shape).to(state)
+    error = made - state
+    if not rms(error):
+        error = recorded.eps[place]
+    error = error * max(1.0, SMALLEST * rms(state) / rms(error))  # above what walking it twice would round
 
     def clean(x: Tensor) -> Tensor:
         steps = range(place, len(recorded.levels) - 1)
@@ -146,7 +151,7 @@ def _gain(
             x = step.x_next
         return x
 
-    return torch.tensor((rms(clean(made) - clean(state)) / rms(made - state)) ** 2, dtype=torch.float64)
+    return torch.tensor((rms(clean(state + error) - clean(state)) / rms(error)) ** 2, dtype=torch.float64)
 
 
 def best_paths(plain: Tensor, history: Tensor, gains: Tensor, steps: int, few: int = FEW) -> list[Path]:

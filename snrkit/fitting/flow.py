@@ -6,7 +6,7 @@ levels the two are extrapolated,
     X* = X_n + (X_n - X_(n/2)) / (2^3 - 1),
 
 and the error of X* is stated as rms(X_n - X_(n/2)) / (2^2 - 1), what would be left of X_n at order 2; on a table, whose
-levels are not cut evenly, X* = X_n and its error is stated as rms(X_n - X_(n/2)).
+levels are not cut evenly, X* = X_n and its error is stated as 2 rms(X_n - X_(n/2)).
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def fine_flow(
     for state, coarse in zip(fine, half, strict=True):
         moved = state - coarse
         states.append(state + moved / (2**ORDER - 1) if even else state)
-        errors.append(rms(moved) / (2**STATED - 1) if even else rms(moved))
+        errors.append(rms(moved) / (2**STATED - 1) if even else 2 * rms(moved))
     return Flow(tuple(states), tuple(errors), cost + cost_half)
 
 

@@ -52,4 +52,5 @@ def solutions(products: Tensor, with_wanted: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(alike)
     inverse = torch.where(values > SMALLEST, 1 / values, 0.0)
     along = vectors.mT @ (unit * with_wanted)[..., None]
-    return unit * (vectors @ (inverse[..., None] * along))[..., 0]
+    found: Tensor = unit * (vectors @ (inverse[..., None] * along))[..., 0]
+    return found

@@ -268,7 +268,7 @@ def test_all_probes_are_written_and_reported(trained):
     [
         (("--sampler", "es", "--set", "tune.seeds=0-10"), "scored by sample.seeds"),
         (("--sampler", "nope"), "unknown sampler 'nope'"),
-        (("--sampler", "es", "--by", "magic"), "choose one of predicted, gap, fd, optuna"),
+        (("--sampler", "es", "--by", "magic"), "choose one of flow, predicted, gap, fd, optuna"),
         (("--sampler", "es", "--parameter", "0.scal"), "0.scale, 0.slope"),
         (("--sampler", "nag", "--by", "predicted"), "follows only dcw and epsilon_scaling"),
     ],

@@ -1,12 +1,13 @@
 """tune --by flow: coefficients and fitted steps of an experiment, and what samples with them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from snrkit.base.sealed import read_json
 from snrkit.commands.compare_rows import comparison_layout
-from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.run import Run
 from tests.small import SMALL, edit, load_images, snrkit, write_config, written
 
@@ -20,14 +21,15 @@ SAMPLERS = {
     "drawn": {"grid": GRID, "solver": {"kind": "ancestral"}, "corrections": [{"kind": "dcw", "low": 0.01}]},
     "guided": {"grid": GRID, "solver": {"kind": "euler"}, "corrections": [{"kind": "cfg", "weight": 0.5}]},
 }  # fmt: skip
-TUNE = {"seeds": "1000-1079", "noises": 40}
+TUNE = {"seeds": "1000-1059", "noises": 20}
+FILE = {"samplers": SAMPLERS, "tune": TUNE, "sample": {"seeds": "0-63", "batch": 64}}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A trained small model, and all of its samplers tuned by flow that can be."""
     folder = tmp_path_factory.mktemp("flow")
-    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    write_config(folder, **FILE)
     snrkit(folder, "train", "-q")
     done = snrkit(
         folder, "tune", "--by", "flow", "--sampler", "dcw", "--sampler", "table", "--sampler", "fit", "--json"
@@ -37,15 +39,13 @@ def trained(tmp_path_factory):
 
 def test_coefficients_come_with_interval_curve_and_verdict(trained):
     """Those of DCW: the values are in the YAML where the guard lets them pass, and neutral where not."""
-    folder, found = trained
+    _, found = trained
     flow = found["dcw"]["found"]["flow"]
     for number, curve in zip(flow["flow"]["values"], flow["flow"]["curves"], strict=True):
         assert number["low"] <= number["value"] <= number["high"]
         assert len(curve) >= 5
     helps = flow["flow"]["guard"]["helps"]
     assert flow["values"] == [n["value"] if helps else 0.0 for n in flow["flow"]["values"]]
-    said = snrkit(folder, "tune", "--by", "flow", "--sampler", "dcw").stdout
-    assert "rms to the flow" in said
 
 
 def test_fitted_steps_are_kept_and_sampled_with(trained):
@@ -79,10 +79,13 @@ def test_without_names_it_tunes_what_can_be(trained, tmp_path):
     """Those with coefficients and those that take a fit, whatever else the file holds."""
     folder, _ = trained
     few = {name: SAMPLERS[name] for name in ("euler", "dcw", "fit")}
-    write_config(folder, samplers=few, tune=TUNE)
-    found = json.loads(snrkit(folder, "tune", "--by", "flow", "--json").stdout)
-    write_config(folder, samplers=SAMPLERS, tune=TUNE)
-    assert list(found) == ["dcw", "fit"]
+    write_config(folder, **{**FILE, "samplers": few})
+    said = snrkit(folder, "tune", "--by", "flow").stdout
+    write_config(folder, **FILE)
+    assert "rms to the flow" in said
+    assert "corrections.0.low" in said
+    assert "fits/" in said
+    assert "euler" not in said
 
 
 @pytest.mark.parametrize(
@@ -92,17 +95,17 @@ def test_without_names_it_tunes_what_can_be(trained, tmp_path):
         (["--by", "flow", "--sampler", "guided"], {}, "cfg changes the flow itself"),
         (["--by", "fd", "--sampler", "fit"], {}, "fitted by flow alone"),
         (["--by", "flow", "--sampler", "fit", "--parameter", "0.low"], {}, "takes a fit of every step"),
-        (["--by", "flow", "--sampler", "fit"], {"tune": {"seeds": "1000-1019"}}, "give 256 at least"),
+        (["--by", "flow", "--sampler", "fit"], {"tune": {"seeds": "1000-1019"}}, "give 256 at least, or fewer"),
         (["--by", "flow", "--sampler", "euler"], {}, "this sampler has none"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(trained, arguments, changes, said):
     """In one sentence, with nothing written."""
     folder, _ = trained
-    write_config(folder, **{"samplers": SAMPLERS, "tune": TUNE, **changes})
+    write_config(folder, **{**FILE, **changes})
     before = written(folder)
     done = snrkit(folder, "tune", *arguments, check=False)
-    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    write_config(folder, **FILE)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
     assert {p: c for p, c in written(folder).items() if "runs" in p.parts} == {
@@ -124,10 +127,10 @@ def test_a_fit_of_another_model_is_refused(trained):
     for path, content in kept.items():
         path.write_bytes(content)
     other = {**SAMPLERS, "fit": {**SAMPLERS["fit"], "grid": {"kind": "karras", "steps": 5}}}
-    write_config(folder, samplers=other, tune=TUNE)
+    write_config(folder, **{**FILE, "samplers": other})
     done = snrkit(folder, "sample", "--sampler", "fit", "--overwrite", check=False)
     assert "holds no fit for this sampler" in " ".join(done.stderr.split())
-    write_config(folder, samplers=SAMPLERS, tune=TUNE)
+    write_config(folder, **FILE)
     paths[0].write_text(paths[0].read_text()[:-40])
     assert snrkit(folder, "check", str(run.path), plain=True, check=False).returncode != 0
     for path, content in kept.items():
@@ -141,3 +144,37 @@ def test_the_base_of_a_fitted_row_is_its_base_solver():
     assert rows[rows["fit"].base].sampler.solver.kind == "euler"
     assert rows["table"].base == rows["fit"].base
     assert not rows[rows["fit"].base].sampler.corrections
+
+
+@pytest.mark.parametrize("name", ["euler", pytest.param("guided", marks=pytest.mark.slow)])
+def test_a_designed_grid_is_sampled_with(trained, name):
+    """At the number of evaluations that was asked for, rising levels, nearer to the flow than the plain sampler."""
+    folder, _ = trained
+    nfe = 3 if name == "euler" else 6
+    found = json.loads(snrkit(folder, "design", "--sampler", name, "--nfe", str(nfe), "--json").stdout)[name]
+    label = f"{name}-designed-{nfe}"
+    assert found["sampler"] == label
+    assert found["distance"] <= found["own_grid"]
+    assert found["guard"]["fitted"]["value"] < found["guard"]["base"]["value"]
+    assert len(found["grid"]["logsnr"]) == 3
+    experiment = load_experiment(found["written"])
+    assert experiment.model.parts.cost(experiment.samplers[label]) == nfe
+    (folder / "designed.yaml").write_text(Path(found["written"]).read_text())
+    snrkit(folder, "sample", "--sampler", label, "-q", config="designed.yaml")
+    assert len(load_images(Run(folder / "runs/small").samples(label), range(8))) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nfe", "5", "--sampler", "guided"], "cannot have as many"),
+        (["--nfe", "3", "--sampler", "drawn"], "ancestral draws noise"),
+        (["--nfe", "3", "--sampler", "no"], "unknown sampler"),
+    ],
+)
+def test_what_cannot_be_designed_is_refused(trained, arguments, said):
+    """In one sentence."""
+    folder, _ = trained
+    done = snrkit(folder, "design", *arguments, check=False)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())

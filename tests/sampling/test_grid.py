@@ -7,8 +7,17 @@ import torch
 
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.betas import TrainedBetas
-from snrkit.diffusion.process import Ddpm, Edm
-from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
+from snrkit.diffusion.process import Ddpm, Edm, Flow
+from snrkit.sampling.grid import (
+    BetaSigma,
+    Karras,
+    KlOptimal,
+    Listed,
+    Polyexponential,
+    Trailing,
+    UniformLogsnr,
+    UniformTime,
+)
 from tests.exact import PROCESSES
 
 GRIDS = (
@@ -144,3 +153,53 @@ def test_given_ends_are_hit_exactly():
     assert math.exp(-levels[-2].logsnr / 2) == pytest.approx(0.01, rel=1e-14)
     levels = UniformLogsnr(steps=3, logsnr_min=-2, logsnr_max=4).levels(Edm())
     assert [float(level.logsnr) for level in levels] == [-2, 1, 4, math.inf]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.kind)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_list_of_a_grid_s_levels_is_that_grid(grid, name):
+    """As logsnr, as sigma over alpha and as times of the network, whichever are finite."""
+    process = PROCESSES[name]
+    levels = grid.levels(process)
+    logsnr = torch.stack([level.logsnr for level in levels[:-1]])
+    lists = [Listed(time=tuple(process.time(logsnr).tolist()))]
+    if bool(logsnr.isfinite().all()):
+        lists += [Listed(logsnr=tuple(logsnr.tolist())), Listed(sigma=tuple(torch.exp(-logsnr / 2).tolist()))]
+    for listed in lists:
+        assert listed.steps == grid.steps
+        found = torch.stack([level.logsnr for level in listed.levels(process)])
+        torch.testing.assert_close(found[:-1], logsnr, rtol=1e-9, atol=1e-9)
+        assert float(found[-1]) == math.inf
+
+
+def test_a_published_list_may_end_in_the_clean_level():
+    """AYS's ten sigmas of Stable Diffusion, with the 0 that is printed behind them."""
+    sigmas = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+    with_end, without = (Listed(sigma=listed).levels(Edm()) for listed in ((*sigmas, 0.0), sigmas))
+    assert [float(level.sigma) for level in with_end] == [float(level.sigma) for level in without]
+    assert len(with_end) == 12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sigma": (1.0,), "time": (3.0,)}, {"sigma": ()}, {"sigma": (1.0, -1.0)}, {"sigma": (0.0,)}],
+)
+def test_lists_that_say_nothing_are_refused(options):
+    """None, two, empty, or of levels that are none."""
+    with pytest.raises(ValueError, match=r"give one of|above 0|at least 1"):
+        Listed(**options)
+
+
+@pytest.mark.parametrize(
+    ("listed", "process"),
+    [
+        (Listed(sigma=(1.0, 2.0)), Edm()),
+        (Listed(logsnr=(1.0, 1.0)), Edm()),
+        (Listed(time=(0.5, 0.7)), Flow()),
+        (Listed(time=(999.0, 998.9, 998.8)), Ddpm()),
+    ],
+)
+def test_lists_that_do_not_rise_are_refused(listed, process):
+    """Whatever they are listed in, and where two lie at one entry of a table."""
+    with pytest.raises(SnrkitError, match="cleaner than the one before"):
+        listed.levels(process)

@@ -25,12 +25,13 @@ from snrkit.sampling.solvers import (
     Dpmpp2m,
     Dpmpp3m,
     Euler,
+    Fitted,
     Heun,
     Ipndm,
     IpndmV,
     Unipc,
 )
-from snrkit.sampling.step import ForwardStatistics, Position
+from snrkit.sampling.step import ForwardStatistics, Position, no_fit
 from snrkit.shift.amplification import Modes, gaussian_gain
 from tests.exact import (
     MEAN,
@@ -73,6 +74,8 @@ def test_what_a_solver_says_it_renews_is_what_it_does(kind):
     solver = open_with(Sampler(grid=Karras(steps=4), solver=kind()), process, Dummy(process)).solver
     if isinstance(kind(), AnalyticDpm):
         solver = replace(solver, unknown=torch.zeros(len(levels), dtype=torch.float64))
+    if isinstance(kind(), Fitted):
+        solver = replace(solver, fit=no_fit(len(levels), kind().terms))
     x, error = torch.randn(2, 1, 1, 1, dtype=torch.float64), 0.1
 
     def final(start, seed):
@@ -149,8 +152,8 @@ def test_every_kind_of_solver_is_measured():
     from snrkit.sampling.solvers import AnySolver
 
     kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(AnySolver)[0])}
-    exact = {"analytic_dpm"}  # has no error to measure on Gaussian data: its own test
-    assert kinds == {solver.kind for solver in ALL.values()} | exact
+    others = {"analytic_dpm", "fitted"}  # no error to measure on Gaussian data; bit for bit its base: their own tests
+    assert kinds == {solver.kind for solver in ALL.values()} | others
 
 
 def test_heun_on_edm_is_algorithm_1():

@@ -18,6 +18,7 @@ from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
@@ -32,7 +33,7 @@ from snrkit.shift.estimator import Estimator, EstimatorConfig, calibrate, fit, m
 from snrkit.shift.horizon import horizon_arms, read_horizon
 from snrkit.shift.nearest import misfits, nearest_shift
 from snrkit.shift.states import StateReader
-from snrkit.shift.why import REFERENCE_STEPS, read_why, refined
+from snrkit.shift.why import REFERENCE_STEPS, read_why
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import training_pairs
@@ -291,7 +292,8 @@ def test_why_splits_the_solver_from_the_network(process):
     shares = {}
     for name, denoise in (("exact", exact), ("wrong", wrong)):
         ready = ready_of(grid, Euler(), process)
-        ideal, visited = refined(ready, process, -(-REFERENCE_STEPS // 7))
+        fine = refined(ready.levels, process, -(-REFERENCE_STEPS // 7))
+        ideal, visited = replace(ready, levels=fine.levels, solver=Heun(), corrections=()), fine.visited[:-1]
         assert [float(ideal.levels[i].logsnr) for i in visited] == [float(lv.logsnr) for lv in ready.levels[:-1]]
         arms = []
         for r, places in ((ready, range(7)), (ideal, visited)):
