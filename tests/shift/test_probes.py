@@ -1,6 +1,7 @@
 """Probes of measure-shift: each reads its null with an exact denoiser and many steps, and known errors as such."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
