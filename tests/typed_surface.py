@@ -51,6 +51,7 @@ corrections: list[snrkit.Correction] = [
     snrkit.NoiseAwareness(weight=0.5),
     snrkit.ClipX0(eps="kept"),
     snrkit.DynamicThreshold(),
+    snrkit.Gain(gain=0.01),
 ]
 sampler = snrkit.Sampler(
     grid=snrkit.Karras(steps=4), solver=snrkit.AnalyticDpm(), corrections=(snrkit.X0Rescale(share=0.5),)

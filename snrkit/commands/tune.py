@@ -54,7 +54,7 @@ from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covaria
 
 Method = Literal["flow", "predicted", "gap", "fd", "optuna"]
 METHODS: tuple[Method, ...] = ("flow", "predicted", "gap", "fd", "optuna")
-LINEAR = ("dcw", "epsilon_scaling")  # corrections that the Gaussian control follows exactly
+LINEAR = ("dcw", "epsilon_scaling", "gain")  # corrections that the Gaussian control follows exactly
 WIDER = 5  # times the range of a sweep, for the predicted value
 FAR = 40  # coarse steps either way
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the least-squares step, which trusts a slope far from where it was taken
@@ -290,7 +290,7 @@ def predict(bench: Bench) -> Values:
     """
     corrections = bench.sampler.corrections
     if not {c.kind for c in corrections} <= set(LINEAR):
-        raise SnrkitError(f"--by predicted follows only {' and '.join(LINEAR)}; tune this sampler by gap or fd.")
+        raise SnrkitError(f"--by predicted follows only {', '.join(LINEAR)}; tune this sampler by gap or fd.")
     if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in corrections):
         raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
     values, apart = list(neutral(bench.chosen)), any(isinstance(c, Dcw) and (c.low or c.high) for c in corrections)

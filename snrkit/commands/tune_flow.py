@@ -27,7 +27,7 @@ from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap
 
 WIDER = 5  # times the range of a sweep
-WIDENED = ("dcw", "epsilon_scaling")  # corrections that take any coefficient
+WIDENED = ("dcw", "epsilon_scaling", "gain")  # corrections that take any coefficient
 
 
 @dataclass(frozen=True, slots=True)

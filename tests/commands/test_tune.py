@@ -270,7 +270,7 @@ def test_all_probes_are_written_and_reported(trained):
         (("--sampler", "nope"), "unknown sampler 'nope'"),
         (("--sampler", "es", "--by", "magic"), "choose one of flow, predicted, gap, fd, optuna"),
         (("--sampler", "es", "--parameter", "0.scal"), "0.scale, 0.slope"),
-        (("--sampler", "nag", "--by", "predicted"), "follows only dcw and epsilon_scaling"),
+        (("--sampler", "nag", "--by", "predicted"), "follows only dcw, epsilon_scaling, gain"),
     ],
 )
 def test_tune_refuses_what_cannot_be(trained, arguments, said):

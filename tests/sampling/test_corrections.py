@@ -25,6 +25,7 @@ from snrkit.sampling.corrections import (
     Dcw,
     DynamicThreshold,
     EpsilonScaling,
+    Gain,
     NoiseAwareness,
     NoiseAwarenessClassifier,
     TimeShift,
@@ -42,6 +43,7 @@ from tests.sampling.test_solvers import ALL
 
 NEUTRAL = {
     "epsilon_scaling": EpsilonScaling(scale=1.0, slope=0.0),
+    "gain": Gain(gain=0.0),
     "dcw": Dcw(pixel=0.0, low=0.0, high=0.0, wavelet="db4"),
     "time_shift": TimeShift(unit="nats", window=0.0),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.0),
@@ -55,6 +57,7 @@ NEUTRAL = {
 }
 ACTIVE = {
     "epsilon_scaling": EpsilonScaling(scale=1.01),
+    "gain": Gain(gain=0.01),
     "epsilon_scaling linear": EpsilonScaling(slope=0.01),
     "dcw": Dcw(pixel=0.01),
     "dcw low": Dcw(low=0.01, schedule=SigmaShare()),
@@ -731,3 +734,14 @@ def test_a_grid_per_image_equals_a_shared_one_through_every_correction(process, 
             x = step.x_next
         ends.append(x)
     assert torch.equal(*ends)
+
+
+def test_a_gain_multiplies_every_state_and_the_image():
+    """One step into the clean level is the prediction times the gain; two are as it is told by hand."""
+    process = PROCESSES["edm"]
+    denoise, levels = mixture(process), Karras(steps=2).levels(process)
+    x = start(process, torch.randn(3, 1, 2, 2, dtype=torch.float64), levels[0])
+    first = denoise(x, levels[0])
+    middle = 1.1 * (first.x0 + levels[1].sigma * first.eps)
+    found = run(Euler(), denoise, levels, x, corrections=[Gain(gain=0.1)])
+    torch.testing.assert_close(found, 1.1 * denoise(middle, levels[1]).x0, rtol=1e-12, atol=0)

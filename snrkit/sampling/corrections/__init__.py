@@ -10,6 +10,7 @@ from pydantic import Field
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
+from snrkit.sampling.corrections.gain import Gain
 from snrkit.sampling.corrections.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
@@ -21,6 +22,7 @@ from snrkit.sampling.corrections.time_shift import TimeShift
 AnyCorrection = Annotated[
     Dcw
     | EpsilonScaling
+    | Gain
     | TimeShift
     | ClassifierFreeGuidance
     | NoiseAwareness
@@ -40,6 +42,7 @@ __all__ = [
     "Dcw",
     "DynamicThreshold",
     "EpsilonScaling",
+    "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
     "TimeShift",
