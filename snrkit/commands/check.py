@@ -25,6 +25,7 @@ from snrkit.commands.compare import Kept
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
+from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.lock import check_idle, links, locked, put_aside
@@ -330,6 +331,8 @@ RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which comm
     "compare.json": ("compare", partial(read_record, Comparison)),
     "tune/*.json": ("tune", partial(read_record, Tuned)),
     "tune/*.jsonl": ("tune", evaluations),
+    "certify/*.json": ("certify", partial(read_record, Certificate)),
+    "certify/*/*.json": ("certify", partial(read_record, TriedCandidate)),
     "fits/*.json": ("tune --by flow", partial(read_record, StoredFit)),
     "sweep/*.json": ("sweep", partial(read_record, TrialRow)),
     "analysis/**/*.json": ("analyze", read_json),

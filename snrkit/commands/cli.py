@@ -253,6 +253,28 @@ def design(
 
 
 @app.command()
+def certify(
+    config: ConfigOption,
+    sampler: SamplerOption = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--minutes", min=0.0, help="Try no more candidates after so many; the same command goes on."),
+    ] = None,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
+    experiment, world = _begin(config, settings, device)
+    from snrkit.commands.certify import run_certify
+    from snrkit.reports.terminal import show_certificates
+
+    _show(run_certify(experiment, runs, world, sampler or (), minutes, quiet), json, world, show_certificates)
+
+
+@app.command()
 def compare(
     config: ConfigOption,
     settings: SetOption = None,

@@ -6,7 +6,7 @@ to the flow on other first states is kept, and the guard sets it beside the samp
 still. What is found is a YAML with a listed grid, and its coefficients in the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
@@ -34,10 +34,9 @@ from snrkit.fitting.design import Recorded, amplifications, best_paths, record_f
 from snrkit.fitting.flow import rms
 from snrkit.fitting.steps import FittedTable
 from snrkit.reports.records import Designed
-from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import refined
-from snrkit.sampling.sampler import Sampler, bare, named_fit
+from snrkit.sampling.sampler import Sampler, guided_alone, named_fit
 from snrkit.sampling.solvers import Fitted
 
 CANDIDATES = 64  # levels, at least
@@ -57,68 +56,64 @@ def run_design(
 ) -> dict[str, Designed]:
     """Design a grid for each of the samplers, all by default; returns what was found by sampler."""
     world.check_alone("design")
-    chosen = {name: plain_of(experiment, name, nfe) for name in choose(experiment, names)}
+    cost = experiment.model.parts.cost
+    chosen = {name: _asked(experiment, name, nfe) for name in choose(experiment, names)}
     tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
     opened = open_aloud(experiment, world)
-    check_samplers(opened.setting, chosen)
+    check_samplers(opened.setting, {name: plain for name, (plain, _) in chosen.items()})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     with locked(run), ending("every design so far"), torch.no_grad():
         tools = FlowTools(opened.experiment, trajectories(opened, open_model(opened, run)))
-        return {name: _design(tools, run, name, plain, nfe) for name, plain in chosen.items()}
+        return {
+            name: _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
+            for name, (plain, shape) in chosen.items()
+        }
 
 
-def plain_of(experiment: Experiment, name: str, nfe: int) -> Sampler:
-    """A sampler of as many evaluations with its guidance and its solver, and nothing else. ConfigError: it has none."""
-    sampler = experiment.samplers[name]
+def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sampler]:
+    """(The sampler with its guidance alone, what is fitted beside it), both of `nfe` evaluations, or ConfigError."""
+    sampler, cost = experiment.samplers[name], experiment.model.parts.cost
     if isinstance(sampler.grid, ImageGrid):
         raise ConfigError(f"samplers.{name}.grid: {sampler.grid.kind} follows the images; design another sampler.")
-    guidance = tuple(c for c in sampler.corrections if isinstance(c, Guidance))
-    plain = bare(sampler).model_copy(update={"corrections": guidance})
-    found = with_nfe(plain, nfe, experiment.model.parts.cost)
-    if found is None:
+    solver = sampler.solver if isinstance(sampler.solver, Fitted) else Fitted()
+    plain = with_nfe(guided_alone(sampler), nfe, cost)
+    shape = with_nfe(guided_alone(sampler).model_copy(update={"solver": solver}), nfe, cost)
+    if plain is None or shape is None:
         raise ConfigError(
             f"--nfe {nfe}: samplers.{name} cannot have as many with its grid and solver; give another number."
         )
-    return found
+    return plain, shape
 
 
-def _design(tools: FlowTools, run: Run, name: str, plain: Sampler, nfe: int) -> Designed:
-    given = tools.experiment.samplers[name].solver
+def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampler) -> Designed:
     tune = tools.experiment.tune
-    parts = tuning_seeds(tune.seeds, tune.noises, 3)
-    fitted, chosen_on, checked = (first_states(tools.samples, plain, seeds, name) for seeds in parts)
-    recorded, own = _recorded(fitted, plain)
-    solver = given if isinstance(given, Fitted) else Fitted()
-    tried = list(_tried(fitted, chosen_on, recorded, own, plain.model_copy(update={"solver": solver})))
+    of_fit, of_choice, of_check = tuning_seeds(tune.seeds, tune.noises, 3)
+    fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
+    tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
-    label = f"{name}-designed-{nfe}"
-    stored = guarded_fit(
-        tools, label, best.sampler, best.table, recorded.flow.evaluations, checked, checked.opened(plain)
-    )
+    checked = first_states(tools.samples, plain, of_check, label)
+    stored = guarded_fit(tools, label, best.sampler, best.table, fitted.flow.evaluations, checked, plain)
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
 
 
-def _recorded(fitted: FirstStates, plain: Sampler) -> tuple[Recorded, tuple[int, ...]]:
-    """(The flow at the candidates, where the sampler's own levels are among them)."""
-    levels = fitted.opened(plain).levels
-    fine = refined(levels, fitted.denoise.process, -(-CANDIDATES // (len(levels) - 1)))
-    return record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance), fine.visited
+def designs(fitted: FirstStates, chosen_on: FirstStates, shape: Sampler) -> list[Tried]:
+    """The grid of `shape`, then those of the best paths, with its steps fitted on each. Both are on its own grid."""
+    fine = refined(fitted.levels, fitted.denoise.process, -(-CANDIDATES // (len(fitted.levels) - 1)))
+    recorded = record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance)
+    own = fine.visited
+    gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance)
+    paths = [tuple(own), *(path.places for path in best_paths(*step_costs(recorded), gains, len(own) - 1))]
+    return [_tried(fitted, chosen_on, recorded, places, shape) for places in dict.fromkeys(paths)]
 
 
 def _tried(
-    fitted: FirstStates, chosen_on: FirstStates, recorded: Recorded, own: Sequence[int], shape: Sampler
-) -> Iterator[Tried]:
-    """The sampler's own grid, then those of the best paths, with steps fitted on each."""
-    plain, history = step_costs(recorded)
-    gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance)
-    paths = [tuple(own), *(path.places for path in best_paths(plain, history, gains, len(own) - 1))]
-    for places in dict.fromkeys(paths):
-        sampler = shape.model_copy(update={"grid": _listed(recorded, places)})
-        states = tuple(recorded.flow.states[place] for place in places)
-        on_path = replace(fitted, flow=replace(recorded.flow, states=states))
-        table = fit_table(on_path, sampler)
-        ends = chosen_on.walked(chosen_on.opened(sampler, table.fit))
-        yield Tried(sampler, table, rms(ends - chosen_on.flow.states[-1]))
+    fitted: FirstStates, chosen_on: FirstStates, recorded: Recorded, places: Sequence[int], shape: Sampler
+) -> Tried:
+    sampler = shape.model_copy(update={"grid": _listed(recorded, places)})
+    states = tuple(recorded.flow.states[place] for place in places)
+    table = fit_table(replace(fitted, flow=replace(recorded.flow, states=states)), sampler)
+    ends = chosen_on.walked(chosen_on.opened(sampler, table.fit))
+    return Tried(sampler, table, rms(ends - chosen_on.flow.states[-1]))
 
 
 def _listed(recorded: Recorded, places: Sequence[int]) -> Listed:

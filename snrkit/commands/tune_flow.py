@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.commands.knobs import Knob, Values, neutral, with_values
@@ -17,12 +18,12 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.flows import FirstStates, first_states
 from snrkit.experiment.trajectories import Trajectories
-from snrkit.fitting.coefficients import by_flow
+from snrkit.fitting.coefficients import ByFlow, by_flow
 from snrkit.fitting.guard import guarded
 from snrkit.fitting.steps import FittedTable, FittingSteps, fit_steps
 from snrkit.reports.records import FlowFound
 from snrkit.sampling.corrections.guidance import Guidance
-from snrkit.sampling.sampler import OpenedSampler, Sampler, named_fit, parse_seeds
+from snrkit.sampling.sampler import Sampler, named_fit, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap
 
@@ -87,7 +88,7 @@ def fit_sampler(tools: FlowTools, name: str, sampler: Sampler) -> StoredFit:
     """The coefficients of a sampler that takes a fit, with what the guard says of them beside the sampler without."""
     fitted, checked = tools.states(name, sampler)
     table = fit_table(fitted, sampler)
-    return guarded_fit(tools, name, sampler, table, fitted.flow.evaluations, checked, checked.opened(sampler))
+    return guarded_fit(tools, name, sampler, table, fitted.flow.evaluations, checked, sampler)
 
 
 def fit_table(fitted: FirstStates, sampler: Sampler) -> FittedTable:
@@ -103,10 +104,10 @@ def guarded_fit(
     table: FittedTable,
     evaluations: int,
     checked: FirstStates,
-    base: OpenedSampler,
+    base: Sampler,
 ) -> StoredFit:
-    """A table as it is kept: beside a base, on first states that it was not fitted on."""
-    ends = checked.walked(base), checked.walked(checked.opened(sampler, table.fit))
+    """A table as it is kept: beside a base without a fit, on first states that it was not fitted on."""
+    ends = checked.walked(checked.opened(base)), checked.walked(checked.opened(sampler, table.fit))
     tune = tools.experiment.tune
     return StoredFit(
         of=tools.samples.sources.names.fit_of(named_fit(sampler)),
@@ -126,24 +127,23 @@ def coefficients_by_flow(
 ) -> tuple[Values, FlowFound]:
     """(The coefficients to take, which are neutral where the guard says so; what was found)."""
     fitted, checked = tools.states(name, sampler)
-
-    def tried(values: Values) -> Sampler:
-        return with_values(sampler, chosen, values)
-
-    ranges = [_wide(sampler, knob) for knob in chosen]
-    found = by_flow(
-        lambda values: fitted.walked(fitted.opened(tried(values))),
-        fitted.flow.states[-1],
-        ranges,
-        tools.bootstrap,
-        fitted.flow.error,
-    )
+    found = nearest_to_flow(fitted, sampler, chosen, tools.bootstrap)
     values = tuple(number.value for number in found.values)
-    base, moved = (checked.walked(checked.opened(tried(v))) for v in (neutral(chosen), values))
+    base, moved = (checked.walked(checked.opened(with_values(sampler, chosen, v))) for v in (neutral(chosen), values))
     guard = guarded(base, moved, checked.flow.states[-1], checked.flow.error)
     taken = values if guard.helps else neutral(chosen)
     noises, cost = tools.experiment.tune.noises, fitted.flow.evaluations
     return taken, FlowFound(found.values, found.curves, found.flat, guard, noises, cost)
+
+
+def nearest_to_flow(fitted: FirstStates, sampler: Sampler, chosen: Sequence[Knob], bootstrap: Bootstrap) -> ByFlow:
+    """The coefficients with which a sampler comes nearest to the flow."""
+
+    def walk(values: Values) -> Tensor:
+        return fitted.walked(fitted.opened(with_values(sampler, chosen, values)))
+
+    ranges = [_wide(sampler, knob) for knob in chosen]
+    return by_flow(walk, fitted.flow.states[-1], ranges, bootstrap, fitted.flow.error)
 
 
 def _wide(sampler: Sampler, knob: Knob) -> Range:

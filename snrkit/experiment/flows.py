@@ -1,12 +1,13 @@
 """The flow of an experiment's network from the first states of seeds, and samplers walked beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError
+from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.fits import WithFit
 from snrkit.experiment.trajectories import Trajectories
@@ -26,6 +27,7 @@ class FirstStates:
     x: Tensor
     cond: Cond
     guidance: tuple[BeliefCorrection, ...]  # what guides the network
+    levels: tuple[Level, ...]
     flow: Flow
 
     def walked(self, ready: OpenedSampler) -> Tensor:
@@ -34,6 +36,16 @@ class FirstStates:
         for step in sample(self.denoise, ready.solver, ready.levels, x, corrections=ready.corrections, cond=self.cond):
             x = step.x_next
         return x
+
+    def on_grid_of(self, sampler: Sampler) -> "FirstStates":
+        """The same first states, with the flow at the levels of another sampler. ConfigError: it begins elsewhere."""
+        levels = self.opened(sampler).levels
+        if [float(level.logsnr) for level in levels] == [float(level.logsnr) for level in self.levels]:
+            return self
+        if float(levels[0].logsnr) != float(self.levels[0].logsnr):
+            raise ConfigError("its grid begins at another level, from other first states.")
+        flow = fine_flow(self.denoise, levels, self.x, self.cond, self.guidance)
+        return replace(self, levels=levels, flow=flow)
 
     def opened(self, sampler: Sampler, fit: Fit | None = None) -> OpenedSampler:
         """The sampler with coefficients that are given, none by default."""
@@ -67,4 +79,5 @@ def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], 
         if isinstance(value, Guidance) and isinstance(correction, BeliefCorrection)
     )
     with torch.no_grad():
-        return FirstStates(samples, denoise, x, cond, guidance, fine_flow(denoise, own.levels, x, cond, guidance))
+        flow = fine_flow(denoise, own.levels, x, cond, guidance)
+    return FirstStates(samples, denoise, x, cond, guidance, own.levels, flow)

@@ -77,6 +77,14 @@ class Run:
         """The experiment with a sampler that snrkit design made."""
         return self.path / "design" / f"{sampler}.yaml"
 
+    def certificate(self, sampler: str, suffix: str = ".json") -> Path:
+        """What snrkit certify wrote for a sampler."""
+        return self.path / "certify" / f"{sampler}{suffix}"
+
+    def candidate(self, sampler: str, candidate: str) -> Path:
+        """What certify keeps of one that it tried, to go on from."""
+        return self.path / "certify" / sampler / f"{candidate}.json"
+
     def comparison(self, suffix: str = ".json") -> Path:
         """What compare wrote."""
         return self.path / f"compare{suffix}"

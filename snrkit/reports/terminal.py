@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
@@ -157,6 +158,14 @@ def show_designed(records: Mapping[str, Designed]) -> None:
             f"{record.sampler}: steps fitted on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
             f"{record.distance:.4f}; sample it: snrkit sample --config {record.written} --sampler {record.sampler}"
         )
+
+
+def show_certificates(records: Mapping[str, Certificate]) -> None:
+    """The sentence of each, and where its page lies."""
+    for record in records.values():
+        out.print(record.sentence)
+        if record.not_tried:
+            out.print(f"time did not allow {', '.join(record.not_tried)}; run the same command to go on")
 
 
 def _show_guards(guards: Mapping[str, Guard]) -> None:

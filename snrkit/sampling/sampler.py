@@ -257,6 +257,12 @@ def bare(sampler: Sampler) -> Sampler:
     return sampler.model_copy(update={"corrections": (), "solver": solver})
 
 
+def guided_alone(sampler: Sampler) -> Sampler:
+    """The sampler with its guidance and no other correction, and without what is fitted beyond its base solver."""
+    guidance = tuple(c for c in sampler.corrections if isinstance(c, Guidance))
+    return bare(sampler).model_copy(update={"corrections": guidance})
+
+
 def terms_of(value: AnySolver | AnyCorrection) -> int:
     """How many fitted coefficients a solver or correction takes at each step."""
     return value.terms if isinstance(value, TakesFit) else 0

@@ -1,0 +1,243 @@
+"""`snrkit certify`: does a sampler of this model suffer, and what should be done? One answer, confirmed once.
+
+What is tried (candidates.py) is fitted on some first states and chosen on others, by its distance to the flow.
+One winner is confirmed beside the sampler as it is: by the guard on first states that chose nothing, and by the score
+that decides on seeds that tuned nothing. The rule is RULE, whatever the numbers are. Everything that was tried is kept,
+so that the same command goes on where it stopped.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.files import disk_errors
+from snrkit.base.records import read_record, to_json
+from snrkit.base.sealed import write_json
+from snrkit.base.signals import ending
+from snrkit.commands.candidates import Candidate, Kitchen, Made
+from snrkit.commands.compare import difference, find_rows
+from snrkit.commands.compare_rows import Row
+from snrkit.commands.eval_fid import provenance
+from snrkit.commands.opening import open_aloud
+from snrkit.commands.progress import bar
+from snrkit.commands.sample import check_images, check_samplers, choose
+from snrkit.commands.tune_flow import tuning_seeds
+from snrkit.experiment.certificate import Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
+from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.fits import FitOf, StoredFit, fit_path
+from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
+from snrkit.experiment.lock import locked
+from snrkit.experiment.opening import Model, Opened, open_model
+from snrkit.experiment.run import Run
+from snrkit.experiment.stored import trained_run, write_config
+from snrkit.experiment.trajectories import Trajectories, trajectories
+from snrkit.fitting.guard import Guard, distance, guarded, per_state
+from snrkit.metrics.paired import verdict
+from snrkit.metrics.scores import PRIMARY
+from snrkit.reports.certificate import certificate_page, sentence
+from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, parse_seeds, takes_fit
+from snrkit.shift.bootstrap import Bootstrap
+from snrkit.shift.why import Why, WhyProbe
+
+RULE = (
+    "The recipe is used if, on first states that chose nothing, the upper 95 % bound of the paired change of squared "
+    "distance to the flow lies below 0, and the 95 % interval of the paired difference of the score that decides, on "
+    "seeds that tuned nothing, does not show it to be worse."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One model whose samplers are certified."""
+
+    opened: Opened
+    model: Model
+    samples: Trajectories
+    until: float | None  # of time.monotonic, for what is tried
+
+    @property
+    def experiment(self) -> Experiment:
+        """As resolved."""
+        return self.opened.experiment
+
+    @property
+    def run(self) -> Run:
+        """Where what is found is kept."""
+        return self.model.run
+
+    def of(self, sampler: Sampler) -> FitOf:
+        """What is certified: a sampler of these weights."""
+        return self.samples.sources.names.fit_of(named_fit(sampler))
+
+
+def run_certify(
+    experiment: Experiment, runs: Path, world: World, names: Sequence[str], minutes: float | None, quiet: bool = False
+) -> dict[str, Certificate]:
+    """Certify samplers, all by default; writes a certificate and a page for each, and returns them by sampler."""
+    world.check_alone("certify")
+    began = time.monotonic()
+    chosen = choose(experiment, names)
+    check_seeds(experiment)
+    opened = open_aloud(experiment, world)
+    e = opened.experiment
+    check_beside(opened.setting, e)
+    check_images(opened.setting)
+    check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
+    check_arms_fit(opened.setting, e.shift)
+    run = trained_run(runs, e, opened.data.dataset.fingerprint)
+    with locked(run), ending("every candidate so far"), torch.no_grad():
+        model = open_model(opened, run)
+        write_config(run, e)
+        until = None if minutes is None else began + 60 * minutes
+        bench = Bench(opened, model, trajectories(opened, model), until)
+        return {name: _certify(bench, name, world, quiet) for name in chosen}
+
+
+def check_seeds(experiment: Experiment) -> None:
+    """Refuse seeds that would both choose and confirm: ConfigError."""
+    tune = experiment.tune
+    tuning_seeds(tune.seeds, tune.noises, 3)
+    if shared := parse_seeds(tune.seeds).shared(parse_seeds(experiment.sample.seeds)):
+        raise ConfigError(f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others.")
+
+
+def _certify(bench: Bench, name: str, world: World, quiet: bool) -> Certificate:
+    e = bench.experiment
+    sampler, cost = e.samplers[name], e.model.parts.cost
+    if takes_fit(sampler):
+        raise ConfigError(f"samplers.{name} takes a fit, which certify makes by itself; certify the sampler without.")
+    parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
+    fitted, chosen_on, confirmed_on = (first_states(bench.samples, sampler, part, name) for part in parts)
+    boot = Bootstrap(e.shift.bootstrap, e.shift.confidence, e.seed)
+    kitchen = Kitchen(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
+    tried, skipped = _try_all(bench, name, list(kitchen.candidates()), chosen_on, quiet)
+    best = min((one for one in tried if one.distance is not None), key=_nearest)
+    made = made_of(best)
+    base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
+    guard = guarded(base, moved, confirmed_on.flow.states[-1], confirmed_on.flow.error)
+    recipe = _recipe(bench, name, best, made, guard, fitted)
+    score = _score(bench, name, made.sampler, quiet) if guard.helps else None
+    use = guard.helps and score is not None and score.verdict != "worse"
+    kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
+    record = Certificate(
+        experiment=e.name,
+        sampler=name,
+        advice="use the recipe" if use else "leave it as it is",
+        sentence="",
+        nfe=cost(sampler),
+        of=bench.of(sampler),
+        rule=RULE,
+        winner=best.name,
+        recipe=kept,
+        guard=guard,
+        score=score,
+        shift=_shift(bench, sampler),
+        candidates=tuple(tried),
+        not_tried=tuple(skipped),
+        noises=e.tune.noises,
+        tuning_seeds=e.tune.seeds,
+        scored_seeds=e.sample.seeds,
+        evaluations=fitted.flow.evaluations,
+        command=f"snrkit certify --config {bench.run.config} --sampler {name}",
+        made_with=provenance(world),
+    )
+    record = replace(record, sentence=sentence(record))
+    _write(bench.run, record)
+    return record
+
+
+def _nearest(one: TriedCandidate) -> float:
+    assert one.distance is not None
+    return one.distance.value
+
+
+def _try_all(
+    bench: Bench, name: str, candidates: Sequence[Candidate], chosen_on: FirstStates, quiet: bool
+) -> tuple[list[TriedCandidate], list[str]]:
+    """(What was tried, now or before; the names of what time did not allow)."""
+    of, tried, skipped = bench.of(bench.experiment.samplers[name]), list[TriedCandidate](), list[str]()
+    with bar(f"certifying {name}", len(candidates), not quiet) as progress:
+        for index, candidate in enumerate(candidates):
+            path = bench.run.candidate(name, candidate.name)
+            known = read_record(TriedCandidate, path) if path.exists() else None
+            if known is not None and known.of == of:
+                tried.append(known)
+            elif tried and bench.until is not None and time.monotonic() > bench.until:
+                skipped.append(candidate.name)
+            else:
+                tried.append(_try(of, candidate, chosen_on))
+                with disk_errors(f"writing {path}", "free space and run the same command again"):
+                    write_json(path, to_json(tried[-1]))
+            progress.update(index + 1, candidate.name)
+    return tried, skipped
+
+
+def _try(of: FitOf, candidate: Candidate, chosen_on: FirstStates) -> TriedCandidate:
+    try:
+        made = candidate.make()
+        squares = per_state(made.walked(chosen_on) - chosen_on.flow.states[-1])
+    except SnrkitError as error:
+        return TriedCandidate(of, candidate.name, {}, None, None, reason_of(error))
+    near = distance(squares, chosen_on.flow.error)
+    return TriedCandidate(of, candidate.name, made.sampler.model_dump(mode="json"), made.rows, near, "")
+
+
+def made_of(one: TriedCandidate) -> Made:
+    """A candidate as it was made."""
+    return Made(Sampler.model_validate(one.definition), one.rows)
+
+
+def _recipe(bench: Bench, name: str, best: TriedCandidate, made: Made, guard: Guard, fitted: FirstStates) -> Recipe:
+    """The winner as samplers take it; the coefficients of its steps are put into the run."""
+    definition = made.sampler.model_dump(mode="json")
+    if made.rows is None:
+        return Recipe(definition, None)
+    tune, named = bench.experiment.tune, named_fit(made.sampler)
+    of = bench.samples.sources.names.fit_of(named)
+    stored = StoredFit(
+        of, f"{name}: {best.name}", made.rows, (), tune.noises, tune.seeds, fitted.flow.evaluations, guard
+    )
+    path = fit_path(bench.run, named)
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, to_json(stored))
+    return Recipe(definition, stored)
+
+
+def _score(bench: Bench, name: str, winner: Sampler, quiet: bool) -> ScoreChange:
+    """The score that decides, of images of sample.seeds, which tuned nothing; kept as compare keeps its rows."""
+    e, label = bench.experiment, f"{name}-certified"
+    cost = e.model.parts.cost
+    rows = {name: Row(e.samplers[name], cost(e.samplers[name]), None), label: Row(winner, cost(winner), name)}
+    shift = e.shift.model_copy(update={"probes": ()})
+    plain = e.model_copy(update={"shift": shift, "samplers": {n: row.sampler for n, row in rows.items()}})
+    found = find_rows(replace(bench.opened, experiment=plain), bench.model, rows, quiet)
+    base, other = found[name].score, found[label].score
+    changed = difference(other, base, PRIMARY.key)
+    assert changed is not None  # the score that every set of images has
+    was, is_now = (each.summary[PRIMARY.key].mean for each in (base, other))
+    return ScoreChange(PRIMARY.key, PRIMARY.head(base.names), was, is_now, changed, verdict(changed))
+
+
+def _shift(bench: Bench, sampler: Sampler) -> ShiftSplit:
+    """The mean norm gap of the sampler as it is, with its null, and what of it is the network's and the solver's."""
+    config = bench.experiment.shift.model_copy(update={"probes": (WhyProbe(),)})
+    measured = Instrument(bench.samples, config, measured_seeds(bench.experiment)).measure(sampler)
+    why = measured.probes["why"]
+    assert isinstance(why, Why)
+    shift = measured.shift
+    return ShiftSplit(
+        shift.mean_norm_gap, shift.mean_norm_gap_null, why.norm_gap.mean_network, why.norm_gap.mean_solver
+    )
+
+
+def _write(run: Run, record: Certificate) -> None:
+    path = run.certificate(record.sampler)
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, to_json(record))
+        certificate_page(run, record)

@@ -1,0 +1,80 @@
+"""Certificates: what was found out about one sampler of one model, and the recipe that follows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from snrkit.experiment.fits import FitOf, StoredFit
+from snrkit.fitting.guard import Guard
+from snrkit.metrics.paired import Difference, Verdict
+from snrkit.shift.bootstrap import Number
+
+Advice = Literal["use the recipe", "leave it as it is"]
+
+
+@dataclass(frozen=True, slots=True)
+class TriedCandidate:
+    """One that was tried: its sampler with coefficients, its steps' fit, and how near it comes where one is chosen."""
+
+    of: FitOf  # what decides it: weights, and the sampler that it is to replace
+    name: str
+    definition: Mapping[str, Any]
+    rows: tuple[tuple[float, ...], ...] | None  # (steps, terms), of steps that were fitted
+    distance: Number | None  # rms to the flow; None where it could not be tried
+    why: str  # it could not
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSplit:
+    """The mean norm gap of a sampler's states less nothing, its null, and how it splits; nats."""
+
+    norm_gap: Number
+    null: Number
+    network: Number
+    solver: Number
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreChange:
+    """The score that decides, of the sampler and of the winner, over ranges of equal fresh seeds."""
+
+    key: str
+    title: str
+    base: float
+    winner: float
+    difference: Difference
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A sampler, and the fit that its steps take; None where they take none."""
+
+    definition: Mapping[str, Any]
+    fit: StoredFit | None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Everything that snrkit certify found of one sampler."""
+
+    experiment: str
+    sampler: str
+    advice: Advice
+    sentence: str
+    nfe: int
+    of: FitOf  # the weights, images and labels that it is about
+    rule: str  # written before anything was confirmed
+    winner: str
+    recipe: Recipe
+    guard: Guard  # of the winner beside the sampler as it is, on first states that chose nothing
+    score: ScoreChange | None  # None where the winner is the sampler itself
+    shift: ShiftSplit
+    candidates: tuple[TriedCandidate, ...]
+    not_tried: tuple[str, ...]  # as time was up
+    noises: int  # first states: fitted on, chosen on, and confirmed on, as many each
+    tuning_seeds: str
+    scored_seeds: str
+    evaluations: int  # of the network for each first state, of the flow
+    command: str  # which repeats it
+    made_with: Mapping[str, Any]

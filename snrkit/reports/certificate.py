@@ -1,0 +1,125 @@
+"""The page of a certificate, and the sentence that it comes down to."""
+
+from snrkit.base.files import write_text
+from snrkit.experiment.certificate import Certificate, TriedCandidate
+from snrkit.experiment.run import Run
+from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page
+from snrkit.sampling.sampler import Sampler
+from snrkit.shift.bootstrap import Number
+
+CLEAR = 0.9  # of a shift, from which on it is called almost all of it
+
+
+def sentence(record: Certificate) -> str:
+    """What is wrong with the sampler, and what to do."""
+    shift, solver = record.shift, record.recipe.definition["solver"]["kind"]
+    beyond = shift.norm_gap.value - shift.null.value
+    null = f"null {shift.null.value:+.3f} [{shift.null.low:+.3f}, {shift.null.high:+.3f}]"
+    said = (
+        f"{record.sampler} at {record.nfe} evaluations: the norm gap of its states is {shift.norm_gap.value:+.3f} nats "
+        f"({null}){_whose(shift.solver.value, beyond)}."
+    )
+    guard = record.guard
+    if record.advice == "leave it as it is":
+        return f"{said} Leave it as it is: {_why_left(record)}."
+    return (
+        f"{said} Use the recipe {record.winner} ({solver}): rms to the flow {guard.fitted.value:.4f} against "
+        f"{guard.base.value:.4f}{_scored(record)}."
+    )
+
+
+def _whose(solver: float, whole: float) -> str:
+    if not whole or abs(whole) < 1e-3:
+        return ""
+    share = solver / whole
+    if share > CLEAR:
+        return ", almost all of it the solver's"
+    if share < 1 - CLEAR:
+        return ", almost all of it the network's"
+    return f", {100 * share:.0f} % of it the solver's"
+
+
+def _why_left(record: Certificate) -> str:
+    if record.winner == "as-it-is":
+        return "nothing that was tried comes nearer to the network's own flow"
+    if not record.guard.helps:
+        return f"{record.winner} is not shown to come nearer to the network's own flow on fresh first states"
+    return f"{record.winner} comes nearer to the flow{_scored(record)}, which is worse"
+
+
+def _scored(record: Certificate) -> str:
+    score = record.score
+    return "" if score is None else f", {score.title} {interval(score.difference, 4)}"
+
+
+def certificate_page(run: Run, record: Certificate) -> None:
+    """Write the certificate as Markdown and as HTML."""
+    blocks = [*_verdict(record), *_tried(record), *_repeat(record)]
+    base = run.certificate(record.sampler, ".md")
+    write_text(base, "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+    title = f"{record.experiment}: {record.sampler}"
+    write_text(run.certificate(record.sampler, ".html"), page(title, [as_html(block) for block in blocks]))
+
+
+def _verdict(record: Certificate) -> list[Block]:
+    guard, shift = record.guard, record.shift
+    rows = [
+        ("norm gap, nats", _signed(shift.norm_gap), f"null {_signed(shift.null)}"),
+        ("of it the network's, nats", _signed(shift.network), "what a fine sampler of the same network keeps"),
+        ("of it the solver's, nats", _signed(shift.solver), ""),
+        ("rms to the flow, as it is", guard.base.plain(), f"error of the flow itself {guard.reference:.1g}"),
+        (f"rms to the flow, {record.winner}", guard.fitted.plain(), "on first states that chose nothing"),
+    ]
+    if record.score is not None:
+        score = record.score
+        change = f"{score.base:.4f} to {score.winner:.4f}, {interval(score.difference, 4)}"
+        rows.append((score.title, change, f"{score.verdict}; seeds {record.scored_seeds}"))
+    return [
+        Heading(f"{record.experiment}: certificate of {record.sampler}", 1),
+        Paragraph(record.sentence),
+        Table(("reading", "value", ""), rows),
+        Paragraph(record.rule),
+        Paragraph(
+            "Samples and the flow are a coupling, so that in the norm of the images W2(samples, data) is at most "
+            "W2(flow, data) plus the root of the numbers of an image times the rms distance. It is no promise about "
+            "Frechet distances, which can prefer samples of too little variance."
+        ),
+    ]
+
+
+def _tried(record: Certificate) -> list[Block]:
+    tried = sorted(record.candidates, key=lambda one: one.distance.value if one.distance else float("inf"))
+    rows = [(one.name, one.distance.plain() if one.distance else "-", _as_said(one)) for one in tried]
+    left = f" Time did not allow {', '.join(record.not_tried)}." if record.not_tried else ""
+    return [
+        Heading("What was tried"),
+        Paragraph(
+            f"Each was fitted on {record.noises} first states and is shown on {record.noises} others, which chose the "
+            f"winner.{left}"
+        ),
+        Table(("candidate", "rms to the flow", "as"), rows),
+    ]
+
+
+def _as_said(one: TriedCandidate) -> str:
+    if one.distance is None:
+        return one.why
+    sampler = Sampler.model_validate(one.definition)
+    fitted = "" if one.rows is None else f", {len(one.rows) * len(one.rows[0])} coefficients"
+    coefficients = "".join(f", {correction!r}" for correction in sampler.corrections)
+    return f"{sampler.solver.kind}, {sampler.grid.kind} of {sampler.grid.steps} steps{coefficients}{fitted}"
+
+
+def _repeat(record: Certificate) -> list[Block]:
+    of = record.of
+    facts = (
+        f"Weights {of.weights} at {of.checkpoint_images:,} images ({of.weights_checksum}), training and images "
+        f"{of.training}, tuning seeds {record.tuning_seeds}, numerics {of.numerics}; "
+        + ", ".join(f"{name} {version}" for name, version in record.made_with.items())
+        + "."
+    )
+    return [Heading("To repeat it"), Paragraph(record.command), Paragraph(facts)]
+
+
+def _signed(number: Number) -> str:
+    return number.signed()

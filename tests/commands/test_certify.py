@@ -1,0 +1,101 @@
+"""certify: one answer for a sampler, confirmed on seeds that chose nothing, and kept so that it goes on."""
+
+import json
+
+import pytest
+
+from snrkit.base.records import read_record
+from snrkit.experiment.certificate import Certificate
+from snrkit.experiment.run import Run
+from tests.small import snrkit, write_config, written
+
+GRID = {"kind": "karras", "steps": 4}
+SAMPLERS = {
+    "euler": {"grid": GRID, "solver": {"kind": "euler"}},
+    "fine": {"grid": {"kind": "karras", "steps": 40}, "solver": {"kind": "ipndm"}},
+    "drawn": {"grid": GRID, "solver": {"kind": "ancestral"}},
+    "fit": {"grid": GRID, "solver": {"kind": "fitted"}},
+}
+FILE = {
+    "samplers": SAMPLERS, "tune": {"seeds": "1000-1059", "noises": 20}, "sample": {"seeds": "0-63", "batch": 64},
+    "compare": {"solvers": [{"kind": "heun"}, {"kind": "unipc"}]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained small model."""
+    folder = tmp_path_factory.mktemp("certify")
+    write_config(folder, **FILE)
+    snrkit(folder, "train", "-q")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def certified(trained):
+    """The certificate of Euler at 4 evaluations."""
+    return json.loads(snrkit(trained, "certify", "--sampler", "euler", "--json", "-q").stdout)["euler"]
+
+
+def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certified):
+    """What was chosen is the nearest of all that was tried; the advice follows from guard and score alone."""
+    tried = {one["name"]: one for one in certified["candidates"]}
+    assert list(tried) == [
+        "as-it-is", "fitted", "fitted-by-band", "dcw-table", "ipndm", "heun", "unipc", "designed", "dcw-pixel",
+        "dcw-bands", "epsilon-scaling", "constant-gain",
+    ]  # fmt: skip
+    distances = {name: one["distance"]["value"] for name, one in tried.items() if one["distance"]}
+    assert certified["winner"] == min(distances, key=distances.get)
+    assert certified["winner"] != "as-it-is"
+    use = certified["guard"]["helps"] and certified["score"]["verdict"] != "worse"
+    assert certified["advice"] == ("use the recipe" if use else "leave it as it is")
+    assert certified["not_tried"] == []
+    for suffix in (".md", ".html"):
+        page = Run(trained / "runs/small").certificate("euler", suffix).read_text()
+        assert all(name in page for name in tried)
+    stored = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
+    assert stored.sentence == certified["sentence"]
+    assert "euler at 4 evaluations" in stored.sentence
+
+
+def test_going_on_tries_nothing_twice(trained, certified):
+    """The same command again reads what was kept; without one of them it makes that one again, to the same bits."""
+    run = Run(trained / "runs/small")
+    before = written(trained)
+    path = run.candidate("euler", "dcw-table")
+    path.unlink()
+    again = json.loads(snrkit(trained, "certify", "--sampler", "euler", "--json", "-q").stdout)["euler"]
+    assert again == certified
+    assert {p: c for p, c in written(trained).items() if "certify" in p.parts} == {
+        p: c for p, c in before.items() if "certify" in p.parts
+    }
+
+
+def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
+    """With no minutes only the sampler itself is tried, which is left as it is; what was not tried is named."""
+    line = ("certify", "--sampler", "euler", "--minutes", "0", "--set", "sample.average=network", "--json", "-q")
+    found = json.loads(snrkit(trained, *line).stdout)["euler"]
+    assert found["winner"] == "as-it-is"
+    assert found["advice"] == "leave it as it is"
+    assert "fitted" in found["not_tried"]
+
+
+def test_a_run_with_certificates_is_sound(trained, certified):
+    """check reads them."""
+    assert snrkit(trained, "check", str(trained / "runs/small"), plain=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sampler", "drawn"], "ancestral draws noise"),
+        (["--sampler", "fit"], "takes a fit, which certify makes by itself"),
+        (["--sampler", "euler", "--set", "tune.seeds=0-59"], "scored by sample.seeds"),
+        (["--sampler", "euler", "--set", "tune.noises=30"], "give 90 at least"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(trained, arguments, said):
+    """In one sentence."""
+    done = snrkit(trained, "certify", *arguments, "-q", check=False)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
