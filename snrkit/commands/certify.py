@@ -37,12 +37,13 @@ from snrkit.experiment.opening import Model, Opened, open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
-from snrkit.fitting.guard import Guard, distance, guarded, per_state
+from snrkit.fitting.guard import Guard, guarded
 from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import PRIMARY
 from snrkit.reports.certificate import certificate_page, sentence
 from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, parse_seeds, takes_fit
 from snrkit.shift.bootstrap import Bootstrap
+from snrkit.shift.flow_distance import distance, per_state
 from snrkit.shift.why import Why, WhyProbe
 
 RULE = (

@@ -254,7 +254,19 @@ def design(
 
 @app.command()
 def certify(
-    config: ConfigOption,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A model's file or folder, instead of an experiment."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--config", "-c", help="YAML file of the experiment."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--data", help="Folder of the images that MODEL is to make."),
+    ] = None,
+    nfe: Annotated[int, typer.Option("--nfe", min=2, help="Network evaluations for each image, of MODEL.")] = 13,
     sampler: SamplerOption = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -267,7 +279,11 @@ def certify(
     quiet: QuietOption = False,
 ) -> None:
     """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
-    experiment, world = _begin(config, settings, device)
+    if (model is None) == (config is None):
+        raise SnrkitError("certify: give a YAML by --config, or a model's file or folder with --data.")
+    from snrkit.commands.certify_model import write_experiment
+
+    experiment, world = _begin(config or write_experiment(model or Path(), data, nfe), settings, device)
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 

@@ -31,9 +31,9 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.fitting.design import Recorded, amplifications, best_paths, record_flow, step_costs
-from snrkit.fitting.flow import rms
 from snrkit.fitting.steps import FittedTable
 from snrkit.reports.records import Designed
+from snrkit.sampling.flow import rms
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import refined
 from snrkit.sampling.sampler import Sampler, guided_alone, named_fit
@@ -88,10 +88,10 @@ def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sample
 def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampler) -> Designed:
     tune = tools.experiment.tune
     of_fit, of_choice, of_check = tuning_seeds(tune.seeds, tune.noises, 3)
+    checked = first_states(tools.samples, plain, of_check, label)  # first, as it may have no flow to follow
     fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
-    checked = first_states(tools.samples, plain, of_check, label)
     stored = guarded_fit(tools, label, best.sampler, best.table, fitted.flow.evaluations, checked, plain)
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
 

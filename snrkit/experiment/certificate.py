@@ -1,12 +1,15 @@
 """Certificates: what was found out about one sampler of one model, and the recipe that follows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from snrkit.experiment.fits import FitOf, StoredFit
+from snrkit.base.records import read_record
+from snrkit.experiment.fits import FitOf, StoredFit, check_fit
 from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
+from snrkit.sampling.step import Fit
 from snrkit.shift.bootstrap import Number
 
 Advice = Literal["use the recipe", "leave it as it is"]
@@ -78,3 +81,15 @@ class Certificate:
     evaluations: int  # of the network for each first state, of the flow
     command: str  # which repeats it
     made_with: Mapping[str, Any]
+
+
+def certified_fit(path: Path, wanted: FitOf) -> Fit | None:
+    """The coefficients of a recipe, None where it takes none. RunError: of other weights, or another sampler."""
+    record = read_record(Certificate, path)
+    model = replace(record.of, sampler=wanted.sampler)
+    remedy = "certify this one: snrkit certify"
+    check_fit(path, model, wanted, remedy)
+    if record.recipe.fit is None:
+        return None
+    check_fit(path, record.recipe.fit.of, wanted, remedy)
+    return record.recipe.fit.fit

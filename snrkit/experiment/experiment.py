@@ -27,6 +27,7 @@ from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
 from snrkit.experiment.faults import CUT, LONGEST, describe, prune, told
 from snrkit.experiment.models import READ, AnyModel, FromElsewhere, TrainedHere
+from snrkit.experiment.recipes import with_recipes
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyTrained
@@ -233,7 +234,7 @@ def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experimen
 
 def parse_experiment(content: Mapping[str, Any], where: str) -> Experiment:
     """The experiment of a mapping, as a file has it."""
-    content = _with_origin(_with_model(content, where), where)
+    content = with_recipes(_with_origin(_with_model(content, where), where), where)
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:

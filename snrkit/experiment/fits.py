@@ -70,23 +70,30 @@ def fit_path(run: Run, named: NamedFit) -> Path:
 
 def fit_fact(run: Run, named: NamedFit) -> str:
     """What a fit is, as manifests keep it."""
-    path = fit_path(run, named)
+    path = fit_path(run, named) if named.certificate is None else named.certificate
     return fingerprint(read_regular(path, LARGEST_FIT)) if path.exists() else "absent"
 
 
 def open_fit(run: Run, named: NamedFit, wanted: FitOf) -> Fit:
     """The coefficients of a sampler, fitted to what is `wanted`. RunError where there are none, or of other weights."""
     path = fit_path(run, named)
-    again = "run snrkit tune --by flow with the same file"
     if not path.exists():
-        raise RunError(f"is fitted to the network, and {run.path} holds no fit for this sampler; {again} first.")
+        raise RunError(
+            f"is fitted to the network, and {run.path} holds no fit for this sampler; run snrkit tune --by flow with "
+            "the same file first."
+        )
     stored = read_record(StoredFit, path)
-    differing = [f.name for f in fields(FitOf) if getattr(stored.of, f.name) != getattr(wanted, f.name)]
-    if differing:
-        raise RunError(f"{path} was fitted to another model ({_said(differing)} differ); {again} again.")
+    check_fit(path, stored.of, wanted, "run snrkit tune --by flow with the same file again")
     if (len(stored.rows), {len(row) for row in stored.rows}) != (named.steps, {named.terms}):
-        raise RunError(f"{path} has not {named.terms} coefficients for each of {named.steps} steps; {again} again.")
+        raise RunError(f"{path} has not {named.terms} coefficients for each of {named.steps} steps; delete it.")
     return stored.fit
+
+
+def check_fit(path: Path, found: FitOf, wanted: FitOf, remedy: str) -> None:
+    """Refuse what was fitted to something else than is `wanted`: RunError."""
+    differing = [f.name for f in fields(FitOf) if getattr(found, f.name) != getattr(wanted, f.name)]
+    if differing:
+        raise RunError(f"{path} was fitted to another model ({_said(differing)} differ); {remedy}.")
 
 
 def _said(differing: Sequence[str]) -> str:

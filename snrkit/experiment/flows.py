@@ -11,10 +11,9 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.fits import WithFit
 from snrkit.experiment.trajectories import Trajectories
-from snrkit.fitting.flow import Flow, fine_flow, in_parts
-from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.flow import Flow, fine_flow, in_parts
 from snrkit.sampling.sample import sample
-from snrkit.sampling.sampler import OpenedSampler, Sampler, named_fit, open_with, takes_fit
+from snrkit.sampling.sampler import OpenedSampler, Sampler, guidance_of, named_fit, open_with, takes_fit
 from snrkit.sampling.step import BeliefCorrection, Fit, check_one_grid, no_fit
 
 
@@ -73,11 +72,7 @@ def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], 
             "the network; tune it by gap or fd."
         )
     own, x, cond, _ = samples.begin(sampler, ready, seeds)
-    guidance = tuple(
-        correction
-        for value, correction in zip(sampler.corrections, own.corrections, strict=True)
-        if isinstance(value, Guidance) and isinstance(correction, BeliefCorrection)
-    )
+    guidance = guidance_of(sampler, own)
     with torch.no_grad():
         flow = fine_flow(denoise, own.levels, x, cond, guidance)
     return FirstStates(samples, denoise, x, cond, guidance, own.levels, flow)

@@ -20,6 +20,7 @@ from snrkit.base.tensors import read_tensors
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.experiment.certificate import certified_fit
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, fit_fact, open_fit
 from snrkit.experiment.models import Weights, checkpoint_path
@@ -137,8 +138,14 @@ class RunSources:
         return open_estimator(self.names.setting, self.names.run)
 
     def fit(self, named: NamedFit) -> Fit:
-        """What snrkit tune --by flow found."""
-        return open_fit(self.names.run, named, self.names.fit_of(named))
+        """What snrkit tune --by flow found, or certify."""
+        wanted = self.names.fit_of(named)
+        if named.certificate is None:
+            return open_fit(self.names.run, named, wanted)
+        found = certified_fit(named.certificate, wanted)
+        if found is None:
+            raise RunError(f"{named.certificate} holds no coefficients; certify the sampler anew.")
+        return found
 
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """By the run's model of spectra."""

@@ -15,10 +15,11 @@ from torch import Tensor
 from snrkit.base.ahead import ahead
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.experiment.certificate import certified_fit
 from snrkit.experiment.opening import Model, Opened, Setting
 from snrkit.experiment.sources import RunNames, RunSources
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import OpenedSampler, SampleConfig, Sampler, first_variance, open_with
+from snrkit.sampling.sampler import OpenedSampler, SampleConfig, Sampler, first_variance, named_fit, open_with
 from snrkit.sampling.step import Noise, Step
 from snrkit.training.randomness import ImageStreams
 
@@ -61,7 +62,9 @@ class Trajectories:
     config: SampleConfig
 
     def open(self, sampler: Sampler) -> OpenedSampler:
-        """A sampler with all that it names."""
+        """A sampler with all that it names. RunError for a certificate of other weights."""
+        if sampler.certificate is not None:
+            certified_fit(sampler.certificate, self.sources.names.fit_of(named_fit(sampler)))
         return open_with(sampler, self.setting.parts.process, self.sources)
 
     def labels(self, streams: ImageStreams) -> Tensor | None:

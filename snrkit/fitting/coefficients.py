@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snrkit.fitting.flow import rms
-from snrkit.fitting.guard import per_state, upper_bound
+from snrkit.fitting.guard import upper_bound
+from snrkit.sampling.flow import rms
 from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap, Number
+from snrkit.shift.flow_distance import per_state
 
 ROUNDS, HALVINGS = 8, 5
 ENOUGH = 0.05  # of a fine step of the range, below which a further round moves nothing

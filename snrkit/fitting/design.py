@@ -21,8 +21,8 @@ from torch import Tensor
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.diffusion.process import Process
-from snrkit.fitting.flow import Flow, fine_flow, rms
 from snrkit.fitting.least_squares import solutions
+from snrkit.sampling.flow import Flow, fine_flow, rms
 from snrkit.sampling.sample import informed, sample, wrapped
 from snrkit.sampling.solvers import Unipc
 from snrkit.sampling.step import BeliefCorrection, Position

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from snrkit.fitting.flow import rms
+from snrkit.sampling.flow import rms
 from snrkit.shift.bootstrap import Number
-
-CONFIDENCE = 0.95
+from snrkit.shift.flow_distance import CONFIDENCE, distance, per_state, student
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +55,3 @@ def upper_bound(change: Tensor, more: float) -> float:
     """The one-sided upper bound of the mean of a paired change (M,) of squares, and `more` for what is not known."""
     spread = float(change.std()) / math.sqrt(len(change))
     return float(change.mean()) + student(len(change) - 1, CONFIDENCE) * spread + more
-
-
-def per_state(x: Tensor) -> Tensor:
-    """Mean squares (M,) of x (M, *) on the CPU."""
-    return x.double().flatten(1).square().mean(1).cpu()
-
-
-def distance(squares: Tensor, error: float) -> Number:
-    """The rms of distances with mean squares (M,), and its two-sided interval, wider by the reference's rms error."""
-    mean = float(squares.mean())
-    reach = student(len(squares) - 1, (1 + CONFIDENCE) / 2) * float(squares.std()) / math.sqrt(len(squares))
-    low, high = (math.sqrt(max(0.0, mean + way * reach)) for way in (-1, 1))
-    return Number(math.sqrt(mean), max(0.0, low - error), high + error)
-
-
-def student(freedom: int, level: float) -> float:
-    """The quantile of Student's t."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    return float(stdtrit(freedom, level))

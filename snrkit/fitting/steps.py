@@ -12,8 +12,8 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.fitting.flow import Flow
 from snrkit.fitting.least_squares import Solved, fit_terms
+from snrkit.sampling.flow import Flow
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import GivenFit

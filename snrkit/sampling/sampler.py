@@ -8,11 +8,17 @@ from itertools import chain, pairwise
 from typing import Annotated, Any, Literal, overload
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
-from snrkit.base.value import Batch, Label, Seen, Text, Value
+from snrkit.base.value import Batch, Label, Place, Seen, Text, Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
@@ -116,6 +122,17 @@ class Sampler(Value):
     start: Literal["published", "exact"] = Field(
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
+    certificate: Place | None = Field(
+        default=None, description="file of snrkit certify whose recipe this is, with the coefficients of its steps"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a certificate where there is none."""
+        content: dict[str, Any] = handler(self)
+        if content.get("certificate") is None:
+            content.pop("certificate", None)
+        return content
 
     @model_validator(mode="after")
     def _fits_alone(self) -> "Sampler":
@@ -263,6 +280,16 @@ def guided_alone(sampler: Sampler) -> Sampler:
     return bare(sampler).model_copy(update={"corrections": guidance})
 
 
+def guidance_of(sampler: Sampler, opened: OpenedSampler) -> tuple[BeliefCorrection, ...]:
+    """What guides the network, of an opened sampler: what belongs to its flow."""
+    pairs = zip(sampler.corrections, opened.corrections, strict=True)
+    return tuple(
+        correction
+        for value, correction in pairs
+        if isinstance(value, Guidance) and isinstance(correction, BeliefCorrection)
+    )
+
+
 def terms_of(value: AnySolver | AnyCorrection) -> int:
     """How many fitted coefficients a solver or correction takes at each step."""
     return value.terms if isinstance(value, TakesFit) else 0
@@ -271,8 +298,8 @@ def terms_of(value: AnySolver | AnyCorrection) -> int:
 def named_fit(sampler: Sampler) -> NamedFit:
     """What names the coefficients of a sampler that takes a fit."""
     terms = max(terms_of(value) for value in (sampler.solver, *sampler.corrections))
-    definition = json.dumps(sampler.model_dump(mode="json"), sort_keys=True)
-    return NamedFit(definition, sampler.grid.steps, terms)
+    definition = json.dumps(sampler.model_dump(mode="json", exclude={"certificate"}), sort_keys=True)
+    return NamedFit(definition, sampler.grid.steps, terms, sampler.certificate)
 
 
 def _opened(value: AnySolver | AnyCorrection, sampler: Sampler, sources: Sources, levels: Sequence[Level]) -> Any:

@@ -197,6 +197,7 @@ class NamedFit:
     sampler: str
     steps: int
     terms: int  # of each step
+    certificate: Path | None = None  # where they stand; None: in the run
 
 
 Named = NamedWeights | NamedEstimator | NamedFit

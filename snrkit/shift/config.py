@@ -22,6 +22,7 @@ from snrkit.shift.audit import AuditProbe
 from snrkit.shift.bootstrap import FEWEST, FEWEST_RESAMPLES, fewest_resamples
 from snrkit.shift.estimated_level import EstimatorProbe
 from snrkit.shift.estimator import EstimatorConfig
+from snrkit.shift.flow_distance import FlowProbe
 from snrkit.shift.horizon import HorizonProbe
 from snrkit.shift.probe import Probe, ProbeValue
 from snrkit.shift.why import WhyProbe
@@ -30,7 +31,7 @@ from snrkit.shift.window import WindowProbe
 MOST_RESAMPLED = 10**9  # images in all resamples together
 
 AnyProbe = Annotated[
-    EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
+    EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | FlowProbe | AmplificationProbe | AuditProbe,
     Field(discriminator="kind"),
 ]
 """In the order in which reports show them."""

@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
+import yaml
 
+from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
+from snrkit.commands.certify_model import write_experiment
 from snrkit.experiment.certificate import Certificate
+from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.run import Run
-from tests.small import snrkit, write_config, written
+from tests.small import load_images, snrkit, write_config, written
 
 GRID = {"kind": "karras", "steps": 4}
 SAMPLERS = {
@@ -73,8 +78,8 @@ def test_going_on_tries_nothing_twice(trained, certified):
 
 def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     """With no minutes only the sampler itself is tried, which is left as it is; what was not tried is named."""
-    line = ("certify", "--sampler", "euler", "--minutes", "0", "--set", "sample.average=network", "--json", "-q")
-    found = json.loads(snrkit(trained, *line).stdout)["euler"]
+    line = ("certify", "--sampler", "fine", "--minutes", "0", "--json", "-q")
+    found = json.loads(snrkit(trained, *line).stdout)["fine"]
     assert found["winner"] == "as-it-is"
     assert found["advice"] == "leave it as it is"
     assert "fitted" in found["not_tried"]
@@ -99,3 +104,73 @@ def test_what_cannot_be_certified_is_refused(trained, arguments, said):
     done = snrkit(trained, "certify", *arguments, "-q", check=False)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
+
+
+def test_a_certificate_is_a_sampler(trained, certified, tmp_path):
+    """Named in a file it is the recipe, with the coefficients that stand in it, though the run has none any more."""
+    run = Run(trained / "runs/small")
+    path = run.certificate("euler")
+    certified_sampler = {"certified": {"certificate": str(path)}}
+    write_config(trained, **{**FILE, "samplers": {**SAMPLERS, **certified_sampler}})
+    fits = {p: p.read_bytes() for p in (run.path / "fits").glob("*.json")}
+    for fit in fits:
+        fit.unlink()
+    snrkit(trained, "sample", "--sampler", "certified", "-q")
+    for fit, content in fits.items():
+        fit.write_bytes(content)
+    images = load_images(run.samples("certified"), range(8))
+    if certified["advice"] == "use the recipe":
+        kept = load_images(run.compared_samples("euler-certified"), range(8))
+        assert torch.equal(images, kept)
+    resolved = load_experiment(run.config)
+    assert resolved.samplers["certified"].certificate == path
+    write_config(trained, **FILE)
+
+
+def test_a_certificate_of_another_model_is_refused(trained, certified):
+    """Of other weights, and one that is none; and beside it nothing else may be said."""
+    path = str(Run(trained / "runs/small").certificate("euler"))
+    for sampler, more, said in (
+        ({"certificate": path}, ("--set", "sample.average=network"), "weights"),
+        ({"certificate": path, "solver": {"kind": "unipc"}}, (), "the recipe has another solver"),
+        ({"certificate": str(trained / "small.yaml")}, (), "samplers.certified.certificate"),
+        ({"certificate": "no.json"}, (), "no.json"),
+    ):
+        write_config(trained, **{**FILE, "samplers": {**SAMPLERS, "certified": sampler}})
+        done = snrkit(trained, "sample", "--sampler", "certified", "-q", *more, check=False)
+        write_config(trained, **FILE)
+        assert done.returncode != 0
+        assert said in " ".join(done.stderr.split()), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a YAML by --config"),
+        (["no-such-model", "--data", "."], "there is no such file"),
+        (["."], "give the images that it is to make by --data"),
+        ([".", "--data", "."], "is of no kind that is known"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(tmp_path, monkeypatch, arguments, said):
+    """In one sentence, with nothing written."""
+    monkeypatch.chdir(tmp_path)
+    done = snrkit(tmp_path, "certify", *arguments, plain=True, check=False)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):
+    """Of its kind, with the sampler that such models are made for; the same command finds it as it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("snrkit.commands.certify_model.kinds_of", lambda path: ("edm",))
+    (tmp_path / "edm-cifar10.pkl").write_bytes(b"")
+    path = write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 13)
+    assert path == write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 13)
+    content = yaml.safe_load(path.read_text())
+    assert content["samplers"]["heun-13"] == {"grid": {"kind": "karras", "steps": 7}, "solver": {"kind": "heun"}}
+    assert content["model"]["kind"] == "edm"
+    with pytest.raises(ConfigError, match="says something else"):
+        write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 5)

@@ -178,3 +178,16 @@ def test_what_cannot_be_designed_is_refused(trained, arguments, said):
     done = snrkit(folder, "design", *arguments, check=False)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
+
+
+def test_the_probe_flow_reads_the_distance(trained):
+    """Of Euler and of the steps that were fitted: smaller; none of a solver that draws noise."""
+    folder, _ = trained
+    line = ["measure-shift", "--sampler", "euler", "--sampler", "fit", "--sampler", "drawn", "--json", "-q"]
+    options = ("shift.probes=[flow]", "shift.flow_images=20")
+    found = json.loads(snrkit(folder, *line, *(part for o in options for part in ("--set", o))).stdout)
+    read = {name: record["probes"]["flow"] if "probes" in record else record["flow"] for name, record in found.items()}
+    assert read["drawn"] is None
+    assert read["fit"]["distance"]["value"] < 0.8 * read["euler"]["distance"]["value"]
+    assert read["euler"]["images"] == 20
+    assert len(read["euler"]["at_levels"]) == 3

@@ -8,8 +8,8 @@ import torch
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.diffusion.process import Edm
 from snrkit.fitting.coefficients import by_flow
-from snrkit.fitting.flow import fine_flow, rms
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
+from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr
 from snrkit.sampling.sample import start
 from snrkit.sampling.solvers import Euler, Heun

@@ -8,8 +8,8 @@ import torch
 
 from snrkit.diffusion.process import Edm
 from snrkit.fitting.design import amplifications, best_paths, record_flow, step_costs
-from snrkit.fitting.flow import fine_flow, rms
 from snrkit.fitting.steps import FittingSteps, fit_steps
+from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import start

@@ -8,8 +8,8 @@ import torch
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.fitting.flow import fine_flow, in_parts, rms
 from snrkit.sampling.corrections import ClassifierFreeGuidance
+from snrkit.sampling.flow import fine_flow, in_parts, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import start

@@ -8,10 +8,10 @@ from scipy.stats import nct, t
 
 from snrkit.diffusion.process import Edm
 from snrkit.fitting.coefficients import by_flow
-from snrkit.fitting.flow import fine_flow, rms
 from snrkit.fitting.guard import guarded
 from snrkit.fitting.steps import FittingSteps, fit_steps
 from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import start
 from snrkit.sampling.sampler import OpenedSampler

@@ -7,9 +7,9 @@ from snrkit.base.errors import SnrkitError
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm, Flow
-from snrkit.fitting.flow import fine_flow, rms
 from snrkit.fitting.steps import FittingSteps, fit_steps
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
+from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import start
 from snrkit.sampling.sampler import Dummy, OpenedSampler, Sampler, bare, dry_run, named_fit, open_with, takes_fit

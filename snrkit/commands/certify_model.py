@@ -1,0 +1,53 @@
+"""A YAML for `snrkit certify MODEL --data IMAGES`: a file or folder of a model, measured as it is."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snrkit.base.errors import ConfigError
+from snrkit.base.files import disk_errors, write_text
+from snrkit.base.value import LONGEST_NAME
+from snrkit.checkpoints.models import kinds_of
+
+GRIDS = {"edm": {"kind": "karras"}}  # as their own samplers have them; others: uniform in their own time
+SOLVERS = {"edm": {"kind": "heun"}}
+
+
+def write_experiment(model: Path, data: Path | None, nfe: int) -> Path:
+    """Write `certify-NAME.yaml` beside the run directories and return it. ConfigError where it cannot be known."""
+    if data is None:
+        raise ConfigError(f"{model}: give the images that it is to make by --data, or a YAML by --config.")
+    if not model.exists():
+        raise ConfigError(f"{model}: there is no such file or folder; name a model's, or a YAML by --config.")
+    kinds = kinds_of(model)
+    if len(kinds) != 1:
+        known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
+        raise ConfigError(f"{model} {known}; write a YAML with `model: {{kind: ..., path: {model}}}` for --config.")
+    path = Path(f"certify-{_slug(model)}.yaml")
+    text = f"# written by snrkit certify {model} --data {data} --nfe {nfe}\n{_content(model, data, nfe, kinds[0])}"
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(f"{path} is there and says something else; certify it by --config {path}, or move it away.")
+    with disk_errors(f"writing {path}", "free space or work in another folder"):
+        write_text(path, text)
+    return path
+
+
+def _content(model: Path, data: Path, nfe: int, kind: str) -> str:
+    grid = GRIDS.get(kind, {"kind": "uniform_time"})
+    solver = SOLVERS.get(kind, {"kind": "euler"})
+    steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
+    content: dict[str, Any] = {
+        "data": {"kind": "folder", "path": str(data)},
+        "model": {"kind": kind, "path": str(model)},
+        "samplers": {f"{solver['kind']}-{nfe}": {"grid": {**grid, "steps": steps}, "solver": solver}},
+        "metrics": {"features": "pixels"},
+    }
+    return yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def _slug(model: Path) -> str:
+    """A name that a run can have."""
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", model.resolve().stem).strip("-_") or "model"
+    return found[: LONGEST_NAME - len("certify-")]
