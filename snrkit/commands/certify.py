@@ -27,7 +27,14 @@ from snrkit.commands.opening import open_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import tuning_seeds
-from snrkit.experiment.certificate import Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
+from snrkit.experiment.certificate import (
+    Advice,
+    Certificate,
+    Recipe,
+    ScoreChange,
+    ShiftSplit,
+    TriedCandidate,
+)
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, StoredFit, fit_path
 from snrkit.experiment.flows import FirstStates, first_states
@@ -126,31 +133,37 @@ def _certify(bench: Bench, name: str, world: World, quiet: bool) -> Certificate:
     score = _score(bench, name, made.sampler, quiet) if guard.helps else None
     use = guard.helps and score is not None and score.verdict != "worse"
     kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
-    record = Certificate(
-        experiment=e.name,
-        sampler=name,
-        advice="use the recipe" if use else "leave it as it is",
-        sentence="",
-        nfe=cost(sampler),
-        of=bench.of(sampler),
-        rule=RULE,
-        winner=best.name,
-        recipe=kept,
-        guard=guard,
-        score=score,
-        shift=_shift(bench, sampler),
-        candidates=tuple(tried),
-        not_tried=tuple(skipped),
-        noises=e.tune.noises,
-        tuning_seeds=e.tune.seeds,
-        scored_seeds=e.sample.seeds,
-        evaluations=fitted.flow.evaluations,
-        command=f"snrkit certify --config {bench.run.config} --sampler {name}",
-        made_with=provenance(world),
-    )
+    record = _record(bench, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
+    record = replace(record, winner=best.name, score=score, candidates=tuple(tried), not_tried=tuple(skipped))
     record = replace(record, sentence=sentence(record))
     _write(bench.run, record)
     return record
+
+
+def _record(bench: Bench, name: str, advice: Advice, recipe: Recipe, guard: Guard, world: World) -> Certificate:
+    """A certificate, but for what was tried."""
+    e, sampler = bench.experiment, bench.experiment.samplers[name]
+    return Certificate(
+        experiment=e.name,
+        sampler=name,
+        advice=advice,
+        sentence="",
+        nfe=e.model.parts.cost(sampler),
+        of=bench.of(sampler),
+        rule=RULE,
+        winner="",
+        recipe=recipe,
+        guard=guard,
+        score=None,
+        shift=_shift(bench, sampler),
+        candidates=(),
+        not_tried=(),
+        noises=e.tune.noises,
+        tuning_seeds=e.tune.seeds,
+        scored_seeds=e.sample.seeds,
+        command=f"snrkit certify --config {bench.run.config} --sampler {name}",
+        made_with=provenance(world),
+    )
 
 
 def _nearest(one: TriedCandidate) -> float:

@@ -78,7 +78,6 @@ class Certificate:
     noises: int  # first states: fitted on, chosen on, and confirmed on, as many each
     tuning_seeds: str
     scored_seeds: str
-    evaluations: int  # of the network for each first state, of the flow
     command: str  # which repeats it
     made_with: Mapping[str, Any]
 
