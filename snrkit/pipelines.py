@@ -273,11 +273,13 @@ class Hook:
         return result
 
     def _open(self, x: Tensor) -> Tensor:
-        """Unpacked, and in float32 at least. SnrkitError for states that are no (B, C, H, W) then."""
+        """Unpacked, and in float32 at least. SnrkitError for states that are neither images nor videos then."""
         x = self.packing.unpack(x)
-        if x.ndim != 4:
+        if x.ndim not in (4, 5):
             shape = "x".join(map(str, x.shape))
-            raise SnrkitError(f"this pipeline's states are {shape} and cannot be unpacked to (B, C, H, W) here.")
+            raise SnrkitError(
+                f"this pipeline's states are {shape} and cannot be unpacked to (B, C, H, W) or (B, C, T, H, W) here."
+            )
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
     def _read(self, position: Position, x: Tensor, output: Tensor) -> Seen:
@@ -456,6 +458,6 @@ def record(pipeline: Any) -> RecordingHook:
 
     Returns what `shift(x0)` is asked of, also after it was removed: states (B, C, H, W), or latents of that shape, are
     kept in float32 on the CPU, of all calls. SnrkitError for what is no pipeline, or one whose scheduler cannot be
-    read; when it is called, for states that cannot be unpacked to (B, C, H, W).
+    read; when it is called, for states that cannot be unpacked to (B, C, H, W) or (B, C, T, H, W).
     """
     return RecordingHook(pipeline)

@@ -37,7 +37,7 @@ from snrkit.sampling.grid import Karras, UniformTime
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun, Unipc
-from snrkit.sampling.step import Call, ForwardStatistics, Position, Step
+from snrkit.sampling.step import Call, ForwardStatistics, GivenFit, Position, Step
 from tests.exact import PROCESSES, THREE, mixture, run, tensor
 from tests.sampling.test_solvers import ALL
 
@@ -745,3 +745,24 @@ def test_a_gain_multiplies_every_state_and_the_image():
     middle = 1.1 * (first.x0 + levels[1].sigma * first.eps)
     found = run(Euler(), denoise, levels, x, corrections=[Gain(gain=0.1)])
     torch.testing.assert_close(found, 1.1 * denoise(middle, levels[1]).x0, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2"])
+@pytest.mark.parametrize("size", [(4, 6), (5, 8)], ids=["even", "odd"])
+def test_bands_of_a_video_are_those_of_its_frames(wavelet, size):
+    """Bit for bit, with sides that differ, and for a fitted table as for constants."""
+    level = PROCESSES["flow"].level(tensor(0.5))
+    x0, x_next = torch.randn(2, 2, 3, 5, *size, dtype=torch.float64)
+    position = Position(0, (level, level, level), level, level)
+    value = Dcw(low=0.1, high=-0.05, wavelet=wavelet)
+    table = Dcw(schedule={"kind": "table"}, wavelet=wavelet).with_fit(GivenFit(((0.1, -0.05),)))
+    for correction in (value, table):
+
+        def after(x0, x_next, correction=correction):
+            call = Call(level, Prediction(x0, torch.zeros_like(x0)))
+            return correction.after(Step(position, x_next, (call,), x_next))
+
+        frames = [after(x0[:, :, t], x_next[:, :, t]) for t in range(5)]
+        torch.testing.assert_close(after(x0, x_next), torch.stack(frames, 2), rtol=0, atol=1e-15)
+    with pytest.raises(SnrkitError, match=r"need images .* or videos"):
+        value.after(Step(position, x0[0], (Call(level, Prediction(x0[0, :, :, 0], x0[0, :, :, 0])),), x0[0, :, :, 0]))

@@ -104,8 +104,8 @@ class Dcw(Value):
     `pixel` alone, `low` alone, `high` alone and both `low` and `high` are the paper's four modes. Acts after any fresh
     noise, and not on the step into the clean level. `space: native` takes d = x' - x0 in the process's own scaling, as
     each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back (in ve the same). `evaluation`: whose
-    x0, where the solver asks more than once a step. SnrkitError where the state is not images (B, C, H, W) of at least
-    2x2 pixels.
+    x0, where the solver asks more than once a step. Bands of videos (B, C, T, H, W) are those of each frame, in space.
+    SnrkitError where the state is neither, or has less than 2x2 pixels.
     """
 
     kind: Literal["dcw"] = "dcw"
@@ -183,8 +183,9 @@ class FittedDcw:
 
 def check_images(difference: Tensor) -> None:
     """Refuse states that have no bands: SnrkitError."""
-    if difference.ndim != 4:
+    if difference.ndim not in (4, 5):
         raise SnrkitError(
-            f"dcw's bands need images (B, C, H, W), and this state has shape {tuple(difference.shape)}; unpack "
-            "a transformer's tokens before the transform, or use dcw's pixel coefficient"
+            "dcw's bands need images (B, C, H, W) or videos (B, C, T, H, W), and this state has shape "
+            f"{tuple(difference.shape)}; unpack a transformer's tokens before the transform, or use dcw's pixel "
+            "coefficient"
         )
