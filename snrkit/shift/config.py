@@ -24,13 +24,14 @@ from snrkit.shift.estimated_level import EstimatorProbe
 from snrkit.shift.estimator import EstimatorConfig
 from snrkit.shift.horizon import HorizonProbe
 from snrkit.shift.probe import Probe, ProbeValue
+from snrkit.shift.response import ResponseProbe
 from snrkit.shift.why import WhyProbe
 from snrkit.shift.window import WindowProbe
 
 MOST_RESAMPLED = 10**9  # images in all resamples together
 
 AnyProbe = Annotated[
-    EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
+    ResponseProbe | EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
     Field(discriminator="kind"),
 ]
 """In the order in which reports show them."""
@@ -60,7 +61,7 @@ class ShiftConfig(Value):
     bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     probes: tuple[AnyProbe, ...] = Field(
-        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe()), max_length=20
+        default=(ResponseProbe(), WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe()), max_length=20
     )
     estimator: EstimatorConfig = EstimatorConfig()
 
