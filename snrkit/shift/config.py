@@ -31,7 +31,7 @@ from snrkit.shift.window import WindowProbe
 MOST_RESAMPLED = 10**9  # images in all resamples together
 
 AnyProbe = Annotated[
-    ResponseProbe | EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe,
+    EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | AmplificationProbe | AuditProbe | ResponseProbe,
     Field(discriminator="kind"),
 ]
 """In the order in which reports show them."""
@@ -61,7 +61,7 @@ class ShiftConfig(Value):
     bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     probes: tuple[AnyProbe, ...] = Field(
-        default=(ResponseProbe(), WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe()), max_length=20
+        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe(), ResponseProbe()), max_length=20
     )
     estimator: EstimatorConfig = EstimatorConfig()
 
