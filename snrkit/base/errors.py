@@ -55,7 +55,7 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
     return UnreadableError(f"{path} cannot be read ({error.strerror}); see to its disk and permissions.")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What another library says, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 

@@ -80,6 +80,15 @@ class Rebuilt(Protocol):
         """What its network is. ConfigError where nothing rebuilds it, or the configuration cannot be read."""
 
 
+@runtime_checkable
+class RunsCode(Protocol):
+    """A model from elsewhere whose network is made by code of the user's own, which opening it runs."""
+
+    @property
+    def code(self) -> Path:
+        """The file that is run."""
+
+
 LEARNED = "half of its output is a learned variance, which is left out"  # a note
 SHARED = 2**26  # bytes that weights may have in common
 NAMED = 12  # digits of a checksum that a name has
@@ -109,11 +118,7 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
             expected = make().state_dict()
     except (RuntimeError, ValueError) as error:
         raise SnrkitError(reason_of(error)) from None
-    if names := weights.keys() ^ (expected.keys() - set(unset)):
-        raise SnrkitError(f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise SnrkitError(f"{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}")
+    check_fits(weights, {name: tensor for name, tensor in expected.items() if name not in unset})
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights.values()}
     needed = sum(expected[name].numel() * tensor.element_size() for name, tensor in weights.items())
     if needed > sum(held.values()) + SHARED:
@@ -121,6 +126,15 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     network = make()
     network.load_state_dict(weights, strict=not unset)
     return network
+
+
+def check_fits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """SnrkitError where weights have other names or shapes than a network's own."""
+    if names := weights.keys() ^ expected.keys():
+        raise SnrkitError(f"{min(names)[:80]} is {'missing' if min(names) in expected else 'unknown'}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise SnrkitError(f"{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}")
 
 
 def with_weights(value: Adapted, weights: Mapping[str, Tensor], unset: Collection[str] = ()) -> AdaptedModule:

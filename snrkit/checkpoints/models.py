@@ -11,10 +11,13 @@ from snrkit.checkpoints.adm import AdmModel
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
 from snrkit.checkpoints.pickles import PERSISTENT, read_pickle
+from snrkit.checkpoints.python import PythonModel
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.checkpoints.transformers import DitModel, SitModel
 
-AnyForeign = Annotated[DiffusersModel | EdmModel | AdmModel | DitModel | SitModel, Field(discriminator="kind")]
+AnyForeign = Annotated[
+    DiffusersModel | EdmModel | AdmModel | DitModel | SitModel | PythonModel, Field(discriminator="kind")
+]
 READERS = (  # of a format, by the bytes that a file begins with
     (b"PK\x03\x04", "a file of torch's, which adm, dit and sit read"),
     (b"\x80", "a pickle, which edm reads, or an older file of torch's, which adm, dit and sit read"),

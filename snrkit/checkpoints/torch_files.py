@@ -83,13 +83,16 @@ def _entries(path: Path, data: memoryview) -> Mapping[str, memoryview]:
     return found
 
 
-def weights_in(path: Path, entry: str | None) -> Mapping[str, Tensor]:
-    """The weights of a torch file, under `entry` or, without one, under ema where there is that. ConfigError."""
+def weights_in(path: Path, entry: str | None, key: str = "model.path") -> Mapping[str, Tensor]:
+    """The weights of a torch file, under `entry` or, without one, under ema where there is that.
+
+    ConfigError where there are none; `key` of an experiment named the file.
+    """
     try:
         return weights_of_file(read_torch(path), entry)
     except SnrkitError as error:
         text = str(error) if str(path) in str(error) else f"{path} {error}."
-        raise ConfigError(f"model.path: {text}") from None
+        raise ConfigError(f"{key}: {text}") from None
 
 
 def weights_of_file(content: Any, entry: str | None) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from snrkit.commands.candidates import Candidate, Kitchen, Made
 from snrkit.commands.compare import difference, find_rows
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import tuning_seeds
@@ -40,7 +40,7 @@ from snrkit.experiment.fits import FitOf, StoredFit, fit_path
 from snrkit.experiment.flows import FirstStates, first_states
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, open_model
+from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
@@ -100,7 +100,7 @@ def run_certify(
     check_arms_fit(opened.setting, e.shift)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every candidate so far"), torch.no_grad():
-        model = open_model(opened, run)
+        model = open_model_aloud(opened, run)
         write_config(run, e)
         until = None if minutes is None else began + 60 * minutes
         bench = Bench(opened, model, trajectories(opened, model), until)

@@ -22,14 +22,14 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import provenance, score_folder
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, open_model
+from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import open_scorer
@@ -44,8 +44,9 @@ from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import CompareConfig, parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
+from snrkit.shift.response import ResponseProbe
 
-FORMAT = 3  # of what is kept of a row
+FORMAT = 4  # of what is kept of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Kept:
     score: SamplerScores
     shift: Shift
     sizes: Mapping[str, Sequence[float | None]]  # mean squares of the shift under resamples, the sample's own first
+    warnings: Sequence[str]  # of what the shift may hide
 
 
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Comparison:
@@ -76,7 +78,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every row so far"):
-        model = open_model(opened, run)
+        model = open_model_aloud(opened, run)
         write_config(run, e.model_copy(update={"shift": experiment.shift}))
         found = find_rows(opened, model, rows, quiet)
         times = time_rows(trajectories(opened, model), rows, e.compare, measured_seeds(e))
@@ -102,7 +104,9 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
                 score = score_folder(opened, model.run, name, folder, scorer, model.images)
                 measured = instrument.measure(row.sampler)
                 sizes = {key: values.tolist() for key, values in measured.sizes.items()}
-                write_json(stored, to_json(Kept(facts, score, measured.shift, sizes)))
+                hidden = ResponseProbe().warning(instrument.response(row.sampler))
+                warnings = () if hidden is None else (hidden,)
+                write_json(stored, to_json(Kept(facts, score, measured.shift, sizes, warnings)))
             found[name] = read_record(Kept, stored)
             progress.update(index + 1, name)
     return found
@@ -187,7 +191,10 @@ def make_record(
         seeds=first.seeds,
         checkpoint_images=model.images,
         weights=model.weights,
-        warnings=tuple(sorted({warning for row in found.values() for warning in row.score.warnings})),
+        warnings=(
+            *sorted({warning for row in found.values() for warning in row.score.warnings}),
+            *(f"{name}: {warning}." for name, row in found.items() for warning in row.warnings),
+        ),
         confidence=e.shift.confidence,
         timed_images=e.compare.timed_images,
         made_with=provenance(world),

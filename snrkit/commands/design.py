@@ -19,14 +19,13 @@ from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.sample import check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, fit_table, guarded_fit, tuning_seeds
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import StoredFit, fit_path
 from snrkit.experiment.flows import FirstStates, first_states
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
@@ -63,7 +62,7 @@ def run_design(
     check_samplers(opened.setting, {name: plain for name, (plain, _) in chosen.items()})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     with locked(run), ending("every design so far"), torch.no_grad():
-        tools = FlowTools(opened.experiment, trajectories(opened, open_model(opened, run)))
+        tools = FlowTools(opened.experiment, trajectories(opened, open_model_aloud(opened, run)))
         return {
             name: _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
             for name, (plain, shape) in chosen.items()

@@ -16,7 +16,7 @@ from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.commands.opening import open_aloud, say_conversions
+from snrkit.commands.opening import open_aloud, open_model_aloud, say_conversions
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, choose, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
@@ -24,7 +24,7 @@ from snrkit.data.dataset import Dataset, Split
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.models import Weights
-from snrkit.experiment.opening import Opened, open_model, resolve_precision, set_compute
+from snrkit.experiment.opening import Opened, resolve_precision, set_compute
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import Scorer, open_scorer
@@ -152,7 +152,7 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
     points = []
     for images in (int(path.name) for path in paths):
         folder = SampleFolder(run.samples_at(name, images))
-        samples = trajectories(opened, open_model(opened, run, images))
+        samples = trajectories(opened, open_model_aloud(opened, run, images))
         make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
         points.append(score_folder(opened, run, name, folder, scorer, images))
     best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance

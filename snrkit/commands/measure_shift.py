@@ -10,7 +10,7 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
@@ -24,7 +24,6 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import open_model
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
@@ -52,7 +51,7 @@ def run_measuring(
         write_config(run, e)
         if not quiet and (note := _further(e)):
             console.print(note)
-        instrument = Instrument(trajectories(opened, open_model(opened, run)), e.shift, measured_seeds(e))
+        instrument = Instrument(trajectories(opened, open_model_aloud(opened, run)), e.shift, measured_seeds(e))
         with bar("measuring shift", len(chosen), not quiet) as progress:
             for index, (name, sampler) in enumerate(samplers.items()):
                 measurement = instrument.measure(sampler)

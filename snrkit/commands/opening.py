@@ -1,4 +1,7 @@
-"""Opening an experiment for a command: what was changed of its images as they were read is said once."""
+"""Opening an experiment and its model for a command: what a user should know of either is said once.
+
+Of the images what was changed as they were read, of a model whose code is the user's own that it is run.
+"""
 
 from functools import cache
 
@@ -6,7 +9,9 @@ from snrkit.base.distributed import World
 from snrkit.commands.progress import console
 from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.opening import Opened, open_experiment
+from snrkit.experiment.models import FromElsewhere
+from snrkit.experiment.opening import Model, Opened, open_experiment, open_model
+from snrkit.experiment.run import Run
 
 
 def open_aloud(experiment: Experiment, world: World) -> Opened:
@@ -14,6 +19,14 @@ def open_aloud(experiment: Experiment, world: World) -> Opened:
     opened = open_experiment(experiment, world)
     say_conversions(opened.data.labelled, world)
     return opened
+
+
+def open_model_aloud(opened: Opened, run: Run, images: int | None = None) -> Model:
+    """As open_model; the leading process says which file of code is run for it."""
+    model = opened.experiment.model
+    if isinstance(model, FromElsewhere) and model.code is not None and opened.world.leads:
+        _say(f"model: the code of {model.code} is run, as kind {model.source.kind} asks")
+    return open_model(opened, run, images)
 
 
 def say_conversions(dataset: Dataset, world: World) -> None:

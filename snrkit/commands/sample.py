@@ -24,12 +24,12 @@ from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_tex
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.signals import ending, stoppable
 from snrkit.base.transfer import Arriving
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Setting, open_model
+from snrkit.experiment.opening import Setting
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder, image_path
 from snrkit.experiment.sources import RunNames
@@ -59,7 +59,7 @@ def run_sampling(
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run) if world.leads else ending():
-        samples = trajectories(opened, open_model(opened, run))
+        samples = trajectories(opened, open_model_aloud(opened, run))
         for name in chosen:
             check_claim(SampleFolder(run.samples(name)), manifest(samples.sources.names, e.samplers[name]), overwrite)
         world.barrier()

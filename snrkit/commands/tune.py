@@ -30,7 +30,7 @@ from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
 from snrkit.commands.knobs import Knob, Values, knobs, moved, neutral, with_values
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.tune_flow import FlowTools, check_knobs, coefficients_by_flow, fit_sampler, tuning_seeds
@@ -39,7 +39,7 @@ from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import fit_path
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
-from snrkit.experiment.opening import Model, Opened, Setting, open_model
+from snrkit.experiment.opening import Model, Opened, Setting
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.stored import trained_run
@@ -97,7 +97,7 @@ class Tools:
     @cached_property
     def samples(self) -> Trajectories:
         """What samplers make of the run's model."""
-        return trajectories(self.opened, open_model(self.opened, self.run))
+        return trajectories(self.opened, open_model_aloud(self.opened, self.run))
 
     @cached_property
     def instrument(self) -> Instrument:
@@ -267,6 +267,7 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> tuple[Valu
     if method == "predicted":
         return predict(bench), None
     if method == "gap":
+        check_seen(bench)
         return by_gap(bench, say), None
     if method == "fd":
         return by_fd(bench, say), None
@@ -334,6 +335,16 @@ def _control(bench: Bench, apart: bool) -> ModeDenoiser:
     if bands is None:
         raise SnrkitError("images of one pixel have no bands to predict from; tune by gap or fd.")
     return of_bands(process, bands)
+
+
+def check_seen(bench: Bench) -> None:
+    """Refuse to tune by a gap that a network blind to the scale of its states does not show: SnrkitError."""
+    response = bench.tools.instrument.response(bench.sampler)
+    if response.blind:
+        raise SnrkitError(
+            f"--by gap: the network hardly sees how large the states of {bench.name} are ({response.said()}), so a "
+            "norm gap of 0 would not say that they are right; tune by fd or predicted."
+        )
 
 
 def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:

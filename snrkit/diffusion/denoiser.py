@@ -135,13 +135,17 @@ class _Plain:
         time = time.to(x.dtype)
         labels = None if cond is None or cond.labels is None else send(cond.labels, x.device)
         out = self.network(x, time) if labels is None else self.network(x, time, labels)
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        if shape != tuple(x.shape):
-            raise SnrkitError(
-                f"the wrapped network answers {shape} for states {tuple(x.shape)}; it has to answer one tensor of "
-                "their shape."
-            )
+        return one_tensor(out, x, "the wrapped network")
+
+
+def one_tensor(out: object, x: Tensor, whose: str) -> Tensor:
+    """The answer of a network, called `whose`, to states x. SnrkitError where it is no tensor of their shape."""
+    if isinstance(out, Tensor) and out.shape == x.shape:
         return out
+    answers = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise SnrkitError(
+        f"{whose} answers {answers} for states {tuple(x.shape)}; it has to answer one tensor of their shape."
+    )
 
 
 def wrap(

@@ -34,6 +34,7 @@ from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.measure import Reference, Shift
 from snrkit.shift.probe import Circumstances, Probe, Specimen
 from snrkit.shift.reference import make_reference, matching, scarce
+from snrkit.shift.response import RESPONSE_IMAGES, Response, measure_response
 from snrkit.shift.states import StateReader
 from snrkit.training.holdout import Pairs, training_pairs
 from snrkit.training.randomness import ImageStreams
@@ -211,6 +212,16 @@ class Instrument:
             levels_key=_key(ready),
             equipment=self,
         )
+
+    @torch.no_grad()
+    def response(self, sampler: Sampler) -> Response:
+        """How the network answers to the scale of states at the levels of a sampler, of which none is sampled."""
+        ready, setting = self.samples.open(sampler), self.setting
+        held = self._side(ready, self.held_rows[:RESPONSE_IMAGES])
+        return measure_response(
+            self.model.denoiser, held, self.forward(ready)[0], self.bootstrap, seed=setting.seed,
+            batch=self.config.batch, device=setting.world.device,
+        )  # fmt: skip
 
     def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int], reader: StateReader) -> Arm:
         """The reverse arm of a sampler at its levels `visited`."""

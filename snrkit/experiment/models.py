@@ -18,7 +18,7 @@ from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
-from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, weights_of
+from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode, weights_of
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import checksum_of, list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
@@ -122,6 +122,11 @@ class FromElsewhere(Value):
         """What its configuration says, read once."""
         with _possible(self.source.path):
             return self.source.describe()
+
+    @property
+    def code(self) -> Path | None:
+        """The user's own file that opening it runs; None for models that are read without running anything."""
+        return self.source.code if isinstance(self.source, RunsCode) else None
 
     def to_train(self) -> dict[str, Value | None]:
         """What is taken over of it to train it further, by the keys of a file. ConfigError where it cannot be."""

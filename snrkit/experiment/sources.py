@@ -23,7 +23,7 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.certificate import certified_fit
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, fit_fact, open_fit
-from snrkit.experiment.models import Weights, checkpoint_path
+from snrkit.experiment.models import FromElsewhere, Weights, checkpoint_path
 from snrkit.experiment.opening import Model, Setting, open_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
@@ -98,6 +98,11 @@ class RunNames:
     def known(self, named: NamedWeights) -> Weights:
         """What is named, without loading it; ConfigError where it cannot stand beside."""
         e, (other, run) = self.experiment, self.place(named.run)
+        if named.run is not None and isinstance(other.model, FromElsewhere) and other.model.code is not None:
+            raise ConfigError(
+                f"{named.run} has a model that runs {other.model.code}, which only a file that names the code itself "
+                "may do; name another run."
+            )
         if other.process.scaling != e.process.scaling:
             raise ConfigError(
                 f"{named.run} has states in {other.process.scaling} scaling and {e.name} in "

@@ -40,7 +40,7 @@ from snrkit.reports.blocks import (
 from snrkit.reports.records import Tuned
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
-from snrkit.shift.files import ShiftRecord, shift_record
+from snrkit.shift.files import ShiftRecord, shift_record, warnings_of
 from snrkit.shift.probe import Probe
 
 
@@ -218,6 +218,7 @@ def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
     warnings = {warning for record in found.metrics.values() for warning in record.warnings}
     texts += [f"Warning: {warning}" for warning in sorted(warnings)]
+    texts += [f"Warning: {name}: {text}." for name, shift in found.shifts.items() for text in warnings_of(shift.probes)]
     for reason, what in found.left_out.items():
         texts.append(f"Left out, as {reason}: {', '.join(sorted(what))}; run them again.")
     missing = [name for name in experiment.samplers if name not in found.metrics]

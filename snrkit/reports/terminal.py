@@ -22,7 +22,7 @@ from snrkit.reports.records import Checked, Comparison, Designed, EncodedFile, F
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
-from snrkit.shift.files import ShiftRecord
+from snrkit.shift.files import ShiftRecord, warnings_of
 
 out = Console(soft_wrap=True)
 PRECISE = 6  # digits of single scores
@@ -43,6 +43,9 @@ def show_shift(records: Mapping[str, ShiftRecord]) -> None:
         for name, record in records.items()
     ]
     _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
+    for name, record in records.items():
+        for warning in warnings_of(record.probes):
+            out.print(f"warning: {name}: {warning}", markup=False, highlight=False)
     if any(found is not None for record in records.values() for found in record.probes.values()):
         out.print("what the probes found stands in the report: snrkit report with the same file")
 

@@ -21,7 +21,7 @@ from snrkit.sampling.grid import Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
 from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights, Step
-from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
+from snrkit.shift.arms import FORWARD_IMAGES, Arm, forward_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.given import (
@@ -45,6 +45,7 @@ from snrkit.shift.reference import (
     scarce,
     shares_by_class,
 )
+from snrkit.shift.response import RESPONSE_IMAGES, Response, measure_response
 from snrkit.shift.spread import at_once
 from snrkit.training.randomness import ImageStreams
 
@@ -96,8 +97,9 @@ def measure(
     opened = sampler if isinstance(sampler, OpenedSampler) else open_with(sampler, denoise.process, bench)
     check_memory(images, math.prod(seen.shape), place)
     walks = bench.walks(opened, bench.first_variance(sampler))
-    found = bench.examined(walks, opened.typical[:-1], Bootstrap(bootstrap, confidence, seed))
-    return ShiftReading(found.shift, confidence)
+    levels, resampled = opened.typical[:-1], Bootstrap(bootstrap, confidence, seed)
+    found = bench.examined(walks, levels, resampled)
+    return ShiftReading(found.shift, confidence, bench.response(levels, found.forward, resampled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,14 @@ class _Bench:
         reader = reference.reader(levels, {})
         real = real_arms(self.denoise, held, trained, reader, self.seed, self.batch, self.device)
         return examine(self.denoise, walks, self.images, real, reader, reference, bootstrap)
+
+    def response(self, levels: Sequence[Level], forward: Arm, bootstrap: Bootstrap) -> Response:
+        """On the first held-out images of the forward arm."""
+        rows = forward.groups[:RESPONSE_IMAGES]
+        held = Side(partial(self.held.x0, rows.tolist()), rows, levels, self.cond(slice(RESPONSE_IMAGES)))
+        return measure_response(
+            self.denoise, held, forward, bootstrap, seed=self.seed, batch=self.batch, device=self.device
+        )
 
     def walks(self, opened: OpenedSampler, variance: float | None) -> Iterator[Walk]:
         """The trajectories, batch by batch; `variance` as `start` takes it."""

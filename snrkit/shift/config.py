@@ -25,13 +25,21 @@ from snrkit.shift.estimator import EstimatorConfig
 from snrkit.shift.flow_distance import FlowProbe
 from snrkit.shift.horizon import HorizonProbe
 from snrkit.shift.probe import Probe, ProbeValue
+from snrkit.shift.response import ResponseProbe
 from snrkit.shift.why import WhyProbe
 from snrkit.shift.window import WindowProbe
 
 MOST_RESAMPLED = 10**9  # images in all resamples together
 
 AnyProbe = Annotated[
-    EstimatorProbe | WindowProbe | HorizonProbe | WhyProbe | FlowProbe | AmplificationProbe | AuditProbe,
+    EstimatorProbe
+    | WindowProbe
+    | HorizonProbe
+    | WhyProbe
+    | FlowProbe
+    | AmplificationProbe
+    | AuditProbe
+    | ResponseProbe,
     Field(discriminator="kind"),
 ]
 """In the order in which reports show them."""
@@ -61,7 +69,7 @@ class ShiftConfig(Value):
     bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     probes: tuple[AnyProbe, ...] = Field(
-        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe()), max_length=20
+        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe(), ResponseProbe()), max_length=20
     )
     estimator: EstimatorConfig = EstimatorConfig()
 

@@ -43,6 +43,13 @@ class ShiftRecord:
     probes: Mapping[str, object] = field(metadata=FLAT)  # the record of every kind, None where there is none
 
 
+def warnings_of(probes: Mapping[str, object]) -> list[str]:
+    """What the records of probes, by kind, warn of before the readings of their sampler are believed."""
+    found = [(probe, probes.get(probe.kind)) for probe in every_probe()]
+    texts = [probe.warning(record) for probe, record in found if record is not None]
+    return [text for text in texts if text is not None]
+
+
 def shift_record(content: Mapping[str, Any], where: Path) -> ShiftRecord:
     """The record of a file's content. SnrkitError names what does not fit."""
     own, kinds = {entry.name for entry in fields(Facts)}, {probe.kind: probe.record for probe in every_probe()}

@@ -130,6 +130,9 @@ class Probe(Protocol[R]):
     def remark(self, records: Sequence[R]) -> str | None:
         """A paragraph below the table, on the records of all samplers of a run, of which there is one at least."""
 
+    def warning(self, record: R) -> str | None:
+        """What a reader must know before this sampler's readings are believed, to follow its name; None if nothing."""
+
     def picture(self, record: R, title: str) -> bytes | None:
         """A PNG."""
 
@@ -149,6 +152,9 @@ class ProbeValue(Value):
         return None
 
     def remark(self, records: Sequence[Any]) -> str | None:
+        return None
+
+    def warning(self, record: Any) -> str | None:
         return None
 
     def picture(self, record: Any, title: str) -> bytes | None:

@@ -200,7 +200,7 @@ def test_options_beside_the_probes_are_the_probes_own():
 def test_a_resolved_file_takes_settings_as_its_source_does():
     """--set acts on options and probes in what dump_yaml wrote, and leaves other options; so in files of old."""
     content = yaml.safe_load(dump_yaml(small(horizon_steps=3)))
-    assert content["shift"]["probes"] == ["window", "horizon", "amplification", "audit"]
+    assert content["shift"]["probes"] == ["window", "horizon", "amplification", "audit", "response"]
     again = parse_experiment(apply_settings(content, ["shift.horizon_steps=2"]), "x")
     assert again.shift.probes[1] == HorizonProbe(steps=2, images=16)
     alone = parse_experiment(apply_settings(content, ["shift.probes=[horizon]"]), "x")

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from snrkit.base.errors import ConfigError
@@ -72,6 +73,15 @@ TEXTS = {
 MANY = ("text many-keys", "text a-date", "text a-terminal")  # of several faults, one a line
 BASES = ("/dev/zero", "/dev/urandom", "/dev/stdin", "pipe", "socket", "folder", "secret.txt", "absent", "benign.yaml/x")
 PLACES = ("pipe", "socket", "folder.pt", "/dev/zero", "absent.pt", "benign.yaml")
+OWN = [(key, path) for key in ("module", "weights") for path in (*PLACES, "loop")]  # of a model that is code
+OWN += [("module", f"own-{name}.py") for name in ("raises", "leaves", "nests", "lacks", "lies")]
+CODES = {
+    "raises": "raise RuntimeError('no' * 9999)",
+    "leaves": "raise SystemExit(0)",
+    "nests": "(" * 100_000,
+    "lacks": "",
+    "lies": "make = lambda: 'a network'",
+}
 TWICE = "samplers.EULER={grid: {kind: karras}, solver: {kind: euler}}"
 SETTINGS = (
     "seed=" + "9" * 5000,
@@ -164,6 +174,12 @@ def foreign(kind, path):
     data = {"kind": "mixture", "shape": [1, 8, 8]}
     parse_experiment({"name": "x", "data": data, "model": {"kind": kind, "path": path}}, "x.yaml")
 
+def own(**paths):
+    model = {"kind": "python", "module": "own-lies.py", "weights": "weights.pt", "shape": [1, 8, 8],
+             "process": {"kind": "flow"}, "target": {"kind": "flow"}, **paths}
+    data = {"kind": "mixture", "shape": [1, 8, 8]}
+    parse_experiment({"name": "x", "data": data, "model": model}, "x.yaml").model.loaded()
+
 def benign():
     start("train.batch=64")
     check_file(Path("benign.yaml"))
@@ -182,6 +198,8 @@ def cases():
     for kind in ("edm", "adm", "dit", "diffusers"):
         for path in hostile.PLACES:
             yield f"model {kind} {path}", lambda: foreign(kind, path)
+    for key, path in hostile.OWN:
+        yield f"own {key} {path}", lambda: own(**{key: path})
     yield "stored", lambda: stored_experiment(Path("stranger"))
 """
 
@@ -191,7 +209,8 @@ def names():
     numbered = (("base", BASES), ("setting", SETTINGS), ("size", SIZES), ("network", SIZES[:3]))
     models = [f"model {kind} {path}" for kind in ("edm", "adm", "dit", "diffusers") for path in PLACES]
     counted = [f"{kind} {k}" for kind, inputs in numbered for k in range(len(inputs))]
-    return [*(f"text {name}" for name in TEXTS), *counted, *models, "stored"]
+    own = [f"own {key} {path}" for key, path in OWN]
+    return [*(f"text {name}" for name in TEXTS), *counted, *models, *own, "stored"]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +227,11 @@ def found(tmp_path_factory):
     (folder / "secret.txt").write_text(f'root: "{SECRET}\nx: [{SECRET}')
     body = "base: ../benign.yaml\n"
     (folder / "stranger" / "config.yaml").write_text(f"{body}# checksum: {checksum(body.encode())}\n")
+    for name, code in CODES.items():
+        (folder / f"own-{name}.py").write_text(code)
+    torch.save({"weight": torch.zeros(1)}, folder / "weights.pt")
     os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
     before, here = {p.name for p in folder.rglob("*")}, Path.cwd()
     with socket.socket(socket.AF_UNIX) as listening:
         os.chdir(folder)  # a socket's path is short

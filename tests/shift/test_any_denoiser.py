@@ -185,7 +185,7 @@ def first_states(seed, images):
     noting = Noting()
     measured(Sampler(grid=Karras(steps=3), solver=Euler()), noting, images=images, seed=seed)
     assert noting.gradients == {False}
-    held, _, walked = noting.first
+    held, _, walked = noting.first[:3]  # the response asks of the held-out ones again
     return walked.flatten(1), held.flatten(1)
 
 
@@ -405,7 +405,7 @@ def test_an_opened_sampler_that_is_not_one_for_all_images_is_refused(opened, sai
 def test_its_data_are_those_of_the_files(few):
     """The keys of measure-shift's JSON, as JSON, and the columns of its CSV, one row a level."""
     found = few.to_dict()
-    assert [*found] == ["verdict", *(field.name for field in fields(Shift)), "confidence"]
+    assert [*found] == ["verdict", *(field.name for field in fields(Shift)), "confidence", "response"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["mean_norm_gap"]["value"] == few.shift.mean_norm_gap.value
     pandas = pytest.importorskip("pandas")
