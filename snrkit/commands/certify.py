@@ -27,6 +27,7 @@ from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import tuning_seeds
+from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import (
     Advice,
     Certificate,
@@ -51,12 +52,15 @@ from snrkit.reports.certificate import certificate_page, sentence
 from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, parse_seeds, takes_fit
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.flow_distance import distance, per_state
+from snrkit.shift.response import Response, ResponseProbe
 from snrkit.shift.why import Why, WhyProbe
 
+ROUNDING = ROUNDING_VARIANCE**0.5
 RULE = (
-    "The recipe is used if, on first states that chose nothing, the upper 95 % bound of the paired change of squared "
-    "distance to the flow lies below 0, and the 95 % interval of the paired difference of the score that decides, on "
-    "seeds that tuned nothing, does not show it to be worse."
+    "The recipe is used if the sampler is farther from the flow than rounding to 8 bits moves an image (rms "
+    f"{ROUNDING:.4f}), if on first states that chose nothing the upper 95 % bound of the paired change of squared "
+    "distance to the flow lies below 0, and if the 95 % interval of the paired difference of the score that decides, "
+    "on seeds that tuned nothing, does not show it to be worse."
 )
 
 
@@ -131,7 +135,7 @@ def _certify(bench: Bench, name: str, world: World, quiet: bool) -> Certificate:
     guard = guarded(base, moved, confirmed_on.flow.states[-1], confirmed_on.flow.error)
     recipe = _recipe(bench, name, best, made, guard, fitted)
     score = _score(bench, name, made.sampler, quiet) if guard.helps else None
-    use = guard.helps and score is not None and score.verdict != "worse"
+    use = guard.helps and guard.base.high > ROUNDING and score is not None and score.verdict != "worse"
     kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
     record = _record(bench, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
     record = replace(record, winner=best.name, score=score, candidates=tuple(tried), not_tried=tuple(skipped))
@@ -240,14 +244,15 @@ def _score(bench: Bench, name: str, winner: Sampler, quiet: bool) -> ScoreChange
 
 def _shift(bench: Bench, sampler: Sampler) -> ShiftSplit:
     """The mean norm gap of the sampler as it is, with its null, and what of it is the network's and the solver's."""
-    config = bench.experiment.shift.model_copy(update={"probes": (WhyProbe(),)})
+    probes = (WhyProbe(), ResponseProbe())
+    config = bench.experiment.shift.model_copy(update={"probes": probes})
     measured = Instrument(bench.samples, config, measured_seeds(bench.experiment)).measure(sampler)
-    why = measured.probes["why"]
+    why, response = (measured.probes[probe.kind] for probe in probes)
     assert isinstance(why, Why)
-    shift = measured.shift
-    return ShiftSplit(
-        shift.mean_norm_gap, shift.mean_norm_gap_null, why.norm_gap.mean_network, why.norm_gap.mean_solver
-    )
+    assert isinstance(response, Response)
+    shift, split = measured.shift, why.norm_gap
+    warning = ResponseProbe().warning(response) or ""
+    return ShiftSplit(shift.mean_norm_gap, shift.mean_norm_gap_null, split.mean_network, split.mean_solver, warning)
 
 
 def _write(run: Run, record: Certificate) -> None:

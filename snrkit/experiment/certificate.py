@@ -35,6 +35,7 @@ class ShiftSplit:
     null: Number
     network: Number
     solver: Number
+    warning: str  # where the network hardly sees the size of its states, so that the norm gap says little
 
 
 @dataclass(frozen=True, slots=True)

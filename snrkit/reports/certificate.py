@@ -1,6 +1,7 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
 from snrkit.base.files import write_text
+from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.run import Run
 from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page
@@ -19,6 +20,8 @@ def sentence(record: Certificate) -> str:
         f"{record.sampler} at {record.nfe} evaluations: the norm gap of its states is {shift.norm_gap.value:+.3f} nats "
         f"({null}){_whose(shift.solver.value, beyond)}."
     )
+    if shift.warning:
+        said = f"{said} Mind that {shift.warning}."
     guard = record.guard
     if record.advice == "leave it as it is":
         return f"{said} Leave it as it is: {_why_left(record)}."
@@ -40,6 +43,8 @@ def _whose(solver: float, whole: float) -> str:
 
 
 def _why_left(record: Certificate) -> str:
+    if record.guard.base.high <= ROUNDING_VARIANCE**0.5:
+        return "it follows the network's own flow more closely than rounding to 8 bits moves an image"
     if record.winner == "as-it-is":
         return "nothing that was tried comes nearer to the network's own flow"
     if not record.guard.helps:

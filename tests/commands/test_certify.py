@@ -8,6 +8,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
+from snrkit.commands.certify import ROUNDING
 from snrkit.commands.certify_model import write_experiment
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import load_experiment
@@ -53,6 +54,7 @@ def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certifie
     assert certified["winner"] == min(distances, key=distances.get)
     assert certified["winner"] != "as-it-is"
     use = certified["guard"]["helps"] and certified["score"]["verdict"] != "worse"
+    assert certified["guard"]["base"]["high"] > ROUNDING
     assert certified["advice"] == ("use the recipe" if use else "leave it as it is")
     assert certified["not_tried"] == []
     for suffix in (".md", ".html"):
@@ -83,6 +85,8 @@ def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     assert found["winner"] == "as-it-is"
     assert found["advice"] == "leave it as it is"
     assert "fitted" in found["not_tried"]
+    assert found["guard"]["base"]["high"] < ROUNDING
+    assert "more closely than rounding to 8 bits" in found["sentence"]
 
 
 def test_a_run_with_certificates_is_sound(trained, certified):

@@ -13,7 +13,6 @@ from snrkit.fitting.steps import FittingSteps, fit_steps
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.flow import Flow, fine_flow, rms
 from snrkit.sampling.grid import Karras
-from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.solvers import Euler, Fitted, Unipc
@@ -130,19 +129,6 @@ def test_where_nothing_can_help_it_passes_at_most_five_percent(names):
         best = min(fits, key=lambda fit: rms(fit(chosen_on) - choice.states[-1]))
         passed += guarded(run(base, denoise, levels, fresh), best(fresh), truth.states[-1], truth.error).helps
     assert passed <= 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
-def test_on_a_grid_as_fine_as_the_flow_nothing_passes(fit):
-    """The base walks as many steps as the flow is made of: what is left is the flow's own error, which is stated."""
-    levels = refined(Karras(steps=6).levels(Edm()), Edm(), 40).levels
-    denoise, base = mixture(Edm(), shape=(1, 1, 2), variance=0.2), Unipc(p=3)
-    for seed in range(20):
-        x, fresh = states(levels, seed, (1, 1, 2), 20)
-        flow, truth = (fine_flow(denoise, levels, part) for part in (x, fresh))
-        ends = run(base, denoise, levels, fresh), fit(denoise, levels, base, x, flow)(fresh)
-        assert not guarded(*ends, truth.states[-1], truth.error).helps
 
 
 def states(levels, seed, shape, count, parts=2):
