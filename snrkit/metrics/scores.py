@@ -150,11 +150,11 @@ def _fd_infinity(pair: Pair) -> Estimate | None:
     assert features is not None
     reference = pair.reference.features
     if reference is None:
-        pair.warnings.append("FD-infinity against statistics alone keeps the bias of the reference's own count.")
+        pair.warnings.append("FD∞ against statistics alone keeps the bias of the reference's own count.")
     found = frechet_infinity(features, pair.reference.gaussian if reference is None else reference, pair.shape)
     if found is None:
         pair.warnings.append(
-            f"FD-infinity needs {2 * IMAGES_A_FEATURE * dim} images on either side, for {dim} features; there are "
+            f"FD∞ needs {2 * IMAGES_A_FEATURE * dim} images on either side, for {dim} features; there are "
             f"{len(features)}{'' if reference is None else f' and {len(reference)}'}."
         )
     return found
@@ -214,8 +214,8 @@ SCORES: tuple[ScoreDefinition, ...] = (
     ),
     ScoreDefinition("recall", "recall", lambda pair: pair.precision_recall[1], 3, "higher", BOTH, stands=("scores",)),
     ScoreDefinition(
-        "fd_infinity", "FD-infinity", _fd_infinity, 4, "lower", ("features",), inception="FID-infinity",
-        packets="FWD-infinity", asked="fd_infinity", interval=True,
+        "fd_infinity", "FD∞", _fd_infinity, 4, "lower", ("features",), inception="FID∞",
+        packets="FWD∞", asked="fd_infinity", interval=True,
     ),
     ScoreDefinition(
         "fd_floor", "floor of FD", _fd_floor, 4, "lower", ("reference features",), inception="floor of FID",

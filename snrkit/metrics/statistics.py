@@ -8,8 +8,6 @@ is computed from eigenvalues of symmetric matrices only; the root of the referen
 in packets have moments for each, and their distance is the mean over packets.
 """
 
-import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -102,12 +100,6 @@ class FeatureGaussian:
         """Features, or those of a packet."""
         return self.mean.shape[-1]
 
-    def packets(self) -> Iterator["FeatureGaussian"]:
-        """Those of the packets, each with its root where it is known."""
-        roots = [None] * len(self.mean) if self.root is None else self.root
-        for mean, covariance, half in zip(self.mean, self.covariance, roots, strict=True):
-            yield FeatureGaussian(mean, covariance, self.count, half)
-
 
 def root(covariance: Tensor) -> Tensor:
     """The symmetric positive root of covariances (..., d, d); negative eigenvalues of rounding are set to 0."""
@@ -118,11 +110,18 @@ def root(covariance: Tensor) -> Tensor:
 
 def frechet(sample: FeatureGaussian, reference: FeatureGaussian) -> float:
     """The Frechet distance, at least 0 up to rounding; of features in packets the mean of theirs."""
-    if sample.mean.ndim == 2:
-        return statistics.fmean(frechet(a, b) for a, b in zip(sample.packets(), reference.packets(), strict=True))
     half = reference.with_root().root
     assert half is not None
+    if sample.mean.ndim == 2:
+        return _mean_frechet(sample, reference, half)
     cross = torch.linalg.eigvalsh(half @ sample.covariance @ half).clamp(min=0).sqrt().sum()
     distance = (sample.mean - reference.mean).square().sum()
     distance += sample.covariance.trace() + reference.covariance.trace() - 2 * cross
     return float(distance)
+
+
+def _mean_frechet(sample: FeatureGaussian, reference: FeatureGaussian, half: Tensor) -> float:
+    """The mean of the distances in packets."""
+    cross = torch.linalg.eigvalsh(half @ sample.covariance @ half).clamp(min=0).sqrt().sum(-1)
+    variances = (sample.covariance + reference.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return float(((sample.mean - reference.mean).square().sum(-1) + variances - 2 * cross).mean())

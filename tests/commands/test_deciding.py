@@ -67,7 +67,7 @@ def test_it_is_kept_which_score_decides(made):
 def test_every_table_begins_with_it_and_its_interval(made):
     """FD-infinity with 95 % in the report and in compare, and on the terminal; FD, its floor and SW2^2 stand behind."""
     _, pages, found = made
-    head = "FD-infinity-pixel [95 %]"
+    head = "FD∞-pixel [95 %]"
     for page, summaries in (
         ("report.md", [found["scores"][name].summary for name in ("euler", "dcw")]),
         ("compare.md", [row.summary for row in found["compare"].rows]),
@@ -80,9 +80,9 @@ def test_every_table_begins_with_it_and_its_interval(made):
             assert cell == f"{entry.mean:.4f} [{entry.interval[0]:.4f}, {entry.interval[1]:.4f}]"
             assert entry.interval[0] < entry.mean < entry.interval[1]
         assert "FD-pixel (min, max)" not in pages[page]
-    assert "Verdicts go by FD-infinity-pixel, as metrics.decide says." in pages["compare.md"]
+    assert "Verdicts go by FD∞-pixel, as metrics.decide says." in pages["compare.md"]
     for name in ("scores", "compare"):
-        assert "FD-infinity-pixel" in pages[name]
+        assert "FD∞" in pages[name]
     assert "selected by this score" in pages["curves"]
 
 

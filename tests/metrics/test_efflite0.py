@@ -12,7 +12,7 @@ from snrkit.commands.eval_fid import score_pair
 from snrkit.data.dataset import Split, memory_dataset
 from snrkit.metrics import efflite0
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.efflite0 import load_efflite0, weights_file
+from snrkit.metrics.efflite0 import efflite0_of, efflite0_weights, load_efflite0, weights_file
 from snrkit.metrics.extractors import check_features, make_extractor
 from snrkit.metrics.scores import titles_on
 
@@ -22,18 +22,12 @@ CATS, COFFEE = {281, 282, 285}, {504, 967, 968, 969}  # tabby, tiger and Egyptia
 PALACES = {442, 663, 698, 832}  # bell cote, monastery, palace, stupa
 
 
-@pytest.fixture(scope="module")
-def network():
-    """With the package's weights."""
-    return load_efflite0()
-
-
 def extractor_of(images):
     """The extractor of a set of images."""
     return make_extractor(CONFIG, memory_dataset("x", images), Split((0,), ()), WORLD.device)
 
 
-def test_it_is_the_packages_network(network, capsys):
+def test_it_is_the_packages_network(capsys):
     """Logits and features of noise and of smooth images, in float64, to 1e-9 of those of the package."""
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -41,8 +35,7 @@ def test_it_is_the_packages_network(network, capsys):
     capsys.readouterr()
     noise = torch.rand(2, 3, 224, 224, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 255
     smooth = functional.avg_pool2d(noise, 15, 1, 7)
-    weights = {name: tensor.double() for name, tensor in network.weights.items() if tensor.is_floating_point()}
-    ours = efflite0.EfficientNetLite0(weights)
+    ours = efflite0_of({name: tensor.double() for name, tensor in efflite0_weights().items()})
     with torch.no_grad():
         for pixels in (noise, smooth):
             features, logits = ours(pixels)

@@ -181,6 +181,6 @@ def test_too_few_images_have_no_intercept():
     sets = feature_set(draws(31, 0.1, 1.0, 0)), feature_set(draws(300, 0.0, 1.0, 1))
     found = score(*sets, MetricsConfig(more=("fd_infinity",)))
     assert found.values["fd_infinity"] is None
-    assert "FD-infinity needs 32 images on either side, for 8 features; there are 31 and 300." in found.warnings
+    assert "FD∞ needs 32 images on either side, for 8 features; there are 31 and 300." in found.warnings
     with pytest.raises(SnrkitError, match=r"metrics\.decide: fd_infinity cannot be had of 31 images: .*needs 32"):
         score(*sets, MetricsConfig(decide="fd_infinity"))
