@@ -71,6 +71,9 @@ MIXTURE = Stream(7, ("seed",), part=3)
 LATENTS_FIXED = Stream(16, ("image",))  # the draw of an image wherever training does not draw anew
 CLASSIFIER = Stream(8)
 BOOTSTRAP = Stream(4, ("seed", "arm"))
+# scores
+PARTS = Stream(17, ("count",), part=0)
+DIRECTIONS = Stream(17, ("dim",), part=1)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -47,7 +47,7 @@ from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.fitting.guard import Guard, guarded
 from snrkit.metrics.paired import verdict
-from snrkit.metrics.scores import PRIMARY
+from snrkit.metrics.scores import by_key
 from snrkit.reports.certificate import certificate_page, sentence
 from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, parse_seeds, takes_fit
 from snrkit.shift.bootstrap import Bootstrap
@@ -236,10 +236,12 @@ def _score(bench: Bench, name: str, winner: Sampler, quiet: bool) -> ScoreChange
     plain = e.model_copy(update={"shift": shift, "samplers": {n: row.sampler for n, row in rows.items()}})
     found = find_rows(replace(bench.opened, experiment=plain), bench.model, rows, quiet)
     base, other = found[name].score, found[label].score
-    changed = difference(other, base, PRIMARY.key)
+    decisive = by_key(base.decided_by)
+    changed = difference(other, base, decisive.key)
     assert changed is not None  # the score that every set of images has
-    was, is_now = (each.summary[PRIMARY.key].mean for each in (base, other))
-    return ScoreChange(PRIMARY.key, PRIMARY.head(base.names), was, is_now, changed, verdict(changed))
+    was, is_now = (each.summary[decisive.key].mean for each in (base, other))
+    said = verdict(changed, decisive.better)
+    return ScoreChange(decisive.key, decisive.head(base.names), was, is_now, changed, said)
 
 
 def _shift(bench: Bench, sampler: Sampler) -> ShiftSplit:

@@ -37,7 +37,7 @@ from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.metrics.records import SamplerScores
-from snrkit.metrics.scores import PRIMARY, keys
+from snrkit.metrics.scores import by_key, keys
 from snrkit.reports.comparison import comparison_page
 from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
 from snrkit.sampling.grid import scope_of
@@ -198,6 +198,7 @@ def make_record(
         confidence=e.shift.confidence,
         timed_images=e.compare.timed_images,
         made_with=provenance(world),
+        decided_by=first.decided_by,
     )
 
 
@@ -226,7 +227,8 @@ def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float, confiden
     same = one_scope and to_json(row.shift.logsnr) == to_json(base.shift.logsnr)  # pure noise is read as NaN
     sizes, others = row.sizes, base.sizes
     shift = {key: size_change(sizes[key], others[key], confidence) if same else None for key in sizes}
-    return Beside(overhead, known, verdict(known[PRIMARY.key]), shift)
+    decisive = by_key(row.score.decided_by)
+    return Beside(overhead, known, verdict(known[decisive.key], decisive.better), shift)
 
 
 def difference(row: SamplerScores, base: SamplerScores, key: str) -> Difference | None:

@@ -31,11 +31,11 @@ from snrkit.experiment.scorer import Scorer, open_scorer
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
-from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.config import OF_ONE_SIZE, MetricsConfig
 from snrkit.metrics.extractors import make_extractor
 from snrkit.metrics.features import FeatureSet, extract, load_statistics, reference_features
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
-from snrkit.metrics.scores import INCEPTION, PRIMARY, score, score_statistics, summarise, titles_on
+from snrkit.metrics.scores import INCEPTION, score, score_statistics, summarise, titles_on
 from snrkit.sampling.sampler import parse_seeds
 
 
@@ -116,6 +116,7 @@ def score_folder(
         summary=summarise(each),
         memorisation=scorer.memorisation(images),
         made_with=provenance(opened.world),
+        decided_by=scorer.config.decide,
     )
 
 
@@ -155,8 +156,9 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
         samples = trajectories(opened, open_model_aloud(opened, run, images))
         make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
         points.append(score_folder(opened, run, name, folder, scorer, images))
-    best = min(points, key=lambda point: point.summary[PRIMARY.key].mean)  # a distance
-    record = ScoreCurve(name, tuple(points), best.checkpoint_images, PRIMARY.key)
+    key = scorer.config.decide
+    best = min(points, key=lambda point: point.summary[key].mean)  # a distance
+    record = ScoreCurve(name, tuple(points), best.checkpoint_images, key)
     if opened.world.leads:
         _write(run.curve(name), record)
     return record
@@ -209,7 +211,7 @@ def _check_pair(first: str, second: str, sets: Sequence[Dataset | Path], config:
         raise ConfigError(f"{first} holds statistics, not images; give images first and the reference second.")
     if isinstance(a, Dataset) and isinstance(b, Path) and config.features != "inception":
         raise ConfigError(f"{second} holds Inception's statistics; score it with --set features=inception.")
-    resized = config.features not in ("classifier", "pixels")  # these extractors bring images to one size themselves
+    resized = config.features not in OF_ONE_SIZE  # the others bring images to one size themselves
     if isinstance(a, Dataset) and isinstance(b, Dataset) and a.shape != b.shape and not resized:
         raise DataError(f"{first} has images of {_size(a)}, {second} of {_size(b)}; convert one of them.")
 

@@ -49,7 +49,7 @@ from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.metrics.paired import Difference, against
-from snrkit.metrics.scores import Entry, keys, summarise, titles_on
+from snrkit.metrics.scores import PRIMARY, Entry, keys, summarise, titles_on
 from snrkit.reports.blocks import markdown
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
 from snrkit.reports.sweep_table import sweep_page
@@ -117,6 +117,7 @@ class SamplerRow:
     looks: Looks
     made: Mapping[str, Any]
     nfe: int
+    decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +372,7 @@ def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
             looks=looks(appearance([to_unit(images)], dataset.shape), data),
             made=manifest(samples.sources.names, sampler),
             nfe=e.model.parts.cost(sampler),
+            decided_by=e.metrics.decide,
         )
     return found
 
@@ -394,11 +396,12 @@ def make_table(sweep: Sweep, rows: Sequence[tuple[Trial, TrialRow]], everywhere:
     """Every arm and sampler over seeds, and beside the first arm on equal seeds."""
     table: dict[str, dict[int, Scored]] = {}
     names: Mapping[str, str] = {}
+    decided_by = PRIMARY.key
     for trial, row in rows:
         for sampler, found in row.samplers.items():
             label = f"{trial.arm} {sampler}" if len(row.samplers) > 1 else trial.arm
             table.setdefault(label, {})[trial.seed] = Scored(sampler, found, row.training)
-            names = found.names
+            names, decided_by = found.names, found.decided_by
     first = next(iter(sweep.arms))
     return SweepTable(
         names=names,
@@ -408,6 +411,7 @@ def make_table(sweep: Sweep, rows: Sequence[tuple[Trial, TrialRow]], everywhere:
         arms={label: over_seeds(by_seed, table, first) for label, by_seed in table.items()},
         settings=sweep.arms,
         everywhere=tuple(everywhere),
+        decided_by=decided_by,
     )
 
 

@@ -9,6 +9,8 @@ from snrkit.base.value import Batch, Place, Value
 Features = Literal[
     "classifier",
     "pixels",
+    "packets",
+    "efflite0",
     "inception",
     "dinov2-vit-s-14",
     "dinov2-vit-b-14",
@@ -20,6 +22,11 @@ Features = Literal[
     "clip-vit-l-14",
 ]
 
+WITHOUT_FILE = ("classifier", "pixels", "packets", "efflite0")  # features that take no file of weights
+OF_ONE_SIZE = ("classifier", "pixels", "packets")  # features that want all images of one size
+
+Further = Literal["fd_infinity", "sliced"]
+Deciding = Literal["fd", "fd_infinity", "kid", "sliced"]
 
 DEFAULT_COMPONENTS = 64
 
@@ -28,6 +35,14 @@ class MetricsConfig(Value):
     """Which features, which scores, and over how many disjoint ranges of seeds."""
 
     features: Features = "classifier"
+    decide: Deciding = Field(
+        default="fd",
+        description="the score by which compare gives verdicts, tables are led and checkpoints selected; choose it "
+        "before any image is made",
+    )
+    more: tuple[Further, ...] = Field(
+        default=(), max_length=8, description="scores that are computed only where they are asked for"
+    )
     ranges: int = Field(default=3, ge=1, le=10_000, description="disjoint seed ranges that give the spread")
     weights: Place | None = Field(default=None, description="file of the extractor's weights")
     download: bool = Field(default=False, description="fetch the extractor's weights where they are not in a cache")
@@ -43,11 +58,11 @@ class MetricsConfig(Value):
 
     @model_validator(mode="after")
     def _weights_used(self) -> "MetricsConfig":
-        if self.weights is not None and self.features in ("classifier", "pixels"):
+        if self.weights is not None and self.features in WITHOUT_FILE:
             raise ValueError(f"weights have no effect on features {self.features}; drop them or choose inception")
         if self.weights is not None and self.features.startswith("dinov2"):
             raise ValueError("weights have no effect on dinov2, which torch.hub loads from its cache; drop them")
-        if self.download and self.features in ("classifier", "pixels"):
+        if self.download and self.features in WITHOUT_FILE:
             raise ValueError(f"download has no effect on features {self.features}; drop it")
         unused = self.features != "pixels" and self.pixel_components != DEFAULT_COMPONENTS
         if unused:

@@ -1,7 +1,7 @@
 """Feature extractors: what images are compared by.
 
 Only Inception makes an FID or an IS. Scores by other features carry the features' name: FD-digits, IS-digits, FD-pixel,
-FD-dinov2-vit-b-14.
+FD-efflite0, FD-dinov2-vit-b-14. The distance of wavelet packets has a name of its own, FWD.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, t
 from snrkit.data.torchvision_sets import import_torchvision
 from snrkit.metrics.classifier import train_classifier
 from snrkit.metrics.config import MetricsConfig
+from snrkit.metrics.efflite0 import EFFLITE0_CLASSES, EFFLITE0_DIM, EFFLITE0_SHA256, load_efflite0, weights_file
+from snrkit.metrics.packets import levels_of, packet_coefficients
 from snrkit.metrics.statistics import RunningMoments
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -49,6 +51,12 @@ class Extractor:
     run: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     classes: int = 0  # number of logits; 0 for none
     note: str = ""
+    packets: int = 0  # runs of equal length of the features, each with moments of its own; 0: one Gaussian of all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the mean of the features: (dim,), or (packets, d)."""
+        return (self.packets, self.dim // self.packets) if self.packets else (self.dim,)
 
 
 def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Extractor:
@@ -58,11 +66,15 @@ def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device
         return _classifier(dataset, split, device)
     if config.features == "pixels":
         return _pixels(config, dataset, split)
+    if config.features == "packets":
+        return _packets(dataset)
+    if config.features == "efflite0":
+        return _efflite0(device)
     return _fidelity(config, device)
 
 
 def check_features(config: MetricsConfig, dataset: Dataset) -> None:
-    """Refuse what `make_extractor` would refuse for want of labels or of Inception's weights."""
+    """Refuse what `make_extractor` would refuse for want of labels or of weights."""
     if config.features == "classifier" and dataset.labels is None:
         raise SnrkitError(
             f"metrics.features: classifier needs labels, which {dataset.name} does not have; set "
@@ -70,6 +82,8 @@ def check_features(config: MetricsConfig, dataset: Dataset) -> None:
         )
     if config.features == "inception":
         _inception_weights(config)
+    if config.features == "efflite0":
+        weights_file()
 
 
 def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
@@ -122,6 +136,34 @@ def principal(covariance: Tensor, count: int) -> Tensor:
             return torch.from_numpy(eigsh(covariance.numpy(), count, v0=start)[1]).flip(1).contiguous()
     rising: Tensor = torch.linalg.eigh(covariance)[1][:, -count:]
     return rising.flip(1).contiguous()
+
+
+def _packets(dataset: Dataset) -> Extractor:
+    levels, dim = levels_of(dataset.shape), math.prod(dataset.shape)
+
+    def run(pixels: Tensor) -> tuple[Tensor, None]:
+        return packet_coefficients(to_unit(pixels)), None
+
+    key = fingerprint("packets", "haar", str(levels))
+    note = f"{4**levels} Haar wavelet packets of {levels} levels"
+    return Extractor("packets", dim, key, run, note=note, packets=4**levels)
+
+
+def _efflite0(device: torch.device) -> Extractor:
+    network = load_efflite0().to(device)
+
+    @torch.no_grad()
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return network(_colour(pixels, device))
+
+    note = "EfficientNet-Lite0 with its weights of ImageNet"
+    return Extractor("efflite0", EFFLITE0_DIM, fingerprint("efflite0", EFFLITE0_SHA256), run, EFFLITE0_CLASSES, note)
+
+
+def _colour(pixels: Tensor, device: torch.device) -> Tensor:
+    """RGB images of uint8 on the device, of grey ones three times the same channel."""
+    pixels = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
+    return send(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels, device)
 
 
 def _fidelity(config: MetricsConfig, device: torch.device) -> Extractor:
@@ -228,9 +270,7 @@ def _caller(module: Any, device: torch.device, layers: list[str]) -> Callable[[T
 
     @torch.no_grad()
     def run(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        pixels = pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)
-        colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-        outputs = module(send(colour, device))
+        outputs = module(_colour(pixels, device))
         return outputs[0].float(), outputs[1].float() if len(layers) > 1 else None
 
     return run

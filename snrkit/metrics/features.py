@@ -1,6 +1,6 @@
 """What scores are computed from: moments of all features of a set of images, streamed in float64, and some of them.
 
-At most KEPT features of each side are kept for KID, precision and recall.
+At most KEPT features of each side, and those of at most KEPT_BYTES, are kept for the scores that moments do not give.
 """
 
 import os
@@ -25,11 +25,12 @@ from snrkit.metrics.extractors import Extractor
 from snrkit.metrics.statistics import FeatureGaussian, RunningMoments
 
 KEPT = 10_000
+KEPT_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSet:
-    """What is known of a set of images: moments of all its features, and up to KEPT features and logits themselves."""
+    """What is known of a set of images: moments of all its features, and some features and logits themselves."""
 
     gaussian: FeatureGaussian
     features: Tensor | None = None  # (n, dim) float32
@@ -38,10 +39,11 @@ class FeatureSet:
 
 def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
     """The features of the chosen images, each process taking a contiguous share."""
-    if len(indices) > KEPT:  # what is kept must not be the first classes of a sorted set
+    most = min(KEPT, max(2, KEPT_BYTES // (4 * extractor.dim)))
+    if len(indices) > most:  # what is kept must not be the first classes of a sorted set
         indices = KEPT_FEATURES.open(len(indices)).permutation(np.asarray(indices)).tolist()
     share = np.array_split(np.arange(len(indices)), world.size)[world.rank]
-    moments = RunningMoments(extractor.dim)
+    moments = RunningMoments(*extractor.shape)
     features, logits = [torch.zeros(0, extractor.dim)], [torch.zeros(0, extractor.classes)]
 
     def read(run: Sequence[int]) -> Tensor:
@@ -52,11 +54,11 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
     for run, (found, scores) in zip(runs, behind(asked), strict=True):
         here = found.wait()
         moments.add(here)
-        if run[0] < KEPT:
-            features.append(here[: KEPT - run[0]].clone())  # the whole would keep memory that is pinned
+        if run[0] < most:
+            features.append(here[: most - run[0]].clone())  # the whole would keep memory that is pinned
         if scores is not None:
             logits.append(scores.wait().clone())
-    kept = torch.cat(world.gather(torch.cat(features)))[:KEPT]
+    kept = torch.cat(world.gather(torch.cat(features)))[:most]
     all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from snrkit.base.records import FLAT
 from snrkit.metrics.memorisation import Memorisation
-from snrkit.metrics.scores import Entry, Scores
+from snrkit.metrics.scores import PRIMARY, Entry, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class SamplerScores:
     summary: Mapping[str, Entry]  # over the ranges, by the key of a score
     memorisation: Memorisation | None
     made_with: Mapping[str, Any]
+    decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
 
     def __post_init__(self) -> None:
         if not self.ranges:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from snrkit.base.errors import SnrkitError, unreadable
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
-from snrkit.metrics.scores import Entry
+from snrkit.metrics.scores import Entry, ScoreDefinition
 from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
@@ -84,6 +85,24 @@ def mean_of(entry: Entry | OverSeeds | None, digits: int) -> str:
 def spread(entry: Entry | OverSeeds | None, digits: int) -> str:
     """Mean (min, max) of a score; a dash for none."""
     return "-" if entry is None else f"{entry.mean:.{digits}f} ({entry.min:.{digits}f}, {entry.max:.{digits}f})"
+
+
+def cell(entry: Entry | None, score: ScoreDefinition) -> str:
+    """A score in its column: the mean; of one that was asked for, with its interval where it has one."""
+    return with_interval(entry, score.digits) if score.asked and score.interval else mean_of(entry, score.digits)
+
+
+def leading(entry: Entry | None, score: ScoreDefinition) -> str:
+    """A score in the first column, as `score.lead` heads it: with its interval, or with its spread."""
+    return with_interval(entry, score.digits) if score.interval else spread(entry, score.digits)
+
+
+def with_interval(entry: Entry | None, digits: int) -> str:
+    """Mean [low, high] of a score; without an interval the mean, and a dash for none."""
+    bounds = None if entry is None else entry.interval
+    if entry is None or bounds is None or any(map(math.isnan, bounds)):
+        return mean_of(entry, digits)
+    return f"{entry.mean:.{digits}f} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
 
 
 def interval(found: Difference | None, digits: int) -> str:

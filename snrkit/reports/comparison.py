@@ -6,7 +6,7 @@ from dataclasses import replace
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
 from snrkit.metrics.paired import Difference, verdict
-from snrkit.metrics.scores import PRIMARY, Columns, ScoreDefinition, columns
+from snrkit.metrics.scores import Columns, ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -14,12 +14,12 @@ from snrkit.reports.blocks import (
     Row,
     Table,
     as_html,
+    cell,
     interval,
+    leading,
     markdown,
-    mean_of,
     page,
     short,
-    spread,
 )
 from snrkit.reports.records import Comparison, ComparisonRow, SizeChange, WithNull
 from snrkit.sampling.sampler import Sampler
@@ -27,20 +27,26 @@ from snrkit.sampling.sampler import Sampler
 
 def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
     """(header, rows) of what snrkit compare found."""
-    scores, names, title = score_columns(record), record.names, PRIMARY.head(record.names)
+    scores, names, first = score_columns(record), record.names, by_key(record.decided_by)
     header: Row = (
-        *("sampler", "what", "NFE", f"{title} (min, max)", *(score.head(names) for score in scores.standing)),
-        *(f"{title} minus base's", "verdict", "norm gap (null)", "ln variance ratio (null)", "nearest level (null)"),
+        *("sampler", "what", "NFE", first.lead(names), *(score.head(names) for score in scores.standing)),
+        *(
+            f"{first.head(names)} minus base's",
+            "verdict",
+            "norm gap (null)",
+            "ln variance ratio (null)",
+            "nearest level (null)",
+        ),
         *("ms/image", "overhead", *(score.head(names) for score in scores.others)),
     )
     rows: list[Row] = [
         (
-            *(row.name, _what(row), str(row.nfe), spread(row.summary.get(PRIMARY.key), PRIMARY.digits)),
-            *(mean_of(row.summary.get(score.key), score.digits) for score in scores.standing),
-            *(_difference(row, PRIMARY), _against(row)),
+            *(row.name, _what(row), str(row.nfe), leading(row.summary.get(first.key), first)),
+            *(cell(row.summary.get(score.key), score) for score in scores.standing),
+            *(_difference(row, first), _against(row)),
             *(_read(reading) for reading in (row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest)),
             *(f"{1000 * row.seconds_per_image:.2f}", "-" if row.beside is None else f"{row.beside.overhead:+.1%}"),
-            *(mean_of(row.summary.get(score.key), score.digits) for score in scores.others),
+            *(cell(row.summary.get(score.key), score) for score in scores.others),
         )
         for row in record.rows
     ]
@@ -49,7 +55,7 @@ def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
 
 def score_columns(record: Comparison) -> Columns:
     """As metrics.scores has them, distances first."""
-    found = columns("compare", [row.summary for row in record.rows])
+    found = columns("compare", [row.summary for row in record.rows], by_key(record.decided_by))
     return replace(found, standing=tuple(sorted(found.standing, key=lambda score: score.better == "higher")))
 
 
@@ -142,7 +148,7 @@ def comparison_page(run: Run, record: Comparison) -> None:
     facts = (
         f"{record.ranges} ranges of {record.images_a_range} images each (seeds {record.seeds}), weights "
         f"{record.weights} at {record.checkpoint_images:,} images, features {record.features}, reference: "
-        f"{record.reference}."
+        f"{record.reference}. Verdicts go by {by_key(record.decided_by).head(record.names)}, as metrics.decide says."
     )
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1),

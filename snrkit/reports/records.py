@@ -8,7 +8,7 @@ from snrkit.base.records import FLAT
 from snrkit.fitting.coefficients import CurvePoint
 from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
-from snrkit.metrics.scores import Entry, Scores
+from snrkit.metrics.scores import PRIMARY, Entry, Scores
 from snrkit.shift.bootstrap import Number
 
 
@@ -36,7 +36,7 @@ class Beside:
 
     overhead: float  # of time, 0 for none
     difference: Mapping[str, Difference]  # over ranges of equal seeds, by the key of a score
-    verdict: Verdict  # on the first score
+    verdict: Verdict  # on the score that decides
     shift_change: Mapping[str, SizeChange | None]  # None where levels differ or nothing can be read
 
 
@@ -74,6 +74,7 @@ class Comparison:
     confidence: float
     timed_images: int
     made_with: Mapping[str, Any]
+    decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class SweepTable:
     arms: Mapping[str, SweepArm]
     settings: Mapping[str, tuple[str, ...]]  # of each arm
     everywhere: tuple[str, ...]
+    decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
 
 
 @dataclass(frozen=True, slots=True)

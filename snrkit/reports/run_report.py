@@ -22,7 +22,7 @@ from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_environment
 from snrkit.metrics.records import SamplerScores, ScoreCurve
-from snrkit.metrics.scores import PRIMARY, columns
+from snrkit.metrics.scores import PRIMARY, by_key, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
@@ -30,12 +30,12 @@ from snrkit.reports.blocks import (
     Picture,
     Table,
     as_html,
+    cell,
     is_picture,
+    leading,
     markdown,
-    mean_of,
     page,
     short,
-    spread,
 )
 from snrkit.reports.records import Tuned
 from snrkit.sampling.sampler import Sampler
@@ -92,7 +92,12 @@ PROBES_GUIDE = (
 SCORES_GUIDE = (
     "IS, KID, precision and recall are means over the same ranges, on the same features: KID over random subsets of at "
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
-    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both)."
+    "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both). If asked "
+    "for (metrics.more, metrics.decide): FD∞ is FD extrapolated to infinitely many images on both sides, with a 95 % "
+    "interval of the mean over ranges; its floor is what as many real images score by the plain FD against the same "
+    "reference; SW2^2 is the sliced Wasserstein-2 distance, extrapolated likewise. Both can fall below 0. An interval "
+    "holds the noise "
+    "of the reference too, which all rows share: compare rows by paired differences."
 )
 
 
@@ -156,9 +161,10 @@ def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
     """One row a sampler, in the config's order."""
     first = next(iter(found.metrics.values()), None)
     scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
-    scores, names = columns("scores", scored.values()), {} if first is None else first.names
+    names, lead = ({}, PRIMARY) if first is None else (first.names, by_key(first.decided_by))
+    scores = columns("scores", scored.values(), lead)
     header = (
-        *("sampler", "solver", "grid", "corrections", "NFE", f"{PRIMARY.head(names)} (min, max)"),
+        *("sampler", "solver", "grid", "corrections", "NFE", lead.lead(names)),
         *(score.head(names) for score in scores.standing),
         *("norm gap, nats", "its null", "ln variance ratio", "its null"),
         *(score.head(names) for score in scores.others),
@@ -169,10 +175,10 @@ def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
         corrections = ", ".join(short(c) for c in sampler.corrections) or "none"
         row = (
             *(name, short(sampler.solver), short(sampler.grid, first="steps"), corrections, _nfe(found, name)),
-            spread(summary.get(PRIMARY.key), PRIMARY.digits),
-            *(mean_of(summary.get(score.key), score.digits) for score in scores.standing),
+            leading(summary.get(lead.key), lead),
+            *(cell(summary.get(score.key), score) for score in scores.standing),
             *(("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())),
-            *(mean_of(summary.get(score.key), score.digits) for score in scores.others),
+            *(cell(summary.get(score.key), score) for score in scores.others),
         )
         rows.append(row)
     return Table(header, rows)
@@ -310,21 +316,29 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
 def _curves(found: RunFindings) -> list[Block]:
     """Scores over checkpoints, where eval-fid --checkpoints made them."""
     curves = found.curves.values()
-    scores = columns("checkpoints", [point.summary for curve in curves for point in curve.points]).every
+    lead = next((by_key(curve.selected_by) for curve in curves), PRIMARY)
+    scores = columns("checkpoints", [point.summary for curve in curves for point in curve.points], lead).every
     rows = [
         (
             curve.sampler,
             f"{point.checkpoint_images:,}",
-            PRIMARY.head(point.names),
-            spread(point.summary.get(PRIMARY.key), PRIMARY.digits),
+            lead.head(point.names),
+            leading(point.summary.get(lead.key), lead),
             "selected by this score" if point.checkpoint_images == curve.selected_images else "",
-            *(mean_of(point.summary.get(score.key), score.digits) for score in scores),
+            *(cell(point.summary.get(score.key), score) for score in scores),
         )
         for curve in curves
         for point in curve.points
     ]
     names = next((point.names for curve in curves for point in curve.points), {})
-    header = ("sampler", "images trained", "score", "mean (min, max)", "", *(score.head(names) for score in scores))
+    header = (
+        "sampler",
+        "images trained",
+        "score",
+        f"mean {lead.brackets}",
+        "",
+        *(score.head(names) for score in scores),
+    )
     return [Heading("Over training"), Table(header, rows)] if rows else []
 
 

@@ -1,6 +1,6 @@
 """The page of `snrkit sweep`: one row an arm and sampler, differences from the first arm."""
 
-from snrkit.metrics.scores import PRIMARY, ScoreDefinition, columns
+from snrkit.metrics.scores import ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, interval, mean_of, spread
 from snrkit.reports.records import SweepArm, SweepTable
 
@@ -33,16 +33,17 @@ def sweep_page(name: str, record: SweepTable) -> list[Block]:
 
 def arm_table(record: SweepTable) -> tuple[Row, list[Row]]:
     """(header, rows) as text: arm, seeds, scores, beside the first arm, looks."""
-    scores, names = columns("sweep", [arm.scores for arm in record.arms.values()]), record.names
+    lead, names = by_key(record.decided_by), record.names
+    scores = columns("sweep", [arm.scores for arm in record.arms.values()], lead)
     header: Row = (
-        *("arm", "seeds", f"{PRIMARY.head(names)} (min, max)", f"less {record.reference}'s [95 %]"),
+        *("arm", "seeds", f"{lead.head(names)} (min, max)", f"less {record.reference}'s [95 %]"),
         *(score.head(names) for score in scores.standing),
         *("power by ring", "spread of brightness", "skipped steps"),
         *(score.head(names) for score in scores.others),
     )
     rows: list[Row] = [
         (
-            *(label, str(len(arm.seeds)), _first(arm), _less(arm, PRIMARY)),
+            *(label, str(len(arm.seeds)), _first(arm, lead), _less(arm, lead)),
             *(mean_of(arm.scores.get(score.key), score.digits - FEWER) for score in scores.standing),
             *(" ".join(f"{ring:.2f}" for ring in arm.power), f"{arm.brightness:.2f}", str(arm.skipped)),
             *(mean_of(arm.scores.get(score.key), score.digits - FEWER) for score in scores.others),
@@ -55,15 +56,15 @@ def arm_table(record: SweepTable) -> tuple[Row, list[Row]]:
 def difference_table(record: SweepTable) -> tuple[Row, list[Row]]:
     """(header, rows): the scores beside the first less those of the first arm, where both have them."""
     arms = {label: (arm, arm.less_first) for label, arm in record.arms.items() if arm.less_first is not None}
-    scores = columns("sweep", [less for _, less in arms.values()]).every
+    scores = columns("sweep", [less for _, less in arms.values()], by_key(record.decided_by)).every
     known = [score for score in scores if any(score.key in less for _, less in arms.values())]
     header: Row = ("arm", *(score.head(record.names) for score in known))
     rows: list[Row] = [(label, *(_less(arm, score) for score in known)) for label, (arm, _) in arms.items()]
     return header, rows if known else []
 
 
-def _first(arm: SweepArm) -> str:
-    found, digits = arm.scores.get(PRIMARY.key), PRIMARY.digits - FEWER
+def _first(arm: SweepArm, score: ScoreDefinition) -> str:
+    found, digits = arm.scores.get(score.key), score.digits - FEWER
     return spread(found, digits) if len(arm.seeds) > 1 else mean_of(found, digits)
 
 

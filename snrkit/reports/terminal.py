@@ -15,8 +15,8 @@ from snrkit.experiment.sources import Fitted
 from snrkit.experiment.stored import stored_experiment
 from snrkit.fitting.guard import Guard, guard_says
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
-from snrkit.metrics.scores import PRIMARY, columns
-from snrkit.reports.blocks import mean_of, spread
+from snrkit.metrics.scores import PRIMARY, by_key, columns, summarise
+from snrkit.reports.blocks import cell, leading, mean_of, with_interval
 from snrkit.reports.comparison import comparison_rows
 from snrkit.reports.records import Checked, Comparison, Designed, EncodedFile, FitMade, Packing, Swept, TunedNow
 from snrkit.reports.run_report import write_report
@@ -212,18 +212,18 @@ def show_comparison(record: Comparison) -> None:
 
 def show_scores(records: Mapping[str, SamplerScores]) -> None:
     """One row a sampler: means over ranges, and the spread of the distance."""
-    names = next(iter(records.values())).names
-    scores = columns("scores", [record.summary for record in records.values()]).every
+    names, lead = next((record.names, by_key(record.decided_by)) for record in records.values())
+    scores = columns("scores", [record.summary for record in records.values()], lead).every
     rows = [
         [
             name,
             str(record.nfe),
-            spread(record.summary.get(PRIMARY.key), PRIMARY.digits),
-            *(mean_of(record.summary.get(score.key), score.digits) for score in scores),
+            leading(record.summary.get(lead.key), lead),
+            *(cell(record.summary.get(score.key), score) for score in scores),
         ]
         for name, record in records.items()
     ]
-    _print(("sampler", "NFE", f"{PRIMARY.head(names)} (min, max)", *(score.head(names) for score in scores)), rows)
+    _print(("sampler", "NFE", lead.lead(names), *(score.head(names) for score in scores)), rows)
     for warning in sorted({warning for record in records.values() for warning in record.warnings}):
         out.print(f"warning: {warning}")
 
@@ -231,15 +231,16 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
 def show_curves(records: Mapping[str, ScoreCurve]) -> None:
     """One row a checkpoint; the best is marked as selected, since choosing by the score biases it downwards."""
     points = [(name, record, point) for name, record in records.items() for point in record.points]
-    scores = columns("checkpoints", [point.summary for _, _, point in points]).every
+    lead = next((by_key(record.selected_by) for record in records.values()), PRIMARY)
+    scores = columns("checkpoints", [point.summary for _, _, point in points], lead).every
     rows = [
         [
             name,
             str(point.checkpoint_images),
-            PRIMARY.head(point.names),
-            mean_of(point.summary.get(PRIMARY.key), PRIMARY.digits),
+            lead.head(point.names),
+            mean_of(point.summary.get(lead.key), lead.digits),
             "selected by this score" if point.checkpoint_images == record.selected_images else "",
-            *(mean_of(point.summary.get(score.key), score.digits) for score in scores),
+            *(cell(point.summary.get(score.key), score) for score in scores),
         ]
         for name, record, point in points
     ]
@@ -249,10 +250,10 @@ def show_curves(records: Mapping[str, ScoreCurve]) -> None:
 
 def show_pair(record: PairScores) -> None:
     """The scores of two sets of images."""
-    values = record.scores.values
-    scores = (PRIMARY, *columns("scores", [values]).every)
-    known = [(score.head(record.names), value) for score in scores if (value := values.get(score.key)) is not None]
-    _print(("score", "value"), [[title, f"{value:.{PRECISE}f}"] for title, value in known])
+    found = summarise([record.scores])
+    known = [score for score in (PRIMARY, *columns("scores", [found]).every) if score.key in found]
+    rows = [(score.head(record.names), with_interval(found[score.key], PRECISE)) for score in known]
+    _print(("score", "value [95 %]"), rows)
     for warning in record.scores.warnings:
         out.print(f"warning: {warning}")
 

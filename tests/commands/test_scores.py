@@ -37,6 +37,8 @@ NAMED = ScoreDefinition(
     "named", "new", lambda pair: float(pair.found.gaussian.mean.norm()), 3, "lower", inception="new"
 )
 SILENT = ScoreDefinition("silent", "silent", lambda pair: None, 2, "lower")
+ASKED = tuple(score for score in SCORES if score.asked)  # which this experiment does not ask for
+SHOWN = (*(score for score in SCORES if score not in ASKED), TOY, NAMED)
 EVERY = (*SCORES, TOY, NAMED, SILENT)
 EULER = SMALL["samplers"]["euler"]
 CHANGES = {
@@ -124,7 +126,7 @@ def test_a_score_is_computed_and_kept(made, monkeypatch):
 
 
 HEADS = {score.key: score.head({"fd": "FD-mixture", "is": "IS-mixture", "kid": "KID-mixture", "named": "new-mixture"})
-         for score in EVERY if score is not SILENT}  # fmt: skip
+         for score in SHOWN}  # fmt: skip
 WHERE = {  # page: digits fewer than the score's own, summaries of its rows
     "report.md": (0, lambda found: [found["scores"][name]["summary"] for name in ("euler", "dcw")]),
     "compare.md": (0, lambda found: [row["summary"] for row in found["compare"]["rows"]]),
@@ -132,7 +134,7 @@ WHERE = {  # page: digits fewer than the score's own, summaries of its rows
 }
 
 
-@pytest.mark.parametrize("score", [score for score in EVERY if score is not SILENT], ids=lambda score: score.key)
+@pytest.mark.parametrize("score", SHOWN, ids=lambda score: score.key)
 def test_every_score_reaches_every_table(made, score):
     """Its column stands on every page with the means that the files hold, and on the terminal."""
     head = HEADS[score.key] + (" (min, max)" if score is PRIMARY else "")
@@ -155,7 +157,7 @@ def test_every_score_reaches_every_table(made, score):
     assert [cell.split()[0] for cell in curve[head.replace(HEADS["fd"], "mean")]] == means
 
 
-@pytest.mark.parametrize("score", [score for score in EVERY if score not in (SILENT, PRIMARY)], ids=lambda s: s.key)
+@pytest.mark.parametrize("score", [score for score in SHOWN if score is not PRIMARY], ids=lambda score: score.key)
 def test_differences_of_every_score_are_shown(made, score):
     """On the pages of compare and sweep, in the score's own digits, better and worse by its own direction."""
     found = {row["name"]: row["difference"][score.key] for row in made.json["compare"]["rows"] if row["base"]}
@@ -173,11 +175,12 @@ def test_differences_of_every_score_are_shown(made, score):
 
 
 def test_a_score_without_values_has_no_column(made):
-    """It is null in the files and in no summary or table."""
-    for record in (made.json["scores"]["euler"], *made.json["compare"]["rows"]):
-        assert [part["silent"] for part in record["ranges"]] == [None, None]
-        assert "silent" not in record["summary"]
-    assert not [name for name, page in made.pages.items() if "silent" in page]
+    """It is null in the files and in no summary or table; so is one that is not asked for."""
+    for score in (SILENT, *ASKED):
+        for record in (made.json["scores"]["euler"], *made.json["compare"]["rows"]):
+            assert [part[score.key] for part in record["ranges"]] == [None, None]
+            assert score.key not in record["summary"]
+        assert not [name for name, page in made.pages.items() if f"{score.title}-" in page or f"{score.title} " in page]
 
 
 def test_a_pair_has_every_score(made, monkeypatch):
@@ -191,7 +194,7 @@ def test_a_pair_has_every_score(made, monkeypatch):
     record, text = to_json(pair), printed(terminal.show_pair, pair)
     assert {"first", "second", "features", "names", "images", "warnings", "made_with"} < record.keys()
     for score in EVERY:
-        assert (record[score.key] is None) == (score.key in ("inception_score", "silent"))
+        assert (record[score.key] is None) == (score.key in ("inception_score", "silent") or score in ASKED)
         assert (record[score.key] is None) == (f"│ {score.head(record['names'])} " not in text)
     assert record["kid"] != record["fd"] != record["toy_score"] > 0
 

@@ -25,6 +25,7 @@ class Pixels:
 
     dim: int = 192
     classes: int = 0
+    shape: tuple[int, ...] = (192,)
 
     def run(self, pixels):
         return pixels.flatten(1).float(), None
