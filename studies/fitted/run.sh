@@ -1,0 +1,24 @@
+# The study of studies/fitted/README.md, resumable: hours on two cores. Run it as `make fitted-study`, or
+# `sh studies/fitted/run.sh edm-0` for one of its models. What it finds is in studies/fitted/results and tables.md.
+set -e
+here=studies/fitted runs=${RUNS:-runs}
+mkdir -p $here/results
+for model in ${@:-edm-0 flow ddpm edm-1 edm-2}; do
+  snrkit train --config $here/$model.yaml --runs $runs
+  python $here/rows.py samplers $model $runs > $runs/$model-rows.yaml
+  for how in score:fd predicted:predicted flow:flow table:flow; do
+    chosen=$(for n in 5 7 9 13 20; do echo --sampler dcw-${how%:*}-$n; done)
+    snrkit tune --config $runs/$model-rows.yaml --runs $runs --by ${how#*:} $chosen
+  done
+  chosen=$(for n in 5 7 9 13 20; do echo --sampler gain-flow-$n --sampler fitted-$n --sampler fitted-by-band-$n; done)
+  snrkit tune --config $runs/$model-rows.yaml --runs $runs --by flow $chosen
+  for n in 5 7 9 13 20; do
+    snrkit design --config $runs/$model-rows.yaml --runs $runs --sampler euler-$n --nfe $n
+  done
+  python $here/rows.py final $model $runs > $runs/$model-final.yaml
+  snrkit sample --config $runs/$model-final.yaml --runs $runs
+  snrkit eval-fid --config $runs/$model-final.yaml --runs $runs
+  snrkit measure-shift --config $runs/$model-final.yaml --runs $runs
+  python $here/rows.py results $model $runs > $here/results/$model.json
+done
+python $here/tables.py > $here/tables.md
