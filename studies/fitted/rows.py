@@ -1,8 +1,8 @@
 """The rows of the study: YAMLs with every sampler at every number of evaluations, and the JSON that tables are made of.
 
-    python studies/fitted/rows.py samplers MODEL RUNS > FILE      what is tuned, of studies/fitted/MODEL.yaml
-    python studies/fitted/rows.py final MODEL RUNS > FILE         with coefficients and designed grids, of the run
-    python studies/fitted/rows.py results MODEL RUNS > FILE       distances and scores of all rows
+python studies/fitted/rows.py samplers MODEL RUNS > FILE      what is tuned, of studies/fitted/MODEL.yaml
+python studies/fitted/rows.py final MODEL RUNS > FILE         with coefficients and designed grids, of the run
+python studies/fitted/rows.py results MODEL RUNS > FILE       distances and scores of all rows
 """
 
 import json
@@ -69,8 +69,8 @@ def results(model: str, run: Path) -> str:
             row = f"{name}-{count}"
             shift = json.loads((run / f"shift/{row}.json").read_text())
             scores = json.loads((run / f"metrics/{row}.json").read_text())
-            found[row] = {"flow": shift["flow"], "norm_gap": shift["mean_norm_gap"], "summary": scores["summary"],
-                          "ranges": [{k: part.get(k) for k in ("fd", "kid", "fd_infinity")} for part in scores["ranges"]]}  # fmt: skip
+            ranges = [{key: part.get(key) for key in ("fd", "kid", "fd_infinity")} for part in scores["ranges"]]
+            found[row] = {"flow": shift["flow"], "norm_gap": shift["mean_norm_gap"], "ranges": ranges}
     tuned = {path.stem: json.loads(path.read_text())["found"] for path in sorted(run.glob("tune/*.json"))}
     return json.dumps({"model": model, "rows": found, "tuned": tuned}, indent=1) + "\n"
 
