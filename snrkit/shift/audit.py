@@ -93,8 +93,8 @@ def audit(
     `pairs` yields batches (x0, noisy, time) of what the loop trains with: clean images x0 (B, *), the state
     alpha*x0 + sigma*eps made of them in the scaling of `process`, before any c_in, and what the network is told, time
     (B,) or (), as `process.logsnr` reads it: the table's index on `Ddpm`, t in [0, 1] on `Flow`, ln(sigma)/4 on `Edm`.
-    All are kept, on the CPU. Pairs are the unit of the bootstrap; 20 for each bin are the fewest. Intervals of alpha and
-    sigma are each of `confidence`, those of the difference all together (Bonferroni).
+    All are kept, on the CPU. Pairs are the unit of the bootstrap; 20 for each bin are the fewest. Intervals of alpha
+    and sigma are each of `confidence`, those of the difference all together (Bonferroni).
 
     SnrkitError for tensors that do not fit together or are not finite, for too few pairs, and for fewer resamples than
     the confidence takes.

@@ -5,13 +5,12 @@ and the answers of a network that knows the image, and torch.randn answers with 
 sigma of every state are read off, whatever the scheduler says of itself. What a time step means is what a network was
 trained to: an entry of the scheduler's table, t of a flow, EDM's ln(sigma)/4.
 
-The answer is made for the level at which the scheduler holds the state: the one that its add_noise puts there, or the
-one that it tells, whichever is nearer to the state's. So a level that is told wrongly stands alone in what is found,
-and does not move the states after it.
+The answer is made for the level at which the scheduler holds the state: that of its own sigmas, or the one that it
+tells, whichever is nearer to the state's. So a level that is told wrongly stands alone in what is found, and does not
+move the states after it.
 """
 
 import contextlib
-import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -28,6 +28,7 @@ from snrkit.diffusion.denoiser import Coefficients, EdmPrecondition
 from snrkit.diffusion.level import Level, Scaling, level_of
 from snrkit.diffusion.prediction import X0, FlowVelocity, Target, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow
+from snrkit.networks.of_diffusers import diffusers_package
 from snrkit.shift.telling import Canvas, Telling, Walked, begun, canvas_of, difference, size
 
 LOGSNR = Callable[[Tensor], Tensor]
@@ -36,13 +37,21 @@ FAILS = (
     TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError, AttributeError,
     AssertionError, ImportError,
 )  # fmt: skip
-WITHOUT_NOISE = {  # and what they work on
-    "AmusedScheduler": "masked tokens",
-    "BlockRefinementScheduler": "masked tokens",
-    "DiscreteDDIMScheduler": "tokens",
-    "EntropyBoundScheduler": "masked tokens",
-    "VQDiffusionScheduler": "tokens",
+NOT = {  # what cannot be run so, and why
+    "AmusedScheduler": "works on masked tokens, which have no level of noise",
+    "BlockRefinementScheduler": "works on masked tokens, which have no level of noise",
+    "DiscreteDDIMScheduler": "works on tokens, which have no level of noise",
+    "EntropyBoundScheduler": "works on masked tokens, which have no level of noise",
+    "VQDiffusionScheduler": "works on tokens, which have no level of noise",
+    "HeliosDMDScheduler": "is handed its sigmas and its noise by its pipeline",
+    "PiflowScheduler": "takes a grid of answers for one state",
+    "SCMScheduler": "keeps states in units of sigma_data, which only its pipeline divides out",
 }
+SIGMAS = (
+    ("sigmas", 0),
+    ("sigmas_interpol", 0),
+    ("sigmas_interpol", -1),
+)  # and at which distance from the step's number
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,11 @@ class Reading:
 
 def reading_of(scheduler: Any) -> Reading:
     """What a scheduler's network was trained as. SnrkitError where that is not known."""
-    name, config = type(scheduler).__name__, scheduler.config
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
+    if config is None or name in NOT:
+        raise SnrkitError(f"how a network under {name} was trained is not known here.")
+    if config.get("invert_sigmas"):
+        return _of_inverted(scheduler)
     if name in OWN:
         return OWN[name](scheduler)
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
@@ -116,6 +129,12 @@ def _of_distilled(scheduler: Any) -> Reading:
 
 def _of_flow(scheduler: Any) -> Reading:
     return _of_clock(Clock(Flow(), FlowVelocity(), factor=float(scheduler.config.num_train_timesteps)))
+
+
+def _of_inverted(scheduler: Any) -> Reading:
+    """A flow whose t is 1 at the image, towards which its network's velocity points, as Mochi's."""
+    steps = float(scheduler.config.num_train_timesteps)
+    return Reading(lambda time: Flow().logsnr(1 - time.double() / steps), "flow", "flow", FlowVelocity(), sign=-1)
 
 
 def _of_minimax(scheduler: Any) -> Reading:
@@ -207,8 +226,11 @@ def _said(what: str) -> Iterator[None]:
     """Whatever diffusers says, in one sentence."""
     try:
         yield
+    except ValidationError as error:  # of a table
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SnrkitError(f"{what}: {said}.") from None
     except FAILS as error:
-        raise SnrkitError(f"{what}: {reason_of(error) or type(error).__name__}.") from None
+        raise SnrkitError(f"{what}: {reason_of(error).rstrip('.') or type(error).__name__}.") from None
 
 
 Stepper = Callable[[Tensor, int, Tensor], Tensor]  # (answer, number of the call, state) -> next state
@@ -216,20 +238,25 @@ Stepper = Callable[[Tensor, int, Tensor], Tensor]  # (answer, number of the call
 
 def _walk(scheduler: Any, steps: int, reading: Reading, times: Tensor, canvas: Canvas, step: Stepper) -> Walked:
     heard = reading.logsnr(times).double()
+    if len(times) > 1 and bool(heard[1] < heard[0]):
+        raise SnrkitError(
+            f"{type(scheduler).__name__} goes from an image to noise, and nothing says which noise a network finds in "
+            "an image without any."
+        )
     told = [level_of(logsnr, reading.states) for logsnr in heard]
     x0, noise, calls = canvas.image, canvas.noise(), list[Telling]()
-    inverse = len(times) > 1 and bool(heard[1] < heard[0])
-    x = x0 if inverse else _first(scheduler, times[:1], told[0], x0, noise)
-    starts = None if inverse else begun(float(getattr(scheduler, "init_noise_sigma", 1.0)), told[0])
+    first = min(_levels(scheduler, told[0], reading.states), key=lambda level: float(level.logsnr))
+    x = first.alpha * x0 + first.sigma * noise  # with the image that a pipeline's noise lacks
     for index, time in enumerate(times):
         state = canvas.read(x)
         scale = getattr(scheduler, "scale_model_input", None)
         shown = canvas.read(x if scale is None else scale(x, time))
         calls.append(_telling(float(time), heard[index], state, reading.size(shown)))
-        holds = _held(scheduler, times[index : index + 1], told[index], state)
-        eps = noise if float(state.sigma) == 0 else (x - holds.alpha * x0) / holds.sigma
+        holds = _nearest(_levels(scheduler, told[index], reading.states), state)
+        eps = (x - holds.alpha * x0) / holds.sigma
         x = step(reading.output(x, x0, eps, holds), index, x)
-    return Walked(type(scheduler).__name__, steps, starts, tuple(calls), float(canvas.read(x).logsnr))
+    start = begun(float(getattr(scheduler, "init_noise_sigma", 1.0)), told[0])
+    return Walked(type(scheduler).__name__, steps, start, tuple(calls), float(canvas.read(x).logsnr))
 
 
 def _telling(time: float, heard: Tensor, state: Level, scale: float) -> Telling:
@@ -237,43 +264,25 @@ def _telling(time: float, heard: Tensor, state: Level, scale: float) -> Telling:
     return Telling(time, told, own, difference(own, told), scale)
 
 
-def _first(scheduler: Any, time: Tensor, told: Level, x0: Tensor, noise: Tensor) -> Tensor:
-    """The state at which the scheduler begins, with the image that noise alone lacks."""
-    made = noised(scheduler, x0, noise, time)
-    return told.alpha * x0 + told.sigma * noise if made is None else made
+def _levels(scheduler: Any, told: Level, scaling: Scaling) -> list[Level]:
+    """The levels at which a scheduler may hold its state: what it tells, and its own sigmas of the step to come."""
+    index = getattr(scheduler, "step_index", None) or 0
+    known = [getattr(scheduler, name)[max(index + off, 0)] for name, off in SIGMAS if hasattr(scheduler, name)]
+    return [told, *(_of_sigma(scheduler, torch.as_tensor(sigma), scaling) for sigma in known)]
 
 
-def _held(scheduler: Any, time: Tensor, told: Level, state: Level) -> Level:
-    """The level at which the scheduler holds its state: what it tells, or what it would make, the nearer one.
-
-    The state's own where it does not say what it would make.
-    """
-    plain = Canvas(2)
-    made = noised(scheduler, plain.image, plain.noise(), time)
-    if made is None:
-        return state
-    own = plain.read(made)
-    return min((own, told), key=lambda level: abs(difference(float(state.logsnr), float(level.logsnr))))
+def _of_sigma(scheduler: Any, sigma: Tensor, scaling: Scaling) -> Level:
+    """In the scheduler's own precision, so that it finds the image to that of ours."""
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        alpha, sigma = (torch.as_tensor(part) for part in scheduler._sigma_to_alpha_sigma_t(sigma))
+    else:
+        alpha = 1 - sigma if scaling == "flow" else torch.ones_like(sigma)
+    alpha, sigma = alpha.double(), sigma.double()
+    return Level(2 * (alpha / sigma).log(), alpha, sigma)
 
 
-def noised(scheduler: Any, x0: Tensor, noise: Tensor, times: Tensor) -> Tensor | None:
-    """x0 as the scheduler noises it for the step that comes next; None where it does not say.
-
-    It is asked a copy, so that it stays as it is.
-    """
-    asked = copy.copy(scheduler)
-    if hasattr(asked, "_begin_index"):
-        asked._begin_index = 0
-    try:
-        if hasattr(asked, "add_noise"):
-            made: Tensor = asked.add_noise(x0, noise, times)
-        elif hasattr(asked, "scale_noise"):
-            made = asked.scale_noise(x0, times, noise)
-        else:
-            return None
-    except FAILS:
-        return None
-    return made.double()
+def _nearest(levels: list[Level], state: Level) -> Level:
+    return min(levels, key=lambda level: abs(difference(float(state.logsnr), float(level.logsnr))))
 
 
 def _set_timesteps(scheduler: Any, steps: int) -> Tensor:
@@ -289,8 +298,8 @@ def _set_timesteps(scheduler: Any, steps: int) -> Tensor:
 
 def _stepper(scheduler: Any) -> Stepper:
     """How the scheduler's step is called. SnrkitError where it asks for what only its pipeline has."""
-    if (name := type(scheduler).__name__) in WITHOUT_NOISE:
-        raise SnrkitError(f"{name} works on {WITHOUT_NOISE[name]}, which have no level of noise.")
+    if (name := type(scheduler).__name__) in NOT:
+        raise SnrkitError(f"{name} {NOT[name]}.")
     if not hasattr(scheduler, "step"):
         raise SnrkitError(f"{name} has no step that takes what a network says.")
     known = inspect.signature(scheduler.step).parameters
@@ -330,15 +339,13 @@ def _previous(made: Any) -> Tensor:
 
 
 def training_scheduler(scheduler: Any) -> Any | None:
-    """The scheduler that training scripts make of a configuration: DDPM of a table, a flow's own; None of others."""
-    name = type(scheduler).__name__
-    if name.startswith("FlowMatch"):
-        return type(scheduler).from_config(scheduler.config)
-    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas"):
+    """What training scripts make of a configuration: DDPM of a table, the flow's Euler of a flow; None of others."""
+    package, config = diffusers_package(), scheduler.config
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return None if config.get("invert_sigmas") else package.FlowMatchEulerDiscreteScheduler.from_config(config)
+    if not hasattr(scheduler, "alphas_cumprod") or config.get("use_flow_sigmas"):
         return None
-    import diffusers
-
-    return diffusers.DDPMScheduler.from_config(scheduler.config)
+    return package.DDPMScheduler.from_config(config)
 
 
 def walk_training(scheduler: Any) -> Walked | None:
@@ -346,7 +353,11 @@ def walk_training(scheduler: Any) -> Walked | None:
 
     SnrkitError where it is not known what its times mean.
     """
-    reading, times, canvas = reading_of(scheduler), scheduler.timesteps, Canvas(2)
+    with _said(f"training pairs of {type(scheduler).__name__} cannot be audited"):
+        reading = reading_of(scheduler)
+    times, canvas = getattr(scheduler, "timesteps", None), Canvas(2)
+    if not isinstance(times, Tensor) or not len(times):
+        return None
     x0, noise = canvas.image, canvas.noise()
     try:
         made = [_plain_noised(scheduler, x0, noise, times[i : i + 1]) for i in range(len(times))]

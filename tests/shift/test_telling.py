@@ -1,6 +1,7 @@
 """What a sampler tells against what its states have, read off exactly: ours tell the truth, planted lies are found."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,3 +145,14 @@ def test_a_grid_of_the_table_starts_as_published():
     """The noise of a DDPM table's last level is short of 1 by the image that is left in it."""
     found = walked(Ddpm(), Euler(), Trailing(steps=4))
     assert found.begun == pytest.approx(-4.0e-5, abs=1e-6)
+
+
+def test_the_readme_s_loop_is_found(capsys):
+    """As it is written, with a loader of one's own: a shift of 3 that is not told."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("asks the same of a training loop")[1].split("```python\n")[1].split("```")[0]
+    torch.manual_seed(0)
+    names = {"loader": [torch.randn(64, 1, 8, 8) * 0.5 for _ in range(100)]}
+    exec(code, names)
+    assert capsys.readouterr().out.startswith("Training pairs have another level than is told in 10 of 10 bins")
+    assert names["found"].difference.value[5] == pytest.approx(-2 * math.log(3), abs=0.05)
