@@ -31,7 +31,7 @@ TEXT = """# What schedulers tell
 level that the state has (README). Here it is run on every scheduler that diffusers {version} exports, with its defaults
 but for the named setting, at {steps} steps. The tables are made by `python -m tests.audit_page`; each kind of
 finding is confirmed by a test (`tests/shift/test_schedulers.py`) that computes it by hand from what the named method
-does.
+does. Where torchsde is installed, the two schedulers that need it are among them{sde}.
 
 Every difference is the logsnr of the state less that of the time that is told, in nats: below 0 the state is noisier
 than the network is told. The network knows the image and answers for the level at which the scheduler holds its state,
@@ -47,7 +47,8 @@ The farthest difference, and in how many calls it is beyond {tolerance} nats; - 
    `step` of DDIM and of CogVideoX's schedulers, `step_prk` and `step_plms` of PNDM go from `timestep` to `timestep -
    num_train_timesteps // num_inference_steps` all the same, which is less, so that every state after the first is
    noisier than told, most of all the last, which is told t = 0. A network that believes what it is told leaves the
-   excess in, so that it adds up. DDPM asks `previous_timestep` and has none of this.
+   excess in, so that it adds up. (The half steps of PNDM's Runge-Kutta calls miss the next time on either side.) DDPM
+   asks `previous_timestep` and has none of this.
 2. *Times are rounded, sigmas are not.* With `use_karras_sigmas` or `use_lu_lambdas`, `set_timesteps` finds the
    fractional time of each sigma by `_sigma_to_t`, and rounds it. At the clean end one entry of the table is up to 0.8
    nats, so that half an entry counts; with many steps neighbours are told the same time. Euler, Heun and LMS keep the
@@ -62,10 +63,10 @@ The farthest difference, and in how many calls it is beyond {tolerance} nats; - 
    continuous`, as Stable Video Diffusion has it, are the times those of the sigmas.
 6. *The first answer is thrown away.* `IPNDMScheduler.step` makes its noise estimate as sample * sigma + output * alpha,
    and at its first time alpha is 0: the network's answer has no weight, the image is 0 by `_get_prev_sample`, and the
-   next state is the same noise at the next size, without image. The steps after it mix estimates of the next-to-last
-   kind by Adams-Bashforth weights.
+   next state is the same noise at the next size, without image. Later states are off as far as the Adams-Bashforth
+   weights extrapolate from there.
 7. *By design.* `CMStochasticIterativeScheduler.step` adds noise of variance sigma^2 - sigma_min^2, as the consistency
-   model's own sampler does, and tells sigma: ln(1 - sigma_min^2/sigma^2) nats, which shows where a time lies near
+   model's own sampler does, and tells sigma: -ln(1 - sigma_min^2/sigma^2) nats, which shows where a time lies near
    sigma_min.
 8. *Another variance.* `fixed_large` in DDPM's `_get_variance` adds beta where the posterior of a known image has less.
    It is right for images of unit variance of which nothing is known, and too noisy as soon as the network knows
@@ -82,8 +83,8 @@ that level falls short of it, as a difference of logsnr, where it is beyond {tol
 {begins}
 
 This is the image's share, ln(1 + SNR) nats, that the first level still has and noise alone has not: `leading` begins at
-time 750 of 1000 in four steps, and sqrt(sigma^2 + 1) of Euler, LMS and Heun stands for the image's variance, too. It is
-not a fault of bookkeeping, but what zero terminal SNR is to mend (Lin et al. 2024).
+time 750 of 1000 in four steps, and sqrt(sigma^2 + 1) of Heun and KDPM2 stands for the image's variance, too. It is not
+a fault of bookkeeping, but what zero terminal SNR is to mend (Lin et al. 2024).
 
 ## Inputs of another size
 
@@ -110,6 +111,10 @@ To {tolerance} nats at every number of steps, {count} settings: {honest}.
 ## What could not be run so
 
 {left}
+
+Tables of levels that are refused are those of `rescale_betas_zero_snr` where the last entry of `alphas_cumprod` is set
+to 2^-24: with the default betas the one before it is 4.2e-9, so that the table rises again, and its noisiest level is
+not its last.
 """
 
 
@@ -265,6 +270,7 @@ def page() -> str:
         levels=markdown(told, PAGE.parent), begins=markdown(Table(header, begins()), PAGE.parent),
         training=markdown(Table(("scheduler", "farthest, nats", "beyond"), training()), PAGE.parent),
         count=sum(one.count(",") + 1 for one in truthful), honest="; ".join(truthful), left=refused(),
+        sde=", as here" if diffusers.utils.is_torchsde_available() else ", unlike here",
         inverse="`DPMSolverMultistepInverse` with `flow` goes from noise to the image, whatever its name says: that "
         "branch of its `set_timesteps` is the forward one.",
     )  # fmt: skip

@@ -328,7 +328,7 @@ def _two_step(scheduler: Any) -> Stepper:
         times = scheduler.timesteps
         back = times[index - 1] if index else None
         made, before[0] = scheduler.step(output, before[0], times[index], back, x)
-        return made.double()
+        return _previous((made,))
 
     return step
 
