@@ -34,6 +34,7 @@ _NAMES = {  # by the module where they live
     "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Fitted Heun Ipndm IpndmV Unipc",
     "sampling.step": "Correction Solver Step",
     "shift.any_denoiser": "measure",
+    "shift.audit": "audit",
     "shift.reading": "ShiftReading",
     "spectral.grid": "SpectralGrid",
     "training.train": "make_state train",

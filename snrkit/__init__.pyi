@@ -66,6 +66,7 @@ from snrkit.sampling.step import Correction as Correction
 from snrkit.sampling.step import Solver as Solver
 from snrkit.sampling.step import Step as Step
 from snrkit.shift.any_denoiser import measure as measure
+from snrkit.shift.audit import audit as audit
 from snrkit.shift.reading import ShiftReading as ShiftReading
 from snrkit.spectral.grid import SpectralGrid as SpectralGrid
 from snrkit.training.train import make_state as make_state

@@ -214,6 +214,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "average RUN --width 0.2": TRAINED,
     "average RUN --decay 0.9": TRAINED,
     "export RUN": (f"train --set network={UNET}",),
+    "audit RUN": TRAINED,
     "analyze": TRAINED,
     "analyze --spectrum": TRAINED,
     "report": FULL,

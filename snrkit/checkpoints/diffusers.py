@@ -5,7 +5,8 @@ The scheduler's configuration says how the network was trained: its table of lev
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -204,27 +205,42 @@ def _tokens(name: str, config: Mapping[str, Any], network: Foreign) -> int:
 
 
 def _clock(path: Path, tokens: int) -> Clock:
-    package, (name, config) = diffusers_package(), class_of(path, path, "model.scheduler")
+    made = open_scheduler(path)
+    with _refused(path, type(made).__name__, "model.scheduler"):
+        return clock_of(made, str(path), tokens)
+
+
+def open_scheduler(path: Path, key: str = "model.scheduler") -> Any:
+    """The scheduler of a scheduler_config.json, a class of the installed diffusers. ConfigError begins with `key`."""
+    package, (name, config) = diffusers_package(), class_of(path, path, key)
     maker, base = getattr(package, name, None), package.SchedulerMixin
+    if isinstance(maker, type) and (needed := getattr(maker, "_backends", None)):  # in place of a class it has not
+        raise ConfigError(f"{key}: {name} needs {' and '.join(needed)}, which pip installs.")
     if not isinstance(maker, type) or not issubclass(maker, base):
-        raise ConfigError(f"model.scheduler: {name} is no scheduler of the installed diffusers {package.__version__}.")
+        raise ConfigError(f"{key}: {name} is no scheduler of the installed diffusers {package.__version__}.")
     whole = [value for value in config.values() if isinstance(value, int)]
     rows = [len(value) for value in config.values() if isinstance(value, list)]
     if max([*whole, *rows], default=0) > LONGEST_TABLE:
-        raise ConfigError(f"model.scheduler: {path} asks for more than {LONGEST_TABLE:,} of something.")
+        raise ConfigError(f"{key}: {path} asks for more than {LONGEST_TABLE:,} of something.")
+    with _refused(path, name, key):
+        return maker.from_config(config)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _refused(path: Path, name: str, key: str) -> Iterator[None]:
+    """What a scheduler's class says of a configuration, as ConfigError."""
     try:
-        made: Any = maker.from_config(config)  # type: ignore[attr-defined]
-        return _read(made, name, path, tokens)
+        yield
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"model.scheduler: the noise in {path} is refused by {name} ({said}).") from None
+        raise ConfigError(f"{key}: the noise in {path} is refused by {name} ({said}).") from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
-        raise ConfigError(f"model.scheduler: {path} is refused by {name} ({reason_of(error)}).") from None
+        raise ConfigError(f"{key}: {path} is refused by {name} ({reason_of(error)}).") from None
 
 
-def _read(made: Any, name: str, path: Path, tokens: int) -> Clock:
-    """What a scheduler is to its network."""
-    predicted = made.config.get("prediction_type", "epsilon")
+def clock_of(made: Any, path: str, tokens: int) -> Clock:
+    """What a scheduler is to its network, of states of so many tokens. ConfigError where that is not known."""
+    name, predicted = type(made).__name__, made.config.get("prediction_type", "epsilon")
     if made.config.get("timestep_type") == "continuous":
         raise ConfigError(f"model.scheduler: {path} has timestep_type continuous, whose clock is not known here.")
     if name.startswith("FlowMatch") or predicted == "flow_prediction":
@@ -235,11 +251,11 @@ def _read(made: Any, name: str, path: Path, tokens: int) -> Clock:
         raise ConfigError(f"model.scheduler: how a network under {name} was trained is not known here.")
     if predicted not in TARGETS:
         raise ConfigError(f"model.scheduler: prediction_type {predicted} is not known; {', '.join(TARGETS)} are.")
-    return Clock(_table(made), TARGETS[predicted], notes=_limits(made))
+    return Clock(table_of(made), TARGETS[predicted], notes=_limits(made))
 
 
-def _table(scheduler: Any) -> Ddpm:
-    """Its own alphas_cumprod; in ve scaling where it keeps states so."""
+def table_of(scheduler: Any) -> Ddpm:
+    """A scheduler's own alphas_cumprod; in ve scaling where it keeps states so."""
     abar = scheduler.alphas_cumprod.double()
     before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     scaling: Literal["vp", "ve"] = "vp" if float(scheduler.init_noise_sigma) == 1 else "ve"

@@ -439,6 +439,48 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def audit(
+    what: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A folder of diffusers, a scheduler_config.json, or a run directory."),
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Audit this experiment.")] = None,  # noqa: UP045
+    settings: SetOption = None,
+    sampler: SamplerOption = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--steps", help="Of a scheduler of diffusers; default: 50."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Nats, beyond which the exit code is 1.")] = 0.01,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Compare the level that the network is told with the level that it is shown, call by call, without an image."""
+    if (config is None) == (what is None):
+        raise SnrkitError(
+            "audit takes either --config FILE, or a folder of diffusers, a scheduler_config.json or a run."
+        )
+    if what is not None and settings:
+        raise SnrkitError("--set overrides an experiment's file; it needs --config FILE.")
+    if config is not None and steps is not None:
+        raise SnrkitError("--steps is for schedulers of diffusers; samplers of an experiment have a grid with its own.")
+    from snrkit.base.distributed import open_world
+    from snrkit.commands.audit import audit_experiment, run_auditing
+    from snrkit.reports.terminal import show_audit
+
+    world = open_world(device)
+    world.check_alone("audit")
+    if what is not None:
+        found = run_auditing(what, steps, tolerance, world, sampler or ())
+    else:
+        assert config is not None
+        found = audit_experiment(_load(config, settings), tolerance, world, sampler or ())
+    _show(found, json, world, show_audit)
+    if found.beyond:
+        raise typer.Exit(1)
+
+
 @data.command("pack")
 def data_pack(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder or a zip of images of any sizes.")],

@@ -1,4 +1,4 @@
-"""What compare, sweep, tune, check and data pack find, as the files and pages that are made of them."""
+"""What compare, sweep, tune, check, audit and data pack find, as the files and pages that are made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from snrkit.fitting.coefficients import CurvePoint
 from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
 from snrkit.metrics.scores import PRIMARY, Entry, Scores
+from snrkit.shift.audit import PairsReading
 from snrkit.shift.bootstrap import Number
+from snrkit.shift.telling import Walked
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,3 +252,15 @@ class EncodedFile:
     numbers: str
     posterior: bool  # whether they have a standard deviation
     sigma_data: float  # of all latents, scaled, over all draws
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What `snrkit audit` found: what samplers or a scheduler tell, and training pairs."""
+
+    what: str
+    tolerance: float  # nats
+    walks: tuple[Walked, ...]
+    training: Walked | None  # pairs of a scheduler of diffusers
+    pairs: PairsReading | None  # pairs of a training of ours
+    beyond: tuple[str, ...]  # what lies beyond the tolerance, a sentence each

@@ -18,11 +18,23 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, by_key, columns, summarise
 from snrkit.reports.blocks import cell, leading, mean_of, with_interval
 from snrkit.reports.comparison import comparison_rows
-from snrkit.reports.records import Checked, Comparison, Designed, EncodedFile, FitMade, Packing, Swept, TunedNow
+from snrkit.reports.records import (
+    Audited,
+    Checked,
+    Comparison,
+    Designed,
+    EncodedFile,
+    FitMade,
+    Packing,
+    Swept,
+    TunedNow,
+)
 from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
+from snrkit.shift.audit import PairsReading
 from snrkit.shift.files import ShiftRecord, warnings_of
+from snrkit.shift.telling import Walked
 
 out = Console(soft_wrap=True)
 PRECISE = 6  # digits of single scores
@@ -48,6 +60,61 @@ def show_shift(records: Mapping[str, ShiftRecord]) -> None:
             out.print(f"warning: {name}: {warning}", markup=False, highlight=False)
     if any(found is not None for record in records.values() for found in record.probes.values()):
         out.print("what the probes found stands in the report: snrkit report with the same file")
+
+
+def show_audit(record: Audited) -> None:
+    """Every call of one sampler, or one row a sampler; training; and what lies beyond the tolerance."""
+    if len(record.walks) == 1:
+        _show_calls(record.walks[0])
+    else:
+        _print(("sampler", "calls", "begins, nats", "farthest, nats", "at call", "size, nats"), [
+            _walked_row(walked) for walked in record.walks
+        ])  # fmt: skip
+    if record.training is not None:
+        out.print(
+            f"{record.training.name}: {len(record.training.calls)} times are told, the state's level is farthest by "
+            f"{record.training.worst:+.4f} nats"
+        )
+    if record.pairs is not None:
+        _show_pairs(record.pairs)
+    for words in record.beyond:
+        out.print(f"beyond {record.tolerance:g} nats: {words}", markup=False, highlight=False)
+    if not record.beyond:
+        out.print(f"{record.what}: what is told is what is, to {record.tolerance:g} nats", markup=False)
+
+
+def _show_calls(walked: Walked) -> None:
+    if walked.begun is not None:
+        out.print(f"{walked.name} begins with noise that is {walked.begun:+.4f} nats of the first level told")
+    header = ("call", "time told", "its logsnr", "logsnr of the state", "difference, nats", "size, nats")
+    rows = [
+        [str(number + 1), f"{call.time:.6g}", *(f"{value:.4f}" for value in (call.told, call.state)),
+         *(f"{value:+.4f}" for value in (call.difference, call.scale))]
+        for number, call in enumerate(walked.calls)
+    ]  # fmt: skip
+    _print(header, rows)
+    out.print(f"its last state has logsnr {walked.end:.4f}")
+
+
+def _walked_row(walked: Walked) -> list[str]:
+    calls = walked.calls
+    worst = max(range(len(calls)), key=lambda i: abs(calls[i].difference), default=0)
+    size = max((call.scale for call in calls), key=abs, default=0.0)
+    begun = "-" if walked.begun is None else f"{walked.begun:+.4f}"
+    return [walked.name, str(len(calls)), begun, f"{walked.worst:+.4f}", str(worst + 1), f"{size:+.4f}"]
+
+
+def _show_pairs(pairs: PairsReading) -> None:
+    header = ("told logsnr", "alpha over nominal", "sigma over nominal", "state less told, nats", "interval")
+    curves = (pairs.alpha, pairs.sigma, pairs.difference)
+    rows = [
+        [f"{logsnr:.3f}", f"{alpha:.4f}", f"{sigma:.4f}", f"{value:+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+        for logsnr, alpha, sigma, value, low, high in zip(
+            pairs.logsnr, *(curve.value for curve in curves), pairs.difference.low, pairs.difference.high, strict=True
+        )
+    ]
+    _print(header, rows)
+    out.print(f"{pairs.pairs} training pairs")
 
 
 def show_calibration(record: Fitted) -> None:

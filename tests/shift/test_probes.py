@@ -26,7 +26,7 @@ from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import forward_arm, noised, reverse_arm
-from snrkit.shift.audit import audit
+from snrkit.shift.audit import audit_probe
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.control import mode_powers, of_bands, of_covariance, solve_for
 from snrkit.shift.estimated_level import read_estimator, respond
@@ -265,7 +265,7 @@ def test_training_pairs_are_at_the_level_that_is_told(process, target):
     """alpha and sigma recovered by regression at the network's door are the nominal ones, whatever the process."""
     pairs = training_pairs(a_task(process, target, noise_dropout=0.2), 2048)
     assert 1400 < len(pairs.x0) < 1900  # those of noise dropout are told nothing
-    found = audit(pairs, 0.5, 6, BOOT)
+    found = audit_probe(pairs, 0.5, 6, BOOT)
     for curve, within in ((found.alpha, 0.05), (found.sigma, 0.03)):
         strong = [v for v, s in zip(curve.value, found.logsnr, strict=True) if curve is found.sigma or s > -2]
         assert max(abs(v - 1) for v in strong) < within
@@ -277,7 +277,7 @@ def test_the_audit_sees_input_perturbation():
     """DDPM-IP with gamma makes sigma_hat/sigma = sqrt(1 + gamma^2) and leaves alpha."""
     gamma = 0.5
     pairs = training_pairs(a_task(Edm(), X0(), perturb=InputPerturbation(gamma=gamma)), 2048)
-    found = audit(pairs, 0.5, 4, BOOT)
+    found = audit_probe(pairs, 0.5, 4, BOOT)
     assert sum(found.sigma.value) / 4 == pytest.approx(math.sqrt(1 + gamma**2), rel=0.01)
     assert found.alpha.value[-1] == pytest.approx(1, abs=0.02)
 
