@@ -52,8 +52,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Kitchen:
-    """What candidates of one sampler are made with."""
+class Candidates:
+    """What is tried in the place of one sampler, and what it is made with."""
 
     given: Sampler
     plain: Sampler  # with its guidance and nothing else
@@ -64,7 +64,7 @@ class Kitchen:
     chosen_on: FirstStates
     bootstrap: Bootstrap
 
-    def candidates(self) -> Iterator[Candidate]:
+    def every(self) -> Iterator[Candidate]:
         """In order."""
         yield Candidate("as-it-is", lambda: Made(self.given))
         yield from self._fitted()

@@ -19,7 +19,7 @@ from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
-from snrkit.commands.candidates import Candidate, Kitchen, Made
+from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.compare import difference, find_rows
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
@@ -65,7 +65,7 @@ RULE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Certifier:
     """One model whose samplers are certified."""
 
     opened: Opened
@@ -107,8 +107,8 @@ def run_certify(
         model = open_model_aloud(opened, run)
         write_config(run, e)
         until = None if minutes is None else began + 60 * minutes
-        bench = Bench(opened, model, trajectories(opened, model), until)
-        return {name: _certify(bench, name, world, quiet) for name in chosen}
+        certifier = Certifier(opened, model, trajectories(opened, model), until)
+        return {name: _certify(certifier, name, world, quiet) for name in chosen}
 
 
 def check_seeds(experiment: Experiment) -> None:
@@ -119,53 +119,53 @@ def check_seeds(experiment: Experiment) -> None:
         raise ConfigError(f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others.")
 
 
-def _certify(bench: Bench, name: str, world: World, quiet: bool) -> Certificate:
-    e = bench.experiment
+def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Certificate:
+    e = certifier.experiment
     sampler, cost = e.samplers[name], e.model.parts.cost
     if takes_fit(sampler):
         raise ConfigError(f"samplers.{name} takes a fit, which certify makes by itself; certify the sampler without.")
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
-    fitted, chosen_on, confirmed_on = (first_states(bench.samples, sampler, part, name) for part in parts)
+    fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
     boot = Bootstrap(e.shift.bootstrap, e.shift.confidence, e.seed)
-    kitchen = Kitchen(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
-    tried, skipped = _try_all(bench, name, list(kitchen.candidates()), chosen_on, quiet)
+    tries = Candidates(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
+    tried, skipped = _try_all(certifier, name, list(tries.every()), chosen_on, quiet)
     best = min((one for one in tried if one.distance is not None), key=_nearest)
     made = made_of(best)
     base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
     guard = guarded(base, moved, confirmed_on.flow.states[-1], confirmed_on.flow.error)
-    recipe = _recipe(bench, name, best, made, guard, fitted)
-    score = _score(bench, name, made.sampler, quiet) if guard.helps else None
+    recipe = _recipe(certifier, name, best, made, guard, fitted)
+    score = _score(certifier, name, made.sampler, quiet) if guard.helps else None
     use = guard.helps and guard.base.high > ROUNDING and score is not None and score.verdict != "worse"
     kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
-    record = _record(bench, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
+    record = _record(certifier, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
     record = replace(record, winner=best.name, score=score, candidates=tuple(tried), not_tried=tuple(skipped))
     record = replace(record, sentence=sentence(record))
-    _write(bench.run, record)
+    _write(certifier.run, record)
     return record
 
 
-def _record(bench: Bench, name: str, advice: Advice, recipe: Recipe, guard: Guard, world: World) -> Certificate:
+def _record(certifier: Certifier, name: str, advice: Advice, recipe: Recipe, guard: Guard, world: World) -> Certificate:
     """A certificate, but for what was tried."""
-    e, sampler = bench.experiment, bench.experiment.samplers[name]
+    e, sampler = certifier.experiment, certifier.experiment.samplers[name]
     return Certificate(
         experiment=e.name,
         sampler=name,
         advice=advice,
         sentence="",
         nfe=e.model.parts.cost(sampler),
-        of=bench.of(sampler),
+        of=certifier.of(sampler),
         rule=RULE,
         winner="",
         recipe=recipe,
         guard=guard,
         score=None,
-        shift=_shift(bench, sampler),
+        shift=_shift(certifier, sampler),
         candidates=(),
         not_tried=(),
         noises=e.tune.noises,
         tuning_seeds=e.tune.seeds,
         scored_seeds=e.sample.seeds,
-        command=f"snrkit certify --config {bench.run.config} --sampler {name}",
+        command=f"snrkit certify --config {certifier.run.config} --sampler {name}",
         made_with=provenance(world),
     )
 
@@ -176,17 +176,17 @@ def _nearest(one: TriedCandidate) -> float:
 
 
 def _try_all(
-    bench: Bench, name: str, candidates: Sequence[Candidate], chosen_on: FirstStates, quiet: bool
+    certifier: Certifier, name: str, candidates: Sequence[Candidate], chosen_on: FirstStates, quiet: bool
 ) -> tuple[list[TriedCandidate], list[str]]:
     """(What was tried, now or before; the names of what time did not allow)."""
-    of, tried, skipped = bench.of(bench.experiment.samplers[name]), list[TriedCandidate](), list[str]()
+    of, tried, skipped = certifier.of(certifier.experiment.samplers[name]), list[TriedCandidate](), list[str]()
     with bar(f"certifying {name}", len(candidates), not quiet) as progress:
         for index, candidate in enumerate(candidates):
-            path = bench.run.candidate(name, candidate.name)
+            path = certifier.run.candidate(name, candidate.name)
             known = read_record(TriedCandidate, path) if path.exists() else None
             if known is not None and known.of == of:
                 tried.append(known)
-            elif tried and bench.until is not None and time.monotonic() > bench.until:
+            elif tried and certifier.until is not None and time.monotonic() > certifier.until:
                 skipped.append(candidate.name)
             else:
                 tried.append(_try(of, candidate, chosen_on))
@@ -211,30 +211,32 @@ def made_of(one: TriedCandidate) -> Made:
     return Made(Sampler.model_validate(one.definition), one.rows)
 
 
-def _recipe(bench: Bench, name: str, best: TriedCandidate, made: Made, guard: Guard, fitted: FirstStates) -> Recipe:
+def _recipe(
+    certifier: Certifier, name: str, best: TriedCandidate, made: Made, guard: Guard, fitted: FirstStates
+) -> Recipe:
     """The winner as samplers take it; the coefficients of its steps are put into the run."""
     definition = made.sampler.model_dump(mode="json")
     if made.rows is None:
         return Recipe(definition, None)
-    tune, named = bench.experiment.tune, named_fit(made.sampler)
-    of = bench.samples.sources.names.fit_of(named)
+    tune, named = certifier.experiment.tune, named_fit(made.sampler)
+    of = certifier.samples.sources.names.fit_of(named)
     stored = StoredFit(
         of, f"{name}: {best.name}", made.rows, (), tune.noises, tune.seeds, fitted.flow.evaluations, guard
     )
-    path = fit_path(bench.run, named)
+    path = fit_path(certifier.run, named)
     with disk_errors(f"writing {path}", "free space and run the same command again"):
         write_json(path, to_json(stored))
     return Recipe(definition, stored)
 
 
-def _score(bench: Bench, name: str, winner: Sampler, quiet: bool) -> ScoreChange:
+def _score(certifier: Certifier, name: str, winner: Sampler, quiet: bool) -> ScoreChange:
     """The score that decides, of images of sample.seeds, which tuned nothing; kept as compare keeps its rows."""
-    e, label = bench.experiment, f"{name}-certified"
+    e, label = certifier.experiment, f"{name}-certified"
     cost = e.model.parts.cost
     rows = {name: Row(e.samplers[name], cost(e.samplers[name]), None), label: Row(winner, cost(winner), name)}
     shift = e.shift.model_copy(update={"probes": ()})
     plain = e.model_copy(update={"shift": shift, "samplers": {n: row.sampler for n, row in rows.items()}})
-    found = find_rows(replace(bench.opened, experiment=plain), bench.model, rows, quiet)
+    found = find_rows(replace(certifier.opened, experiment=plain), certifier.model, rows, quiet)
     base, other = found[name].score, found[label].score
     decisive = by_key(base.decided_by)
     changed = difference(other, base, decisive.key)
@@ -244,11 +246,11 @@ def _score(bench: Bench, name: str, winner: Sampler, quiet: bool) -> ScoreChange
     return ScoreChange(decisive.key, decisive.head(base.names), was, is_now, changed, said)
 
 
-def _shift(bench: Bench, sampler: Sampler) -> ShiftSplit:
+def _shift(certifier: Certifier, sampler: Sampler) -> ShiftSplit:
     """The mean norm gap of the sampler as it is, with its null, and what of it is the network's and the solver's."""
     probes = (WhyProbe(), ResponseProbe())
-    config = bench.experiment.shift.model_copy(update={"probes": probes})
-    measured = Instrument(bench.samples, config, measured_seeds(bench.experiment)).measure(sampler)
+    config = certifier.experiment.shift.model_copy(update={"probes": probes})
+    measured = Instrument(certifier.samples, config, measured_seeds(certifier.experiment)).measure(sampler)
     why, response = (measured.probes[probe.kind] for probe in probes)
     assert isinstance(why, Why)
     assert isinstance(response, Response)
