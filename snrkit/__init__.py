@@ -23,6 +23,7 @@ _NAMES = {  # by the module where they live
     "diffusion.level": "Level",
     "diffusion.prediction": "Cond Denoiser Eps FlowVelocity Prediction Score Target V X0",
     "diffusion.process": "Ddpm Edm Flow Process Vp",
+    "experiment.certified": "certified",
     "experiment.experiment": "load_experiment",
     "experiment.opening": "open_experiment",
     "pipelines": "correct record",

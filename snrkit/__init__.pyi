@@ -23,6 +23,7 @@ from snrkit.diffusion.process import Edm as Edm
 from snrkit.diffusion.process import Flow as Flow
 from snrkit.diffusion.process import Process as Process
 from snrkit.diffusion.process import Vp as Vp
+from snrkit.experiment.certified import certified as certified
 from snrkit.experiment.experiment import load_experiment as load_experiment
 from snrkit.experiment.opening import open_experiment as open_experiment
 from snrkit.pipelines import correct as correct

@@ -23,6 +23,13 @@ def tensors_checksum(tensors: Mapping[str, Tensor], of: str) -> str:
     return checksum(of.encode() + b"\0" + save(dict(tensors)))
 
 
+def values_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of the values of tensors as float32, whatever their names, their order and the format they are held in."""
+    plain = (tensor.detach().to("cpu", torch.float32).contiguous() for tensor in tensors.values())
+    sums = sorted(checksum(f"{tuple(t.shape)}".encode() + t.numpy().tobytes()) for t in plain)
+    return checksum("\n".join(sums).encode())
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], of: str) -> None:
     """Write tensors with their checksum, as write_bytes writes. `of`: what they are of, which a reader must say too."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

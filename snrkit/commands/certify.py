@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
@@ -19,6 +20,7 @@ from snrkit.base.files import disk_errors
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
+from snrkit.base.tensors import values_checksum
 from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.compare import difference, find_rows
 from snrkit.commands.compare_rows import Row
@@ -27,6 +29,7 @@ from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import tuning_seeds
+from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import (
     Advice,
@@ -154,6 +157,8 @@ def _record(certifier: Certifier, name: str, advice: Advice, recipe: Recipe, gua
         sentence="",
         nfe=e.model.parts.cost(sampler),
         of=certifier.of(sampler),
+        network=values_checksum(_parameters(certifier.model)),
+        logsnr=_levels(certifier, recipe),
         rule=RULE,
         winner="",
         recipe=recipe,
@@ -168,6 +173,16 @@ def _record(certifier: Certifier, name: str, advice: Advice, recipe: Recipe, gua
         command=f"snrkit certify --config {certifier.run.config} --sampler {name}",
         made_with=provenance(world),
     )
+
+
+def _parameters(model: Model) -> dict[str, Tensor]:
+    network = model.denoiser.network if isinstance(model.denoiser, NetworkDenoiser) else None
+    return dict(network.named_parameters()) if isinstance(network, nn.Module) else {}
+
+
+def _levels(certifier: Certifier, recipe: Recipe) -> tuple[float, ...]:
+    sampler = Sampler.model_validate(recipe.definition)
+    return tuple(float(level.logsnr) for level in certifier.samples.open(sampler).typical[:-1])
 
 
 def _nearest(one: TriedCandidate) -> float:

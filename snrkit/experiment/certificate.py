@@ -68,6 +68,8 @@ class Certificate:
     sentence: str
     nfe: int
     of: FitOf  # the weights, images and labels that it is about
+    network: str  # checksum of the values of its parameters, by which pipelines are told
+    logsnr: tuple[float, ...]  # of the levels of the recipe but for the clean one, NaN for pure noise
     rule: str  # written before anything was confirmed
     winner: str
     recipe: Recipe

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from snrkit.base.value import Value
 from snrkit.base.wavelet import low_part
-from snrkit.diffusion.prediction import Denoiser
+from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.sampling.solvers.dpmpp import Dpmpp2m, Dpmpp3m
 from snrkit.sampling.solvers.euler import Euler
 from snrkit.sampling.solvers.heun import Heun
 from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
 from snrkit.sampling.solvers.unipc import Unipc
-from snrkit.sampling.step import Call, Fit, Memory, Noise, Position, Solver, add_terms
+from snrkit.sampling.step import Call, Fit, Memory, Noise, Position, add_terms
 
 AnyBase = Annotated[Euler | Heun | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV, Field(discriminator="kind")]
 LONGEST_HISTORY = 3
@@ -49,38 +49,42 @@ class Fitted(Value):
 
     def with_fit(self, fit: Fit) -> "FittedSteps":
         """The solver with its coefficients."""
-        return FittedSteps(self.base, self.history, self.bands == "haar", fit)
+        return FittedSteps(self, fit)
 
 
 @dataclass(frozen=True, slots=True)
 class FittedSteps:
-    """The steps of `base` with the coefficients of a fit. Memory: (that of `base`, the eps before, newest first)."""
+    """The steps of a base with the coefficients of a fit. Memory: (that of the base, the eps before, newest first)."""
 
-    base: Solver
-    history: int
-    haar: bool
+    value: Fitted
     fit: Fit
 
     @property
     def order(self) -> int:
         """That of the base."""
-        return self.base.order
+        return self.value.base.order
 
     @property
     def renews(self) -> float | None:
         """0, as that of every base."""
-        return self.base.renews
+        return self.value.base.renews
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
     ) -> tuple[Tensor, tuple[Call, ...], Memory]:
         """The step of the base and its increments."""
         of_base, past = memory or (None, ())
-        x_next, calls, of_base = self.base.step(denoise, x, position, of_base, noise)
-        said = calls[-1].prediction
-        terms = (said.x0, said.eps, *past)
-        kept = (of_base, (said.eps, *past)[: self.history])
-        return add_terms(x_next, by_band(terms) if self.haar else terms, self.fit, position.index), calls, kept
+        x_next, calls, of_base = self.value.base.step(denoise, x, position, of_base, noise)
+        terms, past = fitted_terms(self.value, calls[-1].prediction, past)
+        return add_terms(x_next, terms, self.fit, position.index), calls, (of_base, past)
+
+
+def fitted_terms(
+    value: Fitted, said: Prediction, past: tuple[Tensor, ...]
+) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
+    """(The terms of a step, all eps that the next one may use), of what was said and the eps before, newest first."""
+    terms = (said.x0, said.eps, *past)
+    return by_band(terms) if value.bands == "haar" else terms, (said.eps, *past)[: value.history]
 
 
 def by_band(terms: Sequence[Tensor]) -> list[Tensor]:
