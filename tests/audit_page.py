@@ -100,9 +100,9 @@ training loop uses it: the level of the pair against the time that the loop woul
 
 The sigmas of the multistep schedulers rise with the time when they are made and fall after `set_timesteps`, and
 `add_noise` looks both up by the place of the time in `timesteps`, which falls: before `set_timesteps` the least noise
-goes with the last time. KDPM2's list of times has interpolated ones in it, and its `add_noise` takes the sigma of the
-step for them. `FlowMatchHeunDiscreteScheduler.scale_noise` fixes its step at the first call and keeps it. DDPM, DDIM
-and the flow's Euler, which training scripts use, tell what is.
+goes with the last time. The times of KDPM2 and of DPMSolverSDE have interpolated ones among them, and `add_noise` takes
+the sigma of the step for these. `FlowMatchHeunDiscreteScheduler.scale_noise` fixes its step at the first call and keeps
+it. DDPM, DDIM and the flow's Euler, which training scripts use, tell what is.
 
 ## What tells the truth
 
