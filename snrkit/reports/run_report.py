@@ -94,10 +94,9 @@ SCORES_GUIDE = (
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
     "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both). If asked "
     "for (metrics.more, metrics.decide): FD∞ is FD extrapolated to infinitely many images on both sides, with a 95 % "
-    "interval of the mean over ranges; its floor is what as many real images score by the plain FD against the same "
-    "reference; SW2^2 is the sliced Wasserstein-2 distance, extrapolated likewise. Both can fall below 0. An interval "
-    "holds the noise "
-    "of the reference too, which all rows share: compare rows by paired differences."
+    "interval of the mean over ranges; the floor of FD is what as many real images score against the same reference; "
+    "SW2^2 is the sliced Wasserstein-2 distance, extrapolated likewise. Both can fall below 0. An interval holds the "
+    "noise of the reference too, which all rows share: compare rows by paired differences."
 )
 
 
