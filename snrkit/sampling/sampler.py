@@ -271,7 +271,7 @@ def takes_fit(sampler: Sampler) -> bool:
 def bare(sampler: Sampler) -> Sampler:
     """The sampler without corrections, and without what is fitted beyond its base solver."""
     solver = sampler.solver.base if isinstance(sampler.solver, Fitted) else sampler.solver
-    return sampler.model_copy(update={"corrections": (), "solver": solver})
+    return sampler.model_copy(update={"corrections": (), "solver": solver, "certificate": None})
 
 
 def guided_alone(sampler: Sampler) -> Sampler:

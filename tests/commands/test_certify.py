@@ -10,6 +10,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
 from snrkit.commands.certify import ROUNDING
 from snrkit.commands.certify_model import write_experiment
+from snrkit.commands.compare_rows import comparison_layout
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.run import Run
@@ -128,6 +129,8 @@ def test_a_certificate_is_a_sampler(trained, certified, tmp_path):
         assert torch.equal(images, kept)
     resolved = load_experiment(run.config)
     assert resolved.samplers["certified"].certificate == path
+    rows = comparison_layout(resolved)
+    assert rows[rows["certified"].base].sampler.certificate is None
     write_config(trained, **FILE)
 
 
