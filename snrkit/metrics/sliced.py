@@ -27,7 +27,8 @@ def directions(dim: int) -> Tensor:
     if dim == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     drawn = torch.from_numpy(DIRECTIONS.open(dim).standard_normal((COUNT, dim)))
-    return (drawn / drawn.norm(dim=1, keepdim=True)).T
+    axes: Tensor = (drawn / drawn.square().sum(1, keepdim=True).sqrt()).T
+    return axes
 
 
 def sliced_distance(images: Tensor, reference: Tensor) -> float:
