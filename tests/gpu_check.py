@@ -52,6 +52,7 @@ from tests.metrics.test_metrics import seeded_inception
 from tests.small import SMALL, as_torch_was, process, write_config
 
 EMA = 0.999
+NO_GPU = "torch finds no GPU here; run it where there is one (--tiny --device cpu tries the script itself)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,8 +511,12 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="networks and images of a few pixels")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"))
     given = parser.parse_args()
+    device = torch.device(given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"gpu-check: {NO_GPU}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as home:
-        check = run(TINY if given.tiny else FULL, torch.device(given.device), Path(home))
+        check = run(TINY if given.tiny else FULL, device, Path(home))
     given.out.write_text(json.dumps(report(check), indent=1) + "\n")
     print(f"written to {given.out}")
     return int(bool(check.failed) or not all(row.kept for row in check.rows))

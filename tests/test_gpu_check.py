@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -34,6 +35,17 @@ def test_a_measured_loop_leaves_nothing_behind(tmp_path, name):
     gc.collect()
     kinds = (TrainState, torch.optim.Optimizer)
     assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch, capsys):
+    """In one sentence and by exit code 1; no part is begun, and no figures are written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path / "out.json")])
+    assert gpu_check.main() == 1
+    said = capsys.readouterr()
+    assert said.err == f"gpu-check: {gpu_check.NO_GPU}\n"
+    assert not said.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path):

@@ -4,6 +4,7 @@ import math
 import tokenize
 from pathlib import Path
 from typing import Any
+from zipfile import ZipInfo
 
 import numpy as np
 
@@ -21,22 +22,34 @@ def array_names(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
+def array_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one of its arrays, by what stands before its numbers. Raises as `read_array`."""
+    with OpenZip(path) as archive:
+        return _checked(archive, name)[1]
+
+
 def read_array(path: Path, name: str) -> np.ndarray[Any, Any]:
     """One of its arrays. Raises as `array_names`, before memory is asked for, where it is not what it says."""
     with OpenZip(path) as archive:
-        entry = archive.getinfo(f"{name}.npy")
-        if entry.file_size > max(LARGE, DENSEST * entry.compress_size):
-            raise ValueError(f"{name} unpacks to {entry.file_size:,} bytes, over {DENSEST} times what is stored")
-        check_entry(entry, entry.file_size)
-        with archive.open(entry) as file:
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            version = np.lib.format.read_magic(file)
-            if version not in readers:
-                raise ValueError(f"{name} is of format {version}")
-            shape, _, dtype = readers[version](file)
-            if dtype.hasobject:
-                raise ValueError(f"{name} holds objects, which only running them would read")
-            if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                raise ValueError(f"{name} holds other than its {'x'.join(map(str, shape))} numbers")
+        entry, _ = _checked(archive, name)
         with archive.open(entry) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _checked(archive: OpenZip, name: str) -> tuple[ZipInfo, tuple[int, ...]]:
+    """The entry of an array, and its shape."""
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.file_size > max(LARGE, DENSEST * entry.compress_size):
+        raise ValueError(f"{name} unpacks to {entry.file_size:,} bytes, over {DENSEST} times what is stored")
+    check_entry(entry, entry.file_size)
+    with archive.open(entry) as file:
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"{name} is of format {version}")
+        shape, _, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds objects, which only running them would read")
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{name} holds other than its {'x'.join(map(str, shape))} numbers")
+    return entry, shape

@@ -65,7 +65,8 @@ def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Have the cache, where there is one, keep tensors under a name that holds a hash of all they depend on."""
     folder = open_cache()
     if folder is not None:
-        with disk_errors(f"writing to the cache {folder}", "free space, or set SNRKIT_CACHE to another folder"):
+        closed = "set SNRKIT_CACHE to a folder that may be written to"
+        with disk_errors(f"writing to the cache {folder}", "free space, or set SNRKIT_CACHE to another folder", closed):
             write_tensors(folder / f"{name}.safetensors", tensors, name)
 
 

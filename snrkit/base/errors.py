@@ -65,6 +65,11 @@ def missing(what: str, path: Path | str, remedy: str) -> SnrkitError:
     return SnrkitError(f"{what} {path} does not exist; {remedy}.")
 
 
+def with_article(name: str) -> str:
+    """The name of a class with its article."""
+    return f"{'an' if name[:1] in 'AEIO' else 'a'} {name}"
+
+
 def plain(text: str) -> str:
     """What a stranger wrote in one line, nothing of which moves a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

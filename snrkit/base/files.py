@@ -14,6 +14,8 @@ from typing import BinaryIO
 from snrkit.base.errors import SnrkitError
 
 CHECKSUM_BYTES = 16
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)  # a place where nothing may, or can, be written
+WRITABLE = "choose a folder that may be written to"
 ABANDONED = 86_400  # seconds after which the unfinished file of another machine's process is held to be left over
 
 
@@ -135,7 +137,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Delete a folder, which is never half there: it is renamed first. SnrkitError where the disk fails."""
     old = _temporary(path.with_name(f"{path.name}.old"))
-    with disk_errors(f"deleting {path}", "see to its permissions and run the same command again"):
+    remedy = "see to its permissions and run the same command again"
+    with disk_errors(f"deleting {path}", remedy, remedy):
         if old.exists():
             shutil.rmtree(old)
         path.replace(old)
@@ -143,13 +146,15 @@ def remove_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(doing: str, remedy: str) -> Iterator[None]:
-    """Turn an error of the disk into one sentence."""
+def disk_errors(doing: str, remedy: str, closed: str = WRITABLE) -> Iterator[None]:
+    """Turn an error of the disk into one sentence. `closed`: what to do where it may not be written to."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else (error.strerror or str(error))
+        if error.errno in CLOSED:
+            remedy = closed
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and (place := error.filename2 or error.filename):
             remedy = f"move away what lies in the place of {place}"
         raise SnrkitError(f"{doing} failed: {reason}; {remedy}") from None

@@ -65,13 +65,24 @@ def _handled(handler: Handler) -> Iterator[None]:
 
 def end_at_once(signum: int, frame: FrameType | None) -> NoReturn:
     """End the process where it is: an exception would be lost, or misread, in the import of an extension."""
+    _end(signum, _text(FINISHED))
+
+
+def _end(signum: int, text: str) -> NoReturn:
     with contextlib.suppress(OSError):
-        os.write(2, f"{_text(FINISHED)}\n".encode())
+        os.write(2, f"{text}\n".encode())
     os._exit(code_of(signum))
 
 
 def _text(kept: str) -> str:
     return f"stopped; {kept} is kept. To go on, run the same command again."
+
+
+@contextlib.contextmanager
+def ending_at_once(text: str) -> Iterator[None]:
+    """Within the block a signal ends the process where it is, with these words: while nothing is written."""
+    with _handled(lambda signum, _: _end(signum, text)):
+        yield
 
 
 def _only_once(signum: int) -> None:
@@ -101,9 +112,10 @@ def stoppable() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def ending(kept: str = FINISHED) -> Iterator[None]:
-    """Within the block a signal ends the command: Stopped says what is `kept`."""
+def ending(kept: str = FINISHED, text: str | None = None) -> Iterator[None]:
+    """Within the block a signal ends the command: Stopped says what is `kept`, or the whole `text`."""
     asked: list[int] = []
+    said = _text(kept) if text is None else text
 
     def ask(signum: int, frame: FrameType | None) -> None:
         _only_once(signum)
@@ -114,8 +126,8 @@ def ending(kept: str = FINISHED) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as found:
-            raise Stopped(_text(kept), found.code if isinstance(found, Asked) else INTERRUPTED) from None
+            raise Stopped(said, found.code if isinstance(found, Asked) else INTERRUPTED) from None
         except Exception:  # what a library made of the signal
             if not asked:
                 raise
-            raise Stopped(_text(kept), code_of(asked[0])) from None
+            raise Stopped(said, code_of(asked[0])) from None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.cache import content_digest
-from snrkit.base.errors import ConfigError
+from snrkit.base.errors import ConfigError, with_article
 from snrkit.base.files import checksum
 from snrkit.checkpoints.folders import class_of, find_weights, pretrained
 from snrkit.checkpoints.foreign import Autoencoder
@@ -135,7 +135,7 @@ def autoencoder_class(asked: Autoencoder, key: str = NAMED) -> tuple[str, dict[s
     """(the class of a folder's autoencoder, its configuration). ConfigError where it is none that is read."""
     name, config = class_of(asked.path / "config.json", asked.path, key)
     if name not in SIDES:
-        raise ConfigError(f"{key}: a {name} cannot be read; {', '.join(SIDES)} can.")
+        raise ConfigError(f"{key}: {with_article(name)} cannot be read; {', '.join(SIDES)} can.")
     return name, config
 
 

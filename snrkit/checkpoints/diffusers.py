@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from snrkit.base.errors import ConfigError, reason_of
+from snrkit.base.errors import ConfigError, reason_of, with_article
 from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
@@ -168,7 +168,7 @@ def _labelled(name: str, config: Mapping[str, Any], shape: tuple[int, int, int],
             raise ConfigError(f"model.null_label: the model has {labels} labels, and only its last can mean none.")
         return Foreign(shape=shape, classes=labels - (null_label is not None), null_label=null_label is not None)
     these = ", ".join(("UNet2DModel", "DiTTransformer2DModel", *KINDS))
-    raise ConfigError(f"model.path: a {name} cannot be read; these can: {these}.")
+    raise ConfigError(f"model.path: {with_article(name)} cannot be read; these can: {these}.")
 
 
 def _whole(config: Mapping[str, Any], key: str) -> int:

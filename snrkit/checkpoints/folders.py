@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from snrkit.base.errors import ConfigError, SnrkitError, reason_of, unreadable
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of, unreadable, with_article
 from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
 from snrkit.networks.of_diffusers import LARGEST_NUMBER, LAYERS, MOST_LAYERS, diffusers_package
@@ -95,7 +95,9 @@ def pretrained(name: str, config: Mapping[str, Any], folder: Path, key: str) -> 
             raise ConfigError(f"{key}: {unreadable(folder, error)}") from None
         raise ConfigError(f"{key}: {folder} has no weights that {name} can read ({reason_of(error)}).") from None
     if missing := sorted(found["missing_keys"]):
-        raise ConfigError(f"{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill a {name}.")
+        raise ConfigError(
+            f"{key}: the weights in {folder} lack {missing[0][:80]} and so do not fill {with_article(name)}."
+        )
     return module
 
 

@@ -83,8 +83,10 @@ def pack_checkpoint(checkpoint: Checkpoint) -> Packed:
 def write_checkpoint(folder: Path, packed: Packed) -> Path:
     """Write `folder`/<images>, whole or not at all. SnrkitError when the disk is full; older checkpoints stay."""
     path = folder / f"{packed.images:09d}"
+    intact = "older checkpoints are intact"
+    remedies = (f"{intact}; {what} and run the command again" for what in ("free space", "see to its permissions"))
     with (
-        disk_errors(f"saving checkpoint {path}", "older checkpoints are intact; free space and run the command again"),
+        disk_errors(f"saving checkpoint {path}", *remedies),
         new_folder(path) as temporary,
     ):
         sums = {}

@@ -9,6 +9,7 @@ import typer
 
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
+from snrkit.base.files import CLOSED
 
 if TYPE_CHECKING:
     from snrkit.base.distributed import World
@@ -69,10 +70,9 @@ def _run() -> int:
         return 1
     except OSError as error:
         where = f" at {error.filename}" if error.filename else ""
-        reason = error.strerror or str(error)
-        print(
-            f"snrkit: reading or writing failed{where}: {reason}; free space or choose another place.", file=sys.stderr
-        )
+        reason, closed = error.strerror or str(error), error.errno in CLOSED
+        remedy = "choose a place that may be read and written to" if closed else "free space or choose another place"
+        print(f"snrkit: reading or writing failed{where}: {reason}; {remedy}.", file=sys.stderr)
         return 1
     return 0
 
@@ -124,11 +124,13 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train the experiment's network, or go on where the last run stopped."""
+    if peak and not dry_run:
+        raise SnrkitError("--peak measures within a dry run, and trains nothing that is kept; add --dry-run.")
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.dry_run import plan
     from snrkit.commands.train import run_training
 
-    if dry_run or peak:
+    if dry_run:
         print(plan(experiment, world, peak))
         return
     run_training(experiment, runs, world, quiet, fall_back)

@@ -52,8 +52,9 @@ def run_packing(source: Path, out: Path, options: PackOptions, overwrite: bool, 
     """Write `out`, whole or not at all. SnrkitError where an image cannot be packed, or something lies at `out`."""
     check_out(out, ".zip", overwrite)
     files = _listing(source, options.labels)
+    stopping = ending(text="stopped; nothing is written. To pack the images, run the same command again.")
     classes = 0 if files.labels is None else count_classes(files.where, files.labels)
-    with ending(), disk_errors(f"writing {out}", REMEDY), bar("packing", len(files.names), not quiet) as progress:
+    with stopping, disk_errors(f"writing {out}", REMEDY), bar("packing", len(files.names), not quiet) as progress:
         remove_abandoned(out.parent, out.name)
         with new_file(out) as file, zipfile.ZipFile(file, "w") as archive:
             channels, changes = _write(archive, files, options, progress)

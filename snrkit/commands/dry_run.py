@@ -25,6 +25,10 @@ from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import make_state, train
 
 MEASURED_STEPS = 3  # after those that use up what threads made ahead, so that making the rest is measured too
+COVERS = {  # by device: what a measured peak is of
+    "cpu": "by which this process grew: all that is estimated, code and workspace of libraries, memory not yet reused",
+    "cuda": "of torch's allocator: all that is estimated, and workspace of libraries; the CUDA context not counted",
+}
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
@@ -78,7 +82,7 @@ def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[st
     lines.append(
         f"# training memory per process, estimated: {in_bytes(found.weights)} for weights, gradients, two moments and "
         f"{len(averages)} average(s), {in_bytes(each)} each; {_in_each(found.activations)} of activations; "
-        f"{in_bytes(found.ahead)} of micro-batches made ahead"
+        f"{in_bytes(found.ahead)} of micro-batches made ahead; images in memory and what libraries hold not counted"
     )
     if not found.fits:
         lines.append(f"# DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
@@ -95,8 +99,9 @@ def _measured(training: TrainedHere, setting: Setting) -> list[str]:
     """What a few steps took, and how long the rest would."""
     found, left = measured_steps(training, setting), training.train.images
     batch = training.train.batch
+    covers = COVERS["cuda" if setting.world.device.type == "cuda" else "cpu"]
     return [
-        f"measured over {MEASURED_STEPS} steps: {in_bytes(found.memory)} at most",
+        f"measured over {MEASURED_STEPS} steps: {in_bytes(found.memory)} at most, {covers}",
         f"a step of {batch} images takes {found.seconds:.3g} s here, so {left:,} images about "
         f"{duration(found.seconds * left / batch)}, checkpoints and hold-out losses not counted",
     ]

@@ -7,6 +7,7 @@ from functools import cache
 
 from snrkit.base.distributed import World
 from snrkit.commands.progress import console
+from snrkit.data import AnySource, Latents
 from snrkit.data.dataset import Dataset
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere
@@ -27,6 +28,13 @@ def open_model_aloud(opened: Opened, run: Run, images: int | None = None) -> Mod
     if isinstance(model, FromElsewhere) and model.code is not None and opened.world.leads:
         _say(f"model: the code of {model.code} is run, as kind {model.source.kind} asks")
     return open_model(opened, run, images)
+
+
+def confirm_images(source: AnySource, world: World) -> None:
+    """Before a training on latents begins: read the images that it names, and refuse others, DataError; said once."""
+    if isinstance(source, Latents) and source.unread and world.leads:
+        _say("data.of: its images are read once, to see that the latents are of these")
+        source.confirm()
 
 
 def say_conversions(dataset: Dataset, world: World) -> None:

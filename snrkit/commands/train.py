@@ -25,7 +25,7 @@ from snrkit.checkpoints.ours import (
     write_checkpoint,
 )
 from snrkit.commands.dry_run import check_memory
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import confirm_images, open_aloud
 from snrkit.commands.progress import bar, console
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
@@ -40,6 +40,7 @@ from snrkit.experiment.stored import (
     check_of,
     check_own,
     describe_environment,
+    network_differences,
     stored_experiment,
     training_of,
     write_config,
@@ -169,14 +170,15 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         console.print(note)
     begun = newest_checkpoint(run.checkpoints) is None
     if begun:  # before anything is written
-        begin_from(training, task, state)
+        confirm_images(experiment.data, world)
+        begin_from(opened.experiment, task, state)
     with locked(run) if world.leads else ending():
         world.barrier()
         check_fits(run, opened.experiment)  # again: another process may have begun this run in between
         of = training_of(opened.experiment, opened.data.dataset.fingerprint)
         tally, lines = _resume(run, state, world, opened.experiment, of, fall_back)
         if not state.step and not begun:
-            begin_from(training, task, state)
+            begin_from(opened.experiment, task, state)
         world.barrier()  # all have read the checkpoint before anyone writes
         log = LogWriter(run.log, lines, world.leads)
         if world.leads:
@@ -228,8 +230,9 @@ def _sound(run: Run, path: Path, fall_back: bool) -> tuple[Checkpoint, list[Path
     return checkpoint, damaged
 
 
-def begin_from(training: TrainedHere, task: Task, state: TrainState) -> None:
+def begin_from(experiment: Experiment, task: Task, state: TrainState) -> None:
     """Take over the weights of train.resume_from, averages included; moments and clocks start anew."""
+    training = experiment.training
     origin = training.train.resume_from
     if origin is None:
         return
@@ -240,7 +243,12 @@ def begin_from(training: TrainedHere, task: Task, state: TrainState) -> None:
     try:
         state.network.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise ConfigError(f"train.resume_from: {origin.place} has another network ({reason_of(error)}).") from None
+        why = reason_of(error)
+        if origin.run is not None:
+            why = network_differences(stored_experiment(origin.run), experiment)
+        raise ConfigError(
+            f"train.resume_from: {origin.place} has another network ({why}); take these over from it, or name another."
+        ) from None
     for average in state.averages.values():
         average.load({name: tensor.detach() for name, tensor in state.network.state_dict().items()})
 

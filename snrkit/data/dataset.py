@@ -135,6 +135,17 @@ class OpensDataset(Protocol):
         """The data set. Raises DataError when it cannot be read."""
 
 
+Outline = tuple[int, tuple[int, int, int]]  # (how many images, their shape (C, H, W))
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """A source of images that says what they are without reading them all."""
+
+    def outline(self) -> Outline:
+        """As the names and headers of its files say. Raises DataError when they cannot be read."""
+
+
 @runtime_checkable
 class AsksShape(Protocol):
     """A value that cannot be had of images of every shape, such as levels made of spectra."""
@@ -172,7 +183,7 @@ def memory_dataset(
     if pixels.ndim != 4:
         raise DataError(f"{name} has pixels of shape {tuple(pixels.shape)}; give images (n, C, H, W).")
     if pixels.numel() == 0:
-        raise DataError(f"{name} holds no images")
+        raise DataError(f"{name} holds no images; give one at least.")
     if labels is not None and (labels.shape != (len(pixels),) or labels.is_floating_point()):
         raise DataError(
             f"{name} has {len(pixels)} images and labels of shape {tuple(labels.shape)} and {labels.dtype}; give an "

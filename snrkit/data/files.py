@@ -6,13 +6,14 @@ read once for the checksum of their content and for what their headers say; whet
 they are asked for. Either way the cache keeps what was found until a file changes (surveys.py).
 """
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base import arrays
-from snrkit.base.arrays import array_names, read_array
+from snrkit.base.arrays import array_names, array_shape, read_array
 from snrkit.base.errors import DataError, missing, plain, reason_of
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Place
-from snrkit.data.dataset import Dataset, Source, count_classes, fingerprint, memory_dataset, pixels_dataset
+from snrkit.data.dataset import Dataset, Outline, Source, count_classes, fingerprint, memory_dataset, pixels_dataset
 from snrkit.data.images import look_at
 from snrkit.data.openers import FolderOpener, Opener, ZipOpener, readable
 from snrkit.data.surveys import ImageReader, look_at_all, read_all
@@ -51,7 +52,10 @@ class Listing:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise DataError(f"{self.where} holds no images ({', '.join(sorted(EXTENSIONS))})")
+            raise DataError(
+                f"{self.where} holds no images ({', '.join(sorted(EXTENSIONS))}); name the place that has them, or "
+                "convert them to one of these."
+            )
 
 
 class ImageFiles(Source):
@@ -76,6 +80,10 @@ class Folder(ImageFiles):
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
         return _file_dataset(self.listing(), self.channels)
+
+    def outline(self) -> Outline:
+        """By the names, and the header of the first."""
+        return _file_outline(self.listing(), self.channels)
 
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or they cannot be listed."""
@@ -106,6 +114,10 @@ class Zip(ImageFiles):
         """The images, in memory up to 2 GiB, else read as they are asked for."""
         return _file_dataset(self.listing(), self.channels)
 
+    def outline(self) -> Outline:
+        """By the names, and the header of the first."""
+        return _file_outline(self.listing(), self.channels)
+
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or the zip is damaged."""
         if not self.path.exists():
@@ -133,18 +145,13 @@ class Npz(Source):
 
     def open(self) -> Dataset:
         """The images, in memory."""
-        if not self.path.exists():
-            raise missing("file", self.path, "give data.path an .npz file with arr_0")
-        try:
+        with self._readable():
             images = read_array(self.path, "arr_0")
             labels = read_array(self.path, "arr_1") if "arr_1" in array_names(self.path) else None
-        except arrays.DAMAGED as error:
-            raise DataError(
-                f"{self.path} holds no readable array arr_0 ({reason_of(error)}); write it with np.savez(path, images) "
-                "or np.savez(path, images, labels), images uint8 (n, H, W, C)"
-            ) from None
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise DataError(f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}")
+            raise DataError(
+                f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}; {_to_bytes(images)}"
+            )
         _check_channels(str(self.path), images.shape)
         if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
             raise DataError(
@@ -152,6 +159,42 @@ class Npz(Source):
             )
         given = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         return memory_dataset(str(self.path), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), given)
+
+    def outline(self) -> Outline:
+        """By what stands before the numbers."""
+        with self._readable():
+            shape = array_shape(self.path, "arr_0")
+        if len(shape) != 4:
+            dataset = self.open()  # which says what is wrong
+            return dataset.count, dataset.shape
+        count, height, width, channels = shape
+        return count, (channels, height, width)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """DataError where the file is absent or no such file."""
+        if not self.path.exists():
+            raise missing("file", self.path, "give data.path an .npz file with arr_0")
+        try:
+            yield
+        except arrays.DAMAGED as error:
+            raise DataError(
+                f"{self.path} holds no readable array arr_0 ({reason_of(error)}); write it with np.savez(path, images) "
+                "or np.savez(path, images, labels), images uint8 (n, H, W, C)"
+            ) from None
+
+
+def _to_bytes(images: np.ndarray[Any, Any]) -> str:
+    """What to do with an array that holds no images as bytes."""
+    if images.ndim != 4:
+        return "give one axis to images, height, width and channels each"
+    if images.dtype.kind not in "fb":
+        return "where its numbers go from 0 to 255, save images.astype(np.uint8)"
+    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 1.0)
+    way = "((images + 1) * 127.5).round()" if low < 0 else "(images * 255).round()"
+    if high > 2:
+        way = "images.round()"
+    return f"save {way}.clip(0, 255).astype(np.uint8)"
 
 
 def _check_channels(where: str, shape: Sequence[int]) -> None:
@@ -188,11 +231,26 @@ def _largest_listing(images: int) -> int:
     return min(LARGEST_LISTING, LISTING + LISTED * images)
 
 
+def _file_outline(files: Listing, channels: Channels) -> Outline:
+    """Of images that are all as the first."""
+    return len(files.names), _first_shape(files, _reader(files, channels))
+
+
+def _reader(files: Listing, channels: Channels) -> ImageReader:
+    return ImageReader(files.where, files.names, files.opener, None if channels == "auto" else channels)
+
+
+def _first_shape(files: Listing, reader: ImageReader) -> tuple[int, int, int]:
+    """(C, H, W) of the first image, by its header."""
+    name = files.names[0]
+    found = look_at(files.opener(name), reader.called(name)).shape
+    return (reader.channels or found[0], *found[1:])
+
+
 def _file_dataset(files: Listing, channels: Channels) -> Dataset:
     where, names, labels = files.where, files.names, files.labels
-    reader = ImageReader(where, names, files.opener, None if channels == "auto" else channels)
-    first = look_at(files.opener(names[0]), reader.called(names[0]))
-    shape = (reader.channels or first.shape[0], *first.shape[1:])
+    reader = _reader(files, channels)
+    shape = _first_shape(files, reader)
     if len(names) * math.prod(shape) <= IN_MEMORY_BYTES:
         held = read_all(reader, shape)
         dataset = pixels_dataset(where, held.pixels, labels, held.hashed)

@@ -34,7 +34,7 @@ from snrkit.base.sealed import sealed, unsealed
 from snrkit.base.streams import LATENTS_FIXED
 from snrkit.base.tensors import check_memory
 from snrkit.base.value import LARGEST_SIDE, LONGEST_PATH, WIDEST, Place
-from snrkit.data.dataset import Dataset, OpensDataset, Source, count_classes, fingerprint
+from snrkit.data.dataset import Dataset, OpensDataset, Outlined, Source, count_classes, fingerprint
 from snrkit.data.representation import PIXELS
 
 if TYPE_CHECKING:
@@ -159,11 +159,25 @@ class Latents(Source):
         """The latents, in memory."""
         return self.encoded().dataset()
 
+    def confirm(self) -> None:
+        """DataError where the file was made of other images than `of` has, which are all read for it."""
+        if self.of is not None:
+            _ = _Originals(self.of, _about(self.path), self.path).images
+
+    @property
+    def unread(self) -> bool:
+        """Whether opening the latents leaves unread which images `of` has, and looks at their number and shape only."""
+        return isinstance(self.of, Outlined)
+
     def originals(self, about: About, latents: Dataset) -> Dataset | None:
-        """The images of all latents, opened when they are first asked for; None where `of` names none."""
+        """The images of all latents, opened when they are first asked for; None where `of` names none.
+
+        DataError where these are other images, as far as can be seen without reading them all.
+        """
         if self.of is None:
             return None
         read = _Originals(self.of, about, self.path)
+        read.look(latents.count)
         return Dataset(about.name, about.shape, latents.count, read, about.fingerprint, latents.labels, latents.classes)
 
 
@@ -178,16 +192,34 @@ class _Originals:
     lock: Any = field(default_factory=threading.Lock)
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
+        return self.images.pixels(indices)
+
+    @property
+    def images(self) -> Dataset:
+        """Opened. DataError where they are others than the latents are of."""
         with self.lock:
             if self.opened is None:
                 found = self.source.open()
                 if found.fingerprint != self.about.fingerprint:
-                    raise DataError(
-                        f"data.of: {found.name} has other images than those that {self.path} was made of; name these, "
-                        "encode it anew with snrkit data encode, or drop data.of."
-                    )
+                    raise self._others(f"{found.name} has other images than those")
                 self.opened = found
-        return self.opened.pixels(indices)
+        return self.opened
+
+    def look(self, count: int) -> None:
+        """DataError where they are not so many of the shape that they should have; or others, where that is seen."""
+        if not isinstance(self.source, Outlined):
+            _ = self.images
+            return
+        wanted, found = (count, self.about.shape), self.source.outline()
+        if found != wanted:
+            ours, theirs = (f"{number:,} images of {'x'.join(map(str, shape))}" for number, shape in (found, wanted))
+            raise self._others(f"there are {ours}, not the {theirs}")
+
+    def _others(self, what: str) -> DataError:
+        return DataError(
+            f"data.of: {what} that {self.path} was made of; name these, encode it anew with snrkit data encode, or "
+            "drop data.of."
+        )
 
 
 def write_latents(path: Path, encoded: Encoded) -> None:
@@ -213,7 +245,7 @@ def read_latents(path: Path) -> Encoded:
         names = array_names(path)
         if lacking := [name for name in ("about", "mean") if name not in names]:
             raise DataError(f"{path} has no array {lacking[0]}, as files of latents have; {AGAIN}.")
-        about = from_json(About, unsealed(read_array(path, "about").tobytes()), path)
+        about = _about(path)
         arrays = {name: read_array(path, name) for name in ARRAYS if name in names}
     except DAMAGED as error:
         raise DataError(f"{path} holds no readable latents ({reason_of(error)}); {AGAIN}.") from None
@@ -225,6 +257,11 @@ def read_latents(path: Path) -> Encoded:
         raise DataError(f"{path} was damaged or changed: the checksum of {shown(wrong[0])} does not fit; {AGAIN}.")
     _check_values(path, encoded)
     return encoded
+
+
+def _about(path: Path) -> About:
+    """What a file says of itself. Raises one of DAMAGED where it is none."""
+    return from_json(About, unsealed(read_array(path, "about").tobytes()), path)
 
 
 AGAIN = "make it with snrkit data encode"

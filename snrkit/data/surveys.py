@@ -123,7 +123,8 @@ class _Surveyor:
         if found.shape[1:] != first.shape[1:]:
             raise DataError(
                 f"images of {self.where} differ in size: {plain(other)} is {_size(first.shape)}, "
-                f"{plain(name)} is {_size(found.shape)}; resize them to one size"
+                f"{plain(name)} is {_size(found.shape)}; make them one size, such as "
+                f"with snrkit data pack {plain(self.where)} -o packed.zip --size {min(first.shape[1:])}."
             )
         self.channels[found.shape[0]] += 1
         self.changes.update(found.changes)

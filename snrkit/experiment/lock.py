@@ -31,7 +31,8 @@ def locked(run: Run) -> Iterator[None]:
     RunError where the run directory holds a link, or its file system has no locks. UnreadableError where the disk does
     not give what it holds.
     """
-    with disk_errors(f"making {run.path}", f"free space or choose {ELSEWHERE}"):
+    closed = "choose --runs with a folder that may be written to"
+    with disk_errors(f"making {run.path}", f"free space or choose {ELSEWHERE}", closed):
         run.path.mkdir(parents=True, exist_ok=True)
     handle = _open(run.path / ".lock")
     try:
@@ -78,7 +79,8 @@ def put_aside(run: Run, path: Path) -> Path:
     wanted = run.damaged / path.relative_to(run.path)
     names = (f"{wanted.name}.{number}" if number else wanted.name for number in itertools.count())
     target = next(place for name in names if not os.path.lexists(place := wanted.with_name(name)))
-    with disk_errors(f"moving {path}", "see to its permissions and run the same command again"):
+    remedy = "see to its permissions and run the same command again"
+    with disk_errors(f"moving {path}", remedy, remedy):
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
         sync_folder(target.parent)

@@ -119,6 +119,30 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} is {old!r} there and {new!r} here"
 
 
+def network_differences(there: Experiment, here: Experiment) -> str:
+    """The first keys by which two networks differ, in words: by which states they are shown, then their own.
+
+    Where all are alike, their images are of other shapes.
+    """
+    pair = (there, here)
+    latents = "latents" in {e.data.kind for e in pair}
+    encoding = len({e.training.latents is None for e in pair}) > 1
+    old, new = (_shown(e, latents, encoding) for e in pair)
+    networks = [{"network": e.network.model_dump(mode="json")} for e in pair]
+    found = [*_differences(old, new), *_differences(networks[0], networks[1])]
+    return _some(found) or "its images have other channels or another size"
+
+
+def _shown(e: Experiment, kind: bool, encoding: bool) -> dict[str, Any]:
+    """Which states of images a network is shown; with the kind of the data, and with the autoencoder of the model."""
+    data: dict[str, Any] = {"representation": e.data.representation.model_dump(mode="json")}
+    asked = e.training.latents
+    return {
+        "data": {**data, "kind": e.data.kind} if kind else data,
+        "latents": str(asked.path) if encoding and asked is not None else None,
+    }
+
+
 def trained_run(runs: Path, experiment: Experiment, fingerprint: str) -> Run:
     """The run directory of a resolved experiment that was trained, or of a model from elsewhere, which may be empty.
 

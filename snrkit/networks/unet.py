@@ -5,6 +5,7 @@ that a checkpoint of it is a renaming away. What diffusers has no place for (nul
 `extras`.
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
@@ -46,12 +47,22 @@ class UNet(NetworkValue):
 
     @model_validator(mode="after")
     def _divisible(self) -> "UNet":
-        for multiplier in self.multipliers:
-            if self.channels * multiplier % self.groups:
-                raise ValueError(f"groups {self.groups} does not divide {self.channels * multiplier} channels")
-            if self.attention and self.channels * multiplier % self.head_channels:
-                raise ValueError(f"head_channels {self.head_channels} does not divide {self.channels * multiplier}")
+        if (count := self._undivided(self.groups)) is not None:
+            near = self.channels // self.groups * self.groups or self.groups
+            raise ValueError(
+                f"groups {self.groups} does not divide {count} channels; set groups to {self._divisor(self.groups)}, "
+                f"or channels to {near} or {near + self.groups}"
+            )
         return self
+
+    def _undivided(self, by: int) -> int | None:
+        """The first of the depths' channels that a number does not divide."""
+        return next((count for m in self.multipliers if (count := self.channels * m) % by), None)
+
+    def _divisor(self, most: int) -> int:
+        """The largest number up to `most` that divides the channels of every depth."""
+        shared = self.channels * math.gcd(*self.multipliers)
+        return next(number for number in range(min(most, shared), 0, -1) if shared % number == 0)
 
     @property
     def stochastic(self) -> bool:
@@ -66,6 +77,11 @@ class UNet(NetworkValue):
         absent = sorted(set(self.attention) - sizes)
         if absent:
             raise ValueError(f"attention at {absent} has no effect: the resolutions are {sorted(sizes, reverse=True)}")
+        if self.attention and (count := self._undivided(self.head_channels)) is not None:
+            raise ValueError(
+                f"head_channels {self.head_channels} does not divide {count} channels, and "
+                f"{self._divisor(self.head_channels)} would"
+            )
         return UNetModule(self, shape)
 
 

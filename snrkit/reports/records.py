@@ -252,6 +252,7 @@ class EncodedFile:
     numbers: str
     posterior: bool  # whether they have a standard deviation
     sigma_data: float  # of all latents, scaled, over all draws
+    data: Mapping[str, Any]  # of an experiment that trains on them
 
 
 @dataclass(frozen=True, slots=True)

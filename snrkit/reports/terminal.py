@@ -1,9 +1,11 @@
 """Results as tables on the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -188,7 +190,8 @@ def show_encoded(record: EncodedFile) -> None:
     """What was made, of how much, and how to train on it."""
     shape, kept = "x".join(map(str, record.shape)), "means and deviations" if record.posterior else "no deviations"
     out.print(f"{record.images} latents of {shape}, {kept}, {record.numbers}, sigma_data {record.sigma_data:.4f}")
-    out.print(f"train on them with data: {{kind: latents, path: {record.path}}}", soft_wrap=True, markup=False)
+    data = yaml.safe_dump(dict(record.data), default_flow_style=True, sort_keys=False, width=math.inf).strip()
+    out.print(f"train on them with data: {data}", soft_wrap=True, markup=False, highlight=False)
 
 
 def show_average(record: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What is read: regular files of a possible size, records and tensors whose checksum fits, a cache of one's own."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from snrkit.base.cache import kept, open_cache
 from snrkit.base.errors import SnrkitError
-from snrkit.base.files import new_folder, remove_abandoned, write_bytes
+from snrkit.base.files import disk_errors, new_folder, remove_abandoned, write_bytes
 from snrkit.base.regular import open_regular, read_regular
 from snrkit.base.sealed import append_line, line_of, read_json, read_lines, sealed, unsealed, write_json
 from snrkit.base.tensors import read_tensors, write_tensors
@@ -178,3 +179,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyError):
         fails()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT])
+def test_where_nothing_may_be_written_no_space_is_to_be_freed(number):
+    """What to do follows the system's error: another folder, or what the caller says for that."""
+    for given, said in (((), "choose a folder that may be written to"), (("name another",), "name another")):
+        with pytest.raises(SnrkitError) as refused, disk_errors("making x", "free space", *given):
+            raise OSError(number, os.strerror(number), "x")
+        assert str(refused.value) == f"making x failed: {os.strerror(number)}; {said}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_where_the_disk_is_full_or_fails_space_is(number):
+    with pytest.raises(SnrkitError, match="^making x failed: .*; free space$"), disk_errors("making x", "free space"):
+        raise OSError(number, os.strerror(number), "x")

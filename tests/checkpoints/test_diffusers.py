@@ -304,6 +304,13 @@ def spoilt(folder, **changes):
             and f,
             "a UNet3DModel cannot be read",
         ),
+        (
+            lambda f: (saved(f, diffusers.DDIMScheduler()) / "unet/config.json").write_text(
+                '{"_class_name": "AutoencoderKL", "in_channels": 3, "sample_size": 8}'
+            )
+            and f,
+            "an AutoencoderKL cannot be read",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said_in_one_sentence(spoil, said, tmp_path):

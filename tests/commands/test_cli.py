@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import platform
 import re
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,13 +202,46 @@ def test_the_memory_of_any_size_can_be_asked_about(tmp_path):
     assert written(tmp_path) == before
 
 
+def test_a_peak_is_measured_in_a_dry_run_alone(tmp_path):
+    """Else it would seem that the experiment was trained."""
+    write_config(tmp_path)
+    before = written(tmp_path)
+    refused = snrkit(tmp_path, "train", "--peak", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("snrkit: --peak measures within a dry run")
+    assert "add --dry-run" in refused.stderr
+    assert not refused.stdout
+    assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "remedy"), [
+    (errno.EPERM, "choose --runs with a folder that may be written to"),
+    (errno.ENOSPC, "free space or choose --runs with a folder on another disk"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_made_is_told_by_its_reason(tmp_path, monkeypatch, number, remedy):
+    """A folder that may not be written to has room enough."""
+    write_config(tmp_path)
+    plain = os.mkdir
+
+    def mkdir(path, *given, **more):
+        if Path(path).name in ("runs", "small"):
+            raise OSError(number, os.strerror(number), str(path))
+        plain(path, *given, **more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    refused = snrkit(tmp_path, "train", "-q", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().endswith(f"; {remedy}")
+
+
 def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
     """With what an average too short to keep anything is told of; no file is written."""
     write_config(tmp_path, train={**SMALL["train"], "averages": [{"half_life": 0.001}]})
     before = written(tmp_path)
     printed = snrkit(tmp_path, "train", "--dry-run", "--peak").stdout
     assert written(tmp_path) == before
-    assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most", printed)
+    assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most, by which this process grew: ", printed)
+    assert "images in memory and what libraries hold not counted" in printed
     assert re.search(
         r"# a step of 64 images takes [\d.e-]+ s here, so 3,840 images about \d+\.\d (s|minutes), ", printed
     )

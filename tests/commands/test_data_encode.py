@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import signal
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from snrkit.base import signals
 from snrkit.base.distributed import World
 from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.foreign import Autoencoder
+from snrkit.commands import data_encode
 from snrkit.data.dataset import to_bytes
 from snrkit.data.digits import Digits
 from snrkit.data.latents import read_latents
@@ -73,6 +79,8 @@ def encoded(vae, tmp_path_factory):
     write(folder, latents(folder, vae))
     done = snrkit(folder, "data", "encode", "-q", "--config", folder / "small.yaml", plain=True)
     assert "1797 latents of 4x4x4, means and deviations, float32" in done.stdout
+    data = f"{{kind: latents, path: {folder / 'latents.npz'}, vae: {vae}, of: {{kind: digits}}}}"
+    assert done.stdout.endswith(f"\ntrain on them with data: {data}\n")
     return folder
 
 
@@ -174,6 +182,106 @@ def test_an_autoencoder_without_a_posterior(tmp_path, diffusers, dtype):
         torch.testing.assert_close(codec.decode(theirs), made.decode(theirs).sample, rtol=0, atol=1e-5)
 
 
+class Made:
+    """Batches that were made; at one of them a signal arrives."""
+
+    def __init__(self, monkeypatch):
+        self.plain, self.stop, self.rows = data_encode._batch, None, []
+        monkeypatch.setattr(data_encode, "_batch", self)
+
+    def __call__(self, images, codec, rows, dtype):
+        self.rows.append(rows[0])
+        if len(self.rows) == self.stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.plain(images, codec, rows, dtype)
+
+    def of(self, folder, *words, stop=None):
+        """(What a command printed, the first of the images of each batch that it made)."""
+        self.stop, self.rows = stop, []
+        done = snrkit(folder, "data", "encode", "-q", *words, plain=True, check=False)
+        return done, self.rows
+
+
+def asked(folder, vae, out="x.npz"):
+    return "--config", folder / "small.yaml", "--vae", vae, "-o", folder / out
+
+
+def test_an_encoding_that_was_stopped_goes_on(encoded, vae, tmp_path, monkeypatch):
+    """With the batches that are missing, to the same bytes; the folder of finished ones goes when all are there."""
+    write(tmp_path, {"kind": "digits"})
+    made, words, parts = Made(monkeypatch), asked(tmp_path, vae), tmp_path / "x.npz.parts"
+    done, rows = made.of(tmp_path, *words, stop=3)
+    assert (done.returncode, rows) == (130, [0, 64, 128])
+    said = f"stopped; 192 of 1797 images are encoded and kept in {parts}. To go on, run the same command again.\n"
+    assert done.stderr == said
+    assert sorted(path.name for path in parts.iterdir()) == [f"{first:08d}.safetensors" for first in rows]
+    assert not (tmp_path / "x.npz").exists()
+    (parts / "00000064.safetensors").write_bytes((parts / "00000000.safetensors").read_bytes())
+    (parts / "00000128.safetensors").write_bytes(b"torn")
+    done, rows = made.of(tmp_path, *words)
+    assert (done.returncode, rows) == (0, list(range(64, 1797, 64)))
+    assert (tmp_path / "x.npz").read_bytes() == (encoded / "latents.npz").read_bytes()
+    assert not parts.exists()
+    again = [*words[:-1], tmp_path / "y.npz"]
+    (tmp_path / "y.npz.parts").mkdir()
+    (tmp_path / "y.npz.parts" / "mine.txt").write_text("precious")
+    assert made.of(tmp_path, *again)[0].returncode == 0
+    assert [path.name for path in (tmp_path / "y.npz.parts").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("other", ["numbers", "images", "autoencoder", "settings"])
+def test_batches_of_something_else_are_made_anew(vae, tmp_path, monkeypatch, other):
+    """Of other images, by another autoencoder, in other numbers: the file has the bytes of one that begins anew."""
+    few = {"kind": "mixture", "shape": [1, 8, 8], "count": 100, "components": 2}
+    write(tmp_path, few)
+    shutil.copytree(vae, tmp_path / "vae")
+    made, words = Made(monkeypatch), asked(tmp_path, tmp_path / "vae")
+    assert made.of(tmp_path, *words, stop=2)[0].returncode == 130
+    more = ()
+    if other == "numbers":
+        more = ("--dtype", "float16")
+    elif other == "images":
+        more = ("--set", "data.seed=1")
+    elif other == "settings":
+        more = ("--set", "compute.deterministic=true")
+    else:
+        weights = tmp_path / "vae/diffusion_pytorch_model.safetensors"
+        changed = {name: tensor + 0.01 for name, tensor in load_file(weights).items()}
+        save_file(changed, weights, {"format": "pt"})
+    done, rows = made.of(tmp_path, *words, *more)
+    assert (done.returncode, rows) == (0, [0, 64]), done.stderr
+    made.of(tmp_path, *asked(tmp_path, tmp_path / "vae", "y.npz"), *more)
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+class Ended(BaseException):
+    """The process would have ended."""
+
+
+@pytest.mark.parametrize(("kept", "said"), [
+    (False, "stopped; nothing was encoded yet. To encode the images, run the same command again."),
+    (True, "stopped; what was encoded before is kept in {}/x.npz.parts. To go on, run the same command again."),
+])  # fmt: skip
+def test_stopped_while_images_are_read(vae, tmp_path, monkeypatch, capfd, kept, said):
+    """It is said what is there: nothing, or what an earlier command made."""
+    write(tmp_path, {"kind": "digits"})
+    if kept:
+        Made(monkeypatch).of(tmp_path, *asked(tmp_path, vae), stop=1)
+
+    def ended(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(signals.os, "_exit", ended)
+    monkeypatch.setattr(Digits, "open", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    before = written(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(Ended, match=r"^130$"):
+        snrkit(tmp_path, "data", "encode", "-q", *asked(tmp_path, vae), plain=True)
+    assert capfd.readouterr().err == said.format(tmp_path) + "\n"
+    assert written(tmp_path) == before
+
+
 def test_what_cannot_be_encoded_is_refused(encoded, vae, tmp_path):
     """In one sentence, and nothing is written."""
     write(tmp_path, {"kind": "digits"})
@@ -181,6 +289,7 @@ def test_what_cannot_be_encoded_is_refused(encoded, vae, tmp_path):
     out, by = ["-o", tmp_path / "x.npz"], ["--vae", vae]
     (tmp_path / "there.npz").write_bytes(b"")
     (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "taken.npz.parts").write_bytes(b"")
     before = written(tmp_path)
     for words, said in (
         ([*config, *out], "--vae: name the folder of the autoencoder"),
@@ -191,6 +300,7 @@ def test_what_cannot_be_encoded_is_refused(encoded, vae, tmp_path):
         ([*config, *by, *out, "--set", "data.only=[1]"], "data.only: has no effect here"),
         ([*config, *by, *out, "--set", "data.flip=true"], "data.flip: has no effect here"),
         ([*config, *by, "-o", tmp_path / "there.npz"], "there.npz exists already; give --overwrite"),
+        ([*config, *by, "-o", tmp_path / "taken.npz"], "taken.npz.parts is no folder, .*; move it away"),
         ([*config, *by, *out, "--dtype", "int8"], "--dtype int8: choose one of float32, float16"),
         ([*config, *out, "--vae", tmp_path / "nothing"], "--vae: .* does not exist"),
         ([*config, *out, "--vae", tmp_path], "--vae: .* has no config.json"),

@@ -105,7 +105,7 @@ def begun(e):
     opened = open_experiment(e, WORLD)
     task = open_task(opened.experiment.training, opened.setting)
     state = make_state(task, open_network(opened.experiment.training, opened.setting))
-    begin_from(opened.experiment.training, task, state)
+    begin_from(opened.experiment, task, state)
     return task, state
 
 

@@ -17,6 +17,7 @@ from snrkit.commands.tune import by_gap, knobs, sweep, with_values
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.stored import network_differences
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.sampling.corrections import Dcw, EpsilonScaling, NoiseAwareness
 from snrkit.sampling.grid import Karras
@@ -322,7 +323,27 @@ def test_a_fine_tune_begins_with_the_weights_it_names(trained, tmp_path):
     content["name"] = "other"
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
     done = snrkit(tmp_path, "train", "-q", config="tuned.yaml", check=False)
-    assert "has another network" in done.stderr
+    assert "has another network (network.channels is 8 there and 16 here); take these over" in done.stderr
+    content["data"]["representation"] = {"kind": "haar"}
+    content["train"]["augment"], content["network"]["augment"] = None, False
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
+    done = snrkit(tmp_path, "train", "-q", config="tuned.yaml", check=False)
+    first = "data.representation.kind is 'pixels' there and 'haar' here"
+    assert f"({first}; network.augment is True there and False here; network.channels" in done.stderr
+
+
+def test_another_network_is_told_by_what_it_is_shown_first():
+    """Latents, whichever way they are made; where all keys are alike, the images have other shapes."""
+    digits = {**SMALL, "data": {"kind": "digits"}, "network": {**SMALL["network"], "augment": False, "classes": 10},
+              "train": {**SMALL["train"], "augment": None}}  # fmt: skip
+    ahead = {**digits, "data": {"kind": "latents", "path": "x.npz"}}
+    asked = {**digits, "latents": {"path": "vae"}}
+    here, latents, encoding = (parse_experiment(content, "small") for content in (digits, ahead, asked))
+    assert network_differences(latents, here) == "data.kind is 'latents' there and 'digits' here"
+    assert network_differences(encoding, here) == "latents is 'vae' there and None here"
+    assert network_differences(here, here) == "its images have other channels or another size"
+    other = parse_experiment({**digits, "data": {"kind": "folder", "path": "x"}}, "small")
+    assert network_differences(other, here) == network_differences(here, here)
 
 
 def test_the_size_of_a_shift_is_compared_resample_by_resample():

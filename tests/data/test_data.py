@@ -281,20 +281,30 @@ def test_absent_and_empty_places_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "not.zip").write_text("hello")
     np.savez(tmp_path / "float.npz", np.zeros((2, 3, 3, 1)))
+    np.savez(tmp_path / "signed.npz", np.linspace(-1, 1, 18, dtype=np.float32).reshape(2, 3, 3, 1))
+    np.savez(tmp_path / "wide.npz", np.zeros((2, 3, 3, 1), dtype=np.int64))
+    np.savez(tmp_path / "flat.npz", np.zeros((2, 3), dtype=np.uint8))
     (tmp_path / "moving").mkdir()
+    (tmp_path / "sizes").mkdir()
+    for side in (4, 6):
+        Image.new("L", (side + 1, side)).save(tmp_path / "sizes" / f"{side}.png")
     for name in ("a.png", "b.gif"):
         Image.new("L", (4, 4)).save(tmp_path / "moving" / name)
     np.savez(tmp_path / "objects.npz", np.array([{"a": 1}], dtype=object))
     cases = [
         (Folder(path=tmp_path / "no"), "does not exist"),
-        (Folder(path=tmp_path / "empty"), "holds no images"),
+        (Folder(path=tmp_path / "empty"), r"holds no images \(.*\); name the place that has them, or convert them"),
         (Zip(path=tmp_path / "no.zip"), "does not exist"),
         (Zip(path=tmp_path / "not.zip"), "is not a zip file"),
         (Zip(path=tmp_path / "empty"), "is a folder and no zip; give kind: folder"),
         (Folder(path=tmp_path / "not.zip"), "is a file and no folder; give kind: zip"),
         (Folder(path=tmp_path / "float.npz"), "give kind: npz"),
         (Folder(path=tmp_path / "moving"), r"b\.gif holds GIF"),
-        (Npz(path=tmp_path / "float.npz"), "must be uint8"),
+        (Npz(path=tmp_path / "float.npz"), r"must be uint8 .*; save \(images \* 255\)\.round\(\)\.clip"),
+        (Npz(path=tmp_path / "signed.npz"), r"not float32 .*; save \(\(images \+ 1\) \* 127\.5\)\.round\(\)\.clip"),
+        (Npz(path=tmp_path / "wide.npz"), r"not int64 .*; where its numbers go from 0 to 255, save images\.astype"),
+        (Npz(path=tmp_path / "flat.npz"), r"not uint8 \(2, 3\); give one axis to images, height, width and channels"),
+        (Folder(path=tmp_path / "sizes"), r"differ in size: .* snrkit data pack .*sizes -o packed\.zip --size 4\."),
         (Npz(path=tmp_path / "objects.npz"), "holds no readable"),
         (Mnist(root=tmp_path), "download: true"),
         (Cifar10(root=tmp_path), "download: true"),

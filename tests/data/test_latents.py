@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
@@ -18,8 +19,10 @@ from snrkit.base.streams import LATENTS_TRAIN
 from snrkit.checkpoints.codec import autoencoder_digest
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint
+from snrkit.commands.opening import _say
 from snrkit.data.dataset import moments, restrict
 from snrkit.data.digits import Digits
+from snrkit.data.files import Folder
 from snrkit.data.latents import About, Encoded, Latents, read_latents, write_latents
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import open_experiment
@@ -329,14 +332,61 @@ def test_another_autoencoder_is_refused(file, vae):
         opened(file)
 
 
-def test_images_of_another_set_are_refused(file):
-    """When they are first asked for: `of` is opened by what compares images, and by nothing else."""
-    content = experiment(file)
-    content["data"]["of"] = {"kind": "digits"}
-    data = open_experiment(parse_experiment(content, "small"), WORLD).data
+def pictures(path, count, side=8):
+    """A folder of grey images."""
+    path.mkdir()
+    for index in range(count):
+        values = np.full((side, side), index, dtype=np.uint8)
+        Image.fromarray(values).save(path / f"{index:03d}.png")
+
+
+def test_images_of_another_set_are_refused(tmp_path, file):
+    """When the experiment is opened, as far as is seen without reading all files: by number and shape, or by
+    the content of what is in memory anyway.
+    """
+    for name, count, side in (("few", 3, 8), ("small", COUNT, 4), ("alike", COUNT, 8)):
+        pictures(tmp_path / name, count, side)
+    np.savez(tmp_path / "few.npz", np.zeros((3, 8, 8, 1), dtype=np.uint8))
+    np.savez(tmp_path / "flat.npz", np.zeros((3, 8), dtype=np.uint8))
+    for of, said in (
+        ({"kind": "digits"}, r"data.of: digits has other images than those that .*latents.npz was made of; name these"),
+        ({"kind": "folder", "path": tmp_path / "few"}, f"data.of: there are 3 images of 1x8x8, not the {COUNT} i"),
+        ({"kind": "folder", "path": tmp_path / "small"}, f"there are {COUNT} images of 1x4x4, not the"),
+        ({"kind": "npz", "path": tmp_path / "few.npz"}, "there are 3 images of 1x8x8, not the"),
+        ({"kind": "npz", "path": tmp_path / "flat.npz"}, r"arr_0 must be uint8 \(n, H, W, C\)"),
+    ):
+        with pytest.raises(SnrkitError, match=said):
+            open_experiment(of_these(file, of), WORLD)
+    data = open_experiment(of_these(file, {"kind": "folder", "path": tmp_path / "alike"}), WORLD).data
     assert data.labelled.shape == (1, 8, 8)
-    with pytest.raises(SnrkitError, match=r"data.of: digits has other images than those that"):
+    with pytest.raises(SnrkitError, match=r"data.of: .*alike has other images than those that"):
         data.labelled.x0([0])
+
+
+def of_these(file, of):
+    content = experiment(file)
+    content["data"]["of"] = {key: str(value) for key, value in of.items()}
+    return parse_experiment(content, "small")
+
+
+def test_a_training_reads_the_images_once_before_it_begins(tmp_path, file):
+    """And says so; those of another set are refused, and nothing is written. One that goes on reads none."""
+    pictures(tmp_path / "alike", COUNT)
+    content = experiment(file, images=64)
+    content["data"]["of"] = {"kind": "folder", "path": str(tmp_path / "alike")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    snrkit(tmp_path, "train", "--dry-run")  # what is known without reading them fits
+    refused = snrkit(tmp_path, "train", "-q", check=False)
+    assert refused.returncode == 1
+    assert "alike has other images than those that" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+    own = replace(read_latents(file).about, fingerprint=Folder(path=tmp_path / "alike").open().fingerprint)
+    write_latents(file, replace(read_latents(file), about=own))
+    said = "data.of: its images are read once, to see that the latents are of these"
+    _say.cache_clear()
+    assert said in snrkit(tmp_path, "train", "-q").stderr
+    _say.cache_clear()
+    assert said not in snrkit(tmp_path, "train", "-q").stderr
 
 
 def test_the_images_are_those_that_were_encoded(tmp_path, vae):

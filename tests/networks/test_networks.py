@@ -218,9 +218,24 @@ def test_sinusoid_is_diffusers_embedding():
     [
         (UNet(channels=8, multipliers=(1, 2, 2), groups=4), (1, 6, 6), "do not halve"),
         (Dit(patch=3, dim=32, heads=2), (1, 8, 8), "does not divide"),
+        (UNet(channels=8, attention=(7,)), (1, 8, 8), r"attention at \[7\] has no effect: the resolutions are \[8, 4"),
+        (UNet(channels=8, attention=(4,)), (1, 8, 8), "head_channels 32 does not divide 8 channels, and 8 would"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(value, shape, words):
     """The network says which size it cannot take."""
     with pytest.raises(ValueError, match=words):
         value.make(shape)
+
+
+@pytest.mark.parametrize(
+    ("channels", "multipliers", "said"),
+    [
+        (9, (1, 2), "groups 8 does not divide 9 channels; set groups to 3, or channels to 8 or 16"),
+        (4, (3, 1), "groups 8 does not divide 12 channels; set groups to 4, or channels to 8 or 16"),
+    ],
+)
+def test_groups_that_do_not_divide_are_told_what_would(channels, multipliers, said):
+    """Every depth's channels."""
+    with pytest.raises(ValueError, match=said):
+        UNet(channels=channels, multipliers=multipliers)
