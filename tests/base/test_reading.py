@@ -184,13 +184,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT])
 def test_where_nothing_may_be_written_no_space_is_to_be_freed(number):
     """What to do follows the system's error: another folder, or what the caller says for that."""
-    for given, said in (((), "choose a folder that may be written to"), (("name another",), "name another")):
-        with pytest.raises(SnrkitError) as refused, disk_errors("making x", "free space", *given):
+    for more, said in (((), "choose a folder that may be written to"), (("name another",), "name another")):
+        with pytest.raises(SnrkitError) as refused, disk_errors("making x", "free space", *more):
             raise OSError(number, os.strerror(number), "x")
         assert str(refused.value) == f"making x failed: {os.strerror(number)}; {said}"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_where_the_disk_is_full_or_fails_space_is(number):
-    with pytest.raises(SnrkitError, match="^making x failed: .*; free space$"), disk_errors("making x", "free space"):
+    with pytest.raises(SnrkitError, match=r"^making x failed: .*; free space$"), disk_errors("making x", "free space"):
         raise OSError(number, os.strerror(number), "x")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import re
+import signal
 import struct
 import zipfile
 import zlib
@@ -12,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from snrkit.commands import data_pack
 from snrkit.data import Zip, packing
 from snrkit.data.images import MADE
 from snrkit.data.packing import ENLARGED, RESIZED
-from tests.small import call, written
+from tests.small import call, snrkit, written
 
 RNG = np.random.default_rng(0)
 SIZES = [(20, 31), (16, 8), (8, 8), (5, 9), (24, 24)]  # height, width
@@ -163,3 +166,15 @@ def test_what_was_there_stays_until_all_is_written(pictures, tmp_path):
     assert pack(pictures, "-o", out, "--size", 4, "--overwrite").returncode == 0
     assert Zip(path=out).open().shape == (3, 4, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip", "set"]
+
+
+def test_a_stopped_packing_says_that_nothing_is_kept(tmp_path, monkeypatch):
+    """A zip is whole or not there, and the same command begins anew."""
+    (tmp_path / "images").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "images/a.png")
+    monkeypatch.setattr(data_pack, "packed", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    words = ("data", "pack", tmp_path / "images", "-o", tmp_path / "out.zip", "--size", "4", "-q")
+    done = snrkit(tmp_path, *words, plain=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "stopped; nothing is written. To pack the images, run the same command again.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
