@@ -17,6 +17,7 @@ from snrkit.checkpoints.folders import absent
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.sample import choose
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.lock import check_links
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.reports.records import Audited
@@ -38,6 +39,7 @@ def run_auditing(what: Path, steps: int | None, tolerance: float, world: World, 
     if Run(what).config.is_file():
         if steps is not None:
             raise SnrkitError("--steps is for schedulers of diffusers; samplers of a run have a grid with its own.")
+        check_links(Run(what))
         return audit_experiment(stored_experiment(what), tolerance, world, names)
     if names:
         raise SnrkitError("--sampler chooses within an experiment; a scheduler of diffusers has none.")

@@ -190,7 +190,7 @@ def test_paired_intervals():
 def trained(tmp_path_factory):
     """A small trained run with an estimator."""
     folder = tmp_path_factory.mktemp("tuned")
-    shift = {**SMALL["shift"], "probes": ["window", "horizon", "amplification", "audit", "estimator", "why"],
+    shift = {**SMALL["shift"], "probes": ["window", "horizon", "amplification", "audit", "estimator", "why", "flow"],
              "window_images": 8, "amplification_images": 2, "audit_pairs": 128, "why_substeps": 2,
              "estimator": {"images": 512, "bins": 8, "channels": 4}}  # fmt: skip
     write_config(
@@ -256,8 +256,8 @@ def test_all_probes_are_written_and_reported(trained):
     snrkit(trained, "fit-estimator", "-q")
     records = json.loads(snrkit(trained, "measure-shift", "-q", "--json").stdout)
     for record in records.values():
-        for probe in ("window", "horizon", "amplification", "audit", "estimator", "why"):
-            assert record[probe] is not None
+        for probe in ("window", "horizon", "amplification", "audit", "estimator", "why", "flow"):
+            assert record[probe] is not None, probe
     snrkit(trained, "report")
     report = (trained / "runs/small/report.md").read_text()
     assert "Training audit on" in report
