@@ -75,6 +75,7 @@ class Certifier:
     model: Model
     samples: Trajectories
     until: float | None  # of time.monotonic, for what is tried
+    card: bool
 
     @property
     def experiment(self) -> Experiment:
@@ -92,7 +93,13 @@ class Certifier:
 
 
 def run_certify(
-    experiment: Experiment, runs: Path, world: World, names: Sequence[str], minutes: float | None, quiet: bool = False
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str],
+    minutes: float | None,
+    card: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Certificate]:
     """Certify samplers, all by default; writes a certificate and a page for each, and returns them by sampler."""
     world.check_alone("certify")
@@ -110,7 +117,7 @@ def run_certify(
         model = open_model_aloud(opened, run)
         write_config(run, e)
         until = None if minutes is None else began + 60 * minutes
-        certifier = Certifier(opened, model, trajectories(opened, model), until)
+        certifier = Certifier(opened, model, trajectories(opened, model), until, card)
         return {name: _certify(certifier, name, world, quiet) for name in chosen}
 
 
@@ -143,7 +150,7 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     record = _record(certifier, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
     record = replace(record, winner=best.name, score=score, candidates=tuple(tried), not_tried=tuple(skipped))
     record = replace(record, sentence=sentence(record))
-    _write(certifier.run, record)
+    _write(certifier, record)
     return record
 
 
@@ -274,8 +281,8 @@ def _shift(certifier: Certifier, sampler: Sampler) -> ShiftSplit:
     return ShiftSplit(shift.mean_norm_gap, shift.mean_norm_gap_null, split.mean_network, split.mean_solver, warning)
 
 
-def _write(run: Run, record: Certificate) -> None:
-    path = run.certificate(record.sampler)
+def _write(certifier: Certifier, record: Certificate) -> None:
+    path = certifier.run.certificate(record.sampler)
     with disk_errors(f"writing {path}", "free space and run the same command again"):
         write_json(path, to_json(record))
-        certificate_page(run, record)
+        certificate_page(certifier.run, record, certifier.card)

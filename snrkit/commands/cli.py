@@ -274,6 +274,7 @@ def certify(
         Optional[float],  # noqa: UP045
         typer.Option("--minutes", min=0.0, help="Try no more candidates after so many; the same command goes on."),
     ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also write a model card of the Hugging Face Hub.")] = False,
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -289,7 +290,7 @@ def certify(
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 
-    _show(run_certify(experiment, runs, world, sampler or (), minutes, quiet), json, world, show_certificates)
+    _show(run_certify(experiment, runs, world, sampler or (), minutes, card, quiet), json, world, show_certificates)
 
 
 @app.command()

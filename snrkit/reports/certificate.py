@@ -1,5 +1,7 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
+import yaml
+
 from snrkit.base.files import write_text
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import Certificate, TriedCandidate
@@ -57,11 +59,13 @@ def _scored(record: Certificate) -> str:
     return "" if score is None else f", {score.title} {interval(score.difference, 4)}"
 
 
-def certificate_page(run: Run, record: Certificate) -> None:
-    """Write the certificate as Markdown and as HTML."""
+def certificate_page(run: Run, record: Certificate, card: bool) -> None:
+    """Write the certificate as Markdown and as HTML, and as a card of the Hub if it is asked for."""
     blocks = [*_verdict(record), *_tried(record), *_repeat(record)]
     base = run.certificate(record.sampler, ".md")
     write_text(base, "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+    if card:
+        write_text(run.certificate(record.sampler, ".card.md"), evaluation_card(record))
     title = f"{record.experiment}: {record.sampler}"
     write_text(run.certificate(record.sampler, ".html"), page(title, [as_html(block) for block in blocks]))
 
@@ -128,3 +132,28 @@ def _repeat(record: Certificate) -> list[Block]:
 
 def _signed(number: Number) -> str:
     return number.signed()
+
+
+def evaluation_card(record: Certificate) -> str:
+    """The certificate as a model card of the Hugging Face Hub: its `model-index`, and what it says in words."""
+    guard, score = record.guard, record.score
+    shown = guard.fitted if record.advice == "use the recipe" else guard.base
+    metrics = [
+        {"type": "rms_to_flow", "name": "rms distance to the network's own flow", "value": shown.value},
+        {"type": "norm_gap", "name": "norm gap of the sampler as it is, nats", "value": record.shift.norm_gap.value},
+        {"type": "norm_gap_null", "name": "its null, nats", "value": record.shift.null.value},
+    ]
+    if score is not None:
+        metrics.append({"type": score.key, "name": score.title, "value": score.winner})
+    result = {
+        "task": {"type": "unconditional-image-generation"},
+        "dataset": {"type": record.of.training, "name": record.experiment},
+        "metrics": metrics,
+    }
+    head = {"library_name": "snrkit", "model-index": [{"name": record.experiment, "results": [result]}]}
+    facts = (
+        f"Sampler {record.sampler}, {record.nfe} evaluations; weights {record.of.weights}, parameters "
+        f"{record.network}; scored on seeds {record.scored_seeds}."
+    )
+    front = yaml.safe_dump(head, sort_keys=False, width=120)
+    return f"---\n{front}---\n\n{record.sentence}\n\n{record.rule}\n\n{facts}\n\n    {record.command}\n"

@@ -41,7 +41,19 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def certified(trained):
     """The certificate of Euler at 4 evaluations."""
-    return json.loads(snrkit(trained, "certify", "--sampler", "euler", "--json", "-q").stdout)["euler"]
+    return json.loads(snrkit(trained, "certify", "--sampler", "euler", "--card", "--json", "-q").stdout)["euler"]
+
+
+def test_the_card_says_what_the_certificate_says(trained, certified):
+    """Front matter that YAML reads, with the numbers of the record, and the sentence."""
+    text = Run(trained / "runs/small").certificate("euler", ".card.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    (result,) = yaml.safe_load(front)["model-index"][0]["results"]
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    side = "fitted" if certified["advice"] == "use the recipe" else "base"
+    assert values["rms_to_flow"] == certified["guard"][side]["value"]
+    assert values["fd"] == certified["score"]["winner"]
+    assert certified["sentence"] in body
 
 
 def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certified):
