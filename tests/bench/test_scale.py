@@ -143,7 +143,7 @@ def test_measuring_over_bare_network_calls(benchmark, two_threads):
 
     @torch.no_grad()
     def bare():
-        for _ in range(3 * steps):
+        for _ in range(5 * steps):  # trajectories, two sorts of real images, and these scaled either way
             network(x, time_input, None)
 
     ratio(benchmark, ours, bare, rounds=4, bound=1.1)
