@@ -66,7 +66,7 @@ def measuring(images: int, side: int = 64, levels: int = 10, batch: int = 100) -
 class Means:
     """An extractor of the shape of Inception's that costs little: means of blocks of pixels."""
 
-    dim, classes = 2048, 0
+    dim, shape, classes = 2048, (2048,), 0
 
     def run(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(n, 2048) of images (n, 3, 256, 256)."""
