@@ -6,21 +6,19 @@ from snrkit.base.files import write_text
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.run import Run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page
+from snrkit.metrics.scores import by_key
+from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page, short
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.bootstrap import Number
-
-CLEAR = 0.9  # of a shift, from which on it is called almost all of it
 
 
 def sentence(record: Certificate) -> str:
     """What is wrong with the sampler, and what to do."""
     shift, solver = record.shift, record.recipe.definition["solver"]["kind"]
-    beyond = shift.norm_gap.value - shift.null.value
     null = f"null {shift.null.value:+.3f} [{shift.null.low:+.3f}, {shift.null.high:+.3f}]"
     said = (
         f"{record.sampler} at {record.nfe} evaluations: the norm gap of its states is {shift.norm_gap.value:+.3f} nats "
-        f"({null}){_whose(shift.solver.value, beyond)}."
+        f"({null}), of it {shift.network.value:+.3f} the network's and {shift.solver.value:+.3f} the solver's."
     )
     if shift.warning:
         said = f"{said} Mind that {shift.warning}."
@@ -31,17 +29,6 @@ def sentence(record: Certificate) -> str:
         f"{said} Use the recipe {record.winner} ({solver}): rms to the flow {guard.fitted.value:.4f} against "
         f"{guard.base.value:.4f}{_scored(record)}."
     )
-
-
-def _whose(solver: float, whole: float) -> str:
-    if not whole or abs(whole) < 1e-3:
-        return ""
-    share = solver / whole
-    if share > CLEAR:
-        return ", almost all of it the solver's"
-    if share < 1 - CLEAR:
-        return ", almost all of it the network's"
-    return f", {100 * share:.0f} % of it the solver's"
 
 
 def _why_left(record: Certificate) -> str:
@@ -56,7 +43,7 @@ def _why_left(record: Certificate) -> str:
 
 def _scored(record: Certificate) -> str:
     score = record.score
-    return "" if score is None else f", {score.title} {interval(score.difference, 4)}"
+    return "" if score is None else f", {score.title} {interval(score.difference, by_key(score.key).digits)}"
 
 
 def certificate_page(run: Run, record: Certificate, card: bool) -> None:
@@ -81,7 +68,8 @@ def _verdict(record: Certificate) -> list[Block]:
     ]
     if record.score is not None:
         score = record.score
-        change = f"{score.base:.4f} to {score.winner:.4f}, {interval(score.difference, 4)}"
+        digits = by_key(score.key).digits
+        change = f"{score.base:.{digits}f} to {score.winner:.{digits}f}, {interval(score.difference, digits)}"
         rows.append((score.title, change, f"{score.verdict}; seeds {record.scored_seeds}"))
     return [
         Heading(f"{record.experiment}: certificate of {record.sampler}", 1),
@@ -115,7 +103,7 @@ def _as_said(one: TriedCandidate) -> str:
         return one.why
     sampler = Sampler.model_validate(one.definition)
     fitted = "" if one.rows is None else f", {len(one.rows) * len(one.rows[0])} coefficients"
-    coefficients = "".join(f", {correction!r}" for correction in sampler.corrections)
+    coefficients = "".join(f", {short(correction)}" for correction in sampler.corrections)
     return f"{sampler.solver.kind}, {sampler.grid.kind} of {sampler.grid.steps} steps{coefficients}{fitted}"
 
 
