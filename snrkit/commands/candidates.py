@@ -7,7 +7,6 @@ sampler's own solver with the coefficients that are nearest to the flow.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from snrkit.sampling.corrections import AnyCorrection, Dcw, EpsilonScaling, Gain
 from snrkit.sampling.corrections.dcw import Table
 from snrkit.sampling.sampler import Sampler, takes_fit
 from snrkit.sampling.solvers import AnySolver, Fitted, Ipndm
-from snrkit.sampling.solvers.fitted import AnyBase
+from snrkit.sampling.solvers.fitted import Base
 from snrkit.sampling.step import GivenFit
 from snrkit.shift.bootstrap import Bootstrap
 
@@ -83,7 +82,7 @@ class Candidates:
         if found is not None:
             yield Candidate("fitted", lambda: self._with_table(found))
         own = self.plain.solver
-        if isinstance(own, get_args(get_args(AnyBase)[0])) and own != Fitted().base:
+        if isinstance(own, Base) and own != Fitted().base:
             on_own = self.plain.model_copy(update={"solver": Fitted(base=own)})
             yield Candidate("fitted-on-own", lambda: self._with_table(on_own))
         if min(self.fitted.x.shape[-2:]) < 2:

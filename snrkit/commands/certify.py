@@ -28,7 +28,7 @@ from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
-from snrkit.commands.tune_flow import tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import (
@@ -40,7 +40,7 @@ from snrkit.experiment.certificate import (
     TriedCandidate,
 )
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.fits import FitOf, StoredFit, fit_path
+from snrkit.experiment.fits import FitOf, StoredFit, write_fit
 from snrkit.experiment.flows import FirstStates, first_states
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
@@ -52,8 +52,8 @@ from snrkit.fitting.guard import Guard, guarded
 from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import by_key
 from snrkit.reports.certificate import certificate_page, sentence
-from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, parse_seeds, takes_fit
-from snrkit.shift.bootstrap import Bootstrap
+from snrkit.sampling.flow import Flow
+from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, takes_fit
 from snrkit.shift.flow_distance import distance, per_state
 from snrkit.shift.response import Response, ResponseProbe
 from snrkit.shift.why import Why, WhyProbe
@@ -123,10 +123,8 @@ def run_certify(
 
 def check_seeds(experiment: Experiment) -> None:
     """Refuse seeds that would both choose and confirm: ConfigError."""
-    tune = experiment.tune
-    tuning_seeds(tune.seeds, tune.noises, 3)
-    if shared := parse_seeds(tune.seeds).shared(parse_seeds(experiment.sample.seeds)):
-        raise ConfigError(f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others.")
+    tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
+    check_disjoint(experiment)
 
 
 def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Certificate:
@@ -136,14 +134,15 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
         raise ConfigError(f"samplers.{name} takes a fit, which certify makes by itself; certify the sampler without.")
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
     fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
-    boot = Bootstrap(e.shift.bootstrap, e.shift.confidence, e.seed)
+    flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
+    boot = FlowTools(e, certifier.samples).bootstrap
     tries = Candidates(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
     tried, skipped = _try_all(certifier, name, list(tries.every()), chosen_on, quiet)
     best = min((one for one in tried if one.distance is not None), key=_nearest)
     made = made_of(best)
     base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
-    guard = guarded(base, moved, confirmed_on.flow.states[-1], confirmed_on.flow.error)
-    recipe = _recipe(certifier, name, best, made, guard, fitted)
+    guard = guarded(base, moved, flow.states[-1], flow.error)
+    recipe = _recipe(certifier, name, best, made, guard, flow)
     score = _score(certifier, name, made.sampler, quiet) if guard.helps else None
     use = guard.helps and guard.base.high > ROUNDING and score is not None and score.verdict != "worse"
     kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
@@ -233,21 +232,15 @@ def made_of(one: TriedCandidate) -> Made:
     return Made(Sampler.model_validate(one.definition), one.rows)
 
 
-def _recipe(
-    certifier: Certifier, name: str, best: TriedCandidate, made: Made, guard: Guard, fitted: FirstStates
-) -> Recipe:
+def _recipe(certifier: Certifier, name: str, best: TriedCandidate, made: Made, guard: Guard, flow: Flow) -> Recipe:
     """The winner as samplers take it; the coefficients of its steps are put into the run."""
     definition = made.sampler.model_dump(mode="json")
     if made.rows is None:
         return Recipe(definition, None)
     tune, named = certifier.experiment.tune, named_fit(made.sampler)
     of = certifier.samples.sources.names.fit_of(named)
-    stored = StoredFit(
-        of, f"{name}: {best.name}", made.rows, (), tune.noises, tune.seeds, fitted.flow.evaluations, guard
-    )
-    path = fit_path(certifier.run, named)
-    with disk_errors(f"writing {path}", "free space and run the same command again"):
-        write_json(path, to_json(stored))
+    stored = StoredFit(of, f"{name}: {best.name}", made.rows, (), tune.noises, tune.seeds, flow.evaluations, guard)
+    write_fit(certifier.run, stored)
     return Recipe(definition, stored)
 
 

@@ -32,7 +32,7 @@ from snrkit.experiment.lock import check_idle, links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import Manifest, SampleFolder
-from snrkit.experiment.sources import Fitted, read_spectra
+from snrkit.experiment.sources import FittedEstimator, read_spectra
 from snrkit.experiment.stored import check_of, stored_environment, stored_experiment, stored_training
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
@@ -209,7 +209,7 @@ def _config(run: Run) -> Iterator[Fault]:
 
 def _estimator(run: Run) -> Iterator[Fault]:
     def read() -> object:
-        return read_tensors(run.estimator / "network.safetensors", read_record(Fitted, record).what)
+        return read_tensors(run.estimator / "network.safetensors", read_record(FittedEstimator, record).what)
 
     record, remedy = run.estimator / "estimator.json", "run snrkit fit-estimator again"
     if run.estimator.exists() and (fault := _fault(run.estimator, read, remedy, again=True)):

@@ -8,22 +8,20 @@ still. What is found is a YAML with a listed grid, and its coefficients in the r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors, write_text
-from snrkit.base.records import to_json
-from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.sample import check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, fit_table, guarded_fit, tuning_seeds
 from snrkit.experiment.experiment import Experiment, dump_yaml
-from snrkit.experiment.fits import StoredFit, fit_path
+from snrkit.experiment.fits import StoredFit, write_fit
 from snrkit.experiment.flows import FirstStates, first_states
 from snrkit.experiment.lock import locked
 from snrkit.experiment.run import Run
@@ -35,7 +33,7 @@ from snrkit.reports.records import Designed
 from snrkit.sampling.flow import rms
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import refined
-from snrkit.sampling.sampler import Sampler, guided_alone, named_fit
+from snrkit.sampling.sampler import Sampler, guided_alone
 from snrkit.sampling.solvers import Fitted
 
 CANDIDATES = 64  # levels, at least
@@ -50,9 +48,7 @@ class Tried:
     distance: float
 
 
-def run_design(
-    experiment: Experiment, runs: FilePath, world: World, names: Sequence[str], nfe: int
-) -> dict[str, Designed]:
+def run_design(experiment: Experiment, runs: Path, world: World, names: Sequence[str], nfe: int) -> dict[str, Designed]:
     """Design a grid for each of the samplers, all by default; returns what was found by sampler."""
     world.check_alone("design")
     cost = experiment.model.parts.cost
@@ -91,7 +87,7 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
-    stored = guarded_fit(tools, label, best.sampler, best.table, fitted.flow.evaluations, checked, plain)
+    stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
 
 
@@ -110,7 +106,7 @@ def _tried(
 ) -> Tried:
     sampler = shape.model_copy(update={"grid": _listed(recorded, places)})
     states = tuple(recorded.flow.states[place] for place in places)
-    table = fit_table(replace(fitted, flow=replace(recorded.flow, states=states)), sampler)
+    table = fit_table(replace(fitted, recorded=replace(recorded.flow, states=states)), sampler)
     ends = chosen_on.walked(chosen_on.opened(sampler, table.fit))
     return Tried(sampler, table, rms(ends - chosen_on.flow.states[-1]))
 
@@ -125,9 +121,8 @@ def _listed(recorded: Recorded, places: Sequence[int]) -> Listed:
 
 def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float) -> Designed:
     written = run.designed(label)
-    path = fit_path(run, named_fit(best.sampler))
     content = dump_yaml(e.model_copy(update={"samplers": {**e.samplers, label: best.sampler}}))
     with disk_errors(f"writing {written}", "free space and run the same command again"):
-        write_json(path, to_json(stored))
+        write_fit(run, stored)
         write_text(written, content)
     return Designed(label, str(written), best.sampler.grid.model_dump(mode="json"), own, best.distance, stored.guard)

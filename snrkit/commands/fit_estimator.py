@@ -21,14 +21,14 @@ from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Setting
 from snrkit.experiment.run import Run
-from snrkit.experiment.sources import Fitted, fitted_on
+from snrkit.experiment.sources import FittedEstimator, fitted_on
 from snrkit.experiment.stored import trained_run
 from snrkit.shift.estimator import MARGIN, calibrate, fit, make_estimator
 
 CALIBRATION_IMAGES = 4096
 
 
-def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Fitted:
+def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> FittedEstimator:
     """Fit, calibrate on held-out images and save; returns the calibration."""
     world.check_alone("fit-estimator")
     opened = open_aloud(experiment, world)
@@ -47,7 +47,7 @@ def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool
                     raise Stopped(text, stop.code)
         states, logsnr = next(forward_batches(setting, data.split.held, CALIBRATION_IMAGES, ESTIMATOR_HELD))
         found = calibrate(estimator, states, logsnr)
-        record = Fitted(found.error, found.coverage, fitted_on(config, setting))
+        record = FittedEstimator(found.error, found.coverage, fitted_on(config, setting))
         with disk_errors(f"writing {run.estimator}", "free space and run the same command again"):
             save_estimator(run, estimator.network.state_dict(), record)
     return record
@@ -71,7 +71,7 @@ def forward_batches(
         step += 1
 
 
-def save_estimator(run: Run, tensors: dict[str, Tensor], record: Fitted) -> None:
+def save_estimator(run: Run, tensors: dict[str, Tensor], record: FittedEstimator) -> None:
     """Write weights, then the record that says they are complete."""
     write_tensors(run.estimator / "network.safetensors", tensors, record.what)
     write_json(run.estimator / "estimator.json", to_json(record))

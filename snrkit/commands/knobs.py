@@ -10,6 +10,7 @@ from snrkit.sampling.sampler import Sampler
 from snrkit.sampling.step import Range, Tunable
 
 Values = tuple[float, ...]
+WIDER = 5  # times the range of a sweep, for a value that is solved for
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,21 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
-from snrkit.commands.knobs import Knob, Values, knobs, moved, neutral, with_values
+from snrkit.commands.knobs import WIDER, Knob, Values, knobs, moved, neutral, with_values
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
-from snrkit.commands.tune_flow import FlowTools, check_knobs, coefficients_by_flow, fit_sampler, tuning_seeds
+from snrkit.commands.tune_flow import (
+    FlowTools,
+    check_disjoint,
+    check_knobs,
+    coefficients_by_flow,
+    fit_sampler,
+    tuning_seeds,
+)
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
-from snrkit.experiment.fits import fit_path
+from snrkit.experiment.fits import write_fit
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting
@@ -48,14 +55,13 @@ from snrkit.metrics.statistics import frechet
 from snrkit.reports.records import FitMade, FlowFound, Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
-from snrkit.sampling.sampler import Sampler, Seeds, first_variance, named_fit, open_with, parse_seeds, takes_fit
+from snrkit.sampling.sampler import Sampler, Seeds, first_variance, open_with, parse_seeds, takes_fit
 from snrkit.sampling.step import Range
 from snrkit.shift.control import ModeDenoiser, mode_powers, of_bands, of_covariance, solve_near
 
 Method = Literal["flow", "predicted", "gap", "fd", "optuna"]
 METHODS: tuple[Method, ...] = ("flow", "predicted", "gap", "fd", "optuna")
 LINEAR = ("dcw", "epsilon_scaling", "gain")  # corrections that the Gaussian control follows exactly
-WIDER = 5  # times the range of a sweep, for the predicted value
 FAR = 40  # coarse steps either way
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the least-squares step, which trusts a slope far from where it was taken
 PATIENCE = 2  # coarse steps without improvement that end a sweep
@@ -222,7 +228,7 @@ def run_tuning(
     """
     world.check_alone("tune")
     wanted = _wanted(experiment, names, method, parameters)
-    _check_disjoint(experiment)
+    check_disjoint(experiment)
     if method == "flow":
         tuning_seeds(experiment.tune.seeds, experiment.tune.noises)
     opened = open_aloud(experiment, world)
@@ -274,15 +280,6 @@ def find(bench: Bench, method: Method, say: Callable[[str], None]) -> tuple[Valu
     return by_optuna(bench, bench.experiment.tune.trials), None
 
 
-def _check_disjoint(experiment: Experiment) -> None:
-    shared = parse_seeds(experiment.tune.seeds).shared(parse_seeds(experiment.sample.seeds))
-    if shared:
-        raise ConfigError(
-            f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others, such as "
-            "100000-100999."
-        )
-
-
 def predict(bench: Bench) -> Values:
     """The coefficients at which a perfect network on Gaussian data of the same covariance has the right variance.
 
@@ -309,9 +306,9 @@ def predict(bench: Bench) -> Values:
         return float(powers[share].sum() / control.variances[share].sum())
 
     for place, knob in enumerate(bench.chosen):
-        centre, span = knob.range.neutral, knob.range
-        low, high = (centre + WIDER * (end - centre) for end in (span.low, span.high))
-        solved = solve_near(partial(ratio, place), centre, low, high, span.coarse)
+        span = knob.range.wider(WIDER)
+        low, high = span.low, span.high
+        solved = solve_near(partial(ratio, place), span.neutral, low, high, span.coarse)
         if solved is None:
             raise SnrkitError(
                 f"--by predicted: no {knob.path} between {low:g} and {high:g} brings the Gaussian control's variance "
@@ -450,10 +447,7 @@ def by_optuna(bench: Bench, trials: int) -> Values:
 def _write_fit(bench: Bench) -> FitMade:
     """Fit the steps of a sampler and keep their coefficients in the run."""
     stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
-    path = fit_path(bench.run, named_fit(bench.sampler))
-    with disk_errors(f"writing {path}", "free space and run the same command again"):
-        write_json(path, to_json(stored))
-    return FitMade(str(path), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
+    return FitMade(str(write_fit(bench.run, stored)), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
 
 
 def _write(bench: Bench, method: str, values: Values, flow: FlowFound | None) -> TunedNow:

@@ -7,13 +7,13 @@ without, on first states that it was not fitted on.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError
-from snrkit.commands.knobs import Knob, Values, neutral, with_values
+from snrkit.commands.knobs import WIDER, Knob, Values, neutral, with_values
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.flows import FirstStates, first_states
@@ -27,7 +27,6 @@ from snrkit.sampling.sampler import Sampler, named_fit, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap
 
-WIDER = 5  # times the range of a sweep
 WIDENED = ("dcw", "epsilon_scaling", "gain")  # corrections that take any coefficient
 
 
@@ -70,6 +69,16 @@ def tuning_seeds(text: str, noises: int, parts: int = 2) -> tuple[Sequence[int],
             f"check; give {parts * noises} at least, or fewer noises."
         )
     return tuple(seeds[part * noises : (part + 1) * noises] for part in range(parts))
+
+
+def check_disjoint(experiment: Experiment) -> None:
+    """Refuse seeds that would both choose and be scored: ConfigError."""
+    shared = parse_seeds(experiment.tune.seeds).shared(parse_seeds(experiment.sample.seeds))
+    if shared:
+        raise ConfigError(
+            f"tune.seeds: {shared} of these seeds are scored by sample.seeds too; tune on others, such as "
+            "100000-100999."
+        )
 
 
 def check_knobs(name: str, sampler: Sampler, chosen: Sequence[Knob]) -> None:
@@ -148,8 +157,4 @@ def nearest_to_flow(fitted: FirstStates, sampler: Sampler, chosen: Sequence[Knob
 
 def _wide(sampler: Sampler, knob: Knob) -> Range:
     """Where a coefficient is searched: a correction that takes any may need far more than a sweep looks at."""
-    span = knob.range
-    if sampler.corrections[knob.index].kind not in WIDENED:
-        return span
-    low, high = (span.neutral + WIDER * (end - span.neutral) for end in (span.low, span.high))
-    return replace(span, low=low, high=high)
+    return knob.range.wider(WIDER) if sampler.corrections[knob.index].kind in WIDENED else knob.range

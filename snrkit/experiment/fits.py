@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from snrkit.base.errors import RunError
-from snrkit.base.records import read_record
+from snrkit.base.files import disk_errors
+from snrkit.base.records import read_record, to_json
 from snrkit.base.regular import read_regular
+from snrkit.base.sealed import write_json
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser
@@ -63,20 +65,28 @@ class StoredFit:
         return GivenFit(self.rows) if self.guard.helps else no_fit(len(self.rows), len(self.rows[0]))
 
 
-def fit_path(run: Run, named: NamedFit) -> Path:
-    """Where the fit of a sampler lies."""
-    return run.fit(fingerprint(named.sampler)[:16])
+def fit_path(run: Run, definition: str) -> Path:
+    """Where the fit of a sampler lies, by its definition."""
+    return run.fit(fingerprint(definition)[:16])
+
+
+def write_fit(run: Run, stored: StoredFit) -> Path:
+    """Keep a fit in the run; returns where."""
+    path = fit_path(run, stored.of.sampler)
+    with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_json(path, to_json(stored))
+    return path
 
 
 def fit_fact(run: Run, named: NamedFit) -> str:
     """What a fit is, as manifests keep it."""
-    path = fit_path(run, named) if named.certificate is None else named.certificate
+    path = fit_path(run, named.sampler) if named.certificate is None else named.certificate
     return fingerprint(read_regular(path, LARGEST_FIT)) if path.exists() else "absent"
 
 
 def open_fit(run: Run, named: NamedFit, wanted: FitOf) -> Fit:
     """The coefficients of a sampler, fitted to what is `wanted`. RunError where there are none, or of other weights."""
-    path = fit_path(run, named)
+    path = fit_path(run, named.sampler)
     if not path.exists():
         raise RunError(
             f"is fitted to the network, and {run.path} holds no fit for this sampler; run snrkit tune --by flow with "

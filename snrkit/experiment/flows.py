@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from snrkit.sampling.sampler import OpenedSampler, Sampler, guidance_of, named_f
 from snrkit.sampling.step import BeliefCorrection, Fit, check_one_grid, no_fit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FirstStates:
-    """First states of seeds with the flow from them: what samplers of the same grid and guidance are fitted to."""
+    """First states of seeds with the flow from them: what samplers of the same grid and guidance are fitted to.
+
+    The flow takes hundreds of evaluations of the network, and is followed when it is first asked for.
+    """
 
     samples: Trajectories
     denoise: Denoiser  # asked in batches
@@ -27,7 +31,15 @@ class FirstStates:
     cond: Cond
     guidance: tuple[BeliefCorrection, ...]  # what guides the network
     levels: tuple[Level, ...]
-    flow: Flow
+    recorded: Flow | None = None  # the flow, where it is known
+
+    @cached_property
+    def flow(self) -> Flow:
+        """The flow at the levels."""
+        if self.recorded is not None:
+            return self.recorded
+        with torch.no_grad():
+            return fine_flow(self.denoise, self.levels, self.x, self.cond, self.guidance)
 
     def walked(self, ready: OpenedSampler) -> Tensor:
         """The clean states (M, *) of a sampler."""
@@ -43,8 +55,7 @@ class FirstStates:
             return self
         if float(levels[0].logsnr) != float(self.levels[0].logsnr):
             raise ConfigError("its grid begins at another level, from other first states.")
-        flow = fine_flow(self.denoise, levels, self.x, self.cond, self.guidance)
-        return replace(self, levels=levels, flow=flow)
+        return replace(self, levels=levels, recorded=None)
 
     def opened(self, sampler: Sampler, fit: Fit | None = None) -> OpenedSampler:
         """The sampler with coefficients that are given, none by default."""
@@ -62,7 +73,7 @@ def blank(sampler: Sampler) -> Fit:
 
 
 def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], name: str) -> FirstStates:
-    """The flow from the first states of seeds on the grid of a sampler. ConfigError where it has none to follow."""
+    """The first states of seeds, for the grid of a sampler. ConfigError where it has no flow to follow."""
     denoise = in_parts(samples.model.denoiser, samples.config.batch)
     ready = open_with(sampler, samples.setting.parts.process, WithFit(samples.sources, blank(sampler)))
     check_one_grid(ready.levels)
@@ -72,7 +83,4 @@ def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], 
             "the network; tune it by gap or fd."
         )
     own, x, cond, _ = samples.begin(sampler, ready, seeds)
-    guidance = guidance_of(sampler, own)
-    with torch.no_grad():
-        flow = fine_flow(denoise, own.levels, x, cond, guidance)
-    return FirstStates(samples, denoise, x, cond, guidance, own.levels, flow)
+    return FirstStates(samples, denoise, x, cond, guidance_of(sampler, own), own.levels)

@@ -200,7 +200,7 @@ class FittedTo:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedEstimator:
     """What is kept of an estimator beside its weights; all its keys lie side by side in the file."""
 
     error: float  # as of Calibration
@@ -224,7 +224,7 @@ def open_estimator(setting: Setting, run: Run) -> Estimator:
     path, process = run.estimator, setting.parts.process
     if not (path / "estimator.json").exists():
         raise RunError(f"{run.path} has no estimator of levels; run snrkit fit-estimator with the same file first.")
-    record = read_record(Fitted, path / "estimator.json")
+    record = read_record(FittedEstimator, path / "estimator.json")
     try:
         config, then = EstimatorConfig.model_validate(record.to.config), record.to
     except ValidationError:

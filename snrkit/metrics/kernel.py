@@ -69,8 +69,13 @@ def _deviation(x: Tensor, y: Tensor) -> float:
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     """(n, m) the values of k."""
-    base = torch.addmm(torch.ones((), dtype=x.dtype, device=x.device), x, y.T, alpha=1 / x.shape[1])
+    base = _base(x, y)
     return base.square() * base
+
+
+def _base(x: Tensor, y: Tensor) -> Tensor:
+    """(n, m) what k is the cube of."""
+    return torch.addmm(torch.ones((), dtype=x.dtype, device=x.device), x, y.T, alpha=1 / x.shape[1])
 
 
 def _within(x: Tensor) -> Tensor:
@@ -81,5 +86,5 @@ def _within(x: Tensor) -> Tensor:
 
 def _sum(x: Tensor, y: Tensor) -> Tensor:
     """The sum of k over all pairs."""
-    base = torch.addmm(torch.ones((), dtype=x.dtype, device=x.device), x, y.T, alpha=1 / x.shape[1]).flatten()
+    base = _base(x, y).flatten()
     return base.square() @ base

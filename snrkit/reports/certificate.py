@@ -9,7 +9,6 @@ from snrkit.experiment.run import Run
 from snrkit.metrics.scores import by_key
 from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page, short
 from snrkit.sampling.sampler import Sampler
-from snrkit.shift.bootstrap import Number
 
 
 def sentence(record: Certificate) -> str:
@@ -60,9 +59,9 @@ def certificate_page(run: Run, record: Certificate, card: bool) -> None:
 def _verdict(record: Certificate) -> list[Block]:
     guard, shift = record.guard, record.shift
     rows = [
-        ("norm gap, nats", _signed(shift.norm_gap), f"null {_signed(shift.null)}"),
-        ("of it the network's, nats", _signed(shift.network), "what a fine sampler of the same network keeps"),
-        ("of it the solver's, nats", _signed(shift.solver), ""),
+        ("norm gap, nats", shift.norm_gap.signed(), f"null {shift.null.signed()}"),
+        ("of it the network's, nats", shift.network.signed(), "what a fine sampler of the same network keeps"),
+        ("of it the solver's, nats", shift.solver.signed(), ""),
         ("rms to the flow, as it is", guard.base.plain(), f"error of the flow itself {guard.reference:.1g}"),
         (f"rms to the flow, {record.winner}", guard.fitted.plain(), "on first states that chose nothing"),
     ]
@@ -116,10 +115,6 @@ def _repeat(record: Certificate) -> list[Block]:
         + "."
     )
     return [Heading("To repeat it"), Paragraph(record.command), Paragraph(facts)]
-
-
-def _signed(number: Number) -> str:
-    return number.signed()
 
 
 def evaluation_card(record: Certificate) -> str:

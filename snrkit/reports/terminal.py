@@ -13,7 +13,7 @@ from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
-from snrkit.experiment.sources import Fitted
+from snrkit.experiment.sources import FittedEstimator
 from snrkit.experiment.stored import stored_experiment
 from snrkit.fitting.guard import Guard, guard_says
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
@@ -119,7 +119,7 @@ def _show_pairs(pairs: PairsReading) -> None:
     out.print(f"{pairs.pairs} training pairs")
 
 
-def show_calibration(record: Fitted) -> None:
+def show_calibration(record: FittedEstimator) -> None:
     """How good the estimator is on held-out images."""
     out.print(
         f"on held-out images the estimator misses the level by {record.error:.3f} nats (root mean square); its "

@@ -1,7 +1,7 @@
 """One step of a sampler, and the protocols of whatever takes part in it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -143,6 +143,11 @@ class Range:
     coarse: float
     fine: float
     whole: bool = False  # multiples of `fine` only
+
+    def wider(self, times: float) -> "Range":
+        """The same, with ends so many times as far from neutral."""
+        low, high = (self.neutral + times * (end - self.neutral) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
 
     def allowed(self, value: float) -> float:
         """The nearest value that a correction takes."""

@@ -11,7 +11,7 @@ network is run. Below 0 a difference says that the state is noisier than the net
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,21 +62,25 @@ class Walked:
         found = []
         if self.begun is not None and abs(self.begun) > tolerance:
             found.append(f"begins with noise that is {_nats(self.begun)} of the level told")
-        off = [i for i, call in enumerate(self.calls) if abs(call.difference) > tolerance]
+        off, level = _farthest([call.difference for call in self.calls], tolerance)
         if off:
-            worst = max(off, key=lambda i: abs(self.calls[i].difference))
             found.append(
-                f"{len(off)} of {len(self.calls)} calls tell another level than the state's, most of all call "
-                f"{worst + 1}, whose state is {_nats(self.calls[worst].difference)} of the level told"
+                f"{off} of {len(self.calls)} calls tell another level than the state's, most of all call "
+                f"{level + 1}, whose state is {_nats(self.calls[level].difference)} of the level told"
             )
-        sizes = [i for i, call in enumerate(self.calls) if abs(call.scale) > tolerance]
+        sizes, size = _farthest([call.scale for call in self.calls], tolerance)
         if sizes:
-            worst = max(sizes, key=lambda i: abs(self.calls[i].scale))
             found.append(
-                f"{len(sizes)} of {len(self.calls)} calls show another size than training, most of all call "
-                f"{worst + 1}, by {self.calls[worst].scale:+.4f} nats"
+                f"{sizes} of {len(self.calls)} calls show another size than training, most of all call "
+                f"{size + 1}, by {self.calls[size].scale:+.4f} nats"
             )
         return found
+
+
+def _farthest(values: Sequence[float], tolerance: float) -> tuple[int, int]:
+    """(How many values lie farther from 0 than `tolerance`, the place of the farthest)."""
+    places = [place for place, value in enumerate(values) if abs(value) > tolerance]
+    return len(places), max(places, key=lambda place: abs(values[place]), default=0)
 
 
 def _nats(difference: float) -> str:

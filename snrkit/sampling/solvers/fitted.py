@@ -25,7 +25,8 @@ from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
 from snrkit.sampling.solvers.unipc import Unipc
 from snrkit.sampling.step import Call, Fit, Memory, Noise, Position, add_terms
 
-AnyBase = Annotated[Euler | Heun | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV, Field(discriminator="kind")]
+Base = Euler | Heun | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV  # solvers that draw no noise
+AnyBase = Annotated[Base, Field(discriminator="kind")]
 LONGEST_HISTORY = 3
 
 
