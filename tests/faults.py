@@ -210,6 +210,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "eval-fid --checkpoints all": TRAINED,
     "tune --by predicted": TRAINED,
     "tune --by fd": TRAINED,
+    "tune --by flow --sampler euler": TRAINED,
+    "design --sampler euler --nfe 4": TRAINED,
+    "certify --sampler euler": TRAINED,
     "compare": TRAINED,
     "average RUN --width 0.2": TRAINED,
     "average RUN --decay 0.9": TRAINED,
@@ -224,8 +227,26 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "data pack IMAGES -o ZIP --size 4 --overwrite": SAMPLED,
     "data encode --vae VAE -o LATENTS --overwrite": NOTHING,
 }
-NO_BARS = {"train", "sample", "measure-shift", "fit-estimator", "eval-fid", "tune", "compare", "sweep", "run", "data"}
-MORE = {"sample --overwrite": ("--set", "samplers.euler.grid.steps=3")}
+NO_BARS = {
+    "train",
+    "sample",
+    "measure-shift",
+    "fit-estimator",
+    "eval-fid",
+    "tune",
+    "compare",
+    "sweep",
+    "run",
+    "data",
+    "certify",
+}
+NOISES = ("--set", "tune.noises=20", "--set", "tune.seeds=100-159")
+MORE = {
+    "sample --overwrite": ("--set", "samplers.euler.grid.steps=3"),
+    "tune --by flow --sampler euler": NOISES,
+    "design --sampler euler --nfe 4": NOISES,
+    "certify --sampler euler": NOISES,
+}
 
 
 def line(command: str, folder: Path) -> list[str]:
@@ -305,25 +326,32 @@ MEASURES = ("x0_errors", "level_gradients", "_bound_facts")
 
 @contextmanager
 def quick(known: dict[str, Any]) -> Iterator[None]:
-    """Within the block pictures are one byte, clocks tick evenly, and what analyze computes is computed once.
+    """Within the block pictures are one byte, clocks tick evenly, and what takes long to compute is computed once.
 
-    Nothing of that reads or writes. The memory that a training takes is not computed either.
+    Nothing of that reads or writes. The memory that a training takes is not computed either. A candidate of certify is
+    tried once, by its name, as a run that goes on does not try it again.
     """
-    from snrkit.commands import analyze, analyze_run, compare, train
+    from snrkit.commands import analyze, analyze_run, certify, compare, design, train
+    from snrkit.commands.candidates import Candidate
+    from snrkit.experiment import flows
 
     calls: Counter[str] = Counter()
 
     def once(plain: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
             calls[name] += 1
-            key = f"{name} {calls[name]}"
+            key = next((f"{name} {one.name}" for one in given if isinstance(one, Candidate)), f"{name} {calls[name]}")
             return known[key] if key in known else known.setdefault(key, plain(*given))
 
         return call
 
+    computing = (
+        (analyze, CHARTS), (analyze_run, MEASURES), (certify, ("_try",)), (design, ("designs",)),
+        (flows, ("fine_flow",)),
+    )  # fmt: skip
     ticks = iter(range(10**9))
     with ExitStack() as stack:
-        for module, names in ((analyze, CHARTS), (analyze_run, MEASURES)):
+        for module, names in computing:
             for name in names:
                 stack.enter_context(patch.object(module, name, once(getattr(module, name), name)))
         stack.enter_context(patch.object(analyze, "draw", lambda _: b"1"))

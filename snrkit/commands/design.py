@@ -19,7 +19,7 @@ from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.sample import check_samplers, choose
-from snrkit.commands.tune_flow import FlowTools, fit_table, guarded_fit, tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, guarded_fit, tuning_seeds
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import StoredFit, write_fit
 from snrkit.experiment.flows import FirstStates, first_states
@@ -54,6 +54,7 @@ def run_design(experiment: Experiment, runs: Path, world: World, names: Sequence
     cost = experiment.model.parts.cost
     chosen = {name: _asked(experiment, name, nfe) for name in choose(experiment, names)}
     tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
+    check_disjoint(experiment)
     opened = open_aloud(experiment, world)
     check_samplers(opened.setting, {name: plain for name, (plain, _) in chosen.items()})
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)

@@ -170,6 +170,7 @@ def test_a_designed_grid_is_sampled_with(trained, name):
         (["--nfe", "5", "--sampler", "guided"], "cannot have as many"),
         (["--nfe", "3", "--sampler", "drawn"], "ancestral draws noise"),
         (["--nfe", "3", "--sampler", "no"], "unknown sampler"),
+        (["--nfe", "3", "--sampler", "drawn", "--set", "sample.seeds=1000-1020"], "are scored by sample.seeds too"),
     ],
 )
 def test_what_cannot_be_designed_is_refused(trained, arguments, said):
