@@ -30,11 +30,13 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import reason_of
 from snrkit.base.transfer import Arriving, send
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.commands.certify import run_certify
 from snrkit.commands.dry_run import budget
 from snrkit.commands.sample import encode, make_images
+from snrkit.commands.train import run_training
 from snrkit.data.dataset import memory_dataset, to_unit
 from snrkit.diffusion.denoiser import NetworkDenoiser
-from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.experiment import Experiment, parse_experiment
 from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import AUTOCAST, Model, Opened, open_experiment
 from snrkit.experiment.run import Run
@@ -105,6 +107,10 @@ class Check:
         print(f"{name:58} {value:12.4g} {unit:12} {bound:10} {'' if kept else 'MISSED'}", flush=True)
 
     def opened(self, **changes: Any) -> Opened:
+        """The experiment, opened on the device."""
+        return open_experiment(self.experiment(**changes), World(0, 1, self.device))
+
+    def experiment(self, **changes: Any) -> Experiment:
         """The training of labelled colour images, with parts changed by their keys."""
         s = self.size
         network = {"kind": "unet", "channels": s.channels, "multipliers": list(s.multipliers), "blocks": s.blocks}
@@ -121,8 +127,8 @@ class Check:
             "compute": {"precision": self.precision, "channels_last": True},
         }  # fmt: skip
         for key, value in changes.items():
-            content[key] = {**content[key], **value}
-        return open_experiment(parse_experiment(content, "gpu-check"), World(0, 1, self.device))
+            content[key] = {**content.get(key, {}), **value}
+        return parse_experiment(content, "gpu-check")
 
     def wait(self) -> float:
         """Seconds, when the device has done all that it was asked."""
@@ -466,8 +472,25 @@ def measuring(check: Check) -> None:
     check.say("host memory of this process at most", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB")
 
 
+def certifying(check: Check) -> None:
+    """`snrkit certify` of Euler at 13 evaluations, of a network that has seen a few batches; tiny: of it as it is."""
+    whole = check.size is FULL
+    experiment = check.experiment(
+        data={"count": 8 * check.size.batch, "holdout": 0.5}, train={"images": 4 * check.size.batch},
+        samplers={"euler": {"grid": {"kind": "karras", "steps": 13}, "solver": {"kind": "euler"}}},
+        tune={"seeds": "100000-100383", "noises": 128 if whole else 20},
+        shift={"images": check.size.images}, metrics={"features": "pixels"},
+    )  # fmt: skip
+    runs, world = check.home / "certified", World(0, 1, check.device)
+    run_training(experiment, runs, world, quiet=True)
+    begun = check.wait()
+    run_certify(experiment, runs, world, ["euler"], None if whole else 0.0, quiet=True)
+    check.say("certificate of Euler at 13 evaluations", (check.wait() - begun) / 60, "minutes", 10)
+
+
 PARTS: Sequence[Callable[[Check], None]] = (
     training, reads, transfers, same_bits, budgets, precisions, sampling, scoring, measuring, resumes, processes,
+    certifying,
 )  # fmt: skip
 
 

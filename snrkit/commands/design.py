@@ -32,11 +32,11 @@ from snrkit.fitting.steps import FittedTable
 from snrkit.reports.records import Designed
 from snrkit.sampling.flow import rms
 from snrkit.sampling.grid import ImageGrid, Listed
-from snrkit.sampling.refine import refined
+from snrkit.sampling.refine import parts_of, refined
 from snrkit.sampling.sampler import Sampler, guided_alone
 from snrkit.sampling.solvers import Fitted
 
-CANDIDATES = 64  # levels, at least
+CANDIDATES = 64  # steps between them, at least, where a table has as many levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
 
 def designs(fitted: FirstStates, chosen_on: FirstStates, shape: Sampler) -> list[Tried]:
     """The grid of `shape`, then those of the best paths, with its steps fitted on each. Both are on its own grid."""
-    fine = refined(fitted.levels, fitted.denoise.process, -(-CANDIDATES // (len(fitted.levels) - 1)))
+    process = fitted.denoise.process
+    fine = refined(fitted.levels, process, parts_of(fitted.levels, process, CANDIDATES, multiple=2))
     recorded = record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance)
     own = fine.visited
     gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance)

@@ -1,9 +1,9 @@
 """The flow of a network: its fine deterministic trajectory from a first state, which a coarse sampler approximates.
 
-The sampler's grid is refined and walked by UniPC of order 3 twice, with n and with n/2 steps. Where both share their
-levels the two are extrapolated,
+The sampler's grid is refined and walked twice by UniPC with p = 3, whose corrector makes it one of order 4, with n and
+with n/2 steps. Where both share their levels the two are extrapolated,
 
-    X* = X_n + (X_n - X_(n/2)) / (2^3 - 1),
+    X* = X_n + (X_n - X_(n/2)) / (2^4 - 1),
 
 and the error of X* is stated as rms(X_n - X_(n/2)) / (2^2 - 1), what would be left of X_n at order 2; on a table, whose
 levels are not cut evenly, X* = X_n and its error is stated as 2 rms(X_n - X_(n/2)).
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.sampling.refine import refined
+from snrkit.sampling.refine import parts_of, refined
 from snrkit.sampling.sample import sample
 from snrkit.sampling.solvers import Unipc
 from snrkit.sampling.step import BeliefCorrection
 
-FLOW_STEPS = 240  # at least
-ORDER, STATED = 3, 2  # of the extrapolation, and of the error that is stated
+FLOW_STEPS = 240  # at least, where a table has as many levels
+ORDER, STATED = 4, 2  # of the extrapolation, and of the error that is stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def fine_flow(
     steps: int = FLOW_STEPS,
 ) -> Flow:
     """The flow from states x (M, *) at levels[0], with what guides the network; levels of shape ()."""
-    parts = 2 * -(-steps // (2 * (len(levels) - 1)))
+    parts = parts_of(levels, denoise.process, steps, multiple=2)
     (fine, cost, even), (half, cost_half, _) = (
         _walked(denoise, levels, x, cond, guidance, count) for count in (parts, parts // 2)
     )

@@ -41,6 +41,12 @@ def refined(levels: Sequence[Level], process: Process, parts: int) -> Refined:
     return Refined((*found, levels[-1]), (*visited, len(found)), even)
 
 
+def parts_of(levels: Sequence[Level], process: Process, steps: int, multiple: int = 1) -> int:
+    """Into how many parts, a multiple, to cut every step for `steps` at least; some have no level between their ends."""
+    room = [len(_cuts(here, there, process.bounds[1], 2)) > 0 for here, there in pairwise(levels)]
+    return multiple * max(1, -(-(steps - room.count(False)) // (multiple * max(1, room.count(True)))))
+
+
 def _cuts(here: Level, there: Level, cleanest: float, parts: int) -> Tensor:
     """logsnr between two levels, rising."""
     low, high = float(here.logsnr), float(there.logsnr)

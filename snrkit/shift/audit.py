@@ -13,6 +13,7 @@ as sigma_hat/sigma = sqrt(1 + gamma^2). Both together are the level that the sta
 `snrkit.audit` reads the same of the pairs of any training loop.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -51,7 +52,7 @@ class PairsReading:
 
     logsnr: list[float]
     pairs: int
-    untold: int  # pairs that tell no level, or the clean image's, which are left out
+    untold: int  # pairs that tell no level, the clean image's or pure noise, which are left out
     alpha: Curve  # alpha_hat / alpha; its null is 1
     sigma: Curve  # sigma_hat / sigma; its null is 1
     difference: (
@@ -65,9 +66,17 @@ class PairsReading:
         return [number for number, (low, high) in bounds if low > tolerance or high < -tolerance]
 
     @property
+    def unread(self) -> int:
+        """How many bins have no interval, as images without content show no alpha."""
+        bounds = zip(self.difference.low, self.difference.high, strict=True)
+        return sum(math.isnan(low) or math.isnan(high) for low, high in bounds)
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
         off, bins = self.beyond(), len(self.logsnr)
+        if self.unread and not off:
+            return f"Of {bins} bins of training pairs {self.unread} show no level, as their images hold nothing but 0."
         if not off:
             return f"Training pairs have the level that is told: no interval of {bins} lies beyond {TOLERANCE:g} nats."
         curve = self.difference
@@ -109,11 +118,11 @@ def audit(
 
 
 def _gathered(pairs: Iterable[tuple[Tensor, Tensor, Tensor]], process: Process) -> tuple[Pairs, int]:
-    """(the pairs that tell a level with noise, how many do not)."""
+    """(the pairs that tell a level with image and noise, how many do not)."""
     parts, untold = list[tuple[Tensor, Tensor, Tensor]](), 0
     for batch in pairs:
         x0, x, logsnr = _checked(batch, process)
-        known = logsnr < torch.inf  # which NaN is not
+        known = logsnr.isfinite()
         untold += int((~known).sum())
         parts.append((x0[known], x[known], logsnr[known]))
     if not parts:

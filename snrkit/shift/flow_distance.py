@@ -95,9 +95,14 @@ class FlowProbe(ProbeValue):
         return record.distance.plain(), f"{record.variance:.3f}"
 
 
+def _variance(x: Tensor) -> Tensor:
+    """Over states (M, *), summed over the numbers of each."""
+    return x.double().flatten(1).var(0).sum()
+
+
 def read_distance(states: Sequence[Tensor], flow: Flow, logsnr: list[float]) -> FlowDistance:
     """The reading of states (M, *) where steps ended, the clean ones last, beside the flow from the same first ones."""
     squares = per_state(states[-1] - flow.states[-1])
-    share = float(per_state(states[-1]).sum() / per_state(flow.states[-1]).sum())
+    share = float(_variance(states[-1]) / _variance(flow.states[-1]))
     along = [rms(x - y) for x, y in zip(states[:-1], flow.states[1:-1], strict=True)]
     return FlowDistance(len(squares), distance(squares, flow.error), share, flow.error, logsnr, along)

@@ -28,7 +28,7 @@ class Pairs:
 
 @torch.no_grad()
 def training_pairs(task: Task, pairs: int) -> Pairs:
-    """At least `pairs` pairs (fewer by the share that is not told a level) from the first steps of training."""
+    """At least `pairs` pairs (fewer by the share that is told no level or pure noise) from the first steps of training."""
     plan, found = task.plan(), []
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
@@ -36,6 +36,7 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
         pair = batch.ask(task).pair
         x, time = pair.x.cpu(), pair.time.cpu()
         known = ~time.isnan()
+        known[known.clone()] = task.objective.process.logsnr(time[known].double()).isfinite()
         o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
         c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
         found.append((batch.x0.cpu()[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))

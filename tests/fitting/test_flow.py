@@ -11,9 +11,9 @@ from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.corrections import ClassifierFreeGuidance
 from snrkit.sampling.flow import fine_flow, in_parts, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
-from snrkit.sampling.refine import refined
+from snrkit.sampling.refine import parts_of, refined
 from snrkit.sampling.sample import start
-from snrkit.sampling.solvers import Heun
+from snrkit.sampling.solvers import Heun, Unipc
 from tests.exact import PROCESSES, gaussian, gaussian_flow, mixture, run, tensor
 
 NOISES = 32
@@ -49,6 +49,29 @@ def test_the_stated_error_covers_the_true_one_on_a_mixture(name):
     truth = run(Heun(), denoise, finest, x) if name != "ddpm" else fine_flow(denoise, levels, x, steps=2400).states[-1]
     assert rms(found.states[-1] - truth) <= found.error + 2e-6
     assert found.error < 0.01
+
+
+@pytest.mark.parametrize("steps", [7, 13])
+@pytest.mark.parametrize(("name", "share"), [("edm", 1), ("flow", 0.3)])
+def test_extrapolation_is_of_the_order_of_the_walk(name, share, steps):
+    """The extrapolated flow is nearer to a far finer one than the walk that it is made of."""
+    process = PROCESSES[name]
+    levels = (UniformTime(steps=steps) if name == "flow" else Karras(steps=steps)).levels(process)
+    denoise, x = mixture(process), first(process, levels)
+    parts = parts_of(levels, process, 240, multiple=2)
+    walked, truth = (run(Unipc(p=3), denoise, refined(levels, process, n).levels, x) for n in (parts, 5 * parts))
+    assert rms(fine_flow(denoise, levels, x).states[-1] - truth) < share * rms(walked - truth)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 8, 10, 20, 100, 300])
+@pytest.mark.parametrize("name", ["edm", "flow", "vp"])
+def test_a_flow_has_as_many_steps_as_it_says(name, steps):
+    """Also where one of a grid's steps has nothing between its ends, as that from the cleanest level to the clean one."""
+    process = PROCESSES[name]
+    for grid in (Karras(steps=steps) if name == "edm" else UniformTime(steps=steps), UniformLogsnr(steps=steps)):
+        levels = grid.levels(process)
+        count = len(refined(levels, process, parts_of(levels, process, 240, multiple=2)).levels) - 1
+        assert 240 <= count <= 240 + 2 * steps
 
 
 def test_first_states_are_the_flow_at_the_first_level():

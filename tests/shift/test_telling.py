@@ -110,12 +110,22 @@ def test_a_loop_that_shifts_and_tells_the_unshifted_time_is_found(shift):
 
 
 def test_pairs_that_tell_no_level_are_left_out():
-    """NaN, as noise dropout tells it, and the clean image's time."""
+    """NaN, as noise dropout tells it, the clean image's time, and that of pure noise, which shows no alpha."""
     batch = next(pairs(Flow()))
     batch[2][:10] = torch.nan
     batch[2][10] = 0.0
+    batch[2][11] = 1.0
     found = snrkit.audit([batch], Flow())
-    assert (found.pairs, found.untold) == (989, 11)
+    assert (found.pairs, found.untold) == (988, 12)
+    assert all(map(math.isfinite, found.logsnr))
+
+
+def test_images_without_content_are_no_proof_of_a_level():
+    """Of pairs whose images are 0 everywhere nothing is said, and not that they have the level that is told."""
+    batch = next(pairs(Flow()))
+    found = snrkit.audit([(torch.zeros_like(batch[0]), batch[1], batch[2])], Flow())
+    assert found.unread == len(found.logsnr)
+    assert "show no level" in found.verdict
 
 
 @pytest.mark.parametrize(
