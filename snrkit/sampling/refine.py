@@ -42,7 +42,7 @@ def refined(levels: Sequence[Level], process: Process, parts: int) -> Refined:
 
 
 def parts_of(levels: Sequence[Level], process: Process, steps: int, multiple: int = 1) -> int:
-    """Into how many parts, a multiple, to cut every step for `steps` at least; some have no level between their ends."""
+    """Into how many parts, a multiple, to cut every step for `steps` at least; some steps cannot be cut."""
     room = [len(_cuts(here, there, process.bounds[1], 2)) > 0 for here, there in pairwise(levels)]
     return multiple * max(1, -(-(steps - room.count(False)) // (multiple * max(1, room.count(True)))))
 

@@ -28,7 +28,7 @@ class Pairs:
 
 @torch.no_grad()
 def training_pairs(task: Task, pairs: int) -> Pairs:
-    """At least `pairs` pairs (fewer by the share that is told no level or pure noise) from the first steps of training."""
+    """At least `pairs` pairs of the first steps of training, fewer by the share that is told no level or pure noise."""
     plan, found = task.plan(), []
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))

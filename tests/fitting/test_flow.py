@@ -66,7 +66,7 @@ def test_extrapolation_is_of_the_order_of_the_walk(name, share, steps):
 @pytest.mark.parametrize("steps", [2, 3, 5, 8, 10, 20, 100, 300])
 @pytest.mark.parametrize("name", ["edm", "flow", "vp"])
 def test_a_flow_has_as_many_steps_as_it_says(name, steps):
-    """Also where one of a grid's steps has nothing between its ends, as that from the cleanest level to the clean one."""
+    """Also where one of a grid's steps cannot be cut, as that from the cleanest level to the clean one."""
     process = PROCESSES[name]
     for grid in (Karras(steps=steps) if name == "edm" else UniformTime(steps=steps), UniformLogsnr(steps=steps)):
         levels = grid.levels(process)
