@@ -5,15 +5,20 @@ the flow, other solvers, designed grids with fitted steps, and the published cor
 sampler's own solver with the coefficients that are nearest to the flow.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from snrkit.base.errors import ConfigError
 from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.design import designs
 from snrkit.commands.knobs import coefficients, with_values
 from snrkit.commands.tune_flow import fit_table, nearest_to_flow
+from snrkit.data.dataset import fingerprint
 from snrkit.experiment.flows import FirstStates
 from snrkit.sampling.corrections import AnyCorrection, Dcw, EpsilonScaling, Gain
 from snrkit.sampling.corrections.dcw import Table
@@ -49,7 +54,13 @@ class Candidate:
     """Something to try, and how it is made of first states that are fitted on and others that choose."""
 
     name: str
+    shape: Sampler  # but for coefficients
     make: Callable[[], Made]
+
+    def asked(self, seeds: Sequence[Sequence[int]]) -> str:
+        """Fingerprint of what is to be made, and of the seeds that it is fitted and shown on."""
+        shape = self.shape.model_dump(mode="json")
+        return fingerprint(json.dumps([self.name, shape, [list(part) for part in seeds]], sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +78,52 @@ class Candidates:
 
     def every(self) -> Iterator[Candidate]:
         """In order."""
-        yield Candidate("as-it-is", lambda: Made(self.given))
+        yield Candidate("as-it-is", self.given, partial(Made, self.given))
+        if self.plain != self.given:
+            yield Candidate("without-corrections", self.plain, partial(Made, self.plain))
         yield from self._fitted()
         yield from self._solvers()
-        shape = with_nfe(self.plain.model_copy(update={"solver": Fitted()}), self.nfe, self.cost)
-        if shape is not None:
-            yield Candidate("designed", lambda: self._designed(shape))
+        yield self._at_cost("designed", Fitted(), self._designed)
         for name, (correction, names) in PUBLISHED.items():
-            yield Candidate(name, lambda c=correction, n=names: self._corrected(c, n))  # type: ignore[misc]
+            shape = self._with(correction)
+            yield Candidate(name, shape, partial(self._corrected, shape, names))
 
     def _fitted(self) -> Iterator[Candidate]:
-        base = self.plain.model_copy(update={"solver": Fitted()})
-        found = with_nfe(base, self.nfe, self.cost)
-        if found is not None:
-            yield Candidate("fitted", lambda: self._with_table(found))
+        yield self._at_cost("fitted", Fitted(), self._with_table)
         own = self.plain.solver
         if isinstance(own, Base) and own != Fitted().base:
             on_own = self.plain.model_copy(update={"solver": Fitted(base=own)})
-            yield Candidate("fitted-on-own", lambda: self._with_table(on_own))
+            yield Candidate("fitted-on-own", on_own, partial(self._with_table, on_own))
         if min(self.fitted.x.shape[-2:]) < 2:
             return
-        if found is not None:
-            by_band = found.model_copy(update={"solver": Fitted(bands="haar", history=1)})
-            yield Candidate("fitted-by-band", lambda: self._with_table(by_band))
-        table = self.plain.model_copy(update={"corrections": (*self.plain.corrections, Dcw(schedule=Table()))})
-        yield Candidate("dcw-table", lambda: self._with_table(table))
+        yield self._at_cost("fitted-by-band", Fitted(bands="haar", history=1), self._with_table)
+        table = self._with(Dcw(schedule=Table()))
+        yield Candidate("dcw-table", table, partial(self._with_table, table))
 
     def _solvers(self) -> Iterator[Candidate]:
-        for solver in dict.fromkeys((Ipndm(), *self.solvers)):
-            other = self.plain.model_copy(update={"solver": solver})
-            found = with_nfe(other, self.nfe, self.cost) or with_nfe(other, self.nfe - 1, self.cost)
-            if found is not None and not takes_fit(found) and found != self.given:
-                yield Candidate(solver.kind.replace("_", "-"), lambda s=found: Made(s))  # type: ignore[misc]
+        """Each by its kind, and those of one kind by a number too."""
+        solvers = [s for s in dict.fromkeys((Ipndm(), *self.solvers)) if s != self.plain.solver]
+        kinds = Counter[str]()
+        for solver in solvers:
+            kinds[solver.kind] += 1
+            number = "" if kinds[solver.kind] == 1 else f"-{kinds[solver.kind]}"
+            found = self._at_cost(solver.kind.replace("_", "-") + number, solver, Made)
+            if not takes_fit(found.shape):
+                yield found
+
+    def _at_cost(self, name: str, solver: AnySolver, make: Callable[[Sampler], Made]) -> Candidate:
+        """With another solver, at as many evaluations or one fewer; one that cannot be had says so when it is made."""
+        other = self.plain.model_copy(update={"solver": solver})
+        found = with_nfe(other, self.nfe, self.cost) or with_nfe(other, self.nfe - 1, self.cost)
+        return (
+            Candidate(name, other, self._impossible) if found is None else Candidate(name, found, partial(make, found))
+        )
+
+    def _impossible(self) -> Made:
+        raise ConfigError(f"its grid, {self.plain.grid.kind}, has no {self.nfe} evaluations with this solver.")
+
+    def _with(self, correction: AnyCorrection) -> Sampler:
+        return self.plain.model_copy(update={"corrections": (*self.plain.corrections, correction)})
 
     def _with_table(self, sampler: Sampler) -> Made:
         states = self.fitted.on_grid_of(sampler)
@@ -109,8 +134,7 @@ class Candidates:
         found = min(designs(fitted, chosen_on, shape), key=lambda one: one.distance)
         return Made(found.sampler, found.table.rows)
 
-    def _corrected(self, correction: AnyCorrection, names: Sequence[str]) -> Made:
-        sampler = self.plain.model_copy(update={"corrections": (*self.plain.corrections, correction)})
+    def _corrected(self, sampler: Sampler, names: Sequence[str]) -> Made:
         known = coefficients(sampler)
         chosen = [known[f"{len(self.plain.corrections)}.{name}"] for name in names]
         found = nearest_to_flow(self.fitted, sampler, chosen, self.bootstrap)

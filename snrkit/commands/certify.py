@@ -22,17 +22,17 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.base.tensors import values_checksum
 from snrkit.commands.candidates import Candidate, Candidates, Made
-from snrkit.commands.compare import difference, find_rows
+from snrkit.commands.compare import check_untuned, difference, find_rows
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
+from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import (
-    Advice,
     Certificate,
     Recipe,
     ScoreChange,
@@ -40,12 +40,13 @@ from snrkit.experiment.certificate import (
     TriedCandidate,
 )
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.fits import FitOf, StoredFit, write_fit
-from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.fits import FitOf, StoredFit, WithFit
+from snrkit.experiment.flows import FirstStates, blank, first_states
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.run import Run
+from snrkit.experiment.scorer import disjoint
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.fitting.guard import Guard, guarded
@@ -53,17 +54,18 @@ from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import by_key
 from snrkit.reports.certificate import certificate_page, sentence
 from snrkit.sampling.flow import Flow
-from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, takes_fit
+from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, open_with, parse_seeds, takes_fit
 from snrkit.shift.flow_distance import distance, per_state
 from snrkit.shift.response import Response, ResponseProbe
 from snrkit.shift.why import Why, WhyProbe
 
 ROUNDING = ROUNDING_VARIANCE**0.5
+RANGES = 5  # of seeds, at least: with fewer an interval hardly shows what is worse
 RULE = (
     "The recipe is used if the sampler is farther from the flow than rounding to 8 bits moves an image (rms "
-    f"{ROUNDING:.4f}), if on first states that chose nothing the upper 95 % bound of the paired change of squared "
-    "distance to the flow lies below 0, and if the 95 % interval of the paired difference of the score that decides, "
-    "on seeds that tuned nothing, does not show it to be worse."
+    f"{ROUNDING:.4f}; 0 where states are no pixels), if on first states that chose nothing the upper 95 % bound of the "
+    "paired change of squared distance to the flow lies below 0, and if the 95 % interval of the paired difference of "
+    f"the score that decides, over {RANGES} ranges or more of seeds that tuned nothing, does not show it to be worse."
 )
 
 
@@ -86,6 +88,11 @@ class Certifier:
     def run(self) -> Run:
         """Where what is found is kept."""
         return self.model.run
+
+    @property
+    def rounding(self) -> float:
+        """By how much rounding to 8 bits moves states; 0 where they are no pixels."""
+        return ROUNDING if self.opened.data.representation == PIXELS else 0.0
 
     def of(self, sampler: Sampler) -> FitOf:
         """What is certified: a sampler of these weights."""
@@ -112,6 +119,7 @@ def run_certify(
     check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     check_arms_fit(opened.setting, e.shift)
+    check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every candidate so far"), torch.no_grad():
         model = open_model_aloud(opened, run)
@@ -125,6 +133,12 @@ def check_seeds(experiment: Experiment) -> None:
     """Refuse seeds that would both choose and confirm: ConfigError."""
     tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
     check_disjoint(experiment)
+    disjoint(len(parse_seeds(experiment.sample.seeds)), ranges_of(experiment))
+
+
+def ranges_of(experiment: Experiment) -> int:
+    """Of the seeds that are scored: metrics.ranges, or RANGES if those are fewer."""
+    return max(experiment.metrics.ranges, RANGES)
 
 
 def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Certificate:
@@ -137,35 +151,47 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
     boot = FlowTools(e, certifier.samples).bootstrap
     tries = Candidates(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
-    tried, skipped = _try_all(certifier, name, list(tries.every()), chosen_on, quiet)
+    tried, skipped = _try_all(certifier, name, tries, quiet)
+    if tried[0].distance is None:
+        raise ConfigError(f"samplers.{name}: {tried[0].why} Nothing can be set beside it; certify another sampler.")
     best = min((one for one in tried if one.distance is not None), key=_nearest)
     made = made_of(best)
     base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
     guard = guarded(base, moved, flow.states[-1], flow.error)
     recipe = _recipe(certifier, name, best, made, guard, flow)
-    score = _score(certifier, name, made.sampler, quiet) if guard.helps else None
-    use = guard.helps and guard.base.high > ROUNDING and score is not None and score.verdict != "worse"
-    kept = recipe if use else Recipe(sampler.model_dump(mode="json"), None)
-    record = _record(certifier, name, "use the recipe" if use else "leave it as it is", kept, guard, world)
-    record = replace(record, winner=best.name, score=score, candidates=tuple(tried), not_tried=tuple(skipped))
+    record = _record(certifier, name, recipe, guard, world)
+    record = replace(record, winner=best.name, candidates=tuple(tried), not_tried=tuple(skipped))
+    if guard.helps:
+        record = replace(record, score=_score(certifier, record, made, quiet))
+    return _answered(certifier, record)
+
+
+def _answered(certifier: Certifier, record: Certificate) -> Certificate:
+    """The certificate with what the rule says, which is written."""
+    guard, score, sampler = record.guard, record.score, certifier.experiment.samplers[record.sampler]
+    use = guard.helps and guard.base.value > record.rounding and score is not None and score.verdict != "worse"
+    left = Recipe(sampler.model_dump(mode="json"), certifier.of(sampler), None)
+    record = replace(record, advice="use the recipe") if use else replace(record, recipe=left)
+    record = replace(record, logsnr=_levels(certifier, record.recipe))
     record = replace(record, sentence=sentence(record))
     _write(certifier, record)
     return record
 
 
-def _record(certifier: Certifier, name: str, advice: Advice, recipe: Recipe, guard: Guard, world: World) -> Certificate:
-    """A certificate, but for what was tried."""
+def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world: World) -> Certificate:
+    """A certificate before anything was scored, and without what was tried."""
     e, sampler = certifier.experiment, certifier.experiment.samplers[name]
     return Certificate(
         experiment=e.name,
         sampler=name,
-        advice=advice,
-        sentence="",
+        advice="leave it as it is",
+        sentence="This is not confirmed yet.",
         nfe=e.model.parts.cost(sampler),
         of=certifier.of(sampler),
         network=values_checksum(_parameters(certifier.model)),
-        logsnr=_levels(certifier, recipe),
+        logsnr=(),
         rule=RULE,
+        rounding=certifier.rounding,
         winner="",
         recipe=recipe,
         guard=guard,
@@ -187,8 +213,9 @@ def _parameters(model: Model) -> dict[str, Tensor]:
 
 
 def _levels(certifier: Certifier, recipe: Recipe) -> tuple[float, ...]:
-    sampler = Sampler.model_validate(recipe.definition)
-    return tuple(float(level.logsnr) for level in certifier.samples.open(sampler).typical[:-1])
+    sampler, samples = Sampler.model_validate(recipe.definition), certifier.samples
+    opened = open_with(sampler, samples.setting.parts.process, WithFit(samples.sources, blank(sampler)))
+    return tuple(float(level.logsnr) for level in opened.typical[:-1])
 
 
 def _nearest(one: TriedCandidate) -> float:
@@ -196,35 +223,37 @@ def _nearest(one: TriedCandidate) -> float:
     return one.distance.value
 
 
-def _try_all(
-    certifier: Certifier, name: str, candidates: Sequence[Candidate], chosen_on: FirstStates, quiet: bool
-) -> tuple[list[TriedCandidate], list[str]]:
+def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) -> tuple[list[TriedCandidate], list[str]]:
     """(What was tried, now or before; the names of what time did not allow)."""
-    of, tried, skipped = certifier.of(certifier.experiment.samplers[name]), list[TriedCandidate](), list[str]()
+    tune, candidates = certifier.experiment.tune, list(tries.every())
+    of, seeds = certifier.of(tries.given), tuning_seeds(tune.seeds, tune.noises, 3)[:2]
+    tried, skipped = list[TriedCandidate](), list[str]()
     with bar(f"certifying {name}", len(candidates), not quiet) as progress:
         for index, candidate in enumerate(candidates):
-            path = certifier.run.candidate(name, candidate.name)
+            path, asked = certifier.run.candidate(name, candidate.name), candidate.asked(seeds)
             known = read_record(TriedCandidate, path) if path.exists() else None
-            if known is not None and known.of == of:
+            if known is not None and (known.of, known.asked) == (of, asked):
                 tried.append(known)
             elif tried and certifier.until is not None and time.monotonic() > certifier.until:
                 skipped.append(candidate.name)
             else:
-                tried.append(_try(of, candidate, chosen_on))
+                tried.append(_try(of, asked, candidate, tries.chosen_on))
                 with disk_errors(f"writing {path}", "free space and run the same command again"):
                     write_json(path, to_json(tried[-1]))
             progress.update(index + 1, candidate.name)
     return tried, skipped
 
 
-def _try(of: FitOf, candidate: Candidate, chosen_on: FirstStates) -> TriedCandidate:
+def _try(of: FitOf, asked: str, candidate: Candidate, chosen_on: FirstStates) -> TriedCandidate:
     try:
         made = candidate.make()
         squares = per_state(made.walked(chosen_on) - chosen_on.flow.states[-1])
+        if not bool(squares.isfinite().all()):
+            raise SnrkitError("its states do not stay finite.")
     except SnrkitError as error:
-        return TriedCandidate(of, candidate.name, {}, None, None, reason_of(error))
+        return TriedCandidate(of, asked, candidate.name, {}, None, None, reason_of(error))
     near = distance(squares, chosen_on.flow.error)
-    return TriedCandidate(of, candidate.name, made.sampler.model_dump(mode="json"), made.rows, near, "")
+    return TriedCandidate(of, asked, candidate.name, made.sampler.model_dump(mode="json"), made.rows, near, "")
 
 
 def made_of(one: TriedCandidate) -> Made:
@@ -233,24 +262,34 @@ def made_of(one: TriedCandidate) -> Made:
 
 
 def _recipe(certifier: Certifier, name: str, best: TriedCandidate, made: Made, guard: Guard, flow: Flow) -> Recipe:
-    """The winner as samplers take it; the coefficients of its steps are put into the run."""
-    definition = made.sampler.model_dump(mode="json")
+    """The winner as samplers take it, with the coefficients of its steps."""
+    definition, of = made.sampler.model_dump(mode="json"), certifier.of(made.sampler)
     if made.rows is None:
-        return Recipe(definition, None)
-    tune, named = certifier.experiment.tune, named_fit(made.sampler)
-    of = certifier.samples.sources.names.fit_of(named)
-    stored = StoredFit(of, f"{name}: {best.name}", made.rows, (), tune.noises, tune.seeds, flow.evaluations, guard)
-    write_fit(certifier.run, stored)
-    return Recipe(definition, stored)
+        return Recipe(definition, of, None)
+    tune, label = certifier.experiment.tune, f"{name}: {best.name}"
+    stored = StoredFit(of, label, made.rows, (), tune.noises, tune.seeds, flow.evaluations, guard)
+    return Recipe(definition, of, stored)
 
 
-def _score(certifier: Certifier, name: str, winner: Sampler, quiet: bool) -> ScoreChange:
-    """The score that decides, of images of sample.seeds, which tuned nothing; kept as compare keeps its rows."""
-    e, label = certifier.experiment, f"{name}-certified"
-    cost = e.model.parts.cost
+def _score(certifier: Certifier, record: Certificate, made: Made, quiet: bool) -> ScoreChange:
+    """The score that decides, of images of sample.seeds, which tuned nothing; kept as compare keeps its rows.
+
+    A winner with coefficients is sampled as any certificate is: from the one that is not confirmed yet.
+    """
+    e, name, winner = certifier.experiment, record.sampler, made.sampler
+    cost, label = e.model.parts.cost, f"{record.sampler}-certified"
+    if made.rows is not None:
+        path = certifier.run.certificate(name, ".unconfirmed.json")
+        with disk_errors(f"writing {path}", "free space and run the same command again"):
+            write_json(path, to_json(record))
+        winner = winner.model_copy(update={"certificate": path})
     rows = {name: Row(e.samplers[name], cost(e.samplers[name]), None), label: Row(winner, cost(winner), name)}
-    shift = e.shift.model_copy(update={"probes": ()})
-    plain = e.model_copy(update={"shift": shift, "samplers": {n: row.sampler for n, row in rows.items()}})
+    changes = {
+        "shift": e.shift.model_copy(update={"probes": ()}),
+        "metrics": e.metrics.model_copy(update={"ranges": ranges_of(e)}),
+        "samplers": {n: row.sampler for n, row in rows.items()},
+    }
+    plain = e.model_copy(update=changes)
     found = find_rows(replace(certifier.opened, experiment=plain), certifier.model, rows, quiet)
     base, other = found[name].score, found[label].score
     decisive = by_key(base.decided_by)

@@ -26,7 +26,9 @@ from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
+from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened
@@ -113,10 +115,14 @@ def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool
 
 
 def check_untuned(run: Run, experiment: Experiment) -> None:
-    """Refuse to score seeds on which coefficients were chosen: ConfigError."""
+    """Refuse to score seeds that chose coefficients of the run or of certificates that samplers name: ConfigError."""
     scored = parse_seeds(experiment.sample.seeds)
-    for path in sorted((run.path / "tune").glob("*.json")):
-        shared = scored.shared(parse_seeds(read_record(Tuned, path).seeds))
+    tuned = [(path, read_record(Tuned, path).seeds) for path in sorted((run.path / "tune").glob("*.json"))]
+    fits = [(path, read_record(StoredFit, path).seeds) for path in sorted((run.path / "fits").glob("*.json"))]
+    named = sorted({sampler.certificate for sampler in experiment.samplers.values() if sampler.certificate is not None})
+    certified = [(path, read_record(Certificate, path).tuning_seeds) for path in named]
+    for path, seeds in (*tuned, *fits, *certified):
+        shared = scored.shared(parse_seeds(seeds))
         if shared:
             raise ConfigError(
                 f"sample.seeds: {shared} of these seeds chose the coefficients of {path.stem} ({path}); score others."

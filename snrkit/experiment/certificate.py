@@ -1,11 +1,13 @@
 """Certificates: what was found out about one sampler of one model, and the recipe that follows."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from snrkit.base.records import read_record
+from snrkit.base.records import read_record, to_json
+from snrkit.data.dataset import fingerprint
 from snrkit.experiment.fits import FitOf, StoredFit, check_fit
 from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
@@ -20,6 +22,7 @@ class TriedCandidate:
     """One that was tried: its sampler with coefficients, its steps' fit, and how near it comes where one is chosen."""
 
     of: FitOf  # what decides it: weights, and the sampler that it is to replace
+    asked: str  # fingerprint of what was to be made, and of the seeds it was fitted and shown on
     name: str
     definition: Mapping[str, Any]
     rows: tuple[tuple[float, ...], ...] | None  # (steps, terms), of steps that were fitted
@@ -55,6 +58,7 @@ class Recipe:
     """A sampler, and the fit that its steps take; None where they take none."""
 
     definition: Mapping[str, Any]
+    of: FitOf  # the same model, and this sampler
     fit: StoredFit | None
 
 
@@ -71,6 +75,7 @@ class Certificate:
     network: str  # checksum of the values of its parameters, by which pipelines are told
     logsnr: tuple[float, ...]  # of the levels of the recipe but for the clean one, NaN for pure noise
     rule: str  # written before anything was confirmed
+    rounding: float  # rms by which rounding to 8 bits moves an image; 0 where states are no pixels
     winner: str
     recipe: Recipe
     guard: Guard  # of the winner beside the sampler as it is, on first states that chose nothing
@@ -87,11 +92,13 @@ class Certificate:
 
 def certified_fit(path: Path, wanted: FitOf) -> Fit | None:
     """The coefficients of a recipe, None where it takes none. RunError: of other weights, or another sampler."""
-    record = read_record(Certificate, path)
-    model = replace(record.of, sampler=wanted.sampler)
-    remedy = "certify this one: snrkit certify"
-    check_fit(path, model, wanted, remedy)
-    if record.recipe.fit is None:
-        return None
-    check_fit(path, record.recipe.fit.of, wanted, remedy)
-    return record.recipe.fit.fit
+    recipe = read_record(Certificate, path).recipe
+    check_fit(path, recipe.of, wanted, "certify this one: snrkit certify")
+    return None if recipe.fit is None else recipe.fit.fit
+
+
+def certified_fact(path: Path) -> str:
+    """What the coefficients of a recipe are, as manifests keep it."""
+    if not path.exists():
+        return "absent"
+    return fingerprint(json.dumps(to_json(read_record(Certificate, path).recipe), sort_keys=True))

@@ -44,6 +44,7 @@ class FitOf:
     checkpoint_images: int
     weights_checksum: str | None
     labels: int | None  # of the mixture over which they were fitted; None for all
+    named_weights: str = ""  # fingerprint of other weights and estimators that the sampler names; "" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ def write_fit(run: Run, stored: StoredFit) -> Path:
 
 
 def fit_fact(run: Run, named: NamedFit) -> str:
-    """What a fit is, as manifests keep it."""
-    path = fit_path(run, named.sampler) if named.certificate is None else named.certificate
+    """What a fit of the run is, as manifests keep it."""
+    path = fit_path(run, named.sampler)
     return fingerprint(read_regular(path, LARGEST_FIT)) if path.exists() else "absent"
 
 

@@ -20,7 +20,7 @@ from snrkit.base.tensors import read_tensors
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.experiment.certificate import certified_fit
+from snrkit.experiment.certificate import certified_fact, certified_fit
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, fit_fact, open_fit
 from snrkit.experiment.models import FromElsewhere, Weights, checkpoint_path
@@ -67,7 +67,7 @@ class RunNames:
 
     def _fact(self, kind: str, what: Named) -> list[Any]:
         if isinstance(what, NamedFit):
-            return [fit_fact(self.run, what)]
+            return [fit_fact(self.run, what) if what.certificate is None else certified_fact(what.certificate)]
         if isinstance(what, NamedEstimator):
             path = self.run.estimator / "network.safetensors"
             return [fingerprint(read_regular(path, LARGEST)) if path.exists() else "absent"]
@@ -77,19 +77,27 @@ class RunNames:
         except ConfigError as error:
             raise ConfigError(f"{kind}: {error}") from None
 
-    def fit_of(self, named: NamedFit) -> FitOf:
+    def fit_of(self, asked: NamedFit) -> FitOf:
         """What a fit for a sampler has to be fitted to."""
         e, weights = self.experiment, self.weights
         training = [e.training_part(), self.setting.data.dataset.fingerprint]
+        beside = self._beside(Sampler.model_validate_json(asked.sampler))
         return FitOf(
-            named.sampler,
+            asked.sampler,
             NUMERICS,
             fingerprint(json.dumps(training, sort_keys=True)),
             weights.name,
             weights.images,
             weights.checksum,
             e.sample.labels,
+            fingerprint(json.dumps(beside)) if beside else "",
         )
+
+    def _beside(self, sampler: Sampler) -> list[list[Any]]:
+        """The facts of what a sampler names, but for its own coefficients."""
+        parts = self.setting.parts
+        found = named(sampler, parts.process, parts.levels)
+        return [self._fact(kind, what) for kind, what in found if not isinstance(what, NamedFit)]
 
     def place(self, run: Path | None) -> tuple[Experiment, Run]:
         """The experiment and the run meant; None: the sampler's own."""

@@ -3,7 +3,6 @@
 import yaml
 
 from snrkit.base.files import write_text
-from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.run import Run
 from snrkit.metrics.scores import by_key
@@ -31,7 +30,7 @@ def sentence(record: Certificate) -> str:
 
 
 def _why_left(record: Certificate) -> str:
-    if record.guard.base.high <= ROUNDING_VARIANCE**0.5:
+    if record.guard.base.value <= record.rounding:
         return "it follows the network's own flow more closely than rounding to 8 bits moves an image"
     if record.winner == "as-it-is":
         return "nothing that was tried comes nearer to the network's own flow"
@@ -120,14 +119,15 @@ def _repeat(record: Certificate) -> list[Block]:
 def evaluation_card(record: Certificate) -> str:
     """The certificate as a model card of the Hugging Face Hub: its `model-index`, and what it says in words."""
     guard, score = record.guard, record.score
-    shown = guard.fitted if record.advice == "use the recipe" else guard.base
+    used = record.advice == "use the recipe"
+    shown = guard.fitted if used else guard.base
     metrics = [
         {"type": "rms_to_flow", "name": "rms distance to the network's own flow", "value": shown.value},
         {"type": "norm_gap", "name": "norm gap of the sampler as it is, nats", "value": record.shift.norm_gap.value},
         {"type": "norm_gap_null", "name": "its null, nats", "value": record.shift.null.value},
     ]
     if score is not None:
-        metrics.append({"type": score.key, "name": score.title, "value": score.winner})
+        metrics.append({"type": score.key, "name": score.title, "value": score.winner if used else score.base})
     result = {
         "task": {"type": "unconditional-image-generation"},
         "dataset": {"type": record.of.training, "name": record.experiment},

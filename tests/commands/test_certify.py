@@ -1,6 +1,10 @@
 """certify: one answer for a sampler, confirmed on seeds that chose nothing, and kept so that it goes on."""
 
 import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,13 +12,20 @@ import yaml
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
-from snrkit.commands.certify import ROUNDING
+from snrkit.base.sealed import read_json
+from snrkit.commands.candidates import Candidate, Candidates, Made
+from snrkit.commands.certify import RANGES, ROUNDING, _try
 from snrkit.commands.certify_model import write_experiment
 from snrkit.commands.compare_rows import comparison_layout
 from snrkit.experiment.certificate import Certificate
-from snrkit.experiment.experiment import load_experiment
+from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
-from tests.small import load_images, snrkit, write_config, written
+from snrkit.reports.certificate import evaluation_card
+from snrkit.sampling.grid import Listed
+from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.solvers import Heun, Unipc
+from tests.small import SMALL, load_images, snrkit, write_config, written
 
 GRID = {"kind": "karras", "steps": 4}
 SAMPLERS = {
@@ -25,7 +36,7 @@ SAMPLERS = {
 }
 FILE = {
     "samplers": SAMPLERS, "tune": {"seeds": "1000-1059", "noises": 20}, "sample": {"seeds": "0-63", "batch": 64},
-    "compare": {"solvers": [{"kind": "heun"}, {"kind": "unipc"}]},
+    "compare": {"solvers": [{"kind": "heun"}, {"kind": "unipc"}, {"kind": "unipc", "p": 1}]},
 }  # fmt: skip
 
 
@@ -52,22 +63,34 @@ def test_the_card_says_what_the_certificate_says(trained, certified):
     values = {metric["type"]: metric["value"] for metric in result["metrics"]}
     side = "fitted" if certified["advice"] == "use the recipe" else "base"
     assert values["rms_to_flow"] == certified["guard"][side]["value"]
-    assert values["fd"] == certified["score"]["winner"]
+    assert values["fd"] == certified["score"]["winner" if certified["advice"] == "use the recipe" else "base"]
     assert certified["sentence"] in body
+
+
+@pytest.mark.parametrize(("advice", "side"), [("use the recipe", "winner"), ("leave it as it is", "base")])
+def test_the_card_has_the_score_of_what_is_advised(trained, certified, advice, side):
+    """Not that of a winner which was not confirmed."""
+    stored = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
+    assert stored.score is not None
+    score = replace(stored.score, base=10.0, winner=99.0)
+    text = evaluation_card(replace(stored, advice=advice, score=score))
+    metrics = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
+    assert next(m["value"] for m in metrics if m["type"] == score.key) == getattr(score, side)
 
 
 def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certified):
     """What was chosen is the nearest of all that was tried; the advice follows from guard and score alone."""
     tried = {one["name"]: one for one in certified["candidates"]}
     assert list(tried) == [
-        "as-it-is", "fitted", "fitted-on-own", "fitted-by-band", "dcw-table", "ipndm", "heun", "unipc", "designed",
-        "dcw-pixel", "dcw-bands", "epsilon-scaling", "constant-gain",
+        "as-it-is", "fitted", "fitted-on-own", "fitted-by-band", "dcw-table", "ipndm", "heun", "unipc", "unipc-2",
+        "designed", "dcw-pixel", "dcw-bands", "epsilon-scaling", "constant-gain",
     ]  # fmt: skip
     distances = {name: one["distance"]["value"] for name, one in tried.items() if one["distance"]}
     assert certified["winner"] == min(distances, key=distances.get)
+    assert distances["unipc"] != distances["unipc-2"]
     assert certified["winner"] != "as-it-is"
     use = certified["guard"]["helps"] and certified["score"]["verdict"] != "worse"
-    assert certified["guard"]["base"]["high"] > ROUNDING
+    assert certified["guard"]["base"]["value"] > ROUNDING
     assert certified["advice"] == ("use the recipe" if use else "leave it as it is")
     assert certified["not_tried"] == []
     for suffix in (".md", ".html"):
@@ -76,6 +99,63 @@ def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certifie
     stored = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
     assert stored.sentence == certified["sentence"]
     assert "euler at 4 evaluations" in stored.sentence
+
+
+def test_the_run_s_own_fits_are_left_alone_and_scores_have_ranges(trained, certified):
+    """What was fitted stands in the certificate; an interval is of RANGES ranges, though the file has fewer."""
+    run = Run(trained / "runs/small")
+    assert not (run.path / "fits").exists()
+    assert load_experiment(trained / "small.yaml").metrics.ranges < RANGES
+    assert len(read_json(run.compared("euler-certified"))["score"]["ranges"]) == RANGES
+    assert certified["score"]["difference"]["low"] is not None
+
+
+def test_candidates_of_other_seeds_are_not_taken_up(trained, certified, tmp_path):
+    """They were fitted and shown on first states that might confirm now: another part of the seeds tries all anew."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    line = ("certify", "--sampler", "euler", "--minutes", "0", "--json", "-q")
+    for change in ("tune.seeds=2000-2059", "tune.seeds=1040-1059,1000-1039"):
+        found = json.loads(snrkit(folder, *line, "--set", change).stdout)["euler"]
+        assert [one["name"] for one in found["candidates"]] == ["as-it-is"]
+    kept = json.loads(snrkit(trained, *line).stdout)["euler"]
+    assert kept == certified
+
+
+def test_a_candidate_is_asked_for_by_all_that_decides_it():
+    """Its name, its sampler with every option, and the first states that it is fitted and shown on."""
+    sampler = Sampler.model_validate(SAMPLERS["euler"])
+    other = sampler.model_copy(update={"solver": Unipc(p=1)})
+    one = Candidate("a", sampler, partial(Made, sampler))
+    asked = {
+        one.asked([[1, 2], [3, 4]]), one.asked([[1, 2], [3, 5]]), one.asked([[1], [2, 3, 4]]),
+        Candidate("b", sampler, one.make).asked([[1, 2], [3, 4]]),
+        Candidate("a", other, one.make).asked([[1, 2], [3, 4]]),
+        Candidate("a", other.model_copy(update={"solver": Unipc()}), one.make).asked([[1, 2], [3, 4]]),
+    }  # fmt: skip
+    assert len(asked) == 6
+
+
+def test_what_cannot_be_had_says_so():
+    """A listed grid has the steps that it lists: what would need others stays in the list, with the reason."""
+    grid = Listed(sigma=(10.0, 1.0, 0.1))
+    given = Sampler(grid=grid, solver=Heun())
+    cost = parse_experiment(SMALL, "small").model.parts.cost
+    states = SimpleNamespace(x=torch.zeros(2, 1, 4, 4))
+    every = {one.name: one for one in Candidates(given, given, cost(given), cost, (), states, states, None).every()}
+    for name in ("fitted", "fitted-by-band", "ipndm", "designed"):
+        with pytest.raises(ConfigError, match="has no 5 evaluations with this solver"):
+            every[name].make()
+
+
+def test_a_candidate_that_does_not_stay_finite_is_none():
+    """It has no distance, so that it cannot win, and the reason is kept."""
+    sampler = Sampler.model_validate(SAMPLERS["euler"])
+    states = SimpleNamespace(flow=SimpleNamespace(states=[torch.zeros(2, 1, 4, 4)], error=0.0))
+    made = SimpleNamespace(sampler=sampler, rows=None, walked=lambda _: torch.full((2, 1, 4, 4), torch.nan))
+    tried = _try(FitOf("", 0, "", "", 0, None, None), "", Candidate("nan", sampler, lambda: made), states)
+    assert tried.distance is None
+    assert "do not stay finite" in tried.why
 
 
 def test_going_on_tries_nothing_twice(trained, certified):
@@ -98,7 +178,7 @@ def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     assert found["winner"] == "as-it-is"
     assert found["advice"] == "leave it as it is"
     assert "fitted" in found["not_tried"]
-    assert found["guard"]["base"]["high"] < ROUNDING
+    assert found["guard"]["base"]["value"] < ROUNDING
     assert "more closely than rounding to 8 bits" in found["sentence"]
 
 
@@ -114,6 +194,7 @@ def test_a_run_with_certificates_is_sound(trained, certified):
         (["--sampler", "fit"], "takes a fit, which certify makes by itself"),
         (["--sampler", "euler", "--set", "tune.seeds=0-59"], "scored by sample.seeds"),
         (["--sampler", "euler", "--set", "tune.noises=30"], "give 90 at least"),
+        (["--sampler", "euler", "--set", "sample.seeds=0-8"], "9 images do not make 5 ranges"),
     ],
 )
 def test_what_cannot_be_certified_is_refused(trained, arguments, said):
@@ -124,17 +205,12 @@ def test_what_cannot_be_certified_is_refused(trained, arguments, said):
 
 
 def test_a_certificate_is_a_sampler(trained, certified, tmp_path):
-    """Named in a file it is the recipe, with the coefficients that stand in it, though the run has none any more."""
+    """Named in a file it is the recipe, with the coefficients that stand in it, though the run has none."""
     run = Run(trained / "runs/small")
     path = run.certificate("euler")
     certified_sampler = {"certified": {"certificate": str(path)}}
     write_config(trained, **{**FILE, "samplers": {**SAMPLERS, **certified_sampler}})
-    fits = {p: p.read_bytes() for p in (run.path / "fits").glob("*.json")}
-    for fit in fits:
-        fit.unlink()
     snrkit(trained, "sample", "--sampler", "certified", "-q")
-    for fit, content in fits.items():
-        fit.write_bytes(content)
     images = load_images(run.samples("certified"), range(8))
     if certified["advice"] == "use the recipe":
         kept = load_images(run.compared_samples("euler-certified"), range(8))

@@ -1,6 +1,7 @@
 """tune --by flow: coefficients and fitted steps of an experiment, and what samples with them."""
 
 import json
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,32 @@ def test_a_fit_of_another_model_is_refused(trained):
     assert snrkit(folder, "check", str(run.path), plain=True, check=False).returncode != 0
     for path, content in kept.items():
         path.write_bytes(content)
+
+
+def test_seeds_that_were_fitted_on_are_not_scored(trained):
+    """compare and certify refuse them, though the file names others to tune on now."""
+    folder, _ = trained
+    moved = ("--set", "tune.seeds=2000-2059", "--set", "sample.seeds=1018-1081", "-q")
+    for line in (("compare",), ("certify", "--sampler", "euler")):
+        done = snrkit(folder, *line, *moved, check=False)
+        assert done.returncode != 0
+        assert "of these seeds chose the coefficients of" in " ".join(done.stderr.split())
+
+
+def test_a_fit_is_of_the_weights_that_guidance_names_too(trained):
+    """Where those are others than when it was fitted, it is refused."""
+    folder, _ = trained
+    guided = {**SAMPLERS["fit"], "corrections": [{"kind": "autoguidance", "weight": 0.5, "run": "runs/weak"}]}
+    write_config(folder, **{**FILE, "samplers": {"fit": guided}})
+    weak = ("--set", "name=weak", "-q")
+    with chdir(folder):
+        snrkit(folder, "train", *weak)
+        snrkit(folder, "tune", "--by", "flow", "--sampler", "fit", "-q")
+        snrkit(folder, "sample", "--sampler", "fit", "-q", "--overwrite")
+        snrkit(folder, "train", "--set", f"train.images={2 * SMALL['train']['images']}", *weak)
+        done = snrkit(folder, "sample", "--sampler", "fit", "--overwrite", check=False)
+    write_config(folder, **FILE)
+    assert "named weights differ" in " ".join(done.stderr.split())
 
 
 def test_the_base_of_a_fitted_row_is_its_base_solver():

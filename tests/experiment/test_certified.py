@@ -42,8 +42,8 @@ def certificate(path, network, levels, solver, corrections=(), fit=None):
     stored = None if fit is None else StoredFit(OF, "fit", fit, (), 20, "0-59", 363, guard)
     record = Certificate(
         "made", "sampler", "use the recipe", "", len(logsnr), OF, values_checksum(dict(network.named_parameters())),
-        logsnr, "", "fitted", Recipe(sampler, stored), guard, None, ShiftSplit(NUMBER, NUMBER, NUMBER, NUMBER, ""), (),
-        (), 20, "0-59", "0-99", "", {},
+        logsnr, "", 0.0, "fitted", Recipe(sampler, OF, stored), guard, None,
+        ShiftSplit(NUMBER, NUMBER, NUMBER, NUMBER, ""), (), (), 20, "0-59", "0-99", "", {},
     )  # fmt: skip
     write_json(path, to_json(record))
     return path
