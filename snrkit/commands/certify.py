@@ -279,7 +279,7 @@ def _score(certifier: Certifier, record: Certificate, made: Made, quiet: bool) -
     e, name, winner = certifier.experiment, record.sampler, made.sampler
     cost, label = e.model.parts.cost, f"{record.sampler}-certified"
     if made.rows is not None:
-        path = certifier.run.certificate(name, ".unconfirmed.json")
+        path = _unconfirmed(certifier, name)
         with disk_errors(f"writing {path}", "free space and run the same command again"):
             write_json(path, to_json(record))
         winner = winner.model_copy(update={"certificate": path})
@@ -318,3 +318,9 @@ def _write(certifier: Certifier, record: Certificate) -> None:
     with disk_errors(f"writing {path}", "free space and run the same command again"):
         write_json(path, to_json(record))
         certificate_page(certifier.run, record, certifier.card)
+        _unconfirmed(certifier, record.sampler).unlink(missing_ok=True)
+
+
+def _unconfirmed(certifier: Certifier, name: str) -> Path:
+    """Where a certificate stands until it is confirmed."""
+    return certifier.run.certificate(name, ".unconfirmed.json")

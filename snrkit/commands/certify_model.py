@@ -15,8 +15,11 @@ GRIDS = {"edm": {"kind": "karras"}}  # as their own samplers have them; others: 
 SOLVERS = {"edm": {"kind": "heun"}}
 
 
-def write_experiment(model: Path, data: Path | None, nfe: int) -> Path:
-    """Write `certify-NAME.yaml` beside the run directories and return it. ConfigError where it cannot be known."""
+def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None = None) -> Path:
+    """Write `certify-NAME.yaml`, or `certify-NAME-SIZE.yaml`, beside the run directories and return it.
+
+    `size` is the side of the states of a model that takes several. ConfigError where it cannot be known.
+    """
     if data is None:
         raise ConfigError(f"{model}: give the images that it is to make by --data, or a YAML by --config.")
     if not model.exists():
@@ -25,8 +28,11 @@ def write_experiment(model: Path, data: Path | None, nfe: int) -> Path:
     if len(kinds) != 1:
         known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
         raise ConfigError(f"{model} {known}; write a YAML with `model: {{kind: ..., path: {model}}}` for --config.")
-    path = Path(f"certify-{_slug(model)}.yaml")
-    text = f"# written by snrkit certify {model} --data {data} --nfe {nfe}\n{_content(model, data, nfe, kinds[0])}"
+    if size is not None and kinds[0] != "diffusers":
+        raise ConfigError(f"--size: {model} is of kind {kinds[0]}, whose file says its one size; drop it.")
+    path = Path(f"certify-{_slug(model)}.yaml" if size is None else f"certify-{_slug(model)}-{size}.yaml")
+    asked = f"{model} --data {data} --nfe {nfe}" + ("" if size is None else f" --size {size}")
+    text = f"# written by snrkit certify {asked}\n{_content(model, data, nfe, kinds[0], size)}"
     if path.exists() and path.read_text() != text:
         raise ConfigError(f"{path} is there and says something else; certify it by --config {path}, or move it away.")
     with disk_errors(f"writing {path}", "free space or work in another folder"):
@@ -34,13 +40,13 @@ def write_experiment(model: Path, data: Path | None, nfe: int) -> Path:
     return path
 
 
-def _content(model: Path, data: Path, nfe: int, kind: str) -> str:
+def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:
     grid = GRIDS.get(kind, {"kind": "uniform_time"})
     solver = SOLVERS.get(kind, {"kind": "euler"})
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {
         "data": {"kind": "folder", "path": str(data)},
-        "model": {"kind": kind, "path": str(model)},
+        "model": {"kind": kind, "path": str(model), **({} if size is None else {"sides": [size, size]})},
         "samplers": {f"{solver['kind']}-{nfe}": {"grid": {**grid, "steps": steps}, "solver": solver}},
         "metrics": {"features": "pixels"},
     }
@@ -50,4 +56,4 @@ def _content(model: Path, data: Path, nfe: int, kind: str) -> str:
 def _slug(model: Path) -> str:
     """A name that a run can have."""
     found = re.sub(r"[^A-Za-z0-9_-]+", "-", model.resolve().stem).strip("-_") or "model"
-    return found[: LONGEST_NAME - len("certify-")]
+    return found[: LONGEST_NAME - len("certify--10000")]

@@ -269,6 +269,10 @@ def certify(
         typer.Option("--data", help="Folder of the images that MODEL is to make."),
     ] = None,
     nfe: Annotated[int, typer.Option("--nfe", min=2, help="Network evaluations for each image, of MODEL.")] = 13,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--size", min=1, help="Side of the states of MODEL, where it takes several."),
+    ] = None,
     sampler: SamplerOption = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -286,7 +290,7 @@ def certify(
         raise SnrkitError("certify: give a YAML by --config, or a model's file or folder with --data.")
     from snrkit.commands.certify_model import write_experiment
 
-    experiment, world = _begin(config or write_experiment(model or Path(), data, nfe), settings, device)
+    experiment, world = _begin(config or write_experiment(model or Path(), data, nfe, size), settings, device)
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
@@ -105,6 +106,9 @@ def test_the_run_s_own_fits_are_left_alone_and_scores_have_ranges(trained, certi
     """What was fitted stands in the certificate; an interval is of RANGES ranges, though the file has fewer."""
     run = Run(trained / "runs/small")
     assert not (run.path / "fits").exists()
+    assert {path.name for path in (run.path / "certify").glob("euler.*")} == {
+        "euler.json", "euler.md", "euler.html", "euler.card.md",
+    }  # fmt: skip
     assert load_experiment(trained / "small.yaml").metrics.ranges < RANGES
     assert len(read_json(run.compared("euler-certified"))["score"]["ranges"]) == RANGES
     assert certified["score"]["difference"]["low"] is not None
@@ -269,3 +273,42 @@ def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):
     assert content["model"]["kind"] == "edm"
     with pytest.raises(ConfigError, match="says something else"):
         write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 5)
+
+
+def test_a_size_is_another_model(tmp_path, monkeypatch):
+    """Of a model that takes several: its own file and run, so that what is found at one size is refused at another."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("snrkit.commands.certify_model.kinds_of", lambda path: ("diffusers",))
+    (tmp_path / "model").mkdir()
+    paths = [write_experiment(tmp_path / "model", tmp_path, 5, size) for size in (None, 8, 16)]
+    parts = [yaml.safe_load(path.read_text())["model"] for path in paths]
+    assert [part.get("sides") for part in parts] == [None, [8, 8], [16, 16]]
+    assert len({path.stem for path in paths}) == 3
+    monkeypatch.setattr("snrkit.commands.certify_model.kinds_of", lambda path: ("edm",))
+    with pytest.raises(ConfigError, match="whose file says its one size"):
+        write_experiment(tmp_path / "model", tmp_path, 5, 8)
+
+
+def test_a_folder_of_diffusers_is_certified_without_a_yaml(tmp_path, monkeypatch):
+    """With a folder of images, at a size that is not its own; no time is left for more than the sampler as it is."""
+    diffusers = pytest.importorskip("diffusers")
+    from tests.checkpoints.test_diffusers import opened, unet
+
+    monkeypatch.chdir(tmp_path)
+    opened(tmp_path / "model", diffusers.DDIMScheduler(), unet(sample_size=16))
+    (tmp_path / "images").mkdir()
+    draws = torch.Generator().manual_seed(0)
+    for index in range(60):
+        image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=draws)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"images/{index}.png")
+    settings = {
+        "data.holdout": 0.5, "tune.noises": 20, "tune.seeds": "1000-1059", "sample.seeds": "0-19", "shift.images": 20,
+        "shift.bootstrap": 100, "metrics.pixel_components": 2,
+    }  # fmt: skip
+    changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    line = ("certify", tmp_path / "model", "--data", tmp_path / "images", "--nfe", "3", "--size", "8", "--minutes", "0")
+    found = json.loads(snrkit(tmp_path, *line, *changes, "--json", "-q", plain=True).stdout)["euler-3"]
+    assert found["advice"] == "leave it as it is"
+    assert found["nfe"] == 3
+    assert "fitted" in found["not_tried"]
+    assert Run(tmp_path / "runs/certify-model-8").certificate("euler-3").exists()
