@@ -17,10 +17,10 @@ would ask the network again or move the level that it is told cannot act from th
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -118,11 +118,12 @@ def walk_of(scheduler: Any) -> Walk:
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """How a network's output is read at a level: y = c_skip*x + c_out*F."""
+    """How a network is asked at a level, and its output read: y = c_skip*x + c_out*F(c_in*x)."""
 
     target: Target
     c_skip: Tensor
     c_out: Tensor
+    c_in: Tensor
 
 
 def scales_of(scheduler: Any, level: Level) -> Scales:
@@ -133,11 +134,12 @@ def scales_of(scheduler: Any, level: Level) -> Scales:
         data = scheduler.config.sigma_data
         total = level.sigma**2 + data**2
         sign = -1.0 if predicted == "v_prediction" else 1.0
-        return Scales(X0(), data**2 / total, sign * level.sigma * data / total.sqrt())
+        return Scales(X0(), data**2 / total, sign * level.sigma * data / total.sqrt(), 1 / total.sqrt())
     target = FlowVelocity() if scaling_of(scheduler) == "flow" else TARGETS.get(predicted)
     if target is None:
         raise SnrkitError(f"prediction_type {predicted} is not known; {', '.join(TARGETS)} are.")
-    return Scales(target, 0 * one, one)
+    exploding = type(scheduler).__name__ in EXPLODING
+    return Scales(target, 0 * one, one, 1 / (1 + level.sigma**2).sqrt() if exploding else one)
 
 
 class Packing:
@@ -194,24 +196,35 @@ Before = Callable[[Seen], Seen]
 After = Callable[[Seen, Tensor], Tensor]
 
 
+class Watch(Protocol):
+    """Is shown every step before it is made, as the pipeline asks for it, and may refuse it."""
+
+    def check(self, position: Position, given: Mapping[str, Any]) -> None:
+        """Take the step at `position` with the arguments `given`, by name, or raise SnrkitError."""
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was."""
+
+
 class Hook:
     """Something that stands between a pipeline and its scheduler until it is removed, or for the length of a `with`.
 
     `before` may exchange what the network said, `after` the next state; what comes back as it was is passed on as it
-    was.
+    was. A `watch` sees each step first, and is removed with the hook.
     """
 
-    def __init__(self, pipeline: Any, before: Before, after: After) -> None:
+    def __init__(self, pipeline: Any, before: Before, after: After, watch: Watch | None = None) -> None:
         if not hasattr(pipeline, "scheduler"):
             raise SnrkitError(f"a {type(pipeline).__name__} is no pipeline, which has a scheduler.")
         self.scheduler: Any = pipeline.scheduler
         scaling_of(self.scheduler)
-        self.before, self.after = before, after
+        self.before, self.after, self.watch = before, after, watch
         self.packing = Packing(pipeline)
         self._walk: tuple[Tensor, Walk] | None = None
         self._moved: Tensor | None = None
         self._kept = {name: vars(self.scheduler).get(name) for name in ("step", "multistep_uni_c_bh_update")}
         self._step = self.scheduler.step
+        self._signature = inspect.signature(self._step)
 
         @functools.wraps(self._step)  # pipelines look at the signature, for eta and generator
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -232,6 +245,8 @@ class Hook:
             elif name in vars(self.scheduler):
                 delattr(self.scheduler, name)
         self.packing.remove()
+        if self.watch is not None:
+            self.watch.remove()
 
     def __enter__(self) -> Self:
         """Itself; it is in the pipeline already."""
@@ -252,7 +267,11 @@ class Hook:
         return self._walk[1]
 
     def _stepped(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        position, x, said = self.walk().position(timestep), self._open(sample), self._open(model_output)
+        position = self.walk().position(timestep)
+        if self.watch is not None:
+            given = self._signature.bind(model_output, timestep, sample, *args, **kwargs)
+            self.watch.check(position, given.arguments)
+        x, said = self._open(sample), self._open(model_output)
         output, rest = said[:, : x.shape[1]], said[:, x.shape[1] :]  # the rest is a learned variance
         seen = self.before(self._read(position, x, output))
         if seen.output is not output:
@@ -305,6 +324,11 @@ class Hook:
 
 def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
     """Put corrections into a pipeline until `.remove()`, or for a `with`. SnrkitError for what cannot act there."""
+    return Hook(pipeline, *acting(corrections))
+
+
+def acting(corrections: Sequence[Correction]) -> tuple[Before, After]:
+    """What corrections do before and after a scheduler's step. SnrkitError for what cannot act there."""
     if not isinstance(corrections, Sequence):
         raise SnrkitError("corrections is a list; write correct(pipeline, [Dcw(low=0.01)]).")
     for one in corrections:
@@ -325,7 +349,7 @@ def correct(pipeline: Any, corrections: Sequence[Correction]) -> Hook:
             step = replace(step, x_next=one.after(step))
         return step.x_next
 
-    return Hook(pipeline, before, after)
+    return before, after
 
 
 def _barred(one: Any) -> str | None:
