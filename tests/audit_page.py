@@ -18,8 +18,13 @@ VERSION = diffusers.__version__
 STEPS = (4, 10, 25, 50)
 SPACINGS = ("linspace", "leading", "trailing")
 SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-ONE_STAGE = {"stages": 1, "stage_range": [0, 1]}
+ZERO: dict[str, object] = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+FLOW: dict[str, object] = {"use_flow_sigmas": True}
+ONE_STAGE: dict[str, object] = {"stages": 1, "stage_range": [0, 1]}
 NEEDED: dict[str, dict[str, object]] = {  # to be made at all
     "AmusedScheduler": {"mask_token_id": 0},
     "VQDiffusionScheduler": {"num_vec_classes": 4},
@@ -29,9 +34,10 @@ TEXT = """# What schedulers tell
 
 `snrkit audit` runs a scheduler without an image and sets the level that a network is told at every call beside the
 level that the state has (README). Here it is run on every scheduler that diffusers {version} exports, with its defaults
-but for the named setting, at {steps} steps. The tables are made by `python -m tests.audit_page`; each kind of
-finding is confirmed by a test (`tests/shift/test_schedulers.py`) that computes it by hand from what the named method
-does. Where torchsde is installed, the two schedulers that need it are among them{sde}.
+but for the named settings, at {steps} steps; Helios' has one stage, and the few that cannot be made
+without an argument are given one. The tables are made by `python -m tests.audit_page`; each kind of finding is
+confirmed by a test (`tests/shift/test_schedulers.py`) that computes it by hand from what the named method does. Where
+torchsde is installed, the two schedulers that need it are among them{sde}.
 
 Every difference is the logsnr of the state less that of the time that is told, in nats: below 0 the state is noisier
 than the network is told. The network knows the image and answers for the level at which the scheduler holds its state,
@@ -55,9 +61,10 @@ The farthest difference, and in how many calls it is beyond {tolerance} nats; - 
    fraction, and tell the truth. In KDPM2 only the times of whole steps are rounded.
 3. *Times are cut to whole numbers.* With `use_exponential_sigmas` or `use_beta_sigmas` the fraction is not rounded but
    lost, as the times are cast to int64: the network is told up to one entry too clean a level, always on that side.
-4. *Times of a flow are cut to whole numbers.* The same cast, of sigma * 1000, with `use_flow_sigmas`. Where sigma is
-   0.9997 (or, in UniPC, 0.999999) and 999 is told, 1 - t is three (or a thousand) times what it should be, which is
-   most of the difference shown and means little; the small sigmas of many steps are what counts.
+4. *Times of a flow are cut to whole numbers.* The same cast, of sigma * 1000, with `use_flow_sigmas`. With a
+   `flow_shift` of 3 the first sigma is 0.9997 and 999 is told, so that 1 - t is three times what it should be, -2 ln 3
+   nats; in UniPC it is 0.999999 at any shift, and 1 - t a thousand times too large. That is most of the difference
+   shown and means little; the small sigmas of many steps are what counts.
 5. *Two layouts at once.* With `interpolation_type: log_linear`, `EulerDiscreteScheduler.set_timesteps` lays the sigmas
    out evenly in ln sigma, and leaves the times where `timestep_spacing` has them. Only with `timestep_type:
    continuous`, as Stable Video Diffusion has it, are the times those of the sigmas.
@@ -70,7 +77,8 @@ The farthest difference, and in how many calls it is beyond {tolerance} nats; - 
    sigma_min.
 8. *Another variance.* `fixed_large` in DDPM's `_get_variance` adds beta where the posterior of a known image has less.
    It is right for images of unit variance of which nothing is known, and too noisy as soon as the network knows
-   something.
+   something, most of all at the last call: under `linspace`, the default, it is told t = 0, whose noise has a variance
+   of 1e-4, and its state has the beta of the whole step before it.
 9. *Inverted sigmas in a step that knows none.* `invert_sigmas` of `FlowMatchLCMScheduler` turns the sigmas into 1 -
    sigma, from 0 to 1, and `step` goes on reading them as shares of noise: its last state is noise alone.
    `FlowMatchEulerDiscreteScheduler.step` takes differences only, and is right.
@@ -134,19 +142,20 @@ def variants(kind: type) -> Iterator[tuple[str, dict[str, object]]]:
         yield "default", stage
     yield from ((flag.split("_")[1], {flag: True}) for flag in SIGMAS if flag in known)
     if "use_flow_sigmas" in known and "flow_shift" in known:
-        yield "flow", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+        yield "flow", FLOW
+        yield "flow with flow_shift 3", {**FLOW, "flow_shift": 3.0}
     if "shift" in known:
         yield "shift 3", {"shift": 3.0, **stage}
     if "invert_sigmas" in known:
         yield "inverted", {"invert_sigmas": True}
     if kind.__name__.startswith("DDPM") and "variance_type" in known:
-        yield "fixed_large", {"variance_type": "fixed_large", "timestep_spacing": "trailing"}
+        yield "fixed_large", {"variance_type": "fixed_large"}
     if "rescale_betas_zero_snr" in known:
-        yield "zero SNR", ZERO
+        yield "zero SNR with trailing and v_prediction", ZERO
     if "interpolation_type" in known:
         yield "log_linear", {"interpolation_type": "log_linear"}
     if "timestep_type" in known:
-        yield "continuous", {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+        yield "continuous with v_prediction", {"timestep_type": "continuous", "prediction_type": "v_prediction"}
 
 
 @cache
@@ -164,8 +173,8 @@ def walked(kind: type, variant: str, steps: int) -> Walked | str:
 def reason(name: str, variant: str) -> str:
     """The number of the explanation of a finding."""
     by_variant = {
-        "karras": "2", "lu": "2", "exponential": "3", "beta": "3", "flow": "4", "log_linear": "5", "fixed_large": "8",
-        "inverted": "9", "linspace": "1",
+        "karras": "2", "lu": "2", "exponential": "3", "beta": "3", "flow": "4", "flow with flow_shift 3": "4",
+        "log_linear": "5", "fixed_large": "8", "inverted": "9", "linspace": "1",
     }  # fmt: skip
     return {"IPNDMScheduler": "6", "CMStochasticIterativeScheduler": "7"}.get(name) or by_variant[variant]
 
@@ -174,6 +183,8 @@ def cell(found: Walked | str) -> str:
     """The farthest difference, and how many are beyond the tolerance."""
     if isinstance(found, str):
         return "refused"
+    if found.unread:
+        return "not read"
     beyond = sum(abs(call.difference) > TOLERANCE for call in found.calls)
     return f"{found.worst:+.3f} ({beyond} of {len(found.calls)})" if beyond else "-"
 
@@ -228,7 +239,7 @@ def training() -> list[Sequence[str]]:
         except (SnrkitError, ImportError):
             continue
         if found is not None:
-            beyond = sum(abs(call.difference) > TOLERANCE for call in found.calls)
+            beyond = sum(not abs(call.difference) <= TOLERANCE for call in found.calls)  # NaN is beyond
             rows.append((kind.__name__, f"{found.worst:+.3f}" if beyond else "-", [f"{beyond} of {len(found.calls)}"]))
     return grouped(iter(rows))
 

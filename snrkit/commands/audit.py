@@ -52,7 +52,7 @@ def audit_folder(what: Path, steps: int, tolerance: float) -> Audited:
     walked = walk_scheduler(scheduler, steps)
     trains = training_scheduler(scheduler)
     training = None if trains is None else walk_training(trains)
-    return _audited(str(what), tolerance, (walked,), training, None)
+    return audited(str(what), tolerance, (walked,), training, None)
 
 
 def _scheduler_file(what: Path) -> Path:
@@ -79,7 +79,7 @@ def audit_experiment(experiment: Experiment, tolerance: float, world: World, nam
              parts.process)
         for name in choose(experiment, names)
     )  # fmt: skip
-    return _audited(experiment.name, tolerance, walks, None, _pairs(experiment, world))
+    return audited(experiment.name, tolerance, walks, None, _pairs(experiment, world))
 
 
 def _bare(sampler: Sampler) -> Sampler:
@@ -93,14 +93,19 @@ def _pairs(experiment: Experiment, world: World) -> PairsReading | None:
     return read_pairs(pairs, BINS, Bootstrap(RESAMPLES, experiment.shift.confidence, experiment.seed))
 
 
-def _audited(
+def audited(
     what: str, tolerance: float, walks: tuple[Walked, ...], training: Walked | None, pairs: PairsReading | None
 ) -> Audited:
-    """With what lies beyond the tolerance, a sentence each."""
+    """With what lies beyond the tolerance or cannot be read, a sentence each."""
     every = (*walks, training) if training is not None else walks
     found = [f"{walked.name} {words}" for walked in every for words in walked.beyond(tolerance)]
     if pairs is not None and (off := pairs.beyond(tolerance)):
         found.append(f"training pairs have another level than is told in {len(off)} of {len(pairs.logsnr)} bins")
+    if pairs is not None and pairs.unread:
+        found.append(
+            f"training pairs show no level in {pairs.unread} of {len(pairs.logsnr)} bins, where nothing is compared "
+            "with what is told"
+        )
     return Audited(what, tolerance, walks, training, pairs, tuple(found))
 
 

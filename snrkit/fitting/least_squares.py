@@ -6,7 +6,7 @@ f y, G = sum G_j and b = sum b_j, the plain solution is c = G^-1 b, and the ridg
     min_c |y - sum_i c_i f_i|^2 + mu c' G c,    is    s c,  s = 1/(1 + mu):
 
 a share of the plain solution, 0 at infinite mu. With c_(-j) = (G - G_j)^-1 (b - b_j), fitted without image j, the error
-on what was left out is a parabola in s; s is its least in [0, 1].
+on what was left out is a parabola in s; s is its least in [0, 1]. At a share of 0 coefficients are exact zeros.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from snrkit.base.errors import SnrkitError
 
 SMALLEST = 1e-10  # of the eigenvalues of G with a unit diagonal, below which terms are taken to be the same
 
@@ -27,15 +29,17 @@ class Solved:
 
 
 def fit_terms(terms: Sequence[Tensor], wanted: Tensor) -> Solved:
-    """The coefficients with which terms (M, *) make `wanted` (M, *)."""
+    """The coefficients with which terms (M, *) make `wanted` (M, *). SnrkitError where sums are not finite."""
     products, with_wanted = sums(terms, wanted)
     whole, of_wanted = products.sum(0), with_wanted.sum(0)
+    if not bool(whole.isfinite().all() and of_wanted.isfinite().all()):
+        raise SnrkitError("a step has states or predictions that are not finite or too large, and nothing fits them.")
     plain = solutions(whole, of_wanted)
     left_out = solutions(whole - products, of_wanted - with_wanted)
     gained = float((left_out * with_wanted).sum())
     curvature = float((left_out[:, None] @ products @ left_out[:, :, None]).sum())
     share = min(max(gained / curvature, 0.0), 1.0) if curvature > 0 else 0.0
-    return Solved(tuple((share * plain).tolist()), share)
+    return Solved(tuple((share * plain).tolist()) if share else (0.0,) * len(terms), share)
 
 
 def sums(terms: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
+import math
+
 import yaml
 
 from snrkit.base.files import write_text
 from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.run import Run
+from snrkit.fitting.guard import Guard, guard_warns
 from snrkit.metrics.scores import by_key
 from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page, short
 from snrkit.sampling.sampler import Sampler
@@ -20,13 +23,19 @@ def sentence(record: Certificate) -> str:
     )
     if shift.warning:
         said = f"{said} Mind that {shift.warning}."
-    guard = record.guard
+    guard, warning = record.guard, guard_warns(record.guard)
+    warned = "" if warning is None else f" Mind that {warning}."
     if record.advice == "leave it as it is":
-        return f"{said} Leave it as it is: {_why_left(record)}."
+        return f"{said} Leave it as it is: {_why_left(record)}.{warned}"
     return (
         f"{said} Use the recipe {record.winner} ({solver}): rms to the flow {guard.fitted.value:.4f} against "
-        f"{guard.base.value:.4f}{_scored(record)}."
+        f"{guard.base.value:.4f}{_scored(record)}.{warned}"
     )
+
+
+def _confirmed_on(guard: Guard) -> str:
+    """What the distances of the winner are of, and how much of the change lies with one state."""
+    return "; ".join(filter(None, ("on first states that chose nothing", guard_warns(guard))))
 
 
 def _why_left(record: Certificate) -> str:
@@ -62,7 +71,7 @@ def _verdict(record: Certificate) -> list[Block]:
         ("of it the network's, nats", shift.network.signed(), "what a fine sampler of the same network keeps"),
         ("of it the solver's, nats", shift.solver.signed(), ""),
         ("rms to the flow, as it is", guard.base.plain(), f"error of the flow itself {guard.reference:.1g}"),
-        (f"rms to the flow, {record.winner}", guard.fitted.plain(), "on first states that chose nothing"),
+        (f"rms to the flow, {record.winner}", guard.fitted.plain(), _confirmed_on(guard)),
     ]
     if record.score is not None:
         score = record.score
@@ -83,7 +92,7 @@ def _verdict(record: Certificate) -> list[Block]:
 
 
 def _tried(record: Certificate) -> list[Block]:
-    tried = sorted(record.candidates, key=lambda one: one.distance.value if one.distance else float("inf"))
+    tried = sorted(record.candidates, key=_nearness)
     rows = [(one.name, one.distance.plain() if one.distance else "-", _as_said(one)) for one in tried]
     left = f" Time did not allow {', '.join(record.not_tried)}." if record.not_tried else ""
     return [
@@ -94,6 +103,12 @@ def _tried(record: Certificate) -> list[Block]:
         ),
         Table(("candidate", "rms to the flow", "as"), rows),
     ]
+
+
+def _nearness(one: TriedCandidate) -> float:
+    """The distance to the flow; infinite where there is none, as of states that are not finite."""
+    value = math.inf if one.distance is None else one.distance.value
+    return math.inf if math.isnan(value) else value
 
 
 def _as_said(one: TriedCandidate) -> str:

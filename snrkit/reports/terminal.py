@@ -117,6 +117,8 @@ def _show_pairs(pairs: PairsReading) -> None:
     ]
     _print(header, rows)
     out.print(f"{pairs.pairs} training pairs")
+    if pairs.left_out is not None:
+        out.print(pairs.left_out)
 
 
 def show_calibration(record: FittedEstimator) -> None:

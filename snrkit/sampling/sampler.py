@@ -24,7 +24,7 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, Target
 from snrkit.diffusion.process import Process
 from snrkit.sampling.corrections import AnyCorrection
-from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.corrections.guidance import Guidance, of_steps
 from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Fitted, Heun, IpndmV, Unipc
@@ -281,10 +281,10 @@ def guided_alone(sampler: Sampler) -> Sampler:
 
 
 def guidance_of(sampler: Sampler, opened: OpenedSampler) -> tuple[BeliefCorrection, ...]:
-    """What guides the network, of an opened sampler: what belongs to its flow."""
+    """What guides the network, of an opened sampler on one grid: what belongs to its flow, in the steps it guides."""
     pairs = zip(sampler.corrections, opened.corrections, strict=True)
     return tuple(
-        correction
+        of_steps(value, correction, opened.levels)
         for value, correction in pairs
         if isinstance(value, Guidance) and isinstance(correction, BeliefCorrection)
     )

@@ -31,6 +31,7 @@ from snrkit.training.holdout import Pairs
 
 BINS = 10
 TOLERANCE = 0.01  # nats
+UNTOLD = 0.1  # the share of pairs that tell no level, beyond which it is said
 LEAST = 1e-12  # of a ratio, where noise makes it negative
 
 
@@ -72,8 +73,19 @@ class PairsReading:
         return sum(math.isnan(low) or math.isnan(high) for low, high in bounds)
 
     @property
+    def left_out(self) -> str | None:
+        """A sentence on the pairs that tell no level, where they are more than a tenth; None where they are not."""
+        every = self.pairs + self.untold
+        if self.untold <= UNTOLD * every:
+            return None
+        return f"{self.untold} of {every} pairs tell no level, of image and noise both, and nothing is said of them."
+
+    @property
     def verdict(self) -> str:
-        """One sentence."""
+        """One sentence on the pairs that tell a level, and one on the others where they are more than a tenth."""
+        return " ".join(filter(None, (self._verdict(), self.left_out)))
+
+    def _verdict(self) -> str:
         off, bins = self.beyond(), len(self.logsnr)
         if self.unread and not off:
             return f"Of {bins} bins of training pairs {self.unread} show no level, as their images hold nothing but 0."
@@ -111,14 +123,14 @@ def audit(
     if bins < 1:
         raise SnrkitError(f"bins is {bins}; give 1 at least.")
     check_resampling("bootstrap", bootstrap, _of_all(confidence, bins))
-    told, untold = _gathered(pairs, process)
+    told = _gathered(pairs, process)
     if len(told.x0) < FEWEST * bins:
         raise SnrkitError(f"{len(told.x0)} pairs tell a level, and {bins} bins take {FEWEST * bins}; give more.")
-    return read_pairs(told, bins, Bootstrap(bootstrap, confidence, seed), untold)
+    return read_pairs(told, bins, Bootstrap(bootstrap, confidence, seed))
 
 
-def _gathered(pairs: Iterable[tuple[Tensor, Tensor, Tensor]], process: Process) -> tuple[Pairs, int]:
-    """(the pairs that tell a level with image and noise, how many do not)."""
+def _gathered(pairs: Iterable[tuple[Tensor, Tensor, Tensor]], process: Process) -> Pairs:
+    """The pairs that tell a level with image and noise, and how many do not."""
     parts, untold = list[tuple[Tensor, Tensor, Tensor]](), 0
     for batch in pairs:
         x0, x, logsnr = _checked(batch, process)
@@ -130,7 +142,7 @@ def _gathered(pairs: Iterable[tuple[Tensor, Tensor, Tensor]], process: Process) 
     if len({part[0].shape[1:] for part in parts}) > 1:
         raise SnrkitError("batches of pairs have images of different shapes; give those of one shape.")
     x0, x, logsnr = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Pairs(x0, x, process.level(logsnr)), untold
+    return Pairs(x0, x, process.level(logsnr), untold)
 
 
 def _checked(batch: tuple[Tensor, Tensor, Tensor], process: Process) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,14 +163,14 @@ def _of_all(confidence: float, bins: int) -> float:
     return 1 - (1 - confidence) / bins
 
 
-def read_pairs(pairs: Pairs, bins: int, bootstrap: Bootstrap, untold: int = 0) -> PairsReading:
+def read_pairs(pairs: Pairs, bins: int, bootstrap: Bootstrap) -> PairsReading:
     """The reading of pairs that are gathered."""
     logsnr, found = _read(pairs, bins, bootstrap)
     alpha, sigma = (torch.stack(part) for part in zip(*found, strict=True))
     difference = 2 * (alpha.clamp(min=LEAST).log() - sigma.clamp(min=LEAST).log())
     wider = replace(bootstrap, confidence=_of_all(bootstrap.confidence, len(logsnr)))
     curves = bootstrap.curve(alpha), bootstrap.curve(sigma), wider.curve(difference)
-    return PairsReading(logsnr, len(pairs.x0), untold, *curves, bootstrap.confidence)
+    return PairsReading(logsnr, len(pairs.x0), pairs.untold, *curves, bootstrap.confidence)
 
 
 def audit_probe(pairs: Pairs, sigma_data: float, bins: int, bootstrap: Bootstrap) -> Audit:

@@ -43,9 +43,14 @@ def per_state(x: Tensor) -> Tensor:
 
 
 def distance(squares: Tensor, error: float) -> Number:
-    """The rms of distances with mean squares (M,), and its two-sided interval, wider by the reference's rms error."""
+    """The rms of distances with mean squares (M,), and its two-sided interval, wider by the reference's rms error.
+
+    NaN, bounds included, where a state or the reference is not finite.
+    """
     mean = float(squares.mean())
     reach = student(len(squares) - 1, (1 + CONFIDENCE) / 2) * float(squares.std()) / math.sqrt(len(squares))
+    if not math.isfinite(mean + reach + error):
+        return Number(math.nan, math.nan, math.nan)
     low, high = (math.sqrt(max(0.0, mean + way * reach)) for way in (-1, 1))
     return Number(math.sqrt(mean), max(0.0, low - error), high + error)
 

@@ -54,12 +54,23 @@ class Walked:
 
     @property
     def worst(self) -> float:
-        """The difference that is farthest from 0."""
-        return max((call.difference for call in self.calls), key=abs, default=0.0)
+        """The difference that is farthest from 0; NaN where one cannot be read."""
+        differences = [call.difference for call in self.calls]
+        return math.nan if any(map(math.isnan, differences)) else max(differences, key=abs, default=0.0)
+
+    @property
+    def unread(self) -> list[int]:
+        """The places of the calls whose level or size cannot be read, as a state or a time that is NaN has none."""
+        return [place for place, call in enumerate(self.calls) if math.isnan(call.difference + call.scale)]
 
     def beyond(self, tolerance: float) -> list[str]:
-        """What lies beyond `tolerance` nats, in words: the beginning, levels, and the scale of what is shown."""
+        """What lies beyond `tolerance` nats, in words: the beginning, levels, and the scale of what is shown.
+
+        What cannot be read is among it, as nobody has shown that it is what is told.
+        """
         found = []
+        if self.begun is not None and math.isnan(self.begun):
+            found.append("begins with noise whose level cannot be read")
         if self.begun is not None and abs(self.begun) > tolerance:
             found.append(f"begins with noise that is {_nats(self.begun)} of the level told")
         off, level = _farthest([call.difference for call in self.calls], tolerance)
@@ -73,6 +84,11 @@ class Walked:
             found.append(
                 f"{sizes} of {len(self.calls)} calls show another size than training, most of all call "
                 f"{size + 1}, by {self.calls[size].scale:+.4f} nats"
+            )
+        if unread := self.unread:
+            found.append(
+                f"{len(unread)} of {len(self.calls)} calls cannot be read, as the state or the time is not finite; the "
+                f"first is call {unread[0] + 1}"
             )
         return found
 

@@ -24,12 +24,13 @@ class Pairs:
     x0: Tensor
     x: Tensor
     level: Level
+    untold: int = 0  # pairs beside them that tell no level, or that of the clean image or of pure noise
 
 
 @torch.no_grad()
 def training_pairs(task: Task, pairs: int) -> Pairs:
     """At least `pairs` pairs of the first steps of training, fewer by the share that is told no level or pure noise."""
-    plan, found = task.plan(), []
+    plan, found, untold = task.plan(), [], 0
     for step in range(-(-pairs // task.config.batch)):
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
         batch = micro_batch(task, draws, task.pixels(draws))
@@ -37,11 +38,12 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
         x, time = pair.x.cpu(), pair.time.cpu()
         known = ~time.isnan()
         known[known.clone()] = task.objective.process.logsnr(time[known].double()).isfinite()
+        untold += int((~known).sum())
         o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
         c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
         found.append((batch.x0.cpu()[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
     x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))
-    return Pairs(x0, x, task.objective.process.level(logsnr))
+    return Pairs(x0, x, task.objective.process.level(logsnr), untold)
 
 
 @dataclass(frozen=True, slots=True)

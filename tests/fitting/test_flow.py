@@ -1,6 +1,7 @@
 """The fine flow: against exact flows and finer integrators, its stated error, and refined grids."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from snrkit.sampling.corrections import ClassifierFreeGuidance
 from snrkit.sampling.flow import fine_flow, in_parts, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.refine import parts_of, refined
-from snrkit.sampling.sample import start
-from snrkit.sampling.solvers import Heun, Unipc
+from snrkit.sampling.sample import sample, start
+from snrkit.sampling.sampler import Dummy, Sampler, guidance_of, open_with
+from snrkit.sampling.solvers import Euler, Heun, Unipc
 from tests.exact import PROCESSES, gaussian, gaussian_flow, mixture, run, tensor
 
 NOISES = 32
@@ -102,6 +104,82 @@ def test_the_flow_is_that_of_the_guided_network():
     found = fine_flow(Wrapped(process, answer), levels, x, cond, [weight])
     wanted = fine_flow(Wrapped(process, guided), levels, x, cond)
     assert torch.allclose(found.states[-1], wanted.states[-1], rtol=0, atol=1e-12)
+
+
+INTERVALS = {  # of the sampler's steps 3 and 4, which begin at logsnr -3.07 and -0.50 and end at 2.64
+    "t": {"t_min": 0.3, "t_max": 0.7},
+    "logsnr": {"logsnr_min": -4.0, "logsnr_max": 1.0},
+}
+
+
+class Asked:
+    """A network of two mixtures, with a label and without; `without` keeps the logsnr at which it is asked so."""
+
+    def __init__(self, process):
+        self.with_label, self.unlabelled = (mixture(process, seed=seed) for seed in (5, 6))
+        self.process, self.without = process, []
+
+    def answer(self, x, level, told, cond):
+        if bool((cond.labels >= 0).all()):
+            return self.with_label(x, level)
+        self.without.append(float(level.logsnr))
+        return self.unlabelled(x, level)
+
+    def guided(self, low, high):
+        """The same where the guidance, of weight 1, is between two levels."""
+
+        def answer(x, level, told, cond):
+            p, q = self.with_label(x, level), self.unlabelled(x, level)
+            weight = float(low <= float(level.logsnr) < high)
+            return Prediction(p.x0 + weight * (p.x0 - q.x0), p.eps + weight * (p.eps - q.eps))
+
+        return Wrapped(self.process, answer)
+
+
+def opened(interval, steps=8):
+    """(The levels of a sampler, what guides its flow.)"""
+    sampler = Sampler(grid=Karras(steps=steps), solver=Euler(), corrections=(interval,))
+    ready = open_with(sampler, Edm(), Dummy(Edm()))
+    return ready.levels, guidance_of(sampler, ready)
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_the_flow_is_guided_in_the_steps_that_the_sampler_guides(name):
+    """At every level within them and at no other, also at the levels of another grid."""
+    levels, guidance = opened(ClassifierFreeGuidance(weight=1.0, **INTERVALS[name]))
+    x, cond = first(Edm(), levels), Cond(labels=torch.zeros(NOISES, dtype=torch.int64))
+    own = Asked(Edm())
+    for _ in sample(Wrapped(Edm(), own.answer), Euler(), levels, x, corrections=guidance, cond=cond):
+        pass
+    assert own.without == [float(level.logsnr) for level in levels[3:5]]
+    low, high = (float(levels[place].logsnr) for place in (3, 5))
+    for grid in (levels, Karras(steps=11).levels(Edm())):
+        fine = Asked(Edm())
+        fine_flow(Wrapped(Edm(), fine.answer), grid, x, cond, guidance)
+        assert min(fine.without) == pytest.approx(low)
+        assert max(fine.without) < high
+        inside = (grid is levels) * 2 * (36 + 18)
+        assert len(fine.without) == inside or grid is not levels
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+@pytest.mark.parametrize("steps", [8, 11])
+def test_the_flow_of_an_interval_is_that_of_a_network_that_changes_there(name, steps):
+    """To 1e-4 that of a far finer Heun, within the error that is stated, on the sampler's grid and on another."""
+    own, guidance = opened(ClassifierFreeGuidance(weight=1.0, **INTERVALS[name]))
+    levels, asked = Karras(steps=steps).levels(Edm()), Asked(Edm())
+    x, cond = first(Edm(), levels), Cond(labels=torch.zeros(NOISES, dtype=torch.int64))
+    found = fine_flow(Wrapped(Edm(), asked.answer), levels, x, cond, guidance)
+    low, high = (float(own[place].logsnr) for place in (3, 5))
+    ends = [level for _, level in sorted({float(level.logsnr): level for level in (*own, *levels)}.items())]
+    finest, truth = refined(ends, Edm(), 300).levels, x
+    for here, there in pairwise(finest):  # a step is guided as a whole, by the level where it begins
+        middle = low <= float(here.logsnr) < high
+        denoise = asked.guided(-math.inf, math.inf) if middle else asked.guided(0, 0)
+        truth = run(Heun(), denoise, [here, there], truth)
+    assert rms(found.states[-1] - truth) <= min(found.error, 1e-4)
+    for low, high in ((0, 0), (-math.inf, math.inf)):  # nowhere, and everywhere
+        assert rms(fine_flow(asked.guided(low, high), levels, x, cond).states[-1] - truth) > 0.01
 
 
 @pytest.mark.parametrize("batch", [1, 5, 32, 100])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
 from snrkit.fitting.least_squares import fit_terms
 
 DRAWS = torch.Generator().manual_seed(11)
@@ -72,3 +73,24 @@ def test_terms_that_are_the_same_or_nothing_are_no_trouble():
     found = fit_terms([term, term, nothing], wanted).coefficients
     assert found == pytest.approx((0.5, 0.5, 0.0), abs=1e-9)
     assert fit_terms([nothing], wanted).coefficients == (0.0,)
+
+
+def test_a_share_of_nothing_is_exact_zeros():
+    """Terms that have nothing to do with what is wanted, whose share is 0, get 0.0 and not -0.0."""
+    term = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    found = fit_terms([term], torch.tensor([[0.0, -1.0], [2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
+    assert found.share == 0
+    assert [str(coefficient) for coefficient in found.coefficients] == ["0.0"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_sums_that_are_not_finite_are_refused(value):
+    """Of a term or of what is wanted, in one sentence; before, coefficients were NaN at a share of 0."""
+    (term,), wanted = made(10, 4, 1, 0.0)
+    for place in (0, 1):
+        pair = [term.clone(), wanted.clone()]
+        pair[place][3] = value
+        if value == 1e200 and place:
+            continue  # what is wanted is not squared
+        with pytest.raises(SnrkitError, match="not finite or too large"):
+            fit_terms(pair[:1], pair[1])

@@ -11,7 +11,7 @@ from snrkit.fitting.steps import FittingSteps, fit_steps
 from snrkit.sampling.corrections import Dcw, EpsilonScaling
 from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
-from snrkit.sampling.sample import start
+from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, OpenedSampler, Sampler, bare, dry_run, named_fit, open_with, takes_fit
 from snrkit.sampling.solvers import Dpmpp2m, Dpmpp3m, Euler, Fitted, Heun, Ipndm, IpndmV, Unipc
 from snrkit.sampling.step import GivenFit, no_fit
@@ -59,13 +59,53 @@ def test_two_variances_need_no_history_and_three_need_one(process):
         flow = fine_flow(denoise, levels, x)
         fitting = FittingSteps(flow)
         states, solver = [x], value.with_fit(fitting)
-        from snrkit.sampling.sample import sample
-
         states += [step.x_next for step in sample(denoise, solver, levels, x)]
         errors = [rms(state - wanted) for state, wanted in zip(states, flow.states, strict=True)]
         euler = rms(run(Euler(), denoise, levels, x) - flow.states[-1])
         assert all(error < 1e-6 for error in errors[from_step + 2 :]), errors
         assert euler > 0.02
+
+
+class Reaching:
+    """A fit without a ridge: the coefficients with which each step comes nearest to a path."""
+
+    def __init__(self, path):
+        self.path, self.left = path, []
+
+    def of(self, index, x_next, terms):
+        wanted = (self.path[index + 1] - x_next).flatten()[:, None]
+        columns = torch.stack([term.flatten() for term in terms], 1)
+        found = torch.linalg.lstsq(columns, wanted, driver="gelsd").solution
+        self.left.append(rms(columns @ found - wanted))
+        return found[:, 0].tolist()
+
+
+def left_of(process, solver, history, corrections=()):
+    """The largest rms that a step from Euler leaves of the path of a solver, on a mixture at 8 steps."""
+    grid = UniformLogsnr(steps=8, logsnr_min=-6, logsnr_max=6) if process.kind == "flow" else Karras(steps=8)
+    denoise, levels = mixture(process), grid.levels(process)
+    x = first(process, levels, (1, 2, 2))
+    path = [x, *(step.x_next for step in sample(denoise, solver, levels, x, corrections=corrections))]
+    reaching = Reaching(path)
+    run(Fitted(base=Euler(), history=history).with_fit(reaching), denoise, levels, x)
+    return max(reaching.left)
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=lambda p: p.kind)
+def test_what_the_span_holds(process):
+    """To 1e-12: DCW in pixels, a constant scaling of eps, and Adams-Bashforth on eps with history + 1 predictions."""
+    for correction in (Dcw(pixel=0.05), EpsilonScaling(scale=1.02)):
+        assert left_of(process, Euler(), 0, [correction]) < 1e-12
+    for solver in (Ipndm(), IpndmV(k=4), IpndmV()):
+        assert left_of(process, solver, solver.k - 1) < 1e-12
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=lambda p: p.kind)
+def test_what_the_span_does_not_hold(process):
+    """The default ipndm with the default history, and solvers that remember an earlier x0_hat."""
+    assert left_of(process, Ipndm(), Fitted().history) > 1e-4
+    for solver in (Dpmpp2m(), Dpmpp3m(), Unipc()):
+        assert left_of(process, solver, 3) > 1e-4
 
 
 def test_what_was_fitted_samples_as_it_was_fitted():

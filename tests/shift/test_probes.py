@@ -267,6 +267,7 @@ def test_training_pairs_are_at_the_level_that_is_told(process, target):
     """alpha and sigma recovered by regression at the network's door are the nominal ones, whatever the process."""
     pairs = training_pairs(a_task(process, target, noise_dropout=0.2), 2048)
     assert 1400 < len(pairs.x0) < 1900  # those of noise dropout are told nothing
+    assert len(pairs.x0) + pairs.untold == 2048
     found = audit_probe(pairs, 0.5, 6, BOOT)
     for curve, within in ((found.alpha, 0.05), (found.sigma, 0.03)):
         strong = [v for v, s in zip(curve.value, found.logsnr, strict=True) if curve is found.sigma or s > -2]
@@ -281,6 +282,16 @@ def test_the_variance_beside_the_flow_s_is_about_the_mean():
     shrunk = images.mean(0) + 0.9 * (images - images.mean(0))
     found = read_distance([shrunk], Walk((images, images), (0.0, 0.0), 1), [])
     assert found.variance == pytest.approx(0.81)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_states_that_are_not_finite_are_not_near_the_flow(value):
+    """Their distance is no number, nor are its bounds; before, they were 0 and the flow's own error."""
+    images = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    broken = images.clone()
+    broken[7, 0, 0, 0] = value
+    found = read_distance([broken], Walk((images, images), (0.0, 1e-5), 1), []).distance
+    assert all(map(math.isnan, (found.value, found.low, found.high)))
 
 
 def test_the_audit_sees_input_perturbation():

@@ -1,6 +1,7 @@
 """Schedulers of diffusers, audited: what is planted is found as it is, and what is found is what their code says."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -105,15 +106,24 @@ def test_ddim_under_linspace_is_found_at_its_second_call():
 
 
 def test_variances_of_ddpm_are_told_apart():
-    """fixed_small leaves the noise of the next level to a network that knows the image; fixed_large adds beta."""
-    small = walk_scheduler(diffusers.DDPMScheduler(variance_type="fixed_small", timestep_spacing="trailing"), 10)
+    """fixed_small leaves the noise of the next level to a network that knows the image; fixed_large adds beta.
+
+    With its default spacing, call by call, the variance that a state keeps included; most of all at the last.
+    """
+    small = walk_scheduler(diffusers.DDPMScheduler(variance_type="fixed_small"), 10)
     assert abs(small.worst) < 1e-5
-    scheduler = diffusers.DDPMScheduler(variance_type="fixed_large", timestep_spacing="trailing")
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_large")
     large = walk_scheduler(scheduler, 10)
-    abar, before = (float(scheduler.alphas_cumprod[t]) for t in (999, 899))
-    beta = 1 - abar / before
-    variance = (1 - beta) * ((1 - before) / (1 - abar)) ** 2 * (1 - abar) + beta
-    assert large.calls[1].difference == pytest.approx(-math.log(variance / (1 - before)), abs=1e-4)
+    times = [round(call.time) for call in large.calls]
+    variance, expected = 1 - float(scheduler.alphas_cumprod[times[0]]), [0.0]
+    for time, after in pairwise(times):
+        abar, before = (float(scheduler.alphas_cumprod[t]) for t in (time, after))
+        beta = 1 - abar / before
+        variance = (1 - beta) * ((1 - before) / (1 - abar)) ** 2 * variance + beta
+        expected.append(-math.log(variance / (1 - before)))
+    assert [call.difference for call in large.calls] == pytest.approx(expected, abs=1e-3)
+    assert times[-1] == 0
+    assert large.worst == large.calls[-1].difference < -5
 
 
 def test_training_pairs_of_a_configuration():
@@ -161,15 +171,18 @@ def test_times_that_are_made_whole_are_found_call_by_call(name):
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "SASolver"])
-def test_times_of_a_flow_that_are_cut_are_found_call_by_call(name):
-    """int(1000 sigma) against sigma."""
-    settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_times_of_a_flow_that_are_cut_are_found_call_by_call(name, shift):
+    """int(1000 sigma) against sigma; the first is pure noise but for -2 ln 3 nats of the shift, or 1e-6 in UniPC."""
+    settings = {"use_flow_sigmas": True, "flow_shift": shift}
     scheduler = getattr(diffusers, f"{name}Scheduler")(**settings)
     found = walk_scheduler(scheduler, 10)
     for call, sigma in zip(found.calls, scheduler.sigmas.double().tolist(), strict=False):
         told = int(1000 * sigma) / 1000
         expected = 2 * math.log((1 - sigma) / sigma) - 2 * math.log((1 - told) / told)
         assert call.difference == pytest.approx(expected, abs=1e-3)
+    first = math.log(1e-6 / 1e-3) if name == "UniPCMultistep" else -math.log(shift)
+    assert found.calls[0].difference == pytest.approx(2 * first, abs=0.03)
 
 
 def test_two_layouts_at_once_are_found():

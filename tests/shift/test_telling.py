@@ -1,6 +1,7 @@
 """What a sampler tells against what its states have, read off exactly: ours tell the truth, planted lies are found."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import snrkit
 from snrkit.base.errors import SnrkitError
+from snrkit.commands.audit import audited
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.sampling.grid import Karras, Trailing, UniformLogsnr
 from snrkit.sampling.sampler import Dummy, Sampler, open_with
@@ -23,7 +25,7 @@ from snrkit.sampling.solvers import (
     IpndmV,
     Unipc,
 )
-from snrkit.shift.telling import walk
+from snrkit.shift.telling import Telling, Walked, walk
 
 PROCESSES = {"ddpm": Ddpm(), "ddpm-ve": Ddpm(scaling="ve"), "edm": Edm(), "flow": Flow(), "vp": Vp()}
 SOLVERS = [
@@ -74,6 +76,25 @@ def test_words_say_which_call():
     assert "to the noisy side of the level told" in words
 
 
+@pytest.mark.parametrize("field", ["difference", "scale"])
+def test_calls_that_cannot_be_read_are_no_proof(field):
+    """A NaN among the readings is said with its place, at any tolerance, and is the farthest."""
+    fine = Telling(1.0, 0.0, 0.0, 0.0, 0.0)
+    calls = (fine, replace(fine, **{field: math.nan}), fine)
+    found = Walked("mine", 3, 0.0, calls, math.inf)
+    (words,) = found.beyond(100.0)
+    assert "1 of 3 calls cannot be read" in words
+    assert "the first is call 2" in words
+    assert math.isnan(found.worst) == (field == "difference")
+    assert Walked("mine", 3, 0.0, (fine,), math.inf).beyond(0.01) == []
+
+
+def test_a_beginning_that_cannot_be_read_is_said():
+    """As the first level told is NaN."""
+    (words,) = Walked("mine", 1, math.nan, (Telling(1.0, 0.0, 0.0, 0.0, 0.0),), 0.0).beyond(0.01)
+    assert words == "begins with noise whose level cannot be read"
+
+
 def pairs(process, count=4000, **lies):
     """Batches of a training loop that tells the level it makes, but for what `lies` change."""
     rng = torch.Generator().manual_seed(0)
@@ -120,12 +141,28 @@ def test_pairs_that_tell_no_level_are_left_out():
     assert all(map(math.isfinite, found.logsnr))
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.62, True), (0.05, False)])
+def test_a_loop_that_tells_nothing_to_many_pairs_is_said(share, said):
+    """NaN to 62 % of them; a twentieth, as dropout of levels has it, is not worth a word."""
+
+    def dropped(batch):
+        batch[2][: int(share * len(batch[2]))] = torch.nan
+        return batch
+
+    found = snrkit.audit(map(dropped, pairs(Flow())), Flow())
+    assert ("2480 of 4000 pairs tell no level" in found.verdict) == said
+    assert ("tell no level" in found.verdict) == said
+    assert found.verdict.startswith("Training pairs have the level that is told")
+
+
 def test_images_without_content_are_no_proof_of_a_level():
     """Of pairs whose images are 0 everywhere nothing is said, and not that they have the level that is told."""
     batch = next(pairs(Flow()))
     found = snrkit.audit([(torch.zeros_like(batch[0]), batch[1], batch[2])], Flow())
     assert found.unread == len(found.logsnr)
     assert "show no level" in found.verdict
+    said = audited("mine", 0.01, (), None, found).beyond
+    assert said == ("training pairs show no level in 10 of 10 bins, where nothing is compared with what is told",)
 
 
 @pytest.mark.parametrize(

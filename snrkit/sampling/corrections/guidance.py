@@ -15,6 +15,7 @@ what its weight applies to (x0 and eps, which mixes answers, not scores). A resc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -27,7 +28,18 @@ from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
-from snrkit.sampling.step import Capabilities, LevelPosterior, NamedEstimator, NamedWeights, Position, Range, Sources
+from snrkit.sampling.step import (
+    BeliefCorrection,
+    Capabilities,
+    LevelPosterior,
+    NamedEstimator,
+    NamedWeights,
+    Position,
+    Range,
+    Sources,
+)
+
+CLOSE = 1e-9  # nats, within which two levels are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,11 @@ class Guidance(Value):
     t_max: float = Field(default=1.0, ge=0, le=1, description="no guidance in steps that begin nearer the noisy end")
     tunable: ClassVar[dict[str, Range]] = {"weight": Range(0.0, -0.5, 4.0, coarse=0.25, fine=0.05)}
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every step is guided, whatever the grid."""
+        return self.logsnr_min is None and self.logsnr_max is None and (self.t_min, self.t_max) == (0, 1)
+
     @model_validator(mode="after")
     def _ordered(self) -> "Guidance":
         if self.logsnr_min is not None and self.logsnr_max is not None and self.logsnr_min > self.logsnr_max:
@@ -136,6 +153,39 @@ def weight_at(guidance: Guidance, position: Position) -> Tensor | None:
     if guidance.logsnr_max is not None:
         inside &= logsnr <= guidance.logsnr_max
     return guidance.weight * inside.to(torch.float64) if guidance.weight and bool(inside.any()) else None
+
+
+@dataclass(frozen=True, slots=True)
+class OfSteps:
+    """Guidance in those steps of a sampler that it guides, on whatever grid the states are walked.
+
+    Between two of the sampler's levels it is that of the sampler's step, which begins at the first of them.
+    """
+
+    value: Guidance
+    correction: BeliefCorrection
+    levels: tuple[Level, ...]  # the sampler's, of shape ()
+
+    def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
+        """The denoiser of the sampler's step in which this one begins."""
+        here = float(position.here.logsnr) + CLOSE
+        steps = [place for place, level in enumerate(self.levels[:-1]) if float(level.logsnr) <= here]
+        return self.correction.wrap(denoise, self._step(steps[-1] if steps else 0))
+
+    @property
+    def jumps(self) -> tuple[Level, ...]:
+        """The sampler's levels at which guidance sets in or ends."""
+        guided = [weight_at(self.value, self._step(place)) is not None for place in range(len(self.levels) - 1)]
+        changes = enumerate(pairwise(guided), start=1)
+        return tuple(self.levels[place] for place, (before, after) in changes if before != after)
+
+    def _step(self, place: int) -> Position:
+        return Position(place, self.levels, *self.levels[place : place + 2])
+
+
+def of_steps(value: Guidance, correction: BeliefCorrection, levels: Sequence[Level]) -> BeliefCorrection:
+    """A guidance as it was opened, held to the steps of a sampler where it has an interval, and as it is elsewhere."""
+    return correction if value.everywhere else OfSteps(value, correction, tuple(levels))
 
 
 def without_label(cond: Cond | None) -> Cond:

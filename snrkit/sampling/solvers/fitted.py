@@ -2,10 +2,13 @@
 
     x' = base(x) + sum_band P_band [a x0_hat_k + b eps_hat_k + c eps_hat_(k-1) + d eps_hat_(k-2)]
 
-x0_hat and eps_hat of the step's last evaluation and of the steps before it, P_band the projection on Haar's low band or
-on its three high ones. As x = alpha x0_hat + sigma eps_hat, the span holds Euler, DCW, a constant scaling of eps and
-the linear multistep solvers, in every scaling; by band it is DCW with coefficients of its own for each step and band.
-The coefficients of a sampler are its run's (`snrkit tune --by flow`).
+x0_hat and eps_hat of the step's last evaluation and the eps_hat of `history` steps before it, P_band the projection on
+Haar's low band or on its three high ones. As x = alpha x0_hat + sigma eps_hat, the span of x0_hat and eps_hat holds, in
+every scaling, Euler, DCW in pixels and a constant scaling of eps; with the eps_hat before them it holds Adams-Bashforth
+on eps with up to history + 1 predictions (ipndm, ipndm_v). Earlier states are no terms, nor is then an earlier x0_hat,
+so that multistep solvers of the data prediction (DPM-Solver++, UniPC) are in it as the base alone. By band it is DCW
+with coefficients of its own for each step and band. The coefficients of a sampler are its run's (`snrkit tune --by
+flow`).
 """
 
 from collections.abc import Sequence
