@@ -30,7 +30,7 @@ from snrkit.metrics.extrapolation import IMAGES_A_FEATURE, count_parts, extrapol
 from snrkit.metrics.features import KEPT, FeatureSet
 from snrkit.metrics.floor import frechet_floor
 from snrkit.metrics.kernel import kernel_estimate
-from snrkit.metrics.sliced import SMALLEST, sliced_distance
+from snrkit.metrics.sliced import PARTS, SMALLEST, sliced_distance
 from snrkit.metrics.statistics import frechet
 
 IS_SPLITS = 10
@@ -174,11 +174,10 @@ def _fd_floor(pair: Pair) -> float | None:
 
 def _sliced(pair: Pair) -> float | None:
     rows = [shuffled(features) for features in pair.features]
-    count = count_parts(len(rows[0]), len(rows[1]), SMALLEST)
-    if count < 2:
-        pair.warnings.append(f"SW2^2 needs {2 * SMALLEST} images on either side.")
+    if count_parts(len(rows[0]), len(rows[1]), SMALLEST) < PARTS:
+        pair.warnings.append(f"SW2^2 needs {PARTS * SMALLEST} images on either side.")
         return None
-    return extrapolated(sliced_distance, rows[0], rows[1], count)
+    return extrapolated(sliced_distance, rows[0], rows[1], PARTS)
 
 
 def _precision_recall(
