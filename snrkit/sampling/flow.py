@@ -9,7 +9,7 @@ and the error of X* is stated as rms(X_n - X_(n/2)) / (2^2 - 1), what would be l
 levels are not cut evenly, X* = X_n and its error is stated as 2 rms(X_n - X_(n/2)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,20 +17,21 @@ from torch import Tensor
 
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser, Prediction, Same, rewrap
-from snrkit.sampling.refine import parts_of, refined
+from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sample import sample
 from snrkit.sampling.solvers import Unipc
 from snrkit.sampling.step import BeliefCorrection
 
 FLOW_STEPS = 240  # at least, where a table has as many levels
+WALKED_STATES = 16  # of each state that is walked, at most: what UniPC holds, or any solver beside a flow
 ORDER, STATED = 4, 2  # of the extrapolation, and of the error that is stated
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The states of a network's flow at the levels of a grid."""
+    """The states of a network's flow at the levels of a grid, or at some of them."""
 
-    states: tuple[Tensor, ...]  # (M, *) float64 at each level, the first and the clean one included
+    states: tuple[Tensor, ...]  # (M, *) float64 at each level, in order
     errors: tuple[float, ...]  # rms of each that is to be expected
     evaluations: int  # of the denoiser, for each first state
 
@@ -38,6 +39,11 @@ class Flow:
     def error(self) -> float:
         """That of the clean states."""
         return self.errors[-1]
+
+    def at(self, places: Sequence[int]) -> "Flow":
+        """The flow at some of its levels; it does not hold the states of the others."""
+        states, errors = tuple(self.states[place] for place in places), tuple(self.errors[place] for place in places)
+        return Flow(states, errors, self.evaluations)
 
 
 def fine_flow(
@@ -47,35 +53,43 @@ def fine_flow(
     cond: Cond | None = None,
     guidance: Sequence[BeliefCorrection] = (),
     steps: int = FLOW_STEPS,
+    batch: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> Flow:
-    """The flow from states x (M, *) at levels[0], with what guides the network; levels of shape ()."""
+    """The flow from states x (M, *) at levels[0], with what guides the network; levels of shape ().
+
+    States are walked `batch` at a time, all at once by default, and kept at `places` among the levels alone, at all by
+    default: beside these a walk holds a batch of its own.
+    """
     parts = parts_of(levels, denoise.process, steps, multiple=2)
-    (fine, cost, even), (half, cost_half, _) = (
-        _walked(denoise, levels, x, cond, guidance, count) for count in (parts, parts // 2)
-    )
-    states, errors = [], []
-    for state, coarse in zip(fine, half, strict=True):
-        moved = state - coarse
-        states.append(state + moved / (2**ORDER - 1) if even else state)
-        errors.append(rms(moved) / (2**STATED - 1) if even else 2 * rms(moved))
-    return Flow(tuple(states), tuple(errors), cost + cost_half)
+    fine, half = (refined(levels, denoise.process, count) for count in (parts, parts // 2))
+    wanted = range(len(levels)) if places is None else places
+    kept = {place: x if place == 0 else torch.empty_like(x, dtype=torch.float64) for place in wanted}
+    squares = {place: torch.zeros((), dtype=torch.float64, device=x.device) for place in wanted}
+    for rows in in_rows(len(x), batch):
+        own = None if cond is None else cond.at(rows)
+        for place, state in _walked(denoise, fine, x[rows], own, guidance):
+            if place in kept:
+                kept[place][rows] = state
+        for place, coarse in _walked(denoise, half, x[rows], own, guidance):
+            if place in kept:
+                moved = kept[place][rows] - coarse
+                squares[place] += moved.square().sum()
+                if fine.even:
+                    kept[place][rows] += moved / (2**ORDER - 1)
+    share = 1 / (2**STATED - 1) if fine.even else 2.0
+    errors = tuple(share * float(square / x.numel()) ** 0.5 for square in squares.values())
+    return Flow(tuple(kept.values()), errors, len(fine.levels) + len(half.levels) - 2)
 
 
 def _walked(
-    denoise: Denoiser,
-    levels: Sequence[Level],
-    x: Tensor,
-    cond: Cond | None,
-    guidance: Sequence[BeliefCorrection],
-    parts: int,
-) -> tuple[list[Tensor], int, bool]:
-    """(The states at the levels, the evaluations, whether the steps were cut evenly)."""
-    fine = refined(levels, denoise.process, parts)
-    kept, visited = [x], set(fine.visited)
+    denoise: Denoiser, fine: Refined, x: Tensor, cond: Cond | None, guidance: Sequence[BeliefCorrection]
+) -> Iterator[tuple[int, Tensor]]:
+    """(Number, states) of each of the grid's own levels, but for the first."""
+    numbers = {place: number for number, place in enumerate(fine.visited)}
     for step in sample(denoise, Unipc(p=3), fine.levels, x, corrections=guidance, cond=cond):
-        if step.position.index + 1 in visited:
-            kept.append(step.x_next)
-    return kept, len(fine.levels) - 1, fine.even
+        if step.position.index + 1 in numbers:
+            yield numbers[step.position.index + 1], step.x_next
 
 
 def rms(x: Tensor) -> float:
@@ -83,13 +97,18 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
+def in_rows(count: int, batch: int | None) -> Iterator[slice]:
+    """The rows of `count` states, `batch` at a time; None: all at once."""
+    size = batch or max(count, 1)
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
 def in_parts(denoise: Denoiser, batch: int) -> Denoiser:
     """`denoise` asked about at most `batch` states at once."""
 
     def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
         said = []
-        for first in range(0, len(x), batch):
-            rows = slice(first, first + batch)
+        for rows in in_rows(len(x), batch):
             known = told.at(rows) if isinstance(told, Level) else told
             said.append(denoise(x[rows], level.at(rows), told=known, cond=None if cond is None else cond.at(rows)))
         if len(said) == 1:

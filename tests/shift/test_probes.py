@@ -279,7 +279,7 @@ def test_the_variance_beside_the_flow_s_is_about_the_mean():
     """Images that keep their mean and lose a tenth of their spread have 0.81 of the variance, wherever the mean is."""
     images = torch.randn(400, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double() * 0.3 - 0.7
     shrunk = images.mean(0) + 0.9 * (images - images.mean(0))
-    found = read_distance([shrunk], Walk((images, images), (0.0, 0.0), 1), [])
+    found = read_distance(shrunk, Walk((images, images), (0.0, 0.0), 1), [], [])
     assert found.variance == pytest.approx(0.81)
 
 
