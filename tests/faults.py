@@ -338,10 +338,10 @@ def quick(known: dict[str, Any]) -> Iterator[None]:
     calls: Counter[str] = Counter()
 
     def once(plain: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
+        def call(*given: Any, **further: Any) -> Any:
             calls[name] += 1
             key = next((f"{name} {one.name}" for one in given if isinstance(one, Candidate)), f"{name} {calls[name]}")
-            return known[key] if key in known else known.setdefault(key, plain(*given))
+            return known[key] if key in known else known.setdefault(key, plain(*given, **further))
 
         return call
 

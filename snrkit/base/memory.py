@@ -1,7 +1,12 @@
-"""Memory that was freed, given back to the system."""
+"""Memory: what was freed, given back to the system, and how torch says that there is none."""
 
 import ctypes
 import sys
+
+import torch
+
+CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+"""Of what torch says in a plain RuntimeError where the host has none left."""
 
 
 def give_back() -> None:
@@ -14,3 +19,10 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host or device could not give the memory that was asked for."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATOR)

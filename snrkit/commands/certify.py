@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
 from snrkit.base.files import disk_errors
+from snrkit.base.memory import is_out_of_memory
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
@@ -24,6 +25,7 @@ from snrkit.base.tensors import values_checksum
 from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.compare import check_untuned, difference, find_rows
 from snrkit.commands.compare_rows import Row
+from snrkit.commands.design import certify_states
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar
@@ -41,7 +43,7 @@ from snrkit.experiment.certificate import (
 )
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, StoredFit, WithFit
-from snrkit.experiment.flows import FirstStates, blank, first_states
+from snrkit.experiment.flows import FirstStates, blank, check_flows_fit, first_states
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened
@@ -119,6 +121,8 @@ def run_certify(
     check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
     check_arms_fit(opened.setting, e.shift)
+    states = max(certify_states(e.samplers[n], opened.setting.parts.process, e.model.parts.cost) for n in chosen)
+    check_flows_fit(opened.setting, e.tune.noises, states)
     check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every candidate so far"), torch.no_grad():
@@ -148,6 +152,7 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
         raise ConfigError(f"samplers.{name} takes a fit, which certify makes by itself; certify the sampler without.")
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
     fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
+    chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
     flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
     boot = FlowTools(e, certifier.samples).bootstrap
     tries = Candidates(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
@@ -250,8 +255,11 @@ def _try(of: FitOf, asked: str, candidate: Candidate, chosen_on: FirstStates) ->
         squares = per_state(made.walked(chosen_on) - chosen_on.flow.states[-1])
         if not bool(squares.isfinite().all()):
             raise SnrkitError("its states do not stay finite.")
-    except SnrkitError as error:
-        return TriedCandidate(of, asked, candidate.name, {}, None, None, reason_of(error))
+    except (SnrkitError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, SnrkitError) and not is_out_of_memory(error):
+            raise
+        why = reason_of(error) if isinstance(error, SnrkitError) else "it takes more memory than there is."
+        return TriedCandidate(of, asked, candidate.name, {}, None, None, why)
     near = distance(squares, chosen_on.flow.error)
     return TriedCandidate(of, asked, candidate.name, made.sampler.model_dump(mode="json"), made.rows, near, "")
 

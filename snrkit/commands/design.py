@@ -6,7 +6,8 @@ to the flow on other first states is kept, and the guard sets it beside the samp
 still. What is found is a YAML with a listed grid, and its coefficients in the run.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,19 +21,21 @@ from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.sample import check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, guarded_fit, tuning_seeds
+from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import StoredFit, write_fit
-from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.flows import FirstStates, check_flows_fit, first_states
 from snrkit.experiment.lock import locked
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
-from snrkit.fitting.design import Recorded, amplifications, best_paths, record_flow, step_costs
+from snrkit.fitting.design import amplifications, best_paths, record_flow, step_costs
 from snrkit.fitting.steps import FittedTable
 from snrkit.reports.records import Designed
 from snrkit.sampling.flow import rms
 from snrkit.sampling.grid import ImageGrid, Listed
-from snrkit.sampling.refine import parts_of, refined
+from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sampler import Sampler, guided_alone
 from snrkit.sampling.solvers import Fitted
 
@@ -57,6 +60,8 @@ def run_design(experiment: Experiment, runs: Path, world: World, names: Sequence
     check_disjoint(experiment)
     opened = open_aloud(experiment, world)
     check_samplers(opened.setting, {name: plain for name, (plain, _) in chosen.items()})
+    states = max(design_states(shape, opened.setting.parts.process) for _, shape in chosen.values())
+    check_flows_fit(opened.setting, experiment.tune.noises, states)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     with locked(run), ending("every design so far"), torch.no_grad():
         tools = FlowTools(opened.experiment, trajectories(opened, open_model_aloud(opened, run)))
@@ -84,40 +89,73 @@ def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sample
 def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampler) -> Designed:
     tune = tools.experiment.tune
     of_fit, of_choice, of_check = tuning_seeds(tune.seeds, tune.noises, 3)
-    checked = first_states(tools.samples, plain, of_check, label)  # first, as it may have no flow to follow
+    checked = first_states(tools.samples, plain, of_check, label).at_the_end()  # first: it may have no flow
     fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
+    chosen_on = chosen_on.at_the_end()
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
     stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
 
 
+def candidates(levels: Sequence[Level], process: Process) -> Refined:
+    """The levels among which grids are designed: those of a sampler's own with those between them."""
+    return refined(levels, process, parts_of(levels, process, CANDIDATES, multiple=2))
+
+
+def design_states(shape: Sampler, process: Process) -> int:
+    """How many states of each first state are kept while a grid is designed, of as many steps as that of `shape`.
+
+    The flow at all candidates, and first and clean states of those that choose and of those that check.
+    """
+    assert not isinstance(shape.grid, ImageGrid)
+    return len(candidates(shape.grid.levels(process), process).levels) + 4
+
+
+def certify_states(sampler: Sampler, process: Process, cost: Callable[[Sampler], int]) -> int:
+    """How many states of each first state are kept while a sampler is certified: three flows beside a design."""
+    beside, plain = 3 * (sampler.grid.steps + 1), guided_alone(sampler)
+    shape = with_nfe(plain.model_copy(update={"solver": Fitted()}), cost(sampler), cost)
+    if shape is None or isinstance(shape.grid, ImageGrid):
+        return beside
+    return beside + design_states(shape, process)
+
+
 def designs(fitted: FirstStates, chosen_on: FirstStates, shape: Sampler) -> list[Tried]:
-    """The grid of `shape`, then those of the best paths, with its steps fitted on each. Both are on its own grid."""
-    process = fitted.denoise.process
-    fine = refined(fitted.levels, process, parts_of(fitted.levels, process, CANDIDATES, multiple=2))
-    recorded = record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance)
+    """The grid of `shape`, then those of the best paths, with its steps fitted on each. Both are on its own grid.
+
+    States are held at the levels of paths that are still to be tried alone.
+    """
+    fine = candidates(fitted.levels, fitted.denoise.process)
+    recorded = record_flow(fitted.denoise, fine.levels, fitted.x, fitted.cond, fitted.guidance, fitted.batch)
     own = fine.visited
-    gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance)
-    paths = [tuple(own), *(path.places for path in best_paths(*step_costs(recorded), gains, len(own) - 1))]
-    return [_tried(fitted, chosen_on, recorded, places, shape) for places in dict.fromkeys(paths)]
+    gains = amplifications(fitted.denoise, recorded, own, fitted.cond, fitted.guidance, fitted.batch)
+    paths = [own, *(path.places for path in best_paths(*step_costs(recorded), gains, len(own) - 1))]
+    flows = {places: recorded.flow.at(places) for places in paths}
+    del recorded
+    return [
+        _tried(
+            replace(fitted, recorded=flows.pop(places)),
+            chosen_on,
+            shape.model_copy(update={"grid": _listed(fitted.denoise.process, [fine.levels[p] for p in places])}),
+        )
+        for places in list(flows)
+    ]
 
 
-def _tried(
-    fitted: FirstStates, chosen_on: FirstStates, recorded: Recorded, places: Sequence[int], shape: Sampler
-) -> Tried:
-    sampler = shape.model_copy(update={"grid": _listed(recorded, places)})
-    states = tuple(recorded.flow.states[place] for place in places)
-    table = fit_table(replace(fitted, recorded=replace(recorded.flow, states=states)), sampler)
+def _tried(fitted: FirstStates, chosen_on: FirstStates, sampler: Sampler) -> Tried:
+    """A sampler with steps fitted to the flow at its levels."""
+    table = fit_table(fitted, sampler)
     ends = chosen_on.walked(chosen_on.opened(sampler, table.fit))
-    return Tried(sampler, table, rms(ends - chosen_on.flow.states[-1]))
+    found = rms(ends - chosen_on.flow.states[-1])
+    return Tried(sampler, table, found if math.isfinite(found) else math.inf)
 
 
-def _listed(recorded: Recorded, places: Sequence[int]) -> Listed:
-    """The levels at these places, as a list that a file can hold: times, where it begins at pure noise."""
-    logsnr = torch.stack([recorded.levels[place].logsnr for place in places[:-1]])
+def _listed(process: Process, levels: Sequence[Level]) -> Listed:
+    """Levels as a list that a file can hold, without the clean one: times, where it begins at pure noise."""
+    logsnr = torch.stack([level.logsnr for level in levels[:-1]])
     if bool(logsnr.isinf().any()):
-        return Listed(time=tuple(recorded.process.time(logsnr).tolist()))
+        return Listed(time=tuple(process.time(logsnr).tolist()))
     return Listed(logsnr=tuple(logsnr.tolist()))
 
 

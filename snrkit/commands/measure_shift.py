@@ -43,7 +43,7 @@ def run_measuring(
     samplers = {name: e.samplers[name] for name in chosen}
     check_beside(opened.setting, e)
     check_samplers(opened.setting, samplers)
-    check_arms_fit(opened.setting, e.shift)
+    check_arms_fit(opened.setting, e.shift, samplers=samplers.values())
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     check_probes(e, run, chosen)
     records: dict[str, ShiftRecord] = {}

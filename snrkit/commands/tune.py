@@ -40,10 +40,12 @@ from snrkit.commands.tune_flow import (
     coefficients_by_flow,
     fit_sampler,
     tuning_seeds,
+    tuning_states,
 )
 from snrkit.data.dataset import fingerprint, memory_dataset
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import write_fit
+from snrkit.experiment.flows import check_flows_fit, flow_key
 from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting
@@ -235,15 +237,18 @@ def run_tuning(
     if method != "flow":
         check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
+    if method == "flow":
+        states = (tuning_states(experiment.samplers[name], len(chosen)) for name, chosen in wanted.items())
+        check_flows_fit(opened.setting, experiment.tune.noises, max(states))
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records: dict[str, TunedNow | FitMade] = {}
     with locked(run), ending("every evaluation so far"):
         tools = Tools(opened, run)
-        for name, chosen in wanted.items():
+        for name, chosen in sorted(wanted.items(), key=lambda one: flow_key(experiment.samplers[one[0]])):
             bench = Bench(tools, name, chosen)
             records[name] = _write(bench, method, *find(bench, method, say)) if chosen else _write_fit(bench)
-    return records
+    return {name: records[name] for name in wanted}
 
 
 def _wanted(

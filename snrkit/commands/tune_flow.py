@@ -5,7 +5,6 @@ takes a fit, a table of them by step, which the run keeps. Either is used only i
 without, on first states that it was not fitted on.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.commands.knobs import WIDER, Knob, Values, neutral, with_values
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
-from snrkit.experiment.flows import FirstStates, first_states
+from snrkit.experiment.flows import FirstStates, first_states, flow_key
 from snrkit.experiment.trajectories import Trajectories
 from snrkit.fitting.coefficients import ByFlow, by_flow
 from snrkit.fitting.guard import guarded
@@ -32,7 +31,10 @@ WIDENED = ("dcw", "epsilon_scaling", "gain")  # corrections that take any coeffi
 
 @dataclass(frozen=True, slots=True)
 class FlowTools:
-    """What is walked for the samplers of a run; samplers of the same grid, start and guidance share their flow."""
+    """What is walked for the samplers of a run; samplers of the same grid, start and guidance share their flow.
+
+    One flow is held at a time, so that samplers which share theirs are to follow one another.
+    """
 
     experiment: Experiment
     samples: Trajectories
@@ -52,12 +54,20 @@ class FlowTools:
 
     def states(self, name: str, sampler: Sampler) -> tuple[FirstStates, FirstStates]:
         """The first states that are fitted on and those that are not."""
-        guidance = [c.model_dump(mode="json") for c in sampler.corrections if isinstance(c, Guidance)]
-        key = json.dumps([sampler.grid.model_dump(mode="json"), sampler.start, guidance], sort_keys=True)
+        key = flow_key(sampler)
         if key not in self._known:
+            self._known.clear()
             fitted, checked = (first_states(self.samples, sampler, part, name) for part in self.seeds)
-            self._known[key] = fitted, checked
+            self._known[key] = fitted, checked.at_the_end()
         return self._known[key]
+
+
+def tuning_states(sampler: Sampler, coefficients: int) -> int:
+    """How many states of each first state are kept while a sampler is tuned.
+
+    The flow at its levels, first states and clean ones to check on, and derivatives, new and old, of coefficients.
+    """
+    return sampler.grid.steps + 1 + 2 + 2 * coefficients
 
 
 def tuning_seeds(text: str, noises: int, parts: int = 2) -> tuple[Sequence[int], ...]:

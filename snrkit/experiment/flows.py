@@ -1,5 +1,7 @@
 """The flow of an experiment's network from the first states of seeds, and samplers walked beside it."""
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,15 +9,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.fits import WithFit
+from snrkit.experiment.opening import Setting
 from snrkit.experiment.trajectories import Trajectories
-from snrkit.sampling.flow import Flow, fine_flow, in_parts
+from snrkit.fitting.least_squares import HELD_AT_ONCE
+from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.flow import Flow, fine_flow, in_parts, in_rows
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler, Sampler, guidance_of, named_fit, open_with, takes_fit
 from snrkit.sampling.step import BeliefCorrection, Fit, check_one_grid, no_fit
+
+FITTED_STATES = 30  # of each first state, while steps are fitted: what a solver, its terms and their bands hold
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,37 @@ class FirstStates:
     guidance: tuple[BeliefCorrection, ...]  # what guides the network
     levels: tuple[Level, ...]
     recorded: Flow | None = None  # the flow, where it is known
+    ends_alone: bool = False  # whether the flow is kept at the clean level alone
+
+    @property
+    def batch(self) -> int:
+        """How many states are walked at a time."""
+        return self.samples.config.batch
 
     @cached_property
     def flow(self) -> Flow:
-        """The flow at the levels."""
+        """The flow at the levels, or at the clean one."""
         if self.recorded is not None:
             return self.recorded
+        places = (len(self.levels) - 1,) if self.ends_alone else None
         with torch.no_grad():
-            return fine_flow(self.denoise, self.levels, self.x, self.cond, self.guidance)
+            return fine_flow(
+                self.denoise, self.levels, self.x, self.cond, self.guidance, batch=self.batch, places=places
+            )
+
+    def at_the_end(self) -> "FirstStates":
+        """The same first states for what asks how far from their flow samplers end: it is kept there alone."""
+        return replace(self, ends_alone=True, recorded=None)
 
     def walked(self, ready: OpenedSampler) -> Tensor:
         """The clean states (M, *) of a sampler."""
-        x = self.x
-        for step in sample(self.denoise, ready.solver, ready.levels, x, corrections=ready.corrections, cond=self.cond):
-            x = step.x_next
-        return x
+        clean = torch.empty_like(self.x)
+        for rows in in_rows(len(self.x), self.batch):
+            x, cond = self.x[rows], self.cond.at(rows)
+            for step in sample(self.denoise, ready.solver, ready.levels, x, corrections=ready.corrections, cond=cond):
+                x = step.x_next
+            clean[rows] = x
+        return clean
 
     def on_grid_of(self, sampler: Sampler) -> "FirstStates":
         """The same first states, with the flow at the levels of another sampler. ConfigError: it begins elsewhere."""
@@ -62,6 +86,28 @@ class FirstStates:
         samples = self.samples
         given = WithFit(samples.sources, fit or blank(sampler))
         return open_with(sampler, samples.setting.parts.process, given)
+
+
+def flow_key(sampler: Sampler) -> str:
+    """What the first states of seeds and the flow from them depend on, of a sampler."""
+    guidance = [c.model_dump(mode="json") for c in sampler.corrections if isinstance(c, Guidance)]
+    return json.dumps([sampler.grid.model_dump(mode="json"), sampler.start, guidance], sort_keys=True)
+
+
+def check_flows_fit(setting: Setting, noises: int, states: int, memory: float | None = None) -> None:
+    """Refuse to follow flows that cannot be held, by estimate: ConfigError.
+
+    `states`: how many are kept of each of `noises` first states; beside them stands what fitting steps to these holds.
+    `memory`: bytes; default: all that is free on the device.
+    """
+    device, dims = setting.world.device, math.prod(setting.data.dataset.shape)
+    needed = 8 * dims * noises * (states + FITTED_STATES) + HELD_AT_ONCE
+    there = free_memory(device) if memory is None else memory
+    if needed > there:
+        raise ConfigError(
+            f"tune.noises: the flows from {noises} first states need {in_bytes(needed)} and "
+            f"{'this machine' if device.type == 'cpu' else 'the device'} has {in_bytes(there)} free; give fewer noises."
+        )
 
 
 def blank(sampler: Sampler) -> Fit:

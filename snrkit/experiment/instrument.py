@@ -15,6 +15,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.flows import flow_key
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import Model, Setting, open_task
@@ -32,7 +33,7 @@ from snrkit.shift.config import ShiftConfig
 from snrkit.shift.estimator import Estimator
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
 from snrkit.shift.measure import Reference, Shift
-from snrkit.shift.probe import Circumstances, Probe, Specimen
+from snrkit.shift.probe import Circumstances, Probe, Sizes, Specimen
 from snrkit.shift.reference import make_reference, matching, scarce
 from snrkit.shift.response import RESPONSE_IMAGES, Response, measure_response
 from snrkit.shift.states import StateReader
@@ -84,16 +85,19 @@ def check_probes(e: Experiment, run: Run, names: Sequence[str]) -> None:
                 raise ConfigError(f"shift.probes: {probe.kind} {why}, or leave the probe out.")
 
 
-def check_arms_fit(setting: Setting, shift: ShiftConfig, memory: int | None = None) -> None:
+def check_arms_fit(
+    setting: Setting, shift: ShiftConfig, memory: int | None = None, samplers: Iterable[Sampler] = ()
+) -> None:
     """Refuse to begin what cannot be held, by estimate: ConfigError.
 
-    The trajectories of one sampler, with the states of the level that they have come to, and what probes hold beside.
-    `memory`: bytes; default: all that is free on the device.
+    The trajectories of one sampler, with the states of the level that they have come to, and what probes hold beside
+    of all `samplers` that are measured. `memory`: bytes; default: all that is free on the device.
     """
     data, device = setting.data, setting.world.device
     dims = math.prod(data.dataset.shape)
-    needed = HELD_BYTES * shift.images * dims
-    needed += sum(probe.memory(len(data.split.train) * len(data.ways), dims) for probe in shift.probes)
+    levels = sum({flow_key(sampler): sampler.grid.steps + 1 for sampler in samplers}.values())
+    sizes = Sizes(len(data.split.train) * len(data.ways), shift.images, dims, levels)
+    needed = HELD_BYTES * shift.images * dims + sum(probe.memory(sizes) for probe in shift.probes)
     there = free_memory(device) if memory is None else memory
     if needed > there:
         raise ConfigError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from snrkit.fitting.guard import upper_bound
+from snrkit.fitting.least_squares import sums
 from snrkit.sampling.flow import rms
 from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap, Number
@@ -126,11 +127,9 @@ def _intervals(
     values: Values, slopes: Tensor, residual: Tensor, bootstrap: Bootstrap, error: float
 ) -> tuple[Number, ...]:
     """Each value with its interval: one Gauss-Newton step for every resample of the first states."""
-    states = len(residual)
-    by_state = slopes.reshape(len(slopes), states, -1)
-    products = torch.einsum("imd,jmd->mij", by_state, by_state)
-    along = torch.einsum("imd,md->mi", by_state, residual.flatten(1))
-    weights = bootstrap.weights(torch.arange(states), OF_NOISES)
+    by_state = slopes.reshape(len(slopes), len(residual), -1)
+    products, along = sums(list(by_state), residual)
+    weights = bootstrap.weights(torch.arange(len(residual)), OF_NOISES)
     inverse = torch.linalg.pinv(torch.einsum("rm,mij->rij", weights, products), hermitian=True)
     moved = torch.tensor(values, dtype=torch.float64) - torch.einsum("rij,rj->ri", inverse, weights @ along)
     unsure = error * (inverse[0].diagonal() * by_state.shape[-1]).sqrt()  # of a wrong flow of this rms, at worst

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
+from snrkit.sampling.flow import in_rows
 
+HELD_AT_ONCE = 2**28  # bytes of the images whose products are taken together
 SMALLEST = 1e-10  # of the eigenvalues of G with a unit diagonal, below which terms are taken to be the same
 
 
@@ -44,8 +46,18 @@ def fit_terms(terms: Sequence[Tensor], wanted: Tensor) -> Solved:
 
 def sums(terms: Sequence[Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
     """(Products of terms (M, n, n), of terms with `wanted` (M, n)), summed over each image's numbers; float64."""
-    flat = torch.stack([term.double().flatten(1) for term in terms], 1)
-    return (flat @ flat.mT).cpu(), (flat @ wanted.double().flatten(1)[:, :, None])[..., 0].cpu()
+    found = []
+    for rows in in_rows(len(wanted), at_once((len(terms) + 1) * wanted[0].numel())):
+        flat = torch.stack([term[rows].double().flatten(1) for term in terms], 1)
+        along = flat @ wanted[rows].double().flatten(1)[:, :, None]
+        found.append(((flat @ flat.mT).cpu(), along[..., 0].cpu()))
+    products, with_wanted = (torch.cat(part) for part in zip(*found, strict=True))
+    return products, with_wanted
+
+
+def at_once(numbers: int) -> int:
+    """Of how many images products are taken at once, with so many float64 numbers held for each."""
+    return max(1, HELD_AT_ONCE // (8 * numbers))
 
 
 def solutions(products: Tensor, with_wanted: Tensor) -> Tensor:

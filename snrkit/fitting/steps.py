@@ -36,11 +36,10 @@ class FittingSteps:
 
 @dataclass(frozen=True, slots=True)
 class FittedTable:
-    """The coefficients of every step, and the clean states of the first states that they were fitted on."""
+    """The coefficients of every step."""
 
     rows: tuple[tuple[float, ...], ...]  # (steps, terms); 0 where a step has no such term
     shares: tuple[float, ...]  # of each step's plain solution
-    x0: Tensor
 
     @property
     def fit(self) -> GivenFit:
@@ -59,4 +58,4 @@ def fit_steps(
         raise SnrkitError("no step of this sampler takes coefficients; give it more steps")
     found = [*fitting.found, *(Solved((), 0.0) for _ in range(steps - len(fitting.found)))]
     rows = tuple(solved.coefficients + (0.0,) * (terms - len(solved.coefficients)) for solved in found)
-    return FittedTable(rows, tuple(solved.share for solved in found), x)
+    return FittedTable(rows, tuple(solved.share for solved in found))

@@ -13,7 +13,7 @@ it sets in or ends; the walk has a level there and starts anew, without memory o
 is not extrapolated either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,20 +23,21 @@ from torch import Tensor
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.sampling.corrections.guidance import CLOSE, OfSteps
-from snrkit.sampling.refine import parts_of, refined
+from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sample import sample
 from snrkit.sampling.solvers import Unipc
 from snrkit.sampling.step import BeliefCorrection
 
 FLOW_STEPS = 240  # at least, where a table has as many levels
+WALKED_STATES = 16  # of each state that is walked, at most: what UniPC holds, or any solver beside a flow
 ORDER, STATED = 4, 2  # of the extrapolation, and of the error that is stated
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The states of a network's flow at the levels of a grid."""
+    """The states of a network's flow at the levels of a grid, or at some of them."""
 
-    states: tuple[Tensor, ...]  # (M, *) float64 at each level, the first and the clean one included
+    states: tuple[Tensor, ...]  # (M, *) float64 at each level, in order
     errors: tuple[float, ...]  # rms of each that is to be expected
     evaluations: int  # of the denoiser, for each first state
 
@@ -44,6 +45,11 @@ class Flow:
     def error(self) -> float:
         """That of the clean states."""
         return self.errors[-1]
+
+    def at(self, places: Sequence[int]) -> "Flow":
+        """The flow at some of its levels; it does not hold the states of the others."""
+        states, errors = tuple(self.states[place] for place in places), tuple(self.errors[place] for place in places)
+        return Flow(states, errors, self.evaluations)
 
 
 def fine_flow(
@@ -53,22 +59,36 @@ def fine_flow(
     cond: Cond | None = None,
     guidance: Sequence[BeliefCorrection] = (),
     steps: int = FLOW_STEPS,
+    batch: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> Flow:
     """The flow from states x (M, *) at levels[0], with what guides the network; levels of shape ().
 
-    A guidance with an interval is to be held to the steps of a sampler (`of_steps`, as `guidance_of` has it).
+    States are walked `batch` at a time, all at once by default, and kept at `places` among the levels alone, at all by
+    default: beside these a walk holds a batch of its own. A guidance with an interval is to be held to the steps of a
+    sampler (`of_steps`, as `guidance_of` has it).
     """
     course = _course(levels, guidance)
     parts = parts_of(course.levels, denoise.process, steps, multiple=2)
-    (fine, cost, even), (half, cost_half, _) = (
-        _walked(denoise, course, x, cond, guidance, count) for count in (parts, parts // 2)
-    )
-    states, errors = [], []
-    for state, coarse in zip(fine, half, strict=True):
-        moved = state - coarse
-        states.append(state + moved / (2**ORDER - 1) if even else state)
-        errors.append(rms(moved) / (2**STATED - 1) if even else 2 * rms(moved))
-    return Flow(tuple(states), tuple(errors), cost + cost_half)
+    fine, half = (refined(course.levels, denoise.process, count) for count in (parts, parts // 2))
+    even = fine.even and not course.jumps
+    wanted = range(len(levels)) if places is None else places
+    kept = {place: x if place == 0 else torch.empty_like(x, dtype=torch.float64) for place in wanted}
+    squares = {place: torch.zeros((), dtype=torch.float64, device=x.device) for place in wanted}
+    for rows in in_rows(len(x), batch):
+        own = None if cond is None else cond.at(rows)
+        for place, state in _walked(denoise, course, fine, x[rows], own, guidance):
+            if place in kept:
+                kept[place][rows] = state
+        for place, coarse in _walked(denoise, course, half, x[rows], own, guidance):
+            if place in kept:
+                moved = kept[place][rows] - coarse
+                squares[place] += moved.square().sum()
+                if even:
+                    kept[place][rows] += moved / (2**ORDER - 1)
+    share = 1 / (2**STATED - 1) if even else 2.0
+    errors = tuple(share * float(square / x.numel()) ** 0.5 for square in squares.values())
+    return Flow(tuple(kept.values()), errors, len(fine.levels) + len(half.levels) - 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +119,20 @@ def _same(one: Level, other: Level) -> bool:
 def _walked(
     denoise: Denoiser,
     course: _Course,
+    fine: Refined,
     x: Tensor,
     cond: Cond | None,
     guidance: Sequence[BeliefCorrection],
-    parts: int,
-) -> tuple[list[Tensor], int, bool]:
-    """(The states at the grid's levels, the evaluations, whether the walks of n and n/2 steps can be extrapolated)."""
-    fine = refined(course.levels, denoise.process, parts)
-    kept, visited, last = [x], {fine.visited[place] for place in course.own}, len(fine.levels) - 1
-    for span in pairwise((0, *(fine.visited[place] for place in course.jumps), last)):
+) -> Iterator[tuple[int, Tensor]]:
+    """(Number, states) of each of the grid's own levels, but for the first; `fine` is the course with cuts."""
+    numbers = {fine.visited[place]: number for number, place in enumerate(course.own)}
+    starts = (0, *(fine.visited[place] for place in course.jumps), len(fine.levels) - 1)
+    for span in pairwise(starts):
         steps = range(*span)
         for step in sample(denoise, Unipc(p=3), fine.levels, x, corrections=guidance, cond=cond, steps=steps):
             x = step.x_next
-            if step.position.index + 1 in visited:
-                kept.append(x)
-    return kept, last, fine.even and not course.jumps
+            if step.position.index + 1 in numbers:
+                yield numbers[step.position.index + 1], x
 
 
 def rms(x: Tensor) -> float:
@@ -121,13 +140,18 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
+def in_rows(count: int, batch: int | None) -> Iterator[slice]:
+    """The rows of `count` states, `batch` at a time; None: all at once."""
+    size = batch or max(count, 1)
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
 def in_parts(denoise: Denoiser, batch: int) -> Denoiser:
     """`denoise` asked about at most `batch` states at once."""
 
     def answer(x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
         said = []
-        for first in range(0, len(x), batch):
-            rows = slice(first, first + batch)
+        for rows in in_rows(len(x), batch):
             known = told.at(rows) if isinstance(told, Level) else told
             said.append(denoise(x[rows], level.at(rows), told=known, cond=None if cond is None else cond.at(rows)))
         if len(said) == 1:

@@ -26,7 +26,7 @@ from snrkit.sampling.sample import sample
 from snrkit.sampling.step import Step
 from snrkit.shift.bootstrap import OF_GAIN, Bootstrap, Curve
 from snrkit.shift.drawing import draw_curve, finite_only, png
-from snrkit.shift.probe import ProbeValue, Specimen
+from snrkit.shift.probe import ProbeValue, Sizes, Specimen
 
 SIZE = 1e-3  # of the error, as a share of the state's nominal standard deviation
 LARGEST_COVARIANCE = 4096  # dimensions
@@ -158,9 +158,9 @@ class AmplificationProbe(ProbeValue):
         "would keep."
     )
 
-    def memory(self, images: int, dimensions: int) -> int:
+    def memory(self, sizes: Sizes) -> int:
         """Of the covariance, where one is taken."""
-        return COVARIANCE_BYTES * images * dimensions if dimensions <= LARGEST_COVARIANCE else 0
+        return COVARIANCE_BYTES * sizes.images * sizes.dimensions if sizes.dimensions <= LARGEST_COVARIANCE else 0
 
     def read(self, specimen: Specimen) -> Amplification:
         """Three errors at every level, on the first trajectories."""

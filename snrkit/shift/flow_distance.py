@@ -7,7 +7,6 @@ of an image.
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,11 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import MOST_HELD
-from snrkit.sampling.flow import Flow, fine_flow, in_parts, rms
+from snrkit.diffusion.prediction import Cond, Denoiser
+from snrkit.sampling.flow import WALKED_STATES, Flow, fine_flow, in_parts, in_rows
 from snrkit.sampling.sample import sample
-from snrkit.sampling.sampler import guidance_of
+from snrkit.sampling.sampler import OpenedSampler, guidance_of
 from snrkit.shift.bootstrap import Number
-from snrkit.shift.probe import Circumstances, ProbeValue, Specimen
+from snrkit.shift.probe import Circumstances, ProbeValue, Sizes, Specimen
 
 CONFIDENCE = 0.95
 
@@ -81,6 +81,11 @@ class FlowProbe(ProbeValue):
             return None
         return f"cuts the steps of one grid for all images; give samplers.{given.sampler}.grid scope: dataset"
 
+    def memory(self, sizes: Sizes) -> int:
+        """Of flows, which samplers of the same levels share, of a walk, and of first and clean states."""
+        states = sizes.levels + 2 + WALKED_STATES
+        return 8 * sizes.dimensions * min(self.images, sizes.trajectories) * states
+
     def read(self, specimen: Specimen) -> FlowDistance | None:
         """Of the first trajectories; None for a solver that draws noise."""
         s, seeds = specimen, specimen.seeds[: self.images]
@@ -91,10 +96,9 @@ class FlowProbe(ProbeValue):
         asked = [c.model_dump(mode="json") for c in s.sampler.corrections]
         key = ("flow", s.levels_key, s.sampler.start, json.dumps(asked) if guidance else "")
         with torch.no_grad():
-            flow = s.equipment.once(key, lambda: fine_flow(denoise, own.levels, x, cond, guidance))
-            walk = sample(denoise, own.solver, own.levels, x, corrections=own.corrections, cond=cond)
-            states = [step.x_next for step in walk]
-        return read_distance(states, flow, [float(level.logsnr) for level in own.levels[1:-1]])
+            flow = s.equipment.once(key, lambda: fine_flow(denoise, own.levels, x, cond, guidance, batch=s.batch))
+            clean, along = _beside(denoise, own, x, cond, flow, s.batch)
+        return read_distance(clean, flow, [float(level.logsnr) for level in own.levels[1:-1]], along)
 
     def cells(self, record: FlowDistance) -> tuple[str, ...]:
         return record.distance.plain(), f"{record.variance:.3f}"
@@ -105,9 +109,21 @@ def _variance(x: Tensor) -> Tensor:
     return x.double().flatten(1).var(0).sum()
 
 
-def read_distance(states: Sequence[Tensor], flow: Flow, logsnr: list[float]) -> FlowDistance:
-    """The reading of states (M, *) where steps ended, the clean ones last, beside the flow from the same first ones."""
-    squares = per_state(states[-1] - flow.states[-1])
-    share = float(_variance(states[-1]) / _variance(flow.states[-1]))
-    along = [rms(x - y) for x, y in zip(states[:-1], flow.states[1:-1], strict=True)]
+def _beside(
+    denoise: Denoiser, own: OpenedSampler, x: Tensor, cond: Cond, flow: Flow, batch: int
+) -> tuple[Tensor, list[float]]:
+    """(The clean states (M, *) of a sampler, its rms distance to the flow at each noisy level that a step ends at)."""
+    clean, squares = torch.empty_like(x), torch.zeros(len(flow.states), dtype=torch.float64, device=x.device)
+    for rows in in_rows(len(x), batch):
+        walk = sample(denoise, own.solver, own.levels, x[rows], corrections=own.corrections, cond=cond.at(rows))
+        for place, step in enumerate(walk, 1):
+            clean[rows] = step.x_next
+            squares[place] += (step.x_next - flow.states[place][rows]).square().sum()
+    return clean, (squares[1:-1] / x.numel()).sqrt().tolist()
+
+
+def read_distance(clean: Tensor, flow: Flow, logsnr: list[float], along: list[float]) -> FlowDistance:
+    """The reading of clean states (M, *) beside the flow from the same first ones, and of rms distances on the way."""
+    squares = per_state(clean - flow.states[-1])
+    share = float(_variance(clean) / _variance(flow.states[-1]))
     return FlowDistance(len(squares), distance(squares, flow.error), share, flow.error, logsnr, along)

@@ -94,6 +94,16 @@ class Circumstances:
     estimator: bool  # snrkit fit-estimator has made one
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the memory of a probe follows."""
+
+    images: int  # of the training split, mirrored ones counted
+    trajectories: int
+    dimensions: int  # numbers of an image
+    levels: int  # the clean one counted, of all samplers whose flows differ
+
+
 class Probe(Protocol[R]):
     """Reads a specimen into a record R, a frozen dataclass that JSON can hold.
 
@@ -112,8 +122,8 @@ class Probe(Protocol[R]):
     def missing(self, given: Circumstances) -> str | None:
         """What it asks for that is not there, and what to do, to follow its name in a sentence; None if nothing."""
 
-    def memory(self, images: int, dimensions: int) -> int:
-        """Bytes that it holds beside the arms, for so many training images, mirrored ones counted."""
+    def memory(self, sizes: Sizes) -> int:
+        """Bytes that it holds beside the arms."""
 
     def watch(self, equipment: Equipment) -> Watch | None:
         """What it reads of every state of the sampler and of held-out images, which are not kept; None if nothing.
@@ -145,7 +155,7 @@ class ProbeValue(Value):
     def missing(self, given: Circumstances) -> str | None:
         return None
 
-    def memory(self, images: int, dimensions: int) -> int:
+    def memory(self, sizes: Sizes) -> int:
         return 0
 
     def watch(self, equipment: Equipment) -> Watch | None:

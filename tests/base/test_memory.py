@@ -1,11 +1,13 @@
-"""What is free is what the machine and the group have left."""
+"""What is free is what the machine and the group have left; what there is not, is told from other errors."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from snrkit.base import distributed
 from snrkit.base.distributed import free_memory, in_bytes
+from snrkit.base.memory import is_out_of_memory
 
 
 def test_free_memory_is_less_than_all_of_it():
@@ -41,3 +43,16 @@ def test_the_limit_of_a_group_counts(tmp_path, monkeypatch):
 def test_bytes_are_said_as_people_do():
     """In MiB, and from one on in GiB."""
     assert (in_bytes(2**19), in_bytes(3 * 2**30)) == ("0.5 MiB", "3.0 GiB")
+
+
+def test_want_of_memory_is_told_from_other_errors():
+    """As torch says it on the host, where the size is more than any machine's, and on a device; and shapes are not."""
+    with pytest.raises(RuntimeError) as none_left:
+        torch.empty(2**55, dtype=torch.float64)
+    with pytest.raises(RuntimeError) as unlike:
+        torch.zeros(2) + torch.zeros(3)
+    assert is_out_of_memory(none_left.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(unlike.value)
+    assert not is_out_of_memory(OSError("can't allocate memory"))

@@ -10,16 +10,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 import snrkit
 from snrkit.base.distributed import World
+from snrkit.commands.design import designs
 from snrkit.commands.sample import encode
 from snrkit.data.dataset import memory_dataset
-from snrkit.diffusion.prediction import Prediction, Wrapped
+from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
+from snrkit.experiment.flows import FirstStates
 from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.metrics.features import extract
+from snrkit.sampling.sample import start
+from snrkit.sampling.sampler import Dummy
 
 MIB = 2**20
 
@@ -47,13 +53,14 @@ def peak_above(run: Callable[[], object]) -> int:
     return most - before
 
 
+def answer(x: torch.Tensor, level: snrkit.Level, told: object, cond: object) -> Prediction:
+    """A denoiser of a line, of Gaussian data."""
+    x0 = 0.3 * x / (0.3 + level.sigma**2)
+    return Prediction(x0, (x - x0) / level.sigma)
+
+
 def measuring(images: int, side: int = 64, levels: int = 10, batch: int = 100) -> int:
     """`snrkit.measure` of colour images, by Euler, with a denoiser of a line."""
-
-    def answer(x: torch.Tensor, level: snrkit.Level, told: object, cond: object) -> Prediction:
-        x0 = 0.3 * x / (0.3 + level.sigma**2)
-        return Prediction(x0, (x - x0) / level.sigma)
-
     pixels = torch.randint(0, 256, (max(60, images // 4), 3, side, side), dtype=torch.uint8)
     data = memory_dataset("noise", pixels)
     sampler = snrkit.Sampler(grid=snrkit.Karras(steps=levels), solver=snrkit.Euler())
@@ -95,8 +102,34 @@ def large(images: int) -> int:
     return measuring(images, 256, 18, 24)
 
 
-PARTS = {"measuring": measuring, "large": large, "scoring": scoring}
-FIGURES = {"measuring": (100, 400, 1600), "scoring": (200, 2000)}
+def bent(x: torch.Tensor, level: snrkit.Level, told: object, cond: object) -> Prediction:
+    """A denoiser that is not linear in the state, so that steps have something to be fitted to."""
+    x0 = torch.tanh(0.3 * x / (0.3 + level.sigma**2))
+    return Prediction(x0, (x - x0) / level.sigma)
+
+
+def designing(noises: int, side: int = 64, steps: int = 13, batch: int = 64) -> int:
+    """What `design` holds of colour images: the grids of as many steps, each with fitted steps."""
+    shape = snrkit.Sampler(grid=snrkit.Karras(steps=steps), solver=snrkit.Fitted())
+    process, sampling = snrkit.Edm(), SimpleNamespace(batch=batch)
+    setting = SimpleNamespace(parts=SimpleNamespace(process=process))
+    samples: Any = SimpleNamespace(sources=Dummy(process), setting=setting, config=sampling)
+    levels, draws = shape.grid.levels(process), torch.Generator().manual_seed(0)
+
+    def first() -> FirstStates:
+        noise = torch.randn(noises, 3, side, side, generator=draws, dtype=torch.float64)
+        return FirstStates(samples, Wrapped(process, bent), start(process, noise, levels[0]), Cond(), (), levels)
+
+    fitted, chosen_on = first(), first()
+    began = time.process_time()
+    with torch.no_grad():
+        found = peak_above(lambda: designs(fitted, chosen_on, shape))
+    print(f"{time.process_time() - began:.0f} s of CPU", file=sys.stderr)
+    return found
+
+
+PARTS = {"measuring": measuring, "large": large, "scoring": scoring, "designing": designing}
+FIGURES = {"measuring": (100, 400, 1600), "scoring": (200, 2000), "designing": (16, 64)}
 
 
 def main() -> None:

@@ -162,6 +162,20 @@ def test_a_candidate_that_does_not_stay_finite_is_none():
     assert "do not stay finite" in tried.why
 
 
+def test_a_candidate_that_takes_too_much_memory_is_none():
+    """Others are tried all the same; any other fault of a computation is one of snrkit's, and is raised."""
+
+    def fails(error):
+        raise error
+
+    sampler, of = Sampler.model_validate(SAMPLERS["euler"]), FitOf("", 0, "", "", 0, None, None)
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+        tried = _try(of, "", Candidate("large", sampler, partial(fails, error)), SimpleNamespace())
+        assert (tried.distance, tried.why) == (None, "it takes more memory than there is.")
+    with pytest.raises(RuntimeError, match="shapes"):
+        _try(of, "", Candidate("wrong", sampler, partial(fails, RuntimeError("shapes differ"))), SimpleNamespace())
+
+
 def test_going_on_tries_nothing_twice(trained, certified):
     """The same command again reads what was kept; without one of them it makes that one again, to the same bits."""
     run = Run(trained / "runs/small")

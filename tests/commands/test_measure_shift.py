@@ -10,6 +10,7 @@ import torch
 import yaml
 from pydantic import Field
 
+import snrkit
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError
 from snrkit.base.numerics import NUMERICS
@@ -245,21 +246,33 @@ def test_what_a_probe_asks_for_is_missed_before_anything_runs(tmp_path):
 
 def test_a_probe_says_what_it_holds():
     """The covariance behind gains counts in the memory that is needed, twice in float64 for every training image."""
-    needed = []
-    for probes in ([], ["amplification"]):
-        opened = open_experiment(small(probes=probes), WORLD)
-        with pytest.raises(ConfigError, match="MiB free"):
-            check_arms_fit(opened.setting, opened.experiment.shift, 0)
-        low, high = 0, 2**40
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                check_arms_fit(opened.setting, opened.experiment.shift, middle)
-                high = middle
-            except ConfigError:
-                low = middle
-        needed.append(high)
-    assert needed[1] - needed[0] == 2 * 8 * len(opened.data.split.train) * 64
+    opened = open_experiment(small(), WORLD)
+    with pytest.raises(ConfigError, match="MiB free"):
+        check_arms_fit(opened.setting, opened.experiment.shift, 0)
+    assert needed(["amplification"]) - needed([]) == 2 * 8 * len(opened.data.split.train) * 64
+
+
+def test_the_probe_flow_holds_a_flow_for_each_grid():
+    """Samplers of the same levels share theirs, and no probe follows more first states than there are."""
+    four, nine = (snrkit.Sampler(grid=snrkit.Karras(steps=n), solver=snrkit.Euler()) for n in (4, 9))
+    other = four.model_copy(update={"solver": snrkit.Heun()})
+    images = min(small().shift.images, 128)
+    assert needed(["flow"], four, nine) - needed(["flow"], four) == 8 * 64 * images * 10
+    assert needed(["flow"], four, other) == needed(["flow"], four) > needed([], four) + 8 * 64 * images * 5
+
+
+def needed(probes, *samplers):
+    """Bytes that suffice to measure samplers."""
+    opened = open_experiment(small(probes=probes), WORLD)
+    low, high = 0, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            check_arms_fit(opened.setting, opened.experiment.shift, middle, samplers)
+            high = middle
+        except ConfigError:
+            low = middle
+    return high
 
 
 def test_the_file_of_before(tmp_path):

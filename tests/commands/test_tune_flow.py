@@ -1,15 +1,28 @@
 """tune --by flow: coefficients and fitted steps of an experiment, and what samples with them."""
 
 import json
+import math
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torch
 
+from snrkit.base.distributed import World
+from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.sealed import read_json
 from snrkit.commands.compare_rows import comparison_layout
+from snrkit.commands.design import certify_states, design_states, run_design
+from snrkit.commands.tune import run_tuning
+from snrkit.diffusion.process import Edm
+from snrkit.experiment import flows
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.flows import check_flows_fit
+from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
+from snrkit.fitting.least_squares import HELD_AT_ONCE
+from snrkit.sampling.sampler import Sampler
+from snrkit.sampling.solvers import Fitted
 from tests.small import SMALL, edit, load_images, snrkit, write_config, written
 
 GRID = {"kind": "karras", "steps": 4}
@@ -206,6 +219,50 @@ def test_what_cannot_be_designed_is_refused(trained, arguments, said):
     done = snrkit(folder, "design", *arguments, check=False)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["tune", "design"])
+def test_what_cannot_be_held_is_refused_before_anything_is_computed(command, tmp_path, monkeypatch):
+    """In one sentence, where less is free than the flows take by estimate; where there is, the run is asked for."""
+    experiment, world = parse_experiment({**SMALL, **FILE}, "small"), World(0, 1, torch.device("cpu"))
+    begin = {
+        "tune": lambda: run_tuning(experiment, tmp_path, world, ["fit"], "flow", []),
+        "design": lambda: run_design(experiment, tmp_path, world, ["euler"], 3),
+    }
+    monkeypatch.setattr(flows, "free_memory", lambda _: 2**20)
+    with pytest.raises(ConfigError, match=r"^tune\.noises: the flows from 20 .* 1\.0 MiB free; give fewer noises\.$"):
+        begin[command]()
+    monkeypatch.setattr(flows, "free_memory", lambda _: 2**40)
+    with pytest.raises(RunError):
+        begin[command]()
+    assert not written(tmp_path)
+
+
+def test_what_flows_need_grows_with_first_states_and_levels():
+    """By 8 bytes for each number of each state that is kept."""
+    setting = open_experiment(parse_experiment(SMALL, "small"), World(0, 1, torch.device("cpu"))).setting
+    dims = math.prod(setting.data.dataset.shape)
+
+    def enough(noises, states):
+        low, high = 0, 2**60
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                check_flows_fit(setting, noises, states, middle)
+                high = middle
+            except ConfigError:
+                low = middle
+        return high
+
+    assert enough(20, 90) - enough(20, 80) == 8 * dims * 20 * 10
+    assert enough(40, 80) - HELD_AT_ONCE == 2 * (enough(20, 80) - HELD_AT_ONCE) > 2 * 8 * dims * 20 * 80
+
+
+def test_a_certificate_holds_more_than_a_design():
+    """The flows of its three sets of first states beside it."""
+    sampler, process = Sampler.model_validate(SAMPLERS["euler"]), Edm()
+    shape = sampler.model_copy(update={"solver": Fitted()})
+    assert certify_states(sampler, process, lambda s: s.grid.steps) == design_states(shape, process) + 3 * 5
 
 
 def test_the_probe_flow_reads_the_distance(trained):

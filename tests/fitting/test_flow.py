@@ -86,6 +86,21 @@ def test_first_states_are_the_flow_at_the_first_level():
     assert len(found.states) == len(levels)
 
 
+@pytest.mark.parametrize("name", ["edm", "ddpm"])
+def test_a_flow_is_the_same_in_parts_and_where_it_is_kept(name):
+    """Walked five states at a time, and kept at two of its levels: states and errors are those of the whole."""
+    process = PROCESSES[name]
+    levels = UniformLogsnr(steps=5).levels(process)
+    denoise, x = mixture(process), first(process, levels)
+    whole = fine_flow(denoise, levels, x)
+    found = fine_flow(denoise, levels, x, batch=5, places=(2, 5))
+    wanted = whole.at((2, 5))
+    for one, other in zip(found.states, wanted.states, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert found.errors == pytest.approx(wanted.errors, rel=1e-6)
+    assert (found.error, found.evaluations) == (pytest.approx(whole.error, rel=1e-6), whole.evaluations)
+
+
 def test_the_flow_is_that_of_the_guided_network():
     """With a weight of guidance it is the flow of the denoiser that says what guidance makes it say."""
     process = Edm()

@@ -280,7 +280,7 @@ def test_the_variance_beside_the_flow_s_is_about_the_mean():
     """Images that keep their mean and lose a tenth of their spread have 0.81 of the variance, wherever the mean is."""
     images = torch.randn(400, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double() * 0.3 - 0.7
     shrunk = images.mean(0) + 0.9 * (images - images.mean(0))
-    found = read_distance([shrunk], Walk((images, images), (0.0, 0.0), 1), [])
+    found = read_distance(shrunk, Walk((images, images), (0.0, 0.0), 1), [], [])
     assert found.variance == pytest.approx(0.81)
 
 
@@ -290,7 +290,7 @@ def test_states_that_are_not_finite_are_not_near_the_flow(value):
     images = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     broken = images.clone()
     broken[7, 0, 0, 0] = value
-    found = read_distance([broken], Walk((images, images), (0.0, 1e-5), 1), []).distance
+    found = read_distance(broken, Walk((images, images), (0.0, 1e-5), 1), [], []).distance
     assert all(map(math.isnan, (found.value, found.low, found.high)))
 
 
