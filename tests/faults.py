@@ -245,7 +245,7 @@ MORE = {
     "sample --overwrite": ("--set", "samplers.euler.grid.steps=3"),
     "tune --by flow --sampler euler": NOISES,
     "design --sampler euler --nfe 4": NOISES,
-    "certify --sampler euler": NOISES,
+    "certify --sampler euler": (*NOISES, "--set", "sample.seeds=0-9"),
 }
 
 
