@@ -75,6 +75,7 @@ class Candidates:
     fitted: FirstStates
     chosen_on: FirstStates
     bootstrap: Bootstrap
+    pipeline: bool = False  # whether only what a pipeline can have is tried: the sampler's own solver and levels
 
     def every(self) -> Iterator[Candidate]:
         """In order."""
@@ -82,21 +83,24 @@ class Candidates:
         if self.plain != self.given:
             yield Candidate("without-corrections", self.plain, partial(Made, self.plain))
         yield from self._fitted()
-        yield from self._solvers()
-        yield self._at_cost("designed", Fitted(), self._designed)
+        if not self.pipeline:
+            yield from self._solvers()
+            yield self._at_cost("designed", Fitted(), self._designed)
         for name, (correction, names) in PUBLISHED.items():
             shape = self._with(correction)
             yield Candidate(name, shape, partial(self._corrected, shape, names))
 
     def _fitted(self) -> Iterator[Candidate]:
-        yield self._at_cost("fitted", Fitted(), self._with_table)
         own = self.plain.solver
-        if isinstance(own, Base) and own != Fitted().base:
+        if not self.pipeline:
+            yield self._at_cost("fitted", Fitted(), self._with_table)
+        if isinstance(own, Base) and (self.pipeline or own != Fitted().base):
             on_own = self.plain.model_copy(update={"solver": Fitted(base=own)})
             yield Candidate("fitted-on-own", on_own, partial(self._with_table, on_own))
         if min(self.fitted.x.shape[-2:]) < 2:
             return
-        yield self._at_cost("fitted-by-band", Fitted(bands="haar", history=1), self._with_table)
+        if not self.pipeline:
+            yield self._at_cost("fitted-by-band", Fitted(bands="haar", history=1), self._with_table)
         table = self._with(Dcw(schedule=Table()))
         yield Candidate("dcw-table", table, partial(self._with_table, table))
 

@@ -28,7 +28,7 @@ from snrkit.commands.compare_rows import Row
 from snrkit.commands.design import certify_states
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar
+from snrkit.commands.progress import bar, console
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
 from snrkit.data.representation import PIXELS
@@ -80,6 +80,7 @@ class Certifier:
     samples: Trajectories
     until: float | None  # of time.monotonic, for what is tried
     card: bool
+    pipeline: bool  # whether the recipe is for a pipeline
 
     @property
     def experiment(self) -> Experiment:
@@ -108,9 +109,13 @@ def run_certify(
     names: Sequence[str],
     minutes: float | None,
     card: bool = False,
+    pipeline: bool = False,
     quiet: bool = False,
 ) -> dict[str, Certificate]:
-    """Certify samplers, all by default; writes a certificate and a page for each, and returns them by sampler."""
+    """Certify samplers, all by default; writes a certificate and a page for each, and returns them by sampler.
+
+    `pipeline`: only what a pipeline of diffusers can have is tried.
+    """
     world.check_alone("certify")
     began = time.monotonic()
     chosen = choose(experiment, names)
@@ -129,8 +134,13 @@ def run_certify(
         model = open_model_aloud(opened, run)
         write_config(run, e)
         until = None if minutes is None else began + 60 * minutes
-        certifier = Certifier(opened, model, trajectories(opened, model), until, card)
-        return {name: _certify(certifier, name, world, quiet) for name in chosen}
+        certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
+        found = {name: _certify(certifier, name, world, quiet) for name in chosen}
+    for name in [] if quiet else chosen:
+        path = run.certificate(name)
+        use = f"samplers: {{mine: {{certificate: {path}}}}}"
+        console.print(f"{name}: {path}, with a page beside it; to use it: {use}", markup=False)
+    return found
 
 
 def check_seeds(experiment: Experiment) -> None:
@@ -155,7 +165,8 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
     flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
     boot = FlowTools(e, certifier.samples).bootstrap
-    tries = Candidates(sampler, guided_alone(sampler), cost(sampler), cost, e.compare.solvers, fitted, chosen_on, boot)
+    plain, solvers = guided_alone(sampler), e.compare.solvers
+    tries = Candidates(sampler, plain, cost(sampler), cost, solvers, fitted, chosen_on, boot, certifier.pipeline)
     tried, skipped = _try_all(certifier, name, tries, quiet)
     if tried[0].distance is None:
         raise ConfigError(f"samplers.{name}: {tried[0].why} Nothing can be set beside it; certify another sampler.")
@@ -207,7 +218,8 @@ def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world
         noises=e.tune.noises,
         tuning_seeds=e.tune.seeds,
         scored_seeds=e.sample.seeds,
-        command=f"snrkit certify --config {certifier.run.config} --sampler {name}",
+        command=f"snrkit certify --config {certifier.run.config} --sampler {name}"
+        + (" --pipeline" if certifier.pipeline else ""),
         made_with=provenance(world),
     )
 
@@ -236,7 +248,7 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
     with bar(f"certifying {name}", len(candidates), not quiet) as progress:
         for index, candidate in enumerate(candidates):
             path, asked = certifier.run.candidate(name, candidate.name), candidate.asked(seeds)
-            known = read_record(TriedCandidate, path) if path.exists() else None
+            known = _kept(path)
             if known is not None and (known.of, known.asked) == (of, asked):
                 tried.append(known)
             elif tried and certifier.until is not None and time.monotonic() > certifier.until:
@@ -247,6 +259,14 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
                     write_json(path, to_json(tried[-1]))
             progress.update(index + 1, candidate.name)
     return tried, skipped
+
+
+def _kept(path: Path) -> TriedCandidate | None:
+    """What was found of a candidate before; None where nothing is there, or what is damaged: it is tried again."""
+    try:
+        return read_record(TriedCandidate, path) if path.exists() else None
+    except SnrkitError:
+        return None
 
 
 def _try(of: FitOf, asked: str, candidate: Candidate, chosen_on: FirstStates) -> TriedCandidate:

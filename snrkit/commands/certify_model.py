@@ -10,7 +10,9 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.value import LONGEST_NAME
 from snrkit.checkpoints.models import kinds_of
+from snrkit.data.dataset import fingerprint
 
+MADE = "# written by snrkit certify"
 GRIDS = {"edm": {"kind": "karras"}}  # as their own samplers have them; others: uniform in their own time
 SOLVERS = {"edm": {"kind": "heun"}}
 
@@ -24,6 +26,8 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
         raise ConfigError(f"{model}: give the images that it is to make by --data, or a YAML by --config.")
     if not model.exists():
         raise ConfigError(f"{model}: there is no such file or folder; name a model's, or a YAML by --config.")
+    if not data.exists():
+        raise ConfigError(f"--data: {data} does not exist; give the folder of the images.")
     kinds = kinds_of(model)
     if len(kinds) != 1:
         known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
@@ -32,12 +36,19 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
         raise ConfigError(f"--size: {model} is of kind {kinds[0]}, whose file says its one size; drop it.")
     path = Path(f"certify-{_slug(model)}.yaml" if size is None else f"certify-{_slug(model)}-{size}.yaml")
     asked = f"{model} --data {data} --nfe {nfe}" + ("" if size is None else f" --size {size}")
-    text = f"# written by snrkit certify {asked}\n{_content(model, data, nfe, kinds[0], size)}"
-    if path.exists() and path.read_text() != text:
-        raise ConfigError(f"{path} is there and says something else; certify it by --config {path}, or move it away.")
+    content = _content(model, data, nfe, kinds[0], size)
+    text = f"{MADE} {asked} ({fingerprint(content)})\n{content}"
+    if path.exists() and not _as_it_was_made(path):
+        raise ConfigError(f"{path} is there and was edited; certify it by --config {path}, or move it away.")
     with disk_errors(f"writing {path}", "free space or work in another folder"):
         write_text(path, text)
     return path
+
+
+def _as_it_was_made(path: Path) -> bool:
+    """Whether a file is one of these that nobody has changed, and may be written anew."""
+    head, _, content = path.read_text().partition("\n")
+    return head.startswith(MADE) and head.endswith(f"({fingerprint(content)})")
 
 
 def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:

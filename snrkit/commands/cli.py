@@ -276,9 +276,12 @@ def certify(
     sampler: SamplerOption = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--minutes", min=0.0, help="Try no more candidates after so many; the same command goes on."),
+        typer.Option("--minutes", min=0.0, help="Try no more after so many, then confirm; the same command goes on."),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write a model card of the Hugging Face Hub.")] = False,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Try only what a pipeline of diffusers can have: its solver and levels.")
+    ] = False,
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -294,7 +297,8 @@ def certify(
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 
-    _show(run_certify(experiment, runs, world, sampler or (), minutes, card, quiet), json, world, show_certificates)
+    found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
+    _show(found, json, world, show_certificates)
 
 
 @app.command()

@@ -49,8 +49,12 @@ def knobs(sampler: Sampler, chosen: Sequence[str]) -> list[Knob]:
         if name not in known:
             raise ConfigError(f"--parameter {name}: this sampler has {', '.join(known) or 'no coefficient to tune'}.")
     names = list(chosen) or moved(sampler)
+    if not names and not known:
+        raise ConfigError(
+            "this sampler has no coefficient to tune; give it a correction, or solver: {kind: fitted} and --by flow."
+        )
     if not names:
-        raise ConfigError(f"name the coefficients with --parameter; this sampler has {', '.join(known) or 'none'}.")
+        raise ConfigError(f"every coefficient here is neutral; name those to tune by --parameter: {', '.join(known)}.")
     return [known[name] for name in names]
 
 

@@ -35,7 +35,7 @@ from snrkit.experiment.sample_folder import SampleFolder, image_path
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
-from snrkit.sampling.sampler import Sampler, parse_seeds
+from snrkit.sampling.sampler import Sampler, parse_seeds, takes_fit
 from snrkit.spectral.grid import UNTOLD, SpectralGrid
 from snrkit.training.randomness import ImageStreams
 
@@ -62,6 +62,7 @@ def run_sampling(
         samples = trajectories(opened, open_model_aloud(opened, run))
         for name in chosen:
             check_claim(SampleFolder(run.samples(name)), manifest(samples.sources.names, e.samplers[name]), overwrite)
+            check_fitted(samples, name, e.samplers[name])
         world.barrier()
         if world.leads:
             write_config(run, e)
@@ -109,6 +110,15 @@ def check_samplers(setting: Setting, samplers: Mapping[str, Sampler]) -> None:
             setting.cost(sampler)
         except SnrkitError as error:
             raise ConfigError(f"samplers.{name}: {error}") from None
+
+
+def check_fitted(samples: Trajectories, name: str, sampler: Sampler) -> None:
+    """Refuse a sampler whose fit cannot be had, before images of any are made: SnrkitError."""
+    try:
+        if takes_fit(sampler):
+            samples.open(sampler)
+    except SnrkitError as error:
+        raise type(error)(f"samplers.{name}: {error}") from None
 
 
 def check_images(setting: Setting) -> None:

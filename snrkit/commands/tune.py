@@ -15,7 +15,7 @@ another sampler's file holds already is not made again. The result is a YAML tha
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
-from snrkit.commands.knobs import WIDER, Knob, Values, knobs, moved, neutral, with_values
+from snrkit.commands.knobs import WIDER, Knob, Values, coefficients, knobs, moved, neutral, with_values
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import console
 from snrkit.commands.sample import check_samplers, choose, manifest
@@ -243,6 +243,9 @@ def run_tuning(
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     say = (lambda text: None) if quiet else console.print
     records: dict[str, TunedNow | FitMade] = {}
+    idle = [] if names or quiet else _idle(experiment, wanted)
+    if idle:
+        console.print(f"not tuned, as all of its coefficients are neutral: {', '.join(idle)} (--sampler, --parameter)")
     with locked(run), ending("every evaluation so far"):
         tools = Tools(opened, run)
         for name, chosen in sorted(wanted.items(), key=lambda one: flow_key(experiment.samplers[one[0]])):
@@ -269,6 +272,11 @@ def _wanted(
             check_knobs(name, sampler, found[name])
         _blank(sampler, found[name])
     return found
+
+
+def _idle(experiment: Experiment, wanted: Collection[str]) -> list[str]:
+    """Samplers that have coefficients, all of them neutral, and are not asked for."""
+    return [n for n, sampler in experiment.samplers.items() if n not in wanted and coefficients(sampler)]
 
 
 def find(bench: Bench, method: Method, say: Callable[[str], None]) -> tuple[Values, FlowFound | None]:

@@ -90,8 +90,7 @@ def open_fit(run: Run, named: NamedFit, wanted: FitOf) -> Fit:
     path = fit_path(run, named.sampler)
     if not path.exists():
         raise RunError(
-            f"is fitted to the network, and {run.path} holds no fit for this sampler; run snrkit tune --by flow with "
-            "the same file first."
+            f"it takes a fit, and {run.path} holds none of it; run snrkit tune --by flow with this file first."
         )
     stored = read_record(StoredFit, path)
     check_fit(path, stored.of, wanted, "run snrkit tune --by flow with the same file again")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError, reason_of
 from snrkit.base.records import read_record
 from snrkit.experiment.certificate import Certificate
 
@@ -27,7 +27,10 @@ def _expanded(name: Any, given: Any, where: str) -> Any:
     try:
         recipe = read_record(Certificate, Path(path)).recipe.definition
     except SnrkitError as error:
-        raise ConfigError(f"{at}: {error}") from None
+        why = reason_of(error).partition("; delete it")[0].partition(": delete it")[0]
+        raise ConfigError(
+            f"{at}: {why}; is it a certificate? They lie in RUN/certify/NAME.json, where snrkit certify puts them"
+        ) from None
     found = {**recipe, "certificate": path}
     other = [key for key, value in given.items() if key in recipe and key != "certificate" and value != recipe[key]]
     if other:

@@ -61,6 +61,9 @@ Block = Heading | Paragraph | Table | Picture
 def short(value: Value, first: str = "kind") -> str:
     """Kind, the field `first`, and settings other than the defaults, numbers to four digits."""
     content, whole = value.model_dump(exclude_defaults=True, exclude={"kind", first}), value.model_dump()
+    for key, entry in content.items():
+        if isinstance(entry, dict) and "kind" in whole[key]:
+            content[key] = {"kind": whole[key]["kind"], **entry}
     rest = ", ".join(f"{key} {_plain(entry)}" for key, entry in content.items())
     head = " ".join(str(whole[key]) for key in dict.fromkeys(("kind", first)))
     return f"{head} ({rest})" if rest else head

@@ -128,7 +128,15 @@ def _repeat(record: Certificate) -> list[Block]:
         + ", ".join(f"{name} {version}" for name, version in record.made_with.items())
         + "."
     )
-    return [Heading("To repeat it"), Paragraph(record.command), Paragraph(facts)]
+    named = f"samplers: {{mine: {{certificate: RUN/certify/{record.sampler}.json}}}}"
+    use = f"As a sampler of this run's files, where RUN is its directory: {named}."
+    return [
+        Heading("To use it"),
+        Paragraph(f"{use} In a pipeline that has its solver and levels: snrkit.certified(pipeline, path)."),
+        Heading("To repeat it"),
+        Paragraph(record.command),
+        Paragraph(facts),
+    ]
 
 
 def evaluation_card(record: Certificate) -> str:

@@ -23,9 +23,10 @@ from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
 from snrkit.reports.certificate import evaluation_card
-from snrkit.sampling.grid import Listed
-from snrkit.sampling.sampler import Sampler
-from snrkit.sampling.solvers import Heun, Unipc
+from snrkit.sampling.corrections import EpsilonScaling
+from snrkit.sampling.grid import Karras, Listed
+from snrkit.sampling.sampler import Sampler, bare, guided_alone
+from snrkit.sampling.solvers import Heun, Ipndm, Unipc
 from tests.small import SMALL, load_images, snrkit, write_config, written
 
 GRID = {"kind": "karras", "steps": 4}
@@ -97,6 +98,8 @@ def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certifie
     for suffix in (".md", ".html"):
         page = Run(trained / "runs/small").certificate("euler", suffix).read_text()
         assert all(name in page for name in tried)
+        assert "dcw (schedule table)" in page
+        assert "samplers: {mine: {certificate: RUN/certify/euler.json}}" in page
     stored = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
     assert stored.sentence == certified["sentence"]
     assert "euler at 4 evaluations" in stored.sentence
@@ -140,6 +143,18 @@ def test_a_candidate_is_asked_for_by_all_that_decides_it():
     assert len(asked) == 6
 
 
+def test_for_a_pipeline_only_its_own_solver_and_levels_are_tried():
+    """Every candidate has the grid of the sampler, and its solver, alone or with steps fitted on it."""
+    for solver in (Heun(), Ipndm()):
+        given = Sampler(grid=Karras(steps=4), solver=solver, corrections=(EpsilonScaling(scale=1.01),))
+        plain, cost = guided_alone(given), parse_experiment(SMALL, "small").model.parts.cost
+        states = SimpleNamespace(x=torch.zeros(2, 1, 4, 4))
+        every = list(Candidates(given, plain, cost(given), cost, (Unipc(),), states, states, None, True).every())
+        assert {one.shape.grid for one in every} == {given.grid}
+        assert {bare(one.shape).solver for one in every} == {solver}
+        assert "fitted-on-own" in {one.name for one in every}
+
+
 def test_what_cannot_be_had_says_so():
     """A listed grid has the steps that it lists: what would need others stays in the list, with the reason."""
     grid = Listed(sigma=(10.0, 1.0, 0.1))
@@ -177,11 +192,12 @@ def test_a_candidate_that_takes_too_much_memory_is_none():
 
 
 def test_going_on_tries_nothing_twice(trained, certified):
-    """The same command again reads what was kept; without one of them it makes that one again, to the same bits."""
+    """The same command again reads what was kept; what is gone or damaged is made again, to the same bits."""
     run = Run(trained / "runs/small")
     before = written(trained)
-    path = run.candidate("euler", "dcw-table")
-    path.unlink()
+    run.candidate("euler", "dcw-table").unlink()
+    damaged = run.candidate("euler", "ipndm")
+    damaged.write_text(damaged.read_text()[:-40])
     again = json.loads(snrkit(trained, "certify", "--sampler", "euler", "--json", "-q").stdout)["euler"]
     assert again == certified
     assert {p: c for p, c in written(trained).items() if "certify" in p.parts} == {
@@ -246,7 +262,7 @@ def test_a_certificate_of_another_model_is_refused(trained, certified):
     for sampler, more, said in (
         ({"certificate": path}, ("--set", "sample.average=network"), "weights"),
         ({"certificate": path, "solver": {"kind": "unipc"}}, (), "the recipe has another solver"),
-        ({"certificate": str(trained / "small.yaml")}, (), "samplers.certified.certificate"),
+        ({"certificate": str(trained / "small.yaml")}, (), "is it a certificate?"),
         ({"certificate": "no.json"}, (), "no.json"),
     ):
         write_config(trained, **{**FILE, "samplers": {**SAMPLERS, "certified": sampler}})
@@ -263,16 +279,18 @@ def test_a_certificate_of_another_model_is_refused(trained, certified):
         ([], "give a YAML by --config"),
         (["no-such-model", "--data", "."], "there is no such file"),
         (["."], "give the images that it is to make by --data"),
+        (["folder", "--data", "absent"], "--data: absent does not exist"),
         ([".", "--data", "."], "is of no kind that is known"),
     ],
 )
 def test_a_model_that_is_none_is_refused(tmp_path, monkeypatch, arguments, said):
     """In one sentence, with nothing written."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder/unet").mkdir(parents=True)
     done = snrkit(tmp_path, "certify", *arguments, plain=True, check=False)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):
@@ -285,8 +303,10 @@ def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):
     content = yaml.safe_load(path.read_text())
     assert content["samplers"]["heun-13"] == {"grid": {"kind": "karras", "steps": 7}, "solver": {"kind": "heun"}}
     assert content["model"]["kind"] == "edm"
-    with pytest.raises(ConfigError, match="says something else"):
-        write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 5)
+    assert write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 5) == path  # nobody has touched it
+    path.write_text(path.read_text() + "name: mine\n")
+    with pytest.raises(ConfigError, match="was edited"):
+        write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 13)
 
 
 def test_a_size_is_another_model(tmp_path, monkeypatch):

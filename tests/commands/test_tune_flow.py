@@ -110,7 +110,7 @@ def test_without_names_it_tunes_what_can_be(trained, tmp_path):
         (["--by", "fd", "--sampler", "fit"], {}, "fitted by flow alone"),
         (["--by", "flow", "--sampler", "fit", "--parameter", "0.low"], {}, "takes a fit of every step"),
         (["--by", "flow", "--sampler", "fit"], {"tune": {"seeds": "1000-1019"}}, "give 256 at least, or fewer"),
-        (["--by", "flow", "--sampler", "euler"], {}, "this sampler has none"),
+        (["--by", "flow", "--sampler", "euler"], {}, "has no coefficient to tune"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(trained, arguments, changes, said):
@@ -143,7 +143,7 @@ def test_a_fit_of_another_model_is_refused(trained):
     other = {**SAMPLERS, "fit": {**SAMPLERS["fit"], "grid": {"kind": "karras", "steps": 5}}}
     write_config(folder, **{**FILE, "samplers": other})
     done = snrkit(folder, "sample", "--sampler", "fit", "--overwrite", check=False)
-    assert "holds no fit for this sampler" in " ".join(done.stderr.split())
+    assert "samplers.fit: it takes a fit" in " ".join(done.stderr.split())
     write_config(folder, **FILE)
     paths[0].write_text(paths[0].read_text()[:-40])
     assert snrkit(folder, "check", str(run.path), plain=True, check=False).returncode != 0
