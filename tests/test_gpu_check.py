@@ -13,12 +13,17 @@ from tests import gpu_check
 from tests.gpu_check import TINY, Check, named, report, trained
 from tests.pretended import CUDA, pretended
 
-PARTS = [part for part in gpu_check.PARTS if part not in (gpu_check.training, gpu_check.processes)]
+ELSEWHERE = (
+    gpu_check.training,
+    gpu_check.processes,
+    gpu_check.certifying,
+)  # hundreds of calls
+PARTS = [part for part in gpu_check.PARTS if part not in ELSEWHERE]
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:torch.cuda.amp.GradScaler")
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
-def test_every_part_but_those_that_compile_and_start_processes_runs(tmp_path, monkeypatch, part):
+def test_parts_run_on_a_device(tmp_path, monkeypatch, part):
     """And gives finite figures, which JSON holds. Bounds of speed are a GPU's, and are not held to here."""
     with pretended(monkeypatch):
         check = Check(TINY, CUDA, tmp_path)
@@ -26,6 +31,13 @@ def test_every_part_but_those_that_compile_and_start_processes_runs(tmp_path, mo
     json.dumps([asdict(row) for row in check.rows], allow_nan=False)
     assert check.rows or part is gpu_check.budgets
     assert all(row.kept for row in check.rows if row.bound and row.unit not in ("times", "of its rate"))
+
+
+def test_the_certificate_is_timed(tmp_path):
+    """On the CPU."""
+    check = Check(TINY, torch.device("cpu"), tmp_path)
+    gpu_check.certifying(check)
+    assert [row.name for row in check.rows] == ["certificate of Euler at 13 evaluations"]
 
 
 @pytest.mark.parametrize("name", ["train()", "bare loop"])
