@@ -3,8 +3,9 @@ set -e
 here=studies/fitted runs=${RUNS:-runs}
 guided() { snrkit "$1" --config $runs/guidance-$2.yaml --runs $runs; }
 python $here/guidance.py tried $runs > $runs/guidance-tried.yaml
-snrkit tune --config $runs/guidance-tried.yaml --runs $runs --by flow \
-  $(for w in 0 0.25 0.5 1 2 3; do echo --sampler tried-dcw-$w; done)
+tune() { snrkit tune --config $runs/guidance-tried.yaml --runs $runs --by flow "$@"; }
+tune --sampler tried-dcw-0 --parameter 0.pixel
+tune --parameter 1.pixel $(for w in 0.25 0.5 1 2 3; do echo --sampler tried-dcw-$w; done)
 sed "s/^name:.*/name: fitted-edm-0/" $runs/fitted-edm-0/tune/tuned.yaml > $runs/guidance-tuned.yaml
 guided sample tuned
 guided eval-fid tuned
