@@ -262,11 +262,12 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
 
 
 def _kept(path: Path) -> TriedCandidate | None:
-    """What was found of a candidate before; None where nothing is there, or what is damaged: it is tried again."""
+    """What was found of a candidate before; None, so that it is tried again, if it was not or the file is damaged."""
     try:
-        return read_record(TriedCandidate, path) if path.exists() else None
+        known = read_record(TriedCandidate, path) if path.exists() else None
     except SnrkitError:
         return None
+    return None if known is None or known.distance is None else known
 
 
 def _try(of: FitOf, asked: str, candidate: Candidate, chosen_on: FirstStates) -> TriedCandidate:
