@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = "3f0a976"
 VOLATILE = re.compile(
     r"(^|/)(version|numerics|seconds|images_per_second|seconds_per_image|overhead|clock|command|git_commit|made_with"
-    r"|page|written|yaml|facts/format|facts/shift/[a-z]+_[a-z]+|format|snrkit|packages|key|hash)(/|$)"
+    r"|page|written|yaml|checksum|facts/format|facts/shift/[a-z]+_[a-z]+|format|snrkit|packages|key|hash)(/|$)"
 )
 CHANGED = (  # patterns of leaves that CHANGELOG.md lists under Numerics, and facts that are no numbers
     r"/analysis/(index\.json/facts|run-)",  # numerics 6: the noise of an analysis has a stream of its own
