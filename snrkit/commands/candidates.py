@@ -119,9 +119,9 @@ class Candidates:
         """With another solver, at as many evaluations or one fewer; one that cannot be had says so when it is made."""
         other = self.plain.model_copy(update={"solver": solver})
         found = with_nfe(other, self.nfe, self.cost) or with_nfe(other, self.nfe - 1, self.cost)
-        return (
-            Candidate(name, other, self._impossible) if found is None else Candidate(name, found, partial(make, found))
-        )
+        if found is None:
+            return Candidate(name, other, self._impossible)
+        return Candidate(name, found, partial(make, found))
 
     def _impossible(self) -> Made:
         raise ConfigError(f"its grid, {self.plain.grid.kind}, has no {self.nfe} evaluations with this solver.")

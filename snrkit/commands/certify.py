@@ -34,13 +34,7 @@ from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
 from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
-from snrkit.experiment.certificate import (
-    Certificate,
-    Recipe,
-    ScoreChange,
-    ShiftSplit,
-    TriedCandidate,
-)
+from snrkit.experiment.certificate import Advice, Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import FitOf, StoredFit, WithFit
 from snrkit.experiment.flows import FirstStates, blank, check_flows_fit, first_states
@@ -170,7 +164,7 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     tried, skipped = _try_all(certifier, name, tries, quiet)
     if tried[0].distance is None:
         raise ConfigError(f"samplers.{name}: {tried[0].why} Nothing can be set beside it; certify another sampler.")
-    best = min((one for one in tried if one.distance is not None), key=_nearest)
+    best = min(tried, key=lambda one: one.nearness)
     made = made_of(best)
     base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
     guard = guarded(base, moved, flow.states[-1], flow.error)
@@ -187,8 +181,9 @@ def _answered(certifier: Certifier, record: Certificate) -> Certificate:
     guard, score, sampler = record.guard, record.score, certifier.experiment.samplers[record.sampler]
     use = guard.helps and guard.base.value > record.rounding and score is not None and score.verdict != "worse"
     left = Recipe(sampler.model_dump(mode="json"), certifier.of(sampler), None)
-    record = replace(record, advice="use the recipe") if use else replace(record, recipe=left)
-    record = replace(record, logsnr=_levels(certifier, record.recipe))
+    advice: Advice = "use the recipe" if use else "leave it as it is"
+    recipe = record.recipe if use else left
+    record = replace(record, advice=advice, recipe=recipe, logsnr=_levels(certifier, recipe))
     record = replace(record, sentence=sentence(record))
     _write(certifier, record)
     return record
@@ -233,11 +228,6 @@ def _levels(certifier: Certifier, recipe: Recipe) -> tuple[float, ...]:
     sampler, samples = Sampler.model_validate(recipe.definition), certifier.samples
     opened = open_with(sampler, samples.setting.parts.process, WithFit(samples.sources, blank(sampler)))
     return tuple(float(level.logsnr) for level in opened.typical[:-1])
-
-
-def _nearest(one: TriedCandidate) -> float:
-    assert one.distance is not None
-    return one.distance.value
 
 
 def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) -> tuple[list[TriedCandidate], list[str]]:

@@ -33,6 +33,13 @@ SamplerOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--sampler", help="Only this sampler; may be repeated."),
 ]
+MinutesOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--minutes", min=0.0, help="Try no more after so many, then confirm; the same command goes on."),
+]
+PipelineOption = Annotated[
+    bool, typer.Option("--pipeline", help="Try only what a pipeline of diffusers can have: its solver and levels.")
+]
 PeakOption = Annotated[
     bool, typer.Option("--peak", help="With --dry-run: also train a few steps in memory and say what they took.")
 ]
@@ -274,14 +281,9 @@ def certify(
         typer.Option("--size", min=1, help="Side of the states of MODEL, where it takes several."),
     ] = None,
     sampler: SamplerOption = None,
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--minutes", min=0.0, help="Try no more after so many, then confirm; the same command goes on."),
-    ] = None,
+    minutes: MinutesOption = None,
     card: Annotated[bool, typer.Option("--card", help="Also write a model card of the Hugging Face Hub.")] = False,
-    pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="Try only what a pipeline of diffusers can have: its solver and levels.")
-    ] = False,
+    pipeline: PipelineOption = False,
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",

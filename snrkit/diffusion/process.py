@@ -155,13 +155,15 @@ class Ddpm(Value):
         return below + part.clamp(max=1.0)
 
     def logsnr(self, time: Tensor) -> Tensor:
-        """The logsnr at an index; exact at whole ones."""
+        """The logsnr at an index; exact at whole ones, NaN of NaN, as of every process."""
         table = self.table()
-        time = time.to(device="cpu", dtype=torch.float64).clamp(0, self.steps - 1)
+        told = time.to(device="cpu", dtype=torch.float64)
+        time = told.nan_to_num(0).clamp(0, self.steps - 1)
         below = time.floor().long()
         above = (below + 1).clamp(max=self.steps - 1)
         part = time - below
-        return torch.where(part == 0, table[below], table[below] + part * (table[above] - table[below]))
+        found = torch.where(part == 0, table[below], table[below] + part * (table[above] - table[below]))
+        return found.masked_fill(told.isnan(), torch.nan)
 
     def snap(self, logsnr: Tensor) -> Tensor:
         """The nearest entry of the table, in logsnr unless it is one of sigmas."""

@@ -1,6 +1,7 @@
 """Certificates: what was found out about one sampler of one model, and the recipe that follows."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ class TriedCandidate:
     rows: tuple[tuple[float, ...], ...] | None  # (steps, terms), of steps that were fitted
     distance: Number | None  # rms to the flow; None where it could not be tried
     why: str  # it could not
+
+    @property
+    def nearness(self) -> float:
+        """The distance to the flow; infinite where there is none, as of states that are not finite."""
+        value = math.nan if self.distance is None else self.distance.value
+        return math.inf if math.isnan(value) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
-import math
-
 import yaml
 
 from snrkit.base.files import write_text
@@ -92,7 +90,7 @@ def _verdict(record: Certificate) -> list[Block]:
 
 
 def _tried(record: Certificate) -> list[Block]:
-    tried = sorted(record.candidates, key=_nearness)
+    tried = sorted(record.candidates, key=lambda one: one.nearness)
     rows = [(one.name, one.distance.plain() if one.distance else "-", _as_said(one)) for one in tried]
     left = f" Time did not allow {', '.join(record.not_tried)}." if record.not_tried else ""
     return [
@@ -103,12 +101,6 @@ def _tried(record: Certificate) -> list[Block]:
         ),
         Table(("candidate", "rms to the flow", "as"), rows),
     ]
-
-
-def _nearness(one: TriedCandidate) -> float:
-    """The distance to the flow; infinite where there is none, as of states that are not finite."""
-    value = math.inf if one.distance is None else one.distance.value
-    return math.inf if math.isnan(value) else value
 
 
 def _as_said(one: TriedCandidate) -> str:

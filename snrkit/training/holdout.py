@@ -35,11 +35,10 @@ def training_pairs(task: Task, pairs: int) -> Pairs:
         draws = plan.draw(step, range(task.config.batch // task.config.slice))
         batch = micro_batch(task, draws, task.pixels(draws))
         pair = batch.ask(task).pair
-        x, time = pair.x.cpu(), pair.time.cpu()
-        known = ~time.isnan()
-        known[known.clone()] = task.objective.process.logsnr(time[known].double()).isfinite()
+        o, x, told = task.objective, pair.x.cpu(), task.objective.process.logsnr(pair.time.cpu().double())
+        known = told.isfinite()
         untold += int((~known).sum())
-        o, level = task.objective, task.objective.process.level(task.objective.process.logsnr(time[known].double()))
+        level = o.process.level(told[known])
         c_in = o.precondition.coefficients(level, o.target, o.process.scaling, o.sigma_data).c_in
         found.append((batch.x0.cpu()[known], x[known].double() / broadcast(c_in, x[known].double()), level.logsnr))
     x0, x, logsnr = (torch.cat(part) for part in zip(*found, strict=True))

@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy.stats import nct
+from scipy.stats import t as student
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
@@ -139,6 +141,14 @@ def test_a_candidate_is_asked_for_by_all_that_decides_it():
         Candidate("a", other.model_copy(update={"solver": Unipc()}), one.make).asked([[1, 2], [3, 4]]),
     }  # fmt: skip
     assert len(asked) == 6
+
+
+@pytest.mark.parametrize(("harm", "shown"), [(1, 0.40), (2, 0.91)])
+def test_what_five_ranges_show(harm, shown):
+    """The chance that a 95 % interval shows a harm of so many spreads of the paired differences, as the docs say."""
+    dof = RANGES - 1
+    power = float(nct.sf(student.ppf(0.975, dof), dof, harm * RANGES**0.5))
+    assert power == pytest.approx(shown, abs=0.005)
 
 
 def test_for_a_pipeline_only_its_own_solver_and_levels_are_tried():

@@ -155,6 +155,15 @@ def test_a_loop_that_tells_nothing_to_many_pairs_is_said(share, said):
     assert found.verdict.startswith("Training pairs have the level that is told")
 
 
+def test_noise_dropout_on_a_table_is_left_out_too():
+    """A time of NaN tells no level of any process."""
+    table = Ddpm()
+    batch = next(pairs(table, draw=lambda n, generator: 999 * torch.rand(n, generator=generator)))
+    batch[2][:10] = torch.nan
+    found = snrkit.audit([batch], table)
+    assert (found.pairs, found.untold) == (990, 10)
+
+
 def test_images_without_content_are_no_proof_of_a_level():
     """Of pairs whose images are 0 everywhere nothing is said, and not that they have the level that is told."""
     batch = next(pairs(Flow()))
