@@ -1,8 +1,8 @@
 """Why: the solver or the network?
 
-The sampler's grid is refined, every step cut into equal parts in logsnr, and walked by Heun without corrections from
-the same first states: what is left of the shift there, at the sampler's own levels, is the network's, the rest the
-solver's and its corrections'.
+The sampler's grid is refined, every step cut into equal parts in logsnr, and walked by Heun from the same first states
+without corrections but what guides the network, in the steps that the sampler guides: what is left of the shift there,
+at the sampler's own levels, is the (guided) network's, the rest the solver's and its other corrections'.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.diffusion.level import Level
+from snrkit.diffusion.process import Process
 from snrkit.sampling.refine import refined
-from snrkit.sampling.sampler import OpenedSampler
+from snrkit.sampling.sampler import OpenedSampler, Sampler, guidance_of
 from snrkit.sampling.solvers import Heun
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import OF_FORWARD, OF_REVERSE, Bootstrap, Curve, Number
@@ -39,9 +40,18 @@ class Why:
     """The norm gap and ln of the variance ratio, of the refined reference and of the sampler beyond it."""
 
     substeps: int
-    nfe: int  # of the reference
+    nfe: int  # of the reference; what a guided network takes counts as one
     norm_gap: Shares
     log_variance_ratio: Shares
+
+
+def fine_reference(
+    sampler: Sampler, ready: OpenedSampler, process: Process, substeps: int
+) -> tuple[OpenedSampler, tuple[int, ...]]:
+    """(What walks the network's own trajectories, guided as the sampler is; where the sampler's levels are in it)."""
+    fine = refined(ready.levels, process, substeps)
+    own = replace(ready, levels=fine.levels, solver=Heun(), corrections=guidance_of(sampler, ready))
+    return own, fine.visited[:-1]
 
 
 def read_why(
@@ -89,8 +99,8 @@ class WhyProbe(ProbeValue):
         "of solver and corrections",
     )
     guide: ClassVar[str] = (
-        "Network, and solver and corrections: the sampler's grid, refined and walked by Heun without corrections, "
-        "keeps the network's share; what the sampler has beyond it is the rest."
+        "Network, and solver and corrections: the sampler's grid, refined and walked by Heun without corrections but "
+        "its guidance, keeps the network's share; what the sampler has beyond it is the rest."
     )
 
     def missing(self, given: Circumstances) -> str | None:
@@ -103,9 +113,8 @@ class WhyProbe(ProbeValue):
         """Walks the refined grid from the same first states."""
         s = specimen
         substeps = max(self.substeps, -(-REFERENCE_STEPS // len(s.levels)))
-        fine = refined(s.ready.levels, s.denoise.process, substeps)
-        ideal = replace(s.ready, levels=fine.levels, solver=Heun(), corrections=())
-        arm = s.equipment.walk(s.sampler, ideal, fine.visited[:-1], s.reference.pixel_reader(s.levels))
+        ideal, visited = fine_reference(s.sampler, s.ready, s.denoise.process, substeps)
+        arm = s.equipment.walk(s.sampler, ideal, visited, s.reference.pixel_reader(s.levels))
         return read_why(s.reverse, arm, s.forward, s.levels, s.reference, s.bootstrap, ideal, substeps)
 
     def cells(self, record: Why) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Probes of measure-shift: each reads its null with an exact denoiser and many steps, and known errors as such."""
 
 import math
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -17,10 +16,10 @@ from snrkit.data.toy import Gaussian, Mixture
 from snrkit.diffusion.denoiser import EdmPrecondition
 from snrkit.diffusion.prediction import X0, Cond, Eps, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
-from snrkit.sampling.corrections import Dcw, EpsilonScaling
+from snrkit.sampling.corrections import ClassifierFreeGuidance, Dcw, EpsilonScaling
+from snrkit.sampling.corrections.guidance import Guided, Term
 from snrkit.sampling.flow import Flow as Walk
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
-from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
@@ -36,7 +35,7 @@ from snrkit.shift.flow_distance import read_distance
 from snrkit.shift.horizon import horizon_arms, read_horizon
 from snrkit.shift.nearest import misfits, nearest_shift
 from snrkit.shift.states import StateReader
-from snrkit.shift.why import REFERENCE_STEPS, read_why
+from snrkit.shift.why import REFERENCE_STEPS, fine_reference, read_why
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import training_pairs
@@ -313,9 +312,10 @@ def test_why_splits_the_solver_from_the_network(process):
     )
     shares = {}
     for name, denoise in (("exact", exact), ("wrong", wrong)):
-        ready = ready_of(grid, Euler(), process)
-        fine = refined(ready.levels, process, -(-REFERENCE_STEPS // 7))
-        ideal, visited = replace(ready, levels=fine.levels, solver=Heun(), corrections=()), fine.visited[:-1]
+        sampler = Sampler(grid=grid, solver=Euler(), corrections=(EpsilonScaling(scale=1.1),))
+        ready = open_with(sampler, process, Dummy(process))
+        ideal, visited = fine_reference(sampler, ready, process, -(-REFERENCE_STEPS // 7))
+        assert ideal.corrections == ()
         assert [float(ideal.levels[i].logsnr) for i in visited] == [float(lv.logsnr) for lv in ready.levels[:-1]]
         arms = []
         for r, places in ((ready, range(7)), (ideal, visited)):
@@ -329,6 +329,35 @@ def test_why_splits_the_solver_from_the_network(process):
     assert abs(shares["exact"].log_variance_ratio.mean_network.value) < 0.03
     assert shares["exact"].log_variance_ratio.mean_solver.value < -0.05
     assert shares["wrong"].log_variance_ratio.mean_network.value > 0.05
+
+
+@pytest.mark.parametrize("span", [{}, {"logsnr_min": -1.0, "logsnr_max": 2.0}], ids=["everywhere", "interval"])
+def test_guidance_is_of_the_network_whose_shift_is_split(span):
+    """The reference of a guided sampler walks the trajectories of the guided network, in the steps that are guided."""
+    process, known = Edm(), gaussian(Edm(), 0.0, VARIANCE, SHAPE)
+
+    def labelled(x, level, told, cond):  # one mean with the label, another without
+        mean = 0.2 * (cond.labels >= 0).double().view(-1, 1, 1, 1)
+        shifted = known(x - mean, level)
+        return Prediction(shifted.x0 + mean, shifted.eps)
+
+    base, cfg = Wrapped(process, labelled), ClassifierFreeGuidance(weight=2.0, **span)
+    sampler = Sampler(grid=Karras(steps=6), solver=Euler(), corrections=(cfg, Dcw(pixel=0.1)))
+    ready = open_with(sampler, process, Dummy(process))
+    reference, visited = fine_reference(sampler, ready, process, 10)
+    x = start(process, torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)), ready.levels[0])
+    cond = Cond(labels=torch.zeros(4, dtype=torch.int64))
+    guided = Wrapped(process, lambda x, level, told, cond: Guided(base, [unlabelled])(x, level, cond=cond))
+    unlabelled = Term(torch.tensor(2.0, dtype=torch.float64), unlabelled=True)
+    expected = x
+    for place, (first, last) in enumerate(pairwise((*visited, len(reference.levels) - 1))):
+        inside = cfg.everywhere or -1.0 <= float(ready.levels[place].logsnr) <= 2.0
+        steps = sample(
+            guided if inside else base, Heun(), reference.levels, expected, cond=cond, steps=range(first, last)
+        )
+        expected = [step.x_next for step in steps][-1]
+    walk = sample(base, reference.solver, reference.levels, x, corrections=reference.corrections, cond=cond)
+    torch.testing.assert_close([step.x_next for step in walk][-1], expected, rtol=0, atol=0)
 
 
 def test_the_estimator_is_calibrated_and_reads_a_known_shift():
