@@ -21,7 +21,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.sealed import read_json
+from snrkit.base.sealed import AGAIN, read_json
 
 T = TypeVar("T")
 FLAT = {"flat": True}
@@ -46,14 +46,21 @@ def to_json(record: Any) -> Any:
     return content
 
 
-def from_json(kind: type[T], content: object, where: Path | str) -> T:
-    """The record of plain data. SnrkitError names `where` and the first key that does not fit."""
-    return cast(T, _value(kind, content, f"{where}: "))
+def from_json(kind: type[T], content: object, where: Path | str, remedy: str = AGAIN) -> T:
+    """The record of plain data. SnrkitError names `where`, the first key that does not fit, and the remedy."""
+    try:
+        return cast(T, _value(kind, content, f"{where}: "))
+    except _Misfit as misfit:
+        raise SnrkitError(f"{misfit}; the file is damaged or of another version: {remedy}.") from None
 
 
-def read_record(kind: type[T], path: Path) -> T:
-    """The record that a file holds. SnrkitError when it is absent, damaged, or holds another."""
-    return from_json(kind, read_json(path), path)
+def read_record(kind: type[T], path: Path, remedy: str = AGAIN) -> T:
+    """The record that a file holds. SnrkitError, with the remedy, when it is absent, damaged, or holds another."""
+    return from_json(kind, read_json(path, remedy=remedy), path, remedy)
+
+
+class _Misfit(Exception):  # noqa: N818 - from_json makes an error of it
+    """What does not fit, and where."""
 
 
 def _value(kind: Any, content: Any, at: str) -> Any:
@@ -110,8 +117,5 @@ def _without_none(kind: Any) -> Any:
     return inner
 
 
-def _misfit(at: str, what: str) -> SnrkitError:
-    return SnrkitError(
-        f"{at.removesuffix('.').removesuffix(': ')} {what}; the file is damaged or of another version: delete it and "
-        "run the command that makes it."
-    )
+def _misfit(at: str, what: str) -> _Misfit:
+    return _Misfit(f"{at.removesuffix('.').removesuffix(': ')} {what}")

@@ -19,6 +19,7 @@ from snrkit.base.regular import read_regular
 LARGEST = 2**25  # bytes of a record
 LARGEST_LINES = 2**30  # bytes of a file that grows
 CHECKSUM = "checksum"
+AGAIN = "delete it and run the command that makes it"  # what to do about a file of ours that does not fit
 CHANGED = "it was damaged, or changed after snrkit wrote it (its checksum does not fit)"
 
 
@@ -69,8 +70,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The record that a file of ours holds.
+def read_json(path: Path, largest: int = LARGEST, remedy: str = AGAIN) -> dict[str, Any]:
+    """The record that a file of ours holds; `remedy`: what errors say is to be done where it holds none.
 
     DamagedError where it was damaged or changed, UnreadableError where the disk does not give it, SnrkitError where it
     is absent or another's.
@@ -81,7 +82,7 @@ def read_json(path: Path, largest: int = LARGEST) -> dict[str, Any]:
         raise missing("file", path, "run the command that makes it first") from None
     except ValueError as error:
         kind = SnrkitError if isinstance(error, UnsealedError) else DamagedError
-        raise kind(f"{path} cannot be believed: {error}; delete it and run the command that makes it.") from None
+        raise kind(f"{path} cannot be believed: {error}; {remedy}.") from None
 
 
 def line_of(content: Mapping[str, Any]) -> str:

@@ -31,6 +31,8 @@ from snrkit.networks.of_diffusers import DiffusersModule, DiffusersNetwork, diff
 TARGETS: dict[str, AnyTarget] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V()}
 PLAIN = NoPrecondition()
 PARTS, CODECS = ("unet", "transformer"), ("vae", "vqvae")  # folders of a pipeline
+SPACINGS = {"leading": "leading", "trailing": "trailing", "linspace": "uniform_time"}  # as grids are called here
+OWN_LEADING = ("DDIM", "DDPM", "PNDM", "Euler", "Heun", "LMS", "KDPM2")  # others space by n + 1 under that name
 DISTILLED = ("LCMScheduler", "TCDScheduler")  # their networks are read through scales of their own
 
 
@@ -101,6 +103,15 @@ class DiffusersModel(Value):
         find_weights(self._folder(), "model.path")
         network = self._network(name, config)
         return name, config, network, _clock(self._scheduler(), _tokens(name, config, network))
+
+    def spacing(self) -> dict[str, Any]:
+        """The kind of grid that its scheduler walks, with options; uniform in time where it says no other."""
+        name, config = class_of(self._scheduler(), self.path, "model.scheduler")
+        kind = SPACINGS.get(str(config.get("timestep_spacing")), "uniform_time")
+        if kind != "leading":
+            return {"kind": kind}
+        offset = config.get("steps_offset", 0)
+        return {"kind": kind, "offset": offset} if name.startswith(OWN_LEADING) else {"kind": "uniform_time"}
 
     def autoencoder(self) -> Autoencoder | None:
         """The pipeline's own, or the one that is given."""

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.commands.compare_rows import with_nfe
-from snrkit.commands.design import designs
+from snrkit.commands.design import design_states, designs
 from snrkit.commands.knobs import coefficients, with_values
 from snrkit.commands.tune_flow import fit_table, nearest_to_flow
 from snrkit.data.dataset import fingerprint
+from snrkit.diffusion.process import Process
 from snrkit.experiment.flows import FirstStates
 from snrkit.sampling.corrections import AnyCorrection, Dcw, EpsilonScaling, Gain
 from snrkit.sampling.corrections.dcw import Table
-from snrkit.sampling.sampler import Sampler, takes_fit
+from snrkit.sampling.grid import ImageGrid
+from snrkit.sampling.sampler import Sampler, guided_alone, takes_fit
 from snrkit.sampling.solvers import AnySolver, Fitted, Ipndm
 from snrkit.sampling.solvers.fitted import Base
 from snrkit.sampling.step import GivenFit
@@ -34,6 +36,15 @@ PUBLISHED: dict[str, tuple[AnyCorrection, tuple[str, ...]]] = {  # with the coef
     "epsilon-scaling": (EpsilonScaling(), ("scale",)),
     "constant-gain": (Gain(), ("gain",)),
 }
+
+
+def certify_states(sampler: Sampler, process: Process, cost: Callable[[Sampler], int]) -> int:
+    """How many states of each first state are kept while a sampler is certified: three flows beside a design."""
+    beside, plain = 3 * (sampler.grid.steps + 1), guided_alone(sampler)
+    shape = with_nfe(plain.model_copy(update={"solver": Fitted()}), cost(sampler), cost)
+    if shape is None or isinstance(shape.grid, ImageGrid):
+        return beside
+    return beside + design_states(shape, process)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of
-from snrkit.base.files import disk_errors
+from snrkit.base.files import disk_errors, write_text
 from snrkit.base.memory import is_out_of_memory
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.base.tensors import values_checksum
-from snrkit.commands.candidates import Candidate, Candidates, Made
+from snrkit.commands.candidates import Candidate, Candidates, Made, certify_states
 from snrkit.commands.compare import check_untuned, difference, find_rows
 from snrkit.commands.compare_rows import Row
-from snrkit.commands.design import certify_states
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import bar, console
@@ -35,7 +34,7 @@ from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
 from snrkit.experiment.certificate import Advice, Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
-from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import FitOf, StoredFit, WithFit
 from snrkit.experiment.flows import FirstStates, blank, check_flows_fit, first_states
 from snrkit.experiment.instrument import Instrument, check_arms_fit, check_beside, measured_seeds
@@ -213,10 +212,16 @@ def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world
         noises=e.tune.noises,
         tuning_seeds=e.tune.seeds,
         scored_seeds=e.sample.seeds,
-        command=f"snrkit certify --config {certifier.run.config} --sampler {name}"
-        + (" --pipeline" if certifier.pipeline else ""),
+        command=_command(certifier, name),
         made_with=provenance(world),
     )
+
+
+def _command(certifier: Certifier, name: str) -> str:
+    """What makes the certificate again, of an experiment that later commands leave as it is."""
+    run = certifier.run
+    asked = f"snrkit certify --config {run.certificate(name, '.yaml')} --runs {run.path.parent} --sampler {name}"
+    return f"{asked} --pipeline" if certifier.pipeline else asked
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:
@@ -335,6 +340,7 @@ def _shift(certifier: Certifier, sampler: Sampler) -> ShiftSplit:
 def _write(certifier: Certifier, record: Certificate) -> None:
     path = certifier.run.certificate(record.sampler)
     with disk_errors(f"writing {path}", "free space and run the same command again"):
+        write_text(certifier.run.certificate(record.sampler, ".yaml"), dump_yaml(certifier.experiment))
         write_json(path, to_json(record))
         certificate_page(certifier.run, record, certifier.card)
         _unconfirmed(certifier, record.sampler).unlink(missing_ok=True)

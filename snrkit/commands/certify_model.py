@@ -9,12 +9,12 @@ import yaml
 from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.value import LONGEST_NAME
+from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.models import kinds_of
 from snrkit.data.dataset import fingerprint
 
 MADE = "# written by snrkit certify"
-GRIDS = {"edm": {"kind": "karras"}}  # as their own samplers have them; others: uniform in their own time
-SOLVERS = {"edm": {"kind": "heun"}}
+SOLVERS = {"edm": {"kind": "heun"}}  # as their own samplers have them; others: Euler
 
 
 def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None = None) -> Path:
@@ -52,7 +52,7 @@ def _as_it_was_made(path: Path) -> bool:
 
 
 def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:
-    grid = GRIDS.get(kind, {"kind": "uniform_time"})
+    grid = _grid(model, kind)
     solver = SOLVERS.get(kind, {"kind": "euler"})
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {
@@ -62,6 +62,13 @@ def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> 
         "metrics": {"features": "pixels"},
     }
     return yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def _grid(model: Path, kind: str) -> dict[str, Any]:
+    """As the model's own sampler has it; uniform in its own time where that is not known."""
+    if kind == "diffusers":
+        return DiffusersModel(path=str(model)).spacing()
+    return {"kind": "karras"} if kind == "edm" else {"kind": "uniform_time"}
 
 
 def _slug(model: Path) -> str:

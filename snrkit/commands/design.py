@@ -7,7 +7,7 @@ still. What is found is a YAML with a listed grid, and its coefficients in the r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,15 +110,6 @@ def design_states(shape: Sampler, process: Process) -> int:
     """
     assert not isinstance(shape.grid, ImageGrid)
     return len(candidates(shape.grid.levels(process), process).levels) + 4
-
-
-def certify_states(sampler: Sampler, process: Process, cost: Callable[[Sampler], int]) -> int:
-    """How many states of each first state are kept while a sampler is certified: three flows beside a design."""
-    beside, plain = 3 * (sampler.grid.steps + 1), guided_alone(sampler)
-    shape = with_nfe(plain.model_copy(update={"solver": Fitted()}), cost(sampler), cost)
-    if shape is None or isinstance(shape.grid, ImageGrid):
-        return beside
-    return beside + design_states(shape, process)
 
 
 def designs(fitted: FirstStates, chosen_on: FirstStates, shape: Sampler) -> list[Tried]:

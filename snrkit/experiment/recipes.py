@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.records import read_record
 from snrkit.experiment.certificate import Certificate
+
+REMEDY = "name a certificate, which snrkit certify writes to RUN/certify/NAME.json"
 
 
 def with_recipes(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -23,14 +25,11 @@ def _expanded(name: Any, given: Any, where: str) -> Any:
         return given
     at, path = f"{where}: samplers.{name}.certificate", given["certificate"]
     if not isinstance(path, str):
-        raise ConfigError(f"{at}: name the file that snrkit certify wrote")
+        raise ConfigError(f"{at}: {REMEDY}")
     try:
-        recipe = read_record(Certificate, Path(path)).recipe.definition
+        recipe = read_record(Certificate, Path(path), REMEDY).recipe.definition
     except SnrkitError as error:
-        why = reason_of(error).partition("; delete it")[0].partition(": delete it")[0]
-        raise ConfigError(
-            f"{at}: {why}; is it a certificate? They lie in RUN/certify/NAME.json, where snrkit certify puts them"
-        ) from None
+        raise ConfigError(f"{at}: {error}") from None
     found = {**recipe, "certificate": path}
     other = [key for key, value in given.items() if key in recipe and key != "certificate" and value != recipe[key]]
     if other:

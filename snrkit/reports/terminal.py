@@ -35,6 +35,7 @@ from snrkit.reports.run_report import write_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
 from snrkit.shift.audit import PairsReading
+from snrkit.shift.bootstrap import signed
 from snrkit.shift.files import ShiftRecord, warnings_of
 from snrkit.shift.telling import Walked
 
@@ -75,7 +76,7 @@ def show_audit(record: Audited) -> None:
     if record.training is not None:
         out.print(
             f"{record.training.name}: {len(record.training.calls)} times are told, the state's level is farthest by "
-            f"{record.training.worst:+.4f} nats"
+            f"{signed(record.training.worst)} nats"
         )
     if record.pairs is not None:
         _show_pairs(record.pairs)
@@ -87,11 +88,11 @@ def show_audit(record: Audited) -> None:
 
 def _show_calls(walked: Walked) -> None:
     if walked.begun is not None:
-        out.print(f"{walked.name} begins with noise that is {walked.begun:+.4f} nats of the first level told")
+        out.print(f"{walked.name} begins with noise that is {signed(walked.begun)} nats of the first level told")
     header = ("call", "time told", "its logsnr", "logsnr of the state", "difference, nats", "size, nats")
     rows = [
         [str(number + 1), f"{call.time:.6g}", *(f"{value:.4f}" for value in (call.told, call.state)),
-         *(f"{value:+.4f}" for value in (call.difference, call.scale))]
+         *(signed(value) for value in (call.difference, call.scale))]
         for number, call in enumerate(walked.calls)
     ]  # fmt: skip
     _print(header, rows)
@@ -102,15 +103,15 @@ def _walked_row(walked: Walked) -> list[str]:
     calls = walked.calls
     worst = max(range(len(calls)), key=lambda i: abs(calls[i].difference), default=0)
     size = max((call.scale for call in calls), key=abs, default=0.0)
-    begun = "-" if walked.begun is None else f"{walked.begun:+.4f}"
-    return [walked.name, str(len(calls)), begun, f"{walked.worst:+.4f}", str(worst + 1), f"{size:+.4f}"]
+    begun = "-" if walked.begun is None else signed(walked.begun)
+    return [walked.name, str(len(calls)), begun, signed(walked.worst), str(worst + 1), signed(size)]
 
 
 def _show_pairs(pairs: PairsReading) -> None:
     header = ("told logsnr", "alpha over nominal", "sigma over nominal", "state less told, nats", "interval")
     curves = (pairs.alpha, pairs.sigma, pairs.difference)
     rows = [
-        [f"{logsnr:.3f}", f"{alpha:.4f}", f"{sigma:.4f}", f"{value:+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+        [f"{logsnr:.3f}", f"{alpha:.4f}", f"{sigma:.4f}", signed(value), f"[{signed(low)}, {signed(high)}]"]
         for logsnr, alpha, sigma, value, low, high in zip(
             pairs.logsnr, *(curve.value for curve in curves), pairs.difference.low, pairs.difference.high, strict=True
         )

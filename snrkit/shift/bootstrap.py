@@ -27,6 +27,11 @@ class Curve:
     high: list[float]
 
 
+def signed(value: float) -> str:
+    """With its sign and four digits; what rounds to 0 has the sign of 0."""
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A reading with its interval."""
@@ -42,7 +47,7 @@ class Number:
     def signed(self) -> str:
         """Value [low, high] with their signs; a dash where nothing could be read."""
         known = all(math.isfinite(part) for part in (self.value, self.low, self.high))
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]" if known else "-"
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]" if known else "-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,24 @@ def test_the_network_is_told_every_index_exactly(table, scaling, tmp_path):
 
 
 SPACINGS = {"leading": Leading, "trailing": Trailing, "linspace": UniformTime}
+KINDS = {make().kind: make for make in SPACINGS.values()}
+
+
+@pytest.mark.parametrize("spacing", [*SPACINGS, None])
+@pytest.mark.parametrize("make", [diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler], ids=["ddim", "euler"])
+def test_the_grid_of_a_folder_is_its_scheduler_s(make, spacing, tmp_path):
+    """The levels that its pipeline visits, step by step."""
+    given = {} if spacing is None else {"timestep_spacing": spacing, "steps_offset": 1 if spacing == "leading" else 0}
+    scheduler = make(**given)
+    _, _, found = opened(tmp_path / "model", scheduler)
+    said = DiffusersModel(path=tmp_path / "model").spacing()
+    levels = KINDS[said.pop("kind")](steps=7, **said).levels(found.process)
+    scheduler.set_timesteps(7)
+    times = scheduler.timesteps.double().round()
+    expected = found.process.logsnr(times)
+    torch.testing.assert_close(torch.stack([level.logsnr for level in levels[:-1]]), expected, rtol=1e-6, atol=1e-6)
+
+
 SOLVERS = {
     "ddim": (Euler(), diffusers.DDIMScheduler, {"clip_sample": False}),
     "ddim-eta": (Ancestral(), diffusers.DDIMScheduler, {"clip_sample": False}),

@@ -113,7 +113,7 @@ def test_the_run_s_own_fits_are_left_alone_and_scores_have_ranges(trained, certi
     run = Run(trained / "runs/small")
     assert not (run.path / "fits").exists()
     assert {path.name for path in (run.path / "certify").glob("euler.*")} == {
-        "euler.json", "euler.md", "euler.html", "euler.card.md",
+        "euler.json", "euler.yaml", "euler.md", "euler.html", "euler.card.md",
     }  # fmt: skip
     assert load_experiment(trained / "small.yaml").metrics.ranges < RANGES
     assert len(read_json(run.compared("euler-certified"))["score"]["ranges"]) == RANGES
@@ -213,6 +213,18 @@ def test_going_on_tries_nothing_twice(trained, certified):
     }
 
 
+def test_the_command_that_repeats_it_names_a_file_of_its_own(trained, certified):
+    """The experiment as it was, whatever later commands make of the run's config.yaml."""
+    run = Run(trained / "runs/small")
+    path = run.certificate("euler", ".yaml")
+    assert certified["command"] == f"snrkit certify --config {path} --runs {trained / 'runs'} --sampler euler"
+    then = load_experiment(path)
+    snrkit(trained, "sample", "--sampler", "euler", "--set", "sample.seeds=0-7", "--overwrite", "-q")
+    assert load_experiment(run.config).sample.seeds != then.sample.seeds == FILE["sample"]["seeds"]
+    again = json.loads(snrkit(trained, *certified["command"].split()[1:], "--json", "-q", plain=True).stdout)
+    assert again["euler"] == certified
+
+
 def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     """With no minutes only the sampler itself is tried, which is left as it is; what was not tried is named."""
     line = ("certify", "--sampler", "fine", "--minutes", "0", "--json", "-q")
@@ -270,7 +282,7 @@ def test_a_certificate_of_another_model_is_refused(trained, certified):
     for sampler, more, said in (
         ({"certificate": path}, ("--set", "sample.average=network"), "weights"),
         ({"certificate": path, "solver": {"kind": "unipc"}}, (), "the recipe has another solver"),
-        ({"certificate": str(trained / "small.yaml")}, (), "is it a certificate?"),
+        ({"certificate": str(trained / "small.yaml")}, (), "name a certificate, which snrkit certify writes"),
         ({"certificate": "no.json"}, (), "no.json"),
     ):
         write_config(trained, **{**FILE, "samplers": {**SAMPLERS, "certified": sampler}})
@@ -321,7 +333,8 @@ def test_a_size_is_another_model(tmp_path, monkeypatch):
     """Of a model that takes several: its own file and run, so that what is found at one size is refused at another."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("snrkit.commands.certify_model.kinds_of", lambda path: ("diffusers",))
-    (tmp_path / "model").mkdir()
+    (tmp_path / "model/scheduler").mkdir(parents=True)
+    (tmp_path / "model/scheduler/scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
     paths = [write_experiment(tmp_path / "model", tmp_path, 5, size) for size in (None, 8, 16)]
     parts = [yaml.safe_load(path.read_text())["model"] for path in paths]
     assert [part.get("sides") for part in parts] == [None, [8, 8], [16, 16]]

@@ -11,8 +11,9 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError
 from snrkit.base.sealed import read_json
+from snrkit.commands.candidates import certify_states
 from snrkit.commands.compare_rows import comparison_layout
-from snrkit.commands.design import certify_states, design_states, run_design
+from snrkit.commands.design import design_states, run_design
 from snrkit.commands.tune import run_tuning
 from snrkit.diffusion.process import Edm
 from snrkit.experiment import flows

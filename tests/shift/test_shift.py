@@ -30,7 +30,7 @@ from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Euler, Heun
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.arms import Arm, forward_arm, reverse_arm
-from snrkit.shift.bootstrap import Bootstrap, check_resampling, fewest_resamples
+from snrkit.shift.bootstrap import Bootstrap, Number, check_resampling, fewest_resamples, signed
 from snrkit.shift.config import ShiftConfig
 from snrkit.shift.files import as_csv, as_png
 from snrkit.shift.measure import Reference, Shift, compare_arms, readable, size
@@ -429,3 +429,9 @@ def test_which_gains_have_a_null(solver, share):
     """The exact flow's, or those of the chain that renews all noise; nothing between has a closed form here."""
     sampler = Sampler(grid=Karras(steps=4), solver=solver)
     assert open_with(sampler, Edm(), Dummy(Edm())).solver.renews == share
+
+
+def test_what_rounds_to_nothing_has_no_sign_of_its_own():
+    """Columns have no +0.0000 beside -0.0000."""
+    assert Number(-0.00003, -0.1, 0.00004).signed() == "+0.0000 [-0.1000, +0.0000]"
+    assert (signed(-0.00006), signed(math.inf), signed(-math.inf)) == ("-0.0001", "+inf", "-inf")
