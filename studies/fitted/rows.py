@@ -6,6 +6,7 @@ python studies/fitted/rows.py results MODEL RUNS > FILE       distances and scor
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -33,11 +34,20 @@ SETTINGS = {
     "shift": {"images": 300, "probes": ["flow"], "bootstrap": 1000},
     "metrics": {"features": "classifier", "ranges": 5, "more": ["fd_infinity"]},
 }
+OF_MODEL = {  # an image costs ten times as much
+    "cifar10": {
+        "data": {"path": os.environ.get("CIFAR10", "data/cifar10-train.zip")},
+        "sample": {"seeds": "0-599", "batch": 100},
+        "tune": {"seeds": "100000-100199", "noises": 64},
+        "shift": {"images": 100, "batch": 100, "probes": [{"kind": "flow", "images": 64}], "bootstrap": 1000},
+        "metrics": {"features": "classifier", "ranges": 3, "more": ["fd_infinity"]},
+    }
+}
 
 
 def samplers(model: str) -> dict[str, object]:
     """Every row at every number of evaluations."""
-    grid = "karras" if model.startswith("edm") else "uniform_time"
+    grid = "karras" if model.startswith(("edm", "cifar10")) else "uniform_time"
     return {
         f"{name}-{count}": {"grid": {"kind": grid, "steps": count}, "solver": solver, "corrections": corrections}
         for count in EVALUATIONS
@@ -47,7 +57,8 @@ def samplers(model: str) -> dict[str, object]:
 
 def experiment(model: str, rows: dict[str, object]) -> str:
     """A YAML of a model with rows."""
-    content = {"base": str((HERE / f"{model}.yaml").resolve()), "name": f"fitted-{model}", **SETTINGS, "samplers": rows}
+    settings = {**SETTINGS, **OF_MODEL.get(model, {})}
+    content = {"base": str((HERE / f"{model}.yaml").resolve()), "name": f"fitted-{model}", **settings, "samplers": rows}
     return yaml.safe_dump(content, sort_keys=False)
 
 

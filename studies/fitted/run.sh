@@ -3,8 +3,15 @@
 set -e
 here=studies/fitted runs=${RUNS:-runs}
 mkdir -p $here/results
-for model in ${@:-edm-0 flow ddpm edm-1 edm-2}; do
-  snrkit train --config $here/$model.yaml --runs $runs
+export CIFAR10="${CIFAR10:-data/cifar10-train.zip}" # see configs/cifar10.yaml
+for model in ${@:-edm-0 flow ddpm edm-1 edm-2 cifar10}; do
+  if [ $model != cifar10 ]; then
+    snrkit train --config $here/$model.yaml --runs $runs
+  elif [ -e "$CIFAR10" ]; then
+    snrkit train --config $here/$model.yaml --runs $runs --set data.path="$CIFAR10"
+  else
+    continue # without its images
+  fi
   python $here/rows.py samplers $model $runs > $runs/$model-rows.yaml
   for how in score:fd predicted:predicted flow:flow table:flow; do
     chosen=$(for n in 5 7 9 13 20; do echo --sampler dcw-${how%:*}-$n; done)
