@@ -45,8 +45,8 @@ def _lines(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[
         key = shown(str(fault["loc"][-1]), 40)
         yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
     elif kind == "union_tag_invalid":
-        kinds = context["expected_tags"].replace("'", "")
-        yield f"{at}unknown kind '{shown(context['tag'], 40)}'. Known kinds: {kinds}"
+        kinds, named = context["expected_tags"].replace("'", ""), shown(context["tag"], 40)
+        yield f"{at}unknown kind '{named}'.{_suggest(named, kinds.split(', '))} Known kinds: {kinds}"
     elif kind == "missing":
         yield f"{at}missing key '{fault['loc'][-1]}'"
     elif kind == "value_error":

@@ -258,7 +258,7 @@ class TrainedHere(Value):
         try:
             network = make_network(self.network, shape, seed)
         except ValueError as error:
-            raise ConfigError(f"network: {error}; change the network or the images' size.") from None
+            raise ConfigError(f"network: {error}.") from None
         check_storable(network)
         set_checkpointing(network, checkpointing)
         return network

@@ -126,7 +126,7 @@ def read_yaml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: base leads back to itself; remove one base")
     if len(children) > MOST_BASES:
         raise ConfigError(f"{path}: base: there are more than {MOST_BASES} files behind each other; merge some.")
-    content = read_mapping(path, "base: " if children else "")
+    content = read_mapping(path, f"{children[-1]}: base: " if children else "")
     base = content.pop("base", None)
     if base is None:
         return content
@@ -145,7 +145,7 @@ def alone(content: bytes, path: Path) -> dict[str, Any]:
 
 def read_mapping(path: Path, asked: str = "") -> dict[str, Any]:
     """The mapping that a file holds. ConfigError when unreadable; `asked`: the key that asked for it."""
-    remedy = "give --config the path of a YAML file." if not asked else "name another file."
+    remedy = "name another file, by its path from this one's folder." if asked else "give --config a YAML file's path."
     try:
         content = read_regular(path, LARGEST)
     except SnrkitError as error:

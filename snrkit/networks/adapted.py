@@ -92,13 +92,13 @@ class Adapted(Value):
         """The network with its nulls; ValueError for any `shape` but its own."""
         if shape != self.shape:
             ours, theirs = ("x".join(map(str, each)) for each in (shape, self.shape))
-            raise ValueError(f"images are {ours}, and it takes {theirs}")
+            raise ValueError(f"images are {ours}, and it takes {theirs}; give it images of its own shape")
         if self.outputs is not None and self.outputs < self.shape[0]:
-            raise ValueError(f"{self.outputs} outputs are too few for states of {self.shape[0]} channels")
+            raise ValueError(f"{self.outputs} outputs are too few for states of {self.shape[0]} channels; drop outputs")
         try:
             inner = self.inner.make(self.shape, self.outputs)
-        except (RuntimeError, ArithmeticError) as error:  # of sizes that no layer has
-            raise ValueError(reason_of(error)) from None
+        except (RuntimeError, ArithmeticError, ValueError) as error:  # of sizes that no layer has, too
+            raise ValueError(f"{reason_of(error)}; describe the network as its weights were trained") from None
         network = AdaptedModule(self, inner)
         add_nulls(network)
         return network

@@ -55,7 +55,8 @@ class Dit(NetworkValue):
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, H, W), whose sides the patch must divide; C or `outputs` come out."""
         if shape[1] % self.patch or shape[2] % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide images of {shape[1]}x{shape[2]}")
+            sides = f"{shape[1]}x{shape[2]}"
+            raise ValueError(f"patch {self.patch} does not divide images of {sides}; set it to a divisor of both sides")
         return DitModule(self, shape, outputs or shape[0])
 
 

@@ -72,15 +72,18 @@ class UNet(NetworkValue):
         """The network for images of `shape` (C, H, W); H and W must halve len(multipliers) - 1 times."""
         halvings = 2 ** (len(self.multipliers) - 1)
         if shape[1] % halvings or shape[2] % halvings:
-            raise ValueError(f"images of {shape[1]}x{shape[2]} do not halve {len(self.multipliers) - 1} times")
+            raise ValueError(
+                f"images of {shape[1]}x{shape[2]} do not halve {len(self.multipliers) - 1} times; give fewer depths"
+            )
         sizes = {shape[1] >> depth for depth in range(len(self.multipliers))}
         absent = sorted(set(self.attention) - sizes)
         if absent:
-            raise ValueError(f"attention at {absent} has no effect: the resolutions are {sorted(sizes, reverse=True)}")
+            there = sorted(sizes, reverse=True)
+            raise ValueError(f"attention at {absent} has no effect: the resolutions are {there}; name some of these")
         if self.attention and (count := self._undivided(self.head_channels)) is not None:
             raise ValueError(
-                f"head_channels {self.head_channels} does not divide {count} channels, and "
-                f"{self._divisor(self.head_channels)} would"
+                f"head_channels {self.head_channels} does not divide {count} channels; set it to "
+                f"{self._divisor(self.head_channels)}"
             )
         return UNetModule(self, shape)
 

@@ -95,6 +95,8 @@ def parse_seeds(text: str) -> Seeds:
     """The seeds of '0-99,200-299'. ValueError when malformed, repeated, or of more images than a sampler may make."""
     found: list[range] = []
     for part in text.split(","):
+        if part.strip().startswith("-"):
+            raise ValueError(f"seeds '{shown(text)}' are below 0; seeds begin at 0")
         first, dash, last = part.strip().partition("-")
         if not NUMBER.fullmatch(first) or (dash and not NUMBER.fullmatch(last)):
             raise ValueError(f"seeds '{shown(text)}' are not ranges such as 0-2999 or 0-99,200-299")

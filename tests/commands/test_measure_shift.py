@@ -217,7 +217,10 @@ def test_a_resolved_file_takes_settings_as_its_source_does():
         ({"horizon_steps": 0}, r"x: shift\.horizon_steps: input should be greater than or equal to 1, not 0$"),
         ({"probes": [], "why_substeps": 1}, r"shift\.why_substeps: input should be greater"),
         ({"horizon_step": 2}, r"shift: unknown key 'horizon_step'. Did you mean 'horizon_steps'\? Known keys: .*pairs"),
-        ({"probes": ["windw"]}, r"shift\.probes\.0: unknown kind 'windw'\. Known kinds: estimator, window"),
+        (
+            {"probes": ["windw"]},
+            r"shift\.probes\.0: unknown kind 'windw'\. Did you mean 'window'\? Known kinds: estimator, window",
+        ),
         ({"probes": [3]}, r"shift\.probes\.0: it needs a mapping, such as \{kind: \.\.\.\}, not 3"),
         (
             {"confidence": 0.99, "bootstrap": 199},

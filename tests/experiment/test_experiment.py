@@ -111,6 +111,25 @@ def test_all_faults_are_shown_at_once_with_path_and_remedy():
         parse_experiment(content, "small.yaml")
 
 
+def test_a_word_that_is_nearly_right_is_told_what_would_be():
+    """A kind as a key, and seeds below 0 as such."""
+    (kind,) = fault("network.kind=mlpp")
+    assert "network: unknown kind 'mlpp'. Did you mean 'mlp'? Known kinds: unet, dit, mlp" in kind
+    (seeds,) = fault("sample.seeds=-5-3")
+    assert "sample.seeds: seeds '-5-3' are below 0; seeds begin at 0" in seeds
+
+
+def test_a_base_that_is_not_there_is_told_with_who_asks_for_it(tmp_path):
+    """Both files by their paths."""
+    (tmp_path / "child.yaml").write_text("base: absent.yaml\n")
+    with pytest.raises(ConfigError) as error:
+        load_experiment(tmp_path / "child.yaml")
+    assert str(error.value) == (
+        f"{tmp_path / 'child.yaml'}: base: {tmp_path / 'absent.yaml'} does not exist; name another file, by its path "
+        "from this one's folder."
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

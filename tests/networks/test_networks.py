@@ -219,7 +219,7 @@ def test_sinusoid_is_diffusers_embedding():
         (UNet(channels=8, multipliers=(1, 2, 2), groups=4), (1, 6, 6), "do not halve"),
         (Dit(patch=3, dim=32, heads=2), (1, 8, 8), "does not divide"),
         (UNet(channels=8, attention=(7,)), (1, 8, 8), r"attention at \[7\] has no effect: the resolutions are \[8, 4"),
-        (UNet(channels=8, attention=(4,)), (1, 8, 8), "head_channels 32 does not divide 8 channels, and 8 would"),
+        (UNet(channels=8, attention=(4,)), (1, 8, 8), "head_channels 32 does not divide 8 channels; set it to 8"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(value, shape, words):
