@@ -156,8 +156,16 @@ def disk_errors(doing: str, remedy: str, closed: str = WRITABLE) -> Iterator[Non
         if error.errno in CLOSED:
             remedy = closed
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST) and (place := error.filename2 or error.filename):
-            remedy = f"move away what lies in the place of {place}"
+            remedy = _in_the_way(Path(os.fsdecode(place)))
         raise SnrkitError(f"{doing} failed: {reason}; {remedy}") from None
+
+
+def _in_the_way(place: Path) -> str:
+    """What to do where a file lies in the place of a folder, or a folder in that of a file."""
+    above = next((path for path in place.parents if path.exists()), place)
+    if not above.is_dir():
+        return f"{above} is a file where a folder is wanted: move it away, or name a folder"
+    return f"move away what lies in the place of {place}"
 
 
 def leftovers(folder: Path) -> list[Path]:

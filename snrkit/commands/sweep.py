@@ -133,6 +133,11 @@ class TrialRow:
 def load_sweep(path: Path) -> Sweep:
     """The sweep of a YAML file. ConfigError names every fault."""
     content = read_mapping(path)
+    if "arms" not in content and content.keys() & Experiment.model_fields.keys():
+        raise ConfigError(
+            f"{path} is an experiment and no sweep, as it has no arms; a sweep names it: base: {path.name}, with seeds "
+            "and arms."
+        )
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:

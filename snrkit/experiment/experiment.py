@@ -228,6 +228,8 @@ def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[
 def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experiment:
     """The experiment of a YAML file. ConfigError lists all faults, one a line."""
     content = apply_settings(read_yaml(Path(path)), settings)
+    if "arms" in content:
+        raise ConfigError(f"{path} is a sweep, as it has arms; run snrkit sweep {path}, or name its base.")
     content.setdefault("name", Path(path).stem)
     return parse_experiment(content, str(path))
 

@@ -430,6 +430,16 @@ def test_an_unwritable_place_gets_one_sentence(tmp_path):
     assert "/proc/nope" in done.stderr
 
 
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_a_file_where_a_folder_is_wanted_is_named(tmp_path, below):
+    """--runs may lie at or below one: the file itself is told."""
+    write_config(tmp_path)
+    file = tmp_path / "small.yaml"
+    done = snrkit(tmp_path, "train", "-q", "--config", file, "--runs", f"{file}{below}", plain=True, check=False)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
+    assert f"{file} is a file where a folder is wanted" in done.stderr
+
+
 def test_half_written_files_of_a_killed_process_are_removed(copied):
     """Temporary names are never read and vanish with the next save."""
     run = copied / "runs" / "small"

@@ -16,6 +16,7 @@ from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
 from snrkit.commands.sweep import check_file, load_sweep, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
+from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import open_experiment, open_model
 from snrkit.experiment.run import Run
@@ -149,6 +150,16 @@ def test_faults_are_said_before_anything_is_trained(tmp_path, changes, words):
     with pytest.raises(ConfigError, match=words):
         run_sweep(path, tmp_path / "runs", WORLD, quiet=True)
     assert written(tmp_path) == before
+
+
+def test_an_experiment_and_a_sweep_are_told_apart(tmp_path):
+    """Each given to the other's command is called what it is."""
+    sweep = write_sweep(tmp_path)
+    base = tmp_path / yaml.safe_load(sweep.read_text())["base"]
+    with pytest.raises(ConfigError, match=r"is an experiment and no sweep, as it has no arms"):
+        load_sweep(base)
+    with pytest.raises(ConfigError, match=r"is a sweep, as it has arms; run snrkit sweep"):
+        load_experiment(sweep)
 
 
 def test_arms_that_compute_or_clip_otherwise_do_not_share(tmp_path):
