@@ -37,9 +37,9 @@ SETTINGS = {
 OF_MODEL = {  # an image costs ten times as much
     "cifar10": {
         "data": {"path": os.environ.get("CIFAR10", "data/cifar10-train.zip")},
-        "sample": {"seeds": "0-599", "batch": 100},
-        "tune": {"seeds": "100000-100199", "noises": 64},
-        "shift": {"images": 100, "batch": 100, "probes": [{"kind": "flow", "images": 64}], "bootstrap": 1000},
+        "sample": {"seeds": "0-449", "batch": 150},
+        "tune": {"seeds": "100000-100149", "noises": 48},
+        "shift": {"images": 48, "batch": 48, "probes": ["flow"], "bootstrap": 1000},
         "metrics": {"features": "classifier", "ranges": 3, "more": ["fd_infinity"]},
     }
 }

@@ -13,11 +13,12 @@ for model in ${@:-edm-0 flow ddpm edm-1 edm-2 cifar10}; do
     continue # without its images
   fi
   python $here/rows.py samplers $model $runs > $runs/$model-rows.yaml
-  for how in score:fd predicted:predicted flow:flow table:flow; do
+  for how in score:fd predicted:predicted; do
     chosen=$(for n in 5 7 9 13 20; do echo --sampler dcw-${how%:*}-$n; done)
     snrkit tune --config $runs/$model-rows.yaml --runs $runs --by ${how#*:} $chosen
   done
-  chosen=$(for n in 5 7 9 13 20; do echo --sampler gain-flow-$n --sampler fitted-$n --sampler fitted-by-band-$n; done)
+  chosen=$(for n in 5 7 9 13 20; do for row in dcw-flow dcw-table gain-flow fitted fitted-by-band; do
+    echo --sampler $row-$n; done; done) # those of equal steps follow one another and share their flow
   snrkit tune --config $runs/$model-rows.yaml --runs $runs --by flow $chosen
   for n in 5 7 9 13 20; do
     snrkit design --config $runs/$model-rows.yaml --runs $runs --sampler euler-$n --nfe $n
