@@ -1,5 +1,6 @@
 """What a user is told when something is wrong: one sentence that says what, where, and what to do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -21,6 +22,14 @@ class Stopped(Exception):  # noqa: N818 - it is no error
 
 class ConfigError(SnrkitError):
     """One or more faults of a configuration, one line each."""
+
+
+class ValueFaultError(ConfigError, ValueError):
+    """A Value that code asks for by arguments which it does not take; `said`: what is wrong, without its name."""
+
+    def __init__(self, name: str, said: Sequence[str]) -> None:
+        super().__init__("\n".join(f"{name}: {line}" for line in said))
+        self.said = said[0]
 
 
 class RunError(SnrkitError):

@@ -11,13 +11,37 @@ named here.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from snrkit.base.errors import ValueFaultError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 
-class Value(BaseModel):
-    """Base of all configuration. Unknown keys are refused, instances are immutable and hashable."""
+class _Worded(ModelMetaclass):
+    """Faults of arguments in the words that faults of files have; files themselves are read by `model_validate`."""
+
+    def __call__(cls, *arguments: Any, **named: Any) -> Any:  # noqa: N805 - of a metaclass
+        try:
+            return super().__call__(*arguments, **named)
+        except ValidationError as error:
+            from snrkit.base.faults import describe, told
+
+            name, root = cls.__name__, cast(type[Value], cls)
+            lines = [line for fault in told(error.errors()) for line in describe(fault, name, root)]
+            raise ValueFaultError(name, [line.removeprefix(f"{name}: ") for line in dict.fromkeys(lines)]) from None
+
+
+class Value(BaseModel, metaclass=_Worded):
+    """Base of all configuration. Unknown keys are refused, instances are immutable and hashable.
+
+    Made by arguments that it does not take it raises ConfigError, which is a ValueError there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 

@@ -8,10 +8,10 @@ in guided-diffusion. Flags of training, and of what its own samplers do, are tak
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError, ValueFaultError
 from snrkit.base.value import LONGEST_TABLE, WIDEST, Place, Seed, Side, Text, Value, Width
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described, with_weights
 from snrkit.checkpoints.torch_files import weights_in
@@ -149,5 +149,5 @@ class AdmModel(Value):
                 resample_blocks=self.resblock_updown,
                 new_order=self.use_new_attention_order,
             )
-        except ValidationError as error:
-            raise ConfigError(f"model: no network has these flags ({error.errors()[0]['msg']}).") from None
+        except ValueFaultError as error:
+            raise ConfigError(f"model: no network has these flags ({error.said}).") from None

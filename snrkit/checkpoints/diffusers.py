@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
-from snrkit.base.errors import ConfigError, reason_of, with_article
+from snrkit.base.errors import ConfigError, ValueFaultError, reason_of, with_article
 from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, find_weights, pretrained
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
@@ -92,9 +92,8 @@ class DiffusersModel(Value):
                 classes=network.classes,
                 null_label=null if network.null_label else None,
             )
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ConfigError(f"model.path: config.json of {self.path} has an impossible {where[:80]}.") from None
+        except ValueFaultError as error:
+            raise ConfigError(f"model.path: config.json of {self.path}: {error.said[:200]}.") from None
         return Adapted(shape=network.shape, inner=inner, clock=LinearClock(factor=clock.factor), sign=clock.sign)
 
     def _read(self) -> tuple[str, Mapping[str, Any], Foreign, "Clock"]:
@@ -242,9 +241,8 @@ def _refused(path: Path, name: str, key: str) -> Iterator[None]:
     """What a scheduler's class says of a configuration, as ConfigError."""
     try:
         yield
-    except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{key}: the noise in {path} is refused by {name} ({said}).") from None
+    except ValueFaultError as error:
+        raise ConfigError(f"{key}: the noise in {path} is refused by {name} ({error.said}).") from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"{key}: {path} is refused by {name} ({reason_of(error)}).") from None
 

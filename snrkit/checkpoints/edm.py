@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError, ValueFaultError
 from snrkit.base.value import Place, Text, Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, with_weights
 from snrkit.checkpoints.machine import Record
@@ -224,7 +224,7 @@ def _reading(outer: Persistent, path: Path) -> Reading:
     if outer.name == "VPPrecond":
         steepness, least, steps = (_real(outer, key) for key in ("beta_d", "beta_min", "M"))
         try:
-            clock = VpClock(steepness=steepness, least=least, steps=steps)
+            clock = VpClock.model_validate({"steepness": steepness, "least": least, "steps": steps})
         except ValidationError:
             raise ConfigError(f"model.path: {path} holds a VPPrecond of an impossible beta_d, beta_min or M.") from None
         return Reading(_bounded(outer), Eps(), NoPrecondition(), clock)
@@ -239,7 +239,7 @@ def _reading(outer: Persistent, path: Path) -> Reading:
         sigmas = sigmas[: max(3, int((sigmas < SIGMAS[1]).sum()) + 1)]
         try:
             process = Ddpm(betas=TrainedSigmas(values=tuple(sigmas.tolist())), steps=len(sigmas), scaling="ve")
-        except ValidationError:
+        except ValueFaultError:
             raise ConfigError(f"model.path: the table of sigmas in {path} does not rise.") from None
         return Reading(process, Eps(), NoPrecondition(), doubled=2)
     raise ConfigError(
@@ -291,7 +291,7 @@ def _network(inner: Persistent, path: Path) -> AnyUNet:
         if isinstance(value, list | tuple) and len(value) > LONGEST:  # pydantic has a record of every wrong member
             raise ConfigError(f"{said} {name}.")
     try:
-        return kind(**given)
+        return kind.model_validate(given)
     except ValidationError as error:
         raise ConfigError(f"{said} {error.errors()[0]['loc'][0]}.") from None
 

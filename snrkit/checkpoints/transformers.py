@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError, ValueFaultError
 from snrkit.base.value import Place, Text, Value, Width
 from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described, with_weights
 from snrkit.checkpoints.torch_files import weights_in
@@ -125,6 +125,6 @@ def _layout(model: TransformerFile, weights: Mapping[str, Tensor]) -> tuple[Dit,
         raise ConfigError(f"model.heads: no published DiT is {dim} wide; say how many heads it has.")
     try:
         value = Dit(patch=patch, dim=dim, depth=depth, heads=heads, mlp_ratio=wide / dim, classes=classes)
-    except (ValidationError, ZeroDivisionError):
+    except (ValueFaultError, ZeroDivisionError):
         raise ConfigError(f"model.path: {model.path} holds a DiT or SiT of an impossible size.") from None
     return value, (channels, side, side), outputs

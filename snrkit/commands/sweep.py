@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import BusyError, ConfigError, DivergedError, RunError, SnrkitError, shown
+from snrkit.base.faults import told
 from snrkit.base.files import disk_errors, remove_abandoned, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
@@ -37,7 +38,6 @@ from snrkit.commands.sample import check_images, check_samplers, choose, manifes
 from snrkit.commands.train import prune_checkpoints, run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
-from snrkit.experiment.faults import told
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, log_of
 from snrkit.experiment.opening import Opened, open_model, open_network

@@ -19,13 +19,13 @@ from pydantic import (
 )
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
+from snrkit.base.faults import CUT, LONGEST, describe, prune, told
 from snrkit.base.value import LONGEST_PATH, Name, Seed, Value, different
 from snrkit.checkpoints.models import AnyForeign, looks_like
 from snrkit.data import AnySource
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget, Eps, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm
-from snrkit.experiment.faults import CUT, LONGEST, describe, prune, told
 from snrkit.experiment.models import READ, AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.recipes import with_recipes
 from snrkit.experiment.yaml_files import apply_settings, read_yaml

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from snrkit.base.distributed import free_memory, in_bytes
-from snrkit.base.errors import ConfigError, RunError, SnrkitError, reason_of
+from snrkit.base.errors import ConfigError, RunError, SnrkitError, ValueFaultError, reason_of
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode, weights_of
@@ -104,6 +104,8 @@ def _possible(path: Path) -> Iterator[None]:
     """ConfigError where what a model's file says is none of the Values that it should be."""
     try:
         yield
+    except ValueFaultError as error:
+        raise ConfigError(f"model.path: {path} describes what is impossible ({error.said}).") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where, said = ".".join(map(str, fault["loc"])), str(fault["msg"]).removeprefix("Value error, ")

@@ -114,8 +114,7 @@ class Sampler(Value):
     """A grid, a solver and corrections, as a file or a script names them; `open_with` lays it out.
 
     Corrections of belief wrap the denoiser in list order, the first innermost; those of state act in list order.
-    A pydantic ValidationError, which is a ValueError, for unknown kinds and options; `open_with` refuses an
-    autoguidance that follows a correction of belief.
+    ConfigError for unknown kinds and options; `open_with` refuses an autoguidance that follows a correction of belief.
     """
 
     grid: AnyGrid

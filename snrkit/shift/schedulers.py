@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from snrkit.base.errors import ConfigError, SnrkitError, reason_of
+from snrkit.base.errors import ConfigError, SnrkitError, ValueFaultError, reason_of
 from snrkit.checkpoints.diffusers import DISTILLED, TARGETS, Clock, clock_of, table_of
 from snrkit.diffusion.denoiser import Coefficients, EdmPrecondition
 from snrkit.diffusion.level import Level, Scaling, level_of
@@ -226,9 +225,8 @@ def _said(what: str) -> Iterator[None]:
     """Whatever diffusers says, in one sentence."""
     try:
         yield
-    except ValidationError as error:  # of a table
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise SnrkitError(f"{what}: {said}.") from None
+    except ValueFaultError as error:  # of a table
+        raise SnrkitError(f"{what}: {error.said}.") from None
     except FAILS as error:
         raise SnrkitError(f"{what}: {reason_of(error).rstrip('.') or type(error).__name__}.") from None
 

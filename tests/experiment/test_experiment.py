@@ -7,8 +7,12 @@ import pytest
 import yaml
 
 from snrkit.base.errors import ConfigError
+from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import dump_yaml, file_schema, load_experiment, parse_experiment
 from snrkit.experiment.yaml_files import apply_settings, merge, read_yaml
+from snrkit.sampling.corrections import Dcw
+from snrkit.sampling.grid import Karras, UniformTime
+from snrkit.sampling.sampler import Sampler
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -117,6 +121,24 @@ def test_a_word_that_is_nearly_right_is_told_what_would_be():
     assert "network: unknown kind 'mlpp'. Did you mean 'mlp'? Known kinds: unet, dit, mlp" in kind
     (seeds,) = fault("sample.seeds=-5-3")
     assert "sample.seeds: seeds '-5-3' are below 0; seeds begin at 0" in seeds
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Dcw(lo=0.1), "Dcw: unknown key 'lo'. Did you mean 'low'? Known keys: kind, pixel, low, high"),
+        (lambda: UniformTime(steps=0), "UniformTime: steps: input should be greater than or equal to 1, not 0"),
+        (lambda: Edm(sigma_min=3, sigma_max=1), "Edm: sigma_min 3.0 must be below sigma_max 1.0"),
+        (lambda: Sampler(grid=Karras(), solver={"kind": "eulr"}), "Sampler: solver: unknown kind 'eulr'. Did you mean"),
+    ],
+)
+def test_python_hears_the_words_of_files(make, said):
+    """Arguments that a Value does not take: one line, no page of pydantic's, and an error that both worlds know."""
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value).startswith(said)
+    assert isinstance(error.value, ValueError)
+    assert "\n" not in str(error.value)
 
 
 def test_a_base_that_is_not_there_is_told_with_who_asks_for_it(tmp_path):
