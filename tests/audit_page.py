@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, object]] = {  # to be made at all
 TEXT = """# What schedulers tell
 
 `snrkit audit` runs a scheduler without an image and sets the level that a network is told at every call beside the
-level that the state has (README). Here it is run on every scheduler that diffusers {version} exports, with its defaults
+level that the state has. Here it runs on every scheduler that diffusers {version} exports, with its defaults
 but for the named settings, at {steps} steps; Helios' has one stage, and the few that cannot be made
 without an argument are given one. The tables are made by `python -m tests.audit_page`; each kind of finding is
 confirmed by a test (`tests/shift/test_schedulers.py`) that computes it by hand from what the named method does. Where

@@ -57,9 +57,10 @@ def test_nothing_is_imported_before_it_is_asked_for():
     assert said.strip() == "[] ['snrkit.base', 'snrkit.base.errors']"
 
 
-def test_the_readme_s_names_are_offered():
-    """All that its code asks of snrkit by attribute, and all that it imports by name."""
-    code = [ast.parse(block) for block in CODE.findall((ROOT / "README.md").read_text())]
+def test_the_names_of_readme_and_pages_are_offered():
+    """All that their code asks of snrkit by attribute, and all that it imports by name."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    code = [ast.parse(block) for page in pages for block in CODE.findall(page.read_text())]
     used = set()
     for node in (node for tree in code for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "snrkit":

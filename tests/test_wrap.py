@@ -80,25 +80,25 @@ def test_a_network_that_answers_something_else_is_told_so(network, said):
 
 
 def after(heading):
-    """The first lines of code below a text of the README."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    return readme.split(heading)[1].split("```python\n")[1].split("```")[0]
+    """The first lines of code below a text of the page on Python."""
+    page = (Path(__file__).parent.parent / "docs/python.md").read_text()
+    return page.split(heading)[1].split("```python\n")[1].split("```")[0]
 
 
-def test_the_lines_of_the_readme_run():
+def test_the_lines_of_the_page_run():
     """As they are written, with a network and noise of one's own."""
     names = {"network": velocity4, "noise": torch.randn(2, 1, 4, 4)}
     exec(after("three lines\n"), names)
     assert names["last"].x_next.shape == (2, 1, 4, 4)
 
 
-def test_the_readme_s_measurement_runs(tmp_path, monkeypatch, capsys):
+def test_the_page_s_measurement_runs(tmp_path, monkeypatch, capsys):
     """As it is written: twenty Euler steps of an exact network leave too little of the variance, and it says so."""
     pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     trained, held = (torch.randn(400, 1, 4, 4).mul(0.5).clamp(-1, 1) for _ in range(2))
     names = {"network": velocity4, "trained": trained, "held": held}
-    exec(after("## From Python"), names)
+    exec(after("## Measure any denoiser"), names)
     assert capsys.readouterr().out.strip() == names["found"].verdict
     assert (tmp_path / "shift.png").read_bytes().startswith(b"\x89PNG")
     assert len(names["found"].to_frame()) == 20

@@ -203,10 +203,10 @@ def test_a_grid_of_the_table_starts_as_published():
     assert found.begun == pytest.approx(-4.0e-5, abs=1e-6)
 
 
-def test_the_readme_s_loop_is_found(capsys):
+def test_the_page_s_loop_is_found(capsys):
     """As it is written, with a loader of one's own: a shift of 3 that is not told."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    code = readme.split("asks the same of a training loop")[1].split("```python\n")[1].split("```")[0]
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    code = page.split("asks the same of a training loop")[1].split("```python\n")[1].split("```")[0]
     torch.manual_seed(0)
     names = {"loader": [torch.randn(64, 1, 8, 8) * 0.5 for _ in range(100)]}
     exec(code, names)
