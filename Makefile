@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
-.PHONY: demo corrections-study training-study spectral-study fitted-study test faults check bench gpu-check format clean
+.PHONY: docs demo corrections-study training-study spectral-study fitted-study test faults check bench gpu-check format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -31,6 +31,11 @@ fitted-study: .venv/installed
 
 spectral-study: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/spectral/run.sh
+
+docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/assemble.py build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: .venv/installed-test
 	$(BIN)/pytest -n 2 --dist worksteal
