@@ -46,9 +46,14 @@ from snrkit.sampling.step import (
 from snrkit.shift.bootstrap import FEWEST, OF_NOMINAL, Bootstrap, Curve, check_resampling
 from snrkit.shift.spread import variance
 
-TABLED = ("DDPMScheduler", "DDIMScheduler")
-EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "EDMEulerScheduler")
-PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+TABLED = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+EXPLODING = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "EDMEulerScheduler",
+)
+PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
 FLOWING = ("FlowMatchEulerDiscreteScheduler",)
 TARGETS: dict[str, Target] = {**TABLE_TARGETS, "flow_prediction": FlowVelocity()}
 
@@ -60,8 +65,15 @@ def scaling_of(scheduler: Any) -> Scaling:
         return "flow"
     if name in EXPLODING:
         return "ve"
+    if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+        raise SnrkitError(f"{name} makes Runge-Kutta steps first, which are not known here; set skip_prk_steps: true.")
     if name in TABLED or name in PRESERVING:
         return "vp"
+    if name == "LCMScheduler":
+        raise SnrkitError(
+            f"{name} asks a distilled network for the clean image and noises it anew at every step, so that no state "
+            "goes on into the next and there is nothing to correct; give the pipeline another scheduler and network."
+        )
     known = ", ".join((*TABLED, *EXPLODING, *PRESERVING, *FLOWING))
     raise SnrkitError(f"how {name} steps is not known here; these are: {known}.")
 
@@ -79,6 +91,16 @@ def _of_table(scheduler: Any, index: int) -> Level:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A call of a scheduler's step: Heun's, and PNDM's first, are two calls, of which the second makes the state."""
+
+    position: Position  # where the whole step begins and ends
+    asked: Level  # at which the network was asked
+    begins: bool = True
+    ends: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Walk:
     """The levels of one call of a pipeline, and what places a time step among them."""
 
@@ -86,16 +108,39 @@ class Walk:
     scaling: Scaling
     grid: tuple[Level, ...]
 
-    def position(self, timestep: Any) -> Position:
-        """Where the step at `timestep` begins and ends."""
-        s = self.scheduler
-        if type(s).__name__ in TABLED:
+    def stage(self, timestep: Any) -> Stage:
+        """Where the call at `timestep` stands."""
+        s, name = self.scheduler, type(self.scheduler).__name__
+        if name == "PNDMScheduler":
+            return self._of_pndm(int(s.counter))
+        if name in TABLED:
             index, t = int((s.timesteps.cpu() == int(timestep)).nonzero()[0]), int(timestep)
-            return Position(index, self.grid, self.grid[index], _of_table(s, _previous(s, t)))
+            position = Position(index, self.grid, self.grid[index], _of_table(s, _previous(s, t)))
+            return Stage(position, position.here)
         index = s.step_index
         if index is None:
             index = s.index_for_timestep(timestep) if s.begin_index is None else s.begin_index
-        return Position(int(index), self.grid, self.grid[index], self.grid[index + 1])
+        if name == "HeunDiscreteScheduler":
+            return self._of_heun((int(index) + 1) // 2, bool(s.state_in_first_order))
+        position = self._at(int(index))
+        return Stage(position, position.here)
+
+    def _at(self, index: int) -> Position:
+        return Position(index, self.grid, self.grid[index], self.grid[index + 1])
+
+    def _of_heun(self, number: int, first: bool) -> Stage:
+        """The first call of a step, or the second, which begins at the next level; none follows into the clean one."""
+        position = self._at(number if first else number - 1)
+        if first:
+            return Stage(position, position.here, ends=position.there.is_clean())
+        return Stage(position, position.there, begins=False)
+
+    def _of_pndm(self, counter: int) -> Stage:
+        """Two calls for the first step, one for each that follows."""
+        position = self._at(max(counter - 1, 0))
+        if counter == 1:
+            return Stage(position, position.there, begins=False)
+        return Stage(position, position.here, ends=counter > 0)
 
 
 def _previous(scheduler: Any, t: int) -> int:
@@ -109,10 +154,13 @@ def walk_of(scheduler: Any) -> Walk:
     """The levels that a scheduler has been set to."""
     scaling = scaling_of(scheduler)
     if type(scheduler).__name__ in TABLED:
-        steps = [int(t) for t in scheduler.timesteps]
+        steps = list(dict.fromkeys(int(t) for t in scheduler.timesteps))  # PNDM has one twice
         grid = [_of_table(scheduler, t) for t in (*steps, _previous(scheduler, steps[-1]))]
     else:
-        grid = [_of_sigma(sigma, scaling) for sigma in scheduler.sigmas]
+        sigmas = list(scheduler.sigmas)
+        if type(scheduler).__name__ == "HeunDiscreteScheduler":  # all between the first and the last stand twice
+            sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]
+        grid = [_of_sigma(sigma, scaling) for sigma in sigmas]
     return Walk(scheduler, scaling, tuple(grid))
 
 
@@ -186,6 +234,8 @@ class Seen:
     """One call of a scheduler's step: where it stands, its state, and what the network said, unpacked."""
 
     position: Position
+    asked: Level  # that of the state
+    begins: bool  # whether it is the state that a step begins at
     x: Tensor
     output: Tensor
     prediction: Prediction
@@ -193,7 +243,7 @@ class Seen:
 
 
 Before = Callable[[Seen], Seen]
-After = Callable[[Seen, Tensor], Tensor]
+After = Callable[[Step], Tensor]
 
 
 class Watch(Protocol):
@@ -222,6 +272,7 @@ class Hook:
         self.packing = Packing(pipeline)
         self._walk: tuple[Tensor, Walk] | None = None
         self._moved: Tensor | None = None
+        self._begun: tuple[Tensor, tuple[Call, ...]] | None = None  # the state that the step begins at, and its calls
         self._kept = {name: vars(self.scheduler).get(name) for name in ("step", "multistep_uni_c_bh_update")}
         self._step = self.scheduler.step
         self._signature = inspect.signature(self._step)
@@ -267,20 +318,22 @@ class Hook:
         return self._walk[1]
 
     def _stepped(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        position = self.walk().position(timestep)
+        stage = self.walk().stage(timestep)
+        position = stage.position
         if self.watch is not None:
             given = self._signature.bind(model_output, timestep, sample, *args, **kwargs)
             self.watch.check(position, given.arguments)
         x, said = self._open(sample), self._open(model_output)
         output, rest = said[:, : x.shape[1]], said[:, x.shape[1] :]  # the rest is a learned variance
-        seen = self.before(self._read(position, x, output))
+        seen = self.before(self._read(stage, x, output))
         if seen.output is not output:
             joined = torch.cat([seen.output, rest], dim=1) if rest.shape[1] else seen.output
             model_output = self.packing.pack(joined, model_output).to(model_output.dtype)
         result = self._step(model_output, timestep, sample, *args, **kwargs)
         previous = result[0] if isinstance(result, tuple) else result.prev_sample
         x_next = self._open(previous)
-        made = self.after(replace(seen, prediction=self._limited(seen.prediction)), x_next)
+        step = self._step_so_far(stage, seen, x_next)
+        made = self.after(step) if stage.ends else x_next
         self._moved = None
         if made is x_next:
             return result
@@ -290,6 +343,14 @@ class Hook:
             return (moved, *result[1:])
         result.prev_sample = moved
         return result
+
+    def _step_so_far(self, stage: Stage, seen: Seen, x_next: Tensor) -> Step:
+        """The step with the calls that it has had."""
+        begun = None if stage.begins else self._begun
+        x, calls = (seen.x, ()) if begun is None else begun
+        calls = (*calls, Call(stage.asked, self._limited(seen.prediction)))
+        self._begun = x, calls
+        return Step(stage.position, x, calls, x_next)
 
     def _open(self, x: Tensor) -> Tensor:
         """Unpacked, and in float32 at least. SnrkitError for states that are neither images nor videos then."""
@@ -301,10 +362,12 @@ class Hook:
             )
         return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-    def _read(self, position: Position, x: Tensor, output: Tensor) -> Seen:
-        scales = scales_of(self.scheduler, position.here)
+    def _read(self, stage: Stage, x: Tensor, output: Tensor) -> Seen:
+        scales = scales_of(self.scheduler, stage.asked)
         y = broadcast(scales.c_skip, x) * x + broadcast(scales.c_out, x) * output
-        return Seen(position, x, output, solve(x, y, position.here, scales.target), scales)
+        return Seen(
+            stage.position, stage.asked, stage.begins, x, output, solve(x, y, stage.asked, scales.target), scales
+        )
 
     def _limited(self, prediction: Prediction) -> Prediction:
         """The prediction as the scheduler itself limits it."""
@@ -343,8 +406,7 @@ def acting(corrections: Sequence[Correction]) -> tuple[Before, After]:
     def before(seen: Seen) -> Seen:
         return _believed(seen, belief) if belief else seen
 
-    def after(seen: Seen, x_next: Tensor) -> Tensor:
-        step = Step(seen.position, seen.x, (Call(seen.position.here, seen.prediction),), x_next)
+    def after(step: Step) -> Tensor:
         for one in state:
             step = replace(step, x_next=one.after(step))
         return step.x_next
@@ -363,8 +425,8 @@ def _barred(one: Any) -> str | None:
 
 def _believed(seen: Seen, corrections: Sequence[BeliefCorrection]) -> Seen:
     """What the network said, moved by what corrections make of its prediction."""
-    asked = wrapped(_answer_of(seen), corrections, seen.position)(seen.x, seen.position.here)
-    a, b = seen.scales.target.direction(seen.position.here)
+    asked = wrapped(_answer_of(seen), corrections, seen.position)(seen.x, seen.asked)
+    a, b = seen.scales.target.direction(seen.asked)
     less = seen.prediction
     change = broadcast(a, seen.x) * (asked.x0 - less.x0) + broadcast(b, seen.x) * (asked.eps - less.eps)
     if not change.any():
@@ -408,10 +470,15 @@ class Recording:
         self.squares: dict[float, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, seen: Seen) -> Seen:
-        """Keep one step, without the second half of a batch that repeats the first, as some pipelines guide."""
-        key, p, half = float(seen.position.here.logsnr), seen.prediction, len(seen.x) // 2
+        """Keep one step, without the second half of a batch that repeats the first, as some pipelines guide.
+
+        The states of a step's second call are on no step's grid, and are left out.
+        """
+        if not seen.begins:
+            return seen
+        key, p, half = float(seen.asked.logsnr), seen.prediction, len(seen.x) // 2
         count = half if half and torch.equal(seen.x[:half], seen.x[half:]) else len(seen.x)
-        self.levels[key] = seen.position.here
+        self.levels[key] = seen.asked
         self.states.setdefault(key, []).append(seen.x[:count].float().cpu())
         pair = tuple(part[:count].double().square().flatten(1).mean(1).cpu() for part in (p.eps, p.x0))
         self.squares.setdefault(key, []).append((pair[0], pair[1]))
@@ -470,7 +537,7 @@ class RecordingHook(Hook):
 
     def __init__(self, pipeline: Any) -> None:
         self.recording = Recording()
-        super().__init__(pipeline, self.recording.add, lambda _, x_next: x_next)
+        super().__init__(pipeline, self.recording.add, lambda step: step.x_next)
 
     def shift(self, x0: Tensor, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Recorded:
         """As Recording.shift."""

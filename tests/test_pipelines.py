@@ -19,7 +19,7 @@ from snrkit.sampling.corrections import (
     X0Rescale,
 )
 from snrkit.sampling.sample import sample
-from snrkit.sampling.solvers import Dpmpp2m, Euler, Unipc
+from snrkit.sampling.solvers import Dpmpp2m, Euler, Heun, Unipc
 from tests.checkpoints.test_diffusers import close, opened, transformer, unet
 
 diffusers = pytest.importorskip("diffusers")
@@ -35,6 +35,12 @@ SCHEDULERS = {
     "dpmpp-flow": lambda: diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
     ),
+    "dpmpp-sde": lambda: diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", final_sigmas_type="zero"
+    ),
+    "deis": diffusers.DEISMultistepScheduler,
+    "heun": lambda: diffusers.HeunDiscreteScheduler(timestep_spacing="trailing"),
+    "pndm": lambda: diffusers.PNDMScheduler(skip_prk_steps=True),
     "unipc": lambda: diffusers.UniPCMultistepScheduler(final_sigmas_type="zero"),
     "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
@@ -70,7 +76,8 @@ class Plain(diffusers.DiffusionPipeline):
 
     @property
     def draws(self):
-        return isinstance(self.scheduler, diffusers.DDPMScheduler)
+        sde = str(self.scheduler.config.get("algorithm_type")).startswith("sde")
+        return sde or isinstance(self.scheduler, diffusers.DDPMScheduler)
 
 
 def pipeline(name, **changes):
@@ -94,7 +101,7 @@ def test_neutral_corrections_change_no_bit_and_others_leave_no_trace(name):
     assert not {"step", "multistep_uni_c_bh_update"} & vars(made.scheduler).keys()
 
 
-SOLVERS = {"ddim": Euler(), "euler": Euler(), "edm": Euler(), "dpmpp": Dpmpp2m(), "unipc": Unipc(),
+SOLVERS = {"ddim": Euler(), "euler": Euler(), "heun": Heun(), "edm": Euler(), "dpmpp": Dpmpp2m(), "unipc": Unipc(),
            "flow": Euler()}  # fmt: skip
 
 
@@ -271,11 +278,52 @@ def test_what_cannot_act_in_a_pipeline_says_so(one, said):
 
 
 def test_an_unknown_scheduler_is_named():
-    """Heun asks twice a step."""
-    with pytest.raises(
-        SnrkitError, match="how HeunDiscreteScheduler steps is not known here; these are: DDPMScheduler"
-    ):
-        correct(Plain(unet(), diffusers.HeunDiscreteScheduler()), NEUTRAL)
+    """With those that are known, or the reason."""
+    unknown = {
+        diffusers.KDPM2DiscreteScheduler: "how KDPM2DiscreteScheduler steps is not known here; these are: DDPM",
+        diffusers.LCMScheduler: "noises it anew at every step",
+        diffusers.PNDMScheduler: "makes Runge-Kutta steps first, which are not known here; set skip_prk_steps: true",
+    }
+    for make, said in unknown.items():
+        with pytest.raises(SnrkitError, match=said):
+            correct(Plain(unet(), make()), NEUTRAL)
+
+
+@torch.no_grad()
+def test_pndm_is_corrected_step_by_step():
+    """Its first step is two calls: the state is moved once, after the second, by the image that this one says."""
+    made, gain = pipeline("pndm"), 0.05
+    with correct(made, [Dcw(pixel=gain)]):
+        found = made()
+    scheduler = SCHEDULERS["pndm"]()
+    scheduler.set_timesteps(STEPS)
+    abar = scheduler.alphas_cumprod.double()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
+    times, past, moved = list(dict.fromkeys(scheduler.timesteps.tolist())), [], None
+    for number, t in enumerate(times):
+        here, there = (
+            abar[t],
+            abar[times[number + 1]] if number + 1 < len(times) else scheduler.final_alpha_cumprod.double(),
+        )
+
+        def stepped(state, eps, here=here, there=there):  # DDIM's
+            x0 = (state - (1 - here).sqrt() * eps) / here.sqrt()
+            return there.sqrt() * x0 + (1 - there).sqrt() * eps
+
+        eps = made.unet(x.float(), t).sample.double()
+        if number == 0:
+            ahead = stepped(x, eps)
+            second = made.unet(ahead.float(), times[1]).sample.double()
+            x0 = (ahead - (1 - there).sqrt() * second) / there.sqrt()
+            x_next, past = stepped(x, (eps + second) / 2), [eps]
+        else:
+            past = [eps, *past][:4]
+            weights = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+            x0 = (x - (1 - here).sqrt() * eps) / here.sqrt()
+            x_next = stepped(x, sum(w * e for w, e in zip(weights[len(past)], past, strict=True)))
+        moved = x_next + gain * (x_next - x0)
+        x = x_next if float(there) == 1 else moved
+    close(x, found, 1e-4)
 
 
 def test_hooks_stack_and_leave_in_order():
