@@ -38,35 +38,78 @@ class AdmModel(Value):
     """A `.pt` of improved-diffusion or guided-diffusion with the flags that it was trained with."""
 
     kind: Literal["adm"] = "adm"
-    path: Place
-    image_size: int = Field(default=64, ge=4, le=2**12)
-    num_channels: int = Field(default=128, ge=32, le=WIDEST)
-    num_res_blocks: int = Field(default=2, ge=1, le=16)
-    num_heads: Width = 4
-    num_head_channels: Width | Literal[-1] = Field(default=-1, description="in place of num_heads, unless -1")
-    attention_resolutions: tuple[Side, ...] = Field(default=(16, 8), max_length=12)
+    path: Place = Field(description="`.pt` file of the weights")
+    image_size: int = Field(default=64, ge=4, le=2**12, description="side of its square images, pixels")
+    num_channels: int = Field(
+        default=128, ge=32, le=WIDEST, description="channels that each of channel_mult multiplies"
+    )
+    num_res_blocks: int = Field(
+        default=2, ge=1, le=16, description="residual blocks per depth on the way down, one more on the way up"
+    )
+    num_heads: Width = Field(default=4, description="attention heads of each attention layer")
+    num_head_channels: Width | Literal[-1] = Field(
+        default=-1,
+        description="channels of one attention head, which take the place of num_heads; -1: num_heads decides",
+    )
+    attention_resolutions: tuple[Side, ...] = Field(
+        default=(16, 8), max_length=12, description="sides of the feature maps that have attention, pixels"
+    )
     channel_mult: tuple[float, ...] | None = Field(
-        default=None, max_length=12, description="default: as published for image_size"
+        default=None,
+        max_length=12,
+        description="channels of each depth over num_channels; default: as published for image_size",
     )
-    class_cond: bool = False
-    use_scale_shift_norm: bool = True
-    resblock_updown: bool = False
-    use_new_attention_order: bool = False
-    learn_sigma: bool = False
-    diffusion_steps: int = Field(default=1000, gt=20, le=LONGEST_TABLE)
-    noise_schedule: Literal["linear", "cosine"] = "linear"
-    predict_xstart: bool = False
-    rescale_timesteps: bool | None = Field(default=None, description="needed, unless diffusion_steps is 1000")
-    num_heads_upsample: Width | Literal[-1] = Field(default=-1, description="as num_heads, unless it is -1")
+    class_cond: bool = Field(
+        default=False, description="it was trained with labels, and its file holds their embedding"
+    )
+    use_scale_shift_norm: bool = Field(
+        default=True,
+        description="the embedding scales and shifts normalised features; else it is added before they are normalised",
+    )
+    resblock_updown: bool = Field(default=False, description="sides change in residual blocks; else in convolutions")
+    use_new_attention_order: bool = Field(
+        default=False, description="queries of all heads, then keys, then values; else head by head"
+    )
+    learn_sigma: bool = Field(default=False, description="half of its output is a learned variance, which is left out")
+    diffusion_steps: int = Field(
+        default=1000, gt=20, le=LONGEST_TABLE, description="levels of the table that it was trained on"
+    )
+    noise_schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="betas of its table: linear, scaled to diffusion_steps, or of a squared cosine"
+    )
+    predict_xstart: bool = Field(default=False, description="it predicts x0; else eps")
+    rescale_timesteps: bool | None = Field(
+        default=None,
+        description="it is told the table's index times 1000/diffusion_steps; needed, unless diffusion_steps is 1000",
+    )
+    num_heads_upsample: Width | Literal[-1] = Field(
+        default=-1, description="attention heads on the way up, of which only num_heads can be read; -1: as num_heads"
+    )
     timestep_respacing: Text | Seed = Field(
-        default="", description="none: a sampler's grid says which levels are visited"
+        default="", description="empty, or as diffusion_steps: a sampler's grid says which levels are visited"
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of training alone")
-    use_checkpoint: bool = Field(default=False, description="of training alone")
-    use_fp16: bool = Field(default=False, description="of training alone; see compute.precision")
-    use_kl: bool = Field(default=False, description="of training alone")
-    rescale_learned_sigmas: bool = Field(default=False, description="of training alone")
-    sigma_small: bool = Field(default=False, description="of its own samplers")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, where it is trained on",
+    )
+    use_checkpoint: bool = Field(
+        default=False, description="flag of its training, of gradients by recomputing; it changes nothing here"
+    )
+    use_fp16: bool = Field(
+        default=False,
+        description="flag of its training, of half precision; it changes nothing here: see compute.precision",
+    )
+    use_kl: bool = Field(
+        default=False, description="flag of its training, of the loss by the variational bound; it changes nothing here"
+    )
+    rescale_learned_sigmas: bool = Field(
+        default=False, description="flag of its training, of a rescaled loss of the variance; it changes nothing here"
+    )
+    sigma_small: bool = Field(
+        default=False, description="flag of its own samplers, of the smaller fixed variance; it changes nothing here"
+    )
 
     @field_validator("attention_resolutions", "channel_mult", mode="before")
     @classmethod

@@ -40,7 +40,7 @@ class DiffusersModel(Value):
     """A folder of diffusers, with a UNet2DModel, a DiTTransformer2DModel, or a transformer of SD3, FLUX or Sana."""
 
     kind: Literal["diffusers"] = "diffusers"
-    path: Place
+    path: Place = Field(description="folder of a pipeline, or of a model beside its scheduler")
     scheduler: Place | None = Field(
         default=None, description="folder of its scheduler_config.json; default: beside the model"
     )
@@ -50,7 +50,7 @@ class DiffusersModel(Value):
     )
     prompts: Place | None = Field(default=None, description="safetensors of text embeddings, for SD3, FLUX and Sana")
     sides: tuple[Side, Side] | None = Field(
-        default=None, description="of latents; default: the configuration's sample_size"
+        default=None, description="height and width of its states; default: the configuration's sample_size"
     )
     guidance: float | None = Field(default=None, description="what FLUX's distilled guidance is told; default: 3.5")
 

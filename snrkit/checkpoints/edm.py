@@ -51,8 +51,8 @@ class EdmModel(Value):
     """A `.pkl` of EDM or EDM2."""
 
     kind: Literal["edm"] = "edm"
-    path: Place
-    entry: Text = "ema"
+    path: Place = Field(description="`.pkl` file of EDM or EDM2")
+    entry: Text = Field(default="ema", description="key of the file under which the network is")
     vae: Place | None = Field(default=None, description="folder of the autoencoder of an EDM2 model of latents")
 
     def describe(self) -> Described:

@@ -46,8 +46,16 @@ class Autoencoder(Value):
     """
 
     path: Place = Field(description="folder, as diffusers saves AutoencoderKL, AutoencoderDC or AutoencoderTiny")
-    scale: Row = ()
-    shift: Row = ()
+    scale: Row = Field(
+        default=(),
+        description="factor of latents after the shift, one for all channels or one for each; empty: as its own "
+        "configuration says",
+    )
+    shift: Row = Field(
+        default=(),
+        description="subtracted from latents, one number for all channels or one for each; empty: as its own "
+        "configuration says",
+    )
     unit: bool = Field(default=False, description="it takes and gives images in [0, 1]")
 
 

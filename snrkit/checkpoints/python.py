@@ -55,7 +55,10 @@ class PythonModel(Value):
     kind: Literal["python"] = "python"
     module: Place = Field(description="Python file; its code is RUN when the model is opened")
     call: str = Field(
-        default="make", max_length=LONGEST_NAME, pattern=r"^[A-Za-z_]\w*$", description="what in it makes the network"
+        default="make",
+        max_length=LONGEST_NAME,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="function or class in `module` that makes the network",
     )
     options: Annotated[dict[Text, Setting], Field(max_length=100)] = Field(
         default_factory=dict, description="keywords that it is called with"
@@ -67,11 +70,18 @@ class PythonModel(Value):
         default=None, description="where in a torch file the state dict is; default: under ema if there, else the whole"
     )
     shape: tuple[Side, Side, Side] = Field(description="(C, H, W) of its states")
-    process: AnyProcess
-    target: AnyTarget
-    precondition: AnyPrecondition = NoPrecondition()
+    process: AnyProcess = Field(
+        description="process of its training, whose scaling its input has and whose time it is told"
+    )
+    target: AnyTarget = Field(description="what it was trained to predict")
+    precondition: AnyPrecondition = Field(
+        default=NoPrecondition(), description="how its input and output were scaled in training"
+    )
     sigma_data: float | None = Field(
-        default=None, gt=0, le=WIDEST_SPREAD, description="that a preconditioning of kind edm was trained with"
+        default=None,
+        gt=0,
+        le=WIDEST_SPREAD,
+        description="standard deviation of the data that a preconditioning of kind edm was trained with",
     )
     classes: Classes = Field(default=0, description="number of labels, without one that means none; 0: it takes none")
     null_label: int | None = Field(

@@ -31,12 +31,12 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width, of the published size
 class TransformerFile(Value):
     """What both say of their file."""
 
-    path: Place
+    path: Place = Field(description="`.pt` file of the weights")
     entry: Text | None = Field(
         default=None, description="where the weights are; default: ema, if there is one, or the whole"
     )
     heads: Width | None = Field(
-        default=None, description="of attention; default: as the published size of this width has"
+        default=None, description="attention heads of each block; default: as the published size of this width has"
     )
     vae: Place | None = Field(default=None, description="folder of its autoencoder, as diffusers saves AutoencoderKL")
 

@@ -24,14 +24,20 @@ class EdmAugment(Value):
     """The pipe of transforms; the strengths are EDM's defaults, the probability that of its CIFAR-10 runs."""
 
     kind: Literal["edm"] = "edm"
-    probability: float = Field(default=0.12, ge=0, le=1)
+    probability: float = Field(default=0.12, ge=0, le=1, description="probability of each transform but x-flip")
     flip_probability: float = Field(
-        default=1.0, ge=0, le=1, description="that x-flip is drawn at all; it then flips half"
+        default=1.0, ge=0, le=1, description="probability that x-flip is drawn at all; it then flips half"
     )
-    scale_std: float = Field(default=0.2, ge=0)
-    rotate_max: float = Field(default=1.0, ge=0, le=1, description="of a half turn")
-    anisotropy_std: float = Field(default=0.2, ge=0)
-    translate_std: float = Field(default=0.125, ge=0, description="of the image's size")
+    scale_std: float = Field(default=0.2, ge=0, description="standard deviation of the base-2 logarithm of the scale")
+    rotate_max: float = Field(
+        default=1.0, ge=0, le=1, description="largest angle of the rotation, as a share of a half turn"
+    )
+    anisotropy_std: float = Field(
+        default=0.2, ge=0, description="standard deviation of the base-2 logarithm of the stretch along a random axis"
+    )
+    translate_std: float = Field(
+        default=0.125, ge=0, description="standard deviation of the translation, as a share of the image's side"
+    )
 
     def apply(self, x0: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """(transformed images (B, C, H, W), parameters (B, 9)) from uniforms u (B, 14) in (0, 1).

@@ -102,11 +102,15 @@ class Dataset:
 class Source(Value):
     """What all sources share; each adds `kind` and `open()`."""
 
-    sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    sigma_data: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="standard deviation of the states' numbers (EDM's sigma_data), pixels in [-1, 1]; auto: of "
+        "those trained on, or of a model's own training",
+    )
     holdout: float = Field(default=0.1, ge=0, le=0.9, description="share of images never trained on")
     flip: bool = Field(default=False, description="mirror images at random")
     only: tuple[Label, ...] | None = Field(
-        default=None, min_length=1, max_length=100_000, description="keep only images of these labels"
+        default=None, min_length=1, max_length=100_000, description="keep only images of these labels; default: all"
     )
     workers: int = Field(
         default=0,

@@ -61,12 +61,16 @@ class Listing:
 class ImageFiles(Source):
     """What sources of image files share.
 
-    Labels come from `dataset.json` (EDM's layout) where it exists, else, with `labels: folders`, from the names of the
-    first-level folders in sorted order.
+    Labels come from `dataset.json` (EDM's layout) where it exists, or, with `labels: folders`, from the names of the
+    first-level folders in sorted order, whether it exists or not.
     """
 
-    path: Place
-    labels: Literal["auto", "folders", "none"] = "auto"
+    path: Place = Field(description="folder, or zip, of the images")
+    labels: Literal["auto", "folders", "none"] = Field(
+        default="auto",
+        description="auto: of dataset.json, if there is one; folders: by first-level folders in sorted order; "
+        "none: no labels",
+    )
     channels: Channels = Field(
         default="auto", description="1: grey, 3: RGB, to which images of the other are converted; auto: all agree"
     )
@@ -141,7 +145,7 @@ class Npz(Source):
     """`arr_0` (n, H, W, C) uint8 of an .npz file, C 1 or 3, with labels from `arr_1` where it exists (ADM's layout)."""
 
     kind: Literal["npz"] = "npz"
-    path: Place
+    path: Place = Field(description="`.npz` file of the images, arr_0, and of their labels, arr_1, if they have any")
 
     def open(self) -> Dataset:
         """The images, in memory."""

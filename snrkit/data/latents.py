@@ -127,7 +127,7 @@ class Latents(Source):
     """
 
     kind: Literal["latents"] = "latents"
-    path: Place
+    path: Place = Field(description="`.npz` file that snrkit data encode makes")
     vae: Place | None = Field(
         default=None,
         description="folder of the autoencoder, as diffusers saves it; default: the one that the file names",

@@ -37,9 +37,9 @@ class Photos(Source):
     """
 
     kind: Literal["photos"] = "photos"
-    size: int = Field(default=32, ge=4, le=256)
-    count: Count = 4096
-    seed: Seed = 0
+    size: int = Field(default=32, ge=4, le=256, description="side to which crops are resized, pixels")
+    count: Count = Field(default=4096, description="crops that are made")
+    seed: Seed = Field(default=0, description="seed of which photographs are cropped, and where")
 
     def memory(self) -> int:
         """Of the crops and of their stack, in bytes."""

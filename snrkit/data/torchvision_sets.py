@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from snrkit.base.errors import DataError, SnrkitError
 from snrkit.base.value import Place
@@ -14,9 +15,11 @@ from snrkit.data.dataset import Dataset, Source, memory_dataset
 class TorchvisionSource(Source):
     """What the three share: `root` as torchvision lays it out, `part`, and whether to download what is not there."""
 
-    root: Place
-    part: Literal["train", "test"] = "train"
-    download: bool = False
+    root: Place = Field(description="folder of the set, laid out as torchvision does")
+    part: Literal["train", "test"] = Field(
+        default="train", description="which images of the set: those that it names for training, or those for testing"
+    )
+    download: bool = Field(default=False, description="fetch the set where it is not in `root`")
 
 
 class Mnist(TorchvisionSource):

@@ -94,11 +94,11 @@ class Gaussian(Source):
     """Independent pixels N(mean, std^2)."""
 
     kind: Literal["gaussian"] = "gaussian"
-    shape: Shape = (1, 8, 8)
-    mean: float = 0.0
-    std: float = Field(default=0.5, gt=0)
-    count: Count = 4096
-    seed: Seed = 0
+    shape: Shape = Field(default=(1, 8, 8), description="(C, H, W) of its images")
+    mean: float = Field(default=0.0, description="mean of each pixel")
+    std: float = Field(default=0.5, gt=0, description="standard deviation of each pixel")
+    count: Count = Field(default=4096, description="images that are drawn")
+    seed: Seed = Field(default=0, description="seed of the images")
 
     def memory(self) -> int:
         """Of the draws, scaled, in float32."""
@@ -119,12 +119,14 @@ class Mixture(Source):
     """`components` equally likely Gaussians of the same std round random means; labels name the component."""
 
     kind: Literal["mixture"] = "mixture"
-    shape: Shape = (1, 8, 8)
-    components: int = Field(default=8, ge=1, le=10_000)
+    shape: Shape = Field(default=(1, 8, 8), description="(C, H, W) of its images")
+    components: int = Field(default=8, ge=1, le=10_000, description="number of Gaussians, each of a label of its own")
     spread: float = Field(default=0.5, gt=0, description="standard deviation of the means")
-    std: float = Field(default=0.1, gt=0)
-    count: Count = 4096
-    seed: Seed = 0
+    std: float = Field(
+        default=0.1, gt=0, description="standard deviation of each pixel about the mean of its component"
+    )
+    count: Count = Field(default=4096, description="images that are drawn")
+    seed: Seed = Field(default=0, description="seed of the means and of the images")
 
     def memory(self) -> int:
         """Of the means and, for every image, its mean, its noise and their sum in float64."""
@@ -152,8 +154,8 @@ class Empirical(Source):
     """The first `images` images of another source as a finite distribution: its exact denoiser memorises."""
 
     kind: Literal["empirical"] = "empirical"
-    of: "AnySource"
-    images: Count = 100
+    of: "AnySource" = Field(description="data set whose first images it takes")
+    images: Count = Field(default=100, description="number of images that it takes, all where there are fewer")
 
     def memory(self) -> int:
         """Of the source's images, where these are made."""

@@ -23,8 +23,8 @@ class LinearBetas(Value):
     """beta rises linearly (Ho et al. 2020). Ends are taken as given: scale them for other than 1000 steps."""
 
     kind: Literal["linear"] = "linear"
-    start: Unit = 1e-4
-    end: Unit = 0.02
+    start: Unit = Field(default=1e-4, description="beta of the cleanest entry of the table")
+    end: Unit = Field(default=0.02, description="beta of the noisiest entry of the table")
 
     def betas(self, steps: int) -> Tensor:
         """The betas of steps 1..`steps`, float64 (steps,)."""
@@ -35,8 +35,8 @@ class ScaledLinearBetas(Value):
     """The root of beta rises linearly (Rombach et al. 2022). With these ends abar stops at 0.0047."""
 
     kind: Literal["scaled_linear"] = "scaled_linear"
-    start: Unit = 0.00085
-    end: Unit = 0.012
+    start: Unit = Field(default=0.00085, description="beta of the cleanest entry of the table")
+    end: Unit = Field(default=0.012, description="beta of the noisiest entry of the table")
 
     def betas(self, steps: int) -> Tensor:
         """The betas of steps 1..`steps`, float64 (steps,)."""
@@ -50,8 +50,8 @@ class GeometricBetas(Value):
     """
 
     kind: Literal["geometric"] = "geometric"
-    start: Unit = 1e-4
-    end: Unit = 0.02
+    start: Unit = Field(default=1e-4, description="beta of the cleanest entry of the table")
+    end: Unit = Field(default=0.02, description="beta of the noisiest entry of the table")
 
     def betas(self, steps: int) -> Tensor:
         """The betas of steps 1..`steps`, float64 (steps,)."""
@@ -62,8 +62,8 @@ class SigmoidBetas(Value):
     """beta follows a logistic curve over (-6, 6) (Xu et al. 2022, GeoDiff; `sigmoid` in diffusers)."""
 
     kind: Literal["sigmoid_beta"] = "sigmoid_beta"
-    start: Unit = 1e-4
-    end: Unit = 0.02
+    start: Unit = Field(default=1e-4, description="beta that the logistic curve comes from, at the clean end")
+    end: Unit = Field(default=0.02, description="beta that the logistic curve goes to, at the noisy end")
 
     def betas(self, steps: int) -> Tensor:
         """The betas of steps 1..`steps`, float64 (steps,)."""
@@ -84,8 +84,12 @@ class SquaredCosBetas(Value):
     """alpha-bar follows a squared cosine, each beta capped (Nichol & Dhariwal 2021, eq. 17)."""
 
     kind: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    offset: float = Field(default=0.008, ge=0)
-    cap: Unit = 0.999
+    offset: float = Field(
+        default=0.008,
+        ge=0,
+        description="s of Nichol & Dhariwal 2021, eq. 17: keeps beta from being tiny at the clean end",
+    )
+    cap: Unit = Field(default=0.999, description="largest beta of the table")
 
     def betas(self, steps: int) -> Tensor:
         """The betas of steps 1..`steps`, float64 (steps,)."""
@@ -97,10 +101,21 @@ class SigmoidAlphaBar(Value):
     """alpha-bar follows a logistic curve from 1 to 0 (Jabri et al. 2023; Chen 2023)."""
 
     kind: Literal["sigmoid"] = "sigmoid"
-    start: float = -3.0
-    end: float = 3.0
-    tau: float = Field(default=1.0, gt=0)
-    cap: Unit = 0.999
+    start: float = Field(
+        default=-3.0,
+        description="argument of the logistic curve at the clean end, before it is divided by tau (Jabri et al. 2023)",
+    )
+    end: float = Field(
+        default=3.0,
+        description="argument of the logistic curve at the noisy end, before it is divided by tau (Jabri et al. 2023)",
+    )
+    tau: float = Field(
+        default=1.0,
+        gt=0,
+        description="tau of Jabri et al. 2023: what the argument is divided by; the smaller, the steeper "
+        "alpha-bar falls",
+    )
+    cap: Unit = Field(default=0.999, description="largest beta of the table")
 
     @model_validator(mode="after")
     def _ordered(self) -> "SigmoidAlphaBar":
@@ -126,9 +141,11 @@ class LaplaceAlphaBar(Value):
     """
 
     kind: Literal["laplace"] = "laplace"
-    mean: float = 0.0
-    scale: float = Field(default=0.5, gt=0)
-    cap: Unit = 0.999
+    mean: float = Field(default=0.0, description="logsnr in the middle of the table, nats (mu of Hang & Gu 2024)")
+    scale: float = Field(
+        default=0.5, gt=0, description="mean distance of logsnr from its middle, nats (b of Hang & Gu 2024)"
+    )
+    cap: Unit = Field(default=0.999, description="largest beta of the table")
 
     def alpha_bar(self, time: Tensor) -> Tensor:
         """sigmoid of logsnr: 1 at time 0 and 0 at time 1, any shape."""
@@ -144,7 +161,9 @@ class TrainedBetas(Value):
     """Any table, listed. A last beta of 1 means zero terminal SNR (Lin et al. 2024)."""
 
     kind: Literal["trained_betas"] = "trained_betas"
-    values: tuple[float, ...] = Field(min_length=2, max_length=LONGEST_TABLE)
+    values: tuple[float, ...] = Field(
+        min_length=2, max_length=LONGEST_TABLE, description="beta of each entry of the table, the cleanest first"
+    )
 
     @field_validator("values")
     @classmethod
@@ -163,7 +182,9 @@ class TrainedSigmas(Value):
     """Any table, listed as sigma/alpha from the cleanest level on; levels snap to the nearest sigma (EDM's iDDPM)."""
 
     kind: Literal["trained_sigmas"] = "trained_sigmas"
-    values: tuple[float, ...] = Field(min_length=2, max_length=LONGEST_TABLE)
+    values: tuple[float, ...] = Field(
+        min_length=2, max_length=LONGEST_TABLE, description="sigma/alpha of each entry of the table, the cleanest first"
+    )
 
     @field_validator("values")
     @classmethod

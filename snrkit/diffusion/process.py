@@ -112,9 +112,11 @@ class Ddpm(Value):
     """
 
     kind: Literal["ddpm"] = "ddpm"
-    betas: Betas = LinearBetas()
-    steps: int = Field(default=1000, ge=2, le=LONGEST_TABLE)
-    scaling: Literal["vp", "ve"] = "vp"
+    betas: Betas = Field(default=LinearBetas(), description="what the table of levels is made of")
+    steps: int = Field(default=1000, ge=2, le=LONGEST_TABLE, description="entries of the table")
+    scaling: Literal["vp", "ve"] = Field(
+        default="vp", description="vp: states are alpha x0 + sigma eps with alpha^2 + sigma^2 = 1; ve: these over alpha"
+    )
     rescale_betas_zero_snr: bool = Field(
         default=False, description="move the table so that its last level is pure noise"
     )
@@ -205,8 +207,16 @@ class Edm(Value):
     """
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(default=0.002, gt=0)
-    sigma_max: float = Field(default=80.0, gt=0)
+    sigma_min: float = Field(
+        default=0.002,
+        gt=0,
+        description="noise of the cleanest level of grids and bounded level samplers, pixels in [-1, 1]",
+    )
+    sigma_max: float = Field(
+        default=80.0,
+        gt=0,
+        description="noise of the noisiest level of grids and bounded level samplers, pixels in [-1, 1]",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Edm":
@@ -262,8 +272,14 @@ class Flow(Value):
     """
 
     kind: Literal["flow"] = "flow"
-    logsnr_min: float = -12.0
-    logsnr_max: float = 12.0
+    logsnr_min: float = Field(
+        default=-12.0,
+        description="noisiest level of what is laid out in sigma/alpha or logsnr, before logsnr_shift, nats",
+    )
+    logsnr_max: float = Field(
+        default=12.0,
+        description="cleanest level of what is laid out in sigma/alpha or logsnr, before logsnr_shift, nats",
+    )
     logsnr_shift: float = Field(
         default=0.0, description="added to the bounds and to levels uniform in t, nats: -2 ln of `shift`"
     )
@@ -371,8 +387,12 @@ class InterpolatedCosine(Value):
     """
 
     kind: Literal["cosine_interpolated"] = "cosine_interpolated"
-    clean: float = 0.0
-    noisy: float = 0.0
+    clean: float = Field(
+        default=0.0, description="added to the cosine's logsnr at t = 0, nats, and linearly less towards t = 1"
+    )
+    noisy: float = Field(
+        default=0.0, description="added to the cosine's logsnr at t = 1, nats, and linearly less towards t = 0"
+    )
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
         """Each with its own shift."""
@@ -432,10 +452,10 @@ class Vp(Value):
     """
 
     kind: Literal["vp"] = "vp"
-    schedule: AnySchedule = Cosine()
+    schedule: AnySchedule = Field(default=Cosine(), description="curve of logsnr over t")
     clock: Literal["t", "logsnr"] = Field(default="t", description="what the network reads of the level")
-    logsnr_min: float = -15.0
-    logsnr_max: float = 15.0
+    logsnr_min: float = Field(default=-15.0, description="logsnr at t = 1, the noisy end, before any shift, nats")
+    logsnr_max: float = Field(default=15.0, description="logsnr at t = 0, the clean end, before any shift, nats")
     logsnr_shift: float = Field(default=0.0, ge=-30, le=30, description="added at every t, nats; the ends move too")
 
     @model_validator(mode="after")

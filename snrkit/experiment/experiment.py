@@ -57,12 +57,19 @@ class ComputeConfig(Value):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 on CUDA, else fp32; fp32 under `model`"
     )
-    channels_last: bool = False
+    channels_last: bool = Field(
+        default=False,
+        description="keep states and weights in memory with their channels innermost, which CUDA may be faster with",
+    )
     compile: bool | Literal["auto"] = Field(
         default=False,
         description="compile the network's blocks; auto: where all of train.images on CUDA take long enough",
     )
-    deterministic: bool = False
+    deterministic: bool = Field(
+        default=False,
+        description="take those of torch's algorithms whose results repeat bit for bit, where there are any: "
+        "slower on CUDA",
+    )
     tf32: bool = Field(default=False, description="allow TF32 in float32 products on CUDA")
     checkpointing: bool = Field(
         default=False, description="recompute each block in the backward pass: less memory, more time"
@@ -76,17 +83,35 @@ class Experiment(Value):
     elsewhere, and brings process, target, precondition and network.
     """
 
-    name: Name
-    seed: Seed = 0
-    data: AnySource
+    name: Name = Field(
+        description="name of the experiment and of its run directory; default: that of the file, without its ending"
+    )
+    seed: Seed = Field(
+        default=0,
+        description="seed of initial weights and of all draws of training and measurement; images have their own "
+        "(sample.seeds)",
+    )
+    data: AnySource = Field(description="images to train on, to hold out and to compare with")
     model: AnyModel
-    compute: ComputeConfig = ComputeConfig()
-    samplers: dict[Name, Sampler] = Field(default_factory=dict, max_length=100)
-    sample: SampleConfig = SampleConfig()
-    shift: ShiftConfig = ShiftConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    tune: TuneConfig = TuneConfig()
-    compare: CompareConfig = CompareConfig()
+    compute: ComputeConfig = Field(
+        default=ComputeConfig(), description="precision, memory and repeatability of arithmetic, in all commands"
+    )
+    samplers: dict[Name, Sampler] = Field(
+        default_factory=dict, max_length=100, description="samplers to compare, by name"
+    )
+    sample: SampleConfig = Field(
+        default=SampleConfig(), description="which images each sampler makes, and with which weights"
+    )
+    shift: ShiftConfig = Field(default=ShiftConfig(), description="what measure-shift measures, and on how many images")
+    metrics: MetricsConfig = Field(
+        default=MetricsConfig(), description="features and scores by which images are compared"
+    )
+    tune: TuneConfig = Field(
+        default=TuneConfig(), description="seeds and first states on which tune, design and certify choose"
+    )
+    compare: CompareConfig = Field(
+        default=CompareConfig(), description="what compare sets beside the samplers, and how it takes their times"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -345,7 +370,10 @@ def as_written() -> type[Value]:
     fields: dict[str, Any] = {}
     for name, field in Experiment.model_fields.items():
         if name == "model":
-            fields["model"] = (AnyForeign | None, None)
+            fields["model"] = (
+                AnyForeign | None,
+                Field(default=None, description=f"a model that somebody else trained, in place of {', '.join(PARTS)}"),
+            )
             parts = {part: TrainedHere.model_fields[part] for part in PARTS}
             fields |= {part: (field.annotation, field) for part, field in parts.items()}
         else:

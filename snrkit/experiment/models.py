@@ -178,16 +178,20 @@ class TrainedHere(Value):
     """A model that this experiment trains."""
 
     kind: Literal["trained"] = "trained"
-    process: AnyProcess
-    target: AnyTarget
-    precondition: AnyPrecondition
-    levels: AnyLevels
-    weighting: AnyWeighting
-    network: AnyTrained
+    process: AnyProcess = Field(
+        description="how a state mixes image and noise, at which levels, and the time that stands for a level"
+    )
+    target: AnyTarget = Field(description="what the network is trained to predict")
+    precondition: AnyPrecondition = Field(
+        description="how the network's input and output are scaled: c_in, c_skip and c_out of Karras et al. 2022"
+    )
+    levels: AnyLevels = Field(description="where training looks: the density of its noise levels")
+    weighting: AnyWeighting = Field(description="how much each level counts in the loss, whatever the target")
+    network: AnyTrained = Field(description="kind and size of the network that is trained")
     latents: Autoencoder | None = Field(
         default=None, description="the autoencoder whose latents of the images are the states; default: the images are"
     )
-    train: TrainConfig
+    train: TrainConfig = Field(description="length, rate, safeguards and checkpoints of training")
     trains: ClassVar[bool] = True
 
     @property

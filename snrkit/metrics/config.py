@@ -34,7 +34,10 @@ DEFAULT_COMPONENTS = 64
 class MetricsConfig(Value):
     """Which features, which scores, and over how many disjoint ranges of seeds."""
 
-    features: Features = "classifier"
+    features: Features = Field(
+        default="classifier",
+        description="what images are compared by: features of a network, or coefficients of their pixels",
+    )
     decide: Deciding = Field(
         default="fd",
         description="the score by which compare gives verdicts, tables are led and checkpoints selected; choose it "
@@ -44,17 +47,28 @@ class MetricsConfig(Value):
         default=(), max_length=8, description="scores that are computed only where they are asked for"
     )
     ranges: int = Field(default=3, ge=1, le=10_000, description="disjoint seed ranges that give the spread")
-    weights: Place | None = Field(default=None, description="file of the extractor's weights")
+    weights: Place | None = Field(
+        default=None, description="file of the extractor's weights; default: they are looked for in torch's cache"
+    )
     download: bool = Field(default=False, description="fetch the extractor's weights where they are not in a cache")
-    kid_subsets: int = Field(default=100, ge=1, le=100_000)
+    kid_subsets: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="number of random subsets over which KID is the mean; one, where a subset holds all images "
+        "of both sides",
+    )
     kid_subset_size: int = Field(
-        default=1000, ge=2, le=100_000, description="lowered to the smaller set where there are fewer images"
+        default=1000,
+        ge=2,
+        le=100_000,
+        description="images of each side in a subset of KID, lowered to the smaller set where there are fewer",
     )
     neighborhood: int = Field(default=3, ge=1, le=10_000, description="k of precision and recall")
     pixel_components: int = Field(
         default=DEFAULT_COMPONENTS, ge=1, le=100_000, description="principal components of the features `pixels`"
     )
-    batch: Batch = 256
+    batch: Batch = Field(default=256, description="images whose features are computed at once")
 
     @model_validator(mode="after")
     def _weights_used(self) -> "MetricsConfig":

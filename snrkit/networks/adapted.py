@@ -33,8 +33,8 @@ class LinearClock(Value):
     """factor * time + offset."""
 
     kind: Literal["linear"] = "linear"
-    factor: float = 1.0
-    offset: float = 0.0
+    factor: float = Field(default=1.0, description="what the process's time is multiplied by")
+    offset: float = Field(default=0.0, description="what is added to the time after the factor")
 
     def __call__(self, time: Tensor) -> Tensor:
         """(B,) -> (B,)."""
@@ -48,9 +48,9 @@ class VpClock(Value):
     """
 
     kind: Literal["vp_sde"] = "vp_sde"
-    steepness: float = Field(gt=0)
-    least: float
-    steps: float
+    steepness: float = Field(gt=0, description="beta_d of the VP SDE (Karras et al. 2022, table 1)")
+    least: float = Field(description="beta_min of the VP SDE (Karras et al. 2022, table 1)")
+    steps: float = Field(description="M of Karras et al. 2022, table 1: the network's time runs from 0 to M - 1")
 
     def __call__(self, time: Tensor) -> Tensor:
         """(B,) -> (B,)."""
@@ -67,10 +67,16 @@ class Adapted(Value):
 
     kind: Literal["adapted"] = "adapted"
     shape: tuple[Side, Side, Side] = Field(description="(C, H, W) of its states")
-    inner: AnyInner
-    outputs: Width | None = Field(default=None, description="channels of its output; default: those of its states")
-    clock: AnyClock = LinearClock()
-    sign: Literal[1, -1] = Field(default=1, description="of its output")
+    inner: AnyInner = Field(description="the other project's network, asked at its own time")
+    outputs: Width | None = Field(
+        default=None,
+        description="channels of its output, of which those beyond the states' are left out; default: those of "
+        "its states",
+    )
+    clock: AnyClock = Field(default=LinearClock(), description="the network's own time as a function of the process's")
+    sign: Literal[1, -1] = Field(
+        default=1, description="factor of its output: -1 where it predicts the negative of the target"
+    )
 
     @property
     def conditioning(self) -> Conditioning:

@@ -22,13 +22,28 @@ class AdmUNet(Value):
     """The network's shape, in the originals' words."""
 
     kind: Literal["adm_unet"] = "adm_unet"
-    channels: int = Field(default=128, ge=GROUPS, le=2**12)
-    multipliers: tuple[float, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=2, ge=1, le=16)
+    channels: int = Field(default=128, ge=GROUPS, le=2**12, description="channels that each of multipliers multiplies")
+    multipliers: tuple[float, ...] = Field(
+        default=(1, 2, 3, 4),
+        min_length=1,
+        max_length=12,
+        description="channels of each depth over `channels`; sides are halved from depth to depth",
+    )
+    blocks: int = Field(
+        default=2, ge=1, le=16, description="residual blocks per depth on the way down, one more on the way up"
+    )
     attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
-    heads: Width = 4
-    head_channels: Width | None = Field(default=None, description="in place of `heads`")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    heads: Width = Field(default=4, description="attention heads of each attention layer")
+    head_channels: Width | None = Field(
+        default=None,
+        description="channels of one attention head, which take the place of `heads`; default: `heads` decides",
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, in training alone",
+    )
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     scale_shift: bool = Field(default=True, description="the embedding scales and shifts; else it is added")
     resample_blocks: bool = Field(default=False, description="sides change in residual blocks; else in convolutions")

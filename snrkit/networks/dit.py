@@ -29,16 +29,29 @@ class Dit(NetworkValue):
     untold: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
 
-    patch: Side = 2
-    dim: int = Field(default=192, ge=8, le=WIDEST)
-    depth: int = Field(default=6, ge=1, le=200)
-    heads: int = Field(default=3, ge=1, le=1000)
-    mlp_ratio: float = Field(default=4.0, gt=0, le=1000)
-    qk_norm: bool = False
-    rotary: bool = False
+    patch: Side = Field(default=2, description="side of a patch, pixels of the states")
+    dim: int = Field(default=192, ge=8, le=WIDEST, description="width of each token, channels")
+    depth: int = Field(default=6, ge=1, le=200, description="number of transformer blocks")
+    heads: int = Field(default=3, ge=1, le=1000, description="attention heads of each block")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, le=1000, description="hidden width of each block's perceptron over `dim`"
+    )
+    qk_norm: bool = Field(
+        default=False,
+        description="give queries and keys a root mean square of 1, times a learned scale (Dehghani et al. 2023)",
+    )
+    rotary: bool = Field(
+        default=False, description="rotary positions of rows and columns (Su et al. 2021); else fixed sines are added"
+    )
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
-    scalars: Texts = ()
-    augment: bool = False
+    scalars: Texts = Field(
+        default=(),
+        description="what it is told beside level and label: [logsnr_noisy, logsnr_clean] with spectral levels, "
+        "else nothing",
+    )
+    augment: bool = Field(
+        default=False, description="tell it the nine parameters of train.augment; either needs the other"
+    )
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     @model_validator(mode="after")

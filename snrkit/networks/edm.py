@@ -167,16 +167,42 @@ class SongUNet(Value):
     """DDPM++ as it is by default; NCSN++ with embedding fourier, encoder residual, time_features 2 and four taps."""
 
     kind: Literal["song_unet"] = "song_unet"
-    channels: int = Field(default=128, ge=4, le=2**14)
-    multipliers: tuple[Multiplier, ...] = Field(default=(2, 2, 2), min_length=1, max_length=12)
-    blocks: int = Field(default=4, ge=1, le=16)
+    channels: int = Field(default=128, ge=4, le=2**14, description="channels that each of multipliers multiplies")
+    multipliers: tuple[Multiplier, ...] = Field(
+        default=(2, 2, 2),
+        min_length=1,
+        max_length=12,
+        description="channels of each depth over `channels`; sides are halved from depth to depth",
+    )
+    blocks: int = Field(
+        default=4, ge=1, le=16, description="residual blocks per depth on the way down, one more on the way up"
+    )
     attention: tuple[Side, ...] = Field(default=(16,), max_length=100, description="resolutions with attention")
-    embedding: Literal["positional", "fourier"] = "positional"
-    encoder: Literal["standard", "skip", "residual"] = "standard"
-    decoder: Literal["standard", "skip"] = "standard"
+    embedding: Literal["positional", "fourier"] = Field(
+        default="positional", description="features of the time: sinusoids (DDPM++), or at random frequencies (NCSN++)"
+    )
+    encoder: Literal["standard", "skip", "residual"] = Field(
+        default="standard",
+        description="how the image comes in at smaller sides: not at all, halved by a filter (skip), or by "
+        "convolutions (residual)",
+    )
+    decoder: Literal["standard", "skip"] = Field(
+        default="standard",
+        description="whether the output comes from the full size alone, or from every size, added up (skip)",
+    )
     time_features: int = Field(default=1, ge=1, le=100, description="features of the time over `channels`")
-    taps: tuple[float, ...] = Field(default=(1, 1), min_length=2, max_length=100)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    taps: tuple[float, ...] = Field(
+        default=(1, 1),
+        min_length=2,
+        max_length=100,
+        description="taps of the filter by which sides are halved and doubled; they are divided by their sum",
+    )
+    dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, in training alone",
+    )
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     augment: int = Field(default=0, ge=0, le=2**14, description="parameters of an augmentation; zeros when sampling")
 
@@ -189,11 +215,23 @@ class DhariwalUNet(Value):
     """ADM, by default at its size for 64 pixels."""
 
     kind: Literal["dhariwal_unet"] = "dhariwal_unet"
-    channels: int = Field(default=192, ge=4, le=2**14)
-    multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=12)
-    blocks: int = Field(default=3, ge=1, le=16)
+    channels: int = Field(default=192, ge=4, le=2**14, description="channels that each of multipliers multiplies")
+    multipliers: tuple[Multiplier, ...] = Field(
+        default=(1, 2, 3, 4),
+        min_length=1,
+        max_length=12,
+        description="channels of each depth over `channels`; sides are halved from depth to depth",
+    )
+    blocks: int = Field(
+        default=3, ge=1, le=16, description="residual blocks per depth on the way down, one more on the way up"
+    )
     attention: tuple[Side, ...] = Field(default=(32, 16, 8), max_length=100, description="resolutions with attention")
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, in training alone",
+    )
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     augment: int = Field(default=0, ge=0, le=2**14, description="parameters of an augmentation; zeros when sampling")
 

@@ -52,26 +52,64 @@ class Edm2UNet(Value):
     """
 
     kind: Literal["edm2_unet"] = "edm2_unet"
-    channels: int = Field(default=192, ge=8, le=2**12)
+    channels: int = Field(default=192, ge=8, le=2**12, description="channels that each of multipliers multiplies")
     multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
-        default=(1, 2, 3, 4), min_length=1, max_length=12
+        default=(1, 2, 3, 4),
+        min_length=1,
+        max_length=12,
+        description="channels of each depth over `channels`; sides are halved from depth to depth",
     )
     noise_multiplier: int | None = Field(
-        default=None, ge=1, le=100, description="features of the noise over `channels`; default: first"
+        default=None,
+        ge=1,
+        le=100,
+        description="features of the noise over `channels`; default: the first of multipliers",
     )
     embedding_multiplier: int | None = Field(
-        default=None, ge=1, le=100, description="width of the embedding over `channels`"
+        default=None,
+        ge=1,
+        le=100,
+        description="width of the embedding over `channels`; default: the largest of multipliers",
     )
-    blocks: int = Field(default=3, ge=1, le=16)
+    blocks: int = Field(
+        default=3, ge=1, le=16, description="residual blocks per depth on the way down, one more on the way up"
+    )
     attention: tuple[Side, ...] = Field(default=(16, 8), max_length=100, description="resolutions with attention")
-    head_channels: Width = 64
+    head_channels: Width = Field(default=64, description="channels of one attention head")
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    label_balance: float = Field(default=0.5, ge=0, le=1)
-    concat_balance: float = Field(default=0.5, gt=0, lt=1)
-    residual_balance: float = Field(default=0.3, ge=0, le=1)
-    attention_balance: float = Field(default=0.3, ge=0, le=1)
-    clip: float | None = Field(default=256.0, gt=0, description="the largest activation between blocks")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, in training alone",
+    )
+    label_balance: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the label in the embedding, beside the noise (t of Karras et al. 2024, eq. 88)",
+    )
+    concat_balance: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="share of a skip connection beside what it is joined to (t of Karras et al. 2024, eq. 103)",
+    )
+    residual_balance: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of a residual branch, beside the shortcut (t of Karras et al. 2024, eq. 88)",
+    )
+    attention_balance: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of an attention layer, beside its input (t of Karras et al. 2024, eq. 88)",
+    )
+    clip: float | None = Field(
+        default=256.0, gt=0, description="largest absolute activation behind each block; null: no limit"
+    )
 
     def make(self, shape: tuple[int, int, int], outputs: int | None = None) -> nn.Module:
         """The network for images of `shape` (C, N, N), with C or `outputs` channels of output."""

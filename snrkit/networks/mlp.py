@@ -22,11 +22,17 @@ class Mlp(NetworkValue):
     unlabelled: ClassVar[bool] = True
     untold: ClassVar[bool] = True
 
-    dim: int = Field(default=256, ge=2, le=WIDEST)
-    depth: int = Field(default=3, ge=1, le=500)
+    dim: int = Field(default=256, ge=2, le=WIDEST, description="width of every hidden layer")
+    depth: int = Field(default=3, ge=1, le=500, description="number of residual layers")
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
-    scalars: Texts = ()
-    augment: bool = False
+    scalars: Texts = Field(
+        default=(),
+        description="what it is told beside level and label: [logsnr_noisy, logsnr_clean] with spectral levels, "
+        "else nothing",
+    )
+    augment: bool = Field(
+        default=False, description="tell it the nine parameters of train.augment; either needs the other"
+    )
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     @property

@@ -36,8 +36,10 @@ class DiffusersNetwork(Value):
     """A network of diffusers: its class, and the arguments that its configuration gives to that class."""
 
     kind: Literal["diffusers"] = "diffusers"
-    name: Literal["UNet2DModel", "DiTTransformer2DModel"]
-    config: Annotated[dict[Text, Setting], Field(max_length=100)]
+    name: Literal["UNet2DModel", "DiTTransformer2DModel"] = Field(description="its class in diffusers")
+    config: Annotated[dict[Text, Setting], Field(max_length=100)] = Field(
+        description="arguments that the class is made with, as its config.json has them"
+    )
     classes: Classes = Field(default=0, description="number of labels, without one that means none")
     null_label: Label | None = Field(default=None, description="the label that means none, where there is one")
 

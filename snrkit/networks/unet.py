@@ -31,18 +31,34 @@ class UNet(NetworkValue):
     untold: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
 
-    channels: int = Field(default=64, ge=4, le=WIDEST)
-    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(1, 2), min_length=1, max_length=10)
+    channels: int = Field(default=64, ge=4, le=WIDEST, description="channels that each of multipliers multiplies")
+    multipliers: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
+        default=(1, 2),
+        min_length=1,
+        max_length=10,
+        description="channels of each depth over `channels`; sides are halved from depth to depth",
+    )
     blocks: int = Field(
         default=2, ge=1, le=32, description="residual blocks per depth on the way down, one more on the way up"
     )
     attention: tuple[Side, ...] = Field(default=(), max_length=10, description="resolutions with attention")
-    head_channels: Width = 32
-    groups: Width = 8
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    head_channels: Width = Field(default=32, description="channels of one attention head")
+    groups: Width = Field(default=8, description="groups of channels in each normalisation")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a feature within a residual block is dropped, in training alone",
+    )
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
-    scalars: Texts = ()
-    augment: bool = False
+    scalars: Texts = Field(
+        default=(),
+        description="what it is told beside level and label: [logsnr_noisy, logsnr_clean] with spectral levels, "
+        "else nothing",
+    )
+    augment: bool = Field(
+        default=False, description="tell it the nine parameters of train.augment; either needs the other"
+    )
     time_scale: float = Field(default=1.0, gt=0, description="factor of the process's time before its sinusoids")
 
     @model_validator(mode="after")

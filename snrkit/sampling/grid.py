@@ -129,10 +129,18 @@ class Karras(Value):
     """sigma/alpha follows the rho-power grid between the process's bounds (Karras et al. 2022, eq. 5)."""
 
     kind: Literal["karras"] = "karras"
-    steps: Steps = 18
-    rho: float = Field(default=7.0, gt=0)
-    sigma_min: float | None = Field(default=None, gt=0)
-    sigma_max: float | None = Field(default=None, gt=0)
+    steps: Steps = Field(default=18, description="number of steps, the last of which ends at the clean level")
+    rho: float = Field(
+        default=7.0,
+        gt=0,
+        description="rho of Karras et al. 2022, eq. 5: the larger, the closer the levels at the clean end",
+    )
+    sigma_min: float | None = Field(
+        default=None, gt=0, description="sigma/alpha of the last noisy level; default: the process's least"
+    )
+    sigma_max: float | None = Field(
+        default=None, gt=0, description="sigma/alpha of the first level; default: the process's largest"
+    )
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """Levels from sigma_max to sigma_min (in sigma/alpha; the process's bounds by default), then clean."""
@@ -161,7 +169,7 @@ class UniformTime(Value):
     """
 
     kind: Literal["uniform_time"] = "uniform_time"
-    steps: Steps = 20
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels uniform in time, then clean."""
@@ -179,7 +187,7 @@ class Trailing(Value):
     """Table indices round(T - i*T/n) - 1: starts at the last index, as zero terminal SNR needs (Lin et al. 2024)."""
 
     kind: Literal["trailing"] = "trailing"
-    steps: Steps = 20
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -200,8 +208,8 @@ class Leading(Value):
     """
 
     kind: Literal["leading"] = "leading"
-    steps: Steps = 20
-    offset: int = Field(default=0, ge=0, le=LONGEST_TABLE)
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
+    offset: int = Field(default=0, ge=0, le=LONGEST_TABLE, description="added to each index of the table")
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels of the table, then clean. Raises SnrkitError without a table."""
@@ -220,9 +228,13 @@ class UniformLogsnr(Value):
     """Uniform in logsnr between the process's bounds; the field's `exponential` sigma grid."""
 
     kind: Literal["uniform_logsnr"] = "uniform_logsnr"
-    steps: Steps = 20
-    logsnr_min: float | None = None
-    logsnr_max: float | None = None
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
+    logsnr_min: float | None = Field(
+        default=None, description="logsnr of the first level, nats; default: the process's noisiest"
+    )
+    logsnr_max: float | None = Field(
+        default=None, description="logsnr of the last noisy level, nats; default: the process's cleanest"
+    )
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels, both ends included, then clean."""
@@ -237,8 +249,12 @@ class Polyexponential(Value):
     """ln(sigma/alpha) falls as a power of the way left (k-diffusion); rho 1 is `uniform_logsnr`."""
 
     kind: Literal["polyexponential"] = "polyexponential"
-    steps: Steps = 20
-    rho: float = Field(default=1.0, gt=0)
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
+    rho: float = Field(
+        default=1.0,
+        gt=0,
+        description="power of the way left, that ln(sigma/alpha) follows; above 1 levels are closer at the clean end",
+    )
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""
@@ -253,9 +269,17 @@ class BetaSigma(Value):
     """
 
     kind: Literal["beta"] = "beta"
-    steps: Steps = 20
-    alpha: float = Field(default=0.6, gt=0)
-    beta: float = Field(default=0.6, gt=0)
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
+    alpha: float = Field(
+        default=0.6,
+        gt=0,
+        description="alpha of the Beta distribution: below 1, the smaller, the more levels at the clean end",
+    )
+    beta: float = Field(
+        default=0.6,
+        gt=0,
+        description="beta of the Beta distribution: below 1, the smaller, the more levels at the noisy end",
+    )
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""
@@ -275,7 +299,7 @@ class KlOptimal(Value):
     """Angles atan(sigma/alpha) at even distances: optimal for unit Gaussian data (Sabour et al. 2024)."""
 
     kind: Literal["kl_optimal"] = "kl_optimal"
-    steps: Steps = 20
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """`steps` levels between the process's bounds, both included, then clean."""
@@ -292,9 +316,13 @@ class Listed(Value):
     """
 
     kind: Literal["listed"] = "listed"
-    logsnr: Listing | None = Field(default=None, description="nats, rising")
-    sigma: Listing | None = Field(default=None, description="sigma/alpha, falling")
-    time: Listing | None = Field(default=None, description="as the network reads it")
+    logsnr: Listing | None = Field(default=None, description="logsnr of each level, nats, rising")
+    sigma: Listing | None = Field(
+        default=None, description="sigma/alpha of each level, falling; a 0 at the end is the clean level"
+    )
+    time: Listing | None = Field(
+        default=None, description="time of each level as the network reads it, the noisiest first"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> "Listed":

@@ -117,9 +117,13 @@ class Sampler(Value):
     ConfigError for unknown kinds and options; `open_with` refuses an autoguidance that follows a correction of belief.
     """
 
-    grid: AnyGrid
-    solver: AnySolver
-    corrections: tuple[AnyCorrection, ...] = Field(default=(), max_length=20)
+    grid: AnyGrid = Field(description="levels that are visited")
+    solver: AnySolver = Field(description="rule by which a step goes from one level to the next")
+    corrections: tuple[AnyCorrection, ...] = Field(
+        default=(),
+        max_length=20,
+        description="changes of what is predicted, the first innermost, and of states, in list order",
+    )
     start: Literal["published", "exact"] = Field(
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
@@ -152,7 +156,7 @@ class SampleConfig(Value):
     """Which images to make, and with which weights."""
 
     seeds: SeedText = Field(default="0-999", description="ranges of seeds, such as 0-2999 or 0-99,200-299")
-    batch: Batch = 500
+    batch: Batch = Field(default=500, description="images that are made at once")
     labels: Label | None = Field(default=None, description="one label for all images; by default uniform over classes")
     average: Text | None = Field(
         default=None, description="ema-<half-life>, or network for the raw weights; default: longest"
@@ -180,8 +184,11 @@ class TuneConfig(Value):
         default=128, description="first states by which flow fits, and as many others by which it is checked"
     )
 
-    seeds: SeedText = Field(default="100000-100999", description="images it looks at; never those that are scored")
-    trials: int = Field(default=40, ge=1, le=100_000, description="of optuna")
+    seeds: SeedText = Field(
+        default="100000-100999",
+        description="ranges of seeds of the images and first states that choose; never of those that are scored",
+    )
+    trials: int = Field(default=40, ge=1, le=100_000, description="number of trials of the method optuna")
 
     @field_validator("seeds")
     @classmethod
@@ -196,7 +203,7 @@ class CompareConfig(Value):
     solvers: tuple[AnySolver, ...] = Field(
         default=(Heun(), Dpmpp2m(), Dpmpp3m(), Unipc(), IpndmV()),
         max_length=20,
-        description="shown without corrections at every NFE",
+        description="solvers that are shown beside the samplers, without corrections, at every NFE",
     )
     bases: dict[Text, Text] = Field(
         default_factory=dict,

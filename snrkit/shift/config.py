@@ -65,13 +65,21 @@ class ShiftConfig(Value):
     images: int = Field(
         default=1000, ge=FEWEST, le=MOST_HELD, description="sampled trajectories, and forward samples of each kind"
     )
-    batch: Batch = 500
+    batch: Batch = Field(default=500, description="images whose states are made and read at once")
     bootstrap: int = Field(default=1000, ge=FEWEST_RESAMPLES, le=100_000, description="resamples behind each interval")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    probes: tuple[AnyProbe, ...] = Field(
-        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe(), ResponseProbe()), max_length=20
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="probability with which each interval is to hold the true value"
     )
-    estimator: EstimatorConfig = EstimatorConfig()
+    probes: tuple[AnyProbe, ...] = Field(
+        default=(WindowProbe(), HorizonProbe(), AmplificationProbe(), AuditProbe(), ResponseProbe()),
+        max_length=20,
+        description="what is read beside norms, variances and nearest levels: kinds, or mappings of kinds and "
+        "their options",
+    )
+    estimator: EstimatorConfig = Field(
+        default=EstimatorConfig(),
+        description="size and training of the network that says the level of a state (snrkit fit-estimator)",
+    )
 
     @model_validator(mode="before")
     @classmethod

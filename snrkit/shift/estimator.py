@@ -26,11 +26,18 @@ MARGIN = 2.0  # nats
 class EstimatorConfig(Value):
     """Size and training of the estimator of levels (snrkit fit-estimator)."""
 
-    images: Images = 200_000
-    batch: int = Field(default=256, ge=2, le=LARGEST_BATCH)
-    lr: float = Field(default=5e-3, gt=0)
-    bins: int = Field(default=64, ge=4, le=10_000)
-    channels: int = Field(default=32, ge=4, le=WIDEST)
+    images: Images = Field(default=200_000, description="images that it is trained on, repeats counted")
+    batch: int = Field(default=256, ge=2, le=LARGEST_BATCH, description="images of a training step")
+    lr: float = Field(
+        default=5e-3, gt=0, description="learning rate of AdamW at first, which falls to 0 as a half cosine"
+    )
+    bins: int = Field(
+        default=64,
+        ge=4,
+        le=10_000,
+        description="number of levels, even in logsnr, among which it says where a state is",
+    )
+    channels: int = Field(default=32, ge=4, le=WIDEST, description="channels of its first layer")
 
 
 class LevelNetwork(nn.Module):

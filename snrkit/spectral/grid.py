@@ -37,9 +37,10 @@ class SpectralGrid(Value):
     """Even steps in the t of a schedule made of a power spectrum."""
 
     kind: Literal["spectral"] = "spectral"
-    steps: Steps = 20
+    steps: Steps = Field(default=20, description="number of steps, the last of which ends at the clean level")
     schedule: SpectralSchedule | None = Field(
-        default=None, description="default: that of the training levels, if spectral"
+        default=None,
+        description="how logsnr falls over t for a spectrum; default: that of the training levels, if spectral",
     )
     scope: Scope | None = Field(
         default=None, description="whose spectrum; default: that of the training levels, or dataset"

@@ -39,7 +39,7 @@ class SpectralLevels(Value):
     """Uniform in the t of a schedule made for the image, for its class or for the data set."""
 
     kind: Literal["spectral"] = "spectral"
-    schedule: SpectralSchedule = SpectralSchedule()
+    schedule: SpectralSchedule = Field(default=SpectralSchedule(), description="how logsnr falls over t for a spectrum")
     scope: Scope = Field(
         default="instance", description="whose spectrum: the image's own, its class's or the data set's mean"
     )
@@ -116,4 +116,4 @@ class SpectralBias(Value):
     """
 
     kind: Literal["spectral"] = "spectral"
-    at: float = 0.0
+    at: float = Field(default=0.0, description="bias for the data set's mean spectrum, nats")

@@ -68,7 +68,7 @@ class SpectralSchedule(Value):
     dc: Literal["include", "exclude"] = Field(
         default="include", description="whether the mean brightness is to be buried too"
     )
-    logsnr_max: float | None = Field(default=13.3, description="no cleaner end than this (VDM's)")
+    logsnr_max: float | None = Field(default=13.3, description="no cleaner end than this, nats (VDM's); null: no bound")
 
     @model_validator(mode="after")
     def _ordered(self) -> "SpectralSchedule":

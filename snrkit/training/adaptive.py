@@ -36,7 +36,9 @@ LIMIT = 10.0  # of the learned uncertainty, nats
 class Importance(Value):
     """Adaptive importance sampling of levels: bins of the level sampler's uniforms, drawn by the EMA of their loss."""
 
-    bins: int = Field(default=100, ge=2, le=10_000)
+    bins: int = Field(
+        default=100, ge=2, le=10_000, description="number of equal bins of the level sampler's uniforms u"
+    )
     memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
     uniform: float = Field(default=0.01, gt=0, lt=1, description="share of plain draws mixed in")
 
@@ -44,10 +46,19 @@ class Importance(Value):
 class Balance(Value):
     """Loss-aware weighting: every bin's loss, or its variance, over its own EMA, held within `limit` of the mean."""
 
-    by: Literal["loss", "variance"] = "loss"
-    bins: int = Field(default=100, ge=2, le=10_000)
+    by: Literal["loss", "variance"] = Field(
+        default="loss", description="what a bin's losses are divided by: their moving average, or their variance"
+    )
+    bins: int = Field(
+        default=100, ge=2, le=10_000, description="number of equal bins of the level sampler's uniforms u"
+    )
     memory: float = Field(default=200, ge=1, description="observations of a bin after which half is forgotten")
-    limit: float = Field(default=10.0, gt=1)
+    limit: float = Field(
+        default=10.0,
+        gt=1,
+        description="largest factor of a bin's losses, 1 being that of the geometric mean of all bins; the least "
+        "is 1/limit",
+    )
 
 
 class Uncertainty(Value):
@@ -56,8 +67,10 @@ class Uncertainty(Value):
     At its optimum it undoes whatever the weighting says of levels, as far as e^-10 to e^10 reach.
     """
 
-    features: int = Field(default=128, ge=2, le=2**14)
-    seed: Seed = 0
+    features: int = Field(
+        default=128, ge=2, le=2**14, description="random Fourier features of -logsnr/8 in its linear layer"
+    )
+    seed: Seed = Field(default=0, description="seed of the frequencies and phases of its Fourier features")
 
 
 class Bins:

@@ -54,7 +54,7 @@ class GlobalNorm(Value):
     """g min(1, norm/|g|) over all parameters (Pascanu et al. 2013)."""
 
     kind: Literal["global_norm"] = "global_norm"
-    norm: Positive = 1.0
+    norm: Positive = Field(default=1.0, description="largest norm of the gradient of all parameters together")
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor for all."""
@@ -69,7 +69,7 @@ class LayerNorm(Value):
     """The same for every tensor by itself."""
 
     kind: Literal["per_layer"] = "per_layer"
-    norm: Positive = 1.0
+    norm: Positive = Field(default=1.0, description="largest norm of the gradient of each tensor")
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a tensor."""
@@ -80,7 +80,7 @@ class ByValue(Value):
     """Every element between -limit and limit."""
 
     kind: Literal["value"] = "value"
-    limit: Positive = 0.01
+    limit: Positive = Field(default=0.01, description="largest absolute value of each element of the gradient")
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         found = gradients(named)
@@ -98,7 +98,12 @@ class Groups(Value):
     """
 
     kind: Literal["groups"] = "groups"
-    norms: dict[Text, Positive] = Field(min_length=1, max_length=1000)
+    norms: dict[Text, Positive] = Field(
+        min_length=1,
+        max_length=1000,
+        description="largest norm of the gradient of each group, by a regular expression: the first that is "
+        "found in a parameter's name",
+    )
 
     @field_validator("norms")
     @classmethod
@@ -137,7 +142,9 @@ class UnitNorm(Value):
     """The same as per_layer for every unit."""
 
     kind: Literal["per_unit"] = "per_unit"
-    norm: Positive = 0.1
+    norm: Positive = Field(
+        default=0.1, description="largest norm of the gradient of each unit, the weights of one output of a layer"
+    )
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a unit."""
@@ -152,8 +159,13 @@ class Adaptive(Value):
     """
 
     kind: Literal["agc"] = "agc"
-    ratio: Positive = 0.01
-    floor: Positive = 1e-3
+    ratio: Positive = Field(
+        default=0.01,
+        description="largest norm of a unit's gradient over that of its weights (lambda of Brock et al. 2021)",
+    )
+    floor: Positive = Field(
+        default=1e-3, description="least that the norm of a unit's weights counts as (epsilon of Brock et al. 2021)"
+    )
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a unit."""
@@ -164,8 +176,8 @@ class AdaptiveLayer(Value):
     """`agc` with the norms of whole tensors, in the manner of LARS: another algorithm."""
 
     kind: Literal["agc_per_layer"] = "agc_per_layer"
-    ratio: Positive = 0.01
-    floor: Positive = 1e-3
+    ratio: Positive = Field(default=0.01, description="largest norm of a tensor's gradient over that of its weights")
+    floor: Positive = Field(default=1e-3, description="least that the norm of a tensor's weights counts as")
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         """One factor a tensor."""
@@ -176,7 +188,7 @@ class Normalize(Value):
     """The gradient's direction at a fixed norm, whatever its size."""
 
     kind: Literal["normalize"] = "normalize"
-    norm: Positive = 1.0
+    norm: Positive = Field(default=1.0, description="norm that the gradient of all parameters together is given")
 
     def apply(self, named: Named, output: str | None) -> Bounded:
         found = gradients(named)

@@ -20,7 +20,10 @@ class ResumeFrom(Value):
     elsewhere, which brings its network.
     """
 
-    run: Place | None = None
+    run: Place | None = Field(
+        default=None,
+        description="run directory of the training whose weights are taken; default: `model` is given in its place",
+    )
     model: AnyForeign | None = Field(
         default=None, description="in place of `run`; brings process, target, precondition and network"
     )
@@ -49,41 +52,87 @@ class ResumeFrom(Value):
 class TrainConfig(Value):
     """How long, how fast and how safely. Everything is counted in images."""
 
-    images: Images
-    batch: Batch = 128
+    images: Images = Field(description="length of the training, in images shown, repeats counted")
+    batch: Batch = Field(default=128, description="images of one step, over all processes")
     slice: Batch = Field(default=16, description="images whose randomness is drawn together")
-    accumulate: Batch = 1
-    lr: float = Field(default=1e-3, gt=0)
-    warmup: Seen = 10_000
-    decay: Literal["constant", "cosine", "linear", "rsqrt"] = "constant"
+    accumulate: Batch = Field(
+        default=1, description="parts of a batch, one after the other, which takes less memory for the same step"
+    )
+    lr: float = Field(default=1e-3, gt=0, description="learning rate after the warmup and before the decay")
+    warmup: Seen = Field(default=10_000, description="images over which the learning rate rises evenly from 0; 0: none")
+    decay: Literal["constant", "cosine", "linear", "rsqrt"] = Field(
+        default="constant",
+        description="how the learning rate falls: cosine and linear to 0 at the end, rsqrt as "
+        "sqrt(decay_from/images seen)",
+    )
     decay_from: Seen = Field(default=0, description="images at which the decay begins; for rsqrt also its scale")
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    adam_betas: tuple[float, float] = Field(default=(0.9, 0.99), description="of adamw and adam")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+        default="adamw", description="rule by which gradients move the weights"
+    )
+    adam_betas: tuple[float, float] = Field(
+        default=(0.9, 0.99),
+        description="decay rates, a step, of the averages of gradient and squared gradient, of adamw and adam",
+    )
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="share of the last step's move that stays in the next, of sgd"
+    )
     weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled with adamw, added to the gradient with the others"
+        default=0.0,
+        ge=0,
+        description="strength with which weights are drawn to 0: decoupled with adamw, in the gradient with the others",
     )
     clip: AnyClip | None = Field(
-        default=GlobalNorm(), description="a number is the largest global norm of the gradient"
+        default=GlobalNorm(),
+        description="how gradients are bounded: a number is the largest global norm; null: they are not",
     )
-    label_dropout: float = Field(default=0.0, ge=0, lt=1)
-    noise_dropout: float = Field(default=0.0, ge=0, lt=1)
-    augment: EdmAugment | None = None
-    perturb: AnyPerturbation | None = None
-    importance: Importance | None = Field(default=None, description="learn where to look; the objective stays")
-    balance: Balance | None = Field(default=None, description="weigh levels by what is learned of their loss")
-    uncertainty: Uncertainty | None = Field(default=None, description="EDM2's learned uncertainty of every level")
-    resume_from: ResumeFrom | None = None
-    averages: tuple[AnyAveraging, ...] = Field(default=(HalfLife(),), max_length=100)
-    save_every: Images = 20_000
-    keep_last: Images = 2
-    keep_every: Images | None = None
+    label_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of images whose label is not told, as guidance by labels needs"
+    )
+    noise_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of images whose level is not told, as noise awareness needs"
+    )
+    augment: EdmAugment | None = Field(
+        default=None,
+        description="random transforms of the images, of which the network is told (network.augment); default: none",
+    )
+    perturb: AnyPerturbation | None = Field(
+        default=None,
+        description="training pairs that are wrong on purpose, as states are while sampling; default: none",
+    )
+    importance: Importance | None = Field(
+        default=None, description="learn where to look, while the objective stays; default: do not"
+    )
+    balance: Balance | None = Field(
+        default=None, description="weigh levels by what is learned of their loss; default: do not"
+    )
+    uncertainty: Uncertainty | None = Field(
+        default=None, description="EDM2's learned uncertainty of every level; default: none"
+    )
+    resume_from: ResumeFrom | None = Field(
+        default=None, description="weights to begin with, for a fine-tune; default: new ones, drawn by the seed"
+    )
+    averages: tuple[AnyAveraging, ...] = Field(
+        default=(HalfLife(),), max_length=100, description="averages of the weights that are kept beside them"
+    )
+    save_every: Images = Field(default=20_000, description="images between checkpoints")
+    keep_last: Images = Field(default=2, description="number of newest checkpoints that are kept")
+    keep_every: Images | None = Field(
+        default=None, description="images between older checkpoints that are kept too; default: none of them"
+    )
     snapshot_every: Images | None = Field(
-        default=None, ge=1, description="keep the weights and averages alone, for `average`"
+        default=None,
+        ge=1,
+        description="images between snapshots of weights and averages alone, for `snrkit average`; default: none "
+        "are kept",
     )
-    log_every: Images = 2_000
-    holdout_every: Images = 20_000
-    holdout_bins: int = Field(default=10, ge=1, le=10_000)
+    log_every: Images = Field(default=2_000, description="images between lines of the log")
+    holdout_every: Images = Field(default=20_000, description="images between losses on held-out images")
+    holdout_bins: int = Field(
+        default=10,
+        ge=1,
+        le=10_000,
+        description="number of bins of logsnr, with equally many images, of the held-out loss",
+    )
 
     @model_validator(mode="after")
     def _acts(self) -> "TrainConfig":

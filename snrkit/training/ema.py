@@ -42,8 +42,12 @@ class HalfLife(Value):
     """An exponential average whose half-life ramps up: min(half_life, ramp * images seen), both counted in images."""
 
     kind: Literal["ema"] = "ema"
-    half_life: float = Field(default=500_000, gt=0)
-    ramp: float | None = Field(default=0.05, gt=0)
+    half_life: float = Field(default=500_000, gt=0, description="images after which weights count half in the average")
+    ramp: float | None = Field(
+        default=0.05,
+        gt=0,
+        description="half-life as a share of the images seen, while that is shorter than half_life; null: no ramp",
+    )
 
     @property
     def name(self) -> str:
@@ -62,8 +66,8 @@ class Decay(Value):
     """An exponential average by its decay a step; `warmup` takes min(decay, (1 + n)/(10 + n)) after n steps."""
 
     kind: Literal["ema_decay"] = "ema_decay"
-    decay: float = Field(default=0.9999, gt=0, lt=1)
-    warmup: bool = True
+    decay: float = Field(default=0.9999, gt=0, lt=1, description="share of the average that stays in each step (beta)")
+    warmup: bool = Field(default=True, description="keep (1 + n)/(10 + n) of the average at most, after n steps")
 
     @property
     def name(self) -> str:
@@ -88,7 +92,13 @@ class Power(Value):
     """
 
     kind: Literal["power"] = "power"
-    width: float = Field(default=0.10, gt=0, lt=0.28)
+    width: float = Field(
+        default=0.10,
+        gt=0,
+        lt=0.28,
+        description="standard deviation of its weights in training time, as a share of the images seen "
+        "(sigma_rel of Karras et al. 2024)",
+    )
 
     @property
     def name(self) -> str:

@@ -107,8 +107,10 @@ class LogNormal(Value):
     """
 
     kind: Literal["lognormal"] = "lognormal"
-    mean: float = -1.2
-    std: Positive = 1.2
+    mean: float = Field(default=-1.2, description="mean of ln(sigma/alpha) (P_mean of Karras et al. 2022)")
+    std: Positive = Field(
+        default=1.2, description="standard deviation of ln(sigma/alpha) (P_std of Karras et al. 2022)"
+    )
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """-2 (mean + std * the normal quantile of u)."""
@@ -126,8 +128,12 @@ class LogitNormal(Value):
     """
 
     kind: Literal["logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: Positive = 1.0
+    mean: float = Field(
+        default=0.0,
+        description="mean of logit(t), t before the process's logsnr_shift (m of Esser et al. 2024); above 0 is "
+        "noisier",
+    )
+    std: Positive = Field(default=1.0, description="standard deviation of logit(t) (s of Esser et al. 2024)")
 
     def _twin(self, process: Process) -> LogNormal:
         return LogNormal(mean=self.mean - shift_of(process) / 2, std=self.std)
@@ -143,8 +149,12 @@ class NormalTime(Value):
     """The process's own time, as a fraction of its range, normal and truncated to (0, 1)."""
 
     kind: Literal["normal_time"] = "normal_time"
-    mean: float = 0.5
-    std: Positive = 0.2
+    mean: float = Field(
+        default=0.5, description="mean of the time before truncation, as a share of its range, 1 the noisy end"
+    )
+    std: Positive = Field(
+        default=0.2, description="standard deviation of the time before truncation, as a share of its range"
+    )
 
     def _ends(self) -> Tensor:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -172,8 +182,12 @@ class BetaTime(Value):
     """
 
     kind: Literal["beta_time"] = "beta_time"
-    alpha: Positive = 2.0
-    beta: Positive = 1.0
+    alpha: Positive = Field(
+        default=2.0, description="alpha of the Beta distribution of 1 - time: the larger, the cleaner"
+    )
+    beta: Positive = Field(
+        default=1.0, description="beta of the Beta distribution of 1 - time: the larger, the noisier"
+    )
 
     def logsnr(self, u: Tensor, process: Process) -> Tensor:
         """The process's draw at 1 - the quantile of 1 - u."""
@@ -200,7 +214,12 @@ class Mode(Value):
     """
 
     kind: Literal["mode"] = "mode"
-    scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    scale: float = Field(
+        default=1.29,
+        ge=-1,
+        le=2 / (math.pi - 2),
+        description="s of Esser et al. 2024, eq. 20: above 0 prefers the middle of t, below 0 its ends; 0 is uniform",
+    )
 
     def _time(self, u: Tensor) -> Tensor:
         return 1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
@@ -287,8 +306,11 @@ class Laplace(Value):
     """logsnr follows a Laplace distribution (Hang & Gu 2024: scale 0.5 at 256 pixels, 0.75 at 512)."""
 
     kind: Literal["laplace"] = "laplace"
-    mean: float = 0.0
-    scale: Positive = 0.5
+    mean: float = Field(default=0.0, description="most likely logsnr, nats (mu of Hang & Gu 2024)")
+    scale: Positive = Field(
+        default=0.5,
+        description="mean distance of logsnr from `mean`, nats, but for the process's bounds (b of Hang & Gu 2024)",
+    )
 
     def _cdf(self, logsnr: Tensor) -> Tensor:
         z = (logsnr - self.mean) / self.scale
@@ -312,8 +334,14 @@ class Cauchy(Value):
     """logsnr follows a Cauchy distribution (Hang & Gu 2024)."""
 
     kind: Literal["cauchy"] = "cauchy"
-    mean: float = 0.0
-    scale: Positive = 1.0
+    mean: float = Field(
+        default=0.0, description="most likely logsnr, nats, as a Cauchy distribution has no mean (mu of Hang & Gu 2024)"
+    )
+    scale: Positive = Field(
+        default=1.0,
+        description="distance of logsnr from `mean`, nats, at which the density is half as high (gamma of Hang & "
+        "Gu 2024)",
+    )
 
     def _cdf(self, logsnr: Tensor) -> Tensor:
         return 0.5 + torch.atan((logsnr - self.mean) / self.scale) / math.pi
@@ -332,8 +360,10 @@ class CosineLevels(Value):
     """logsnr = mean + 2/sharpness * ln cot(pi u/2), the cosine schedule's own at (0, 1) (Hang & Gu 2024)."""
 
     kind: Literal["cosine"] = "cosine"
-    mean: float = 0.0
-    sharpness: Positive = 1.0
+    mean: float = Field(default=0.0, description="most likely logsnr, nats; 0 as the cosine schedule has it")
+    sharpness: Positive = Field(
+        default=1.0, description="factor by which logsnr is closer to `mean` than under the cosine schedule"
+    )
 
     def _cdf(self, logsnr: Tensor) -> Tensor:
         z = self.sharpness * (logsnr - self.mean) / 2

@@ -48,7 +48,12 @@ class InputPerturbation(Value):
     """
 
     kind: Literal["ddpm_ip"] = "ddpm_ip"
-    gamma: float = Field(default=0.1, gt=0)
+    gamma: float = Field(
+        default=0.1,
+        gt=0,
+        description="gamma of Ning et al. 2023: standard deviation of the noise that is added to eps in the "
+        "input alone",
+    )
     extras: ClassVar[int] = 1
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:
@@ -63,8 +68,13 @@ class Ciop(Value):
     """
 
     kind: Literal["ciop"] = "ciop"
-    gamma: float = Field(default=0.1, gt=0)
-    share: float = Field(default=0.5, gt=0, le=1)
+    gamma: float = Field(
+        default=0.1,
+        gt=0,
+        description="standard deviation of the noise that is added to eps, one draw in the input and another in "
+        "the target",
+    )
+    share: float = Field(default=0.5, gt=0, le=1, description="share of images that are perturbed")
     extras: ClassVar[int] = 2
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:
@@ -81,7 +91,12 @@ class MixFlow(Value):
     """
 
     kind: Literal["mixflow"] = "mixflow"
-    reach: float = Field(default=0.8, gt=0, le=1)
+    reach: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="told t, the network is shown a level uniform in [(1 - reach) t, t], 1 the image and 0 noise",
+    )
     extras: ClassVar[int] = 0
 
     def shown(self, eps: Tensor, extra: Tensor, chance: Tensor, logsnr: Tensor, process: Process) -> Shown:

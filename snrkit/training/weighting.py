@@ -86,7 +86,9 @@ class SnrPower(Value):
     """snr^power on x0: 0 is a constant weight on x0, 1 is `simple`."""
 
     kind: Literal["snr_power"] = "snr_power"
-    power: float = 1.0
+    power: float = Field(
+        default=1.0, description="exponent of snr in the weight on x0; 0 is constant there, 1 is constant on eps"
+    )
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         return torch.exp((self.power - 1) * level.logsnr)
@@ -116,7 +118,9 @@ class MinSnr(Value):
     """min(snr, gamma) on x0 (Hang et al. 2023)."""
 
     kind: Literal["min_snr"] = "min_snr"
-    gamma: float = Field(default=5.0, gt=0)
+    gamma: float = Field(
+        default=5.0, gt=0, description="gamma of Hang et al. 2023: largest weight on x0, kept where snr is larger"
+    )
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         return torch.clamp(self.gamma * torch.exp(-level.logsnr), max=1)
@@ -126,7 +130,11 @@ class SoftMinSnr(Value):
     """gamma snr/(snr + gamma) on x0 (Crowson et al. 2024); their gamma is 1/sigma_data^2 = 4."""
 
     kind: Literal["soft_min_snr"] = "soft_min_snr"
-    gamma: float = Field(default=4.0, gt=0)
+    gamma: float = Field(
+        default=4.0,
+        gt=0,
+        description="gamma of Crowson et al. 2024: weight on x0 that is approached where snr is large",
+    )
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         return torch.sigmoid(math.log(self.gamma) - level.logsnr)
@@ -136,7 +144,7 @@ class MaxSnr(Value):
     """max(snr, tau) on x0; with tau = 1 the truncated SNR of Salimans & Ho 2022. Grows without bound on eps."""
 
     kind: Literal["max_snr"] = "max_snr"
-    tau: float = Field(default=1.0, gt=0)
+    tau: float = Field(default=1.0, gt=0, description="least weight on x0, kept where snr is smaller")
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         return torch.clamp(self.tau * torch.exp(-level.logsnr), min=1)
@@ -146,8 +154,8 @@ class SnrClip(Value):
     """snr on x0, held between a floor and a ceiling."""
 
     kind: Literal["snr_clip"] = "snr_clip"
-    floor: float = Field(default=0.1, gt=0)
-    ceiling: float = Field(default=5.0, gt=0)
+    floor: float = Field(default=0.1, gt=0, description="least weight on x0, kept where snr is smaller")
+    ceiling: float = Field(default=5.0, gt=0, description="largest weight on x0, kept where snr is larger")
 
     @model_validator(mode="after")
     def _ordered(self) -> "SnrClip":
@@ -164,8 +172,14 @@ class P2(Value):
     """1/(k + snr)^gamma on eps (Choi et al. 2022, eq. 8); they train with gamma 0.5 and 1."""
 
     kind: Literal["p2"] = "p2"
-    k: float = Field(default=1.0, gt=0)
-    gamma: float = Field(default=1.0, ge=0)
+    k: float = Field(
+        default=1.0, gt=0, description="k of Choi et al. 2022, eq. 8: snr about which the weight on eps begins to fall"
+    )
+    gamma: float = Field(
+        default=1.0,
+        ge=0,
+        description="gamma of Choi et al. 2022, eq. 8: exponent with which it falls; 0 is constant on eps",
+    )
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         return (self.k + torch.exp(level.logsnr)) ** -self.gamma
@@ -201,8 +215,15 @@ class Sigmoid(Value):
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
-    bias: float | SpectralBias = 0.0
-    over_density: bool = True
+    bias: float | SpectralBias = Field(
+        default=0.0,
+        description="logsnr where the weight on eps is one half, nats; of kind spectral it follows the levels of "
+        "each image",
+    )
+    over_density: bool = Field(
+        default=True,
+        description="divide by the density of the level sampler, so that where levels are drawn no longer counts",
+    )
 
     def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
         """sigmoid(bias - logsnr), over the density if that is asked for."""

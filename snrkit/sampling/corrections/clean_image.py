@@ -44,8 +44,14 @@ class ClipX0(Value):
     """
 
     kind: Literal["clip_x0"] = "clip_x0"
-    limit: float = Field(default=1.0, gt=0)
-    eps: Literal["moved", "kept"] = "moved"
+    limit: float = Field(
+        default=1.0, gt=0, description="largest absolute value of the predicted image, pixels in [-1, 1]"
+    )
+    eps: Literal["moved", "kept"] = Field(
+        default="moved",
+        description="moved: eps follows from the limited image, as in DDPM; kept: it stays as predicted, as in "
+        "diffusers' DDIM",
+    )
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its x0 clipped."""
@@ -56,8 +62,15 @@ class DynamicThreshold(Value):
     """Clip at a percentile of |x0| and divide by it, where it is above `floor`; neutral at a high floor."""
 
     kind: Literal["dynamic_threshold"] = "dynamic_threshold"
-    percentile: float = Field(default=0.995, gt=0, le=1)
-    floor: float = Field(default=1.0, gt=0, description="the range of the data")
+    percentile: float = Field(
+        default=0.995,
+        gt=0,
+        le=1,
+        description="share of an image's numbers whose |x0| lies below its threshold (Saharia et al. 2022)",
+    )
+    floor: float = Field(
+        default=1.0, gt=0, description="range of the data, into which x0 is scaled where its threshold is larger"
+    )
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its x0 brought into [-floor, floor]."""
@@ -74,7 +87,13 @@ class X0Rescale(Value):
     """Bring the spread of every x0_hat `share` of the way to its mean on real images; 0 is neutral."""
 
     kind: Literal["x0_rescale"] = "x0_rescale"
-    share: float = Field(default=1.0, ge=0, le=1)
+    share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the way by which the spread of each predicted image goes to its mean on real ones; "
+        "0 is neutral",
+    )
     tunable: ClassVar[dict[str, Range]] = {"share": Range(0.0, 0.0, 1.0, coarse=0.1, fine=0.02)}
 
     def open(self, sources: Sources, levels: Sequence[Level]) -> "OpenedX0Rescale":

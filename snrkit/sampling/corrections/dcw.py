@@ -109,14 +109,28 @@ class Dcw(Value):
     """
 
     kind: Literal["dcw"] = "dcw"
-    pixel: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-    schedule: AnySchedule = Constant()
-    wavelet: Text = "haar"
-    padding: Text = "zero"
-    space: Literal["native", "unscaled"] = "native"
-    evaluation: Literal["last", "first"] = "last"
+    pixel: float = Field(
+        default=0.0,
+        description="coefficient of x' - x0 in all bands alike; above 0 is away from the predicted image, 0 is neutral",
+    )
+    low: float = Field(
+        default=0.0,
+        description="coefficient of the low wavelet band of x' - x0, times its gain by schedule; 0 is neutral",
+    )
+    high: float = Field(
+        default=0.0,
+        description="coefficient of the three high wavelet bands of x' - x0, times their gain by schedule; 0 is "
+        "neutral",
+    )
+    schedule: AnySchedule = Field(default=Constant(), description="gains of `low` and `high` from step to step")
+    wavelet: Text = Field(default="haar", description="wavelet of the bands, as PyWavelets calls it")
+    padding: Text = Field(default="zero", description="how images go on beyond their edges, as PyWavelets calls it")
+    space: Literal["native", "unscaled"] = Field(
+        default="native", description="native: x' - x0 in the process's own scaling; unscaled: x' - alpha' x0"
+    )
+    evaluation: Literal["last", "first"] = Field(
+        default="last", description="which evaluation's x0 is taken, where the solver makes several in a step"
+    )
     tunable: ClassVar[dict[str, Range]] = dict.fromkeys(
         ("pixel", "low", "high"), Range(0.0, -0.1, 0.2, coarse=0.01, fine=0.001)
     )

@@ -25,7 +25,12 @@ class EpsilonScaling(Value):
     """
 
     kind: Literal["epsilon_scaling"] = "epsilon_scaling"
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="what predicted noise is divided by in the last step, and in all at slope 0; 1 is neutral "
+        "(the paper's b)",
+    )
     slope: float = Field(default=0.0, description="added per step still to come (the paper's k)")
     tunable: ClassVar[dict[str, Range]] = {
         "scale": Range(1.0, 0.9, 1.1, coarse=0.005, fine=0.001),

@@ -5,6 +5,7 @@ What another correction of one coefficient gains beyond it is not a matter of th
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
@@ -15,7 +16,7 @@ class Gain(Value):
     """Multiply each new state, the finished image too, by 1 + `gain`; 0 is neutral."""
 
     kind: Literal["gain"] = "gain"
-    gain: float = 0.0
+    gain: float = Field(default=0.0, description="share by which each new state is made larger; 0 is neutral")
     tunable: ClassVar[dict[str, Range]] = {"gain": Range(0.0, -0.1, 0.1, coarse=0.005, fine=0.0005)}
 
     def after(self, step: Step) -> Tensor:

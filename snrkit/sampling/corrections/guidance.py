@@ -117,7 +117,11 @@ class Guidance(Value):
     has a grid of its own, and a logsnr means something else for each, t is the same for all.
     """
 
-    weight: float = 0.0
+    weight: float = Field(
+        default=0.0,
+        description="w of p + w (p - p'), p the prediction and p' one that knows less, or of score + w grad ln "
+        "q; 0 is neutral; for cfg guidance_scale - 1",
+    )
     logsnr_min: float | None = Field(
         default=None, description="no guidance in steps that begin at noisier levels, nats"
     )
@@ -202,8 +206,14 @@ class ClassifierFreeGuidance(Guidance):
     """
 
     kind: Literal["cfg"] = "cfg"
-    rescale: float = Field(default=0.0, ge=0, le=1)
-    rescale_of: AnyTarget = X0()
+    rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how far the standard deviation of a guided answer goes back to the unguided one's, 1 all "
+        "the way (phi of Lin et al. 2024)",
+    )
+    rescale_of: AnyTarget = Field(default=X0(), description="target whose standard deviation is rescaled")
 
     @property
     def asks_bare(self) -> bool:

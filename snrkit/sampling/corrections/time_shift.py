@@ -36,13 +36,26 @@ class TimeShift(Value):
     """
 
     kind: Literal["time_shift"] = "time_shift"
-    variant: Literal["paper", "released"] = "paper"
-    unit: Literal["index", "nats"] = "index"
-    window: float = Field(default=0.0, ge=0, description="from end to end")
-    cutoff: float | None = Field(
-        default=None, description="no shift at this index and below, or at this logsnr and above"
+    variant: Literal["paper", "released"] = Field(
+        default="paper",
+        description="paper: the state gets the level that its variance fits best; released: each step aims half "
+        "a window noisier",
     )
-    data_variance: float = Field(default=0.0, ge=0, description="Var[x0], for the variant paper")
+    unit: Literal["index", "nats"] = Field(
+        default="index", description="what window and cutoff count: indices of the process's table, or nats of logsnr"
+    )
+    window: float = Field(
+        default=0.0, ge=0, description="width of the window of levels, from end to end, in `unit`; 0 is neutral"
+    )
+    cutoff: float | None = Field(
+        default=None,
+        description="no shift at this index and below, or at this logsnr and above; default: a shift everywhere",
+    )
+    data_variance: float = Field(
+        default=0.0,
+        ge=0,
+        description="Var[x0], for the variant paper; 0: the data's own variance is left out, as the paper does",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "TimeShift":

@@ -37,7 +37,12 @@ class Ancestral(Value):
     """
 
     kind: Literal["ancestral"] = "ancestral"
-    eta: float = Field(default=1.0, ge=0, le=1)
+    eta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="eta of DDIM (Song et al. 2021, eq. 16): 0 renews no noise, 1 as much as DDPM's posterior",
+    )
     logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
 
@@ -94,12 +99,19 @@ class AnalyticDpm(Value):
     """Ancestral steps with Analytic-DPM's variance; E|eps_hat|^2 is measured on training images before sampling."""
 
     kind: Literal["analytic_dpm"] = "analytic_dpm"
-    eta: float = Field(default=1.0, ge=0, le=1)
+    eta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="eta of DDIM (Song et al. 2021, eq. 16), for the noise beside that of Var[x0 | x]: 0 is "
+        "none, 1 as DDPM",
+    )
     bounded: bool = Field(default=True, description="the data lie in [-1, 1], so Var[x0 | x] is at most 1")
     last_noise: float | None = Field(
         default=None,
         gt=0,
-        description="largest mean size of the noise in the step before the last, in grey levels of 255",
+        description="largest mean size of the noise in the step before the last, in grey levels of 255; default: "
+        "no limit",
     )
     order: ClassVar[int] = 1
 

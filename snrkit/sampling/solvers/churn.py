@@ -22,10 +22,26 @@ class Churn(Value):
     """Order 2 (in the distribution), two evaluations per step, one in the last. At alpha = 0 nothing is added."""
 
     kind: Literal["churn"] = "churn"
-    s_churn: float = Field(default=40.0, ge=0)
-    s_min: float = Field(default=0.05, ge=0)
-    s_max: float | None = Field(default=50.0, gt=0, description="null: no upper limit")
-    s_noise: float = Field(default=1.003, gt=0)
+    s_churn: float = Field(
+        default=40.0,
+        ge=0,
+        description="S_churn of Karras et al. 2022: in each step sigma grows by its share S_churn/steps, sqrt(2) "
+        "- 1 at most; 0 is Heun",
+    )
+    s_min: float = Field(
+        default=0.05, ge=0, description="S_min of Karras et al. 2022: no noise is added at a smaller sigma/alpha"
+    )
+    s_max: float | None = Field(
+        default=50.0,
+        gt=0,
+        description="S_max of Karras et al. 2022: no noise is added at a larger sigma/alpha; null: no upper limit",
+    )
+    s_noise: float = Field(
+        default=1.003,
+        gt=0,
+        description="S_noise of Karras et al. 2022: standard deviation of the added noise over the one that the "
+        "level asks for",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Churn":

@@ -12,6 +12,7 @@ form halves its quadratic term and is of order 2. Written so, nothing divides by
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from snrkit.diffusion.level import broadcast
@@ -59,8 +60,13 @@ class Dpmpp3m(Deterministic):
     """
 
     kind: Literal["dpmpp_3m"] = "dpmpp_3m"
-    published: bool = False
-    lower_order_final: bool = True
+    published: bool = Field(
+        default=False, description="halve the quadratic term, as the paper and diffusers do: order 2"
+    )
+    lower_order_final: bool = Field(
+        default=True,
+        description="take order 2 in the last step but one of grids of fewer than 15 steps, as diffusers does",
+    )
 
     @property
     def order(self) -> int:

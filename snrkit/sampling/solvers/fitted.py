@@ -37,7 +37,9 @@ class Fitted(Value):
     """Steps of `base` and what was fitted beyond them; it costs what `base` does. Without a fit it cannot sample."""
 
     kind: Literal["fitted"] = "fitted"
-    base: AnyBase = Ipndm()
+    base: AnyBase = Field(
+        default=Ipndm(), description="solver without fresh noise whose steps are made, before what is fitted is added"
+    )
     history: int = Field(default=2, ge=0, le=LONGEST_HISTORY, description="predictions of earlier steps that it takes")
     bands: Literal["none", "haar"] = Field(default="none", description="haar: coefficients of their own by band")
 

@@ -41,7 +41,12 @@ class Ipndm(Deterministic):
     """Order 2 on smooth grids, one evaluation per step; `k` predictions are used, fewer in the first steps."""
 
     kind: Literal["ipndm"] = "ipndm"
-    k: int = Field(default=4, ge=1, le=4)
+    k: int = Field(
+        default=4,
+        ge=1,
+        le=4,
+        description="predictions of eps that each step uses, its own counted; fewer in the first steps",
+    )
 
     @property
     def order(self) -> int:
@@ -59,7 +64,12 @@ class IpndmV(Deterministic):
     """Order k, one evaluation per step; fewer predictions are used in the first steps."""
 
     kind: Literal["ipndm_v"] = "ipndm_v"
-    k: int = Field(default=3, ge=1, le=4)
+    k: int = Field(
+        default=3,
+        ge=1,
+        le=4,
+        description="predictions of eps that each step uses, its own counted, and the order; fewer in the first steps",
+    )
 
     @property
     def order(self) -> int:

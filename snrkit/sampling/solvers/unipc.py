@@ -42,8 +42,13 @@ class Unipc(Deterministic):
 
     kind: Literal["unipc"] = "unipc"
     p: int = Field(default=2, ge=1, le=3, description="order of the predictor")
-    corrector: bool = True
-    lower_order_final: bool = True
+    corrector: bool = Field(
+        default=True, description="correct each state once the prediction at it is known, which costs no evaluation"
+    )
+    lower_order_final: bool = Field(
+        default=True,
+        description="take orders 2 and 1 in the last steps into the clean level, as diffusers does; it matters at p 3",
+    )
 
     @property
     def order(self) -> int:
