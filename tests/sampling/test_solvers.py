@@ -90,6 +90,18 @@ def test_what_a_solver_says_it_renews_is_what_it_does(kind):
         torch.testing.assert_close((final(x + error, 1) - plain) / error, torch.full_like(x, gain), rtol=0.02, atol=0)
 
 
+def test_analytic_dpm_draws_noise_at_any_eta():
+    """At eta 0 it has that of Var[x0 | x], so that its states follow no flow, and it says so."""
+    process, denoise = Flow(), gaussian(Flow(), mean=0.0)
+    levels = (*uniform_levels(process, 5), process.level(tensor(math.inf)))
+    solver = open_with(Sampler(grid=Karras(steps=4), solver=AnalyticDpm(eta=0.0)), process, Dummy(process)).solver
+    solver = replace(solver, unknown=torch.full((len(levels),), 0.5, dtype=torch.float64))
+    x = torch.randn(2, 1, 1, 1, dtype=torch.float64)
+    still, drawn = (run(solver, denoise, levels, x, make) for make in (torch.zeros_like, torch.ones_like))
+    assert solver.renews is None
+    assert not torch.equal(still, drawn)
+
+
 def slope(error):
     """The order of convergence between 128 and 256 steps."""
     return math.log2(error(128) / error(256))

@@ -141,8 +141,8 @@ class AnalyticSteps:
 
     @property
     def renews(self) -> float | None:
-        """As the ancestral step of the same eta."""
-        return whole_share(self.value.eta)
+        """All with eta 1; with less there is still the noise of what the network does not know."""
+        return 1.0 if self.value.eta == 1 else None
 
     def step(
         self, denoise: Denoiser, x: Tensor, position: Position, memory: Memory, noise: Noise
