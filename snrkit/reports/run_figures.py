@@ -172,7 +172,10 @@ def same_seeds(found: Sequence[Block], seeds: str) -> list[Block]:
     """Pictures, as snrkit sample makes them of the first of `seeds`, in one place; what else is found below them."""
     frames = [block for block in found if isinstance(block, Picture)]
     rest = [block for block in found if not isinstance(block, Picture)]
-    says = f"The first of seeds {seeds}, in the same places under every sampler: choose, or click on the picture."
+    says = (
+        f"The first hundred of seeds {seeds} at most, in the same places under every sampler: choose, or click on the "
+        "picture."
+    )
     flip = [Flip("The same seeds side by side", says, frames)] if frames else []
     return [OnPage([*flip, *rest])] if found else []
 

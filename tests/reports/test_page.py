@@ -13,6 +13,7 @@ from PIL import Image
 
 from snrkit.base.sealed import read_json
 from snrkit.experiment.run import Run
+from snrkit.metrics.paired import Difference
 from snrkit.reports import blocks as kinds
 from snrkit.reports.blocks import (
     Code,
@@ -43,6 +44,8 @@ from snrkit.reports.plots import (
     drawing,
     numbers,
 )
+from snrkit.reports.records import OverSeeds, SweepArm, SweepTable
+from snrkit.reports.sweep_table import sweep_page
 from tests.reports.reading import read
 from tests.small import snrkit
 
@@ -158,6 +161,22 @@ def test_a_comparison_says_what_its_record_holds(finished):
     words = "".join(found.words)
     verdict = {"better": "dcw is better than euler", "worse": "dcw is worse than euler"}
     assert verdict.get(rows["dcw"]["verdict"], "No difference from its base is shown for dcw") in words
+
+
+def test_a_sweep_says_what_its_record_holds():
+    """The difference of an arm from the first with its interval, in the figure, in the table and in words."""
+
+    def arm(less):
+        fd = OverSeeds(1.5, 1.0, 2.0, (1.0, 2.0))
+        return SweepArm((0, 1), 4, "ema", {"fd": fd}, less, (1.0,), 1.0, 0, (None, None), (None, None))
+
+    arms = {"plain": arm(None), "cold": arm({"fd": Difference(-0.2, -0.3, -0.1)})}
+    settings = {"plain": (), "cold": ("train.lr=1e-3",)}
+    record = SweepTable({"fd": "FD-pixel"}, (0, 1), "plain", {}, arms, settings, ())
+    found = read(page("sweep", sweep_page("knobs", record)))
+    assert found.tips["Less plain", "cold", "cold"] == interval(-0.2, -0.3, -0.1)
+    assert "-0.200 [-0.300, -0.100]" in found.cells
+    assert "cold is better, -0.200 [-0.300, -0.100]." in "".join(found.words)
 
 
 def test_equal_runs_make_equal_bytes_of_bounded_size(finished, tmp_path):
