@@ -18,5 +18,5 @@ def citation(command: str, made_with: str = "") -> list[Block]:
     `made_with`: more sentences on what numbers depend on.
     """
     says = f"snrkit {__version__}, numerics {NUMERICS}. {made_with}".strip()
-    shown = (Paragraph(says), *([Code(command, "command")] if command else []), Code(BIBTEX, "BibTeX"))
-    return [OnPage([Details("Cite and repeat", shown)])]
+    repeat: list[Block] = [Code(command, "command")] if command else []
+    return [OnPage([Details("Cite and repeat", [Paragraph(says), *repeat, Code(BIBTEX, "BibTeX")])])]

@@ -34,7 +34,7 @@ def sweep_page(name: str, record: SweepTable) -> list[Block]:
             Table(("arm", "why"), list(record.failed.items())),
         ]
     everywhere = Paragraph(f"Everywhere: {'; '.join(record.everywhere) or 'the base file as it is'}.")
-    changes = [Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told, "Settings")]
+    changes: list[Block] = [Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told, "Settings")]
     return [*blocks, *changes, *citation(f"snrkit sweep {name}.yaml")]
 
 
@@ -42,9 +42,8 @@ def _at_a_glance(record: SweepTable) -> list[Block]:
     """The verdict in words, and the differences from the first arm."""
     score = by_key(record.decided_by)
     head = score.head(record.names)
-    less = {
-        label: arm.less_first[score.key] for label, arm in record.arms.items() if score.key in (arm.less_first or {})
-    }
+    pairs = {label: arm.less_first for label, arm in record.arms.items() if arm.less_first is not None}
+    less = {label: found[score.key] for label, found in pairs.items() if score.key in found}
     if not less:
         return []
     said = {label: verdict(found, score.better) for label, found in less.items()}

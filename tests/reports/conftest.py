@@ -12,7 +12,7 @@ def finished(tmp_path_factory):
     euler = SMALL["samplers"]["euler"]
     train = {**SMALL["train"], "images": 640}
     samplers = {"euler": euler, "dcw": {**euler, "corrections": [{"kind": "dcw", "pixel": 0.02}]}}
-    write_config(folder, train=train, samplers=samplers)
+    write_config(folder, train=train, samplers=samplers, shift={**SMALL["shift"], "probes": []})
     snrkit(folder, "run", "-q")
     snrkit(folder, "compare", "-q", "--set", "compare={solvers: [], rounds: 1}")
     return folder
