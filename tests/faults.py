@@ -221,6 +221,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "analyze": TRAINED,
     "analyze --spectrum": TRAINED,
     "report": FULL,
+    "report RUN -o PAGE": FULL,
     "check RUN --repair": SAMPLED,
     "sweep FILE": NOTHING,
     "run": NOTHING,
@@ -254,7 +255,8 @@ def line(command: str, folder: Path) -> list[str]:
     runs, first = folder / "runs", command.split(maxsplit=1)[0]
     places = {
         "RUN": runs / "small", "FILE": folder / "sweep.yaml", "IMAGES": runs / "small/samples/euler",
-        "ZIP": folder / "packed.zip", "VAE": folder / "vae", "LATENTS": folder / "latents.npz",
+        "ZIP": folder / "packed.zip", "PAGE": folder / "page.html", "VAE": folder / "vae",
+        "LATENTS": folder / "latents.npz",
     }  # fmt: skip
     words = [str(places.get(word, word)) for word in command.split()]
     quiet = ["-q"] if first in NO_BARS else []

@@ -55,7 +55,8 @@ from snrkit.experiment.opening import Opened, level_sampler, open_model
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
+from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document
+from snrkit.reports.page import page
 from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.training.level_samplers import (
     BetaTime,
@@ -171,8 +172,8 @@ def _analyze(opened: Opened, runs: Path, run: Run, folder: Path) -> dict[str, An
         blocks = _write_charts(folder, e, spectrum, groups, facts)
         title = f"{e.name}: analysis"
         write_json(folder / "index.json", record)
-        write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
-        write_text(folder / "index.html", page(title, [as_html(block) for block in blocks]))
+        write_text(folder / "index.md", document(blocks, folder))
+        write_text(folder / "index.html", page(title, blocks))
     return record
 
 

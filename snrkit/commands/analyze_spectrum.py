@@ -19,7 +19,8 @@ from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, as_html, markdown, page
+from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document
+from snrkit.reports.page import page
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.spectral.grid import spectral_levels
 from snrkit.spectral.measure import measure_spectra
@@ -44,8 +45,8 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     with beside(run, folder), disk_errors(f"writing {folder}", "free space and run the same command again"):
         blocks = _write(folder, experiment, charts, record)
         write_json(folder / "index.json", record)
-        write_text(folder / "index.md", "\n\n".join(markdown(block, folder) for block in blocks) + "\n")
-        write_text(folder / "index.html", page(f"{experiment.name}: spectrum", [as_html(block) for block in blocks]))
+        write_text(folder / "index.md", document(blocks, folder))
+        write_text(folder / "index.html", page(f"{experiment.name}: spectrum", blocks))
     return {"page": str(folder / "index.html"), **record}
 
 

@@ -525,12 +525,34 @@ def data_pack(
 
 
 @app.command()
-def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
-    """Write report.md and report.html from what the run directory holds, and print the table."""
-    experiment = _load(config, settings)
-    from snrkit.reports.terminal import show_report
+def report(
+    directories: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(metavar="[RUN]...", help="Run directories; several go on one page."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--config", "-c", help="YAML file of the experiment, in place of run directories."),
+    ] = None,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file of several runs; default: beside the first.")
+    ] = None,
+) -> None:
+    """Write report.md and report.html from what run directories hold, and print the table."""
+    if (config is None) == (not directories):
+        raise SnrkitError("report: give run directories, or a YAML by --config.")
+    if config is not None and out is not None:
+        raise SnrkitError("report: -o names the page of run directories; the report of a YAML lies in its own.")
+    if directories and settings:
+        raise SnrkitError("report: --set changes a YAML; give it by --config.")
+    from snrkit.reports.terminal import show_report, show_runs_report
 
-    show_report(experiment, runs)
+    if config is None:
+        show_runs_report(directories or [], out)
+        return
+    show_report(_load(config, settings), runs)
 
 
 @app.command()

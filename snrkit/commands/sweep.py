@@ -50,7 +50,8 @@ from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.metrics.paired import Difference, against
 from snrkit.metrics.scores import PRIMARY, Entry, keys, summarise, titles_on
-from snrkit.reports.blocks import markdown
+from snrkit.reports.blocks import document
+from snrkit.reports.page import page
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
 from snrkit.reports.sweep_table import sweep_page
 from snrkit.sampling.sampler import parse_seeds
@@ -226,7 +227,9 @@ def run_sweep(
     remove_abandoned(runs, name)
     with disk_errors(f"writing {out}", "free space and run the same command again"):
         write_json(out, to_json(table))
-        write_text(out.with_suffix(".md"), "\n\n".join(markdown(block, runs) for block in sweep_page(path.stem, table)))
+        blocks = sweep_page(path.stem, table)
+        write_text(out.with_suffix(".md"), document(blocks, runs))
+        write_text(out.with_suffix(".html"), page(f"sweep {path.stem}", blocks))
     return Swept(table, str(out.with_suffix(".md")))
 
 

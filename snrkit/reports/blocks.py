@@ -1,10 +1,15 @@
-"""What pages are made of: headings, paragraphs, tables and pictures, as Markdown and as self-contained HTML."""
+"""What pages are made of, and their form as Markdown; page.py has their form as HTML.
 
-import base64
-import html
+Heading, Paragraph, Table, Picture      the same in both
+Verdict, Code, Details                  a paragraph, an indented text, a section; set off, or folded, on a page
+Curves, Forest, Front (plots.py), Flip  on a page only: tables and pictures of the same stand beside them
+OnPage, InText                          what is in one of the two only
+"""
+
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry, ScoreDefinition
+from snrkit.reports.plots import Curves, Forest, Front, Plot
 from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
@@ -44,6 +50,8 @@ class Table:
 
     header: Row
     rows: Sequence[Row]
+    name: str = ""  # for those who do not see it, and of its files
+    marked: frozenset[tuple[int, int]] = frozenset()  # (row, column) of cells that stand out on a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,53 @@ class Picture:
     samples: bool = False  # small images, to be enlarged without blur
 
 
-Block = Heading | Paragraph | Table | Picture
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What it all comes down to, in a sentence or two."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Text to be copied as it is."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """A section that a page folds away."""
+
+    summary: str
+    blocks: "Sequence[Block]"
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Pictures of equal size in one place, of which one is shown: the same seeds under every sampler."""
+
+    title: str
+    caption: str
+    frames: Sequence[Picture]
+
+
+@dataclass(frozen=True, slots=True)
+class OnPage:
+    """What stands on a page only."""
+
+    blocks: "Sequence[Block]"
+
+
+@dataclass(frozen=True, slots=True)
+class InText:
+    """What stands in Markdown only."""
+
+    blocks: "Sequence[Block]"
+
+
+Block = Heading | Paragraph | Table | Picture | Verdict | Code | Details | Flip | OnPage | InText | Plot
 
 
 def short(value: Value, first: str = "kind") -> str:
@@ -64,7 +118,7 @@ def short(value: Value, first: str = "kind") -> str:
     for key, entry in content.items():
         if isinstance(entry, dict) and "kind" in whole[key]:
             content[key] = {"kind": whole[key]["kind"], **entry}
-    rest = ", ".join(f"{key} {_plain(entry)}" for key, entry in content.items())
+    rest = ", ".join(f"{key} {plain(entry)}" for key, entry in content.items())
     head = " ".join(str(whole[key]) for key in dict.fromkeys(("kind", first)))
     return f"{head} ({rest})" if rest else head
 
@@ -72,9 +126,10 @@ def short(value: Value, first: str = "kind") -> str:
 LISTED = 20  # entries at most
 
 
-def _plain(entry: Any) -> str:
+def plain(entry: Any) -> str:
+    """A setting as text: numbers to four digits, long lists by their length."""
     if isinstance(entry, Mapping):
-        return " ".join(_plain(v) if key == "kind" else f"{key} {_plain(v)}" for key, v in entry.items())
+        return " ".join(plain(v) if key == "kind" else f"{key} {plain(v)}" for key, v in entry.items())
     if isinstance(entry, list | tuple) and len(entry) > LISTED:
         return f"of {len(entry)} numbers"
     return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
@@ -115,23 +170,54 @@ def interval(found: Difference | None, digits: int) -> str:
     return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
+def document(blocks: Sequence[Block], base: Path) -> str:
+    """Blocks as a Markdown file, pictures relative to `base`."""
+    return "\n\n".join(text for block in blocks if (text := markdown(block, base))) + "\n"
+
+
 def markdown(block: Block, base: Path) -> str:
-    """A block as Markdown, pictures relative to `base`."""
-    if isinstance(block, Heading):
-        return f"{'#' * block.level} {_inert(block.text)}"
-    if isinstance(block, Paragraph):
-        return _inert(block.text)
-    if isinstance(block, Picture):
-        caption = _inert(block.caption)
-        return f"![{caption}]({quote(block.path.relative_to(base).as_posix(), safe='/@=+,')})\n*{caption}*"
-    lines = [block.header, ["---"] * len(block.header), *block.rows]
-    return "\n".join("| " + " | ".join(_inert(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A block as Markdown, pictures relative to `base`; empty where it stands on pages only."""
+    return "\n\n".join(_markdown(block, base))
+
+
+def _markdown(block: Block, base: Path) -> Iterator[str]:
+    match block:
+        case Heading():
+            yield f"{'#' * block.level} {_inert(block.text)}"
+        case Paragraph() | Verdict():
+            yield _inert(block.text)
+        case Code():
+            yield "\n".join(f"    {line}" for line in block.text.splitlines())
+        case Picture():
+            caption = _inert(block.caption)
+            place = Path(os.path.relpath(block.path, base)).as_posix()
+            yield f"![{caption}]({quote(place, safe='/@=+,')})\n*{caption}*"
+        case Table():
+            lines = [block.header, ["---"] * len(block.header), *block.rows]
+            yield "\n".join("| " + " | ".join(_inert(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+        case Details():
+            yield from (text for part in (Heading(block.summary), *block.blocks) for text in _markdown(part, base))
+        case InText():
+            yield from (text for part in block.blocks for text in _markdown(part, base))
+        case OnPage() | Flip() | Curves() | Forest() | Front():
+            return
 
 
 def _inert(text: str) -> str:
     """One line that Markdown takes for text: no HTML, no link and no picture."""
     found = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return found.replace("](", "]\\(")
+
+
+def pictures(paths: Sequence[Path], base: Path, samples: bool = False) -> list[Block]:
+    """The pictures that are there, and of those that are damaged what to do. Paths are said relative to `base`."""
+    return [
+        Picture(path, path.name.removesuffix(".png"), samples)
+        if is_picture(path)
+        else Paragraph(f"{os.path.relpath(path, base)} is damaged; run the command that draws it again.")
+        for path in paths
+        if path.exists()
+    ]
 
 
 def is_picture(path: Path) -> bool:
@@ -150,37 +236,3 @@ def is_picture(path: Path) -> bool:
     except (OSError, SyntaxError, ValueError):
         return False
     return True
-
-
-def as_html(block: Block) -> str:
-    """A block as HTML, pictures embedded."""
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Picture):
-        data = base64.b64encode(read_regular(block.path, LARGEST_PICTURE)).decode()
-        caption = html.escape(block.caption)
-        kind = " class=samples" if block.samples else ""
-        image = f'<img{kind} src="data:image/png;base64,{data}" alt="{caption}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in block.rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;font-size:13px}th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left}"
-    "th{background:#f4f4f4}.scroll{overflow-x:auto}img{max-width:100%}.samples{image-rendering:pixelated}"
-    "figure{display:inline-block;margin:0 1rem 1rem 0}figcaption{font-size:13px;color:#555}"
-)
-
-
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML page of blocks."""
-    body = "\n".join(parts)
-    return (
-        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>snrkit: {html.escape(title)}</title>"
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )

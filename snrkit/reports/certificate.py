@@ -1,5 +1,7 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
+from collections.abc import Mapping
+
 import yaml
 
 from snrkit.base.files import write_text
@@ -7,8 +9,25 @@ from snrkit.experiment.certificate import Certificate, TriedCandidate
 from snrkit.experiment.run import Run
 from snrkit.fitting.guard import Guard, guard_warns
 from snrkit.metrics.scores import by_key
-from snrkit.reports.blocks import Block, Heading, Paragraph, Table, as_html, interval, markdown, page, short
+from snrkit.reports.blocks import (
+    Block,
+    Code,
+    Heading,
+    InText,
+    OnPage,
+    Paragraph,
+    Table,
+    Verdict,
+    document,
+    interval,
+    short,
+)
+from snrkit.reports.citing import citation
+from snrkit.reports.page import page
+from snrkit.reports.plots import Forest, ForestRow
+from snrkit.reports.run_figures import forest_row
 from snrkit.sampling.sampler import Sampler
+from snrkit.shift.bootstrap import Number
 
 
 def sentence(record: Certificate) -> str:
@@ -55,11 +74,11 @@ def certificate_page(run: Run, record: Certificate, card: bool) -> None:
     """Write the certificate as Markdown and as HTML, and as a card of the Hub if it is asked for."""
     blocks = [*_verdict(record), *_tried(record), *_repeat(record)]
     base = run.certificate(record.sampler, ".md")
-    write_text(base, "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
+    write_text(base, document(blocks, run.path))
     if card:
         write_text(run.certificate(record.sampler, ".card.md"), evaluation_card(record))
     title = f"{record.experiment}: {record.sampler}"
-    write_text(run.certificate(record.sampler, ".html"), page(title, [as_html(block) for block in blocks]))
+    write_text(run.certificate(record.sampler, ".html"), page(title, blocks))
 
 
 def _verdict(record: Certificate) -> list[Block]:
@@ -78,8 +97,9 @@ def _verdict(record: Certificate) -> list[Block]:
         rows.append((score.title, change, f"{score.verdict}; seeds {record.scored_seeds}"))
     return [
         Heading(f"{record.experiment}: certificate of {record.sampler}", 1),
-        Paragraph(record.sentence),
-        Table(("reading", "value", ""), rows),
+        Verdict(record.sentence),
+        OnPage([Heading("At a glance"), *_figures(record)]),
+        Table(("reading", "value", ""), rows, "Readings"),
         Paragraph(record.rule),
         Paragraph(
             "Samples and the flow are a coupling, so that in the norm of the images W2(samples, data) is at most "
@@ -87,6 +107,31 @@ def _verdict(record: Certificate) -> list[Block]:
             "Frechet distances, which can prefer samples of too little variance."
         ),
     ]
+
+
+def _figures(record: Certificate) -> list[Block]:
+    """The norm gap and its shares, distances to the flow, and how the score changed."""
+    shift, score = record.shift, record.score
+    gap, null = shift.norm_gap, (shift.null.low, shift.null.high)
+    shares = _rows({"the network's share": shift.network, "the solver's share": shift.solver})
+    gaps = (ForestRow("norm gap", gap.value, gap.low, gap.high, null=null), *shares)
+    tried = {one.name: one.distance for one in record.candidates if one.distance is not None}
+    figures: list[Block] = [
+        Forest("Norm gap", "Means over levels with intervals; grey: the null.", "norm gap, nats", gaps),
+        Forest(
+            "Distance to the flow", f"Of all that was tried; the nearest, {record.winner}, was chosen.",
+            "rms to the flow", _rows(dict(sorted(tried.items(), key=lambda item: item[1].value))), None,
+        ),
+    ]  # fmt: skip
+    if score is not None:
+        row = forest_row(f"{record.winner} less {record.sampler}", score.difference, score.verdict)
+        says = f"Paired over ranges of equal fresh seeds: {score.verdict}."
+        figures.append(Forest(f"Difference of {score.title}", says, f"{score.title}, winner less sampler", (row,)))
+    return figures
+
+
+def _rows(numbers: Mapping[str, Number]) -> tuple[ForestRow, ...]:
+    return tuple(ForestRow(name, number.value, number.low, number.high) for name, number in numbers.items())
 
 
 def _tried(record: Certificate) -> list[Block]:
@@ -99,7 +144,7 @@ def _tried(record: Certificate) -> list[Block]:
             f"Each was fitted on {record.noises} first states and is shown on {record.noises} others, which chose the "
             f"winner.{left}"
         ),
-        Table(("candidate", "rms to the flow", "as"), rows),
+        Table(("candidate", "rms to the flow", "as"), rows, "What was tried"),
     ]
 
 
@@ -126,8 +171,10 @@ def _repeat(record: Certificate) -> list[Block]:
         Heading("To use it"),
         Paragraph(f"{use} In a pipeline that has its solver and levels: snrkit.certified(pipeline, path)."),
         Heading("To repeat it"),
-        Paragraph(record.command),
+        InText([Paragraph(record.command)]),
+        OnPage([Code(record.command, "command")]),
         Paragraph(facts),
+        *citation(""),
     ]
 
 

@@ -10,18 +10,23 @@ from snrkit.metrics.scores import Columns, ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import (
     Block,
     Heading,
+    OnPage,
     Paragraph,
     Row,
     Table,
-    as_html,
+    Verdict,
     cell,
+    document,
     interval,
     leading,
-    markdown,
-    page,
+    pictures,
     short,
 )
+from snrkit.reports.citing import citation
+from snrkit.reports.page import page
+from snrkit.reports.plots import Forest, ForestRow
 from snrkit.reports.records import Comparison, ComparisonRow, SizeChange, WithNull
+from snrkit.reports.run_figures import best_of, differences, forest_row, front, listed, same_seeds
 from snrkit.sampling.sampler import Sampler
 
 
@@ -150,17 +155,73 @@ def comparison_page(run: Run, record: Comparison) -> None:
         f"{record.weights} at {record.checkpoint_images:,} images, features {record.features}, reference: "
         f"{record.reference}. Verdicts go by {by_key(record.decided_by).head(record.names)}, as metrics.decide says."
     )
+    samples = pictures([run.compared_samples(f"{row.name}.png") for row in record.rows], run.path, samples=True)
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1),
+        OnPage([_verdict(record), Heading("At a glance"), *_figures(record)]),
+        *same_seeds(samples, record.seeds),
         Paragraph(facts),
-        Table(*comparison_rows(record)),
+        Table(*comparison_rows(record), "Samplers compared"),
         *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))],
-        *_section("Size of the shift", SHIFT_GUIDE, Table(*shift_rows(record))),
-        *_section("Differences of the other scores", DIFFERENCE_GUIDE, Table(*difference_rows(record))),
+        OnPage(differences("How the samplers differ", {row.name: row.definition for row in record.rows})),
+        *_section("Size of the shift", SHIFT_GUIDE, Table(*shift_rows(record), "Size of the shift")),
+        *_section("Differences of the other scores", DIFFERENCE_GUIDE, Table(*difference_rows(record), "Differences")),
         *[Paragraph(f"Warning: {w}") for w in record.warnings],
+        *citation(f"snrkit compare --config {run.path.name}/config.yaml", _made_with(record)),
     ]
-    write_text(run.comparison(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
-    write_text(run.comparison(".html"), page(run.path.name, [as_html(block) for block in blocks]))
+    write_text(run.comparison(".md"), document(blocks, run.path))
+    write_text(run.comparison(".html"), page(f"{run.path.name}: samplers compared", blocks))
+
+
+def _made_with(record: Comparison) -> str:
+    return f"Made with {', '.join(f'{name} {version}' for name, version in record.made_with.items())}."
+
+
+def _verdict(record: Comparison) -> Verdict:
+    """Which rows differ from their bases, and which is best."""
+    score = by_key(record.decided_by)
+    found = {row.name: row.summary[score.key] for row in record.rows if score.key in row.summary}
+    said = {row.name: _against(row) for row in record.rows if row.beside is not None}
+    shown = [
+        f"{row.name} is {said[row.name]}, {_difference(row, score)}"
+        for row in record.rows
+        if said.get(row.name, "").startswith(("better", "worse"))
+    ]
+    open_ = [name for name, words in said.items() if not words.startswith(("better", "worse"))]
+    parts = [f"By {score.head(record.names)}, {'; '.join(shown)}." if shown else ""]
+    parts.append(f"No difference from its base is shown for {listed(open_)}." if open_ else "")
+    if found:
+        best, entry = best_of(found, score)
+        nfe = next(row.nfe for row in record.rows if row.name == best)
+        parts.append(f"The best mean has {best}, {entry.mean:.{score.digits}f} at {nfe} evaluations of the network.")
+    return Verdict(" ".join(part for part in parts if part))
+
+
+def _figures(record: Comparison) -> list[Block]:
+    """Paired differences, mean norm gaps with their nulls, and the scores against NFE."""
+    score, head = by_key(record.decided_by), by_key(record.decided_by).head(record.names)
+    pairs = [(row, row.beside) for row in record.rows if row.beside is not None]
+    rows = [
+        forest_row(f"{row.name} less {row.base}", beside.difference[score.key], beside.verdict)
+        for row, beside in pairs
+        if score.key in beside.difference
+    ]
+    side = "left" if score.better == "lower" else "right"
+    says = (
+        f"Paired differences of {head} over ranges of equal seeds, with 95 % intervals; better lies to the {side}. "
+        "Green circles are better, red squares worse; hollow where the interval holds 0."
+    )
+    gaps = tuple(_gap_row(row) for row in record.rows)
+    differing = Forest("Paired differences", says, f"{head}, row less base", tuple(rows))
+    says_of_gaps = "Means over levels with their intervals; grey: the interval of each one's null."
+    shift = Forest("Mean norm gap", says_of_gaps, "norm gap, nats", gaps)
+    scored = {row.name: (row.nfe, row.summary[score.key]) for row in record.rows if score.key in row.summary}
+    return [*([differing] if rows else []), *front(scored, score, record.names), shift]
+
+
+def _gap_row(row: ComparisonRow) -> ForestRow:
+    number, null = row.mean_norm_gap.reading, row.mean_norm_gap.null
+    return ForestRow(row.name, number.value, number.low, number.high, null=(null.low, null.high))
 
 
 def _section(title: str, guide: str, table: Table) -> list[Block]:

@@ -25,19 +25,23 @@ from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, by_key, columns
 from snrkit.reports.blocks import (
     Block,
+    Details,
     Heading,
+    InText,
+    OnPage,
     Paragraph,
     Picture,
     Table,
-    as_html,
     cell,
-    is_picture,
+    document,
     leading,
-    markdown,
-    page,
+    pictures,
     short,
 )
+from snrkit.reports.citing import citation
+from snrkit.reports.page import page
 from snrkit.reports.records import Tuned
+from snrkit.reports.run_figures import band_figures, differences, glance, same_seeds, verdict
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import ShiftRecord, shift_record, warnings_of
@@ -47,23 +51,31 @@ from snrkit.shift.probe import Probe
 def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     """Write report.md and report.html; returns the HTML's path and the table of samplers."""
     found = find(run, experiment)
-    table = sampler_table(found, experiment)
+    table = sampler_table(found, experiment.samplers)
+    samples = pictures([run.samples(f"{name}.png") for name in experiment.samplers], run.path, samples=True)
+    definitions = {name: sampler.model_dump(mode="json") for name, sampler in experiment.samplers.items()}
     blocks = [
         Heading(f"{experiment.name}: report", 1),
-        Paragraph(_facts(run, experiment)),
+        OnPage([verdict(found.metrics, found.shifts)]),
+        Paragraph(facts(run, experiment)),
+        *glance(found.metrics, found.shifts),
+        *same_seeds(samples, experiment.sample.seeds),
+        *band_figures(found.shifts),
         Heading("Samplers"),
         table,
-        *[Paragraph(text) for text in _reading(found, experiment)],
-        *_readings(found),
+        *[Paragraph(text) for text in remarks(found, experiment.samplers)],
+        OnPage(differences("How the samplers differ", definitions)),
+        *readings(found),
         *_tuned(run, experiment),
         *_curves(found),
         *_pictures(run, experiment),
-        Heading("How to read this page"),
-        *[Paragraph(text) for text in guide()],
+        *([InText([Heading("Samples"), *samples])] if samples else []),
+        Details("How to read this page", [Paragraph(text) for text in guide()]),
+        *citation(f"snrkit run --config {experiment.name}/config.yaml", made_with(run)),
     ]
     with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
-        write_text(run.report(".md"), "\n\n".join(markdown(block, run.path) for block in blocks) + "\n")
-        write_text(run.report(".html"), page(experiment.name, [as_html(block) for block in blocks]))
+        write_text(run.report(".md"), document(blocks, run.path))
+        write_text(run.report(".html"), page(experiment.name, blocks))
     return run.report(".html"), table
 
 
@@ -156,8 +168,8 @@ def _outdated(record: Mapping[str, Any], sampler: Sampler) -> str | None:
     return None
 
 
-def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
-    """One row a sampler, in the config's order."""
+def sampler_table(found: RunFindings, samplers: Mapping[str, Sampler]) -> Table:
+    """One row a sampler, in their order; without scores on other features than the first row's."""
     first = next(iter(found.metrics.values()), None)
     scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
     names, lead = ({}, PRIMARY) if first is None else (first.names, by_key(first.decided_by))
@@ -169,7 +181,7 @@ def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
         *(score.head(names) for score in scores.others),
     )
     rows = []
-    for name, sampler in experiment.samplers.items():
+    for name, sampler in samplers.items():
         shift, summary = found.shifts.get(name), scored.get(name, {})
         corrections = ", ".join(short(c) for c in sampler.corrections) or "none"
         row = (
@@ -180,7 +192,7 @@ def sampler_table(found: RunFindings, experiment: Experiment) -> Table:
             *(cell(summary.get(score.key), score) for score in scores.others),
         )
         rows.append(row)
-    return Table(header, rows)
+    return Table(header, rows, "Samplers")
 
 
 def _nfe(found: RunFindings, name: str) -> str:
@@ -189,7 +201,8 @@ def _nfe(found: RunFindings, name: str) -> str:
     return str(found.shifts[name].facts.nfe) if name in found.shifts else "?"
 
 
-def _facts(run: Run, experiment: Experiment) -> str:
+def facts(run: Run, experiment: Experiment) -> str:
+    """What was trained, on what, and with what."""
     found, e = stored_environment(run), experiment
     if isinstance(e.model, FromElsewhere):
         notes = "".join(f" Note: {note}." for note in e.model.described.network.notes)
@@ -214,7 +227,7 @@ def _facts(run: Run, experiment: Experiment) -> str:
     )
 
 
-def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
+def remarks(found: RunFindings, samplers: Mapping[str, Sampler]) -> list[str]:
     """What the numbers were made from, warnings, and what is missing."""
     texts = _sources(found)
     near = {name: record.memorisation for name, record in found.metrics.items() if record.memorisation is not None}
@@ -226,10 +239,10 @@ def _reading(found: RunFindings, experiment: Experiment) -> list[str]:
     texts += [f"Warning: {name}: {text}." for name, shift in found.shifts.items() for text in warnings_of(shift.probes)]
     for reason, what in found.left_out.items():
         texts.append(f"Left out, as {reason}: {', '.join(sorted(what))}; run them again.")
-    missing = [name for name in experiment.samplers if name not in found.metrics]
+    missing = [name for name in samplers if name not in found.metrics]
     if missing:
         texts.append(f"Not scored yet: {', '.join(missing)}; run snrkit sample and snrkit eval-fid.")
-    unmeasured = [name for name in experiment.samplers if name not in found.shifts]
+    unmeasured = [name for name in samplers if name not in found.shifts]
     if unmeasured:
         texts.append(f"Shift not measured yet: {', '.join(unmeasured)}; run snrkit measure-shift.")
     return texts
@@ -267,7 +280,7 @@ def _sources(found: RunFindings) -> list[str]:
     return texts
 
 
-def _readings(found: RunFindings) -> list[Block]:
+def readings(found: RunFindings) -> list[Block]:
     """What the probes found, one row a sampler: means over levels with their nulls."""
     if not found.shifts:
         return []
@@ -284,7 +297,11 @@ def _readings(found: RunFindings) -> list[Block]:
     ]
     of_each = {p: [r.probes[p.kind] for r in shifts.values() if r.probes[p.kind] is not None] for p in probes}
     remarks = [probe.remark(records) for probe, records in of_each.items() if records]
-    return [Heading("Probes"), Table(header, rows), *(Paragraph(text) for text in remarks if text is not None)]
+    return [
+        Heading("Probes"),
+        Table(header, rows, "Probes"),
+        *(Paragraph(text) for text in remarks if text is not None),
+    ]
 
 
 def _cells(probe: Probe[Any], record: object) -> tuple[str, ...]:
@@ -309,7 +326,7 @@ def _tuned(run: Run, experiment: Experiment) -> list[Block]:
         "sampler", "coefficient", "nearest to the flow", "predicted (Gaussian control)", "fitted (norm gap)",
         "best score", "optuna",
     )  # fmt: skip
-    return [Heading("Coefficients"), Table(header, rows)] if rows else []
+    return [Heading("Coefficients"), Table(header, rows, "Coefficients")] if rows else []
 
 
 def _curves(found: RunFindings) -> list[Block]:
@@ -338,7 +355,20 @@ def _curves(found: RunFindings) -> list[Block]:
         "",
         *(score.head(names) for score in scores),
     )
-    return [Heading("Over training"), Table(header, rows)] if rows else []
+    return [Heading("Over training"), Table(header, rows, "Over training")] if rows else []
+
+
+def made_with(run: Run) -> str:
+    """What the numbers of a run depend on beside its configuration."""
+    found = stored_environment(run)
+    if found is None:
+        return "config.yaml in the run directory is the experiment as resolved."
+    packages = ", ".join(f"{name} {version}" for name, version in found.packages.items())
+    return (
+        f"The run was begun by snrkit {found.snrkit}, commit {found.git_commit}, Python {found.python}, {packages}, on "
+        f"{found.device}; images {found.dataset_fingerprint}. config.yaml in the run directory is the experiment as "
+        "resolved: in another --runs folder it is made anew."
+    )
 
 
 def _trained(run: Run) -> int:
@@ -351,25 +381,14 @@ def _pictures(run: Run, experiment: Experiment) -> list[Block]:
     if log.lines:
         write_bytes(run.path / "loss.png", loss_curve(log))
         blocks += [
-            Heading("Training"),
-            *([Paragraph("The last line of train.jsonl is torn, and left out.")] if log.torn else ()),
-            Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
-        ]
+            Details("Training", [
+                *([Paragraph("The last line of train.jsonl is torn, and left out.")] if log.torn else ()),
+                Picture(run.path / "loss.png", "Loss of the raw weights while training, and on held-out images."),
+            ])
+        ]  # fmt: skip
     drawn = (".png", *(f"@{probe.kind}.png" for probe in every_probe()))
-    for title, paths in (
-        ("Shift", [run.shift(name, suffix) for name in experiment.samplers for suffix in drawn]),
-        ("Samples", [run.samples(f"{name}.png") for name in experiment.samplers]),
-    ):
-        samples = title == "Samples"
-        found = [
-            Picture(path, path.name.removesuffix(".png"), samples)
-            if is_picture(path)
-            else Paragraph(f"{path.relative_to(run.path)} is damaged; run the command that draws it again.")
-            for path in paths
-            if path.exists()
-        ]
-        blocks += [Heading(title), *found] if found else []
-    return blocks
+    shifts = pictures([run.shift(name, suffix) for name in experiment.samplers for suffix in drawn], run.path)
+    return [*blocks, Details("Shift", shifts)] if shifts else blocks
 
 
 def loss_curve(log: Log) -> bytes:

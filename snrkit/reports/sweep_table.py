@@ -1,10 +1,15 @@
 """The page of `snrkit sweep`: one row an arm and sampler, differences from the first arm."""
 
+from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import ScoreDefinition, by_key, columns
-from snrkit.reports.blocks import Block, Heading, Paragraph, Row, Table, interval, mean_of, spread
+from snrkit.reports.blocks import Block, Heading, OnPage, Paragraph, Row, Table, Verdict, interval, mean_of, spread
+from snrkit.reports.citing import citation
+from snrkit.reports.plots import Forest
 from snrkit.reports.records import SweepArm, SweepTable
+from snrkit.reports.run_figures import forest_row
 
 FEWER = 1  # digits than of one training
+SHOWN = ("better", "worse")
 
 
 def sweep_page(name: str, record: SweepTable) -> list[Block]:
@@ -13,11 +18,12 @@ def sweep_page(name: str, record: SweepTable) -> list[Block]:
     told = [(arm, "; ".join(changes) or "-") for arm, changes in record.settings.items()]
     blocks: list[Block] = [
         Heading(f"Sweep {name}", 1),
+        *_at_a_glance(record),
         Paragraph(
             f"Seeds of training {', '.join(map(str, record.seeds))}; brackets: paired 95 % t-intervals over them. "
             "Power and brightness: of the images over the data's, 1 is alike."
         ),
-        Table(*arm_table(record)),
+        Table(*arm_table(record), "Arms"),
     ]
     if differences.rows:
         blocks += [Heading(f"Other scores less {record.reference}'s"), differences]
@@ -28,7 +34,25 @@ def sweep_page(name: str, record: SweepTable) -> list[Block]:
             Table(("arm", "why"), list(record.failed.items())),
         ]
     everywhere = Paragraph(f"Everywhere: {'; '.join(record.everywhere) or 'the base file as it is'}.")
-    return [*blocks, Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told)]
+    changes: list[Block] = [Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told, "Settings")]
+    return [*blocks, *changes, *citation(f"snrkit sweep {name}.yaml")]
+
+
+def _at_a_glance(record: SweepTable) -> list[Block]:
+    """The verdict in words, and the differences from the first arm."""
+    score = by_key(record.decided_by)
+    head = score.head(record.names)
+    pairs = {label: arm.less_first for label, arm in record.arms.items() if arm.less_first is not None}
+    less = {label: found[score.key] for label, found in pairs.items() if score.key in found}
+    if not less:
+        return []
+    said = {label: verdict(found, score.better) for label, found in less.items()}
+    shown = [f"{label} is {said[label]}, {_less(record.arms[label], score)}" for label in less if said[label] in SHOWN]
+    text = "; ".join(shown) or "no difference is shown"
+    rows = tuple(forest_row(label, found, said[label]) for label, found in less.items())
+    caption = "Differences over equal seeds of training with paired 95 % intervals; hollow where they hold 0."
+    figure = Forest(f"Less {record.reference}", caption, f"{head}, arm less {record.reference}", rows)
+    return [OnPage([Verdict(f"By {head}, beside {record.reference}: {text}."), Heading("At a glance"), figure])]
 
 
 def arm_table(record: SweepTable) -> tuple[Row, list[Row]]:

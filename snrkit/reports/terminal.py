@@ -32,6 +32,7 @@ from snrkit.reports.records import (
     TunedNow,
 )
 from snrkit.reports.run_report import write_report
+from snrkit.reports.runs_report import shown_experiment, write_runs_report
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.reports.sweep_table import arm_table
 from snrkit.shift.audit import PairsReading
@@ -337,5 +338,15 @@ def show_report(experiment: Experiment, runs: Path) -> None:
     stored = stored_experiment(run.path)
     with beside(run, run.path):
         path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+    _print(table.header, table.rows)
+    out.print(f"report: {path}")
+
+
+def show_runs_report(paths: Sequence[Path], out_path: Path | None) -> None:
+    """Write one report of several run directories, or of one its own; print its table and where it is."""
+    if len(paths) == 1 and out_path is None:
+        show_report(shown_experiment(paths[0]), paths[0].resolve().parent)
+        return
+    path, table = write_runs_report(paths, out_path)
     _print(table.header, table.rows)
     out.print(f"report: {path}")

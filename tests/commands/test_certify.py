@@ -29,6 +29,7 @@ from snrkit.sampling.corrections import EpsilonScaling
 from snrkit.sampling.grid import Karras, Listed
 from snrkit.sampling.sampler import Sampler, bare, guided_alone
 from snrkit.sampling.solvers import Heun, Ipndm, Unipc
+from tests.reports.reading import read
 from tests.small import SMALL, load_images, snrkit, write_config, written
 
 GRID = {"kind": "karras", "steps": 4}
@@ -103,6 +104,9 @@ def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certifie
         assert all(name in page for name in tried)
         assert "dcw (schedule table)" in page
         assert "samplers: {mine: {certificate: RUN/certify/euler.json}}" in page
+    gap, tips = certified["shift"]["norm_gap"], read(page).tips
+    assert tips["Norm gap", "norm gap", "norm gap"].split()[0] == f"{gap['value']:.4g}".replace("-", "\N{MINUS SIGN}")
+    assert {name for figure, name, _ in tips if figure == "Distance to the flow"} == set(distances)
     stored = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
     assert stored.sentence == certified["sentence"]
     assert "euler at 4 evaluations" in stored.sentence
