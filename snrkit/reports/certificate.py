@@ -58,8 +58,11 @@ def _confirmed_on(guard: Guard) -> str:
 def _why_left(record: Certificate) -> str:
     if record.guard.base.value <= record.rounding:
         return "it follows the network's own flow more closely than rounding to 8 bits moves an image"
+    if record.winner == "as-it-is" and len(record.candidates) == 1 and record.not_tried:
+        return "there was no time to try anything else; the same command goes on"
     if record.winner == "as-it-is":
-        return "nothing that was tried comes nearer to the network's own flow"
+        more = f" ({len(record.not_tried)} are left, and the same command goes on)" if record.not_tried else ""
+        return f"nothing that was tried comes nearer to the network's own flow{more}"
     if not record.guard.helps:
         return f"{record.winner} is not shown to come nearer to the network's own flow on fresh first states"
     return f"{record.winner} comes nearer to the flow{_scored(record)}, which is worse"

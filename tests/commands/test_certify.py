@@ -24,7 +24,7 @@ from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
-from snrkit.reports.certificate import evaluation_card
+from snrkit.reports.certificate import evaluation_card, sentence
 from snrkit.sampling.corrections import EpsilonScaling
 from snrkit.sampling.grid import Karras, Listed
 from snrkit.sampling.sampler import Sampler, bare, guided_alone
@@ -238,6 +238,17 @@ def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     assert "fitted" in found["not_tried"]
     assert found["guard"]["base"]["value"] < ROUNDING
     assert "more closely than rounding to 8 bits" in found["sentence"]
+
+
+def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified):
+    """A sentence knows what was tried from what was not."""
+    record = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
+    left = replace(record, advice="leave it as it is", winner="as-it-is", rounding=0.0)
+    assert sentence(left).endswith("nothing that was tried comes nearer to the network's own flow.")
+    some = replace(left, not_tried=("fitted", "designed"))
+    assert sentence(some).endswith("own flow (2 are left, and the same command goes on).")
+    none = replace(some, candidates=left.candidates[:1])
+    assert sentence(none).endswith("there was no time to try anything else; the same command goes on.")
 
 
 def test_a_run_with_certificates_is_sound(trained, certified):
