@@ -1,7 +1,9 @@
 """The command line. torch is imported inside commands, so that --help is fast."""
 
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -10,6 +12,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
+from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
     from snrkit.base.distributed import World
@@ -45,7 +48,35 @@ PeakOption = Annotated[
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _quiet(value: bool) -> bool:
+    ask(quiet=value)
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    ask(verbose=value)
+    return value
+
+
+def _every(value: float) -> float:
+    ask(every=value)
+    return value
+
+
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress, and of messages warnings alone.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Also say what each part of the work took.")
+]
+EveryOption = Annotated[
+    float,
+    typer.Option(
+        "--log-every", min=0.1, callback=_every, help="Seconds between lines of progress, where there is no terminal."
+    ),
+]
 RUNS = Path("runs")
 
 
@@ -87,7 +118,8 @@ def _run() -> int:
 def _run_in_group() -> None:
     """Run the app. What a collective says of a process that is gone becomes a sentence that names it."""
     try:
-        app()
+        with hear():
+            app()
     except RuntimeError:
         if "snrkit.base.distributed" not in sys.modules:
             raise
@@ -129,6 +161,8 @@ def train(
     dry_run: DryOption = False,
     peak: PeakOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Train the experiment's network, or go on where the last run stopped."""
     if peak and not dry_run:
@@ -140,7 +174,9 @@ def train(
     if dry_run:
         print(plan(experiment, world, peak))
         return
-    run_training(experiment, runs, world, quiet, fall_back)
+    run = run_training(experiment, runs, world, quiet, fall_back)
+    then = _command("sample", config, settings, runs)
+    _made(f"trained on {experiment.train.images:,} images", run.path, then, False, world)
 
 
 @app.command()
@@ -165,6 +201,8 @@ def sample(
     device: DeviceOption = "auto",
     dry_run: DryOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Make images with the experiment's samplers; goes on with the seeds that are missing."""
     experiment, world = _begin(config, settings, device)
@@ -177,7 +215,9 @@ def sample(
     if dry_run:
         print(plan(experiment, world))
         return
-    run_sampling(experiment, runs, world, names, overwrite, quiet)
+    run = run_sampling(experiment, runs, world, names, overwrite, quiet)
+    then = _command("eval-fid", config, settings, runs)
+    _made(f"images of {', '.join(names or experiment.samplers)}", run.path / "samples", then, False, world)
 
 
 @app.command("measure-shift")
@@ -189,6 +229,8 @@ def measure_shift(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Measure how far each sampler's states are from the level the network is told, with a null."""
     experiment, world = _begin(config, settings, device)
@@ -196,6 +238,8 @@ def measure_shift(
     from snrkit.reports.terminal import show_shift
 
     _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
+    then = _command("report", config, settings, runs)
+    _made("shifts by level", runs / experiment.name / "shift", then, json, world)
 
 
 @app.command("fit-estimator")
@@ -206,6 +250,8 @@ def fit_estimator(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Fit the run's estimator of noise levels, for the probe `estimator` and noise_awareness_classifier."""
     experiment, world = _begin(config, settings, device)
@@ -213,6 +259,8 @@ def fit_estimator(
     from snrkit.reports.terminal import show_calibration
 
     _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
+    then = _command("measure-shift", config, [*(settings or ()), "shift.probes=[estimator]"], runs)
+    _made("estimator of levels", runs / experiment.name / "estimator", then, json, world)
 
 
 @app.command()
@@ -229,6 +277,8 @@ def tune(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Choose coefficients of a sampler's corrections on seeds that are never scored."""
     experiment, world = _begin(config, settings, device)
@@ -252,13 +302,15 @@ def design(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Find levels and steps that keep nearest to the network's own flow at a number of evaluations."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.design import run_design
     from snrkit.reports.terminal import show_designed
 
-    _show(run_design(experiment, runs, world, sampler or (), nfe), json, world, show_designed)
+    _show(run_design(experiment, runs, world, sampler or (), nfe, quiet), json, world, show_designed)
 
 
 @app.command()
@@ -289,6 +341,8 @@ def certify(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
     if (model is None) == (config is None):
@@ -300,7 +354,7 @@ def certify(
     from snrkit.reports.terminal import show_certificates
 
     found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
-    _show(found, json, world, show_certificates)
+    _show(found, json, world, partial(show_certificates, run=runs / experiment.name))
 
 
 @app.command()
@@ -311,6 +365,8 @@ def compare(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """One table at equal NFE: every sampler, its base without corrections, and stronger solvers, with intervals."""
     experiment, world = _begin(config, settings, device)
@@ -318,6 +374,8 @@ def compare(
     from snrkit.reports.terminal import show_comparison
 
     _show(run_comparing(experiment, runs, world, quiet), json, world, show_comparison)
+    then = _command("certify", config, settings, runs)
+    _made("table as a page", runs / experiment.name / "compare.html", then, json, world)
 
 
 @app.command("eval-fid")
@@ -338,6 +396,8 @@ def eval_fid(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
     if (config is None) == (images is None):
@@ -354,6 +414,8 @@ def eval_fid(
             _show(run_scoring(experiment, runs, world, sampler or (), quiet), json, world, show_scores)
         else:
             _show(run_curves(experiment, runs, world, sampler or (), checkpoints, quiet), json, world, show_curves)
+        then = _command("report", config, settings, runs)
+        _made("scores", runs / experiment.name / "metrics", then, json, world)
         return
     _pair(images or [], settings, root, device, json, show_pair)
 
@@ -368,6 +430,9 @@ def analyze(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Show in closed form how hard targets are, what weightings make of it, and all schedules side by side."""
     experiment, world = _begin(config, settings, device)
@@ -390,13 +455,14 @@ def sweep(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
-    from snrkit.base.distributed import open_world
+    world = _open_world(device)
     from snrkit.commands.sweep import run_sweep
     from snrkit.reports.terminal import show_sweep
 
-    world = open_world(device)
     _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
 
 
@@ -407,6 +473,8 @@ def average(
     decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
     at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
     world = _alone("average")
@@ -424,6 +492,8 @@ def export(
     average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
     checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Write a run's weights as a folder that another library loads."""
     if to != "diffusers":
@@ -440,6 +510,9 @@ def check(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     repair: Annotated[bool, typer.Option("--repair", help="Make right what can be made again.")] = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Check that everything in a run directory is what was written, and say what to do where it is not."""
     world = _alone("check")
@@ -468,6 +541,9 @@ def audit(
     tolerance: Annotated[float, typer.Option("--tolerance", help="Nats, beyond which the exit code is 1.")] = 0.01,
     device: DeviceOption = "auto",
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Compare the level that the network is told with the level that it is shown, call by call, without an image."""
     if (config is None) == (what is None):
@@ -478,11 +554,10 @@ def audit(
         raise SnrkitError("--set overrides an experiment's file; it needs --config FILE.")
     if config is not None and steps is not None:
         raise SnrkitError("--steps is for schedulers of diffusers; samplers of an experiment have a grid with its own.")
-    from snrkit.base.distributed import open_world
+    world = _open_world(device)
     from snrkit.commands.audit import audit_experiment, run_auditing
     from snrkit.reports.terminal import show_audit
 
-    world = open_world(device)
     world.check_alone("audit")
     if what is not None:
         found = run_auditing(what, steps, tolerance, world, sampler or ())
@@ -514,6 +589,8 @@ def data_pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the zip that is there.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Pack images as square PNGs of one size into a zip in EDM's layout, which trains fastest."""
     world = _alone("data pack")
@@ -525,7 +602,14 @@ def data_pack(
 
 
 @app.command()
-def report(config: ConfigOption, settings: SetOption = None, runs: RunsOption = RUNS) -> None:
+def report(
+    config: ConfigOption,
+    settings: SetOption = None,
+    runs: RunsOption = RUNS,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
+) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)
     from snrkit.reports.terminal import show_report
@@ -540,6 +624,8 @@ def run(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Everything in one go: train, sample, measure-shift, eval-fid, report."""
     experiment, world = _begin(config, settings, device)
@@ -564,6 +650,8 @@ def encode(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Encode all images of a data set through an autoencoder, into one file for `data: {kind: latents}`.
 
@@ -577,7 +665,11 @@ def encode(
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="YAML files.")],
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Check experiment files and print all their faults."""
     from snrkit.commands.sweep import check_file
 
@@ -593,7 +685,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -
 
 
 @app.command()
-def schema() -> None:
+def schema(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Print the JSON schema of experiment files, for editors."""
     import json
 
@@ -603,23 +695,42 @@ def schema() -> None:
 
 
 def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
-    from snrkit.experiment.experiment import load_experiment
+    with bar(f"reading {config}"):
+        from snrkit.experiment.experiment import load_experiment
 
-    return load_experiment(config, settings or ())
+        return load_experiment(config, settings or ())
+
+
+def _open_world(device: str) -> "World":
+    with bar("starting torch"):
+        from snrkit.base.distributed import open_world
+
+        return open_world(device)
 
 
 def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
-    from snrkit.base.distributed import open_world
-
-    return _load(config, settings), open_world(device)
+    return _load(config, settings), _open_world(device)
 
 
 def _alone(command: str) -> "World":
-    from snrkit.base.distributed import open_world
-
-    world = open_world("cpu")
+    world = _open_world("cpu")
     world.check_alone(command)
     return world
+
+
+def _command(name: str, config: Path, settings: Sequence[str] | None, runs: Path) -> str:
+    """A command about the same experiment, to be copied."""
+    asked = [part for setting in settings or () for part in ("--set", setting)]
+    where = [] if runs == RUNS else ["--runs", str(runs)]
+    return shlex.join(["snrkit", name, "--config", str(config), *asked, *where])
+
+
+def _made(what: str, where: Path, then: str, as_json: bool, world: "World") -> None:
+    """Say what was made, where it lies and what comes next, but where a script reads the output."""
+    if world.leads and not as_json:
+        from snrkit.reports.terminal import show_made
+
+        show_made(what, where, then)
 
 
 def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
@@ -634,7 +745,6 @@ def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
 def _pair(
     images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
 ) -> None:
-    from snrkit.base.distributed import open_world
     from snrkit.commands.eval_fid import score_pair
     from snrkit.experiment.experiment import parse_metrics
 
@@ -642,7 +752,7 @@ def _pair(
         raise SnrkitError(
             f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
         )
-    world = open_world(device)
+    world = _open_world(device)
     _show(score_pair(images[0], images[1], parse_metrics(settings or ()), root, world), as_json, world, show)
 
 
