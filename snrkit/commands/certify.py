@@ -29,7 +29,7 @@ from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import EVALUATIONS, bar, follow
 from snrkit.commands.sample import check_images, check_samplers, choose
-from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, follow_flow, tuning_seeds
 from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
@@ -152,8 +152,8 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
     fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
     chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
-    with bar(f"flow of {name}", unit=EVALUATIONS, shown=not quiet):
-        flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
+    follow_flow(confirmed_on, name)  # of one that cannot be followed nothing is tried
+    flow = confirmed_on.flow
     boot = FlowTools(e, certifier.samples).bootstrap
     plain, solvers = guided_alone(sampler), e.compare.solvers
     tries = Candidates(sampler, plain, cost(sampler), cost, solvers, fitted, chosen_on, boot, certifier.pipeline)

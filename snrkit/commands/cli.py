@@ -172,9 +172,12 @@ def train(
     from snrkit.commands.train import run_training
 
     if dry_run:
-        print(plan(experiment, world, peak))
+        with bar("planning"):
+            text = plan(experiment, world, peak)
+        print(text)
         return
-    run = run_training(experiment, runs, world, quiet, fall_back)
+    with bar(experiment.name):
+        run = run_training(experiment, runs, world, quiet, fall_back)
     then = _command("sample", config, settings, runs)
     _made(f"trained on {experiment.train.images:,} images", run.path, then, False, world)
 
@@ -213,9 +216,12 @@ def sample(
     if spectrum_scale is not None:
         experiment, names = with_texture(experiment, names, spectrum_scale)
     if dry_run:
-        print(plan(experiment, world))
+        with bar("planning"):
+            text = plan(experiment, world)
+        print(text)
         return
-    run = run_sampling(experiment, runs, world, names, overwrite, quiet)
+    with bar(experiment.name):
+        run = run_sampling(experiment, runs, world, names, overwrite, quiet)
     then = _command("eval-fid", config, settings, runs)
     _made(f"images of {', '.join(names or experiment.samplers)}", run.path / "samples", then, False, world)
 
@@ -237,7 +243,9 @@ def measure_shift(
     from snrkit.commands.measure_shift import run_measuring
     from snrkit.reports.terminal import show_shift
 
-    _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
+    with bar(experiment.name):
+        found = run_measuring(experiment, runs, world, sampler or (), quiet)
+    _show(found, json, world, show_shift)
     then = _command("report", config, settings, runs)
     _made("shifts by level", runs / experiment.name / "shift", then, json, world)
 
@@ -258,7 +266,9 @@ def fit_estimator(
     from snrkit.commands.fit_estimator import run_estimating
     from snrkit.reports.terminal import show_calibration
 
-    _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
+    with bar(experiment.name):
+        found = run_estimating(experiment, runs, world, quiet)
+    _show(found, json, world, show_calibration)
     then = _command("measure-shift", config, [*(settings or ()), "shift.probes=[estimator]"], runs)
     _made("estimator of levels", runs / experiment.name / "estimator", then, json, world)
 
@@ -288,7 +298,8 @@ def tune(
     methods = {method: method for method in METHODS}
     if by not in methods:
         raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
-    records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
+    with bar(experiment.name):
+        records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
     _show(records, json, world, show_tuned)
 
 
@@ -310,7 +321,9 @@ def design(
     from snrkit.commands.design import run_design
     from snrkit.reports.terminal import show_designed
 
-    _show(run_design(experiment, runs, world, sampler or (), nfe, quiet), json, world, show_designed)
+    with bar(experiment.name):
+        found = run_design(experiment, runs, world, sampler or (), nfe, quiet)
+    _show(found, json, world, show_designed)
 
 
 @app.command()
@@ -353,7 +366,8 @@ def certify(
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 
-    found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
+    with bar(experiment.name):
+        found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
     _show(found, json, world, partial(show_certificates, run=runs / experiment.name))
 
 
@@ -373,7 +387,9 @@ def compare(
     from snrkit.commands.compare import run_comparing
     from snrkit.reports.terminal import show_comparison
 
-    _show(run_comparing(experiment, runs, world, quiet), json, world, show_comparison)
+    with bar(experiment.name):
+        found = run_comparing(experiment, runs, world, quiet)
+    _show(found, json, world, show_comparison)
     then = _command("certify", config, settings, runs)
     _made("table as a page", runs / experiment.name / "compare.html", then, json, world)
 
@@ -411,9 +427,13 @@ def eval_fid(
 
         experiment, world = _begin(config, settings, device)
         if checkpoints is None:
-            _show(run_scoring(experiment, runs, world, sampler or (), quiet), json, world, show_scores)
+            with bar(experiment.name):
+                found = run_scoring(experiment, runs, world, sampler or (), quiet)
+            _show(found, json, world, show_scores)
         else:
-            _show(run_curves(experiment, runs, world, sampler or (), checkpoints, quiet), json, world, show_curves)
+            with bar(experiment.name):
+                curves = run_curves(experiment, runs, world, sampler or (), checkpoints, quiet)
+            _show(curves, json, world, show_curves)
         then = _command("report", config, settings, runs)
         _made("scores", runs / experiment.name / "metrics", then, json, world)
         return
@@ -441,9 +461,13 @@ def analyze(
     from snrkit.reports.terminal import show_analysis, show_spectrum
 
     if spectrum:
-        _show(run_spectrum(experiment, runs, world), json, world, show_spectrum)
+        with bar(experiment.name):
+            found = run_spectrum(experiment, runs, world)
+        _show(found, json, world, show_spectrum)
         return
-    _show(run_analysis(experiment, runs, world), json, world, show_analysis)
+    with bar(experiment.name):
+        found = run_analysis(experiment, runs, world)
+    _show(found, json, world, show_analysis)
 
 
 @app.command()
@@ -463,7 +487,9 @@ def sweep(
     from snrkit.commands.sweep import run_sweep
     from snrkit.reports.terminal import show_sweep
 
-    _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
+    with bar(file.stem):
+        found = run_sweep(file, runs, world, settings or (), arm or (), quiet)
+    _show(found, json, world, show_sweep)
 
 
 @app.command()
@@ -481,7 +507,9 @@ def average(
     from snrkit.commands.average import run_averaging
     from snrkit.reports.terminal import show_average
 
-    _show(run_averaging(path, width, decay, at), json, world, show_average)
+    with bar("averaging"):
+        record = run_averaging(path, width, decay, at)
+    _show(record, json, world, show_average)
 
 
 @app.command()
@@ -502,7 +530,9 @@ def export(
     from snrkit.commands.export import run_exporting
     from snrkit.reports.terminal import show_export
 
-    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, world, show_export)
+    with bar("exporting"):
+        record = run_exporting(path, "diffusers", out, average, checkpoint)
+    _show(record, json, world, show_export)
 
 
 @app.command()
@@ -519,7 +549,8 @@ def check(
     from snrkit.commands.check import run_checking
     from snrkit.reports.terminal import show_checked
 
-    checked = run_checking(path, repair)
+    with bar(f"checking {path}"):
+        checked = run_checking(path, repair)
     _show(checked, json, world, show_checked)
     if not checked.sound:
         raise typer.Exit(1)
@@ -560,10 +591,13 @@ def audit(
 
     world.check_alone("audit")
     if what is not None:
-        found = run_auditing(what, steps, tolerance, world, sampler or ())
+        with bar(f"auditing {what}"):
+            found = run_auditing(what, steps, tolerance, world, sampler or ())
     else:
         assert config is not None
-        found = audit_experiment(_load(config, settings), tolerance, world, sampler or ())
+        experiment = _load(config, settings)
+        with bar(f"auditing {experiment.name}"):
+            found = audit_experiment(experiment, tolerance, world, sampler or ())
     _show(found, json, world, show_audit)
     if found.beyond:
         raise typer.Exit(1)
@@ -612,9 +646,11 @@ def report(
 ) -> None:
     """Write report.md and report.html from what the run directory holds, and print the table."""
     experiment = _load(config, settings)
-    from snrkit.reports.terminal import show_report
+    with bar("writing the report"):
+        from snrkit.reports.terminal import make_report, show_report
 
-    show_report(experiment, runs)
+        made = make_report(experiment, runs)
+    show_report(*made)
 
 
 @app.command()
@@ -630,8 +666,11 @@ def run(
     """Everything in one go: train, sample, measure-shift, eval-fid, report."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.run_all import run_everything
+    from snrkit.reports.terminal import show_report
 
-    run_everything(experiment, runs, world, quiet)
+    with bar(experiment.name):
+        made = run_everything(experiment, runs, world, quiet)
+    show_report(*made)
 
 
 @data.command()
@@ -661,7 +700,9 @@ def encode(
     from snrkit.commands.data_encode import run_encoding
     from snrkit.reports.terminal import show_encoded
 
-    _show(run_encoding(experiment, world, out, vae, dtype, overwrite, quiet), json, world, show_encoded)
+    with bar(experiment.name):
+        found = run_encoding(experiment, world, out, vae, dtype, overwrite, quiet)
+    _show(found, json, world, show_encoded)
 
 
 @app.command()
@@ -671,12 +712,14 @@ def validate(
     verbose: VerboseOption = False,
 ) -> None:
     """Check experiment files and print all their faults."""
-    from snrkit.commands.sweep import check_file
+    with bar("starting"):
+        from snrkit.commands.sweep import check_file
 
     faults = []
     for file in files:
         try:
-            check_file(file)
+            with bar(f"checking {file}"):
+                check_file(file)
             print(f"{file}: valid")
         except SnrkitError as error:
             faults.append(str(error))
@@ -753,7 +796,9 @@ def _pair(
             f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
         )
     world = _open_world(device)
-    _show(score_pair(images[0], images[1], parse_metrics(settings or ()), root, world), as_json, world, show)
+    with bar(f"{images[0]} against {images[1]}"):
+        found = score_pair(images[0], images[1], parse_metrics(settings or ()), root, world)
+    _show(found, as_json, world, show)
 
 
 if __name__ == "__main__":

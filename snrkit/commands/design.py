@@ -21,7 +21,7 @@ from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import EVALUATIONS, bar
 from snrkit.commands.sample import check_samplers, choose
-from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, guarded_fit, tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, follow_flow, guarded_fit, tuning_seeds
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment, dump_yaml
@@ -71,7 +71,7 @@ def run_design(
         found = {}
         with bar("designing", len(chosen), not quiet, "grids") as progress:
             for name, (plain, shape) in chosen.items():
-                with bar(f"flow of {name}", None, not quiet, EVALUATIONS):
+                with bar(f"designing {name}", None, not quiet, EVALUATIONS):
                     found[name] = _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
                 progress.advance(1, f"{name}: rms to the flow {found[name].distance:.4f}")
         return found
@@ -98,6 +98,8 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     checked = first_states(tools.samples, plain, of_check, label).at_the_end()  # first: it may have no flow
     fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
     chosen_on = chosen_on.at_the_end()
+    for states, what in ((checked, "to check on"), (chosen_on, "to choose on")):
+        follow_flow(states, f"{label}, {what}")
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
     stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)

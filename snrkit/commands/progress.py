@@ -11,6 +11,7 @@ and with `--verbose` also what every part took. All of it goes to stderr.
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -186,7 +187,8 @@ class Bars:
                 BarColumn(bar_width=16),
                 _Told(self._clock),
             )
-            self._progress = Progress(*columns, console=self._console)
+            caught = sys.stdout.isatty()  # what goes to a file or to another program stays there
+            self._progress = Progress(*columns, console=self._console, redirect_stdout=caught)
             self._progress.start()
         self._tasks[bar] = self._progress.add_task(bar.what, total=bar.total, completed=bar.done, bar=bar)
 
@@ -341,7 +343,8 @@ def bar(what: str, total: int | None = None, shown: bool = True, unit: str = "im
         if display is not NOWHERE:
             _now.bars.remove(made)
         display.end(made)
-        log.debug("%s: %s", what, made.told(_now.settings.clock()))
+        if display is not NOWHERE:
+            log.debug("%s: %s", what, made.told(_now.settings.clock()))
 
 
 def count(unit: str, number: int) -> None:

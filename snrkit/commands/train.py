@@ -161,8 +161,9 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
     opened = open_aloud(experiment, world, quiet)
     training, setting = opened.experiment.training, opened.setting
-    check_memory(training, setting)
     visible = world.leads and not quiet
+    with bar("estimating the memory", shown=visible):
+        check_memory(training, setting)
     with bar("measuring the data", shown=visible, unit=READINGS):
         task = open_task(training, setting)
     run = Run(runs / experiment.name)

@@ -288,7 +288,7 @@ def find(bench: Bench, method: Method) -> tuple[Values, FlowFound | None]:
     """(The coefficients that a method chooses, what was found by flow)."""
     shown, trials = not bench.tools.quiet, bench.experiment.tune.trials
     if method == "flow":
-        with bar(f"flow of {bench.name}", None, shown, EVALUATIONS):
+        with bar(f"fitting {bench.name}", None, shown, EVALUATIONS):
             return coefficients_by_flow(bench.tools.flows, bench.name, bench.sampler, bench.chosen)
     with bar(bench.name, trials if method == "optuna" else None, shown, "values tried") as progress:
         if method == "predicted":
@@ -474,7 +474,7 @@ def by_optuna(bench: Bench, trials: int, progress: Bar) -> Values:
 
 def _write_fit(bench: Bench) -> FitMade:
     """Fit the steps of a sampler and keep their coefficients in the run."""
-    with bar(f"flow of {bench.name}", None, not bench.tools.quiet, EVALUATIONS):
+    with bar(f"fitting {bench.name}", None, not bench.tools.quiet, EVALUATIONS):
         stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
     return FitMade(str(write_fit(bench.run, stored)), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
 

@@ -22,7 +22,7 @@ from snrkit.fitting.guard import Guard, guard_says
 from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
-from snrkit.reports.blocks import short, spread
+from snrkit.reports.blocks import Table, short, spread
 from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
 from snrkit.reports.records import (
     Audited,
@@ -551,12 +551,16 @@ def show_pair(record: PairScores) -> None:
         _say(f"warning: {warning}")
 
 
-def show_report(experiment: Experiment, runs: Path) -> None:
-    """Write the report, print its table and where it is."""
+def make_report(experiment: Experiment, runs: Path) -> tuple[Path, Table]:
+    """Write the report; returns its path and its table."""
     run = Run(runs / experiment.name)
     stored = stored_experiment(run.path)
     with beside(run, run.path):
-        path, found = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+        return write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
+
+
+def show_report(path: Path, found: Table) -> None:
+    """The table of the report, and where it lies."""
     _print(*_definitions_last(found.header, found.rows))
     show_made("report", path)
 
