@@ -631,7 +631,8 @@ def data_pack(
     from snrkit.commands.data_pack import PackOptions, run_packing
     from snrkit.reports.terminal import show_pack
 
-    record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
+    with bar(f"packing {source}"):
+        record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
     _show(record, json, world, show_pack)
 
 

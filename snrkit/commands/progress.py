@@ -26,17 +26,18 @@ from rich.table import Column
 from rich.text import Text
 
 from snrkit.base.gradual import Done, Gradual
+from snrkit.reports.layout import width_of
 
 T = TypeVar("T")
 EVALUATIONS = "evaluations"  # of the network, one for each image that it is shown
 READINGS = "images read"
 COUNTED = (EVALUATIONS, READINGS)
 OFTEN = 0.1  # seconds between two updates of what is shown
+DRAWN = 4  # times a second that bars are drawn, which takes a hundredth of one core
 WINDOW = 30.0  # seconds that a rate is taken over
 BRIEF = 2.0  # seconds, below which nothing is left of a bar
 EVERY = 30.0  # seconds between two plain lines
 BEAT = 1.0  # seconds after which it is looked whether a plain line is due, where nothing else looks
-PLAIN_WIDTH = 100  # of what is no terminal
 log = logging.getLogger("snrkit")
 
 
@@ -106,15 +107,14 @@ class Bar:
 
     def told(self, now: float) -> str:
         """How far it is, how fast, how long it may take, and the note."""
-        rate = self.rate(now)
+        rate, rest = self.rate(now), None if self.total is None else self.total - self.done
         parts = []
         if self.total is not None:
             parts.append(f"{self.done:,} of {self.total:,} {self.unit}")
         elif self.done:
             parts.append(f"{self.done:,} {self.unit}")
         parts += [_a_second(rate)] if rate else []
-        left = rate and self.total is not None and self.done < self.total
-        parts.append(f"{_time((self.total - self.done) / rate)} left" if left else _time(now - self.begun))  # type: ignore[operator]
+        parts.append(f"{_time(rest / rate)} left" if rate and rest else _time(now - self.begun))
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
 
@@ -172,12 +172,13 @@ class _Told(ProgressColumn):
 
 
 class Bars:
-    """Bars on a terminal, drawn by a thread ten times a second."""
+    """Bars on a terminal, drawn by a thread."""
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console, self._clock = console, clock
         self._progress: Progress | None = None
         self._tasks: dict[Bar, TaskID] = {}
+        self._turn = threading.RLock()
 
     def begin(self, bar: Bar) -> None:
         """Draw it, below those that are drawn."""
@@ -188,23 +189,25 @@ class Bars:
                 _Told(self._clock),
             )
             caught = sys.stdout.isatty()  # what goes to a file or to another program stays there
-            self._progress = Progress(*columns, console=self._console, redirect_stdout=caught)
+            self._progress = Progress(*columns, console=self._console, redirect_stdout=caught, refresh_per_second=DRAWN)
             self._progress.start()
         self._tasks[bar] = self._progress.add_task(bar.what, total=bar.total, completed=bar.done, bar=bar)
 
     def changed(self, bar: Bar) -> None:
-        """Draw it as it is now, when the thread comes to it."""
-        if self._progress is not None:
-            self._progress.update(self._tasks[bar], completed=bar.done, total=bar.total)
+        """Draw it as it is now, when the thread comes to it; who reads ahead may come when it has ended."""
+        with self._turn:
+            if self._progress is not None and bar in self._tasks:
+                self._progress.update(self._tasks[bar], completed=bar.done, total=bar.total)
 
     def end(self, bar: Bar) -> None:
         """Take it away; the outermost one stays as it is, but where it was brief."""
         assert self._progress is not None
         self.changed(bar)
-        task = self._tasks.pop(bar)
-        if self._tasks:
-            self._progress.remove_task(task)
-            return
+        with self._turn:
+            task = self._tasks.pop(bar)
+            if self._tasks:
+                self._progress.remove_task(task)
+                return
         self._progress.live.transient = self._clock() - bar.begun < BRIEF
         self._progress.stop()
         self._progress = None
@@ -247,7 +250,7 @@ class Lines:
                 return
             self._due = now + self._every
             line = Text("; ".join(f"{bar.what}: {bar.told(now)}" for bar in self._bars))
-            line.truncate(int(os.environ.get("COLUMNS", PLAIN_WIDTH)), overflow="ellipsis")
+            line.truncate(width_of(self._console), overflow="ellipsis")
             self._console.print(line, soft_wrap=True, highlight=False)
 
     def _watch(self, over: threading.Event) -> None:

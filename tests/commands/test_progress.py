@@ -155,6 +155,19 @@ def test_a_terminal_shows_bars_and_leaves_the_outermost():
     assert "\x1b[?25l" not in file.getvalue()
 
 
+def test_what_is_counted_when_a_bar_has_ended_is_passed_over():
+    """A thread that reads ahead may come to it late; alone, and while another bar is drawn."""
+    file, clock = io.StringIO(), Clock(1.0)
+    console = progress.SteadyConsole(file=file, force_terminal=True, width=100)
+    with shown_as(Settings(display=Bars(console, clock), clock=clock)):
+        with bar("first") as first:
+            pass
+        first.advance(1)
+        with bar("second"):
+            first.advance(1)
+    assert first.done == 2
+
+
 def test_the_counts_of_a_walk_rise_at_every_step_and_end_at_their_total(trained, seen):
     """Euler with 4 steps on two batches of 16: eight evaluations of 16 images each."""
     snrkit(trained, "sample", "--sampler", "euler")
