@@ -1,6 +1,7 @@
 """What is seen of a command while it works, where there is a terminal and where there is none."""
 
 import io
+import json
 import logging
 import os
 import re
@@ -224,6 +225,14 @@ def test_quiet_prints_nothing_and_a_file_gets_lines_alone(trained):
     told = [line for line in lines if not line.startswith("shift.images is")]
     assert told
     assert all(re.search(r"\d:\d\d", line) and "\x1b" not in line and len(line) <= 200 for line in told)
+
+
+def test_a_command_ends_with_what_was_made_and_what_comes_next(trained):
+    """With its absolute path, and the next command to be copied; where a script reads, JSON stands alone."""
+    said = snrkit(trained, "sample", "-q", "--sampler", "euler", "--set", "sample.npz=false").stdout
+    then = f"snrkit eval-fid --config {trained}/small.yaml --set sample.npz=false --runs {trained}/runs"
+    assert said == f"images of euler: {trained}/runs/small/samples\nnext: {then}\n"
+    assert "euler" in json.loads(snrkit(trained, "eval-fid", "-q", "--json", "--sampler", "euler").stdout)
 
 
 def test_verbose_says_what_each_part_took(trained):
