@@ -58,7 +58,8 @@ def run_measuring(
                 measurement = follow(instrument.measuring(sampler), not quiet)
                 progress.update(index + 1, f"{name}: norm gap {measurement.shift.mean_norm_gap.value:+.4f}")
                 records[name] = _record(run, _facts(instrument, name, sampler), measurement)
-                _write(run, e.name, records[name], measurement)
+                with bar(f"drawing {name}", shown=not quiet):
+                    _write(run, e.name, records[name], measurement)
     return records
 
 
