@@ -46,7 +46,7 @@ def measured(value: float, low: float | None, high: float | None, signed: bool =
 
     What rounds to 0 has no sign but that of 0.
     """
-    if not math.isfinite(value):
+    if math.isnan(value):
         return "-"
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return rounded(value, digits, signed)

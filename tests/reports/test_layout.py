@@ -100,6 +100,7 @@ def test_a_wide_console_divides_a_table_by_columns():
         (0.5, None, None, "+0.5000"),
         (0.5, 0.5, 0.5, "+0.5000 [+0.5000, +0.5000]"),
         (math.nan, 0.0, 1.0, "-"),
+        (math.inf, 0.0, math.inf, "+inf"),
     ],
 )
 def test_numbers_have_the_digits_that_their_interval_supports(value, low, high, said):
