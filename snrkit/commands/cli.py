@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -749,6 +750,7 @@ def _open_world(device: str) -> "World":
     with bar("starting torch"):
         from snrkit.base.distributed import open_world
 
+        import_module("snrkit.reports.terminal")  # with most of what commands import, which takes a second
         return open_world(device)
 
 
