@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
 from snrkit.base.files import checksum, disk_errors, remove_abandoned, write_bytes
+from snrkit.base.gradual import Gradual
 from snrkit.base.regular import checksum_of, open_regular
 from snrkit.base.sealed import read_json, write_json
 from snrkit.base.tensors import read_tensors, write_tensors
@@ -57,6 +58,16 @@ def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Te
     found = known(name)
     if found is None:
         found = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
+        keep(name, found)
+    return found
+
+
+def keeping(name: str, making: Gradual[Mapping[str, Tensor]]) -> Gradual[Mapping[str, Tensor]]:
+    """As `kept`, of work that says how far it has come, and is not begun where the cache has what it makes."""
+    found = known(name)
+    if found is None:
+        made = yield from making
+        found = {key: tensor.detach().cpu().contiguous() for key, tensor in made.items()}
         keep(name, found)
     return found
 

@@ -70,7 +70,8 @@ def end_at_once(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _end(signum: int, text: str) -> NoReturn:
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        clear = "\r\x1b[2K" if os.isatty(2) else ""  # a bar that is being drawn
+        os.write(2, f"{clear}{text}\n".encode())
     os._exit(code_of(signum))
 
 

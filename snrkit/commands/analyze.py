@@ -32,7 +32,8 @@ from snrkit.base.frequency import views
 from snrkit.base.sealed import write_json
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.analyze_run import GRADED, MEASURED, analyze_run
-from snrkit.commands.opening import open_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
+from snrkit.commands.progress import READINGS, bar
 from snrkit.diffusion.betas import (
     Betas,
     GeometricBetas,
@@ -51,7 +52,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.instrument import check_held_out
 from snrkit.experiment.lock import beside
-from snrkit.experiment.opening import Opened, level_sampler, open_model
+from snrkit.experiment.opening import Opened, level_sampler
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
@@ -149,18 +150,20 @@ def run_analysis(experiment: Experiment, runs: Path, world: World) -> dict[str, 
 
 def _analyze(opened: Opened, runs: Path, run: Run, folder: Path) -> dict[str, Any]:
     e, data = opened.experiment, opened.data
-    spectrum, sampler = data_spectrum(data), level_sampler(e.levels, data)
-    groups = {
-        HARD: target_charts(e, spectrum),
-        TIMED: time_charts(e, spectrum),
-        WEIGHTED: weighting_charts(e, sampler, spectrum),
-        SCHEDULED: schedule_charts(e, sampler, spectrum),
-    }
+    with bar("spectra of the data", unit=READINGS):
+        spectrum, sampler = data_spectrum(data), level_sampler(e.levels, data)
+    with bar("closed forms"):
+        groups = {
+            HARD: target_charts(e, spectrum),
+            TIMED: time_charts(e, spectrum),
+            WEIGHTED: weighting_charts(e, sampler, spectrum),
+            SCHEDULED: schedule_charts(e, sampler, spectrum),
+        }
     facts: dict[str, str] = {}
     if newest_checkpoint(run.checkpoints) is not None:
         run = trained_run(runs, e, data.dataset.fingerprint)
         check_held_out(data)
-        model = open_model(opened, run)
+        model = open_model_aloud(opened, run)
         found = analyze_run(e, opened.setting, model, spectrum)
         groups |= found.charts
         facts = {"Weights": f"{model.weights} at {model.images} images", **found.facts}
@@ -325,9 +328,11 @@ def _write_charts(
         blocks += [Heading("The run in figures"), Table(("what", "value"), list(facts.items()))]
     for title, charts in groups.items():
         picture = folder / f"{charts[0].name}.png"
-        write_bytes(picture, draw(charts))
-        for chart in charts:
-            write_text(folder / f"{chart.name}.csv", chart.csv())
+        with bar(f"drawing: {title}", len(charts), unit="charts") as progress:
+            write_bytes(picture, draw(charts))
+            for chart in charts:
+                write_text(folder / f"{chart.name}.csv", chart.csv())
+                progress.advance(1)
         blocks += [Heading(title), Paragraph(LEGENDS[title]), Picture(picture, "; ".join(c.title for c in charts))]
     rows = [(name, f"{bits:.3g}", f"{bits * math.prod((3, 32, 32)) * NATS_A_BIT:.3g}")
             for name, bits in prior_bits(spectrum.second_moment).items()]  # fmt: skip

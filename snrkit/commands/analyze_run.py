@@ -37,6 +37,7 @@ from snrkit.base.streams import (
     ANALYSIS_RECONSTRUCTION,
     ANALYSIS_TRAIN,
 )
+from snrkit.commands.progress import EVALUATIONS, bar, follow
 from snrkit.data.dataset import chunks, to_bytes, to_unit
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, V
@@ -45,7 +46,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import TrainedHere, fill
 from snrkit.experiment.opening import Model, Setting, open_network, open_task
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import Extractor, make_extractor
+from snrkit.metrics.extractors import Extractor, making_extractor
 from snrkit.networks import output_layer, output_weights
 from snrkit.training.objective import Objective
 
@@ -78,7 +79,7 @@ def analyze_run(experiment: Experiment, setting: Setting, model: Model, spectrum
     process, dataset = setting.parts.process, setting.data.dataset
     logsnr = symmetric_levels(process, LEVELS)
     batches = held_out_batches(setting)
-    with torch.no_grad():
+    with torch.no_grad(), bar("errors of the run", _evaluations(logsnr, batches), unit=EVALUATIONS):
         errors = x0_errors(model.denoiser, process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(setting.seed)))
     mse = errors.mean(1)
     known, facts = _information_charts(spectrum, logsnr, mse)
@@ -89,11 +90,17 @@ def analyze_run(experiment: Experiment, setting: Setting, model: Model, spectrum
         GRADED: gradient,
     }
     if dataset.exact is not None and not labelled:
-        excess = _excess_chart(setting, model, batches, logsnr)
+        with bar("excess errors", _evaluations(logsnr, batches), unit=EVALUATIONS):
+            excess = _excess_chart(setting, model, batches, logsnr)
         charts[MEASURED].append(excess)
     charts[MEASURED] += _reading_charts(setting, experiment.metrics, model, batches, logsnr)
     told = {"Told beside the level": "the label: errors, information and bound are given it"} if labelled else {}
     return Dissection(charts, {**told, **facts, **more, **_bound_facts(process, spectrum, batches, logsnr, mse)})
+
+
+def _evaluations(logsnr: Tensor, batches: Sequence[Batch]) -> int:
+    """Of the network, of each image at each level."""
+    return len(logsnr) * sum(len(x0) for x0, _ in batches)
 
 
 def held_out_batches(setting: Setting) -> list[Batch]:
@@ -176,7 +183,11 @@ def _gradient_charts(
     where = (
         "output layer" if output_layer(network) is not None else f"layer {output_weights(network)[0]}, the last made"
     )
-    found = [level_gradients(objective, network, images, float(value)) for value in logsnr]
+    found = list[Gradients]()
+    with bar("gradients", len(logsnr), unit="levels") as progress:
+        for value in logsnr.tolist():
+            found.append(level_gradients(objective, network, images, value))
+            progress.advance(1)
     norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
     level, s = level_of(logsnr, e.process.scaling), setting.data.sigma_data
@@ -187,7 +198,7 @@ def _gradient_charts(
     weight = objective.weight(logsnr)
     weight = weight.where(weight.isfinite(), 0.0)  # over a density of 0, where training does not look
     weighted = weight / weight.max() * norms
-    with torch.no_grad():
+    with torch.no_grad(), bar("errors at these levels", _evaluations(logsnr, batches), unit=EVALUATIONS):
         mse = x0_errors(model.denoiser, e.process, batches, logsnr, Noise(ANALYSIS_ERRORS.open(setting.seed))).mean(1)
     own = scale * (mse / difficulty(level, X0(), spectrum.variance).bayes_error).sqrt()  # one factor for both
     ranks, agreement = [rank_correlation(norms, each) for each in (scale, own)], rank_correlation(ratios, untrained)
@@ -240,13 +251,13 @@ def _reading_charts(
     if data.labelled.labels is None or data.dataset.labels is None or not blindly:
         return []
     config = metrics.model_copy(update={"features": "classifier"})
-    extractor = make_extractor(config, data.labelled, data.split, setting.world.device)
+    extractor = follow(making_extractor(config, data.labelled, data.split, setting.world.device))
     labels = torch.cat([cond.labels.cpu() for _, cond in batches if cond.labels is not None])
     blind = [(x0, replace(cond, labels=torch.full((len(x0),), -1, device=x0.device))) for x0, cond in batches]
     own, plain = _read(extractor, [data.images(x0) for x0, _ in batches])
     apart = 2 * own.var(0).sum()  # between two images at random
     noise, right, distance = Noise(ANALYSIS_LABELS.open()), [], []
-    with torch.no_grad():
+    with torch.no_grad(), bar("reading what it makes", _evaluations(logsnr, batches), unit=EVALUATIONS):
         for value in logsnr:
             made = guesses(model.denoiser, setting.parts.process.level(value), blind, noise)
             features, read = _read(extractor, [data.images(guess) for *_, guess in made])

@@ -15,6 +15,7 @@ from snrkit.base.distributed import World
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.sealed import write_json
 from snrkit.commands.opening import open_aloud
+from snrkit.commands.progress import READINGS, bar
 from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
@@ -36,13 +37,19 @@ def run_spectrum(experiment: Experiment, runs: Path, world: World) -> dict[str, 
     """Write the page; returns what the command prints."""
     world.check_alone("analyze")
     opened = open_aloud(experiment, world)
-    spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
+    with bar("measuring spectra", opened.data.labelled.count, unit=READINGS):
+        spectra = measure_spectra(opened.data.labelled, opened.data.split, world.device)
     run = Run(runs / experiment.name)
     folder = run.path / "analysis" / "spectrum"
     levels = spectral_levels(experiment.levels)
     schedule = SpectralSchedule() if levels is None else levels.schedule
-    charts, record = spectrum_charts(spectra, schedule), facts(spectra, schedule)
-    with beside(run, folder), disk_errors(f"writing {folder}", "free space and run the same command again"):
+    with bar("schedules of the spectra"):
+        charts, record = spectrum_charts(spectra, schedule), facts(spectra, schedule)
+    with (
+        bar("drawing"),
+        beside(run, folder),
+        disk_errors(f"writing {folder}", "free space and run the same command again"),
+    ):
         blocks = _write(folder, experiment, charts, record)
         write_json(folder / "index.json", record)
         write_text(folder / "index.md", document(blocks, folder))

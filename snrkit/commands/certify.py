@@ -27,9 +27,9 @@ from snrkit.commands.compare import check_untuned, difference, find_rows
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar, console
+from snrkit.commands.progress import EVALUATIONS, bar, follow
 from snrkit.commands.sample import check_images, check_samplers, choose
-from snrkit.commands.tune_flow import FlowTools, check_disjoint, tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, follow_flow, tuning_seeds
 from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
@@ -113,7 +113,7 @@ def run_certify(
     began = time.monotonic()
     chosen = choose(experiment, names)
     check_seeds(experiment)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     check_beside(opened.setting, e)
     check_images(opened.setting)
@@ -129,10 +129,6 @@ def run_certify(
         until = None if minutes is None else began + 60 * minutes
         certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
         found = {name: _certify(certifier, name, world, quiet) for name in chosen}
-    for name in [] if quiet else chosen:
-        path = run.certificate(name)
-        use = f"samplers: {{mine: {{certificate: {path}}}}}"
-        console.print(f"{name}: {path}, with a page beside it; to use it: {use}", markup=False)
     return found
 
 
@@ -156,7 +152,8 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
     fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
     chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
-    flow = confirmed_on.flow  # of one that cannot be followed nothing is tried
+    follow_flow(confirmed_on, name)  # of one that cannot be followed nothing is tried
+    flow = confirmed_on.flow
     boot = FlowTools(e, certifier.samples).bootstrap
     plain, solvers = guided_alone(sampler), e.compare.solvers
     tries = Candidates(sampler, plain, cost(sampler), cost, solvers, fitted, chosen_on, boot, certifier.pipeline)
@@ -165,7 +162,8 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
         raise ConfigError(f"samplers.{name}: {tried[0].why} Nothing can be set beside it; certify another sampler.")
     best = min(tried, key=lambda one: one.nearness)
     made = made_of(best)
-    base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
+    with bar(f"confirming {best.name}", unit=EVALUATIONS, shown=not quiet):
+        base, moved = (each.walked(confirmed_on) for each in (Made(sampler), made))
     guard = guarded(base, moved, flow.states[-1], flow.error)
     recipe = _recipe(certifier, name, best, made, guard, flow)
     record = _record(certifier, name, recipe, guard, world)
@@ -240,7 +238,7 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
     tune, candidates = certifier.experiment.tune, list(tries.every())
     of, seeds = certifier.of(tries.given), tuning_seeds(tune.seeds, tune.noises, 3)[:2]
     tried, skipped = list[TriedCandidate](), list[str]()
-    with bar(f"certifying {name}", len(candidates), not quiet) as progress:
+    with bar(f"certifying {name}", len(candidates), not quiet, "candidates") as progress:
         for index, candidate in enumerate(candidates):
             path, asked = certifier.run.candidate(name, candidate.name), candidate.asked(seeds)
             known = _kept(path)
@@ -249,10 +247,14 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
             elif tried and certifier.until is not None and time.monotonic() > certifier.until:
                 skipped.append(candidate.name)
             else:
-                tried.append(_try(of, asked, candidate, tries.chosen_on))
+                with bar(candidate.name, None, not quiet, EVALUATIONS):
+                    tried.append(_try(of, asked, candidate, tries.chosen_on))
                 with disk_errors(f"writing {path}", "free space and run the same command again"):
                     write_json(path, to_json(tried[-1]))
-            progress.update(index + 1, candidate.name)
+            near = (
+                "" if not tried or tried[-1].distance is None else f": rms to the flow {tried[-1].distance.value:.4f}"
+            )
+            progress.update(index + 1, f"{candidate.name}{near}")
     return tried, skipped
 
 
@@ -328,7 +330,8 @@ def _shift(certifier: Certifier, sampler: Sampler) -> ShiftSplit:
     """The mean norm gap of the sampler as it is, with its null, and what of it is the network's and the solver's."""
     probes = (WhyProbe(), ResponseProbe())
     config = certifier.experiment.shift.model_copy(update={"probes": probes})
-    measured = Instrument(certifier.samples, config, measured_seeds(certifier.experiment)).measure(sampler)
+    instrument = Instrument(certifier.samples, config, measured_seeds(certifier.experiment))
+    measured = follow(instrument.measuring(sampler))
     why, response = (measured.probes[probe.kind] for probe in probes)
     assert isinstance(why, Why)
     assert isinstance(response, Response)

@@ -1,7 +1,10 @@
 """The command line. torch is imported inside commands, so that --help is fast."""
 
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -10,6 +13,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
+from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
     from snrkit.base.distributed import World
@@ -45,7 +49,35 @@ PeakOption = Annotated[
 ]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _quiet(value: bool) -> bool:
+    ask(quiet=value)
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    ask(verbose=value)
+    return value
+
+
+def _every(value: float) -> float:
+    ask(every=value)
+    return value
+
+
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress, and of messages warnings alone.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Also say what each part of the work took.")
+]
+EveryOption = Annotated[
+    float,
+    typer.Option(
+        "--log-every", min=0.1, callback=_every, help="Seconds between lines of progress, where there is no terminal."
+    ),
+]
 RUNS = Path("runs")
 
 
@@ -87,7 +119,8 @@ def _run() -> int:
 def _run_in_group() -> None:
     """Run the app. What a collective says of a process that is gone becomes a sentence that names it."""
     try:
-        app()
+        with hear():
+            app()
     except RuntimeError:
         if "snrkit.base.distributed" not in sys.modules:
             raise
@@ -129,6 +162,8 @@ def train(
     dry_run: DryOption = False,
     peak: PeakOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Train the experiment's network, or go on where the last run stopped."""
     if peak and not dry_run:
@@ -138,9 +173,14 @@ def train(
     from snrkit.commands.train import run_training
 
     if dry_run:
-        print(plan(experiment, world, peak))
+        with bar("planning"):
+            text = plan(experiment, world, peak)
+        print(text)
         return
-    run_training(experiment, runs, world, quiet, fall_back)
+    with bar(experiment.name):
+        run = run_training(experiment, runs, world, quiet, fall_back)
+    then = _command("sample", config, settings, runs)
+    _made(f"trained on {experiment.train.images:,} images", run.path, then, False, world)
 
 
 @app.command()
@@ -165,6 +205,8 @@ def sample(
     device: DeviceOption = "auto",
     dry_run: DryOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Make images with the experiment's samplers; goes on with the seeds that are missing."""
     experiment, world = _begin(config, settings, device)
@@ -175,9 +217,14 @@ def sample(
     if spectrum_scale is not None:
         experiment, names = with_texture(experiment, names, spectrum_scale)
     if dry_run:
-        print(plan(experiment, world))
+        with bar("planning"):
+            text = plan(experiment, world)
+        print(text)
         return
-    run_sampling(experiment, runs, world, names, overwrite, quiet)
+    with bar(experiment.name):
+        run = run_sampling(experiment, runs, world, names, overwrite, quiet)
+    then = _command("eval-fid", config, settings, runs)
+    _made(f"images of {', '.join(names or experiment.samplers)}", run.path / "samples", then, False, world)
 
 
 @app.command("measure-shift")
@@ -189,13 +236,19 @@ def measure_shift(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Measure how far each sampler's states are from the level the network is told, with a null."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.measure_shift import run_measuring
     from snrkit.reports.terminal import show_shift
 
-    _show(run_measuring(experiment, runs, world, sampler or (), quiet), json, world, show_shift)
+    with bar(experiment.name):
+        found = run_measuring(experiment, runs, world, sampler or (), quiet)
+    _show(found, json, world, show_shift)
+    then = _command("report", config, settings, runs)
+    _made("shifts by level", runs / experiment.name / "shift", then, json, world)
 
 
 @app.command("fit-estimator")
@@ -206,13 +259,19 @@ def fit_estimator(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Fit the run's estimator of noise levels, for the probe `estimator` and noise_awareness_classifier."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.fit_estimator import run_estimating
     from snrkit.reports.terminal import show_calibration
 
-    _show(run_estimating(experiment, runs, world, quiet), json, world, show_calibration)
+    with bar(experiment.name):
+        found = run_estimating(experiment, runs, world, quiet)
+    _show(found, json, world, show_calibration)
+    then = _command("measure-shift", config, [*(settings or ()), "shift.probes=[estimator]"], runs)
+    _made("estimator of levels", runs / experiment.name / "estimator", then, json, world)
 
 
 @app.command()
@@ -229,6 +288,8 @@ def tune(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Choose coefficients of a sampler's corrections on seeds that are never scored."""
     experiment, world = _begin(config, settings, device)
@@ -238,7 +299,8 @@ def tune(
     methods = {method: method for method in METHODS}
     if by not in methods:
         raise SnrkitError(f"--by {by}: choose one of {', '.join(METHODS)}.")
-    records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
+    with bar(experiment.name):
+        records = run_tuning(experiment, runs, world, sampler or (), methods[by], parameter or (), quiet)
     _show(records, json, world, show_tuned)
 
 
@@ -252,13 +314,17 @@ def design(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Find levels and steps that keep nearest to the network's own flow at a number of evaluations."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.design import run_design
     from snrkit.reports.terminal import show_designed
 
-    _show(run_design(experiment, runs, world, sampler or (), nfe), json, world, show_designed)
+    with bar(experiment.name):
+        found = run_design(experiment, runs, world, sampler or (), nfe, quiet)
+    _show(found, json, world, show_designed)
 
 
 @app.command()
@@ -289,6 +355,8 @@ def certify(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
     if (model is None) == (config is None):
@@ -299,8 +367,9 @@ def certify(
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 
-    found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
-    _show(found, json, world, show_certificates)
+    with bar(experiment.name):
+        found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
+    _show(found, json, world, partial(show_certificates, run=runs / experiment.name))
 
 
 @app.command()
@@ -311,13 +380,19 @@ def compare(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """One table at equal NFE: every sampler, its base without corrections, and stronger solvers, with intervals."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.compare import run_comparing
     from snrkit.reports.terminal import show_comparison
 
-    _show(run_comparing(experiment, runs, world, quiet), json, world, show_comparison)
+    with bar(experiment.name):
+        found = run_comparing(experiment, runs, world, quiet)
+    _show(found, json, world, show_comparison)
+    then = _command("certify", config, settings, runs)
+    _made("table as a page", runs / experiment.name / "compare.html", then, json, world)
 
 
 @app.command("eval-fid")
@@ -338,6 +413,8 @@ def eval_fid(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
     if (config is None) == (images is None):
@@ -351,9 +428,15 @@ def eval_fid(
 
         experiment, world = _begin(config, settings, device)
         if checkpoints is None:
-            _show(run_scoring(experiment, runs, world, sampler or (), quiet), json, world, show_scores)
+            with bar(experiment.name):
+                found = run_scoring(experiment, runs, world, sampler or (), quiet)
+            _show(found, json, world, show_scores)
         else:
-            _show(run_curves(experiment, runs, world, sampler or (), checkpoints, quiet), json, world, show_curves)
+            with bar(experiment.name):
+                curves = run_curves(experiment, runs, world, sampler or (), checkpoints, quiet)
+            _show(curves, json, world, show_curves)
+        then = _command("report", config, settings, runs)
+        _made("scores", runs / experiment.name / "metrics", then, json, world)
         return
     _pair(images or [], settings, root, device, json, show_pair)
 
@@ -368,6 +451,9 @@ def analyze(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Show in closed form how hard targets are, what weightings make of it, and all schedules side by side."""
     experiment, world = _begin(config, settings, device)
@@ -376,9 +462,13 @@ def analyze(
     from snrkit.reports.terminal import show_analysis, show_spectrum
 
     if spectrum:
-        _show(run_spectrum(experiment, runs, world), json, world, show_spectrum)
+        with bar(experiment.name):
+            found = run_spectrum(experiment, runs, world)
+        _show(found, json, world, show_spectrum)
         return
-    _show(run_analysis(experiment, runs, world), json, world, show_analysis)
+    with bar(experiment.name):
+        found = run_analysis(experiment, runs, world)
+    _show(found, json, world, show_analysis)
 
 
 @app.command()
@@ -390,14 +480,17 @@ def sweep(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Train and score many variants of one experiment over several seeds; goes on with what is missing."""
-    from snrkit.base.distributed import open_world
+    world = _open_world(device)
     from snrkit.commands.sweep import run_sweep
     from snrkit.reports.terminal import show_sweep
 
-    world = open_world(device)
-    _show(run_sweep(file, runs, world, settings or (), arm or (), quiet), json, world, show_sweep)
+    with bar(file.stem):
+        found = run_sweep(file, runs, world, settings or (), arm or (), quiet)
+    _show(found, json, world, show_sweep)
 
 
 @app.command()
@@ -407,13 +500,17 @@ def average(
     decay: Annotated[float | None, typer.Option("--decay", help="Factor from one snapshot to the one before.")] = None,
     at: Annotated[Optional[int], typer.Option("--at", help="As of these images; the last snapshot by default.")] = None,  # noqa: UP045
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Average a run's weights afterwards: post-hoc EMA of any width, or snapshots."""
     world = _alone("average")
     from snrkit.commands.average import run_averaging
     from snrkit.reports.terminal import show_average
 
-    _show(run_averaging(path, width, decay, at), json, world, show_average)
+    with bar("averaging"):
+        record = run_averaging(path, width, decay, at)
+    _show(record, json, world, show_average)
 
 
 @app.command()
@@ -424,6 +521,8 @@ def export(
     average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
     checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Write a run's weights as a folder that another library loads."""
     if to != "diffusers":
@@ -432,7 +531,9 @@ def export(
     from snrkit.commands.export import run_exporting
     from snrkit.reports.terminal import show_export
 
-    _show(run_exporting(path, "diffusers", out, average, checkpoint), json, world, show_export)
+    with bar("exporting"):
+        record = run_exporting(path, "diffusers", out, average, checkpoint)
+    _show(record, json, world, show_export)
 
 
 @app.command()
@@ -440,13 +541,17 @@ def check(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     repair: Annotated[bool, typer.Option("--repair", help="Make right what can be made again.")] = False,
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Check that everything in a run directory is what was written, and say what to do where it is not."""
     world = _alone("check")
     from snrkit.commands.check import run_checking
     from snrkit.reports.terminal import show_checked
 
-    checked = run_checking(path, repair)
+    with bar(f"checking {path}"):
+        checked = run_checking(path, repair)
     _show(checked, json, world, show_checked)
     if not checked.sound:
         raise typer.Exit(1)
@@ -468,6 +573,9 @@ def audit(
     tolerance: Annotated[float, typer.Option("--tolerance", help="Nats, beyond which the exit code is 1.")] = 0.01,
     device: DeviceOption = "auto",
     json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Compare the level that the network is told with the level that it is shown, call by call, without an image."""
     if (config is None) == (what is None):
@@ -478,17 +586,19 @@ def audit(
         raise SnrkitError("--set overrides an experiment's file; it needs --config FILE.")
     if config is not None and steps is not None:
         raise SnrkitError("--steps is for schedulers of diffusers; samplers of an experiment have a grid with its own.")
-    from snrkit.base.distributed import open_world
+    world = _open_world(device)
     from snrkit.commands.audit import audit_experiment, run_auditing
     from snrkit.reports.terminal import show_audit
 
-    world = open_world(device)
     world.check_alone("audit")
     if what is not None:
-        found = run_auditing(what, steps, tolerance, world, sampler or ())
+        with bar(f"auditing {what}"):
+            found = run_auditing(what, steps, tolerance, world, sampler or ())
     else:
         assert config is not None
-        found = audit_experiment(_load(config, settings), tolerance, world, sampler or ())
+        experiment = _load(config, settings)
+        with bar(f"auditing {experiment.name}"):
+            found = audit_experiment(experiment, tolerance, world, sampler or ())
     _show(found, json, world, show_audit)
     if found.beyond:
         raise typer.Exit(1)
@@ -514,13 +624,16 @@ def data_pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the zip that is there.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Pack images as square PNGs of one size into a zip in EDM's layout, which trains fastest."""
     world = _alone("data pack")
     from snrkit.commands.data_pack import PackOptions, run_packing
     from snrkit.reports.terminal import show_pack
 
-    record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
+    with bar(f"packing {source}"):
+        record = run_packing(source, out, PackOptions(size, crop, labels, channels), overwrite, quiet)
     _show(record, json, world, show_pack)
 
 
@@ -539,6 +652,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="HTML file of several runs; default: beside the first.")
     ] = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Write report.md and report.html from what run directories hold, and print the table."""
     if (config is None) == (not directories):
@@ -547,12 +663,12 @@ def report(
         raise SnrkitError("report: -o names the page of run directories; the report of a YAML lies in its own.")
     if directories and settings:
         raise SnrkitError("report: --set changes a YAML; give it by --config.")
-    from snrkit.reports.terminal import show_report, show_runs_report
+    experiment = None if config is None else _load(config, settings)
+    with bar("writing the report"):
+        from snrkit.reports.terminal import make_report, make_runs_report, show_report
 
-    if config is None:
-        show_runs_report(directories or [], out)
-        return
-    show_report(_load(config, settings), runs)
+        made = make_runs_report(directories or [], out) if experiment is None else make_report(experiment, runs)
+    show_report(*made)
 
 
 @app.command()
@@ -562,12 +678,17 @@ def run(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Everything in one go: train, sample, measure-shift, eval-fid, report."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.run_all import run_everything
+    from snrkit.reports.terminal import show_report
 
-    run_everything(experiment, runs, world, quiet)
+    with bar(experiment.name):
+        made = run_everything(experiment, runs, world, quiet)
+    show_report(*made)
 
 
 @data.command()
@@ -586,6 +707,8 @@ def encode(
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Encode all images of a data set through an autoencoder, into one file for `data: {kind: latents}`.
 
@@ -595,18 +718,26 @@ def encode(
     from snrkit.commands.data_encode import run_encoding
     from snrkit.reports.terminal import show_encoded
 
-    _show(run_encoding(experiment, world, out, vae, dtype, overwrite, quiet), json, world, show_encoded)
+    with bar(experiment.name):
+        found = run_encoding(experiment, world, out, vae, dtype, overwrite, quiet)
+    _show(found, json, world, show_encoded)
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="YAML files.")],
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Check experiment files and print all their faults."""
-    from snrkit.commands.sweep import check_file
+    with bar("starting"):
+        from snrkit.commands.sweep import check_file
 
     faults = []
     for file in files:
         try:
-            check_file(file)
+            with bar(f"checking {file}"):
+                check_file(file)
             print(f"{file}: valid")
         except SnrkitError as error:
             faults.append(str(error))
@@ -615,7 +746,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="YAML files.")]) -
 
 
 @app.command()
-def schema() -> None:
+def schema(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Print the JSON schema of experiment files, for editors."""
     import json
 
@@ -625,23 +756,43 @@ def schema() -> None:
 
 
 def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
-    from snrkit.experiment.experiment import load_experiment
+    with bar(f"reading {config}"):
+        from snrkit.experiment.experiment import load_experiment
 
-    return load_experiment(config, settings or ())
+        return load_experiment(config, settings or ())
+
+
+def _open_world(device: str) -> "World":
+    with bar("starting torch"):
+        from snrkit.base.distributed import open_world
+
+        import_module("snrkit.reports.terminal")  # with most of what commands import, which takes a second
+        return open_world(device)
 
 
 def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
-    from snrkit.base.distributed import open_world
-
-    return _load(config, settings), open_world(device)
+    return _load(config, settings), _open_world(device)
 
 
 def _alone(command: str) -> "World":
-    from snrkit.base.distributed import open_world
-
-    world = open_world("cpu")
+    world = _open_world("cpu")
     world.check_alone(command)
     return world
+
+
+def _command(name: str, config: Path, settings: Sequence[str] | None, runs: Path) -> str:
+    """A command about the same experiment, to be copied."""
+    asked = [part for setting in settings or () for part in ("--set", setting)]
+    where = [] if runs == RUNS else ["--runs", str(runs)]
+    return shlex.join(["snrkit", name, "--config", str(config), *asked, *where])
+
+
+def _made(what: str, where: Path, then: str, as_json: bool, world: "World") -> None:
+    """Say what was made, where it lies and what comes next, but where a script reads the output."""
+    if world.leads and not as_json:
+        from snrkit.reports.terminal import show_made
+
+        show_made(what, where, then)
 
 
 def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
@@ -656,7 +807,6 @@ def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
 def _pair(
     images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
 ) -> None:
-    from snrkit.base.distributed import open_world
     from snrkit.commands.eval_fid import score_pair
     from snrkit.experiment.experiment import parse_metrics
 
@@ -664,8 +814,10 @@ def _pair(
         raise SnrkitError(
             f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
         )
-    world = open_world(device)
-    _show(score_pair(images[0], images[1], parse_metrics(settings or ()), root, world), as_json, world, show)
+    world = _open_world(device)
+    with bar(f"{images[0]} against {images[1]}"):
+        found = score_pair(images[0], images[1], parse_metrics(settings or ()), root, world)
+    _show(found, as_json, world, show)
 
 
 if __name__ == "__main__":

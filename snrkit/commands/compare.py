@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
-from snrkit.commands.eval_fid import provenance, score_folder
+from snrkit.commands.eval_fid import newest, provenance, score_folder
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar
+from snrkit.commands.progress import EVALUATIONS, bar, follow
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.certificate import Certificate
@@ -34,7 +35,7 @@ from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.scorer import open_scorer
+from snrkit.experiment.scorer import opening_scorer
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
 from snrkit.metrics.paired import Difference, against, verdict
@@ -43,7 +44,7 @@ from snrkit.metrics.scores import by_key, keys
 from snrkit.reports.comparison import comparison_page
 from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
 from snrkit.sampling.grid import scope_of
-from snrkit.sampling.sampler import CompareConfig, parse_seeds
+from snrkit.sampling.sampler import CompareConfig, Sampler, parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
 from snrkit.shift.response import ResponseProbe
@@ -71,7 +72,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     everything = experiment.model_copy(
         update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}
     )
-    opened = open_aloud(everything, world)
+    opened = open_aloud(everything, world, quiet)
     e, samplers = opened.experiment, {name: row.sampler for name, row in rows.items()}
     check_beside(opened.setting, e)
     check_images(opened.setting)
@@ -83,7 +84,7 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
         model = open_model_aloud(opened, run)
         write_config(run, e.model_copy(update={"shift": experiment.shift}))
         found = find_rows(opened, model, rows, quiet)
-        times = time_rows(trajectories(opened, model), rows, e.compare, measured_seeds(e))
+        times = time_rows(trajectories(opened, model), rows, e.compare, measured_seeds(e), quiet)
         record = make_record(e, model, rows, found, times, world)
         _write(run, record)
     return record
@@ -92,26 +93,34 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
 def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool) -> dict[str, Kept]:
     """Scores and shifts of every row; what an earlier, interrupted command found is kept where nothing differs."""
     e, samples = opened.experiment, trajectories(opened, model)
-    scorer, instrument = open_scorer(opened.setting, e.metrics), Instrument(samples, e.shift, measured_seeds(e))
+    scorer = follow(opening_scorer(opened.setting, e.metrics), not quiet)
+    instrument = Instrument(samples, e.shift, measured_seeds(e))
     found: dict[str, Kept] = {}
-    with bar("comparing", len(rows), not quiet) as progress:
+    with bar("comparing", len(rows), not quiet, "rows") as progress:
         for index, (name, row) in enumerate(rows.items()):
             wanted = manifest(samples.sources.names, row.sampler)
             stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
             folder = SampleFolder(model.run.compared_samples(name))  # images of snrkit sample are never deleted here
             fits = stored.exists() and read_record(Kept, stored).facts == facts
             if not fits or folder.is_damaged(parse_seeds(e.sample.seeds)):
-                make_images(samples, name, folder, row.sampler, differs(folder, wanted), True)
+                make_images(samples, name, folder, row.sampler, differs(folder, wanted), quiet)
             if not fits:
-                score = score_folder(opened, model.run, name, folder, scorer, model.images)
-                measured = instrument.measure(row.sampler)
-                sizes = {key: values.tolist() for key, values in measured.sizes.items()}
-                hidden = ResponseProbe().warning(instrument.response(row.sampler))
-                warnings = () if hidden is None else (hidden,)
-                write_json(stored, to_json(Kept(facts, score, measured.shift, sizes, warnings)))
+                score = score_folder(opened, model.run, name, folder, scorer, model.images, quiet)
+                write_json(stored, to_json(_measured(instrument, row.sampler, facts, score, quiet)))
             found[name] = read_record(Kept, stored)
-            progress.update(index + 1, name)
+            progress.update(index + 1, f"{name}: {newest(found[name].score)}")
     return found
+
+
+def _measured(
+    instrument: Instrument, sampler: Sampler, facts: Mapping[str, Any], score: SamplerScores, quiet: bool
+) -> Kept:
+    """What is kept of a row whose images are scored: with its shift."""
+    measured = follow(instrument.measuring(sampler), not quiet)
+    sizes = {key: values.tolist() for key, values in measured.sizes.items()}
+    with bar("response", None, not quiet, EVALUATIONS):
+        hidden = ResponseProbe().warning(instrument.response(sampler))
+    return Kept(facts, score, measured.shift, sizes, () if hidden is None else (hidden,))
 
 
 def check_untuned(run: Run, experiment: Experiment) -> None:
@@ -150,14 +159,14 @@ def differs(folder: SampleFolder, wanted: Mapping[str, Any]) -> bool:
 
 
 def time_rows(
-    samples: Trajectories, rows: Mapping[str, Row], config: CompareConfig, seeds: Sequence[int]
+    samples: Trajectories, rows: Mapping[str, Row], config: CompareConfig, seeds: Sequence[int], quiet: bool = False
 ) -> dict[str, float]:
     """Median seconds per image of every row, over interleaved rounds; the first round warms up and is not counted."""
     seeds = seeds[: config.timed_images]
     taken: dict[str, list[float]] = {name: [] for name in rows}
     ready = {name: samples.open(row.sampler) for name, row in rows.items()}
-    for _ in range(config.rounds + 1):
-        for name, row in rows.items():
+    with bar("timing", (config.rounds + 1) * len(rows), not quiet, "walks") as progress:
+        for name, row in chain.from_iterable([rows.items()] * (config.rounds + 1)):
             own, x, cond, noise = samples.begin(row.sampler, ready[name], seeds)
             before = time.perf_counter()
             with torch.no_grad():
@@ -165,6 +174,7 @@ def time_rows(
                     x = step.x_next
             float(x.sum())  # waits for the device
             taken[name].append((time.perf_counter() - before) / len(seeds))
+            progress.advance(1, name)
     return {name: statistics.median(values[1:]) for name, values in taken.items()}
 
 

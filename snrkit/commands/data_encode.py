@@ -20,9 +20,9 @@ from snrkit.base.signals import ending_at_once, stoppable
 from snrkit.checkpoints.codec import BATCH, Codec, autoencoder_digest, load_codec
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.commands.opening import say_conversions
-from snrkit.commands.progress import bar
+from snrkit.commands.progress import bar, follow
 from snrkit.data import AnySource, Latents
-from snrkit.data.dataset import Dataset, Source, chunks, fingerprint, moments
+from snrkit.data.dataset import Dataset, Source, chunks, fingerprint, measuring_moments, opening
 from snrkit.data.latent_parts import Parts, parts_folder
 from snrkit.data.latents import About, Array, Encoded, write_latents
 from snrkit.data.representation import PIXELS
@@ -68,17 +68,18 @@ def run_encoding(
     digest = autoencoder_digest(autoencoder, key)
     set_compute(resolve_precision(experiment.compute, world.device), world.device)
     with ending_at_once(_unbegun(asked.out)):
-        images = asked.images.open()
+        images = follow(opening(asked.images), not quiet)
         say_conversions(images, world)
-        codec = load_codec(autoencoder, world.device, key)
+        with bar("opening the autoencoder", shown=not quiet):
+            codec = load_codec(autoencoder, world.device, key)
     of = [images.fingerprint, digest, *_settings(experiment, world.device)]
     parts = Parts(parts_folder(asked.out), fingerprint(json.dumps(of)), codec.shape(images.shape), NUMBERS[dtype])
     encoded = _encode(images, codec, digest, parts, quiet)
-    with disk_errors(f"writing {asked.out}", "free space or name another file with --out"):
+    with disk_errors(f"writing {asked.out}", "free space or name another file with --out"), bar("writing"):
         write_latents(asked.out, encoded)
     parts.remove()
     latents = encoded.dataset()
-    spread = moments(latents, range(latents.count)).sigma_data
+    spread = follow(measuring_moments(latents, range(latents.count)), not quiet).sigma_data
     data = asked.data(experiment.data.holdout)
     return EncodedFile(str(asked.out), latents.count, latents.shape, dtype, encoded.std is not None, spread, data)
 

@@ -19,8 +19,9 @@ from snrkit.base.files import disk_errors, write_text
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
+from snrkit.commands.progress import EVALUATIONS, bar
 from snrkit.commands.sample import check_samplers, choose
-from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, guarded_fit, tuning_seeds
+from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, follow_flow, guarded_fit, tuning_seeds
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Process
 from snrkit.experiment.experiment import Experiment, dump_yaml
@@ -51,24 +52,29 @@ class Tried:
     distance: float
 
 
-def run_design(experiment: Experiment, runs: Path, world: World, names: Sequence[str], nfe: int) -> dict[str, Designed]:
+def run_design(
+    experiment: Experiment, runs: Path, world: World, names: Sequence[str], nfe: int, quiet: bool = False
+) -> dict[str, Designed]:
     """Design a grid for each of the samplers, all by default; returns what was found by sampler."""
     world.check_alone("design")
     cost = experiment.model.parts.cost
     chosen = {name: _asked(experiment, name, nfe) for name in choose(experiment, names)}
     tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
     check_disjoint(experiment)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     check_samplers(opened.setting, {name: plain for name, (plain, _) in chosen.items()})
     states = max(design_states(shape, opened.setting.parts.process) for _, shape in chosen.values())
     check_flows_fit(opened.setting, experiment.tune.noises, states)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     with locked(run), ending("every design so far"), torch.no_grad():
         tools = FlowTools(opened.experiment, trajectories(opened, open_model_aloud(opened, run)))
-        return {
-            name: _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
-            for name, (plain, shape) in chosen.items()
-        }
+        found = {}
+        with bar("designing", len(chosen), not quiet, "grids") as progress:
+            for name, (plain, shape) in chosen.items():
+                with bar(f"designing {name}", None, not quiet, EVALUATIONS):
+                    found[name] = _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
+                progress.advance(1, f"{name}: rms to the flow {found[name].distance:.4f}")
+        return found
 
 
 def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sampler]:
@@ -92,6 +98,8 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     checked = first_states(tools.samples, plain, of_check, label).at_the_end()  # first: it may have no flow
     fitted, chosen_on = (first_states(tools.samples, shape, seeds, label) for seeds in (of_fit, of_choice))
     chosen_on = chosen_on.at_the_end()
+    for states, what in ((checked, "to check on"), (chosen_on, "to choose on")):
+        follow_flow(states, f"{label}, {what}")
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
     stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)

@@ -17,25 +17,25 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.opening import open_aloud, open_model_aloud, say_conversions
-from snrkit.commands.progress import bar
+from snrkit.commands.progress import READINGS, bar, follow
 from snrkit.commands.sample import check_images, choose, make_images, manifest
 from snrkit.data import AnySource, Folder, Npz, Zip
-from snrkit.data.dataset import Dataset, Split
+from snrkit.data.dataset import Dataset, OpensDataset, Split, opening
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Opened, resolve_precision, set_compute
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.scorer import Scorer, open_scorer
+from snrkit.experiment.scorer import Scorer, opening_scorer
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.metrics.config import OF_ONE_SIZE, MetricsConfig
-from snrkit.metrics.extractors import make_extractor
-from snrkit.metrics.features import FeatureSet, extract, load_statistics, reference_features
+from snrkit.metrics.extractors import making_extractor
+from snrkit.metrics.features import FeatureSet, extracting, extracting_reference, load_statistics
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
-from snrkit.metrics.scores import INCEPTION, score, score_statistics, summarise, titles_on
+from snrkit.metrics.scores import INCEPTION, by_key, score, score_statistics, summarise, titles_on
 from snrkit.sampling.sampler import parse_seeds
 
 
@@ -44,16 +44,18 @@ def run_scoring(
 ) -> dict[str, SamplerScores]:
     """Score the chosen samplers, all by default."""
     chosen = choose(experiment, names)
-    opened = open_aloud(experiment, world)
+    shown = world.leads and not quiet
+    opened = open_aloud(experiment, world, quiet)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     records, at = {}, opened.experiment.sample.checkpoint
     with locked(run) if world.leads else ending():
         world.barrier()
-        scorer = open_scorer(opened.setting, opened.experiment.metrics)
-        with bar("scoring", len(chosen), world.leads and not quiet) as progress:
+        with bar("scoring", len(chosen), shown, "samplers") as progress:
+            scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), shown)
             for index, name in enumerate(chosen):
-                records[name] = score_folder(opened, run, name, SampleFolder(run.samples(name)), scorer, at)
-                progress.update(index + 1, name)
+                progress.say(name)
+                records[name] = score_folder(opened, run, name, SampleFolder(run.samples(name)), scorer, at, quiet)
+                progress.update(index + 1, f"{name}: {newest(records[name])}")
                 if world.leads:
                     _write(run.metrics(name), records[name])
     return records
@@ -64,13 +66,13 @@ def run_curves(
 ) -> dict[str, ScoreCurve]:
     """Score the chosen samplers at several checkpoints, `which`: all, or the 'last N'."""
     chosen = choose(experiment, names)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     check_images(opened.setting)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     paths = choose_checkpoints(run, which)
     with locked(run) if world.leads else ending():
         world.barrier()
-        scorer = open_scorer(opened.setting, opened.experiment.metrics)
+        scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), world.leads and not quiet)
         return {name: _curve(opened, run, name, paths, scorer, quiet) for name in chosen}
 
 
@@ -85,7 +87,7 @@ def choose_checkpoints(run: Run, which: str) -> list[Path]:
 
 
 def score_folder(
-    opened: Opened, run: Run, name: str, folder: SampleFolder, scorer: Scorer, at: int | None
+    opened: Opened, run: Run, name: str, folder: SampleFolder, scorer: Scorer, at: int | None, quiet: bool = False
 ) -> SamplerScores:
     """The record of one sampler's images: ranges of seeds, their summary, and how near they come to training images.
 
@@ -98,7 +100,10 @@ def score_folder(
         raise RunError(f"{missing} of {len(seeds)} images of {name} are not in {folder.path}; run snrkit sample first.")
     made = check_made(opened, run, name, folder, at)
     images = folder.dataset(seeds, data.labelled.shape)
-    each = scorer.ranges(images)
+    shown = opened.world.leads and not quiet
+    each = follow(scorer.scoring(images), shown)
+    with bar("memorisation", None, shown, READINGS):
+        memorised = scorer.memorisation(images)
     return SamplerScores(
         numerics=NUMERICS,
         sampler=name,
@@ -114,10 +119,16 @@ def score_folder(
         reference=f"{data.labelled.name}, training split, {len(data.split.train)} images",
         ranges=each,
         summary=summarise(each),
-        memorisation=scorer.memorisation(images),
+        memorisation=memorised,
         made_with=provenance(opened.world),
         decided_by=scorer.config.decide,
     )
+
+
+def newest(record: SamplerScores) -> str:
+    """The score that decides, in a few words."""
+    decisive = by_key(record.decided_by)
+    return f"{decisive.head(record.names)} {record.summary[decisive.key].mean:.{decisive.digits}f}"
 
 
 def check_made(opened: Opened, run: Run, name: str, folder: SampleFolder, at: int | None) -> dict[str, Any]:
@@ -150,12 +161,14 @@ def provenance(world: World) -> dict[str, Any]:
 
 def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: Scorer, quiet: bool) -> ScoreCurve:
     """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
-    points = []
-    for images in (int(path.name) for path in paths):
-        folder = SampleFolder(run.samples_at(name, images))
-        samples = trajectories(opened, open_model_aloud(opened, run, images))
-        make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
-        points.append(score_folder(opened, run, name, folder, scorer, images))
+    points: list[SamplerScores] = []
+    with bar(f"checkpoints of {name}", len(paths), opened.world.leads and not quiet, "checkpoints") as progress:
+        for images in (int(path.name) for path in paths):
+            folder = SampleFolder(run.samples_at(name, images))
+            samples = trajectories(opened, open_model_aloud(opened, run, images))
+            make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
+            points.append(score_folder(opened, run, name, folder, scorer, images, quiet))
+            progress.update(len(points), f"{images:,} images: {newest(points[-1])}")
     key = scorer.config.decide
     best = min(points, key=lambda point: point.summary[key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, key)
@@ -172,7 +185,7 @@ def _write(path: Path, record: SamplerScores | ScoreCurve) -> None:
 def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None, world: World) -> PairScores:
     """Scores of images `first` against the reference `second`: folder, zip, npz, data set name or statistics .npz."""
     set_compute(resolve_precision(ComputeConfig(), world.device), world.device)
-    sets = [_open_side(text, root) for text in (first, second)]
+    sets = [_open_side(text, root, world) for text in (first, second)]
     _check_pair(first, second, sets, config)
     images = [side for side in sets if isinstance(side, Dataset)]
     for side in images:
@@ -182,13 +195,14 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
         found = score_statistics(moments[0], moments[1], config)
         return PairScores(first, second, None, None, None, titles_on(INCEPTION), found)
     basis = images[-1]
-    extractor = make_extractor(config, basis, Split(tuple(range(basis.count)), ()), world.device)
-    features = extract(extractor, images[0], range(images[0].count), config.batch, world)
+    extractor = follow(making_extractor(config, basis, Split(tuple(range(basis.count)), ()), world.device), world.leads)
+    features = follow(extracting(extractor, images[0], range(images[0].count), config.batch, world), world.leads)
     warnings = []
     if isinstance(sets[1], Path):
         reference = FeatureSet(load_statistics(sets[1]))
     else:
-        reference = reference_features(extractor, sets[1], range(sets[1].count), config.batch, world)
+        rows = range(sets[1].count)
+        reference = follow(extracting_reference(extractor, sets[1], rows, config.batch, world), world.leads)
         if images[0].count != sets[1].count:
             warnings.append(
                 f"{images[0].count} images against {sets[1].count}: the distance is biased by the smaller count; "
@@ -196,7 +210,8 @@ def score_pair(first: str, second: str, config: MetricsConfig, root: Path | None
             )
         if images[0].shape != sets[1].shape:
             warnings.append(f"{first} has images of {_size(images[0])}, {second} of {_size(sets[1])}.")
-    scores = score(features, reference, config)
+    with bar("scores", shown=world.leads):
+        scores = score(features, reference, config)
     scores = replace(scores, warnings=(*warnings, *scores.warnings))
     names, made_with = titles_on(extractor.name), provenance(world)
     return PairScores(first, second, extractor.name, extractor.note, extractor.key, names, scores, made_with)
@@ -220,15 +235,15 @@ def _size(dataset: Dataset) -> str:
     return f"{dataset.shape[2]}x{dataset.shape[1]} with {dataset.shape[0]} channel(s)"
 
 
-def _open_side(text: str, root: Path | None) -> Dataset | Path:
+def _open_side(text: str, root: Path | None, world: World) -> Dataset | Path:
     path = Path(text)
     if path.is_dir():
         SampleFolder(path).check_listed()
-        return Folder(path=path).open()
+        return _opened(Folder(path=path), world)
     if path.suffix == ".zip":
-        return Zip(path=path).open()
+        return _opened(Zip(path=path), world)
     if path.suffix == ".npz" and path.is_file():
-        return path if _has_statistics(path) else Npz(path=path).open()
+        return path if _has_statistics(path) else _opened(Npz(path=path), world)
     named = _named_sources()
     if text not in named:
         raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")
@@ -236,8 +251,11 @@ def _open_side(text: str, root: Path | None) -> Dataset | Path:
     rooted = "root" in kind.model_fields
     if rooted and root is None:
         raise ConfigError(f"data set {text} needs --root, the folder where torchvision keeps it.")
-    dataset: Dataset = (kind(root=root) if rooted else kind()).open()
-    return dataset
+    return _opened(kind(root=root) if rooted else kind(), world)
+
+
+def _opened(source: OpensDataset, world: World) -> Dataset:
+    return follow(opening(source), world.leads)
 
 
 def _named_sources() -> dict[str, Any]:

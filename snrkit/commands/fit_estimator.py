@@ -31,7 +31,7 @@ CALIBRATION_IMAGES = 4096
 def run_estimating(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> FittedEstimator:
     """Fit, calibrate on held-out images and save; returns the calibration."""
     world.check_alone("fit-estimator")
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     setting, e = opened.setting, opened.experiment
     data, config = setting.data, e.shift.estimator
     check_held_out(data)

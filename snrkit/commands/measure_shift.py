@@ -11,7 +11,7 @@ from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar, console
+from snrkit.commands.progress import bar, follow, log
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
@@ -38,7 +38,7 @@ def run_measuring(
     """Measure the chosen samplers (all by default); returns the records by sampler."""
     world.check_alone("measure-shift")
     chosen = choose(experiment, names)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     samplers = {name: e.samplers[name] for name in chosen}
     check_beside(opened.setting, e)
@@ -49,15 +49,17 @@ def run_measuring(
     records: dict[str, ShiftRecord] = {}
     with locked(run), ending("every sampler that was measured so far"):
         write_config(run, e)
-        if not quiet and (note := _further(e)):
-            console.print(note)
+        if note := _further(e):
+            log.info(note)
         instrument = Instrument(trajectories(opened, open_model_aloud(opened, run)), e.shift, measured_seeds(e))
-        with bar("measuring shift", len(chosen), not quiet) as progress:
+        with bar("measuring shift", len(chosen), not quiet, "samplers") as progress:
             for index, (name, sampler) in enumerate(samplers.items()):
-                measurement = instrument.measure(sampler)
-                progress.update(index + 1, name)
+                progress.say(name)
+                measurement = follow(instrument.measuring(sampler), not quiet)
+                progress.update(index + 1, f"{name}: norm gap {measurement.shift.mean_norm_gap.value:+.4f}")
                 records[name] = _record(run, _facts(instrument, name, sampler), measurement)
-                _write(run, e.name, records[name], measurement)
+                with bar(f"drawing {name}", shown=not quiet):
+                    _write(run, e.name, records[name], measurement)
     return records
 
 

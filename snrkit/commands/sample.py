@@ -25,7 +25,7 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.signals import ending, stoppable
 from snrkit.base.transfer import Arriving
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar, console
+from snrkit.commands.progress import EVALUATIONS, bar, log
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
@@ -53,7 +53,7 @@ def run_sampling(
 ) -> Run:
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     check_images(opened.setting)
     check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
@@ -138,21 +138,21 @@ def make_images(
     if world.leads:
         _claim(name, folder, record, overwrite)
         if warning:
-            console.print(f"{name}: {warning}")
+            log.warning(f"{name}: {warning}")
     world.barrier()
     seeds = parse_seeds(config.seeds)
     missing = folder.missing(seeds)
     world.barrier()  # all processes have listed what is missing before any of them writes
     mine = list(chunks(missing, config.batch))[world.rank :: world.size]
     total = sum(len(batch) for batch in mine)
-    done = 0
-    shown = bar(name, total, world.leads and not quiet and total > 0)
+    done, cost, visible = 0, samples.setting.cost(sampler), world.leads and not quiet and total > 0
+    shown = bar(f"sampling {name}", cost * total, visible, EVALUATIONS)
     with stoppable() as stop, Background() as writer, shown as progress:
         for batch in samples.generate(sampler, mine):
             pixels = Arriving(to_bytes(samples.setting.data.images(batch.x0)))
             writer.do(partial(_save, folder, record, batch.seeds, pixels, world))
             done += len(batch.seeds)
-            progress.update(done)
+            progress.update(cost * done, f"{done:,} of {total:,} images")
             if stop.asked:
                 world.ask_to_stop()
             if stop.asked or world.asked_to_stop:
@@ -220,7 +220,7 @@ def _claim(name: str, folder: SampleFolder, record: dict[str, Any], overwrite: b
         if check_claim(folder, record, overwrite):
             remove_folder(folder.path)
         if lost := folder.gather(record):
-            console.print(f"{name}: {len(lost)} images were damaged or gone; those of sample.seeds are made again")
+            log.warning(f"{name}: {len(lost)} images were damaged or gone; those of sample.seeds are made again")
 
 
 def encode(pixels: Tensor) -> bytes:

@@ -32,17 +32,17 @@ from snrkit.base.sealed import write_json
 from snrkit.base.value import Name, Place, Seed, Value, different
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
-from snrkit.commands.opening import open_aloud
-from snrkit.commands.progress import console
+from snrkit.commands.opening import open_aloud, open_model_aloud
+from snrkit.commands.progress import EVALUATIONS, READINGS, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose, manifest
 from snrkit.commands.train import prune_checkpoints, run_training
 from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to_unit
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, log_of
-from snrkit.experiment.opening import Opened, open_model, open_network
+from snrkit.experiment.opening import Opened, open_network
 from snrkit.experiment.run import Run
-from snrkit.experiment.scorer import open_scorer
+from snrkit.experiment.scorer import opening_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.experiment.yaml_files import read_mapping
@@ -212,14 +212,18 @@ def run_sweep(
     if unknown:
         raise ConfigError(f"--arm {unknown[0]}: this sweep has {', '.join(sweep.arms)}.")
     trials = sweep_trials(sweep, path.stem, settings)
-    images = {trial.arm: _check(trial, world) for trial in trials[: len(sweep.arms)]}  # of one seed
+    images = {}
+    with bar("checking the arms", len(sweep.arms), not quiet, "arms") as progress:
+        for trial in trials[: len(sweep.arms)]:  # of one seed
+            images[trial.arm] = _check(trial, world, quiet)
+            progress.advance(1)
     _check_rows(trials, images, runs)
     wanted = [trial for trial in trials if not arms or trial.arm in arms]
     busy = _work(wanted, runs, world, quiet)
     busy = _work(busy, runs, world, quiet)  # another process may be done with them now
     if busy:
         names = ", ".join(f"{trial.arm} (seed {trial.seed})" for trial in busy)
-        console.print(f"other processes work on {names}; run the same command again for the whole table")
+        log.warning(f"other processes work on {names}; run the same command again for the whole table")
     rows = [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None]
     table = make_table(sweep, rows, [*sweep.settings, *settings])
     name = path.stem if not settings else f"{path.stem}-{fingerprint(json.dumps(list(settings)))[:8]}"
@@ -233,14 +237,14 @@ def run_sweep(
     return Swept(table, str(out.with_suffix(".md")))
 
 
-def _check(trial: Trial, world: World) -> str:
+def _check(trial: Trial, world: World, quiet: bool) -> str:
     """Refuse what could not be trained or scored, before anything is: ConfigError with the arm's name.
 
     Returns the fingerprint of its images.
     """
     try:
         choose(trial.experiment, ())
-        opened = open_aloud(trial.experiment, world)
+        opened = open_aloud(trial.experiment, world, quiet)
         check_images(opened.setting)
         check_features(opened.experiment.metrics, opened.data.labelled)
         _check_average(trial.experiment)
@@ -274,15 +278,16 @@ def _check_average(e: Experiment) -> None:
 def _work(trials: Sequence[Trial], runs: Path, world: World, quiet: bool) -> list[Trial]:
     """Make the rows that are missing; returns the trials that other processes are at."""
     busy = []
-    for index, trial in enumerate(trials):
-        if not quiet:
-            console.print(f"{index + 1} of {len(trials)}: {trial.arm}, seed {trial.seed}")
-        try:
-            make_row(trial, runs, world, quiet)
-        except BusyError:
-            busy.append(trial)
-        except SnrkitError as error:
-            raise SnrkitError(f"arm {trial.arm}, seed {trial.seed}: {error}") from None
+    with bar("sweeping", len(trials), not quiet and bool(trials), "trials") as progress:
+        for trial in trials:
+            progress.say(f"{trial.arm}, seed {trial.seed}")
+            try:
+                make_row(trial, runs, world, quiet)
+            except BusyError:
+                busy.append(trial)
+            except SnrkitError as error:
+                raise SnrkitError(f"arm {trial.arm}, seed {trial.seed}: {error}") from None
+            progress.advance(1)
     return busy
 
 
@@ -316,14 +321,14 @@ def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:
         except DivergedError as error:  # what can be put right, and tried again, is no result
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), failed=str(error)))
             return
-    opened = open_aloud(e, world)
+    opened = open_aloud(e, world, quiet)
     check_samplers(opened.setting, e.samplers)
     trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     _make_average(run, e.sample.average, end)
     with locked(run):
         prune_checkpoints(run, e.train)  # a training that was killed at its end may not have come to it
         if stored_row(trial, runs) is None:  # another process may have made it in between
-            found = score_samplers(opened, run, e.sample.checkpoint or end)
+            found = score_samplers(opened, run, e.sample.checkpoint or end, quiet)
             _keep(trial, runs, TrialRow(_facts(trial), training_facts(run, end), samplers=found))
 
 
@@ -362,18 +367,21 @@ def training_facts(run: Run, until: int) -> TrainingFacts:
     )
 
 
-def score_samplers(opened: Opened, run: Run, at: int) -> dict[str, SamplerRow]:
+def score_samplers(opened: Opened, run: Run, at: int, quiet: bool = False) -> dict[str, SamplerRow]:
     """Scores and looks of every sampler's images, which are not kept, with the weights as of `at` images."""
     sample = opened.experiment.sample.model_copy(update={"checkpoint": at})
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
-    samples, scorer = trajectories(opened, open_model(opened, run)), open_scorer(opened.setting, e.metrics)
+    samples = trajectories(opened, open_model_aloud(opened, run))
+    scorer = follow(opening_scorer(opened.setting, e.metrics), not quiet)
     dataset, seeds = opened.data.labelled, parse_seeds(e.sample.seeds)
-    data = data_appearance(dataset, opened.data.split.train)
+    with bar("looks of the data", unit=READINGS, shown=not quiet):
+        data = data_appearance(dataset, opened.data.split.train)
     found = {}
     for name, sampler in e.samplers.items():
-        images = samples.images(sampler, seeds)
-        each = scorer.ranges(memory_dataset(name, images))
+        with bar(f"sampling {name}", len(seeds) * samples.setting.cost(sampler), not quiet, EVALUATIONS):
+            images = samples.images(sampler, seeds)
+        each = follow(scorer.scoring(memory_dataset(name, images)), not quiet)
         found[name] = SamplerRow(
             summary=summarise(each),
             names=titles_on(scorer.extractor.name),

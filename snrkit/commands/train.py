@@ -26,7 +26,8 @@ from snrkit.checkpoints.ours import (
 )
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.opening import confirm_images, open_aloud
-from snrkit.commands.progress import bar, console
+from snrkit.commands.progress import READINGS, bar
+from snrkit.commands.progress import log as messages
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
@@ -158,35 +159,41 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     `fall_back`: where the newest checkpoint is damaged, put it aside and go on from the one before.
     """
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     training, setting = opened.experiment.training, opened.setting
-    check_memory(training, setting)
-    task, network = open_task(training, setting), open_network(training, setting)
+    visible = world.leads and not quiet
+    with bar("estimating the memory", shown=visible):
+        check_memory(training, setting)
+    with bar("measuring the data", shown=visible, unit=READINGS):
+        task = open_task(training, setting)
     run = Run(runs / experiment.name)
     check_fits(run, opened.experiment)
     check_data(run, opened.data.dataset.fingerprint)
-    state = make_state(task, network)
+    with bar("making the network", shown=visible):
+        network = open_network(training, setting)
+        state = make_state(task, network)
     if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
-        console.print(note)
+        messages.warning(note)
     begun = newest_checkpoint(run.checkpoints) is None
     if begun:  # before anything is written
         confirm_images(experiment.data, world)
         begin_from(opened.experiment, task, state)
     with locked(run) if world.leads else ending():
-        world.barrier()
-        check_fits(run, opened.experiment)  # again: another process may have begun this run in between
-        of = training_of(opened.experiment, opened.data.dataset.fingerprint)
-        tally, lines = _resume(run, state, world, opened.experiment, of, fall_back)
-        if not state.step and not begun:
-            begin_from(opened.experiment, task, state)
-        world.barrier()  # all have read the checkpoint before anyone writes
-        log = LogWriter(run.log, lines, world.leads)
-        if world.leads:
-            prune_checkpoints(run, training.train)  # a command that was killed may not have come to it
-            write_config(run, opened.experiment)
-            facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
-            write_environment(run, facts)
-        prepare_sampling(setting, run)
+        with bar("preparing the run", shown=visible):
+            world.barrier()
+            check_fits(run, opened.experiment)  # again: another process may have begun this run in between
+            of = training_of(opened.experiment, opened.data.dataset.fingerprint)
+            tally, lines = _resume(run, state, world, opened.experiment, of, fall_back)
+            if not state.step and not begun:
+                begin_from(opened.experiment, task, state)
+            world.barrier()  # all have read the checkpoint before anyone writes
+            log = LogWriter(run.log, lines, world.leads)
+            if world.leads:
+                prune_checkpoints(run, training.train)  # a command that was killed may not have come to it
+                write_config(run, opened.experiment)
+                facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
+                write_environment(run, facts)
+            prepare_sampling(setting, run)
         _loop(run, task, state, tally, log, of, quiet)
     return run
 
@@ -217,7 +224,7 @@ def _newest(run: Run, world: World, fall_back: bool) -> Checkpoint | None:
     if len(set(world.collect([-1 if checkpoint is None else checkpoint.images]))) > 1:
         raise RunError(f"the processes read different checkpoints in {run.checkpoints}; see to its disk.")
     for path in damaged if world.leads else ():
-        console.print(f"{path} is damaged and put aside in {put_aside(run, path)}; going on from the one before")
+        messages.warning(f"{path} is damaged and put aside in {put_aside(run, path)}; going on from the one before")
     return checkpoint
 
 
@@ -292,21 +299,19 @@ def _loop(
 ) -> None:
     config, world, notes = task.config, task.world, Notes(tally, log)
     if state.images >= config.images and world.leads and not quiet:
-        console.print(f"already trained to {state.images} images; raise train.images to go on")
-    shown = bar("training", config.images, world.leads and not quiet)
+        messages.info(f"already trained to {state.images} images; raise train.images to go on")
+    shown = bar("training", config.images, world.leads and not quiet, done=state.images)
     with stoppable() as stop, Background() as writer, shown as progress:
-        progress.update(state.images)
         before: TrainStep | None = None
         for step in train(task, state, config.log_every, stop):
             stopping, before = _asked(world, stop, step, before), step
             notes.add(step)
+            progress.update(step.images)
             if _crossed(step, config.batch, config.log_every) or step.images >= config.images:
                 state.settle(task)
                 notes.add(None)
                 record = notes.tally.line(step, config.batch)
-                progress.update(
-                    step.images, f"loss {_number(record['loss'])}  {record['images_per_second']:.0f} images/s"
-                )
+                progress.say(f"loss {_number(record['loss'])}")
                 log.add(record)
                 notes.tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
@@ -331,7 +336,7 @@ def _log_skipped(log: LogWriter, step: TrainStep) -> None:
     named = ", ".join(f"image {index} at logsnr {logsnr:.2f}" for index, logsnr in step.culprits[:NAMED])
     named += f" and {len(step.culprits) - NAMED} more" if len(step.culprits) > NAMED else ""
     where = named or f"no single image; logsnr {low:.2f} to {high:.2f}"
-    console.print(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
+    messages.warning(f"step {step.step} ({step.images} images) skipped, loss or gradient is not finite: {where}")
     record = {"kind": "skipped", "step": step.step, "images": step.images, "logsnr": [low, high]}
     log.add({**record, "culprits": [list(pair) for pair in step.culprits]})
 

@@ -31,7 +31,7 @@ from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
 from snrkit.commands.knobs import WIDER, Knob, Values, coefficients, knobs, moved, neutral, with_values
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import console
+from snrkit.commands.progress import EVALUATIONS, Bar, bar, follow, log
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.tune_flow import (
     FlowTools,
@@ -50,7 +50,7 @@ from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting
 from snrkit.experiment.run import Run
-from snrkit.experiment.scorer import Scorer, open_scorer
+from snrkit.experiment.scorer import Scorer, opening_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.metrics.statistics import frechet
@@ -91,6 +91,7 @@ class Tools:
 
     opened: Opened
     run: Run
+    quiet: bool = False
 
     @property
     def experiment(self) -> Experiment:
@@ -116,7 +117,7 @@ class Tools:
     @cached_property
     def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
-        return open_scorer(self.opened.setting, self.experiment.metrics)
+        return follow(opening_scorer(self.opened.setting, self.experiment.metrics), not self.quiet)
 
     @cached_property
     def controls(self) -> dict[bool, ModeDenoiser]:
@@ -177,9 +178,11 @@ class Bench:
         """The Frechet distance of the tuning seeds' images to the training split."""
 
         def measure(sampler: Sampler) -> list[float]:
-            scorer = self.tools.scorer
-            images = memory_dataset("tuning", self.tools.samples.images(sampler, self.tools.seeds))
-            found = scorer.features(images, range(images.count))
+            tools = self.tools
+            scorer, cost = tools.scorer, self.setting.cost(sampler) * len(tools.seeds)
+            with bar("images of the tuning seeds", cost, not tools.quiet, EVALUATIONS):
+                images = memory_dataset("tuning", tools.samples.images(sampler, tools.seeds))
+            found = follow(scorer.extracting(images, range(images.count)), not tools.quiet)
             return [float(frechet(found.gaussian, scorer.reference.gaussian))]
 
         (found,) = self._remember("fd", values, measure)
@@ -189,7 +192,7 @@ class Bench:
         """The norm gap at every level but pure noise, nats; 0 where the states are like held-out images."""
 
         def measure(sampler: Sampler) -> list[float]:
-            shift = self.tools.instrument.measure(sampler).shift
+            shift = follow(self.tools.instrument.measuring(sampler), not self.tools.quiet).shift
             return [gap for gap, level in zip(shift.norm_gap.value, shift.logsnr, strict=True) if math.isfinite(level)]
 
         return list(self._remember("norm gap", values, measure))
@@ -233,7 +236,7 @@ def run_tuning(
     check_disjoint(experiment)
     if method == "flow":
         tuning_seeds(experiment.tune.seeds, experiment.tune.noises)
-    opened = open_aloud(experiment, world)
+    opened = open_aloud(experiment, world, quiet)
     if method != "flow":
         check_held_out(opened.data)
     check_samplers(opened.setting, {name: experiment.samplers[name] for name in wanted})
@@ -241,16 +244,18 @@ def run_tuning(
         states = (tuning_states(experiment.samplers[name], len(chosen)) for name, chosen in wanted.items())
         check_flows_fit(opened.setting, experiment.tune.noises, max(states))
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
-    say = (lambda text: None) if quiet else console.print
     records: dict[str, TunedNow | FitMade] = {}
     idle = [] if names or quiet else _idle(experiment, wanted)
     if idle:
-        console.print(f"not tuned, as all of its coefficients are neutral: {', '.join(idle)} (--sampler, --parameter)")
+        log.info(f"not tuned, as all of its coefficients are neutral: {', '.join(idle)} (--sampler, --parameter)")
     with locked(run), ending("every evaluation so far"):
-        tools = Tools(opened, run)
-        for name, chosen in sorted(wanted.items(), key=lambda one: flow_key(experiment.samplers[one[0]])):
-            bench = Bench(tools, name, chosen)
-            records[name] = _write(bench, method, *find(bench, method, say)) if chosen else _write_fit(bench)
+        tools = Tools(opened, run, quiet)
+        with bar(f"tuning by {method}", len(wanted), not quiet, "samplers") as progress:
+            for name, chosen in sorted(wanted.items(), key=lambda one: flow_key(experiment.samplers[one[0]])):
+                progress.say(name)
+                bench = Bench(tools, name, chosen)
+                records[name] = _write(bench, method, *find(bench, method)) if chosen else _write_fit(bench)
+                progress.advance(1)
     return {name: records[name] for name in wanted}
 
 
@@ -279,21 +284,24 @@ def _idle(experiment: Experiment, wanted: Collection[str]) -> list[str]:
     return [n for n, sampler in experiment.samplers.items() if n not in wanted and coefficients(sampler)]
 
 
-def find(bench: Bench, method: Method, say: Callable[[str], None]) -> tuple[Values, FlowFound | None]:
+def find(bench: Bench, method: Method) -> tuple[Values, FlowFound | None]:
     """(The coefficients that a method chooses, what was found by flow)."""
+    shown, trials = not bench.tools.quiet, bench.experiment.tune.trials
     if method == "flow":
-        return coefficients_by_flow(bench.tools.flows, bench.name, bench.sampler, bench.chosen)
-    if method == "predicted":
-        return predict(bench), None
-    if method == "gap":
-        check_seen(bench)
-        return by_gap(bench, say), None
-    if method == "fd":
-        return by_fd(bench, say), None
-    return by_optuna(bench, bench.experiment.tune.trials), None
+        with bar(f"fitting {bench.name}", None, shown, EVALUATIONS):
+            return coefficients_by_flow(bench.tools.flows, bench.name, bench.sampler, bench.chosen)
+    with bar(bench.name, trials if method == "optuna" else None, shown, "values tried") as progress:
+        if method == "predicted":
+            return predict(bench, progress), None
+        if method == "gap":
+            check_seen(bench)
+            return by_gap(bench, progress), None
+        if method == "fd":
+            return by_fd(bench, progress), None
+        return by_optuna(bench, trials, progress), None
 
 
-def predict(bench: Bench) -> Values:
+def predict(bench: Bench, progress: Bar) -> Values:
     """The coefficients at which a perfect network on Gaussian data of the same covariance has the right variance.
 
     A coefficient of the low or the high bands is solved for these, any other for all pixels. One after the other, so
@@ -304,6 +312,7 @@ def predict(bench: Bench) -> Values:
         raise SnrkitError(f"--by predicted follows only {', '.join(LINEAR)}; tune this sampler by gap or fd.")
     if any(isinstance(c, Dcw) and c.wavelet not in ("haar", "db1") for c in corrections):
         raise SnrkitError("--by predicted follows the Haar bands only; tune another wavelet by gap or fd.")
+    progress.say("the Gaussian control")
     values, apart = list(neutral(bench.chosen)), any(isinstance(c, Dcw) and (c.low or c.high) for c in corrections)
     if apart not in bench.tools.controls:
         bench.tools.controls[apart] = _control(bench, apart)
@@ -316,6 +325,7 @@ def predict(bench: Bench) -> Values:
         powers = mode_powers(ready, control, lambda n: start(control.process, n, ready.levels[0], variance))
         every = torch.ones_like(control.low)
         share = {"low": control.low, "high": ~control.low}.get(bench.chosen[place].name, every)
+        progress.advance(1, f"{bench.chosen[place].path} {value:.4g}")
         return float(powers[share].sum() / control.variances[share].sum())
 
     for place, knob in enumerate(bench.chosen):
@@ -357,7 +367,7 @@ def check_seen(bench: Bench) -> None:
         )
 
 
-def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
+def by_gap(bench: Bench, progress: Bar) -> Values:
     """neutral - pinv(S) g, clipped to the ranges; halved while it does not make the gap smaller."""
     start_values = neutral(bench.chosen)
     base = torch.tensor(bench.gap(start_values), dtype=torch.float64)
@@ -365,7 +375,8 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
     for place, knob in enumerate(bench.chosen):
         moved = tuple(v + knob.range.coarse * (i == place) for i, v in enumerate(start_values))
         columns.append((torch.tensor(bench.gap(moved), dtype=torch.float64) - base) / knob.range.coarse)
-        say(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
+        progress.advance(1)
+        log.info(f"{knob.path}: the norm gap moves by {float(columns[-1].mean()):+.3g} nats per unit")
     step = -torch.linalg.lstsq(torch.stack(columns, 1), base[:, None]).solution[:, 0]
     for share in SHARES:
         found = zip(start_values, (share * step).tolist(), bench.chosen, strict=True)
@@ -373,10 +384,11 @@ def by_gap(bench: Bench, say: Callable[[str], None]) -> Values:
         if not works(bench, values):
             continue
         before, after = root_mean_square(base.tolist()), root_mean_square(bench.gap(values))
-        say(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after {share:g} of the step")
+        progress.advance(1, f"root mean square of the gap {after:.4f}")
+        log.info(f"root mean square of the gap: {before:.4f} nats, {after:.4f} after {share:g} of the step")
         if after < before:
             return values
-    say("no part of the step makes the gap smaller; the coefficients stay neutral")
+    log.info("no part of the step makes the gap smaller; the coefficients stay neutral")
     return start_values
 
 
@@ -385,7 +397,7 @@ def root_mean_square(gap: Sequence[float]) -> float:
     return math.sqrt(sum(g**2 for g in gap) / len(gap))
 
 
-def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
+def by_fd(bench: Bench, progress: Bar) -> Values:
     """One coefficient after the other: coarse from neutral until the score turns, then fine round the best."""
     values = list(neutral(bench.chosen))
     for place, knob in enumerate(bench.chosen):
@@ -395,7 +407,8 @@ def by_fd(bench: Bench, say: Callable[[str], None]) -> Values:
             if not works(bench, tried):
                 return math.inf
             found = bench.fd(tried)
-            say(f"{k.path} {value:g}: {found:.4f}")
+            progress.advance(1, f"{k.path} {value:g}: {found:.4f}")
+            log.info(f"{k.path} {value:g}: {found:.4f}")
             return found
 
         values[place] = sweep(score, knob.range)
@@ -439,7 +452,7 @@ def sweep(score: Callable[[float], float], span: Range) -> float:
     return min(seen, key=lambda v: seen[v])
 
 
-def by_optuna(bench: Bench, trials: int) -> Values:
+def by_optuna(bench: Bench, trials: int, progress: Bar) -> Values:
     """The best of `trials` trials of optuna's TPE, the first at the neutral values; evaluations are remembered."""
     try:
         import optuna
@@ -451,7 +464,9 @@ def by_optuna(bench: Bench, trials: int) -> Values:
 
     def objective(trial: Any) -> float:
         tried = tuple(k.range.allowed(trial.suggest_float(k.path, k.range.low, k.range.high)) for k in bench.chosen)
-        return bench.fd(tried) if works(bench, tried) else math.inf
+        found = bench.fd(tried) if works(bench, tried) else math.inf
+        progress.advance(1, f"{found:.4f}")
+        return found
 
     study.optimize(objective, n_trials=trials)
     return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
@@ -459,7 +474,8 @@ def by_optuna(bench: Bench, trials: int) -> Values:
 
 def _write_fit(bench: Bench) -> FitMade:
     """Fit the steps of a sampler and keep their coefficients in the run."""
-    stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
+    with bar(f"fitting {bench.name}", None, not bench.tools.quiet, EVALUATIONS):
+        stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
     return FitMade(str(write_fit(bench.run, stored)), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snrkit.base.errors import ConfigError
 from snrkit.commands.knobs import WIDER, Knob, Values, neutral, with_values
+from snrkit.commands.progress import EVALUATIONS, bar
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.flows import FirstStates, first_states, flow_key
@@ -22,6 +23,7 @@ from snrkit.fitting.guard import guarded
 from snrkit.fitting.steps import FittedTable, FittingSteps, fit_steps
 from snrkit.reports.records import FlowFound
 from snrkit.sampling.corrections.guidance import Guidance
+from snrkit.sampling.flow import flow_evaluations
 from snrkit.sampling.sampler import Sampler, named_fit, parse_seeds
 from snrkit.sampling.step import Range
 from snrkit.shift.bootstrap import Bootstrap
@@ -59,7 +61,16 @@ class FlowTools:
             self._known.clear()
             fitted, checked = (first_states(self.samples, sampler, part, name) for part in self.seeds)
             self._known[key] = fitted, checked.at_the_end()
+            for part, what in zip(self._known[key], ("", ", to check on"), strict=True):
+                follow_flow(part, f"{name}{what}")
         return self._known[key]
+
+
+def follow_flow(states: FirstStates, name: str) -> None:
+    """Follow the flow from first states, which takes hundreds of evaluations each, with a bar."""
+    each = (1 + len(states.guidance)) * flow_evaluations(states.levels, states.denoise.process, states.guidance)
+    with bar(f"flow of {name}", len(states.x) * each, unit=EVALUATIONS):
+        _ = states.flow
 
 
 def tuning_states(sampler: Sampler, coefficients: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import DataError, SnrkitError
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.value import Label, Value
 from snrkit.data.representation import PIXELS, AnyRepresentation
 from snrkit.diffusion.prediction import Denoiser
@@ -137,6 +138,22 @@ class OpensDataset(Protocol):
 
     def open(self) -> Dataset:
         """The data set. Raises DataError when it cannot be read."""
+
+
+@runtime_checkable
+class OpensGradually(Protocol):
+    """A source of images that says how many of them it has read while it is opened."""
+
+    def opening(self) -> Gradual[Dataset]:
+        """The data set. Raises DataError when it cannot be read."""
+
+
+def opening(source: OpensDataset) -> Gradual[Dataset]:
+    """The data set of a source, saying how many images are read where the source says it."""
+    if isinstance(source, OpensGradually):
+        return (yield from source.opening())
+    yield Done("opening the data")
+    return source.open()
 
 
 Outline = tuple[int, tuple[int, int, int]]  # (how many images, their shape (C, H, W))
@@ -311,12 +328,20 @@ class Moments:
 
 def moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Moments:
     """The moments of the chosen images, accumulated in float64."""
+    return finished(measuring_moments(dataset, indices, batch))
+
+
+def measuring_moments(dataset: Dataset, indices: Sequence[int], batch: int = 1024) -> Gradual[Moments]:
+    """As `moments`, saying how many images were seen."""
     total = torch.zeros(dataset.shape, dtype=torch.float64)
     squares = torch.zeros(dataset.shape, dtype=torch.float64)
+    seen = 0
     for run in chunks(indices, batch):
+        yield Done("measuring the data", seen, len(indices))
         x0, square = dataset.squares(run)
         total += x0.sum(0)
         squares += square.sum(0)
+        seen += len(run)
     mean, square = total / len(indices), squares / len(indices)
     grand = float(square.mean() - mean.mean() ** 2)
     return Moments(mean, square, grand, float((square - mean**2).mean()))

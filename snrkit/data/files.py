@@ -23,12 +23,13 @@ from torch import Tensor
 from snrkit.base import arrays
 from snrkit.base.arrays import array_names, array_shape, read_array
 from snrkit.base.errors import DataError, missing, plain, reason_of
+from snrkit.base.gradual import Gradual, finished
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Place
 from snrkit.data.dataset import Dataset, Outline, Source, count_classes, fingerprint, memory_dataset, pixels_dataset
 from snrkit.data.images import look_at
 from snrkit.data.openers import FolderOpener, Opener, ZipOpener, readable
-from snrkit.data.surveys import ImageReader, look_at_all, read_all
+from snrkit.data.surveys import ImageReader, looking_at_all, reading_all
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 OTHERS = {  # images too, which are refused by what is in them, and not passed over
@@ -83,6 +84,9 @@ class Folder(ImageFiles):
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
+        return finished(self.opening())
+
+    def opening(self) -> Gradual[Dataset]:
         return _file_dataset(self.listing(), self.channels)
 
     def outline(self) -> Outline:
@@ -116,6 +120,9 @@ class Zip(ImageFiles):
 
     def open(self) -> Dataset:
         """The images, in memory up to 2 GiB, else read as they are asked for."""
+        return finished(self.opening())
+
+    def opening(self) -> Gradual[Dataset]:
         return _file_dataset(self.listing(), self.channels)
 
     def outline(self) -> Outline:
@@ -251,15 +258,15 @@ def _first_shape(files: Listing, reader: ImageReader) -> tuple[int, int, int]:
     return (reader.channels or found[0], *found[1:])
 
 
-def _file_dataset(files: Listing, channels: Channels) -> Dataset:
+def _file_dataset(files: Listing, channels: Channels) -> Gradual[Dataset]:
     where, names, labels = files.where, files.names, files.labels
     reader = _reader(files, channels)
     shape = _first_shape(files, reader)
     if len(names) * math.prod(shape) <= IN_MEMORY_BYTES:
-        held = read_all(reader, shape)
+        held = yield from reading_all(reader, shape)
         dataset = pixels_dataset(where, held.pixels, labels, held.hashed)
         return replace(dataset, conversions=held.survey.conversions(shape[0]))
-    survey = look_at_all(reader)
+    survey = yield from looking_at_all(reader)
     shape = survey.shape(where, reader.channels)
     read = replace(reader, channels=shape[0], shape=shape)
     mark = fingerprint(survey.digest, str(shape), b"" if labels is None else labels.numpy().tobytes())

@@ -22,6 +22,7 @@ from snrkit.base.ahead import ahead, threads
 from snrkit.base.cache import keep_large, open_cache, read_large
 from snrkit.base.errors import DataError, SnrkitError, plain
 from snrkit.base.files import checksum
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.data.dataset import Hash, bytes_of, fingerprint, hash_of
@@ -138,6 +139,11 @@ class _Surveyor:
 
 def read_all(reader: ImageReader, shape: tuple[int, int, int]) -> Held:
     """All images, which the first says are of this shape; from the cache where it has them."""
+    return finished(reading_all(reader, shape))
+
+
+def reading_all(reader: ImageReader, shape: tuple[int, int, int]) -> Gradual[Held]:
+    """As `read_all`, saying how many are read."""
     pixels = torch.empty((len(reader.names), *shape), dtype=torch.uint8)
     key = reader.key("pixels") if pixels.numel() >= KEPT_FROM else None
     known = _known(key)
@@ -154,7 +160,7 @@ def read_all(reader: ImageReader, shape: tuple[int, int, int]) -> Held:
             rows[index] = image.numpy()
         return found
 
-    surveyor = _survey(reader, read, math.prod(shape))
+    surveyor = yield from _survey(reader, read, math.prod(shape), "reading images")
     surveyor.survey("").shape(reader.where, reader.channels)
     hashed = hash_of(pixels)
     survey = surveyor.survey(hashed.hexdigest())
@@ -165,6 +171,11 @@ def read_all(reader: ImageReader, shape: tuple[int, int, int]) -> Held:
 
 def look_at_all(reader: ImageReader) -> Survey:
     """What all images are by their headers, without reading those that the cache knows and that have not changed."""
+    return finished(looking_at_all(reader))
+
+
+def looking_at_all(reader: ImageReader) -> Gradual[Survey]:
+    """As `look_at_all`, saying how many were looked at."""
     key = reader.key("headers")
     known = _known(key)
     if known is not None:
@@ -176,7 +187,7 @@ def look_at_all(reader: ImageReader) -> Survey:
         checksums[index] = checksum(content)
         return look_at(content, reader.called(reader.names[index]))
 
-    surveyor = _survey(reader, look, 0)
+    surveyor = yield from _survey(reader, look, 0, "looking at images")
     digest = hashlib.blake2b("".join(checksums).encode(), digest_size=16)
     survey = surveyor.survey(digest.hexdigest())
     if key is not None and reader.key("headers") == key:
@@ -184,7 +195,7 @@ def look_at_all(reader: ImageReader) -> Survey:
     return survey
 
 
-def _survey(reader: ImageReader, look: Callable[[int], Found], size: int) -> _Surveyor:
+def _survey(reader: ImageReader, look: Callable[[int], Found], size: int, what: str) -> Gradual[_Surveyor]:
     """What `look` finds of all images of `size` bytes, in threads. SnrkitError for the first, in order, to refuse."""
 
     def some(indices: range) -> list[Found | SnrkitError]:
@@ -200,11 +211,13 @@ def _survey(reader: ImageReader, look: Callable[[int], Found], size: int) -> _Su
     step = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(size, 1)))
     runs = [range(first, min(first + step, count)) for first in range(0, count, step)]
     surveyor = _Surveyor(reader.where)
+    yield Done(what, 0, count)
     for indices, results in zip(runs, ahead(some, runs, threads()), strict=True):
         for index, found in zip(indices, results, strict=False):
             if isinstance(found, SnrkitError):
                 raise found
             surveyor.add(reader.names[index], found)
+        yield Done(what, indices.stop, count)
     return surveyor
 
 

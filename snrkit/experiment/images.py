@@ -9,10 +9,11 @@ from torch import Tensor
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.gradual import Done, Gradual
 from snrkit.checkpoints.codec import Codec, Encoder, autoencoder_digest
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
-from snrkit.data.dataset import Dataset, Moments, Split, moments, restrict, split
+from snrkit.data.dataset import Dataset, Moments, Split, measuring_moments, opening, restrict, split
 from snrkit.data.latents import Latents
 from snrkit.data.measured import Measured
 from snrkit.data.representation import PIXELS, Representation
@@ -62,24 +63,21 @@ class OpenedData:
         return self.representation.encode(torch.where(turned[:, None, None, None], images.flip(3), images))
 
 
-def open_data(
-    source: AnySource,
-    network: AnyTrained | Foreign,
-    codec: Codec | None,
-    variance: bool,
-    device: torch.device,
-) -> OpenedData:
+def opening_data(
+    source: AnySource, network: AnyTrained | Foreign, codec: Codec | None, variance: bool, device: torch.device
+) -> Gradual[OpenedData]:
     """Open the images, measure what is `auto`, and check that they fit the network: ConfigError.
 
     `codec`: of a model that encodes images itself. `variance`: whether it is asked for beside sigma_data.
     """
     _check_memory(source)
-    labelled, dataset, representation = _represented(source, codec, device)
+    labelled, dataset, representation = yield from _represented(source, codec, device)
     if source.workers and not labelled.streams:
         raise ConfigError(f"data.workers: has no effect, as {labelled.name} is held in memory; drop it.")
     check_fit(network, dataset, None if codec is None else codec.key)
     parts = split(dataset.count, source.holdout)
-    found = moments(dataset, parts.train) if source.sigma_data == "auto" or variance else None
+    asked = source.sigma_data == "auto" or variance
+    found = (yield from measuring_moments(dataset, parts.train)) if asked else None
     if source.sigma_data == "auto":
         assert found is not None
         if found.variance <= 0:
@@ -119,14 +117,15 @@ def check_fit(network: AnyTrained | Foreign, dataset: Dataset, key: str | None) 
 
 def _represented(
     source: AnySource, codec: Codec | None, device: torch.device
-) -> tuple[Dataset, Dataset, Representation]:
+) -> Gradual[tuple[Dataset, Dataset, Representation]]:
     """(images, states, the way between them) of a source, and of a model that encodes images itself."""
     if codec is not None and (isinstance(source, Latents) or source.representation != PIXELS):
         raise ConfigError("data: the model encodes images itself; give it images, in the representation pixels.")
     if isinstance(source, Latents):
+        yield Done("opening the latents")
         images, states, representation = _encoded(source, device)
     else:
-        images = _chosen(source.open(), source)
+        images = _chosen((yield from opening(source)), source)
         representation = codec or source.representation
         states = representation.states(images)
     if source.workers and codec is not None:

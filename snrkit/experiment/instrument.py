@@ -12,6 +12,8 @@ from torch import Tensor
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError
+from snrkit.base.frequency import views
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.data.dataset import chunks
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
@@ -174,19 +176,43 @@ class Instrument:
             x0[own == label] -= x0[own == label].mean(0)
         return x0.T @ (share[:, None] * x0)
 
-    @torch.no_grad()
     def measure(self, sampler: Sampler) -> Measurement:
         """All that the config asks for, of one sampler."""
-        ready, found = self.examined(sampler)
+        return finished(self.measuring(sampler))
+
+    @torch.no_grad()
+    def measuring(self, sampler: Sampler) -> Gradual[Measurement]:
+        """As `measure`, saying which part comes next; of its states also how many evaluations they take."""
+        yield Done("opening the sampler", unit="evaluations")
+        ready = self.samples.open(sampler)
+        data = self.setting.data
+        often = len(views(data.dataset.shape)) * len(data.ways)
+        yield Done("reading the training split", 0, often * len(data.split.train), "images read")
+        _ = self.reference
+        yield Done("states", 0, self._evaluations(sampler, ready), "evaluations")
+        found = self._examined(sampler, ready)
         specimen = self.specimen(sampler, ready, found)
         asked: Sequence[Probe[Any]] = self.config.probes
-        return Measurement(found.shift, found.sizes, {probe.kind: probe.read(specimen) for probe in asked})
+        readings: dict[str, object] = {}
+        for probe in asked:
+            yield Done(f"probe {probe.kind}", unit="evaluations")
+            readings[probe.kind] = probe.read(specimen)
+        return Measurement(found.shift, found.sizes, readings)
+
+    def _evaluations(self, sampler: Sampler, ready: OpenedSampler) -> int:
+        """Of the sampler's trajectories, and of both forward arms where no other sampler has had these levels."""
+        images = len(self.seeds)
+        arms = 0 if ("forward", _key(ready)) in self._kept else 2 * (len(ready.levels) - 1)
+        return images * (self.setting.cost(sampler) + arms)
 
     def examined(self, sampler: Sampler) -> tuple[OpenedSampler, Examined]:
         """A sampler with all that it names, and what is always read of it."""
         ready = self.samples.open(sampler)
+        return ready, self._examined(sampler, ready)
+
+    def _examined(self, sampler: Sampler, ready: OpenedSampler) -> Examined:
         walks, real, reader = self.walks(sampler, ready), self.forward(ready), self.reader(ready)
-        return ready, examine(self.model.denoiser, walks, len(self.seeds), real, reader, self.reference, self.bootstrap)
+        return examine(self.model.denoiser, walks, len(self.seeds), real, reader, self.reference, self.bootstrap)
 
     def reader(self, ready: OpenedSampler) -> StateReader:
         """What is read of the states of a sampler and of held-out images."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
+from snrkit.base.gradual import Gradual, finished
 from snrkit.checkpoints.codec import ALONE, Codec, load_codec
 from snrkit.data.dataset import AsksShape
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import ComputeConfig, Experiment
-from snrkit.experiment.images import OpenedData, open_data
+from snrkit.experiment.images import OpenedData, opening_data
 from snrkit.experiment.models import Origin, Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
 from snrkit.networks.compiling import compiled
@@ -85,11 +86,17 @@ def open_experiment(experiment: Experiment, world: World) -> Opened:
     switches (TF32, determinism) as `compute` says. DataError for images that cannot be read, ConfigError where images,
     network, grids or precision do not fit, SnrkitError for images that are all one constant.
     """
+    return finished(opening_experiment(experiment, world))
+
+
+def opening_experiment(experiment: Experiment, world: World) -> Gradual[Opened]:
+    """As `open_experiment`, saying how many images are read and measured."""
     parts, samplers = experiment.model.parts, experiment.samplers.values()
     compute = resolve_precision(experiment.compute, world.device, parts.precision_known)
     set_compute(compute, world.device)
     exact = any(sampler.start == "exact" for sampler in samplers)
-    data = open_data(experiment.data, parts.network, _codec(experiment.model, world.device), exact, world.device)
+    codec = _codec(experiment.model, world.device)
+    data = yield from opening_data(experiment.data, parts.network, codec, exact, world.device)
     if experiment.model.trains and experiment.training.train.augment is not None and not data.representation.exact:
         raise ConfigError("train.augment: latents of a warped image are no warped latents; drop it.")
     for made in (parts.levels, *(sampler.grid for sampler in samplers)):

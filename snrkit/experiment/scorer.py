@@ -7,13 +7,14 @@ from torch import Tensor
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.streams import MEMORISATION
 from snrkit.data.dataset import Dataset, chunks
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.opening import Setting
 from snrkit.metrics.config import MetricsConfig
-from snrkit.metrics.extractors import Extractor, make_extractor
-from snrkit.metrics.features import FeatureSet, extract, reference_features
+from snrkit.metrics.extractors import Extractor, making_extractor
+from snrkit.metrics.features import FeatureSet, extracting, extracting_reference
 from snrkit.metrics.memorisation import Memorisation, memorisation
 from snrkit.metrics.scores import Scores, score
 
@@ -32,12 +33,26 @@ class Scorer:
 
     def features(self, samples: Dataset, indices: Sequence[int]) -> FeatureSet:
         """Moments and kept features of the images at `indices`."""
-        return extract(self.extractor, samples, indices, self.config.batch, self.world)
+        return finished(self.extracting(samples, indices))
+
+    def extracting(self, samples: Dataset, indices: Sequence[int], of: str = "features") -> Gradual[FeatureSet]:
+        """As `features`, saying how many images were looked at."""
+        return extracting(self.extractor, samples, indices, self.config.batch, self.world, of)
 
     def ranges(self, samples: Dataset) -> tuple[Scores, ...]:
         """The scores of images over metrics.ranges disjoint ranges."""
-        parts = disjoint(samples.count, self.config.ranges)
-        return tuple(score(self.features(samples, part), self.reference, self.config) for part in parts)
+        return finished(self.scoring(samples))
+
+    def scoring(self, samples: Dataset) -> Gradual[tuple[Scores, ...]]:
+        """As `ranges`, saying how far it has come, with the newest value of the score that decides."""
+        parts, found, note = disjoint(samples.count, self.config.ranges), list[Scores](), ""
+        for number, part in enumerate(parts, 1):
+            of = f"range {number} of {len(parts)}"
+            features = yield from self.extracting(samples, part, f"features, {of}")
+            yield Done(f"scores, {of}", note=note)
+            found.append(score(features, self.reference, self.config))
+            note = f"{self.config.decide} {found[-1].values[self.config.decide]:.4g}"
+        return tuple(found)
 
     def memorisation(self, images: Dataset) -> Memorisation | None:
         """Of images, at most MEMORISATION_IMAGES, against the training split, mirrored too where training mirrors.
@@ -62,13 +77,18 @@ class Scorer:
 
 def open_scorer(setting: Setting, config: MetricsConfig) -> Scorer:
     """The extractor of an experiment and its features of the training split."""
+    return finished(opening_scorer(setting, config))
+
+
+def opening_scorer(setting: Setting, config: MetricsConfig) -> Gradual[Scorer]:
+    """As `open_scorer`, saying how far a classifier is trained, and how many images were looked at."""
     data, world = setting.data, setting.world
     if not world.leads:
         world.barrier()  # the leader fills the cache before the others look
-    extractor = make_extractor(config, data.labelled, data.split, world.device)
+    extractor = yield from making_extractor(config, data.labelled, data.split, world.device)
     if world.leads:
         world.barrier()
-    reference = reference_features(extractor, data.labelled, data.split.train, config.batch, world)
+    reference = yield from extracting_reference(extractor, data.labelled, data.split.train, config.batch, world)
     return Scorer(extractor, reference, config, data, world)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snrkit.base.cache import kept
+from snrkit.base.cache import keeping
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import CLASSIFIER
 from snrkit.base.tensors import tensors_checksum
@@ -63,26 +64,31 @@ class TrainedClassifier:
 
 def train_classifier(dataset: Dataset, split: Split) -> TrainedClassifier:
     """The classifier of a labelled data set's training split, from the cache where it was trained before."""
+    return finished(training_classifier(dataset, split))
+
+
+def training_classifier(dataset: Dataset, split: Split) -> Gradual[TrainedClassifier]:
+    """As `train_classifier`, saying how many images were seen, with the loss."""
     assert dataset.labels is not None
     recipe = fingerprint("classifier", str(NUMERICS), RECIPE, dataset.fingerprint, repr(split.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Classifier(dataset.shape, dataset.classes)
-    tensors = kept(f"classifier-{recipe}", lambda: _fitted(network, dataset, split))
+    tensors = yield from keeping(f"classifier-{recipe}", _fitting(network, dataset, split))
     network.load_state_dict(tensors)
     network.eval().requires_grad_(False)
     key = fingerprint("classifier", tensors_checksum(tensors, recipe))
     return TrainedClassifier(network, key, _accuracy(network, dataset, split))
 
 
-def _fitted(network: Classifier, dataset: Dataset, split: Split) -> dict[str, Tensor]:
+def _fitting(network: Classifier, dataset: Dataset, split: Split) -> Gradual[dict[str, Tensor]]:
     assert dataset.labels is not None
     train, rng = np.asarray(split.train), CLASSIFIER.open()
     steps = max(IMAGES, EPOCHS * len(train)) // BATCH
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     network.train()
-    for _ in range(steps):
+    for step in range(steps):
         rows = train[rng.integers(len(train), size=BATCH)]
         x0 = _jitter(dataset.x0(rows.tolist()), rng)
         loss = functional.cross_entropy(network(x0), dataset.labels[rows], label_smoothing=0.05)
@@ -90,6 +96,9 @@ def _fitted(network: Classifier, dataset: Dataset, split: Split) -> dict[str, Te
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         decay.step()
+        yield Done(
+            "training the classifier", (step + 1) * BATCH, steps * BATCH, note=f"loss {float(loss.detach()):.3f}"
+        )
     return network.state_dict()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from snrkit.base.cache import kept
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import write_bytes
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.regular import read_regular
 from snrkit.base.tensors import tensors_checksum
@@ -26,7 +27,7 @@ from snrkit.base.transfer import send
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.data.dataset import Dataset, Split, chunks, fingerprint, to_bytes, to_unit
 from snrkit.data.torchvision_sets import import_torchvision
-from snrkit.metrics.classifier import train_classifier
+from snrkit.metrics.classifier import training_classifier
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.efflite0 import EFFLITE0_CLASSES, EFFLITE0_DIM, EFFLITE0_SHA256, load_efflite0, weights_file
 from snrkit.metrics.packets import levels_of, packet_coefficients
@@ -61,9 +62,15 @@ class Extractor:
 
 def make_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Extractor:
     """The extractor that a config names. Classifier and pixels learn from `dataset` and `split`, the reference."""
+    return finished(making_extractor(config, dataset, split, device))
+
+
+def making_extractor(config: MetricsConfig, dataset: Dataset, split: Split, device: torch.device) -> Gradual[Extractor]:
+    """As `make_extractor`, saying how far a classifier is trained."""
     check_features(config, dataset)
+    yield Done("opening the features")
     if config.features == "classifier":
-        return _classifier(dataset, split, device)
+        return (yield from _classifier(dataset, split, device))
     if config.features == "pixels":
         return _pixels(config, dataset, split)
     if config.features == "packets":
@@ -86,8 +93,8 @@ def check_features(config: MetricsConfig, dataset: Dataset) -> None:
         weights_file()
 
 
-def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Extractor:
-    trained = train_classifier(dataset, split)
+def _classifier(dataset: Dataset, split: Split, device: torch.device) -> Gradual[Extractor]:
+    trained = yield from training_classifier(dataset, split)
     network = trained.network.to(device)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from snrkit.base.arrays import DAMAGED, read_array
 from snrkit.base.cache import keep, known
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
+from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.streams import KEPT_FEATURES
 from snrkit.base.transfer import Arriving
@@ -39,6 +40,18 @@ class FeatureSet:
 
 def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:
     """The features of the chosen images, each process taking a contiguous share."""
+    return finished(extracting(extractor, dataset, indices, batch, world))
+
+
+def extracting(
+    extractor: Extractor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    batch: int,
+    world: World,
+    what: str = "features of the images",
+) -> Gradual[FeatureSet]:
+    """As `extract`, saying how many images were looked at."""
     most = min(KEPT, max(2, KEPT_BYTES // (4 * extractor.dim)))
     if len(indices) > most:  # what is kept must not be the first classes of a sorted set
         indices = KEPT_FEATURES.open(len(indices)).permutation(np.asarray(indices)).tolist()
@@ -51,6 +64,7 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
 
     runs = list(chunks(share.tolist(), batch))
     asked = (_asked(extractor, pixels) for pixels in ahead(read, runs, readers(world)))
+    yield Done(what, 0, len(share))
     for run, (found, scores) in zip(runs, behind(asked), strict=True):
         here = found.wait()
         moments.add(here)
@@ -58,6 +72,7 @@ def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batc
             features.append(here[: most - run[0]].clone())  # the whole would keep memory that is pinned
         if scores is not None:
             logits.append(scores.wait().clone())
+        yield Done(what, run[-1] + 1 - runs[0][0], len(share))
     kept = torch.cat(world.gather(torch.cat(features)))[:most]
     all_logits = torch.cat(world.gather(torch.cat(logits))) if extractor.classes else None
     return FeatureSet(moments.reduce(world), kept, all_logits)
@@ -79,13 +94,21 @@ def reference_features(
     extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World
 ) -> FeatureSet:
     """As `extract`, cached under the content of images, weights and settings, with the covariance's root."""
+    return finished(extracting_reference(extractor, dataset, indices, batch, world))
+
+
+def extracting_reference(
+    extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World
+) -> Gradual[FeatureSet]:
+    """As `reference_features`, saying how many images were looked at."""
     rows = np.asarray(indices, dtype=np.int64).tobytes()
     name = f"reference-{fingerprint(str(NUMERICS), dataset.fingerprint, rows, extractor.key)}"
     stored = known(name) or {}
     if not world.any(not stored):  # all processes must take the same way
         gaussian = FeatureGaussian(stored["mean"], stored["covariance"], int(stored["count"]), stored["root"])
         return FeatureSet(gaussian, stored["features"])
-    found = extract(extractor, dataset, indices, batch, world)
+    found = yield from extracting(extractor, dataset, indices, batch, world, "features of the reference")
+    yield Done("root of the reference's covariance")
     gaussian = found.gaussian.with_root()
     assert gaussian.root is not None
     assert found.features is not None

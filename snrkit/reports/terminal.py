@@ -1,13 +1,16 @@
-"""Results as tables on the terminal."""
+"""Results on the terminal: a sentence with the verdict where there is one, a table as wide as there is room for, and
+where what was made lies.
+
+Values stand with the digits that their intervals support (layout.py).
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
@@ -16,58 +19,128 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.sources import FittedEstimator
 from snrkit.experiment.stored import stored_experiment
 from snrkit.fitting.guard import Guard, guard_says
+from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
-from snrkit.metrics.scores import PRIMARY, by_key, columns, summarise
-from snrkit.reports.blocks import cell, leading, mean_of, with_interval
-from snrkit.reports.comparison import comparison_rows
+from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
+from snrkit.reports.blocks import Table, short, spread
+from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
 from snrkit.reports.records import (
     Audited,
     Checked,
     Comparison,
+    ComparisonRow,
     Designed,
     EncodedFile,
     FitMade,
+    OverSeeds,
     Packing,
+    SizeChange,
+    SweepArm,
+    SweepTable,
     Swept,
     TunedNow,
+    WithNull,
 )
 from snrkit.reports.run_report import write_report
 from snrkit.reports.runs_report import shown_experiment, write_runs_report
 from snrkit.reports.spectrum_table import spectrum_rows
-from snrkit.reports.sweep_table import arm_table
+from snrkit.sampling.sampler import Sampler
 from snrkit.shift.audit import PairsReading
-from snrkit.shift.bootstrap import signed
+from snrkit.shift.bootstrap import Number, signed
 from snrkit.shift.files import ShiftRecord, warnings_of
 from snrkit.shift.telling import Walked
 
-out = Console(soft_wrap=True)
+out = Console()
 PRECISE = 6  # digits of single scores
+NATS = 4  # digits of shifts without an interval
 POOR = 0.05  # relative error of a rebuilt profile above which its width is not what was asked for
+LAST = ("solver", "grid", "corrections")  # columns that say how a sampler was defined
 
 
 def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    (Console(width=200) if not out.is_terminal else Console()).print(table)
+    """A table, or its rows one by one where it is wider than the console."""
+    _lines(table(header, rows, width_of(out)))
+
+
+def _say(text: str) -> None:
+    """Sentences, broken at words; a longer word, such as a path, stands whole."""
+    _lines(wrapped(text, width_of(out), whole=True))
+
+
+def _lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_made(what: str, where: str | Path, then: str = "") -> None:
+    """What was made, and where it lies; and the command that comes next. Both stand whole, to be copied."""
+    _lines([f"{what}: {Path(where).absolute()}", *([f"next: {then}"] if then else [])])
 
 
 def show_shift(records: Mapping[str, ShiftRecord]) -> None:
-    """One row a sampler, with nulls."""
-    rows = [
-        [name, str(record.facts.nfe), *(number.signed() for number in record.shift.headline())]
-        for name, record in records.items()
-    ]
-    _print(("sampler", "NFE", "norm gap, nats", "its null", "ln variance ratio", "its null"), rows)
+    """One row a sampler, with nulls, those of norm gaps first."""
+    beyond = {name: _beyond(r.shift.mean_norm_gap, r.shift.mean_norm_gap_null) for name, r in records.items()}
+    _say(_sorted_out("Norm gap", beyond, ("beyond its null", "not shown to be beyond its null")))
+    rows = []
+    for name, record in records.items():
+        readings = record.shift.headline()
+        beyond_nulls = [_less_null(reading, null) for reading, null in zip(readings[::2], readings[1::2], strict=True)]
+        rows.append([name, str(record.facts.nfe), *beyond_nulls, *map(_number, readings)])
+    less = ("norm gap less its null, nats", "ln variance ratio less its null")
+    _print(("sampler", "NFE", *less, "norm gap", "its null", "ln variance ratio", "its null"), rows)
     for name, record in records.items():
         for warning in warnings_of(record.probes):
-            out.print(f"warning: {name}: {warning}", markup=False, highlight=False)
+            _say(f"warning: {name}: {warning}")
     if any(found is not None for record in records.values() for found in record.probes.values()):
-        out.print("what the probes found stands in the report: snrkit report with the same file")
+        _say("What the probes found stands in the report: snrkit report with the same file.")
+
+
+def _number(number: Number) -> str:
+    """A reading with its interval, signed."""
+    return measured(number.value, number.low, number.high, signed=True, digits=NATS)
+
+
+def _plain(number: Number) -> str:
+    """A reading with its interval, of what has no sign."""
+    return measured(number.value, number.low, number.high, digits=NATS)
+
+
+def _less_null(reading: Number, null: Number) -> str:
+    """A reading less its null, with the digits that the reading's interval supports."""
+    return measured(reading.value - null.value, None, None, True, _digits(reading))
+
+
+def _digits(number: Number) -> int:
+    return digits_of((number.high - number.low) / 2, NATS)
+
+
+def _beyond(reading: Number, null: Number) -> bool | None:
+    """Whether a reading's interval lies apart from its null's; None where one has no reading."""
+    if not all(math.isfinite(part) for each in (reading, null) for part in (each.value, each.low, each.high)):
+        return None
+    return reading.low > null.high or reading.high < null.low
+
+
+def _sorted_out(what: str, found: Mapping[str, bool | None], words: tuple[str, str]) -> str:
+    """A sentence that names what is so, and what is not."""
+    parts = [
+        f"{text}: {', '.join(names)}"
+        for text, names in (
+            (words[0], [name for name, is_so in found.items() if is_so]),
+            (words[1], [name for name, is_so in found.items() if is_so is False]),
+            ("not read", [name for name, is_so in found.items() if is_so is None]),
+        )
+        if names
+    ]
+    return f"{what} {'; '.join(parts)}."
 
 
 def show_audit(record: Audited) -> None:
-    """Every call of one sampler, or one row a sampler; training; and what lies beyond the tolerance."""
+    """What lies beyond the tolerance; every call of one sampler, or one row a sampler; and training."""
+    for words in record.beyond:
+        _say(f"beyond {record.tolerance:g} nats: {words}")
+    if not record.beyond:
+        _say(f"{record.what}: what is told is what is, to {record.tolerance:g} nats")
     if len(record.walks) == 1:
         _show_calls(record.walks[0])
     else:
@@ -75,21 +148,17 @@ def show_audit(record: Audited) -> None:
             _walked_row(walked) for walked in record.walks
         ])  # fmt: skip
     if record.training is not None:
-        out.print(
+        _say(
             f"{record.training.name}: {len(record.training.calls)} times are told, the state's level is farthest by "
             f"{signed(record.training.worst)} nats"
         )
     if record.pairs is not None:
         _show_pairs(record.pairs)
-    for words in record.beyond:
-        out.print(f"beyond {record.tolerance:g} nats: {words}", markup=False, highlight=False)
-    if not record.beyond:
-        out.print(f"{record.what}: what is told is what is, to {record.tolerance:g} nats", markup=False)
 
 
 def _show_calls(walked: Walked) -> None:
     if walked.begun is not None:
-        out.print(f"{walked.name} begins with noise that is {signed(walked.begun)} nats of the first level told")
+        _say(f"{walked.name} begins with noise that is {signed(walked.begun)} nats of the first level told")
     header = ("call", "time told", "its logsnr", "logsnr of the state", "difference, nats", "size, nats")
     rows = [
         [str(number + 1), f"{call.time:.6g}", *(f"{value:.4f}" for value in (call.told, call.state)),
@@ -97,7 +166,7 @@ def _show_calls(walked: Walked) -> None:
         for number, call in enumerate(walked.calls)
     ]  # fmt: skip
     _print(header, rows)
-    out.print(f"its last state has logsnr {walked.end:.4f}")
+    _say(f"its last state has logsnr {walked.end:.4f}")
 
 
 def _walked_row(walked: Walked) -> list[str]:
@@ -109,23 +178,23 @@ def _walked_row(walked: Walked) -> list[str]:
 
 
 def _show_pairs(pairs: PairsReading) -> None:
-    header = ("told logsnr", "alpha over nominal", "sigma over nominal", "state less told, nats", "interval")
+    header = ("told logsnr", "state less told, nats", "alpha over nominal", "sigma over nominal")
     curves = (pairs.alpha, pairs.sigma, pairs.difference)
     rows = [
-        [f"{logsnr:.3f}", f"{alpha:.4f}", f"{sigma:.4f}", signed(value), f"[{signed(low)}, {signed(high)}]"]
+        [f"{logsnr:.3f}", measured(value, low, high, True), f"{alpha:.4f}", f"{sigma:.4f}"]
         for logsnr, alpha, sigma, value, low, high in zip(
             pairs.logsnr, *(curve.value for curve in curves), pairs.difference.low, pairs.difference.high, strict=True
         )
     ]
     _print(header, rows)
-    out.print(f"{pairs.pairs} training pairs")
+    _say(f"{pairs.pairs} training pairs")
     if pairs.left_out is not None:
-        out.print(pairs.left_out)
+        _say(pairs.left_out)
 
 
 def show_calibration(record: FittedEstimator) -> None:
     """How good the estimator is on held-out images."""
-    out.print(
+    _say(
         f"on held-out images the estimator misses the level by {record.error:.3f} nats (root mean square); its "
         f"central 90 % holds {record.coverage:.1%} of them"
     )
@@ -139,12 +208,11 @@ def show_checked(checked: Checked) -> None:
         alike.setdefault((place, finding.what, finding.remedy), []).append(finding.path)
     for (_, what, remedy), paths in alike.items():
         more = f" and {len(paths) - 1} more beside it" if len(paths) > 1 else ""
-        out.print(f"{paths[0]}{more}: {what}; {remedy}", markup=False, highlight=False)
+        _lines([f"{paths[0]}{more}: {what}; {remedy}"])
     if not checked.findings:
         left = f"{checked.others} more, such as pages and pictures, carry no checksum"
         aside = f"; {checked.aside} lie put aside in damaged" if checked.aside else ""
-        text = f"{checked.run}: {checked.verified} files are as they were written; {left}{aside}"
-        out.print(text, markup=False, highlight=False)
+        _lines([f"{checked.run}: {checked.verified} files are as they were written; {left}{aside}"])
 
 
 def show_analysis(record: Mapping[str, Any]) -> None:
@@ -153,62 +221,110 @@ def show_analysis(record: Mapping[str, Any]) -> None:
     _print(("beta table", "prior term, bits per dimension"), rows)
     if record["facts"]:
         _print(("this run", ""), list(record["facts"].items()))
-    out.print(f"{len(record['charts'])} charts, each with a CSV beside it: {record['page']}")
+    show_made(f"{len(record['charts'])} charts, each with a CSV beside it", record["page"])
 
 
 def show_spectrum(record: Mapping[str, Any]) -> None:
     """Slopes and bounds, and where the page lies."""
     _print(("spectrum", "median (99 % of the images)"), spectrum_rows(dict(record)))
-    out.print(f"written to {record['page']}")
+    show_made("spectra", record["page"])
 
 
 def show_sweep(swept: Swept) -> None:
-    """The table, and where it lies."""
-    if swept.table.arms:
-        _print(*arm_table(swept.table))
-    for name, why in swept.table.failed.items():
-        out.print(f"broken off: {name}: {why}")
-    out.print(f"written to {swept.written}")
+    """What the first arm is beside the others, the table, and where it lies."""
+    record = swept.table
+    if record.arms:
+        lead = by_key(record.decided_by)
+        if said := _beside_first(record, lead):
+            _say(said)
+        _print(*_arms(record, lead))
+    for name, why in record.failed.items():
+        _say(f"broken off: {name}: {why}")
+    show_made("table of the sweep", swept.written)
+
+
+def _beside_first(record: SweepTable, lead: ScoreDefinition) -> str:
+    """Which arms differ from the first in the score that decides; nothing where none stands beside it."""
+    less = {label: arm.less_first.get(lead.key) for label, arm in record.arms.items() if arm.less_first is not None}
+    known = {label: found for label, found in less.items() if found is not None}
+    if not known:
+        return ""
+    said: dict[str, list[str]] = {}
+    for label, found in known.items():
+        said.setdefault(verdict(found, lead.better), []).append(label)
+    parts = "; ".join(f"{words}: {', '.join(labels)}" for words, labels in said.items())
+    return f"By {lead.head(record.names)} beside {record.reference} on equal seeds, {parts}."
+
+
+def _arms(record: SweepTable, lead: ScoreDefinition) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """(header, rows): an arm and sampler each; its scores over seeds, and what they are less the first arm's."""
+    names = record.names
+    scores = columns("sweep", [arm.scores for arm in record.arms.values()], lead).every
+    beside = [s for s in (lead, *scores) if any(s.key in (arm.less_first or {}) for arm in record.arms.values())]
+    header = (
+        *("arm", "NFE", f"{lead.head(names)} (min, max)"),
+        *(f"{score.head(names)} less {record.reference}'s [95 %]" for score in beside),
+        *(score.head(names) for score in scores),
+        *("power by ring", "spread of brightness", "skipped steps", "seeds", "weights"),
+    )
+    rows: list[Sequence[str]] = [
+        (
+            *(label, str(arm.nfe), _over_seeds(arm, lead)),
+            *(_change((arm.less_first or {}).get(score.key), score.digits) for score in beside),
+            *(_over_seeds(arm, score) for score in scores),
+            *(" ".join(f"{ring:.2f}" for ring in arm.power), f"{arm.brightness:.2f}", str(arm.skipped)),
+            *(", ".join(map(str, arm.seeds)), arm.weights),
+        )
+        for label, arm in record.arms.items()
+    ]
+    return header, rows
+
+
+def _over_seeds(arm: SweepArm, score: ScoreDefinition) -> str:
+    found: OverSeeds | None = arm.scores.get(score.key)
+    if found is not None and len(arm.seeds) == 1:
+        return measured(found.mean, None, None, digits=score.digits)
+    return spread(found, score.digits)
 
 
 def show_export(record: Mapping[str, Any]) -> None:
     """Where it is, of what, and how diffusers loads it."""
-    out.print(f"{record['weights']} at {record['images']} images: {record['path']}")
+    show_made(f"{record['weights']} at {record['images']} images", record["path"])
     call = "DDIMPipeline.from_pretrained" if record["pipeline"] else "UNet2DModel.from_pretrained"
     rest = "" if record["pipeline"] else ", subfolder='unet'; its scheduler is beside it"
-    out.print(f"load it with diffusers.{call}({record['path']!r}{rest})")
+    _lines([f"load it with diffusers.{call}({record['path']!r}{rest})"])
 
 
 def show_pack(record: Packing) -> None:
     """What was packed, what was changed for that, and how an experiment names it."""
     kind = "grey" if record.channels == 1 else "RGB"
     classes = f" of {record.classes:,} classes" if record.classes else ""
-    out.print(f"{record.images:,} {kind} images{classes}, {record.size}x{record.size}: {record.path}", markup=False)
+    show_made(f"{record.images:,} {kind} images{classes}, {record.size}x{record.size}", record.path)
     if record.changes:
         changes = ", ".join(f"{count:,} {words}" for words, count in record.changes.items())
-        out.print(f"of the images, {changes}")
-    out.print(f"name it in an experiment as data: {{kind: zip, path: {record.path}}}", soft_wrap=True, markup=False)
+        _say(f"of the images, {changes}")
+    _lines([f"name it in an experiment as data: {{kind: zip, path: {record.path}}}"])
 
 
 def show_encoded(record: EncodedFile) -> None:
     """What was made, of how much, and how to train on it."""
     shape, kept = "x".join(map(str, record.shape)), "means and deviations" if record.posterior else "no deviations"
-    out.print(f"{record.images} latents of {shape}, {kept}, {record.numbers}, sigma_data {record.sigma_data:.4f}")
+    found = f"{record.images} latents of {shape}, {kept}, {record.numbers}, sigma_data {record.sigma_data:.4f}"
+    show_made(found, record.path)
     data = yaml.safe_dump(dict(record.data), default_flow_style=True, sort_keys=False, width=math.inf).strip()
-    out.print(f"train on them with data: {data}", soft_wrap=True, markup=False, highlight=False)
+    _lines([f"train on them with data: {data}"])
 
 
 def show_average(record: Mapping[str, Any]) -> None:
     """What was made, of how much, and how to sample it."""
     error = record.get("profile_error")
     off = "" if error is None else f"; its profile is off by {error:.1%} (L2)"
-    out.print(f"{record['name']} at {record['images']} images, of {record['snapshots']} snapshots{off}")
+    _say(f"{record['name']} at {record['images']} images, of {record['snapshots']} snapshots{off}")
     if error is not None and error > POOR:
-        out.print(
-            "that is not the width asked for: keep snapshots more often (train.snapshot_every), or ask for another"
-        )
+        _say("that is not the width asked for: keep snapshots more often (train.snapshot_every), or ask for another")
     at = record["images"]
-    out.print(f"sample it with --set sample.average={record['name']} (--set sample.checkpoint={at}, if not the newest)")
+    how = f"--set sample.average={record['name']}"
+    _say(f"sample it with snrkit sample {how} (--set sample.checkpoint={at}, if not the newest)")
 
 
 def show_tuned(records: Mapping[str, TunedNow | FitMade]) -> None:
@@ -222,35 +338,42 @@ def show_tuned(records: Mapping[str, TunedNow | FitMade]) -> None:
     if guards or fits:
         _show_guards({**guards, **{name: record.guard for name, record in fits.items()}})
     for name, record in fits.items():
-        out.print(f"{name}: {record.written}")
+        show_made(f"coefficients of {name}", record.written)
     for path in {record.yaml for record in by_sampler.values()}:
-        out.print(f"see whether they help: snrkit compare --config {path} (sample and the other commands take it too)")
+        show_made("samplers with them", path, f"snrkit compare --config {path}")
 
 
 def show_designed(records: Mapping[str, Designed]) -> None:
     """How near each designed grid comes to the flow, and where its YAML lies."""
     _show_guards({record.sampler: record.guard for record in records.values()})
     for record in records.values():
-        out.print(
+        _say(
             f"{record.sampler}: steps fitted on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
-            f"{record.distance:.4f}; sample it: snrkit sample --config {record.written} --sampler {record.sampler}"
+            f"{record.distance:.4f}"
         )
+        then = f"snrkit sample --config {record.written} --sampler {record.sampler}"
+        show_made(f"grid of {record.sampler}", record.written, then)
 
 
-def show_certificates(records: Mapping[str, Certificate]) -> None:
-    """The sentence of each, and where its page lies."""
-    for record in records.values():
-        out.print(record.sentence)
+def show_certificates(records: Mapping[str, Certificate], run: Path | None = None) -> None:
+    """The sentence of each, and where it lies in the run."""
+    for name, record in records.items():
+        _say(record.sentence)
         if record.not_tried:
-            out.print(f"time did not allow {', '.join(record.not_tried)}; run the same command to go on")
+            _say(f"time did not allow {', '.join(record.not_tried)}; run the same command to go on")
+        if run is not None:
+            path = Run(run).certificate(name)
+            show_made(f"certificate of {name}, with a page beside it", path)
+            _lines([f"to use it: samplers: {{mine: {{certificate: {path}}}}}"])
 
 
 def _show_guards(guards: Mapping[str, Guard]) -> None:
     rows = [
-        [name, guard.base.plain(), guard.fitted.plain(), f"{guard.reference:.1g}", guard_says(guard)]
+        [name, guard_says(guard), _plain(guard.fitted), _plain(guard.base), f"{guard.reference:.1g}"]
         for name, guard in guards.items()
     ]
-    _print(("sampler", "rms to the flow, without", "with", "of the flow itself", "on first states not fitted on"), rows)
+    header = ("sampler", "on first states not fitted on", "rms to the flow, with", "without", "of the flow itself")
+    _print(header, rows)
 
 
 def _show_coefficients(records: Mapping[str, TunedNow]) -> None:
@@ -266,40 +389,137 @@ def _show_coefficients(records: Mapping[str, TunedNow]) -> None:
         for name, record in records.items()
         for method, found in record.tuned.found.items()
     ]
-    header = (
-        "sampler",
-        "by",
-        "coefficients",
-        "score on the tuning seeds",
-        "norm gap, nats (rms)",
-        "at the end of its range",
-    )
+    header = ("sampler", "by", "coefficients", "score on the tuning seeds", "norm gap, nats (rms)",
+              "at the end of its range")  # fmt: skip
     _print(header, rows)
 
 
 def show_comparison(record: Comparison) -> None:
-    """The table of snrkit compare, by NFE."""
-    _print(*comparison_rows(record))
+    """What differs from its base by the score that decides, and the table of snrkit compare, by NFE."""
+    lead = by_key(record.decided_by)
+    if said := _against_bases(record, lead):
+        _say(said)
+    _print(*_compared(record, lead))
     for warning in record.warnings:
-        out.print(f"warning: {warning}")
+        _say(f"warning: {warning}")
+
+
+def _against_bases(record: Comparison, lead: ScoreDefinition) -> str:
+    """Which rows differ from their bases; nothing where none has one."""
+    said: dict[str, list[str]] = {}
+    for row in record.rows:
+        if row.beside is not None:
+            said.setdefault(row.beside.verdict, []).append(row.name)
+    order = sorted(said, key=lambda words: VERDICTS.index(words) if words in VERDICTS else len(VERDICTS))
+    parts = "; ".join(f"{words}: {', '.join(said[words])}" for words in order)
+    return f"By {lead.head(record.names)} beside their bases, {parts}." if parts else ""
+
+
+def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """(header, rows): what decides, the shift less its null, the other scores, and how a sampler is defined."""
+    names = record.names
+    scores = columns("compare", [row.summary for row in record.rows], lead).every
+    beside = [row.beside for row in record.rows if row.beside is not None]
+    less = [score for score in scores if any(score.key in each.difference for each in beside)]
+    sizes = dict.fromkeys(key for each in beside for key in each.shift_change)
+    header = (
+        *("sampler", "NFE", lead.lead(names), f"{lead.head(names)} less base's [95 %]", "verdict", "base"),
+        *(f"{shift} less its null" for shift in SHIFTS.values()),
+        *(head for shift in SHIFTS.values() for head in (shift, "its null")),
+        *(score.head(names) for score in scores),
+        *(f"{score.head(names)} less base's [95 %]" for score in less),
+        *(f"size of {SHIFTS.get(key, key)}, from base's" for key in sizes),
+        *("ms/image", "overhead", *LAST),
+    )
+    rows = [
+        (
+            *_decided(row, lead),
+            *(_less_null(each.reading, each.null) for each in _shifts(row)),
+            *(_number(number) for each in _shifts(row) for number in (each.reading, each.null)),
+            *(_cell(row.summary.get(score.key), score) for score in scores),
+            *(_change(_difference(row, score), score.digits) for score in less),
+            *(_size(None if row.beside is None else row.beside.shift_change.get(key)) for key in sizes),
+            f"{1000 * row.seconds_per_image:.2f}",
+            "-" if row.beside is None else f"{row.beside.overhead:+.1%}",
+            *_defined(row.definition),
+        )
+        for row in record.rows
+    ]
+    return header, list[Sequence[str]](rows)
+
+
+VERDICTS = ("better", "worse", "no difference shown")
+SHIFTS = {"norm_gap": "norm gap", "log_variance_ratio": "ln variance ratio", "nearest": "nearest level"}
+
+
+def _decided(row: ComparisonRow, lead: ScoreDefinition) -> tuple[str, ...]:
+    """Name, cost, the score that decides, and what it says beside the base."""
+    said, base = ("-", "-") if row.beside is None else (row.beside.verdict, str(row.base))
+    difference = _change(_difference(row, lead), lead.digits)
+    return (row.name, str(row.nfe), _lead(row.summary.get(lead.key), lead), difference, said, base)
+
+
+def _difference(row: ComparisonRow, score: ScoreDefinition) -> Difference | None:
+    return None if row.beside is None else row.beside.difference.get(score.key)
+
+
+def _change(found: Difference | None, digits: int) -> str:
+    """A difference with its interval; a dash for none."""
+    return "-" if found is None else measured(found.mean, found.low, found.high, signed=True, digits=digits)
+
+
+def _shifts(row: ComparisonRow) -> tuple[WithNull, ...]:
+    """The readings of a shift, in the order of SHIFTS."""
+    return row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest
+
+
+def _size(change: SizeChange | None) -> str:
+    """From the size of the base's shift to the row's, and the difference of their mean squares."""
+    if change is None:
+        return "-"
+    return f"{change.base:.3f} to {change.row:.3f}, {change.verdict} (mean square {_change(change.mean_square, NATS)})"
+
+
+def _defined(definition: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Solver, grid and corrections of a sampler, in the order of LAST."""
+    sampler = Sampler.model_validate(definition)
+    corrections = ", ".join(short(correction) for correction in sampler.corrections)
+    return short(sampler.solver), short(sampler.grid, first="steps"), corrections or "-"
+
+
+def _cell(entry: Entry | None, score: ScoreDefinition) -> str:
+    """A score beside the first: its mean, with its interval where it has one."""
+    return "-" if entry is None else _entry(entry, score.digits)
+
+
+def _entry(entry: Entry, digits: int) -> str:
+    """A mean, with its interval where it has one."""
+    low, high = entry.interval or (None, None)
+    return measured(entry.mean, low, high, digits=digits)
+
+
+def _lead(entry: Entry | None, score: ScoreDefinition) -> str:
+    """The score that decides, as `score.lead` heads it: with its interval, or with its spread."""
+    return _cell(entry, score) if score.interval else spread(entry, score.digits)
 
 
 def show_scores(records: Mapping[str, SamplerScores]) -> None:
-    """One row a sampler: means over ranges, and the spread of the distance."""
+    """One row a sampler: means over ranges, and the spread of the score that decides."""
     names, lead = next((record.names, by_key(record.decided_by)) for record in records.values())
     scores = columns("scores", [record.summary for record in records.values()], lead).every
+    if len(records) > 1:
+        best = min(records, key=lambda name: records[name].summary[lead.key].mean)  # a distance
+        _say(f"{lead.head(names)} is lowest of {best}; whether by more than chance, snrkit compare says.")
     rows = [
         [
-            name,
-            str(record.nfe),
-            leading(record.summary.get(lead.key), lead),
-            *(cell(record.summary.get(score.key), score) for score in scores),
+            *(name, str(record.nfe), _lead(record.summary.get(lead.key), lead)),
+            *(_cell(record.summary.get(score.key), score) for score in scores),
         ]
         for name, record in records.items()
     ]
     _print(("sampler", "NFE", lead.lead(names), *(score.head(names) for score in scores)), rows)
     for warning in sorted({warning for record in records.values() for warning in record.warnings}):
-        out.print(f"warning: {warning}")
+        _say(f"warning: {warning}")
 
 
 def show_curves(records: Mapping[str, ScoreCurve]) -> None:
@@ -307,46 +527,53 @@ def show_curves(records: Mapping[str, ScoreCurve]) -> None:
     points = [(name, record, point) for name, record in records.items() for point in record.points]
     lead = next((by_key(record.selected_by) for record in records.values()), PRIMARY)
     scores = columns("checkpoints", [point.summary for _, _, point in points], lead).every
+    names = points[0][2].names if points else {}
+    for name, record in records.items():
+        _say(f"{name}: {lead.head(names)} is lowest at {record.selected_images:,} images, selected by this score.")
     rows = [
         [
-            name,
-            str(point.checkpoint_images),
-            lead.head(point.names),
-            mean_of(point.summary.get(lead.key), lead.digits),
-            "selected by this score" if point.checkpoint_images == record.selected_images else "",
-            *(cell(point.summary.get(score.key), score) for score in scores),
+            *(name, f"{point.checkpoint_images:,}", _lead(point.summary.get(lead.key), lead)),
+            "selected" if point.checkpoint_images == record.selected_images else "",
+            *(_cell(point.summary.get(score.key), score) for score in scores),
         ]
         for name, record, point in points
     ]
-    names = points[0][2].names if points else {}
-    _print(("sampler", "images trained", "score", "mean", "", *(score.head(names) for score in scores)), rows)
+    header = ("sampler", "images trained", lead.lead(names), "by this score", *(s.head(names) for s in scores))
+    _print(header, rows)
 
 
 def show_pair(record: PairScores) -> None:
     """The scores of two sets of images."""
     found = summarise([record.scores])
     known = [score for score in (PRIMARY, *columns("scores", [found]).every) if score.key in found]
-    rows = [(score.head(record.names), with_interval(found[score.key], PRECISE)) for score in known]
+    rows = [(score.head(record.names), _entry(found[score.key], PRECISE)) for score in known]
     _print(("score", "value [95 %]"), rows)
     for warning in record.scores.warnings:
-        out.print(f"warning: {warning}")
+        _say(f"warning: {warning}")
 
 
-def show_report(experiment: Experiment, runs: Path) -> None:
-    """Write the report, print its table and where it is."""
+def make_report(experiment: Experiment, runs: Path) -> tuple[Path, Table]:
+    """Write the report; returns its path and its table."""
     run = Run(runs / experiment.name)
     stored = stored_experiment(run.path)
     with beside(run, run.path):
-        path, table = write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
-    _print(table.header, table.rows)
-    out.print(f"report: {path}")
+        return write_report(run, stored.model_copy(update={"samplers": experiment.samplers}))
 
 
-def show_runs_report(paths: Sequence[Path], out_path: Path | None) -> None:
-    """Write one report of several run directories, or of one its own; print its table and where it is."""
+def make_runs_report(paths: Sequence[Path], out_path: Path | None) -> tuple[Path, Table]:
+    """Write one report of several run directories, or of one its own: (where it is, its table)."""
     if len(paths) == 1 and out_path is None:
-        show_report(shown_experiment(paths[0]), paths[0].resolve().parent)
-        return
-    path, table = write_runs_report(paths, out_path)
-    _print(table.header, table.rows)
-    out.print(f"report: {path}")
+        return make_report(shown_experiment(paths[0]), paths[0].resolve().parent)
+    return write_runs_report(paths, out_path)
+
+
+def show_report(path: Path, found: Table) -> None:
+    """The table of the report, and where it lies."""
+    _print(*_definitions_last(found.header, found.rows))
+    show_made("report", path)
+
+
+def _definitions_last(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of a table, with those that define samplers after what was found of them."""
+    places = sorted(range(len(header)), key=lambda place: header[place] in LAST)
+    return [header[place] for place in places], [[row[place] for place in places] for row in rows]

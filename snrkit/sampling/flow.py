@@ -22,6 +22,7 @@ from torch import Tensor
 
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser, Prediction, Same, rewrap
+from snrkit.diffusion.process import Process
 from snrkit.sampling.corrections.guidance import CLOSE, OfSteps
 from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sample import sample
@@ -69,8 +70,7 @@ def fine_flow(
     sampler (`of_steps`, as `guidance_of` has it).
     """
     course = _course(levels, guidance)
-    parts = parts_of(course.levels, denoise.process, steps, multiple=2)
-    fine, half = (refined(course.levels, denoise.process, count) for count in (parts, parts // 2))
+    fine, half = _cut(course, denoise.process, steps)
     even = fine.even and not course.jumps
     wanted = range(len(levels)) if places is None else places
     kept = {place: x if place == 0 else torch.empty_like(x, dtype=torch.float64) for place in wanted}
@@ -89,6 +89,13 @@ def fine_flow(
     share = 1 / (2**STATED - 1) if even else 2.0
     errors = tuple(share * float(square / x.numel()) ** 0.5 for square in squares.values())
     return Flow(tuple(kept.values()), errors, len(fine.levels) + len(half.levels) - 2)
+
+
+def flow_evaluations(
+    levels: Sequence[Level], process: Process, guidance: Sequence[BeliefCorrection] = (), steps: int = FLOW_STEPS
+) -> int:
+    """How often `fine_flow` asks the denoiser about each first state."""
+    return sum(len(each.levels) - 1 for each in _cut(_course(levels, guidance), process, steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,12 @@ def _course(levels: Sequence[Level], guidance: Sequence[BeliefCorrection]) -> _C
     own = tuple(place for place, level in enumerate(every) if any(level is one for one in levels))
     places = tuple(place for place, level in enumerate(every) if any(_same(level, jump) for jump in inside))
     return _Course(tuple(every), own, places)
+
+
+def _cut(course: _Course, process: Process, steps: int) -> tuple[Refined, Refined]:
+    """The course with so many steps at least, and with half as many."""
+    parts = parts_of(course.levels, process, steps, multiple=2)
+    return refined(course.levels, process, parts), refined(course.levels, process, parts // 2)
 
 
 def _same(one: Level, other: Level) -> bool:

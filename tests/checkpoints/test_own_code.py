@@ -146,7 +146,7 @@ def test_it_goes_the_whole_way(folder):
 def test_each_process_says_once_that_code_is_run(folder, monkeypatch):
     """By the file's name, however many commands open it."""
     said = []
-    monkeypatch.setattr(opening.console, "print", lambda line, **_: said.append(line))
+    monkeypatch.setattr(opening.log, "warning", said.append)
     file(folder)
     for _ in range(2):
         snrkit(folder, "measure-shift", "-q", "--sampler", "euler")

@@ -51,7 +51,7 @@ def made(tmp_path_factory):
         shows = (terminal.show_scores, terminal.show_curves, terminal.show_comparison)
         pages = {name: printed(show, found[name]) for name, show in zip(found, shows, strict=True)}
         patch.setattr(terminal, "_print", lambda header, rows: None)
-        terminal.show_report(experiment, runs)
+        terminal.show_report(*terminal.make_report(experiment, runs))
         pages |= {path.name: path.read_text() for path in run.path.glob("*.md")}
     return run, pages, found
 
@@ -120,7 +120,7 @@ def test_a_score_that_cannot_be_had_does_not_decide(tmp_path, made, monkeypatch)
     text = printed(terminal.show_pair, pair)
     assert pair.scores.values["fd_infinity"] < pair.scores.values["fd"]
     for key in ("fd_infinity", "fd_floor", "sliced"):
-        assert f"│ {by_key(key).on('pixel')} " in text
+        assert f"\n{by_key(key).on('pixel')}  " in text
     many = config.model_copy(update={"pixel_components": 64})
     with pytest.raises(SnrkitError, match=r"metrics\.decide: fd_infinity cannot be had of 100 images"):
         score_pair(*sides, many, None, WORLD)

@@ -13,7 +13,7 @@ import yaml
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import SnrkitError
-from snrkit.base.records import to_json
+from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.compare import run_comparing
 from snrkit.commands.eval_fid import run_curves, run_scoring, score_pair
@@ -25,8 +25,9 @@ from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import disjoint, open_scorer
 from snrkit.metrics import scores
-from snrkit.metrics.scores import PRIMARY, SCORES, ScoreDefinition
+from snrkit.metrics.scores import PRIMARY, SCORES, Entry, ScoreDefinition
 from snrkit.reports import terminal
+from snrkit.reports.layout import measured
 from tests.reports.reading import read
 from tests.small import SMALL, load_images, write_config
 
@@ -91,7 +92,7 @@ def made(tmp_path_factory):
             content[name] = json.loads(json.dumps(to_json(record)))
             pages[f"{name} on the terminal"] = printed(show, record)
         patch.setattr(terminal, "_print", lambda header, rows: None)
-        terminal.show_report(experiment, runs)
+        terminal.show_report(*terminal.make_report(experiment, runs))
         pages |= {path.name: path.read_text() for path in [*run.path.glob("*.md"), *run.path.glob("*.html")]}
         pages["arms.md"] = (runs / "arms.md").read_text()
     return Made(run, content, pages)
@@ -152,7 +153,9 @@ def test_every_score_reaches_every_table(made, score):
              "curves": [point["summary"] for point in points]}  # fmt: skip
     for name, summaries in shown.items():
         for summary in summaries:
-            assert f" {summary[score.key]['mean']:.{score.digits}f} " in made.pages[f"{name} on the terminal"]
+            entry = from_json(Entry, summary[score.key], "")
+            low, high = entry.interval or (None, None)
+            assert measured(entry.mean, low, high, digits=score.digits) in made.pages[f"{name} on the terminal"]
     curve = next(tables(made.pages["report.md"].split("## Over training")[1]))
     means = [f"{point['summary'][score.key]['mean']:.{score.digits}f}" for point in points]
     assert [cell.split()[0] for cell in curve[head.replace(HEADS["fd"], "mean")]] == means
@@ -197,7 +200,7 @@ def test_a_pair_has_every_score(made, monkeypatch):
     assert {"first", "second", "features", "names", "images", "warnings", "made_with"} < record.keys()
     for score in EVERY:
         assert (record[score.key] is None) == (score.key in ("inception_score", "silent") or score in ASKED)
-        assert (record[score.key] is None) == (f"│ {score.head(record['names'])} " not in text)
+        assert (record[score.key] is None) == (f"\n{score.head(record['names'])}  " not in text)
     assert record["kid"] != record["fd"] != record["toy_score"] > 0
 
 
@@ -222,4 +225,4 @@ def test_a_file_of_another_version_is_refused(made, tmp_path):
     write_json(folder / "metrics" / "euler.json", content)
     experiment = load_experiment(write_config(tmp_path, **CHANGES))
     with pytest.raises(SnrkitError, match=r"metrics/euler\.json: summary\.fd\.min is missing; .* delete it and run"):
-        terminal.show_report(experiment, tmp_path / "runs")
+        terminal.make_report(experiment, tmp_path / "runs")

@@ -13,6 +13,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.records import to_json
 from snrkit.commands.compare import size_change
 from snrkit.commands.compare_rows import comparison_layout, with_nfe
+from snrkit.commands.progress import bar
 from snrkit.commands.tune import by_gap, knobs, sweep, with_values
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Edm
@@ -148,17 +149,18 @@ class GapOf:
         self.sampler, self.chosen, self.gap = sampler, knobs(sampler, ()), lambda values: gap(*values)
 
 
-def test_by_gap_takes_the_least_squares_step_where_the_gap_is_straight(monkeypatch):
+def test_by_gap_takes_the_least_squares_step_where_the_gap_is_straight(monkeypatch, caplog):
     """On a gap that is linear in the coefficient its zero is found; where a kink makes the step worse it is halved."""
     monkeypatch.setattr("snrkit.commands.tune.works", lambda bench, values: True)
-    straight = GapOf(lambda v: [1 - 20 * v, 0.5 - 10 * v])
-    assert by_gap(straight, lambda text: None) == (pytest.approx(0.05),)
-    kinked = GapOf(lambda v: [1 - 20 * v if v < 0.03 else 40 * v])
-    assert by_gap(kinked, lambda text: None) == (pytest.approx(0.025),)
-    said = []
-    hopeless = GapOf(lambda v: [1 - 20 * v] if v in (0.0, 0.01) else [5.0])
-    assert by_gap(hopeless, said.append) == (0.0,)
-    assert "stay neutral" in said[-1]
+    caplog.set_level("INFO", "snrkit")
+    with bar("tuning", shown=False) as progress:
+        straight = GapOf(lambda v: [1 - 20 * v, 0.5 - 10 * v])
+        assert by_gap(straight, progress) == (pytest.approx(0.05),)
+        kinked = GapOf(lambda v: [1 - 20 * v if v < 0.03 else 40 * v])
+        assert by_gap(kinked, progress) == (pytest.approx(0.025),)
+        hopeless = GapOf(lambda v: [1 - 20 * v] if v in (0.0, 0.01) else [5.0])
+        assert by_gap(hopeless, progress) == (0.0,)
+    assert "stay neutral" in caplog.messages[-1]
 
 
 def test_paired_intervals():

@@ -217,7 +217,7 @@ from snrkit.commands.train import run_training
 from snrkit.commands.tune import run_tuning
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.run import Run
-from snrkit.reports.terminal import show_report
+from snrkit.reports.terminal import make_report
 
 WORLD = open_world("cpu")
 
@@ -231,7 +231,7 @@ START = {
     "train": lambda folder, e: run_training(e, folder, WORLD, quiet=True),
     "sample": lambda folder, e: run_sampling(e, folder, WORLD, quiet=True),
     "eval-fid": lambda folder, e: run_scoring(e, folder, WORLD, quiet=True),
-    "report": lambda folder, e: show_report(e, folder),
+    "report": lambda folder, e: make_report(e, folder),
     "export": lambda folder, e: run_exporting(folder / "small", "diffusers", folder / "out", "network", None),
     "measure": lambda folder, e: run_measuring(e, folder, WORLD, quiet=True),
     "tune": lambda folder, e: run_tuning(e, folder, WORLD, (), "gap", ("0.scale",), quiet=True),

@@ -10,7 +10,7 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.corrections import ClassifierFreeGuidance
-from snrkit.sampling.flow import fine_flow, in_parts, rms
+from snrkit.sampling.flow import fine_flow, flow_evaluations, in_parts, rms
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
 from snrkit.sampling.refine import parts_of, refined
 from snrkit.sampling.sample import sample, start
@@ -37,6 +37,21 @@ def test_the_flow_of_gaussian_data_is_the_closed_form(name):
         assert rms(state - gaussian_flow(x, levels[0], level)) <= error + 1e-12
     assert max(found.errors) < 2e-3
     assert found.evaluations >= 360 or name == "ddpm"  # whose table has fewer levels there
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_it_is_known_before_how_often_the_network_is_asked(name):
+    """As often for each first state as is said afterwards, and as it was asked in truth."""
+    process = PROCESSES[name]
+    levels = UniformLogsnr(steps=6, logsnr_min=-6, logsnr_max=6).levels(process)
+    denoise, asked = gaussian(process, shape=(1, 2, 2)), []
+
+    def answer(x, level, told, cond):
+        asked.append(level)
+        return denoise(x, level, told=told, cond=cond)
+
+    found = fine_flow(Wrapped(process, answer), levels, first(process, levels, noises=2))
+    assert flow_evaluations(levels, process) == found.evaluations == len(asked)
 
 
 @pytest.mark.parametrize("name", PROCESSES)

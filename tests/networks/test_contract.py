@@ -125,13 +125,12 @@ def opened_state(content):
 
 
 @pytest.mark.parametrize("content", [TOY, TOLD], ids=["toy", "tellable"])
-def test_a_network_that_knows_forward_alone_goes_through_every_command(tmp_path, capsys, content):
+def test_a_network_that_knows_forward_alone_goes_through_every_command(tmp_path, caplog, content):
     """Trained, dissected, sampled, measured, scored, reported; what it has an option for it finds in `cond` always."""
     e = parse(content, "train.clip={kind: agc}")
     assert "# parameters: " in plan(e, WORLD)
     run = run_training(e, tmp_path, WORLD, quiet=True)
-    told = capsys.readouterr()
-    assert "agc bounds every layer" in " ".join((told.out + told.err).split())
+    assert "agc bounds every layer" in caplog.text
     opened = open_experiment(e, WORLD)
     found = analyze_run(opened.experiment, opened.setting, open_model(opened, run), data_spectrum(opened.data))
     charts = {chart.name: chart for group in found.charts.values() for chart in group}
