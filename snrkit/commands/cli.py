@@ -13,6 +13,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
+from snrkit.commands.naming import ENDINGS, experiment_named, on_experiment, sampler_names
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Measure, train against and correct SNR-t bias in diffusion models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -31,11 +32,11 @@ app.add_typer(data, name="data")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
 SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds run directories.")]
+RunsOption = Annotated[Path, typer.Option("--runs", envvar="SNRKIT_RUNS", help="Folder that holds run directories.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 SamplerOption = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--sampler", help="Only this sampler; may be repeated."),
+    typer.Option("--sampler", autocompletion=sampler_names, help="Only this sampler; may be repeated."),
 ]
 MinutesOption = Annotated[
     Optional[float],  # noqa: UP045
@@ -148,6 +149,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
+@on_experiment
 def train(
     config: ConfigOption,
     settings: SetOption = None,
@@ -184,6 +186,7 @@ def train(
 
 
 @app.command()
+@on_experiment
 def sample(
     config: ConfigOption,
     settings: SetOption = None,
@@ -228,6 +231,7 @@ def sample(
 
 
 @app.command("measure-shift")
+@on_experiment
 def measure_shift(
     config: ConfigOption,
     settings: SetOption = None,
@@ -252,6 +256,7 @@ def measure_shift(
 
 
 @app.command("fit-estimator")
+@on_experiment
 def fit_estimator(
     config: ConfigOption,
     settings: SetOption = None,
@@ -275,6 +280,7 @@ def fit_estimator(
 
 
 @app.command()
+@on_experiment
 def tune(
     config: ConfigOption,
     sampler: SamplerOption = None,
@@ -305,6 +311,7 @@ def tune(
 
 
 @app.command()
+@on_experiment
 def design(
     config: ConfigOption,
     nfe: Annotated[int, typer.Option("--nfe", min=1, help="Network evaluations for each image.")],
@@ -360,7 +367,10 @@ def certify(
 ) -> None:
     """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
     if (model is None) == (config is None):
-        raise SnrkitError("certify: give a YAML by --config, or a model's file or folder with --data.")
+        raise SnrkitError("certify: give a YAML or a run directory, or a model's file or folder with --data.")
+    if model is not None and (named := experiment_named(model)) is not None:
+        (config, folder), model = named, None
+        runs = folder or runs
     from snrkit.commands.certify_model import write_experiment
 
     experiment, world = _begin(config or write_experiment(model or Path(), data, nfe, size), settings, device)
@@ -373,6 +383,7 @@ def certify(
 
 
 @app.command()
+@on_experiment
 def compare(
     config: ConfigOption,
     settings: SetOption = None,
@@ -417,6 +428,9 @@ def eval_fid(
     log_every: EveryOption = EVERY,
 ) -> None:
     """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
+    if images is not None and len(images) == 1 and (named := experiment_named(Path(images[0]))) is not None:
+        (config, folder), images = named, None
+        runs = folder or runs
     if (config is None) == (images is None):
         raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
     if images is not None and (sampler or checkpoints):
@@ -442,6 +456,7 @@ def eval_fid(
 
 
 @app.command()
+@on_experiment
 def analyze(
     config: ConfigOption,
     settings: SetOption = None,
@@ -659,6 +674,8 @@ def report(
     """Write report.md and report.html from what run directories hold, and print the table."""
     if (config is None) == (not directories):
         raise SnrkitError("report: give run directories, or a YAML by --config.")
+    if directories and len(directories) == 1 and directories[0].suffix in ENDINGS:
+        config, directories = directories[0], None
     if config is not None and out is not None:
         raise SnrkitError("report: -o names the page of run directories; the report of a YAML lies in its own.")
     if directories and settings:
@@ -672,6 +689,7 @@ def report(
 
 
 @app.command()
+@on_experiment
 def run(
     config: ConfigOption,
     settings: SetOption = None,
@@ -692,6 +710,7 @@ def run(
 
 
 @data.command()
+@on_experiment
 def encode(
     config: ConfigOption,
     settings: SetOption = None,

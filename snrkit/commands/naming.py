@@ -1,0 +1,86 @@
+"""What a command works on: a YAML file or a run directory, as its first word or by --config.
+
+`snrkit sample runs/mine` is `snrkit sample --config runs/mine/config.yaml --runs runs`, wherever it is called from.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from snrkit.base.errors import SnrkitError
+
+ENDINGS = (".yaml", ".yml")
+CONFIG = "config.yaml"  # of a run directory
+WHAT = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory."),
+]
+CONFIG_OPTION = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--config", "-c", help="YAML file of the experiment."),
+]
+
+
+def experiment_named(what: Path) -> tuple[Path, Path | None] | None:
+    """(The file of an experiment, the folder that holds its run directory where that is what was named).
+
+    None where it is neither a YAML file nor a run directory.
+    """
+    if what.suffix in ENDINGS:
+        return what, None
+    if (what / CONFIG).is_file():
+        return what / CONFIG, what.resolve().parent
+    return None
+
+
+def check_one(what: object, config: object, command: str) -> None:
+    """SnrkitError unless one of the two ways to name an experiment is taken."""
+    if (what is None) == (config is None):
+        said = "name the experiment once" if what is not None else "name a YAML file or a run directory"
+        raise SnrkitError(f"{command}: {said}, such as snrkit {command} mine.yaml, or by --config.")
+
+
+def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes `config`, and perhaps `runs`, as one whose first word may say what it works on."""
+
+    @functools.wraps(command)
+    def named(what: Path | None, config: Path | None, **others: Any) -> None:
+        name = command.__name__.replace("_", "-")
+        check_one(what, config, name)
+        if what is not None:
+            found = experiment_named(what)
+            if found is None:
+                raise SnrkitError(
+                    f"{name}: {what} is neither a YAML file nor a run directory ({CONFIG} in it); name one."
+                )
+            config, folder = found
+            if folder is not None and "runs" in others:
+                others["runs"] = folder
+        command(config=config, **others)
+
+    given = inspect.signature(command).parameters
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = {"what": inspect.Parameter("what", kind, default=None, annotation=WHAT)}
+    rest = {name: one.replace(kind=kind) for name, one in given.items()}
+    rest["config"] = rest["config"].replace(default=None, annotation=CONFIG_OPTION)
+    every = {**added, **rest}
+    named.__signature__ = inspect.Signature(list(every.values()))  # type: ignore[attr-defined]
+    named.__annotations__ = {name: one.annotation for name, one in every.items()} | {"return": None}
+    return named
+
+
+def sampler_names(ctx: Any, incomplete: str) -> list[str]:
+    """For the completion of a shell: the samplers of the experiment that is named."""
+    from snrkit.experiment.yaml_files import read_yaml
+
+    named = ctx.params.get("config") or ctx.params.get("what")
+    found = None if named is None else experiment_named(Path(named))
+    try:
+        samplers = {} if found is None else read_yaml(found[0]).get("samplers", {})
+    except SnrkitError:
+        return []
+    return [name for name in samplers if str(name).startswith(incomplete)]
