@@ -322,7 +322,7 @@ def _with_origin(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def _model_at(loc: tuple[str, ...], content: Any, where: str) -> FromElsewhere:
     """The model from elsewhere that stands at a place of a file. ConfigError lists its faults."""
     try:
-        return FromElsewhere(source=content)
+        return FromElsewhere.model_validate({"source": content})
     except ValidationError as error:
         faults = [{**fault, "loc": (*loc, *fault["loc"][1:])} for fault in error.errors()]
         raise ConfigError("\n".join(line for f in faults for line in describe(f, where, AsWritten))) from None

@@ -78,7 +78,7 @@ def test_fitted_steps_are_kept_and_sampled_with(trained):
     snrkit(folder, "check", str(run.path), plain=True)
     page = snrkit(folder, "report")
     assert page.returncode == 0
-    assert "nearest to the flow" in (run.path / "report.html").read_text()
+    assert "nearest to the flow" in (run.path / "report.md").read_text()
 
 
 def test_the_same_command_finds_the_same(trained):
