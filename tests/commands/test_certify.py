@@ -311,7 +311,7 @@ def test_a_certificate_of_another_model_is_refused(trained, certified):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give a YAML by --config"),
+        ([], "give a YAML or a run directory"),
         (["no-such-model", "--data", "."], "there is no such file"),
         (["."], "give the images that it is to make by --data"),
         (["folder", "--data", "absent"], "--data: absent does not exist"),
