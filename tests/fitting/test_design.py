@@ -117,7 +117,7 @@ def test_states_are_held_once(monkeypatch):
     def answer(x, level, told, cond):
         nonlocal most, calls
         calls += 1
-        if calls % 101 == 0:
+        if calls % 307 == 0:
             most = max(most, held(state) - before)
         return plain(x, level)
 
