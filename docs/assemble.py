@@ -42,7 +42,7 @@ def within_the_site(text: str, source: Path, place: Path, homes: Mapping[Path, P
         mark, words, link = found.groups()
         file, _, anchor = link.partition("#")
         if mark or file.startswith("http") or not file:
-            return found[0] if not mark else f"![{words}]({os.path.relpath(Path(Path(file).name), place.parent)})"
+            return found[0] if not mark else f"![{words}]({os.path.relpath(Path(file).name, place.parent)})"
         home = homes.get((source.parent / file).resolve())
         if home is None:
             return words

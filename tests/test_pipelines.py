@@ -299,7 +299,7 @@ def test_pndm_is_corrected_step_by_step():
     scheduler.set_timesteps(STEPS)
     abar = scheduler.alphas_cumprod.double()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
-    times, past, moved = list(dict.fromkeys(scheduler.timesteps.tolist())), [], None
+    times, past = list(dict.fromkeys(scheduler.timesteps.tolist())), []
     for number, t in enumerate(times):
         here, there = (
             abar[t],
@@ -321,8 +321,7 @@ def test_pndm_is_corrected_step_by_step():
             weights = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
             x0 = (x - (1 - here).sqrt() * eps) / here.sqrt()
             x_next = stepped(x, sum(w * e for w, e in zip(weights[len(past)], past, strict=True)))
-        moved = x_next + gain * (x_next - x0)
-        x = x_next if float(there) == 1 else moved
+        x = x_next if float(there) == 1 else x_next + gain * (x_next - x0)
     close(x, found, 1e-4)
 
 

@@ -56,19 +56,19 @@ def open_cache() -> Path | None:
 def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """The tensors that the cache keeps under a name that holds a hash of all they depend on, else made and kept."""
     found = known(name)
-    if found is None:
-        found = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
-        keep(name, found)
-    return found
+    return _taken(name, make()) if found is None else found
 
 
 def keeping(name: str, making: Gradual[Mapping[str, Tensor]]) -> Gradual[Mapping[str, Tensor]]:
     """As `kept`, of work that says how far it has come, and is not begun where the cache has what it makes."""
     found = known(name)
-    if found is None:
-        made = yield from making
-        found = {key: tensor.detach().cpu().contiguous() for key, tensor in made.items()}
-        keep(name, found)
+    return _taken(name, (yield from making)) if found is None else found
+
+
+def _taken(name: str, made: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What was made, as it is kept."""
+    found = {key: tensor.detach().cpu().contiguous() for key, tensor in made.items()}
+    keep(name, found)
     return found
 
 

@@ -1,6 +1,5 @@
 """What a user is told when something is wrong: one sentence that says what, where, and what to do."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -25,11 +24,12 @@ class ConfigError(SnrkitError):
 
 
 class ValueFaultError(ConfigError, ValueError):
-    """A Value that code asks for by arguments which it does not take; `said`: what is wrong, without its name."""
+    """A Value that code asks for by arguments which it does not take, a line for each, which its name begins."""
 
-    def __init__(self, name: str, said: Sequence[str]) -> None:
-        super().__init__("\n".join(f"{name}: {line}" for line in said))
-        self.said = said[0]
+    @property
+    def said(self) -> str:
+        """The first line without the name of the Value."""
+        return str(self).splitlines()[0].partition(": ")[2]
 
 
 class RunError(SnrkitError):

@@ -32,9 +32,9 @@ class _Worded(ModelMetaclass):
         except ValidationError as error:
             from snrkit.base.faults import describe, told
 
-            name, root = cls.__name__, cast(type[Value], cls)
-            lines = [line for fault in told(error.errors()) for line in describe(fault, name, root)]
-            raise ValueFaultError(name, [line.removeprefix(f"{name}: ") for line in dict.fromkeys(lines)]) from None
+            root = cast(type[Value], cls)
+            lines = [line for fault in told(error.errors()) for line in describe(fault, cls.__name__, root)]
+            raise ValueFaultError("\n".join(dict.fromkeys(lines))) from None
 
 
 class Value(BaseModel, metaclass=_Worded):

@@ -67,7 +67,7 @@ def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> 
 def _grid(model: Path, kind: str) -> dict[str, Any]:
     """As the model's own sampler has it; uniform in its own time where that is not known."""
     if kind == "diffusers":
-        return DiffusersModel(path=str(model)).spacing()
+        return DiffusersModel(path=model).spacing()
     return {"kind": "karras"} if kind == "edm" else {"kind": "uniform_time"}
 
 

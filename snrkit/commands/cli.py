@@ -368,9 +368,8 @@ def certify(
     """Say whether samplers of this model suffer from the shift, and what to do, confirmed on fresh seeds."""
     if (model is None) == (config is None):
         raise SnrkitError("certify: give a YAML or a run directory, or a model's file or folder with --data.")
-    if model is not None and (named := experiment_named(model)) is not None:
-        (config, folder), model = named, None
-        runs = folder or runs
+    if model is not None and (named := experiment_named(model, runs)) is not None:
+        (config, runs), model = named, None
     from snrkit.commands.certify_model import write_experiment
 
     experiment, world = _begin(config or write_experiment(model or Path(), data, nfe, size), settings, device)
@@ -428,9 +427,8 @@ def eval_fid(
     log_every: EveryOption = EVERY,
 ) -> None:
     """Score samplers of an experiment, or any two sets of images: eval-fid IMAGES REFERENCE."""
-    if images is not None and len(images) == 1 and (named := experiment_named(Path(images[0]))) is not None:
-        (config, folder), images = named, None
-        runs = folder or runs
+    if images is not None and len(images) == 1 and (named := experiment_named(Path(images[0]), runs)) is not None:
+        (config, runs), images = named, None
     if (config is None) == (images is None):
         raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
     if images is not None and (sampler or checkpoints):

@@ -14,7 +14,6 @@ import typer
 from snrkit.base.errors import SnrkitError
 
 ENDINGS = (".yaml", ".yml")
-CONFIG = "config.yaml"  # of a run directory
 WHAT = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory."),
@@ -25,16 +24,17 @@ CONFIG_OPTION = Annotated[
 ]
 
 
-def experiment_named(what: Path) -> tuple[Path, Path | None] | None:
-    """(The file of an experiment, the folder that holds its run directory where that is what was named).
+def experiment_named(what: Path, runs: Path) -> tuple[Path, Path] | None:
+    """(The file of an experiment, the folder that holds run directories: `runs`, or that of the one that was named).
 
     None where it is neither a YAML file nor a run directory.
     """
     if what.suffix in ENDINGS:
-        return what, None
-    if (what / CONFIG).is_file():
-        return what / CONFIG, what.resolve().parent
-    return None
+        return what, runs
+    from snrkit.experiment.run import Run
+
+    config = Run(what).config
+    return (config, what.resolve().parent) if config.is_file() else None
 
 
 def check_one(what: object, config: object, command: str) -> None:
@@ -52,14 +52,11 @@ def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
         name = command.__name__.replace("_", "-")
         check_one(what, config, name)
         if what is not None:
-            found = experiment_named(what)
+            found = experiment_named(what, others.get("runs", Path()))
             if found is None:
-                raise SnrkitError(
-                    f"{name}: {what} is neither a YAML file nor a run directory ({CONFIG} in it); name one."
-                )
-            config, folder = found
-            if folder is not None and "runs" in others:
-                others["runs"] = folder
+                raise SnrkitError(f"{name}: {what} is neither a YAML file nor a run directory, by its config.yaml.")
+            config, runs = found
+            others |= {"runs": runs} if "runs" in others else {}
         command(config=config, **others)
 
     given = inspect.signature(command).parameters
@@ -78,7 +75,7 @@ def sampler_names(ctx: Any, incomplete: str) -> list[str]:
     from snrkit.experiment.yaml_files import read_yaml
 
     named = ctx.params.get("config") or ctx.params.get("what")
-    found = None if named is None else experiment_named(Path(named))
+    found = None if named is None else experiment_named(Path(named), Path())
     try:
         samplers = {} if found is None else read_yaml(found[0]).get("samplers", {})
     except SnrkitError:

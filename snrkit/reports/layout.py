@@ -15,6 +15,8 @@ from itertools import zip_longest
 from rich.cells import cell_len
 from rich.console import Console
 
+from snrkit.base.rounding import rounded
+
 PLAIN_WIDTH = 100  # of what is no terminal, unless COLUMNS says otherwise
 EMPTY = ("", "-")
 GAP = "  "
@@ -53,12 +55,6 @@ def measured(value: float, low: float | None, high: float | None, signed: bool =
     supported = digits_of((high - low) / 2, digits)
     least, most = (rounded(bound, supported, signed) for bound in (low, high))
     return f"{rounded(value, supported, signed)} [{least}, {most}]"
-
-
-def rounded(value: float, digits: int, signed: bool = False) -> str:
-    """A number with so many digits after the point."""
-    near = round(value, digits) + 0.0
-    return f"{near:+.{digits}f}" if signed else f"{near:.{digits}f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -5,11 +5,10 @@
     Front    a score with its interval against what it costs, and the step line of the best at every cost
 
 Figures are drawn here, as SVG, at two widths of which the page shows one; a short script (assets/page.js) answers to
-pointer, keys and legend. A library (uPlot, some 50 kB; Vega-Lite and Plotly, many times that) was weighed and left: it
-draws when its script runs, uPlot on a canvas, so that a figure without the script is nothing; a canvas gives no SVG to
-put into a paper and nothing to a screen reader; and bands of nulls and forest plots would be code of ours all the same.
-What is here takes 4 to 32 kB a figure in the demo, prints, follows light and dark by the page's own style, and is the
-same bytes for the same run.
+pointer, keys and legend. A library (uPlot, or the far larger Vega-Lite and Plotly) was weighed and left: it draws when
+its script runs, uPlot on a canvas, so that a figure without the script is nothing; a canvas gives no SVG to put into a
+paper and nothing to a screen reader; and bands of nulls and forest plots would be code of ours all the same. What is
+here prints, follows light and dark by the page's own style, and is the same bytes for the same run.
 """
 
 import math

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.rounding import rounded
 from snrkit.base.streams import BOOTSTRAP
 
 FEWEST = 20  # images, below which a percentile interval covers far less than it says
@@ -28,8 +29,8 @@ class Curve:
 
 
 def signed(value: float) -> str:
-    """With its sign and four digits; what rounds to 0 has the sign of 0."""
-    return f"{round(value, 4) + 0.0:+.4f}"
+    """With its sign and four digits."""
+    return rounded(value, 4, signed=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,4 +87,4 @@ def test_samplers_are_completed(trained):
     first = every[0]
     assert first in sampler_names(run, first[:2])
     assert sampler_names(SimpleNamespace(params={"config": "absent.yaml"}), "") == []
-    assert experiment_named(trained) is None
+    assert experiment_named(trained, trained) is None
