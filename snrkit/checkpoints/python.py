@@ -34,7 +34,7 @@ from snrkit.base.files import checksum
 from snrkit.base.regular import open_regular, read_regular
 from snrkit.base.transfer import send
 from snrkit.base.value import LONGEST_NAME, MOST_LABELS, Classes, Place, Side, Text, Value
-from snrkit.checkpoints.folders import regular
+from snrkit.checkpoints.folders import FROM, regular
 from snrkit.checkpoints.foreign import Autoencoder, Described, check_fits
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.denoiser import AnyPrecondition, NoPrecondition, one_tensor
@@ -111,8 +111,7 @@ class PythonModel(Value):
         """What the configuration says; both files must be there, and neither is read."""
         for key, path in (("module", self.module), ("weights", self.weights)):
             if not path.exists() and not path.is_symlink():
-                here = f"paths are those of the working directory, here {Path.cwd()}"
-                raise ConfigError(f"model.{key}: {path} does not exist; {here}.")
+                raise ConfigError(f"model.{key}: {path.absolute()} does not exist; {FROM}.")
             regular(path, f"model.{key}")
         note = f"its network is made by the code of {self.module}, which is run when the model is opened"
         network = Foreign(shape=self.shape, classes=self.classes, null_label=self.null_label is not None, notes=(note,))
