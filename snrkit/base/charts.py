@@ -3,11 +3,15 @@
 import csv
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AXIS = "logsnr, nats (noise left, image right)"
 Scale = Literal["linear", "log"]
@@ -57,6 +61,13 @@ def draw(charts: Sequence[Chart]) -> bytes:
             place.set_ylim(*chart.limits)
         place.legend(fontsize=7, framealpha=0.5)
         place.grid(alpha=0.3)
+    return png_of(figure, 110)
+
+
+def png_of(figure: "Figure", dots: int) -> bytes:
+    """The figure, at `dots` an inch. Letters that its font does not have are boxes, of which nothing is said."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")
+        figure.savefig(out, format="png", dpi=dots)
     return out.getvalue()

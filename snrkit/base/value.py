@@ -9,6 +9,7 @@ named here.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -51,8 +52,8 @@ class Value(BaseModel, metaclass=_Worded):
         return tuple(cls.model_fields)
 
 
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LONGEST_NAME = 100  # characters of what becomes a folder or a file
+PLAIN = re.compile(r"[^\W_][\w.-]*")  # letters and digits of any script
+LONGEST_NAME = 100  # bytes of what becomes a folder or a file
 LONGEST_TABLE = 100_000  # levels
 LARGEST_SIDE, MOST_LABELS = 2**14, 10**7  # of images
 WIDEST, LARGEST_BATCH, MOST_HELD = 2**14, 10**6, 10**7  # channels, images at once, images in memory
@@ -62,10 +63,14 @@ ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".
 
 def _plain_name(name: str) -> str:
     """What is no file of another kind, and the same on every system."""
+    if not unicodedata.is_normalized("NFC", name):
+        raise ValueError("a name is in Unicode's composed form (NFC), as systems differ in others; write it anew")
     if not PLAIN.fullmatch(name):
         raise ValueError(
             "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder or file"
         )
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} bytes in UTF-8; it becomes a folder or file")
     if name.endswith(".") or name.lower().endswith(ENDINGS):
         raise ValueError(
             "a name ends neither in a dot nor as a file does, such as in .png; it becomes a folder or file"
@@ -104,7 +109,7 @@ def different(names: Iterable[str]) -> None:
     """ValueError where two names are one to a system that does not tell upper from lower case."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(name.lower(), name)
+        other = seen.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
         if other is not name:
             raise ValueError(f"'{other}' and '{name}' differ in upper and lower case alone; rename one")
 

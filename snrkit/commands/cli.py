@@ -13,7 +13,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
-from snrkit.commands.naming import ENDINGS, experiment_named, file_of, on_experiment, sampler_names
+from snrkit.commands.naming import ENDINGS, experiment_named, file_of, on_experiment, sampler_names, setting_keys
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
@@ -30,13 +30,29 @@ app = typer.Typer(
 data = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file of the experiment.")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Override, such as train.lr=1e-3.")]  # noqa: UP045
-RunsOption = Annotated[Path, typer.Option("--runs", envvar="SNRKIT_RUNS", help="Folder that holds run directories.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EXPERIMENT, MACHINE, DRY, OUTPUT = "Which experiment", "Where it runs", "Dry run", "What is printed"
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel=EXPERIMENT)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", autocompletion=setting_keys, help="Override, such as train.lr=1e-3.", rich_help_panel=EXPERIMENT
+    ),
+]
+RunsOption = Annotated[
+    Path,
+    typer.Option("--runs", envvar="SNRKIT_RUNS", help="Folder that holds run directories.", rich_help_panel=EXPERIMENT),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
 SamplerOption = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--sampler", autocompletion=sampler_names, help="Only this sampler; may be repeated."),
+    typer.Option(
+        "--sampler",
+        autocompletion=sampler_names,
+        help="Only this sampler; may be repeated.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 MinutesOption = Annotated[
     Optional[float],  # noqa: UP045
@@ -46,10 +62,23 @@ PipelineOption = Annotated[
     bool, typer.Option("--pipeline", help="Try only what a pipeline of diffusers can have: its solver and levels.")
 ]
 PeakOption = Annotated[
-    bool, typer.Option("--peak", help="With --dry-run: also train a few steps in memory and say what they took.")
+    bool,
+    typer.Option(
+        "--peak",
+        help="With --dry-run: also train a few steps in memory and say what they took.",
+        rich_help_panel=DRY,
+    ),
 ]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and write nothing.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ShowConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--show-config", help="With --dry-run: print the resolved experiment too, as YAML.", rich_help_panel=DRY
+    ),
+]
+DryOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and write nothing.", rich_help_panel=DRY)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 
 
 def _quiet(value: bool) -> bool:
@@ -68,15 +97,25 @@ def _every(value: float) -> float:
 
 
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress, and of messages warnings alone.")
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_quiet, help="No progress, and of messages warnings alone.", rich_help_panel=OUTPUT
+    ),
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Also say what each part of the work took.")
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=_verbose, help="Also say what each part of the work took.", rich_help_panel=OUTPUT
+    ),
 ]
 EveryOption = Annotated[
     float,
     typer.Option(
-        "--log-every", min=0.1, callback=_every, help="Seconds between lines of progress, where there is no terminal."
+        "--log-every",
+        min=0.1,
+        callback=_every,
+        help="Seconds between lines of progress, where there is no terminal.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 RUNS = Path("runs")
@@ -148,7 +187,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: snrkit init mine.yaml --data my-images")
 def init(
     file: Annotated[Path, typer.Argument(help="YAML file to write.")] = Path("experiment.yaml"),
     images: Annotated[
@@ -174,7 +213,7 @@ def init(
     show_initialised(made)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit train mine.yaml --set train.lr=1e-3")
 @on_experiment
 def train(
     config: ConfigOption,
@@ -189,6 +228,7 @@ def train(
     ] = False,
     dry_run: DryOption = False,
     peak: PeakOption = False,
+    show_config: ShowConfigOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     log_every: EveryOption = EVERY,
@@ -196,13 +236,14 @@ def train(
     """Train the experiment's network, or go on where the last run stopped."""
     if peak and not dry_run:
         raise SnrkitError("--peak measures within a dry run, and trains nothing that is kept; add --dry-run.")
+    _check_shown(show_config, dry_run)
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.dry_run import plan
     from snrkit.commands.train import run_training
 
     if dry_run:
         with bar("planning"):
-            text = plan(experiment, world, peak)
+            text = plan(experiment, world, peak, show_config)
         print(text)
         return
     with bar(experiment.name):
@@ -211,7 +252,7 @@ def train(
     _made(f"trained on {experiment.train.images:,} images", run.path, then, False, world)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit sample mine.yaml --sampler euler-13 --set sample.seeds=0-999")
 @on_experiment
 def sample(
     config: ConfigOption,
@@ -233,11 +274,13 @@ def sample(
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
     dry_run: DryOption = False,
+    show_config: ShowConfigOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     log_every: EveryOption = EVERY,
 ) -> None:
     """Make images with the experiment's samplers; goes on with the seeds that are missing."""
+    _check_shown(show_config, dry_run)
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.dry_run import plan
     from snrkit.commands.sample import run_sampling, with_texture
@@ -247,7 +290,7 @@ def sample(
         experiment, names = with_texture(experiment, names, spectrum_scale)
     if dry_run:
         with bar("planning"):
-            text = plan(experiment, world)
+            text = plan(experiment, world, config=show_config)
         print(text)
         return
     with bar(experiment.name):
@@ -256,7 +299,7 @@ def sample(
     _made(f"images of {', '.join(names or experiment.samplers)}", run.path / "samples", then, False, world)
 
 
-@app.command("measure-shift")
+@app.command("measure-shift", epilog="Example: snrkit measure-shift demo")
 @on_experiment
 def measure_shift(
     config: ConfigOption,
@@ -281,7 +324,7 @@ def measure_shift(
     _made("shifts by level", runs / experiment.name / "shift", then, json, world)
 
 
-@app.command("fit-estimator")
+@app.command("fit-estimator", epilog="Example: snrkit fit-estimator mine.yaml")
 @on_experiment
 def fit_estimator(
     config: ConfigOption,
@@ -305,7 +348,7 @@ def fit_estimator(
     _made("estimator of levels", runs / experiment.name / "estimator", then, json, world)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit tune mine.yaml --sampler euler-13-dcw --by flow")
 @on_experiment
 def tune(
     config: ConfigOption,
@@ -336,7 +379,7 @@ def tune(
     _show(records, json, world, show_tuned)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit design mine.yaml --sampler euler-13 --nfe 8")
 @on_experiment
 def design(
     config: ConfigOption,
@@ -360,7 +403,7 @@ def design(
     _show(found, json, world, show_designed)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit certify my-pipeline --data my-images --nfe 13")
 def certify(
     model: Annotated[
         Optional[Path],  # noqa: UP045
@@ -407,7 +450,7 @@ def certify(
     _show(found, json, world, partial(show_certificates, run=runs / experiment.name))
 
 
-@app.command()
+@app.command(epilog="Example: snrkit compare mine.yaml")
 @on_experiment
 def compare(
     config: ConfigOption,
@@ -431,7 +474,7 @@ def compare(
     _made("table as a page", runs / experiment.name / "compare.html", then, json, world)
 
 
-@app.command("eval-fid")
+@app.command("eval-fid", epilog="Example: snrkit eval-fid runs/mine/samples/euler-13 my-images --set features=pixels")
 def eval_fid(
     images: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -479,7 +522,7 @@ def eval_fid(
     _pair(images or [], settings, root, device, json, show_pair)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit analyze mine.yaml --spectrum")
 @on_experiment
 def analyze(
     config: ConfigOption,
@@ -510,7 +553,7 @@ def analyze(
     _show(found, json, world, show_analysis)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit sweep studies/training/sweep.yaml --arm edm")
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the sweep: base, settings, seeds, arms.")],
     settings: SetOption = None,
@@ -532,7 +575,7 @@ def sweep(
     _show(found, json, world, show_sweep)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit average runs/mine --width 0.1")
 def average(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     width: Annotated[Optional[float], typer.Option("--width", help="Relative width of a post-hoc EMA.")] = None,  # noqa: UP045
@@ -552,7 +595,7 @@ def average(
     _show(record, json, world, show_average)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit export runs/mine --to snrkit")
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     to: Annotated[
@@ -578,7 +621,7 @@ def export(
     _show(record, json, world, show_export)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit check runs/mine --repair")
 def check(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
     repair: Annotated[bool, typer.Option("--repair", help="Make right what can be made again.")] = False,
@@ -599,7 +642,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit audit my-pipeline --steps 25")
 def audit(
     what: Annotated[
         Optional[Path],  # noqa: UP045
@@ -646,7 +689,7 @@ def audit(
         raise typer.Exit(1)
 
 
-@data.command("pack")
+@data.command("pack", epilog="Example: snrkit data pack my-photos -o photos-64.zip --size 64")
 def data_pack(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder or a zip of images of any sizes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The zip to write.")],
@@ -679,7 +722,7 @@ def data_pack(
     _show(record, json, world, show_pack)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit report runs/mine runs/other -o both.html")
 def report(
     directories: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -715,7 +758,7 @@ def report(
     show_report(*made)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit run mine.yaml")
 @on_experiment
 def run(
     config: ConfigOption,
@@ -736,7 +779,7 @@ def run(
     show_report(*made)
 
 
-@data.command()
+@data.command(epilog="Example: snrkit data encode mine.yaml --vae my-pipeline/vae -o latents.npz")
 @on_experiment
 def encode(
     config: ConfigOption,
@@ -769,29 +812,32 @@ def encode(
     _show(found, json, world, show_encoded)
 
 
-@app.command()
+@app.command(epilog="Example: snrkit validate mine.yaml --data")
 def validate(
     files: Annotated[list[Path], typer.Argument(help="YAML files.")],
+    images: Annotated[bool, typer.Option("--data", help="Open the images too, and say what they are.")] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Check experiment files and print all their faults."""
     with bar("starting"):
         from snrkit.commands.sweep import check_file
+        from snrkit.commands.validate import images_of
 
     faults = []
     for file in files:
         try:
             with bar(f"checking {file}"):
-                check_file(file_of(file))
-            print(f"{file}: valid")
+                checked = check_file(file_of(file))
+                said = images_of(checked, _open_world("cpu")) if images else []
+            print("\n".join([f"{file}: valid", *said]))
         except SnrkitError as error:
             faults.append(str(error))
     if faults:
         raise SnrkitError("\n".join(faults))
 
 
-@app.command()
+@app.command(epilog="Example: snrkit schema > experiment.schema.json")
 def schema(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Print the JSON schema of experiment files, for editors."""
     import json
@@ -806,6 +852,11 @@ def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
         from snrkit.experiment.experiment import load_experiment
 
         return load_experiment(file_of(config), settings or ())
+
+
+def _check_shown(show_config: bool, dry_run: bool) -> None:
+    if show_config and not dry_run:
+        raise SnrkitError("--show-config prints what a dry run would do; add --dry-run.")
 
 
 def _open_world(device: str) -> "World":

@@ -52,17 +52,23 @@ class Budget:
         return self.weights + self.activations[self.precision] + self.ahead <= self.there
 
 
-def plan(experiment: Experiment, world: World, peak: bool = False) -> str:
-    """The resolved config, parameters, evaluations of each sampler, memory estimated and, with `peak`, measured."""
+def plan(experiment: Experiment, world: World, peak: bool = False, config: bool = False) -> str:
+    """Images, evaluations of each sampler, parameters, memory estimated and, with `peak`, measured, and the time.
+
+    With `config` as comments behind the resolved experiment, which is YAML.
+    """
     opened = open_aloud(experiment, world)
     e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
-    facts = f"{len(split.train)} to train on, {len(split.held)} held out"
-    lines = [dump_yaml(e).rstrip(), "", f"# data: {dataset.count} images {dataset.shape}, {facts}"]
+    facts = f"{len(split.train):,} to train on, {len(split.held):,} held out"
+    lines = [f"data: {dataset.count:,} images {dataset.shape}, {facts}"]
     if note := opened.data.representation.note:
-        lines.append(f"# states are {note}")
-    for name, sampler in e.samplers.items():
-        lines.append(f"# {name}: {setting.cost(sampler)} evaluations per image")
-    return "\n".join([*lines, *(_of_training(e.training, setting, peak) if e.model.trains else _of_model(e))])
+        lines.append(f"states are {note}")
+    lines += _of_training(e.training, setting, peak) if e.model.trains else _of_model(e)
+    lines += [f"{name}: {setting.cost(sampler)} evaluations per image" for name, sampler in e.samplers.items()]
+    if config:
+        return "\n".join([dump_yaml(e).rstrip(), "", *(f"# {line}" for line in lines)])
+    asked = [] if peak or not e.model.trains else ["--peak trains a few steps in memory and says what they took"]
+    return "\n".join([*lines, *asked, "--show-config prints the resolved experiment too"])
 
 
 def _of_model(e: Experiment) -> list[str]:
@@ -71,24 +77,24 @@ def _of_model(e: Experiment) -> list[str]:
     assert isinstance(network, Foreign)
     target = f"process {short(e.process)}, target {e.target.kind}, precondition {e.precondition.kind}"
     labels = f"{network.classes} labels{' and none' if network.null_label else ''}" if network.classes else "no labels"
-    return [f"# model: {target}, {labels}", *(f"# {note}" for note in network.notes)]
+    return [f"model: {target}, {labels}", *network.notes]
 
 
 def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[str]:
     """Parameters, memory and averages."""
     averages, found = training.train.averages, budget(training, setting)
-    lines = [f"# parameters: {found.parameters:,}"]
+    lines = [f"parameters: {found.parameters:,}"]
     each = 4 * found.parameters
     lines.append(
-        f"# training memory per process, estimated: {in_bytes(found.weights)} for weights, gradients, two moments and "
+        f"training memory per process, estimated: {in_bytes(found.weights)} for weights, gradients, two moments and "
         f"{len(averages)} average(s), {in_bytes(each)} each; {_in_each(found.activations)} of activations; "
         f"{in_bytes(found.ahead)} of micro-batches made ahead; images in memory and what libraries hold not counted"
     )
     if not found.fits:
-        lines.append(f"# DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
+        lines.append(f"DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
     elif peak:
-        lines += [f"# {line}" for line in _measured(training, setting)]
-    return [*lines, *(f"# {_average(average, training.train)}" for average in averages)]
+        lines += _measured(training, setting)
+    return [*lines, *(_average(average, training.train) for average in averages)]
 
 
 def _in_each(activations: Mapping[str, int]) -> str:

@@ -173,7 +173,7 @@ def _network(side: int, classes: int, device: torch.device) -> UNet:
 def _pace(network: UNet, shape: tuple[int, int, int], batch: int, device: torch.device) -> float:
     """Images a second of steps forward and backward, by the fastest, as others may be held up."""
     module = make_network(network, shape, 0).to(device)
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.linspace(-1, 1, batch * math.prod(shape), device=device).reshape(batch, *shape)
     at = torch.zeros(batch, device=device)
     cond = Cond(torch.zeros(batch, dtype=torch.int64, device=device) if network.classes else None)
     taken = []

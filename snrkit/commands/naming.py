@@ -6,7 +6,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -23,7 +23,7 @@ WHAT = Annotated[
 ]
 CONFIG_OPTION = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--config", "-c", help="YAML file of the experiment."),
+    typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel="Which experiment"),
 ]
 
 
@@ -87,12 +87,32 @@ def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
 
 def sampler_names(ctx: Any, incomplete: str) -> list[str]:
     """For the completion of a shell: the samplers of the experiment that is named."""
+    samplers = _content(ctx).get("samplers")
+    names = samplers if isinstance(samplers, dict) else {}
+    return [name for name in names if str(name).startswith(incomplete)]
+
+
+def setting_keys(ctx: Any, incomplete: str) -> list[str]:
+    """For the completion of a shell: keys of the experiment that is named, with the = that follows them."""
+    return [f"{key}=" for key in _keys(_content(ctx)) if key.startswith(incomplete)]
+
+
+def _content(ctx: Any) -> dict[str, Any]:
+    """What the file of the experiment says; nothing where there is none that can be read."""
     from snrkit.experiment.yaml_files import read_yaml
 
     named = ctx.params.get("config") or ctx.params.get("what")
     found = None if named is None else experiment_named(Path(named), Path())
     try:
-        samplers = {} if found is None else read_yaml(file_of(found[0])).get("samplers", {})
+        return {} if found is None else read_yaml(file_of(found[0]))
     except SnrkitError:
-        return []
-    return [name for name in samplers if str(name).startswith(incomplete)]
+        return {}
+
+
+def _keys(content: Any, above: str = "") -> Iterator[str]:
+    """The paths of all that is no mapping."""
+    if not isinstance(content, dict):
+        yield above
+        return
+    for key, value in content.items():
+        yield from _keys(value, f"{above}.{key}" if above else str(key))

@@ -169,12 +169,11 @@ def _wording(fault: Mapping[str, Any]) -> str:
     return f"it needs {shapes[place]}, not {shown(repr(fault['input']), 60)}"
 
 
-def check_file(path: Path) -> None:
-    """ConfigError with the faults of an experiment file or of a sweep, which is told by its arms."""
+def check_file(path: Path) -> list[Experiment]:
+    """The experiments of a file, which is a sweep where it has arms. ConfigError with all its faults."""
     if {"arms", "arm", "seeds"} & set(read_mapping(path)):  # what no experiment has
-        sweep_trials(load_sweep(path), path.stem)
-    else:
-        load_experiment(path)
+        return [trial.experiment for trial in sweep_trials(load_sweep(path), path.stem)]
+    return [load_experiment(path)]
 
 
 def sweep_trials(sweep: Sweep, name: str, settings: Sequence[str] = ()) -> list[Trial]:

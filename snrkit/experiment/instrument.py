@@ -56,11 +56,16 @@ class Measurement:
 
 def check_held_out(data: OpenedData) -> None:
     """Refuse to measure without enough held-out images for a null with an interval."""
-    held, share = len(data.split.held), data.source.holdout
+    held, share, count = len(data.split.held), data.source.holdout, data.dataset.count
+    if count < 2 * FEWEST:
+        raise ConfigError(
+            f"data: {count} images are too few to measure with: {FEWEST} are held out for the null, and as many "
+            "remain to train on; use more images."
+        )
     if held < FEWEST:
         raise ConfigError(
             f"data.holdout: measure-shift needs held-out images for its null, at least {FEWEST}, and a share of "
-            f"{share} holds out {held} of {data.dataset.count}; raise it or use more images."
+            f"{share} holds out {held} of {count}; raise it or use more images."
         )
 
 

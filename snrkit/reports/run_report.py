@@ -3,7 +3,6 @@
 Everything is read back from the run directory; a missing part is named with the command that makes it.
 """
 
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snrkit.base.charts import png_of
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
@@ -406,9 +406,7 @@ def loss_curve(log: Log) -> bytes:
         shade = min(1.0, 0.2 + 0.8 * (index + 1) / len(held))
         right.plot(record.logsnr, record.loss, color="C1", alpha=shade, linewidth=1)
     right.set(xlabel="logsnr, nats", ylabel="held-out loss (darker: later)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return png_of(figure, 100)
 
 
 def _number(value: float | None) -> float:

@@ -1,10 +1,10 @@
 """How curves with intervals are drawn, and figures become files."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from snrkit.base.charts import png_of
 from snrkit.shift.bootstrap import Curve
 
 DOTS = 100  # per inch
@@ -25,6 +25,4 @@ def finite_only(values: Sequence[float]) -> list[float]:
 def png(figure: Any, title: str) -> bytes:
     """The figure below its title."""
     figure.suptitle(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS)
-    return buffer.getvalue()
+    return png_of(figure, DOTS)

@@ -160,7 +160,7 @@ def test_the_code_is_run_by_opening_the_model_alone(folder):
     snrkit(folder, "validate", path, plain=True)
     assert "is RUN when the model is opened" in json.dumps(file_schema())
     said = snrkit(folder, "sample", "--dry-run").stdout
-    assert f"# its network is made by the code of {folder / 'net.py'}, which is run when the model is opened" in said
+    assert f"its network is made by the code of {folder / 'net.py'}, which is run when the model is opened" in said
     content = {"name": "small", "model": model(folder), **ASKED}
     e = parse_experiment(content, "small.yaml")
     assert parse_experiment(yaml.safe_load(dump_yaml(e)), "stored") == e

@@ -179,8 +179,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     """Resolved config, parameters, evaluations of each sampler, memory - and no file."""
     write_config(tmp_path)
     before = written(tmp_path)
-    printed = snrkit(tmp_path, "train", "--dry-run").stdout
+    printed = snrkit(tmp_path, "train", "--dry-run", "--show-config").stdout
+    short = snrkit(tmp_path, "train", "--dry-run").stdout
     assert written(tmp_path) == before
+    assert [f"# {line}" for line in short.splitlines()[:-2]] == printed.splitlines()[-len(short.splitlines()) + 2 :]
+    assert short.startswith("data: 400 images (1, 8, 8), 369 to train on, 31 held out\nparameters: ")
+    refused = snrkit(tmp_path, "sample", "--show-config", check=False)
+    assert "add --dry-run" in refused.stderr
     resolved = yaml.safe_load(printed)
     assert resolved["data"]["sigma_data"] == pytest.approx(0.5, abs=0.2)
     for words in ("# parameters: ", "# euler: 4 evaluations per image", "in fp32, ", "in fp16 of activations"):
@@ -192,9 +197,9 @@ def test_the_memory_of_any_size_can_be_asked_about(tmp_path):
     network = {**SMALL["network"], "channels": 16_000, "groups": 4}
     write_config(tmp_path, network=network)
     printed = snrkit(tmp_path, "train", "--dry-run").stdout
-    count = int(printed.split("# parameters: ")[1].split()[0].replace(",", ""))
+    count = int(printed.split("parameters: ")[1].split()[0].replace(",", ""))
     assert f"{4 * count * 6 / 2**30:.1f} GiB for weights, gradients, two moments and 2 average(s)" in printed
-    assert "# DOES NOT FIT into the " in printed
+    assert "DOES NOT FIT into the " in printed
     before = written(tmp_path)
     refused = snrkit(tmp_path, "train", check=False)
     assert refused.returncode == 1
@@ -240,11 +245,9 @@ def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
     before = written(tmp_path)
     printed = snrkit(tmp_path, "train", "--dry-run", "--peak").stdout
     assert written(tmp_path) == before
-    assert re.search(r"# measured over 3 steps: \d+\.\d [MG]iB at most, by which this process grew: ", printed)
+    assert re.search(r"measured over 3 steps: \d+\.\d [MG]iB at most, by which this process grew: ", printed)
     assert "images in memory and what libraries hold not counted" in printed
-    assert re.search(
-        r"# a step of 64 images takes [\d.e-]+ s here, so 3,840 images about \d+\.\d (s|minutes), ", printed
-    )
+    assert re.search(r"a step of 64 images takes [\d.e-]+ s here, so 3,840 images about \d+\.\d (s|minutes), ", printed)
     assert "nothing is left of the step before, which was 64 images ago; average longer" in printed
 
 

@@ -141,7 +141,7 @@ def test_the_whole_path_runs_on_haar_coefficients(tmp_path):
         assert image.size == (8, 8)
     assert json.loads((run / "metrics/euler.json").read_text())["summary"]["fd"]["mean"] > 0
     assert (run / "shift/euler.json").exists()
-    assert "# states are Haar coefficients" in snrkit(tmp_path, "sample", "--dry-run").stdout
+    assert "states are Haar coefficients" in snrkit(tmp_path, "sample", "--dry-run").stdout
     refused = snrkit(tmp_path, "export", run, plain=True, check=False)
     assert "its states are no images" in refused.stderr
     changed = snrkit(tmp_path, "train", "-q", "--set", "data.representation.kind=pixels", check=False)

@@ -128,7 +128,7 @@ def opened_state(content):
 def test_a_network_that_knows_forward_alone_goes_through_every_command(tmp_path, caplog, content):
     """Trained, dissected, sampled, measured, scored, reported; what it has an option for it finds in `cond` always."""
     e = parse(content, "train.clip={kind: agc}")
-    assert "# parameters: " in plan(e, WORLD)
+    assert "parameters: " in plan(e, WORLD)
     run = run_training(e, tmp_path, WORLD, quiet=True)
     assert "agc bounds every layer" in caplog.text
     opened = open_experiment(e, WORLD)
