@@ -26,8 +26,7 @@ from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.run import Run
-from snrkit.loggers import AnyLogger
-from snrkit.loggers.logger import OpenedLogger, Source
+from snrkit.loggers.logger import Logger, OpenedLogger, Source
 from snrkit.loggers.sending import Job, Sender
 from snrkit.metrics.records import SamplerScores
 from snrkit.shift.bootstrap import Number
@@ -141,7 +140,7 @@ def open_loggers(experiment: Experiment, run: Run, world: World, training: Going
     return Loggers(tuple(_follow(logger, run, training) for logger in experiment.log))
 
 
-def _follow(logger: AnyLogger, run: Run, training: GoingOn | None) -> Following:
+def _follow(logger: Logger, run: Run, training: GoingOn | None) -> Following:
     path = run.logger(logger.kind)
     kept = read_record(Logged, path) if path.exists() else None
     key = kept.key if kept is not None and kept.place == logger.place else None

@@ -1,4 +1,4 @@
-"""Where the numbers, tables and pictures of a run go beside its own files: one file a kind, one protocol (logger.py)."""
+"""Where numbers, tables and pictures of a run go beside its own files: one file a kind, one protocol (logger.py)."""
 
 from typing import Annotated
 

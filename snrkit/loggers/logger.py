@@ -52,6 +52,10 @@ class Logger(Protocol):
     purges: ClassVar[bool]  # whether, opened at a checkpoint, it drops what was logged of training after it
 
     @property
+    def kind(self) -> str:
+        """Its name in files."""
+
+    @property
     def place(self) -> str:
         """What a key belongs to: another place has another log."""
 

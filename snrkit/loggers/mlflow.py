@@ -1,5 +1,6 @@
 """MLflow: one MLflow run for a run directory, on a server or in a folder. Needs the extra `mlflow`."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class MLflow(Value):
 
     def open(self, source: Source) -> "MLflowRun":
         mlflow = package("mlflow", "mlflow")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         folder = None if self.folder is None and ADDRESS in os.environ else self.folder or source.folder / "mlflow"
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

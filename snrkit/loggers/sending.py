@@ -56,12 +56,12 @@ class Sender:
             opened = self._begin()
             while not self._broken and (job := self._jobs.get()) is not None:
                 job(opened)
-        except Exception as error:  # noqa: BLE001 - whatever another's package raises
+        except Exception as error:  # whatever another's package raises
             self._give_up(reason_of(error) or type(error).__name__)
         try:
             if opened is not None:
                 opened.close(self._failed)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             self._give_up(reason_of(error) or type(error).__name__)
 
     def _give_up(self, why: str) -> None:

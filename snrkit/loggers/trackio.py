@@ -1,4 +1,4 @@
-"""Trackio: a local project, or one on a Space or server that Trackio's own variables name. Needs the extra `trackio`."""
+"""Trackio: a project here, or on a Space or server that Trackio's own variables name. Needs the extra `trackio`."""
 
 import io
 from collections.abc import Mapping

@@ -61,11 +61,16 @@ def wandb_files(folder: Path) -> list[Path]:
 
 
 def wandb_rows(folder: Path) -> list[dict]:
-    """Rows of the history in all files of W&B, without what W&B adds."""
-    rows = []
+    """Rows of the history in all files of W&B, without what W&B adds; tables and pictures are mappings."""
+    rows: list[dict] = []
     for path in wandb_files(folder):
         for record in wandb_records(path):
             if record.WhichOneof("record_type") == "history":
-                row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                rows.append({key: value for key, value in row.items() if not key.startswith("_")})
+                rows.append({})
+                for item in record.history.item:
+                    name, *within = item.nested_key or [item.key]
+                    if within:
+                        rows[-1].setdefault(name, {})[within[0]] = json.loads(item.value_json)
+                    elif not name.startswith("_"):
+                        rows[-1][name] = json.loads(item.value_json)
     return rows

@@ -9,6 +9,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
+from snrkit.base.records import read_record
 from snrkit.base.sealed import finite
 from snrkit.base.value import Value
 from snrkit.commands.sweep import Trial, row_path
@@ -27,6 +29,7 @@ from snrkit.experiment.loggers import open_loggers
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.loggers import sending
+from snrkit.metrics.records import SamplerScores
 from tests.loggers.reading import pictures, scalars, wandb_files, wandb_records, wandb_rows
 from tests.small import SMALL, snrkit, write_config, written
 from tests.toys import member
@@ -88,7 +91,8 @@ def logged(tmp_path_factory):
         {"kind": "tensorboard"}, {"kind": "mlflow", "folder": str(folder / "store")}, {"kind": "trackio"},
         {"kind": "wandb", "mode": "offline", "folder": str(folder / "wandb"), "project": "mine"},
     ]  # fmt: skip
-    return whole_path(folder, [log for log in every if find_spec(log["kind"]) is not None])
+    there = [log for log in every if find_spec(log["kind"]) is not None]
+    return whole_path(folder, there) if there else pytest.skip("no package of a logger is installed")
 
 
 @pytest.fixture
@@ -125,10 +129,11 @@ def wanted(folder):
             if kind == "train" and isinstance(value, int | float):
                 found.append((f"train/{key}", images, value))
             if kind == "held_out" and key in ("loss", "eps_error"):
-                found.append((f"held_out/{key}", images, sum(value) / len(value)))
-    for key, entry in json.loads((run / "metrics/euler.json").read_text())["summary"].items():
-        found.append((f"scores/euler/{key}", 640, entry["mean"]))
-        found += [(f"scores/euler/{key}_std", 640, entry["std"])] if entry["std"] is not None else []
+                found.append((f"held_out/{key}", images, fmean(value)))
+    for key, entry in read_record(SamplerScores, run / "metrics/euler.json").summary.items():
+        error = None if entry.error is None else entry.error.whole
+        values = {key: entry.mean, f"{key}_std": entry.std, f"{key}_error": error}
+        found += [(f"scores/euler/{name}", 640, value) for name, value in values.items() if value is not None]
     shift = json.loads((run / "shift/euler.json").read_text())
     found += [
         (f"shift/euler/{key}", 640, value["value"])
@@ -362,6 +367,22 @@ def test_loggers_are_no_part_of_what_a_run_is(plain, tmp_path):
     assert [step for step, _ in scalars(folder / "runs/small/tensorboard")["train/loss"]] == [768]
 
 
+def test_the_record_of_a_log_is_checked(tmp_path, noting):
+    """Damaged, it is refused with what to do, and put aside by `check --repair`; then a log begins anew."""
+    write_config(tmp_path, **PLAIN, log=[{"kind": "noting"}])
+    snrkit(tmp_path, "train", "-q")
+    kept = tmp_path / "runs/small/loggers/noting.json"
+    kept.write_text(kept.read_text().replace("first", "other"))
+    done = snrkit(tmp_path, "train", "-q", check=False)
+    assert done.returncode == 1
+    assert "loggers/noting.json" in done.stderr
+    assert "delete it" in done.stderr
+    snrkit(tmp_path, "check", str(tmp_path / "runs/small"), "--repair", plain=True)
+    assert not kept.exists()
+    snrkit(tmp_path, "train", "-q")
+    assert noting[-1][0].key is None
+
+
 def test_only_the_process_that_leads_logs(tmp_path, noting):
     """Others open nothing."""
     experiment = parse_experiment({**SMALL, "log": [{"kind": "noting"}]}, "small")
@@ -443,7 +464,8 @@ def test_wandb_without_a_key_is_refused(tmp_path, monkeypatch):
     """Before anything is written, with what to do."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
-    def refuse():
+    def refuse(verify):
+        assert not verify, "a network that is gone is no reason to refuse"
         raise wandb.errors.UsageError("No API key configured.")
 
     monkeypatch.setattr(wandb, "login", refuse)
