@@ -196,8 +196,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
                 facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
                 write_environment(run, facts)
             prepare_sampling(setting, run)
-        with open_loggers(opened.experiment, run, world, GoingOn(state.images, log.reached)) as loggers:
-            _loop(run, task, state, tally, log, loggers, of, quiet)
+        loggers = open_loggers(opened.experiment, run, world, GoingOn(state.images, log.reached))
+        _loop(run, task, state, tally, log, loggers, of, quiet)
     return run
 
 
@@ -311,7 +311,7 @@ def _loop(
     if state.images >= config.images and world.leads and not quiet:
         messages.info(f"already trained to {state.images} images; raise train.images to go on")
     shown = bar("training", config.images, world.leads and not quiet, done=state.images)
-    with stoppable() as stop, Background() as writer, shown as progress:
+    with stoppable() as stop, loggers, Background() as writer, shown as progress:
         before: TrainStep | None = None
         for step in train(task, state, config.log_every, stop):
             stopping, before = _asked(world, stop, step, before), step
