@@ -18,7 +18,7 @@ USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scri
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/snrkit run --config configs/digits.yaml
+	$(BIN)/snrkit run --config snrkit/starters/digits.yaml
 
 corrections-study: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/corrections/run.sh

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from snrkit.base.errors import ValueFaultError
 
@@ -73,6 +73,22 @@ def _plain_name(name: str) -> str:
     return name
 
 
+class FileText(str):
+    """A text as a file has it, which knows the folder of that file: a relative path is one from there."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path = Path()) -> "FileText":
+        made = super().__new__(cls, text)
+        made.folder = folder
+        return made
+
+
+def placed(path: Any) -> Any:
+    """A path as its file means it; anything else as it is."""
+    return path.folder / path if isinstance(path, FileText) else path
+
+
 def _plain_path(path: Path) -> Path:
     """What a system may look for."""
     try:
@@ -100,7 +116,7 @@ Name = Annotated[
 ]  # of what becomes a folder or a file
 Text = Annotated[str, Field(max_length=200)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=100)]
-Place = Annotated[Path, AfterValidator(_plain_path)]
+Place = Annotated[Path, BeforeValidator(placed), AfterValidator(_plain_path)]
 
 # A field that begins higher says both bounds itself: pydantic takes the lower bound of a type over a field's own.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # of a stream

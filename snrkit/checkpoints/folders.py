@@ -41,11 +41,14 @@ def class_of(path: Path, asked: Path, key: str = "model.path") -> tuple[str, dic
     return RENAMED.get((named, str(content.get("norm_type"))), named), content
 
 
+FROM = "a relative path in a YAML is one from that file's folder"
+
+
 def absent(path: Path) -> str:
     """That a folder is not there, or is none."""
     if path.exists():
         return f"{path} is no folder, as diffusers saves models in"
-    return f"{path} does not exist; paths are those of the working directory, here {Path.cwd()}"
+    return f"{path.absolute()} does not exist; {FROM}"
 
 
 def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:

@@ -21,6 +21,7 @@ from snrkit.base.value import WIDEST, Place, Value
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
 from snrkit.diffusion.process import AnyProcess
+from snrkit.networks import AnyTrained
 from snrkit.networks.adapted import Adapted, AdaptedModule
 from snrkit.networks.foreign import Foreign
 
@@ -84,7 +85,7 @@ class ForeignModel(Protocol):
 class Rebuilt(Protocol):
     """A model from elsewhere that can be trained on, as plain values rebuild its network without the file."""
 
-    def architecture(self) -> Adapted:
+    def architecture(self) -> AnyTrained:
         """What its network is. ConfigError where nothing rebuilds it, or the configuration cannot be read."""
 
 

@@ -10,13 +10,15 @@ from snrkit.base.regular import open_regular
 from snrkit.checkpoints.adm import AdmModel
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.edm import EdmModel
+from snrkit.checkpoints.exported import KEY, SnrkitModel
 from snrkit.checkpoints.pickles import PERSISTENT, read_pickle
 from snrkit.checkpoints.python import PythonModel
+from snrkit.checkpoints.safetensors_files import read_header
 from snrkit.checkpoints.torch_files import read_torch, weights_of_file
 from snrkit.checkpoints.transformers import DitModel, SitModel
 
 AnyForeign = Annotated[
-    DiffusersModel | EdmModel | AdmModel | DitModel | SitModel | PythonModel, Field(discriminator="kind")
+    DiffusersModel | EdmModel | AdmModel | DitModel | SitModel | SnrkitModel | PythonModel, Field(discriminator="kind")
 ]
 READERS = (  # of a format, by the bytes that a file begins with
     (b"PK\x03\x04", "a file of torch's, which adm, dit and sit read"),
@@ -30,6 +32,11 @@ def kinds_of(path: Path) -> tuple[str, ...]:
     """The kinds that a file or folder may be of, by what is in it; none where that is not known."""
     if path.is_dir():
         return ("diffusers",) if any((path / f).is_file() for f in ("model_index.json", "config.json")) else ()
+    try:
+        if KEY in read_header(path, "model.path"):
+            return ("snrkit",)
+    except SnrkitError:
+        pass
     try:
         content = read_pickle(path)
         held = content.values() if isinstance(content, dict) else ()

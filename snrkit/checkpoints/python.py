@@ -26,16 +26,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from snrkit.base.errors import ConfigError, SnrkitError, plain, reason_of
 from snrkit.base.files import checksum
-from snrkit.base.regular import open_regular, read_regular
+from snrkit.base.regular import read_regular
 from snrkit.base.transfer import send
 from snrkit.base.value import LONGEST_NAME, MOST_LABELS, Classes, Place, Side, Text, Value
-from snrkit.checkpoints.folders import regular
+from snrkit.checkpoints.folders import FROM, regular
 from snrkit.checkpoints.foreign import Autoencoder, Described, check_fits
+from snrkit.checkpoints.safetensors_files import is_safetensors, read_safetensors
 from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.denoiser import AnyPrecondition, NoPrecondition, one_tensor
 from snrkit.diffusion.prediction import AnyTarget, Cond
@@ -44,7 +44,6 @@ from snrkit.networks.foreign import Foreign
 from snrkit.networks.of_diffusers import Setting
 
 LARGEST = 2**22  # bytes of a file of code
-LARGEST_HEADER = 2**27  # bytes of a safetensors file's, which is JSON behind 8 bytes of its length
 WIDEST_SPREAD = 1e6  # sigma_data
 SHOWN = 5  # names
 
@@ -111,8 +110,7 @@ class PythonModel(Value):
         """What the configuration says; both files must be there, and neither is read."""
         for key, path in (("module", self.module), ("weights", self.weights)):
             if not path.exists() and not path.is_symlink():
-                here = f"paths are those of the working directory, here {Path.cwd()}"
-                raise ConfigError(f"model.{key}: {path} does not exist; {here}.")
+                raise ConfigError(f"model.{key}: {path.absolute()} does not exist; {FROM}.")
             regular(path, f"model.{key}")
         note = f"its network is made by the code of {self.module}, which is run when the model is opened"
         network = Foreign(shape=self.shape, classes=self.classes, null_label=self.null_label is not None, notes=(note,))
@@ -164,17 +162,11 @@ class PythonModel(Value):
 def read_weights(path: Path, entry: str | None) -> Mapping[str, Tensor]:
     """The tensors by name in a safetensors file or a torch file, nothing of which is run. ConfigError: it has none."""
     regular(path, "model.weights")
-    with open_regular(path) as file:
-        begins = file.read(9)
-    if int.from_bytes(begins[:8], "little") > LARGEST_HEADER or begins[8:] != b"{":
+    if not is_safetensors(path):
         return weights_in(path, entry, "model.weights")
     if entry is not None:
         raise ConfigError(f"model.entry: has no effect, as {path} is a safetensors file; drop it.")
-    try:
-        with safe_open(path, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.weights: {path} is no whole safetensors file ({reason_of(error)}).") from None
+    return read_safetensors(path, "model.weights")[1]
 
 
 def run_file(path: Path) -> ModuleType:

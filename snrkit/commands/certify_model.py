@@ -10,11 +10,11 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.value import LONGEST_NAME
 from snrkit.checkpoints.diffusers import DiffusersModel
+from snrkit.checkpoints.exported import SnrkitModel
 from snrkit.checkpoints.models import kinds_of
 from snrkit.data.dataset import fingerprint
 
 MADE = "# written by snrkit certify"
-SOLVERS = {"edm": {"kind": "heun"}}  # as their own samplers have them; others: Euler
 
 
 def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None = None) -> Path:
@@ -52,8 +52,8 @@ def _as_it_was_made(path: Path) -> bool:
 
 
 def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:
-    grid = _grid(model, kind)
-    solver = SOLVERS.get(kind, {"kind": "euler"})
+    grid = spacing_of(model, kind)
+    solver = {"kind": "heun" if grid["kind"] == "karras" else "euler"}  # as their own samplers have them
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {
         "data": {"kind": "folder", "path": str(data)},
@@ -64,11 +64,12 @@ def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> 
     return yaml.safe_dump(content, sort_keys=False, width=120)
 
 
-def _grid(model: Path, kind: str) -> dict[str, Any]:
+def spacing_of(model: Path, kind: str) -> dict[str, Any]:
     """As the model's own sampler has it; uniform in its own time where that is not known."""
     if kind == "diffusers":
         return DiffusersModel(path=model).spacing()
-    return {"kind": "karras"} if kind == "edm" else {"kind": "uniform_time"}
+    of_edm = kind == "edm" or (kind == "snrkit" and SnrkitModel(path=model).about().process.kind == "edm")
+    return {"kind": "karras"} if of_edm else {"kind": "uniform_time"}
 
 
 def _slug(model: Path) -> str:

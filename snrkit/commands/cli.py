@@ -13,7 +13,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
-from snrkit.commands.naming import ENDINGS, experiment_named, on_experiment, sampler_names
+from snrkit.commands.naming import ENDINGS, experiment_named, file_of, on_experiment, sampler_names
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
@@ -146,6 +146,32 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         print(f"snrkit {__version__}")
         raise typer.Exit
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="YAML file to write.")] = Path("experiment.yaml"),
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--data", help="Folder, zip or .npz of images to train on, or that the model is to make."),
+    ] = None,
+    source: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="File or folder of a model that was trained elsewhere, to be measured."),
+    ] = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write a commented YAML that fits your images, or a model of somebody else's, and this machine."""
+    world = _open_world(device)
+    world.check_alone("init")
+    from snrkit.commands.init import run_init
+    from snrkit.reports.terminal import show_initialised
+
+    with bar("looking at what is there"):
+        made = run_init(file, images, source, world.device)
+    show_initialised(made)
 
 
 @app.command()
@@ -529,8 +555,13 @@ def average(
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
-    to: Annotated[str, typer.Option("--to", help="diffusers.")] = "diffusers",
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder to make; default: RUN/export/diffusers.")] = None,  # noqa: UP045
+    to: Annotated[
+        str, typer.Option("--to", help="diffusers: a folder; snrkit: one file, for model: {kind: snrkit, path: FILE}.")
+    ] = "diffusers",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Folder or file to make; default: within RUN/export."),
+    ] = None,
     average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
     checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
     json: JsonOption = False,
@@ -538,14 +569,12 @@ def export(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a run's weights as a folder that another library loads."""
-    if to != "diffusers":
-        raise SnrkitError(f"--to {to}: diffusers is what runs can be exported to.")
     world = _alone("export")
     from snrkit.commands.export import run_exporting
     from snrkit.reports.terminal import show_export
 
     with bar("exporting"):
-        record = run_exporting(path, "diffusers", out, average, checkpoint)
+        record = run_exporting(path, to, out, average, checkpoint)
     _show(record, json, world, show_export)
 
 
@@ -754,7 +783,7 @@ def validate(
     for file in files:
         try:
             with bar(f"checking {file}"):
-                check_file(file)
+                check_file(file_of(file))
             print(f"{file}: valid")
         except SnrkitError as error:
             faults.append(str(error))
@@ -776,7 +805,7 @@ def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
     with bar(f"reading {config}"):
         from snrkit.experiment.experiment import load_experiment
 
-        return load_experiment(config, settings or ())
+        return load_experiment(file_of(config), settings or ())
 
 
 def _open_world(device: str) -> "World":

@@ -1,4 +1,4 @@
-"""`snrkit export RUN --to diffusers`: a run's weights as a folder that diffusers loads by itself.
+"""`snrkit export RUN`: a run's weights as a folder that diffusers loads by itself, or as one file of snrkit's.
 
 The U-Net's names are diffusers' own, so that weights move as they are; so are those of a UNet2DModel that was trained
 on. What diffusers has no place for must not matter: the null embedding of the time is dropped, as a pipeline always
@@ -8,15 +8,16 @@ tells the level; extra scalars are refused.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from snrkit.base.errors import RunError, SnrkitError
-from snrkit.base.files import disk_errors, new_folder
+from snrkit.base.files import disk_errors, new_folder, write_bytes
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
+from snrkit.checkpoints.exported import About, exported
 from snrkit.data import Latents
 from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
@@ -24,47 +25,80 @@ from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
-from snrkit.experiment.models import FromElsewhere, checkpoint_path, read_weights
+from snrkit.experiment.models import FromElsewhere, Weights, checkpoint_path, read_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
 from snrkit.networks import UNet
 from snrkit.networks.adapted import Adapted, LinearClock, without_nulls
 from snrkit.networks.of_diffusers import DiffusersModule, DiffusersNetwork, diffusers_package
 from snrkit.networks.unet import EPSILON
+from snrkit.reports.records import Exported
 
 PREDICTED: dict[str, str] = {target.kind: name for name, target in TARGETS.items()}
 
 
+FORMATS = ("diffusers", "snrkit")
+
+
 def run_exporting(
-    path: Path, to: Literal["diffusers"], out: Path | None, average: str | None = None, checkpoint: int | None = None
-) -> dict[str, Any]:
-    """Write RUN/export/diffusers, or `out`, which must not exist. Returns where, and of which weights."""
+    path: Path, to: str, out: Path | None, average: str | None = None, checkpoint: int | None = None
+) -> Exported:
+    """Write RUN/export/diffusers or RUN/export/snrkit.safetensors, or `out`, which must not exist."""
+    if to not in FORMATS:
+        raise SnrkitError(f"--to {to}: choose one of {', '.join(FORMATS)}.")
     experiment, run = stored_experiment(path), Run(path)
-    folder = out or path / "export" / to
-    if folder.exists():
-        raise SnrkitError(f"{folder} exists already; delete it, or name another folder with --out.")
-    if reason := unfit(experiment):
-        raise SnrkitError(f"{path} cannot become a folder of diffusers: {reason}.")
-    package = diffusers_package()
-    scheduler = _scheduler(package, experiment)
+    made = out or path / "export" / (to if to == "diffusers" else "snrkit.safetensors")
+    if made.exists():
+        raise SnrkitError(f"{made} exists already; delete it, or name another place with --out.")
+    if reason := next(_reasons(experiment) if to == "diffusers" else _of_any(experiment), None):
+        raise SnrkitError(f"{path} cannot become a model of {to}: {reason}.")
     weights = experiment.model.find(run, checkpoint, average)
     check_own(run, [checkpoint_path(run, weights.images, weights.name)])
+    tensors = read_weights(run, weights)
+    with (
+        beside(run, made.parent) if out is None else ending(),
+        disk_errors(f"writing {made}", "free space or name another place with --out"),
+    ):
+        if to == "diffusers":
+            _write_folder(made, path, experiment, tensors)
+        else:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(made, exported(_about(experiment, weights), tensors))
+    return Exported(str(made.absolute()), to, weights.name, weights.images, to == "diffusers" and whole(experiment))
+
+
+def _about(e: Experiment, weights: Weights) -> About:
+    """What the header of a file of snrkit's says."""
+    able = e.model.parts.capabilities
+    return About(
+        shape=e.data.open().shape,
+        process=e.process,
+        target=e.target,
+        precondition=e.precondition,
+        network=e.training.network,
+        sigma_data=float(e.data.sigma_data),
+        unlabelled=able.unlabelled,
+        untold=able.untold,
+        weights=weights.name,
+        images=weights.images,
+    )
+
+
+def _write_folder(folder: Path, path: Path, experiment: Experiment, weights: Mapping[str, Tensor]) -> None:
+    """The network and its scheduler as diffusers saves them."""
+    package = diffusers_package()
+    scheduler = _scheduler(package, experiment)
     with torch.device("meta"):  # however large a stranger's configuration calls it
         network = _network(package, experiment)
     try:
-        network.load_state_dict(_renamed(experiment, read_weights(run, weights)), assign=True)
+        network.load_state_dict(_renamed(experiment, weights), assign=True)
     except RuntimeError as error:
         raise RunError(f"{path} holds weights of another network ({' '.join(str(error).split())[:200]}).") from None
-    with (
-        beside(run, folder.parent) if out is None else ending(),
-        disk_errors(f"writing {folder}", "free space or name another folder with --out"),
-        new_folder(folder) as made,
-    ):
+    with new_folder(folder) as made:
         network.save_pretrained(made / "unet")
         scheduler.save_pretrained(made / "scheduler")
         if whole(experiment):
             package.DDIMPipeline(network, scheduler).save_config(made)
-    return {"path": str(folder), "weights": weights.name, "images": weights.images, "pipeline": whole(experiment)}
 
 
 def whole(e: Experiment) -> bool:
@@ -77,17 +111,21 @@ def unfit(e: Experiment) -> str | None:
     return next(_reasons(e), None)
 
 
-def _reasons(e: Experiment) -> Iterator[str]:
+def _of_any(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
     if isinstance(e.data, Latents) or e.data.representation != PIXELS or e.model.autoencoder() is not None:
         yield "its states are no images, and no pipeline would decode them as they were encoded"
+    if scalars := e.network.conditioning.scalars:
+        yield f"its network is told {', '.join(scalars)} too, which no pipeline tells it"
+
+
+def _reasons(e: Experiment) -> Iterator[str]:
+    yield from _of_any(e)
     if isinstance(e.network, Adapted):
         yield from _of_another(e.network)
     elif not isinstance(e.network, UNet):
         yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
-    elif e.network.scalars:
-        yield f"its network is told {', '.join(e.network.scalars)} too, which no pipeline tells it"
     elif e.network.time_scale != 1:
         yield f"its network reads {e.network.time_scale:g} times the time that schedulers give"
     if isinstance(e.process, Edm) and isinstance(e.target, X0) and isinstance(e.precondition, EdmPrecondition):

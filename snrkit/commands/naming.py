@@ -1,6 +1,7 @@
-"""What a command works on: a YAML file or a run directory, as its first word or by --config.
+"""What a command works on: a YAML file, a run directory or `demo`, as its first word or by --config.
 
 `snrkit sample runs/mine` is `snrkit sample --config runs/mine/config.yaml --runs runs`, wherever it is called from.
+`demo` is the experiment that travels with snrkit, with its model, unless a file or folder has that name.
 """
 
 import functools
@@ -14,9 +15,11 @@ import typer
 from snrkit.base.errors import SnrkitError
 
 ENDINGS = (".yaml", ".yml")
+DEMO = Path("demo")
+STARTERS = Path(__file__).parents[1] / "starters"  # experiments that travel with snrkit
 WHAT = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory."),
+    typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory; or demo."),
 ]
 CONFIG_OPTION = Annotated[
     Optional[Path],  # noqa: UP045
@@ -24,12 +27,22 @@ CONFIG_OPTION = Annotated[
 ]
 
 
+def is_demo(what: Path) -> bool:
+    """Whether the experiment that travels with snrkit is meant."""
+    return what == DEMO and not what.exists()
+
+
+def file_of(config: Path) -> Path:
+    """The file of an experiment that was named."""
+    return STARTERS / "demo.yaml" if is_demo(config) else config
+
+
 def experiment_named(what: Path, runs: Path) -> tuple[Path, Path] | None:
     """(The file of an experiment, the folder that holds run directories: `runs`, or that of the one that was named).
 
-    None where it is neither a YAML file nor a run directory.
+    None where it is neither a YAML file, a run directory nor the demo.
     """
-    if what.suffix in ENDINGS:
+    if what.suffix in ENDINGS or is_demo(what):
         return what, runs
     from snrkit.experiment.run import Run
 
@@ -40,7 +53,7 @@ def experiment_named(what: Path, runs: Path) -> tuple[Path, Path] | None:
 def check_one(what: object, config: object, command: str) -> None:
     """SnrkitError unless one of the two ways to name an experiment is taken."""
     if (what is None) == (config is None):
-        said = "name the experiment once" if what is not None else "name a YAML file or a run directory"
+        said = "name the experiment once" if what is not None else "name a YAML file, a run directory or demo"
         raise SnrkitError(f"{command}: {said}, such as snrkit {command} mine.yaml, or by --config.")
 
 
@@ -54,7 +67,9 @@ def on_experiment(command: Callable[..., None]) -> Callable[..., None]:
         if what is not None:
             found = experiment_named(what, others.get("runs", Path()))
             if found is None:
-                raise SnrkitError(f"{name}: {what} is neither a YAML file nor a run directory, by its config.yaml.")
+                raise SnrkitError(
+                    f"{name}: {what} is neither a YAML file nor a run directory, by its config.yaml, nor demo."
+                )
             config, runs = found
             others |= {"runs": runs} if "runs" in others else {}
         command(config=config, **others)
@@ -77,7 +92,7 @@ def sampler_names(ctx: Any, incomplete: str) -> list[str]:
     named = ctx.params.get("config") or ctx.params.get("what")
     found = None if named is None else experiment_named(Path(named), Path())
     try:
-        samplers = {} if found is None else read_yaml(found[0]).get("samplers", {})
+        samplers = {} if found is None else read_yaml(file_of(found[0])).get("samplers", {})
     except SnrkitError:
         return []
     return [name for name in samplers if str(name).startswith(incomplete)]

@@ -29,7 +29,7 @@ from snrkit.base.files import disk_errors, remove_abandoned, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
-from snrkit.base.value import Name, Place, Seed, Value, different
+from snrkit.base.value import FileText, Name, Place, Seed, Value, different
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
 from snrkit.commands.opening import open_aloud, open_model_aloud
@@ -144,7 +144,9 @@ def load_sweep(path: Path) -> Sweep:
     except ValidationError as error:
         faults = [shown(f"{path}: {_at(f['loc'])}{_wording(dict(f))}", 400) for f in told(error.errors())[:MOST_FAULTS]]
         raise ConfigError("\n".join(faults)) from None
-    return sweep.model_copy(update={"base": path.parent / sweep.base})
+    folder = path.parent.absolute()
+    arms = {name: tuple(FileText(change, folder) for change in changes) for name, changes in sweep.arms.items()}
+    return sweep.model_copy(update={"settings": tuple(FileText(s, folder) for s in sweep.settings), "arms": arms})
 
 
 def _at(loc: Sequence[str | int]) -> str:

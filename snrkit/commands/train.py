@@ -278,7 +278,7 @@ def _weights_of_run(training: TrainedHere, origin: ResumeFrom) -> Mapping[str, T
 
 
 def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -> Mapping[str, Tensor]:
-    """The weights of a model from elsewhere. Untold, it says what it says at the median of the levels of training."""
+    """The weights of a model from elsewhere. Untold, one that never was says what it says at the median of `levels`."""
     try:
         brought = model.to_train()
         differing = [part for part, value in brought.items() if value != getattr(training, part)]
@@ -290,10 +290,10 @@ def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -
             f"train.resume_from.model: {model.source.path} has another {differing[0]} than this file; leave out "
             f"{', '.join(brought)}, which it brings."
         )
-    assert isinstance(network, AdaptedModule)
-    add_nulls(network)
-    median = task.objective.of(torch.tensor(task.train[:1])).logsnr(torch.tensor([0.5], dtype=torch.float64))
-    start_untold(network, task.objective.process.time(median)[0])
+    if isinstance(network, AdaptedModule):
+        add_nulls(network)
+        median = task.objective.of(torch.tensor(task.train[:1])).logsnr(torch.tensor([0.5], dtype=torch.float64))
+        start_untold(network, task.objective.process.time(median)[0])
     return network.state_dict()
 
 

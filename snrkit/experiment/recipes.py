@@ -6,6 +6,7 @@ from typing import Any
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.records import read_record
+from snrkit.base.value import placed
 from snrkit.experiment.certificate import Certificate
 
 REMEDY = "name a certificate, which snrkit certify writes to RUN/certify/NAME.json"
@@ -27,7 +28,7 @@ def _expanded(name: Any, given: Any, where: str) -> Any:
     if not isinstance(path, str):
         raise ConfigError(f"{at}: {REMEDY}")
     try:
-        recipe = read_record(Certificate, Path(path), REMEDY).recipe.definition
+        recipe = read_record(Certificate, Path(placed(path)), REMEDY).recipe.definition
     except SnrkitError as error:
         raise ConfigError(f"{at}: {error}") from None
     found = {**recipe, "certificate": path}

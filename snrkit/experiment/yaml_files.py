@@ -1,6 +1,7 @@
 """YAML files as mappings: read without trust, merged with their base, changed by settings.
 
-`base: other.yaml` inherits from one parent (mappings merge, all else replaces); `--set a.b=c` comes last.
+`base: other.yaml` inherits from one parent (mappings merge, all else replaces); `--set a.b=c` comes last. Texts know
+the folder that they are said in, so that a relative path is one from its file, or from where `--set` is written.
 
 Only plain values are read: texts, numbers, truth values, lists, and mappings from texts, of a bounded size and depth.
 What is wrong is told by its place, never by the file's words: a `base` may point to what is nobody else's business.
@@ -16,7 +17,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
 from snrkit.base.regular import read_regular
-from snrkit.base.value import LONGEST_PATH
+from snrkit.base.value import LONGEST_PATH, FileText
 
 LARGEST = 2**20  # bytes of a file; a table of 20,000 betas has less than half of it
 MOST_VALUES = 50_000  # of one file, written out
@@ -154,7 +155,8 @@ def read_mapping(path: Path, asked: str = "") -> dict[str, Any]:
         raise ConfigError(f"{asked}{path} does not exist; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{asked}{path} cannot be read ({error.strerror}); {remedy}") from None
-    return _mapping(content, f"{asked}{path}")
+    mapping: dict[str, Any] = _said_in(path.parent.absolute(), _mapping(content, f"{asked}{path}"))
+    return mapping
 
 
 def _mapping(content: bytes, where: str) -> dict[str, Any]:
@@ -167,6 +169,15 @@ def _mapping(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: an experiment is a mapping of keys such as name, data and process.")
     return found
+
+
+def _said_in(folder: Path, value: Any) -> Any:
+    """The value with its texts as said in a folder."""
+    if isinstance(value, dict):
+        return {key: _said_in(folder, part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_said_in(folder, part) for part in value]
+    return FileText(value, folder) if isinstance(value, str) else value
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +196,10 @@ def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]
 
 
 def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """`content` with every 'a.b=c' applied; c is read as YAML, numbers of the path index lists."""
+    """`content` with every 'a.b=c' applied; c is read as YAML, numbers of the path index lists.
+
+    A path in c is one from the working directory, but for a setting that a file says.
+    """
     result: Any = dict(content)
     for setting in settings:
         said = f"--set {shown(setting)}"
@@ -195,7 +209,7 @@ def apply_settings(content: Mapping[str, Any], settings: Sequence[str]) -> dict[
         if path.count(".") >= DEEPEST:
             raise ConfigError(f"{said}: its path has more than {DEEPEST} keys.")
         try:
-            value = plain_values(text)
+            value = _said_in(getattr(setting, "folder", Path.cwd()), plain_values(text))
         except ValueError as error:
             raise ConfigError(f"{said}: its value is not valid YAML: {error}.") from None
         result = _put(result, path.split("."), value, said)

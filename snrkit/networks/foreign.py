@@ -15,8 +15,12 @@ class Foreign(Value):
     shape: tuple[Side, Side, Side] = Field(description="(C, H, W) of its states")
     classes: Classes = Field(default=0, description="number of labels; 0 is unconditional")
     null_label: bool = Field(default=False, description="whether it can be asked without a label, as guidance does")
+    untold: bool = Field(
+        default=False, description="whether it can be asked without the level, as noise-awareness guidance does"
+    )
+    augment: bool = Field(default=False, description="whether it is told the parameters of EDM's augmentation")
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
 
     @property
     def conditioning(self) -> Conditioning:
-        return Conditioning(self.classes, unlabelled=self.null_label)
+        return Conditioning(self.classes, (), self.augment, self.null_label, self.untold)

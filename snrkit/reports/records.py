@@ -231,6 +231,27 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """Weights that were written for others: where, in which format, and of which average and count of images."""
+
+    path: str
+    format: str
+    weights: str
+    images: int
+    pipeline: bool  # whether diffusers opens it as a whole pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """An experiment's file that was written."""
+
+    path: str
+    what: str
+    before: str  # the command to run first; empty where there is none
+    then: str  # the command to run with it
+
+
+@dataclass(frozen=True, slots=True)
 class Packing:
     """What was packed: where, how many images, of which shape and classes, and what was changed of how many."""
 

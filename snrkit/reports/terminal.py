@@ -31,7 +31,9 @@ from snrkit.reports.records import (
     ComparisonRow,
     Designed,
     EncodedFile,
+    Exported,
     FitMade,
+    Initialised,
     OverSeeds,
     Packing,
     SizeChange,
@@ -287,12 +289,21 @@ def _over_seeds(arm: SweepArm, score: ScoreDefinition) -> str:
     return spread(found, score.digits)
 
 
-def show_export(record: Mapping[str, Any]) -> None:
-    """Where it is, of what, and how diffusers loads it."""
-    show_made(f"{record['weights']} at {record['images']} images", record["path"])
-    call = "DDIMPipeline.from_pretrained" if record["pipeline"] else "UNet2DModel.from_pretrained"
-    rest = "" if record["pipeline"] else ", subfolder='unet'; its scheduler is beside it"
-    _lines([f"load it with diffusers.{call}({record['path']!r}{rest})"])
+def show_initialised(record: Initialised) -> None:
+    """Where it lies, and the commands that come next, in order."""
+    show_made(record.what, record.path)
+    _lines([*([f"first: {record.before}"] if record.before else []), f"next: {record.then}"])
+
+
+def show_export(record: Exported) -> None:
+    """Where it is, of what, and how it is loaded."""
+    show_made(f"{record.weights} at {record.images:,} images", record.path)
+    if record.format == "snrkit":
+        _lines([f"name it in an experiment as model: {{kind: snrkit, path: {record.path}}}"])
+        return
+    call = "DDIMPipeline.from_pretrained" if record.pipeline else "UNet2DModel.from_pretrained"
+    rest = "" if record.pipeline else ", subfolder='unet'; its scheduler is beside it"
+    _lines([f"load it with diffusers.{call}({record.path!r}{rest})"])
 
 
 def show_pack(record: Packing) -> None:

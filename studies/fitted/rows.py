@@ -36,7 +36,7 @@ SETTINGS = {
 }
 OF_MODEL = {  # an image costs ten times as much
     "cifar10": {
-        "data": {"path": os.environ.get("CIFAR10", "data/cifar10-train.zip")},
+        "data": {"path": str(Path(os.environ.get("CIFAR10", "data/cifar10-train.zip")).absolute())},
         "sample": {"seeds": "0-449", "batch": 150},
         "tune": {"seeds": "100000-100149", "noises": 48},
         "shift": {"images": 48, "batch": 48, "probes": ["flow"], "bootstrap": 1000},

@@ -280,8 +280,8 @@ def test_weights_that_want_to_be_run_are_refused_before_the_code_is(folder, monk
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"module": "nowhere.py"}, "model.module: nowhere.py does not exist; paths are those of the working directory"),
-        ({"weights": "nowhere.pt"}, "model.weights: nowhere.pt does not exist"),
+        ({"module": "nowhere.py"}, "nowhere.py does not exist; a relative path in a YAML is one from that file"),
+        ({"weights": "nowhere.pt"}, "model.weights: .*nowhere.pt does not exist"),
         ({"sigma_data": None}, "precondition edm: give sigma_data"),
         ({"classes": 0}, "null_label: has no effect without classes"),
         ({"call": "os.system"}, "call"),

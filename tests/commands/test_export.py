@@ -105,7 +105,7 @@ def test_extra_scalars_are_refused():
 
 def test_an_export_that_fails_leaves_nothing(tmp_path):
     """An absent run, and an unknown target."""
-    onnx = ("export", "nowhere", "--to", "onnx"), "diffusers is what runs can be exported to"
+    onnx = ("export", "nowhere", "--to", "onnx"), "--to onnx: choose one of diffusers, snrkit"
     for arguments, said in ((("export", "nowhere"), "is not a run directory"), onnx):
         done = snrkit(tmp_path, *arguments, plain=True, check=False)
         assert done.returncode == 1

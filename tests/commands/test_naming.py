@@ -37,7 +37,7 @@ def test_a_file_and_a_run_directory_are_the_experiment(trained, tmp_path, monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name a YAML file or a run directory, such as snrkit train mine.yaml"),
+        ([], "name a YAML file, a run directory or demo, such as snrkit train mine.yaml"),
         (["small.yaml", "--config", "small.yaml"], "name the experiment once"),
         (["nowhere"], "nowhere is neither a YAML file nor a run directory"),
         (["absent.yaml"], "absent.yaml does not exist"),

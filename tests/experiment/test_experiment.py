@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from snrkit.base.errors import ConfigError
+from snrkit.commands.sweep import load_sweep, sweep_trials
+from snrkit.data.files import Folder
 from snrkit.diffusion.process import Edm
 from snrkit.experiment.experiment import dump_yaml, file_schema, load_experiment, parse_experiment
 from snrkit.experiment.yaml_files import apply_settings, merge, read_yaml
@@ -248,3 +250,24 @@ def test_the_training_part_is_what_decides_the_weights():
         changed("train.decay=cosine").training_part()
         != changed("train.decay=cosine", "train.images=1280").training_part()
     )
+
+
+def test_a_relative_path_is_one_from_the_file_that_says_it(tmp_path, monkeypatch):
+    """Of a YAML, of its base, of a sweep's arms: their own folders; of --set: the working directory."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "base.yaml").write_text(yaml.safe_dump(SMALL | {"data": {"kind": "folder", "path": "images"}}))
+    (tmp_path / "mine.yaml").write_text("base: base/base.yaml\ntrain: {resume_from: {run: ../other}}\n")
+    (tmp_path / "sweep.yaml").write_text("base: mine.yaml\narms: {a: [data.path=b/images], b: ['data={path: /c}']}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for path in (tmp_path / "mine.yaml", Path("../mine.yaml")):
+        experiment = load_experiment(path)
+        assert experiment.data.path.resolve() == tmp_path / "base" / "images"
+        assert experiment.data.path.is_absolute()
+        assert experiment.train.resume_from.run.resolve() == tmp_path.parent / "other"
+        assert parse_experiment(yaml.safe_load(dump_yaml(experiment)), "dump") == experiment
+    assert load_experiment(path, ["data.path=here"]).data.path == tmp_path / "elsewhere" / "here"
+    trials = sweep_trials(load_sweep(Path("../sweep.yaml")), "sweep", ["train.batch=32"])
+    assert [t.experiment.data.path.resolve() for t in trials] == [tmp_path / "b" / "images", Path("/c")]
+    assert changed("data.kind=zip", "data.path=here").data.path == tmp_path / "elsewhere" / "here"
+    assert Folder(path="here").path == Path("here")

@@ -1,0 +1,276 @@
+"""`snrkit init`: a commented YAML that fits the images or the model it is given, and this machine.
+
+What is written is sized so that training takes about an hour on a CPU and about eight on a GPU, by the pace of a few
+steps here. Nothing is trained, downloaded or run.
+"""
+
+import math
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import torch
+import yaml
+
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.files import disk_errors, write_text
+from snrkit.checkpoints.models import kinds_of
+from snrkit.commands.certify_model import spacing_of
+from snrkit.commands.dry_run import duration
+from snrkit.commands.naming import ENDINGS, STARTERS
+from snrkit.data.dataset import count_classes
+from snrkit.data.files import Folder, Listing, Npz, Zip
+from snrkit.data.images import look_at
+from snrkit.diffusion.prediction import Cond
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.models import FromElsewhere
+from snrkit.experiment.run import Run
+from snrkit.experiment.yaml_files import plain_values
+from snrkit.networks import UNet, make_network
+from snrkit.reports.records import Initialised
+
+LOOKED_AT = 200  # headers of images, evenly over the set
+SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
+LARGEST = {"cpu": 32, "cuda": 64}  # side that a training begins with here
+HOURS = {"cpu": 1.0, "cuda": 8.0}  # of training
+SHORTEST, LONGEST = 20_000, 50_000_000  # images of a training
+STEPS, TRIED = 3, 16  # by which its pace is known, after one that warms up; images of each
+FEWEST = 20  # images to compare with; as many again are trained on
+CPU = torch.device("cpu")
+KINDS = {".zip": "zip", ".npz": "npz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What the images of a place are, by their headers."""
+
+    kind: str
+    path: Path
+    count: int
+    shape: tuple[int, int, int]  # (C, H, W) of the first
+    alike: bool  # of those that were looked at, in size
+    mixed: bool  # grey and RGB
+    classes: int
+    folders: bool  # whether labels are the names of folders
+
+    @property
+    def fits(self) -> bool:
+        """Whether a network takes them as they are: square, and of a side that halves twice."""
+        return self.alike and self.shape[1] == self.shape[2] and self.shape[1] % 4 == 0
+
+
+def run_init(out: Path, data: Path | None, source: Path | None, device: torch.device) -> Initialised:
+    """Write `out`. SnrkitError where it is there already, or nothing can be known of what was given."""
+    if out.suffix not in ENDINGS:
+        raise SnrkitError(f"init: {out} is no name of a YAML file; end it in .yaml.")
+    if out.exists():
+        raise SnrkitError(f"init: {out} is there already; move it away, or name another file.")
+    images, before = None if data is None else look(data), ""
+    if images is not None and images.count < 2 * FEWEST:
+        raise ConfigError(f"--data: {data} has {images.count} images; give at least {2 * FEWEST}, more to learn from.")
+    if source is not None:
+        content, before = _of_model(source, images)
+        what, then = f"an experiment on the model {source}", "certify"
+    elif images is not None:
+        content, before = _of_images(images, device)
+        what, then = f"an experiment that trains on {images.count:,} images", "run"
+    else:
+        kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
+        content, what, then = "\n".join(kept) + "\n", "an experiment on scikit-learn's digits", "run"
+    parse_experiment({"name": out.stem, **plain_values(content)}, str(out))
+    with disk_errors(f"writing {out}", "free space or name another file"):
+        write_text(out, content)
+    return Initialised(str(out.absolute()), what, before, shlex.join(["snrkit", then, str(out)]))
+
+
+def look(path: Path) -> Images:
+    """What the images of a folder, a zip or an .npz are. DataError where there are none."""
+    if not path.exists():
+        raise ConfigError(f"--data: {path} does not exist; give a folder, a zip or an .npz of images.")
+    kind = "folder" if path.is_dir() else KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"--data: {path} is no folder, zip or .npz; give one of these.")
+    if kind == "npz":
+        dataset = Npz(path=path).open()
+        return Images(kind, path, dataset.count, dataset.shape, True, False, dataset.classes, False)
+    source = Folder(path=path) if kind == "folder" else Zip(path=path)
+    listing, folders = source.listing(), False
+    if listing.labels is None:
+        by_folder = source.model_copy(update={"labels": "folders"}).listing()
+        folders = by_folder.labels is not None and len(set(by_folder.labels.tolist())) > 1
+        listing = by_folder if folders else listing
+    classes = 0 if listing.labels is None else count_classes(listing.where, listing.labels)
+    found = _shapes(listing)
+    sizes, channels = {shape[1:] for shape in found}, {shape[0] for shape in found}
+    height, width = min(sizes) if len(sizes) == 1 else (min(map(min, sizes)),) * 2
+    shape = (max(channels), height, width)
+    return Images(kind, path, len(listing.names), shape, len(sizes) == 1, len(channels) > 1, classes, folders)
+
+
+def _shapes(listing: Listing) -> set[tuple[int, int, int]]:
+    """(C, H, W) of some images, evenly over the set, by their headers."""
+    names = listing.names[:: max(1, len(listing.names) // LOOKED_AT)][:LOOKED_AT]
+    return {look_at(listing.opener(name), name).shape for name in names}
+
+
+def _side(images: Images, device: torch.device) -> int:
+    """Height and width that images are to have for a training."""
+    side, largest = min(images.shape[1:]), LARGEST.get(device.type, LARGEST["cpu"])
+    if images.fits and side <= largest:
+        return side
+    fitting = [one for one in SIDES if one <= min(side, largest)]
+    if not fitting:
+        raise ConfigError(
+            f"--data: images of {images.shape[1]}x{images.shape[2]} are smaller than any that are packed."
+        )
+    return fitting[0]
+
+
+def _packing(images: Images, side: int) -> str:
+    """The command that makes of the images what the file names; empty where they are it already."""
+    if images.fits and images.shape[1] == side:
+        return ""
+    labels = ["--labels", "folders"] if images.folders else []
+    channels = ["--channels", str(images.shape[0])] if images.mixed else []
+    asked = [str(images.path), "-o", str(_packed(images, side)), "--size", str(side), *labels, *channels]
+    return shlex.join(["snrkit", "data", "pack", *asked])
+
+
+def _packed(images: Images, side: int) -> Path:
+    return Path(f"{images.path.resolve().stem}-{side}.zip")
+
+
+def _data(images: Images, side: int) -> str:
+    """The lines of `data`."""
+    seen = f"# {images.count:,} images" + (f" of {images.classes} classes" if images.classes else "")
+    command = _packing(images, side)
+    place: dict[str, object] = {"kind": "zip", "path": str(_packed(images, side).absolute())}
+    if not command:
+        place = {"kind": images.kind, "path": str(images.path.absolute())}
+        place |= {"labels": "folders"} if images.folders else {}
+        place |= {"channels": images.shape[0]} if images.mixed else {}
+    first = f", made squares by: {command}" if command else ""
+    return f"{seen}{first}\ndata: {_flow({**place, 'holdout': max(0.1, math.ceil(100 * FEWEST / images.count) / 100)})}"
+
+
+def _network(side: int, classes: int, device: torch.device) -> UNet:
+    """A U-Net that this machine trains in hours."""
+    depths = 2 if side <= 16 else 3 if side <= 32 else 4
+    width, multipliers = (32, (1, 2, 2, 2)) if device.type == "cpu" else (128, (1, 2, 2, 2))
+    attention = () if device.type == "cpu" else (16,)
+    return UNet(
+        channels=width,
+        multipliers=multipliers[:depths],
+        blocks=1 if device.type == "cpu" else 2,
+        attention=attention,
+        classes=classes,
+    )
+
+
+def _pace(network: UNet, shape: tuple[int, int, int], batch: int, device: torch.device) -> float:
+    """Images a second of steps forward and backward, by the fastest, as others may be held up."""
+    module = make_network(network, shape, 0).to(device)
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    at = torch.zeros(batch, device=device)
+    cond = Cond(torch.zeros(batch, dtype=torch.int64, device=device) if network.classes else None)
+    taken = []
+    for _ in range(STEPS + 1):
+        begun = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = module(x, at, cond).float().square().mean()
+        loss.backward()
+        float(loss.detach())
+        taken.append(time.perf_counter() - begun)
+    return batch / min(taken[1:])
+
+
+def _rounded(images: float) -> int:
+    """To two digits, within bounds."""
+    images = min(max(images, SHORTEST), LONGEST)
+    unit = 10 ** (math.floor(math.log10(images)) - 1)
+    return int(images // unit * unit)
+
+
+def _of_images(images: Images, device: torch.device) -> tuple[str, str]:
+    """(a training, the command that comes before it)."""
+    side, small = _side(images, device), device.type == "cpu"
+    shape, batch = (images.shape[0], side, side), 64 if small else 256
+    network = _network(side, images.classes, device)
+    pace = _pace(network, shape, TRIED if small else batch, device)
+    count = _rounded(pace * 3600 * HOURS["cpu" if small else "cuda"])
+    text = _filled(
+        "images",
+        {
+            "data": _data(images, side),
+            "network": _flow({"kind": "unet"} | network.model_dump(mode="json", exclude_defaults=True)),
+            "duration": duration(count / pace),
+            "pace": f"{pace:,.0f}",
+            "images": count,
+            "batch": batch,
+            "lr": "1.0e-3" if small else "2.0e-4",
+            "warmup": count // 20,
+            "label_dropout": "  label_dropout: 0.1  # for classifier-free guidance\n" if images.classes else "",
+            "half_life": count // 20,
+            "save_every": count // 10,
+            "samplers": _samplers({"kind": "karras"}, images.count, device),
+        },
+    )
+    return text, _packing(images, side)
+
+
+def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
+    """(measurements of a model from elsewhere, the command that comes before them)."""
+    if not source.exists():
+        raise ConfigError(f"--from: {source} does not exist; give a model's file or folder.")
+    if Run(source).config.is_file():
+        raise ConfigError(
+            f"--from: {source} is a run of snrkit's own, which commands take as it is: snrkit certify {source}."
+        )
+    kinds = kinds_of(source)
+    if not kinds:
+        raise ConfigError(f"--from: {source} is no model of a kind that is known; docs/models.md lists them.")
+    model = {"kind": kinds[0], "path": str(source.absolute())}
+    described = FromElsewhere.model_validate({"source": model}).described
+    channels, height, width = described.network.shape
+    data = "data: {kind: folder, path: FOLDER-OF-IMAGES}  # CHANGE THIS: the images that the model is to make"
+    if images is not None:
+        if min(images.shape[1:]) < height:
+            sizes = f"{images.shape[1]}x{images.shape[2]}", f"{height}x{width}"
+            raise ConfigError(f"--data: images of {sizes[0]} are smaller than the {sizes[1]} that the model makes.")
+        data = _data(images, height)
+    text = _filled(
+        "model",
+        {
+            "data": data,
+            "model": _flow(model),
+            "shape": f"{channels}x{height}x{width}",
+            "labels": f", {described.network.classes} labels" if described.network.classes else "",
+            "process": described.process.kind,
+            "target": described.target.kind,
+            "also": f"; or kind {kinds[1]}, whose weights look the same" if len(kinds) > 1 else "",
+            "samplers": _samplers(spacing_of(source, kinds[0]), 10_000 if images is None else images.count, CPU),
+        },
+    )
+    return text, "" if images is None else _packing(images, height)
+
+
+def _samplers(grid: Mapping[str, object], count: int, device: torch.device) -> str:
+    """Three samplers at equal cost, and how many images tell them apart, with as many to compare with."""
+    small = device.type == "cpu"
+    seeds = min(2000 if small else 10_000, max(count, 300))
+    inner, held = _flow(grid)[1:-1], max(min(count // 10, 500), FEWEST)
+    values = {"grid": inner, "last": seeds - 1, "batch": 100 if small else 500, "held": held}
+    return _filled("samplers", values).rstrip()
+
+
+def _filled(name: str, values: Mapping[str, object]) -> str:
+    """A starter with its places filled."""
+    return Template((STARTERS / f"{name}.template").read_text()).substitute(values)
+
+
+def _flow(content: Mapping[str, object]) -> str:
+    """A mapping as YAML on one line."""
+    return yaml.safe_dump(dict(content), default_flow_style=True, sort_keys=False, width=math.inf).strip()
