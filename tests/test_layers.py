@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "snrkit"
 ROOMS = (  # from bottom to top; what stands side by side does not know each other
-    "base", "diffusion", "networks data", "spectral", "checkpoints", "metrics", "training", "sampling",
+    "base", "diffusion loggers", "networks data", "spectral", "checkpoints", "metrics", "training", "sampling",
     "shift analysis", "fitting", "pipelines", "experiment", "reports", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms.split()}

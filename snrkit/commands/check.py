@@ -30,6 +30,7 @@ from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit
 from snrkit.experiment.lock import check_idle, links, locked, put_aside
 from snrkit.experiment.log import check_lines, read_log
+from snrkit.experiment.loggers import Logged
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import Manifest, SampleFolder
 from snrkit.experiment.sources import FittedEstimator, read_spectra
@@ -332,6 +333,7 @@ RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which comm
     "tune/*.json": ("tune", partial(read_record, Tuned)),
     "tune/*.jsonl": ("tune", evaluations),
     "certify/*.json": ("certify", partial(read_record, Certificate)),
+    "loggers/*.json": ("train", partial(read_record, Logged)),
     "certify/*/*.json": ("certify", partial(read_record, TriedCandidate)),
     "fits/*.json": ("tune --by flow", partial(read_record, StoredFit)),
     "sweep/*.json": ("sweep", partial(read_record, TrialRow)),

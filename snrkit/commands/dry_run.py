@@ -16,6 +16,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.commands.opening import open_aloud
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
+from snrkit.experiment.loggers import check_loggers
 from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import AUTOCAST, Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
@@ -57,6 +58,7 @@ def plan(experiment: Experiment, world: World, peak: bool = False, config: bool 
 
     With `config` as comments behind the resolved experiment, which is YAML.
     """
+    check_loggers(experiment)
     opened = open_aloud(experiment, world)
     e, setting, dataset, split = opened.experiment, opened.setting, opened.data.dataset, opened.data.split
     facts = f"{len(split.train):,} to train on, {len(split.held):,} held out"

@@ -18,11 +18,12 @@ from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.opening import open_aloud, open_model_aloud, say_conversions
 from snrkit.commands.progress import READINGS, bar, follow
-from snrkit.commands.sample import check_images, choose, make_images, manifest
+from snrkit.commands.sample import check_images, choose, make_images, manifest, path_beside
 from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, OpensDataset, Split, opening
 from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.lock import locked
+from snrkit.experiment.loggers import Loggers, check_loggers, open_loggers
 from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Opened, resolve_precision, set_compute
 from snrkit.experiment.run import Run
@@ -44,13 +45,17 @@ def run_scoring(
 ) -> dict[str, SamplerScores]:
     """Score the chosen samplers, all by default."""
     chosen = choose(experiment, names)
+    check_loggers(experiment)
     shown = world.leads and not quiet
     opened = open_aloud(experiment, world, quiet)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
     records, at = {}, opened.experiment.sample.checkpoint
     with locked(run) if world.leads else ending():
         world.barrier()
-        with bar("scoring", len(chosen), shown, "samplers") as progress:
+        with (
+            open_loggers(opened.experiment, run, world) as loggers,
+            bar("scoring", len(chosen), shown, "samplers") as progress,
+        ):
             scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), shown)
             for index, name in enumerate(chosen):
                 progress.say(name)
@@ -58,6 +63,7 @@ def run_scoring(
                 progress.update(index + 1, f"{name}: {newest(records[name])}")
                 if world.leads:
                     _write(run.metrics(name), records[name])
+                loggers.scores(records[name])
     return records
 
 
@@ -66,6 +72,7 @@ def run_curves(
 ) -> dict[str, ScoreCurve]:
     """Score the chosen samplers at several checkpoints, `which`: all, or the 'last N'."""
     chosen = choose(experiment, names)
+    check_loggers(experiment)
     opened = open_aloud(experiment, world, quiet)
     check_images(opened.setting)
     run = trained_run(runs, opened.experiment, opened.data.dataset.fingerprint)
@@ -73,7 +80,8 @@ def run_curves(
     with locked(run) if world.leads else ending():
         world.barrier()
         scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), world.leads and not quiet)
-        return {name: _curve(opened, run, name, paths, scorer, quiet) for name in chosen}
+        with open_loggers(opened.experiment, run, world) as loggers:
+            return {name: _curve(opened, run, name, paths, scorer, loggers, quiet) for name in chosen}
 
 
 def choose_checkpoints(run: Run, which: str) -> list[Path]:
@@ -159,7 +167,9 @@ def provenance(world: World) -> dict[str, Any]:
     return {"snrkit": __version__, **versions, "device": str(world.device), "processes": world.size}
 
 
-def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: Scorer, quiet: bool) -> ScoreCurve:
+def _curve(
+    opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: Scorer, loggers: Loggers, quiet: bool
+) -> ScoreCurve:
     """The sampler's scores at several checkpoints; the best is marked as selected by the same score."""
     points: list[SamplerScores] = []
     with bar(f"checkpoints of {name}", len(paths), opened.world.leads and not quiet, "checkpoints") as progress:
@@ -169,6 +179,8 @@ def _curve(opened: Opened, run: Run, name: str, paths: Sequence[Path], scorer: S
             make_images(samples, f"{name} @{images}", folder, opened.experiment.samplers[name], False, quiet)
             points.append(score_folder(opened, run, name, folder, scorer, images, quiet))
             progress.update(len(points), f"{images:,} images: {newest(points[-1])}")
+            loggers.scores(points[-1])
+            loggers.picture(name, images, path_beside(folder.path, ".png"))
     key = scorer.config.decide
     best = min(points, key=lambda point: point.summary[key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, key)

@@ -24,6 +24,7 @@ from snrkit.experiment.instrument import (
     measured_seeds,
 )
 from snrkit.experiment.lock import locked
+from snrkit.experiment.loggers import check_loggers, open_loggers
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import trajectories
@@ -38,6 +39,7 @@ def run_measuring(
     """Measure the chosen samplers (all by default); returns the records by sampler."""
     world.check_alone("measure-shift")
     chosen = choose(experiment, names)
+    check_loggers(experiment)
     opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     samplers = {name: e.samplers[name] for name in chosen}
@@ -47,7 +49,7 @@ def run_measuring(
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     check_probes(e, run, chosen)
     records: dict[str, ShiftRecord] = {}
-    with locked(run), ending("every sampler that was measured so far"):
+    with locked(run), ending("every sampler that was measured so far"), open_loggers(e, run, world) as loggers:
         write_config(run, e)
         if note := _further(e):
             log.info(note)
@@ -60,6 +62,7 @@ def run_measuring(
                 records[name] = _record(run, _facts(instrument, name, sampler), measurement)
                 with bar(f"drawing {name}", shown=not quiet):
                     _write(run, e.name, records[name], measurement)
+                loggers.shift(records[name])
     return records
 
 

@@ -29,6 +29,7 @@ from snrkit.commands.progress import EVALUATIONS, bar, log
 from snrkit.data.dataset import chunks, to_bytes
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked
+from snrkit.experiment.loggers import check_loggers, open_loggers
 from snrkit.experiment.opening import Setting
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder, image_path
@@ -53,6 +54,7 @@ def run_sampling(
 ) -> Run:
     """Make the images of the chosen samplers (all by default) that are not there yet."""
     chosen = choose(experiment, names)
+    check_loggers(experiment)
     opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     check_images(opened.setting)
@@ -67,8 +69,11 @@ def run_sampling(
         if world.leads:
             write_config(run, e)
         world.barrier()
-        for name in chosen:
-            make_images(samples, name, SampleFolder(run.samples(name)), e.samplers[name], overwrite, quiet)
+        with open_loggers(e, run, world) as loggers:
+            for name in chosen:
+                folder = SampleFolder(run.samples(name))
+                make_images(samples, name, folder, e.samplers[name], overwrite, quiet)
+                loggers.picture(name, samples.sources.names.weights.images, path_beside(folder.path, ".png"))
     return run
 
 

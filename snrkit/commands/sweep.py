@@ -59,7 +59,7 @@ from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 
 FORMAT = 2  # of stored rows
-AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare"}  # of no effect on training
+AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare", "log"}  # of no effect on training
 DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
 READ = 1024
 MOST_TRIALS = 1000
@@ -305,7 +305,7 @@ def stored_row(trial: Trial, runs: Path) -> TrialRow | None:
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
-    content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare"})
+    content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare", "log"})
     return {"format": FORMAT, "numerics": NUMERICS, "scores": keys(), **content}
 
 

@@ -31,6 +31,7 @@ from snrkit.commands.progress import log as messages
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
+from snrkit.experiment.loggers import GoingOn, Loggers, check_loggers, open_loggers
 from snrkit.experiment.models import READ, FromElsewhere, TrainedHere, checkpoint_path, read_weights
 from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
@@ -159,6 +160,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     `fall_back`: where the newest checkpoint is damaged, put it aside and go on from the one before.
     """
     _ = experiment.training  # a model from elsewhere is refused before anything is opened
+    check_loggers(experiment)
     opened = open_aloud(experiment, world, quiet)
     training, setting = opened.experiment.training, opened.setting
     visible = world.leads and not quiet
@@ -194,7 +196,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
                 facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
                 write_environment(run, facts)
             prepare_sampling(setting, run)
-        _loop(run, task, state, tally, log, of, quiet)
+        loggers = open_loggers(opened.experiment, run, world, GoingOn(state.images, log.reached))
+        _loop(run, task, state, tally, log, loggers, of, quiet)
     return run
 
 
@@ -295,13 +298,20 @@ def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -
 
 
 def _loop(
-    run: Run, task: Task, state: TrainState, tally: Tally, log: LogWriter, of: Mapping[str, Any], quiet: bool
+    run: Run,
+    task: Task,
+    state: TrainState,
+    tally: Tally,
+    log: LogWriter,
+    loggers: Loggers,
+    of: Mapping[str, Any],
+    quiet: bool,
 ) -> None:
     config, world, notes = task.config, task.world, Notes(tally, log)
     if state.images >= config.images and world.leads and not quiet:
         messages.info(f"already trained to {state.images} images; raise train.images to go on")
     shown = bar("training", config.images, world.leads and not quiet, done=state.images)
-    with stoppable() as stop, Background() as writer, shown as progress:
+    with stoppable() as stop, loggers, Background() as writer, shown as progress:
         before: TrainStep | None = None
         for step in train(task, state, config.log_every, stop):
             stopping, before = _asked(world, stop, step, before), step
@@ -313,9 +323,10 @@ def _loop(
                 record = notes.tally.line(step, config.batch)
                 progress.say(f"loss {_number(record['loss'])}")
                 log.add(record)
+                loggers.line(record)
                 notes.tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
-                _log_held_out(log, task, state, step)
+                _log_held_out(log, loggers, task, state, step)
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
                 _snapshot(run, task, state, of, writer)  # before the checkpoint, from which a killed run goes on
@@ -359,11 +370,13 @@ def _crossed(step: TrainStep, batch: int, every: int) -> bool:
     return step.images // every > (step.images - batch) // every
 
 
-def _log_held_out(log: LogWriter, task: Task, state: TrainState, step: TrainStep) -> None:
+def _log_held_out(log: LogWriter, loggers: Loggers, task: Task, state: TrainState, step: TrainStep) -> None:
     with eagerly(task.compile):
         loss = held_out_loss(task, state.network) if task.world.leads else None
     if loss is not None:
-        log.add({"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
+        record = {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)}
+        log.add(record)
+        loggers.line(record)
     task.world.barrier()
 
 

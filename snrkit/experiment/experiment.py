@@ -29,6 +29,7 @@ from snrkit.diffusion.process import AnyProcess, Ddpm
 from snrkit.experiment.models import READ, AnyModel, FromElsewhere, TrainedHere
 from snrkit.experiment.recipes import with_recipes
 from snrkit.experiment.yaml_files import apply_settings, read_yaml
+from snrkit.loggers import AnyLogger
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyTrained
 from snrkit.networks.foreign import Foreign
@@ -112,6 +113,11 @@ class Experiment(Value):
     compare: CompareConfig = Field(
         default=CompareConfig(), description="what compare sets beside the samplers, and how it takes their times"
     )
+    log: tuple[AnyLogger, ...] = Field(
+        default=(),
+        max_length=10,
+        description="where numbers and pictures go beside the run directory, each kind once; of no effect on them",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -141,6 +147,14 @@ class Experiment(Value):
         if steps > MOST_STEPS:
             raise ValueError(f"they take {steps:,} steps together, more than {MOST_STEPS:,}; spread them over files")
         return samplers
+
+    @field_validator("log")
+    @classmethod
+    def _each_once(cls, loggers: tuple[AnyLogger, ...]) -> tuple[AnyLogger, ...]:
+        kinds = [logger.kind for logger in loggers]
+        if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+            raise ValueError(f"two of kind {twice[0]}; give each kind once")
+        return loggers
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":

@@ -29,6 +29,10 @@ class Run:
         """One JSON object a line."""
         return self.path / "train.jsonl"
 
+    def logger(self, kind: str) -> Path:
+        """Which log of a logger is the run's."""
+        return self.path / "loggers" / f"{kind}.json"
+
     @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""

@@ -76,7 +76,7 @@ def _blocks(runs: Stored, findings: Mapping[str, RunFindings], base: Path) -> tu
     )
     samplers = _merged({name: experiment.samplers for name, (_, experiment) in runs.items()})
     table = sampler_table(found, samplers)
-    settings = {n: e.model_dump(mode="json", exclude={"samplers", "name"}) for n, (_, e) in runs.items()}
+    settings = {n: e.model_dump(mode="json", exclude={"samplers", "name", "log"}) for n, (_, e) in runs.items()}
     definitions = {name: sampler.model_dump(mode="json") for name, sampler in samplers.items()}
     blocks: list[Block] = [
         Heading(f"{listed(list(runs))}: report", 1),
