@@ -242,6 +242,16 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
+class Pushed:
+    """A run that was uploaded: where, in which commit, and which weights of how many images."""
+
+    place: str
+    commit: str
+    weights: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Initialised:
     """An experiment's file that was written."""
 
