@@ -22,6 +22,7 @@ from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry, ScoreDefinition
+from snrkit.reports.layout import EMPTY
 from snrkit.reports.plots import Curves, Forest, Front, Plot
 from snrkit.reports.records import OverSeeds
 
@@ -52,6 +53,13 @@ class Table:
     rows: Sequence[Row]
     name: str = ""  # for those who do not see it, and of its files
     marked: frozenset[tuple[int, int]] = frozenset()  # (row, column) of cells that stand out on a page
+
+
+def full(table: Table) -> Table:
+    """The table without the columns, but for its first, that say nothing in any row."""
+    kept = [i for i in range(len(table.header)) if i == 0 or any(row[i] not in EMPTY for row in table.rows)]
+    marked = frozenset((row, kept.index(column)) for row, column in table.marked if column in kept)
+    return Table([table.header[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.name, marked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +181,11 @@ def interval(found: Difference | None, digits: int) -> str:
 def document(blocks: Sequence[Block], base: Path) -> str:
     """Blocks as a Markdown file, pictures relative to `base`."""
     return "\n\n".join(text for block in blocks if (text := markdown(block, base))) + "\n"
+
+
+def weights_at(weights: str, images: int) -> str:
+    """Which weights, and as of which checkpoint where that is known, as it is not of models from elsewhere."""
+    return f"{weights} of the checkpoint at {images:,} images" if images else weights
 
 
 def markdown(block: Block, base: Path) -> str:
