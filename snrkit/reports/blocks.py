@@ -17,13 +17,14 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from snrkit.base.charts import Chart
 from snrkit.base.errors import SnrkitError, unreadable
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry, ScoreDefinition
 from snrkit.reports.layout import EMPTY
-from snrkit.reports.plots import Curves, Forest, Front, Plot
+from snrkit.reports.plots import Curves, Forest, Front, Plot, curves_of
 from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
@@ -220,6 +221,11 @@ def _inert(text: str) -> str:
     """One line that Markdown takes for text: no HTML, no link and no picture."""
     found = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return found.replace("](", "]\\(")
+
+
+def on_page_and_in_text(charts: Sequence[Chart], picture: Picture) -> list[Block]:
+    """Charts as figures on a page, and in a text as one picture of them all."""
+    return [OnPage([curves_of(chart) for chart in charts]), InText([picture])]
 
 
 def pictures(paths: Sequence[Path], base: Path, samples: bool = False) -> list[Block]:
