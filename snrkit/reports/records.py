@@ -137,6 +137,7 @@ class FlowFound:
     guard: Guard  # on others
     noises: int  # first states of either
     evaluations: int  # of the network for each first state, of the flow
+    of: str = ""  # fingerprint of all that this depends on
 
     def shown(self, place: int) -> str:
         """One coefficient with its interval, and whether it is used."""
