@@ -57,6 +57,7 @@ LONGEST_NAME = 100  # bytes of what becomes a folder or a file
 LONGEST_TABLE = 100_000  # levels
 LARGEST_SIDE, MOST_LABELS = 2**14, 10**7  # of images
 WIDEST, LARGEST_BATCH, MOST_HELD = 2**14, 10**6, 10**7  # channels, images at once, images in memory
+HUB = "hf:"  # how a path begins of what lies on the Hugging Face Hub (hub.py)
 LONGEST_PATH, LONGEST_PART = 4000, 255  # characters of a path, and bytes of what stands between its slashes
 ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".html", ".zip", ".safetensors", ".tmp")
 
@@ -91,7 +92,7 @@ class FileText(str):
 
 def placed(path: Any) -> Any:
     """A path as its file means it; anything else as it is."""
-    return path.folder / path if isinstance(path, FileText) else path
+    return path.folder / path if isinstance(path, FileText) and not path.startswith(HUB) else path
 
 
 def _plain_path(path: Path) -> Path:

@@ -21,6 +21,7 @@ from torch import Tensor
 from snrkit.base.cache import content_digest
 from snrkit.base.errors import ConfigError, with_article
 from snrkit.base.files import checksum
+from snrkit.base.hub import fetched
 from snrkit.checkpoints.folders import class_of, find_weights, pretrained
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data.dataset import Dataset, chunks, fingerprint, to_bytes
@@ -107,6 +108,7 @@ class Codec:
 
 def load_codec(asked: Autoencoder, device: torch.device, key: str = NAMED, at_once: int = BATCH) -> Codec:
     """The autoencoder of a folder, which `key` of an experiment names, on a device. ConfigError where there is none."""
+    asked = fetched(asked)
     name, config = autoencoder_class(asked, key)
     network = pretrained(name, config, asked.path, key).eval().requires_grad_(False).to(device)
     made = network.config
@@ -133,7 +135,8 @@ def load_codec(asked: Autoencoder, device: torch.device, key: str = NAMED, at_on
 
 def autoencoder_class(asked: Autoencoder, key: str = NAMED) -> tuple[str, dict[str, Any]]:
     """(the class of a folder's autoencoder, its configuration). ConfigError where it is none that is read."""
-    name, config = class_of(asked.path / "config.json", asked.path, key)
+    folder = fetched(asked).path
+    name, config = class_of(folder / "config.json", folder, key)
     if name not in SIDES:
         raise ConfigError(f"{key}: {with_article(name)} cannot be read; {', '.join(SIDES)} can.")
     return name, config
@@ -142,7 +145,8 @@ def autoencoder_class(asked: Autoencoder, key: str = NAMED) -> tuple[str, dict[s
 def autoencoder_digest(asked: Autoencoder, key: str = NAMED) -> str:
     """A checksum of a folder's configuration and weights, whatever else lies there. ConfigError: it has none."""
     autoencoder_class(asked, key)
-    files = [asked.path / "config.json", *find_weights(asked.path, key)[1]]
+    folder = fetched(asked).path
+    files = [folder / "config.json", *find_weights(folder, key)[1]]
     return checksum("\n".join(f"{file.name} {content_digest(file)}" for file in files).encode())
 
 

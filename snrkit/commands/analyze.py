@@ -56,7 +56,7 @@ from snrkit.experiment.opening import Opened, level_sampler
 from snrkit.experiment.reference import part_moments
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document
+from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document, on_page_and_in_text
 from snrkit.reports.page import page
 from snrkit.sampling.grid import BetaSigma, Karras, KlOptimal, Polyexponential, Trailing, UniformLogsnr, UniformTime
 from snrkit.training.level_samplers import (
@@ -333,7 +333,8 @@ def _write_charts(
             for chart in charts:
                 write_text(folder / f"{chart.name}.csv", chart.csv())
                 progress.advance(1)
-        blocks += [Heading(title), Paragraph(LEGENDS[title]), Picture(picture, "; ".join(c.title for c in charts))]
+        shown = Picture(picture, "; ".join(chart.title for chart in charts))
+        blocks += [Heading(title), Paragraph(LEGENDS[title]), *on_page_and_in_text(charts, shown)]
     rows = [(name, f"{bits:.3g}", f"{bits * math.prod((3, 32, 32)) * NATS_A_BIT:.3g}")
             for name, bits in prior_bits(spectrum.second_moment).items()]  # fmt: skip
     blocks += [Heading("The prior term of the variational bound"),

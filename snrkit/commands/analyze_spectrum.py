@@ -20,7 +20,7 @@ from snrkit.diffusion.process import Vp
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import beside
 from snrkit.experiment.run import Run
-from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document
+from snrkit.reports.blocks import Block, Heading, Paragraph, Picture, Table, document, on_page_and_in_text
 from snrkit.reports.page import page
 from snrkit.reports.spectrum_table import spectrum_rows
 from snrkit.spectral.grid import spectral_levels
@@ -119,6 +119,6 @@ def _write(folder: Path, e: Experiment, charts: Sequence[Chart], record: dict[st
                   "orthonormal Fourier coefficients at that distance from 0, of unit white noise 1. Schedules are a "
                   "reconstruction after Esteves & Makadia 2026, whose constants are not known to us; kappa "
                   f"{record['kappa'][0]:g} to {record['kappa'][1]:g}."),
-        Picture(picture, "; ".join(chart.title for chart in charts)),
+        *on_page_and_in_text(charts, Picture(picture, "; ".join(chart.title for chart in charts))),
         Table(("what", "value"), spectrum_rows(record)),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError
 from snrkit.base.files import disk_errors, write_text
+from snrkit.base.hub import local
 from snrkit.base.value import LONGEST_NAME
 from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.exported import SnrkitModel
@@ -24,11 +25,12 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
     """
     if data is None:
         raise ConfigError(f"{model}: give the images that it is to make by --data, or a YAML by --config.")
-    if not model.exists():
+    here = local(model)
+    if not here.exists():
         raise ConfigError(f"{model}: there is no such file or folder; name a model's, or a YAML by --config.")
     if not data.exists():
         raise ConfigError(f"--data: {data} does not exist; give the folder of the images.")
-    kinds = kinds_of(model)
+    kinds = kinds_of(here)
     if len(kinds) != 1:
         known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
         raise ConfigError(f"{model} {known}; write a YAML with `model: {{kind: ..., path: {model}}}` for --config.")
@@ -52,7 +54,7 @@ def _as_it_was_made(path: Path) -> bool:
 
 
 def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:
-    grid = spacing_of(model, kind)
+    grid = spacing_of(local(model), kind)
     solver = {"kind": "heun" if grid["kind"] == "karras" else "euler"}  # as their own samplers have them
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {

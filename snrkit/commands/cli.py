@@ -621,6 +621,27 @@ def export(
     _show(record, json, world, show_export)
 
 
+@app.command(epilog="Example: snrkit push runs/mine hf:me/my-model --private")
+def push(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],
+    to: Annotated[Path, typer.Argument(metavar="hf:OWNER/NAME", help="Where on the Hugging Face Hub.")],
+    average: Annotated[Optional[str], typer.Option("--average", help="Weights; default: the longest average.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Optional[int], typer.Option("--checkpoint", help="As of these images.")] = None,  # noqa: UP045
+    private: Annotated[bool, typer.Option("--private", help="Where the repository is new: for you alone.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Upload a run's weights, its experiment and a card to the Hugging Face Hub, for others to sample and measure."""
+    world = _alone("push")
+    from snrkit.commands.push import run_pushing
+    from snrkit.reports.terminal import show_pushed
+
+    with bar(f"pushing {path}"):
+        record = run_pushing(path, to, average, checkpoint, private)
+    _show(record, json, world, show_pushed)
+
+
 @app.command(epilog="Example: snrkit check runs/mine --repair")
 def check(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/digits.")],

@@ -17,6 +17,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
+from snrkit.base.hub import local, on_hub
 from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.dry_run import duration
@@ -223,16 +224,17 @@ def _of_images(images: Images, device: torch.device) -> tuple[str, str]:
 
 def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
     """(measurements of a model from elsewhere, the command that comes before them)."""
-    if not source.exists():
+    here = local(source)
+    if not here.exists():
         raise ConfigError(f"--from: {source} does not exist; give a model's file or folder.")
-    if Run(source).config.is_file():
+    if Run(here).config.is_file():
         raise ConfigError(
             f"--from: {source} is a run of snrkit's own, which commands take as it is: snrkit certify {source}."
         )
-    kinds = kinds_of(source)
+    kinds = kinds_of(here)
     if not kinds:
         raise ConfigError(f"--from: {source} is no model of a kind that is known; docs/models.md lists them.")
-    model = {"kind": kinds[0], "path": str(source.absolute())}
+    model = {"kind": kinds[0], "path": str(source if on_hub(source) else source.absolute())}
     described = FromElsewhere.model_validate({"source": model}).described
     channels, height, width = described.network.shape
     data = "data: {kind: folder, path: FOLDER-OF-IMAGES}  # CHANGE THIS: the images that the model is to make"
@@ -251,7 +253,7 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
             "process": described.process.kind,
             "target": described.target.kind,
             "also": f"; or kind {kinds[1]}, whose weights look the same" if len(kinds) > 1 else "",
-            "samplers": _samplers(spacing_of(source, kinds[0]), 10_000 if images is None else images.count, CPU),
+            "samplers": _samplers(spacing_of(here, kinds[0]), 10_000 if images is None else images.count, CPU),
         },
     )
     return text, "" if images is None else _packing(images, height)

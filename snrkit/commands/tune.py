@@ -38,7 +38,9 @@ from snrkit.commands.tune_flow import (
     check_disjoint,
     check_knobs,
     coefficients_by_flow,
+    depends_on,
     fit_sampler,
+    kept_fit,
     tuning_seeds,
     tuning_states,
 )
@@ -254,7 +256,12 @@ def run_tuning(
             for name, chosen in sorted(wanted.items(), key=lambda one: flow_key(experiment.samplers[one[0]])):
                 progress.say(name)
                 bench = Bench(tools, name, chosen)
-                records[name] = _write(bench, method, *find(bench, method)) if chosen else _write_fit(bench)
+                known = _found_before(bench) if method == "flow" else None
+                if known is not None:
+                    progress.say(f"{name} was found before")
+                    records[name] = _write(bench, method, *known)
+                else:
+                    records[name] = _write(bench, method, *find(bench, method)) if chosen else _write_fit(bench)
                 progress.advance(1)
     return {name: records[name] for name in wanted}
 
@@ -472,10 +479,25 @@ def by_optuna(bench: Bench, trials: int, progress: Bar) -> Values:
     return tuple(knob.range.allowed(float(study.best_params[knob.path])) for knob in bench.chosen)
 
 
+def _found_before(bench: Bench) -> tuple[Values, FlowFound] | None:
+    """What was found by flow of the same: coefficients, weights and first states; None where there is none."""
+    path = bench.run.tuned(bench.name)
+    if not bench.chosen or not path.exists():
+        return None
+    found = read_record(Tuned, path).found.get("flow")
+    if found is None or found.flow is None:
+        return None
+    wanted = depends_on(bench.tools.flows, bench.sampler, bench.chosen)
+    return (found.values, found.flow) if found.flow.of == wanted else None
+
+
 def _write_fit(bench: Bench) -> FitMade:
-    """Fit the steps of a sampler and keep their coefficients in the run."""
-    with bar(f"fitting {bench.name}", None, not bench.tools.quiet, EVALUATIONS):
-        stored = fit_sampler(bench.tools.flows, bench.name, bench.sampler)
+    """Fit the steps of a sampler and keep their coefficients in the run, unless it keeps them already."""
+    flows = bench.tools.flows
+    stored = kept_fit(flows, bench.run, bench.sampler)
+    if stored is None:
+        with bar(f"fitting {bench.name}", None, not bench.tools.quiet, EVALUATIONS):
+            stored = fit_sampler(flows, bench.name, bench.sampler)
     return FitMade(str(write_fit(bench.run, stored)), bench.setting.cost(bench.sampler), stored.guard, stored.noises)
 
 

@@ -5,6 +5,7 @@ takes a fit, a table of them by step, which the run keeps. Either is used only i
 without, on first states that it was not fitted on.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import ConfigError
+from snrkit.base.records import read_record, to_json
 from snrkit.commands.knobs import WIDER, Knob, Values, neutral, with_values
 from snrkit.commands.progress import EVALUATIONS, bar
+from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
-from snrkit.experiment.fits import StoredFit
+from snrkit.experiment.fits import StoredFit, fit_path
 from snrkit.experiment.flows import FirstStates, first_states, flow_key
+from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import Trajectories
 from snrkit.fitting.coefficients import ByFlow, by_flow
 from snrkit.fitting.guard import guarded
@@ -113,6 +117,24 @@ def check_knobs(name: str, sampler: Sampler, chosen: Sequence[Knob]) -> None:
             )
 
 
+def depends_on(tools: FlowTools, sampler: Sampler, chosen: Sequence[Knob]) -> str:
+    """A fingerprint of all that coefficients by flow depend on: what they are of, weights, first states, intervals."""
+    blank = with_values(sampler, chosen, neutral(chosen))
+    of, tune = tools.samples.sources.names.fit_of(named_fit(blank)), tools.experiment.tune
+    facts = [to_json(of), [knob.path for knob in chosen], tune.seeds, tune.noises, str(tools.bootstrap)]
+    return fingerprint(json.dumps(facts, sort_keys=True))
+
+
+def kept_fit(tools: FlowTools, run: Run, sampler: Sampler) -> StoredFit | None:
+    """The fit of a sampler that the run keeps, if it is of these weights and first states."""
+    named, tune = named_fit(sampler), tools.experiment.tune
+    path = fit_path(run, named.sampler)
+    stored = read_record(StoredFit, path) if path.exists() else None
+    if stored is None or (stored.seeds, stored.noises) != (tune.seeds, tune.noises):
+        return None
+    return stored if stored.of == tools.samples.sources.names.fit_of(named) else None
+
+
 @torch.no_grad()
 def fit_sampler(tools: FlowTools, name: str, sampler: Sampler) -> StoredFit:
     """The coefficients of a sampler that takes a fit, with what the guard says of them beside the sampler without."""
@@ -163,7 +185,8 @@ def coefficients_by_flow(
     guard = guarded(base, moved, checked.flow.states[-1], checked.flow.error)
     taken = values if guard.helps else neutral(chosen)
     noises, cost = tools.experiment.tune.noises, fitted.flow.evaluations
-    return taken, FlowFound(found.values, found.curves, found.flat, guard, noises, cost)
+    of = depends_on(tools, sampler, chosen)
+    return taken, FlowFound(found.values, found.curves, found.flat, guard, noises, cost, of)
 
 
 def nearest_to_flow(fitted: FirstStates, sampler: Sampler, chosen: Sequence[Knob], bootstrap: Bootstrap) -> ByFlow:

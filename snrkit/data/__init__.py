@@ -6,13 +6,26 @@ from pydantic import Field
 
 from snrkit.data.digits import Digits
 from snrkit.data.files import Folder, Npz, Zip
+from snrkit.data.hub_images import HubImages
 from snrkit.data.latents import Latents
 from snrkit.data.photos import Photos
 from snrkit.data.torchvision_sets import Cifar10, FashionMnist, Mnist
 from snrkit.data.toy import Empirical, Gaussian, Mixture
 
 AnySource = Annotated[
-    Digits | Photos | Folder | Zip | Npz | Mnist | FashionMnist | Cifar10 | Gaussian | Mixture | Empirical | Latents,
+    Digits
+    | Photos
+    | Folder
+    | Zip
+    | Npz
+    | HubImages
+    | Mnist
+    | FashionMnist
+    | Cifar10
+    | Gaussian
+    | Mixture
+    | Empirical
+    | Latents,
     Field(discriminator="kind"),
 ]
 
@@ -27,6 +40,7 @@ __all__ = [
     "FashionMnist",
     "Folder",
     "Gaussian",
+    "HubImages",
     "Latents",
     "Mixture",
     "Mnist",

@@ -87,11 +87,11 @@ class Folder(ImageFiles):
         return finished(self.opening())
 
     def opening(self) -> Gradual[Dataset]:
-        return _file_dataset(self.listing(), self.channels)
+        return file_dataset(self.listing(), self.channels)
 
     def outline(self) -> Outline:
         """By the names, and the header of the first."""
-        return _file_outline(self.listing(), self.channels)
+        return file_outline(self.listing(), self.channels)
 
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or they cannot be listed."""
@@ -123,11 +123,11 @@ class Zip(ImageFiles):
         return finished(self.opening())
 
     def opening(self) -> Gradual[Dataset]:
-        return _file_dataset(self.listing(), self.channels)
+        return file_dataset(self.listing(), self.channels)
 
     def outline(self) -> Outline:
         """By the names, and the header of the first."""
-        return _file_outline(self.listing(), self.channels)
+        return file_outline(self.listing(), self.channels)
 
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or the zip is damaged."""
@@ -242,8 +242,8 @@ def _largest_listing(images: int) -> int:
     return min(LARGEST_LISTING, LISTING + LISTED * images)
 
 
-def _file_outline(files: Listing, channels: Channels) -> Outline:
-    """Of images that are all as the first."""
+def file_outline(files: Listing, channels: Channels) -> Outline:
+    """(count, shape) of images that are all as the first."""
     return len(files.names), _first_shape(files, _reader(files, channels))
 
 
@@ -258,7 +258,8 @@ def _first_shape(files: Listing, reader: ImageReader) -> tuple[int, int, int]:
     return (reader.channels or found[0], *found[1:])
 
 
-def _file_dataset(files: Listing, channels: Channels) -> Gradual[Dataset]:
+def file_dataset(files: Listing, channels: Channels) -> Gradual[Dataset]:
+    """The images of these files, in memory up to IN_MEMORY_BYTES, else read as they are asked for."""
     where, names, labels = files.where, files.names, files.labels
     reader = _reader(files, channels)
     shape = _first_shape(files, reader)

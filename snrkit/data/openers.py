@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from snrkit.base import zips
 from snrkit.base.errors import DataError, plain, reason_of
@@ -87,7 +88,14 @@ class ZipOpener:
         return {"path": self.path, "archives": {}}
 
 
-Opener = FolderOpener | ZipOpener
+class Opener(Protocol):
+    """Reads the files of images by name."""
+
+    def __call__(self, name: str) -> bytes:
+        """The content of a file. SnrkitError where it cannot be read."""
+
+    def marks(self, names: Sequence[str]) -> Iterator[bytes]:
+        """What changes with any of the files."""
 
 
 def _marks_of(found: os.stat_result) -> bytes:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, ValueFaultError, reason_of
+from snrkit.base.hub import fetched, on_hub
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode, weights_of
@@ -123,7 +124,17 @@ class FromElsewhere(Value):
     def described(self) -> Described:
         """What its configuration says, read once."""
         with _possible(self.source.path):
-            return self.source.describe()
+            return self.here.describe()
+
+    @cached_property
+    def here(self) -> AnyForeign:
+        """The source with its files on this machine. ConfigError where they cannot be fetched."""
+        if self.code is not None and on_hub(self.code):
+            raise ConfigError("model.module: code of the Hub is not run; fetch it, read it, and name your copy.")
+        try:
+            return fetched(self.source)
+        except ConfigError as error:
+            raise ConfigError(f"model.path: {error}") from None
 
     @property
     def code(self) -> Path | None:
@@ -132,7 +143,7 @@ class FromElsewhere(Value):
 
     def to_train(self) -> dict[str, Value | None]:
         """What is taken over of it to train it further, by the keys of a file. ConfigError where it cannot be."""
-        found, source = self.described, self.source
+        found, source = self.described, self.here
         if not isinstance(source, Rebuilt):
             raise ConfigError(f"model.kind: a model of kind {source.kind} cannot be trained on.")
         with _possible(source.path):
@@ -157,10 +168,10 @@ class FromElsewhere(Value):
         return ()
 
     def autoencoder(self) -> Autoencoder | None:
-        return self.source.autoencoder()
+        return self.here.autoencoder()
 
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
-        name = weights_of(self.source)
+        name = weights_of(self.here)
         return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -168,7 +179,7 @@ class FromElsewhere(Value):
 
     def loaded(self) -> nn.Module:
         """The network with its weights, on the CPU. RunError where these are not finite."""
-        network = self.source.load()
+        network = self.here.load()
         if wrong := not_finite(dict(network.named_parameters())):
             raise RunError(f"the model at {self.source.path} has weights that are not finite, {wrong} for one.")
         return network

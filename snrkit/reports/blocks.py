@@ -17,12 +17,14 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from snrkit.base.charts import Chart
 from snrkit.base.errors import SnrkitError, unreadable
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry, ScoreDefinition
-from snrkit.reports.plots import Curves, Forest, Front, Plot
+from snrkit.reports.layout import EMPTY
+from snrkit.reports.plots import Curves, Forest, Front, Plot, curves_of
 from snrkit.reports.records import OverSeeds
 
 Row = Sequence[str]
@@ -52,6 +54,13 @@ class Table:
     rows: Sequence[Row]
     name: str = ""  # for those who do not see it, and of its files
     marked: frozenset[tuple[int, int]] = frozenset()  # (row, column) of cells that stand out on a page
+
+
+def full(table: Table) -> Table:
+    """The table without the columns, but for its first, that say nothing in any row."""
+    kept = [i for i in range(len(table.header)) if i == 0 or any(row[i] not in EMPTY for row in table.rows)]
+    marked = frozenset((row, kept.index(column)) for row, column in table.marked if column in kept)
+    return Table([table.header[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.name, marked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +184,11 @@ def document(blocks: Sequence[Block], base: Path) -> str:
     return "\n\n".join(text for block in blocks if (text := markdown(block, base))) + "\n"
 
 
+def weights_at(weights: str, images: int) -> str:
+    """Which weights, and as of which checkpoint where that is known, as it is not of models from elsewhere."""
+    return f"{weights} of the checkpoint at {images:,} images" if images else weights
+
+
 def markdown(block: Block, base: Path) -> str:
     """A block as Markdown, pictures relative to `base`; empty where it stands on pages only."""
     return "\n\n".join(_markdown(block, base))
@@ -207,6 +221,11 @@ def _inert(text: str) -> str:
     """One line that Markdown takes for text: no HTML, no link and no picture."""
     found = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return found.replace("](", "]\\(")
+
+
+def on_page_and_in_text(charts: Sequence[Chart], picture: Picture) -> list[Block]:
+    """Charts as figures on a page, and in a text as one picture of them all."""
+    return [OnPage([curves_of(chart) for chart in charts]), InText([picture])]
 
 
 def pictures(paths: Sequence[Path], base: Path, samples: bool = False) -> list[Block]:

@@ -21,6 +21,7 @@ from snrkit.reports.blocks import (
     leading,
     pictures,
     short,
+    weights_at,
 )
 from snrkit.reports.citing import citation
 from snrkit.reports.page import page
@@ -152,7 +153,7 @@ def comparison_page(run: Run, record: Comparison) -> None:
     """Write compare.md and compare.html."""
     facts = (
         f"{record.ranges} ranges of {record.images_a_range} images each (seeds {record.seeds}), weights "
-        f"{record.weights} at {record.checkpoint_images:,} images, features {record.features}, reference: "
+        f"{weights_at(record.weights, record.checkpoint_images)}, features {record.features}, reference: "
         f"{record.reference}. Verdicts go by {by_key(record.decided_by).head(record.names)}, as metrics.decide says."
     )
     samples = pictures([run.compared_samples(f"{row.name}.png") for row in record.rows], run.path, samples=True)

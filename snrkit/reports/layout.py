@@ -17,8 +17,8 @@ from rich.console import Console
 
 from snrkit.base.rounding import rounded
 
+EMPTY = ("", "-")  # cells that say nothing
 PLAIN_WIDTH = 100  # of what is no terminal, unless COLUMNS says otherwise
-EMPTY = ("", "-")
 GAP = "  "
 INDENT = "  "
 LEAST_KEYS = 24  # cells for the names of values, or a third of the width, however long values are

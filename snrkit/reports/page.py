@@ -59,6 +59,7 @@ def _helpers(shown: Sequence[Block]) -> dict[str, object]:
         "anchor": lambda block: places[id(block)],
         "drawn": lambda plot: _drawn(plot, index),
         "legend": named,
+        "is_dense": lambda plot: isinstance(plot, Curves) and plot.dense,
         "shape": lambda number: outline(number, 13, 6),
         "numbers": lambda plot: Table(*numbers(plot), name=plot.title),
         "pieces": pieces,

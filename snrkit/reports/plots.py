@@ -17,14 +17,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from snrkit.base.charts import Chart
+
 Hover = Literal["x", "y", "xy"]
 MOST_POINTS = 128  # of a curve that are drawn
+DENSE_POINTS, DENSE_DOTS = 61, 16  # of a dense one: along its line, and that answer to the pointer
+MOST_POWERS = 5  # of ten that an axis names
 WIDE, NARROW = (640, 340), (352, 280)  # units, about pixels
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 26.0, 44.0  # margins
 ROW, INDENT = 38.0, 14.0  # of a forest
 APART, SPREAD = 9.0, 40.0  # marks of one cost, and all of them together
 LETTER = 6.6  # width of a letter
 MINUS = "\N{MINUS SIGN}"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Readings against one axis."""
+    """Readings against one axis. Dense ones are lines without marks, whose numbers lie in a file beside the page."""
 
     title: str
     caption: str
@@ -56,6 +61,9 @@ class Curves:
     y: str
     series: tuple[Series, ...]
     neutral: float | None = None
+    dense: bool = False
+    log: bool = False  # whether y is drawn by its logarithm, so that what is not above 0 has no place
+    limits: tuple[float, float] | None = None  # of y, beyond which nothing is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +169,25 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to places."""
+    """From values to places; of a logarithmic one the ends are logarithms of ten."""
 
     low: float
     high: float
     start: float
     end: float
+    log: bool = False
 
     def __call__(self, value: float) -> float:
         """The place of a value."""
+        value = math.log10(value) if self.log else value
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, most: int) -> tuple[Tick, ...]:
-        """At round values, `most` at most."""
+        """At round values, `most` at most; of a logarithmic one at powers of ten."""
+        if self.log:
+            powers = range(math.ceil(self.low), math.floor(self.high) + 1)
+            shown = powers[:: -(-len(powers) // MOST_POWERS) or 1]
+            return tuple(Tick(self(10.0**power), _power(power)) for power in shown)
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -181,6 +195,18 @@ class Scale:
         first = math.ceil(self.low / step - 1e-9)
         values = [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
         return tuple(Tick(self(value), f"{value + 0.0:.{digits}f}".replace("-", MINUS)) for value in values)
+
+
+def curves_of(chart: Chart) -> Curves:
+    """A chart as a figure of a page; its numbers lie in its CSV beside the page."""
+    series = tuple(
+        Series(name, tuple(Point(*place) for place in zip(x.tolist(), y.tolist(), strict=True)))
+        for name, (x, y) in chart.curves.items()
+    )
+    caption = f"Numbers: {chart.name}.csv beside this page."
+    return Curves(
+        chart.title, caption, chart.axis, chart.label, series, dense=True, log=chart.scale == "log", limits=chart.limits
+    )
 
 
 def named(plot: Plot) -> tuple[str, ...]:
@@ -214,23 +240,18 @@ def drawing(plot: Plot, size: tuple[int, int], index: Mapping[str, int]) -> Draw
 
 
 def _curves(plot: Curves, size: tuple[int, int], index: Mapping[str, int]) -> Drawing | None:
-    drawn = [(s.name, _thin(s.points), _thin(s.null)) for s in plot.series]
+    most = DENSE_POINTS if plot.dense else MOST_POINTS
+    drawn = [(s.name, _within(_thin(s.points, most), plot), _within(_thin(s.null, most), plot)) for s in plot.series]
     everything = [point for _, points, null in drawn for point in (*points, *null)]
-    scales = _scales(everything, size, [] if plot.neutral is None else [plot.neutral])
+    scales = _scales(everything, size, [] if plot.neutral is None else [plot.neutral], plot.log)
     if scales is None:
         return None
     x, y = scales
-    marks = [
-        Mark(
-            name,
-            "",
-            _area(points, x, y),
-            _path(points, x, y),
-            "",
-            tuple(_dots(points, x, y, plot, index.get(name, 0))),
-        )
-        for name, points, _ in drawn
-    ]
+    marks = []
+    for name, points, _ in drawn:
+        answering = _thin(points, DENSE_DOTS if plot.dense else most)
+        dots = tuple(_dots(answering, x, y, plot, index.get(name, 0)))
+        marks.append(Mark(name, "", _area(points, x, y), _path(points, x, y), "", dots))
     nulls = tuple(dict.fromkeys((_area(null, x, y), _path(null, x, y)) for _, _, null in drawn if null))
     neutral = "" if plot.neutral is None else f"M{_at(x.start)} {_at(y(plot.neutral))}H{_at(x.end)}"
     ticks = x.ticks(size[0] // 80), y.ticks(6)
@@ -287,27 +308,37 @@ def _row_labels(row: ForestRow, width: int, at: float) -> Iterator[Label]:
         yield Label(width - RIGHT, at, said, end=True)
 
 
-def _scales(points: Sequence[Point], size: tuple[int, int], more: Sequence[float]) -> tuple[Scale, Scale] | None:
+def _within(points: tuple[Point, ...], plot: Curves) -> tuple[Point, ...]:
+    """The points, without the values of those that have no place."""
+    low, high = plot.limits or (-math.inf, math.inf)
+    low = max(low, math.ulp(0.0)) if plot.log else low
+    return tuple(point if low <= point.y <= high else Point(point.x, math.nan) for point in points)
+
+
+def _scales(
+    points: Sequence[Point], size: tuple[int, int], more: Sequence[float], log: bool = False
+) -> tuple[Scale, Scale] | None:
     known = _finite(points)
     if not known:
         return None
     heights = [value for p in known for value in (p.y, p.low, p.high) if math.isfinite(value)]
     x = _scale([point.x for point in known], LEFT, size[0] - RIGHT)
-    return x, _scale([*heights, *more], size[1] - BOTTOM, TOP)
+    return x, _scale([*heights, *more], size[1] - BOTTOM, TOP, log)
 
 
-def _scale(values: Sequence[float], start: float, end: float) -> Scale:
+def _scale(values: Sequence[float], start: float, end: float, log: bool = False) -> Scale:
+    values = [math.log10(value) for value in values if value > 0] if log else values
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    return Scale(low - room, high + room, start, end)
+    return Scale(low - room, high + room, start, end, log)
 
 
-def _thin(points: tuple[Point, ...]) -> tuple[Point, ...]:
-    """At most MOST_POINTS of them, both ends among them."""
-    if len(points) <= MOST_POINTS:
+def _thin(points: tuple[Point, ...], most: int) -> tuple[Point, ...]:
+    """At most so many of them, both ends among them."""
+    if len(points) <= most:
         return points
     last = len(points) - 1
-    return tuple(points[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS))
+    return tuple(points[round(i * last / (most - 1))] for i in range(most))
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:
@@ -392,6 +423,13 @@ def _steps(points: Sequence[Point], better: Literal["lower", "higher"], x: Scale
 
 def _at(place: float) -> str:
     return f"{place:.1f}".removesuffix(".0")
+
+
+def _power(power: int) -> str:
+    """Ten to a whole power."""
+    if -3 <= power <= 3:
+        return f"{10.0**power:g}"
+    return "10" + str(power).translate(RAISED)
 
 
 def _cut(text: str, room: int) -> str:

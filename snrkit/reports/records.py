@@ -137,6 +137,7 @@ class FlowFound:
     guard: Guard  # on others
     noises: int  # first states of either
     evaluations: int  # of the network for each first state, of the flow
+    of: str = ""  # fingerprint of all that this depends on
 
     def shown(self, place: int) -> str:
         """One coefficient with its interval, and whether it is used."""
@@ -239,6 +240,16 @@ class Exported:
     weights: str
     images: int
     pipeline: bool  # whether diffusers opens it as a whole pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A run that was uploaded: where, in which commit, and which weights of how many images."""
+
+    place: str
+    commit: str
+    weights: str
+    images: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,11 @@ from snrkit.reports.blocks import (
     Table,
     cell,
     document,
+    full,
     leading,
     pictures,
     short,
+    weights_at,
 )
 from snrkit.reports.citing import citation
 from snrkit.reports.page import page
@@ -192,7 +194,7 @@ def sampler_table(found: RunFindings, samplers: Mapping[str, Sampler]) -> Table:
             *(cell(summary.get(score.key), score) for score in scores.others),
         )
         rows.append(row)
-    return Table(header, rows, "Samplers")
+    return full(Table(header, rows, "Samplers"))
 
 
 def _nfe(found: RunFindings, name: str) -> str:
@@ -254,7 +256,7 @@ def _sources(found: RunFindings) -> list[str]:
     for name, record in found.metrics.items():
         text = (
             f"{len(record.ranges)} ranges of {record.ranges[0].images} images each (seeds {record.seeds}), "
-            f"weights {record.weights} of the checkpoint at {record.checkpoint_images:,} images; features: "
+            f"weights {weights_at(record.weights, record.checkpoint_images)}; features: "
             f"{record.features_note or record.features}; reference: {record.reference}."
         )
         scored.setdefault(text, []).append(name)
@@ -264,7 +266,7 @@ def _sources(found: RunFindings) -> list[str]:
         text = (
             f"{shift.shift.images} trajectories, of the first seeds and those that follow, and as many forward samples "
             f"of {facts.held_out_images} held-out images; {facts.confidence:.0%} intervals; weights "
-            f"{facts.weights} of the checkpoint at {facts.checkpoint_images:,} images."
+            f"{weights_at(facts.weights, facts.checkpoint_images)}."
         )
         measured.setdefault(text, []).append(name)
     texts = [f"Scores of {', '.join(names)}: {text}" for text, names in scored.items()]
@@ -299,7 +301,7 @@ def readings(found: RunFindings) -> list[Block]:
     remarks = [probe.remark(records) for probe, records in of_each.items() if records]
     return [
         Heading("Probes"),
-        Table(header, rows, "Probes"),
+        full(Table(header, rows, "Probes")),
         *(Paragraph(text) for text in remarks if text is not None),
     ]
 

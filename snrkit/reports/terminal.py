@@ -24,6 +24,7 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
 from snrkit.reports.blocks import Table, short, spread
 from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
+from snrkit.reports.model_card import FILE
 from snrkit.reports.records import (
     Audited,
     Checked,
@@ -36,6 +37,7 @@ from snrkit.reports.records import (
     Initialised,
     OverSeeds,
     Packing,
+    Pushed,
     SizeChange,
     SweepArm,
     SweepTable,
@@ -287,6 +289,17 @@ def _over_seeds(arm: SweepArm, score: ScoreDefinition) -> str:
     if found is not None and len(arm.seeds) == 1:
         return measured(found.mean, None, None, digits=score.digits)
     return spread(found, score.digits)
+
+
+def show_pushed(record: Pushed) -> None:
+    """Where it lies, and how others name it."""
+    _lines(
+        [
+            f"{record.weights} at {record.images:,} images: {record.place}"
+            + (f", commit {record.commit}" if record.commit else ""),
+            f"name it in an experiment as model: {{kind: snrkit, path: {record.place}/{FILE}}}",
+        ]
+    )
 
 
 def show_initialised(record: Initialised) -> None:

@@ -63,12 +63,53 @@ def coefficients(tuned: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield how, *cells
 
 
+def guided(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """Shift, distance and scores of every row, scores with their paired difference to the plain row of equal weight."""
+    for name, row in found["rows"].items():
+        how, weight = name.split("-")
+        plain, cells = found["rows"].get(f"plain-{weight}"), []
+        for key, digits in SCORES.items():
+            values = [part[key] for part in row["ranges"]]
+            cell = f"{sum(values) / len(values):.{digits}f}"
+            if how != "plain" and plain is not None:
+                less = against(values, [part[key] for part in plain["ranges"]])
+                cell += f" ({less.mean:+.{digits}f} [{less.low:+.{digits}f}, {less.high:+.{digits}f}])"
+            cells.append(cell)
+        shares = (row["why"]["norm_gap"][f"mean_{whose}"] for whose in ("network", "solver"))
+        yield how, weight, number(row["mean_norm_gap"]), *map(number, shares), number(row["flow"]["distance"]), *cells
+
+
+def guidance(found: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of the part on guidance."""
+    yield "## Guidance: Euler with 13 steps on edm-0"
+    null = number(next(iter(found["rows"].values()))["mean_norm_gap_null"])
+    yield f"Seeds 0-1999; the norm gap's null is {null}; scores with paired differences to plain at equal weight:"
+    head = ("row", "weight", "norm gap", "the network's share", "the solver's", "rms to the flow", *SCORES)
+    yield table(head, guided(found))
+    yield "Coefficients of DCW by flow, and KID on the seeds that choose a weight:"
+    rows = (
+        (w, number(t["values"][0]), *(f"{found['selection_kid'][f'{how}-{w}']:.5f}" for how in ("plain", "dcw")))
+        for w, t in found["tuned"].items()
+    )
+    yield table(("weight", "coefficient", "KID of plain", "KID with DCW"), rows)
+    best = found["best"]
+    ranges = [[part["kid"] for part in found["rows"][f"{how}-{best[how]}"]["ranges"]] for how in ("dcw", "plain")]
+    less = against(*ranges)
+    yield (
+        f"Each at its own best weight (plain {best['plain']}, with DCW {best['dcw']}): KID {less.mean:+.5f} "
+        f"[{less.low:+.5f}, {less.high:+.5f}] with DCW."
+    )
+
+
 def page() -> Iterator[str]:
     """All tables of all models."""
     yield "# Tables of the study of fitted steps"
     head = ("row", *(f"{count} evaluations" for count in EVALUATIONS))
     for path in sorted((HERE / "results").glob("*.json")):
         found = json.loads(path.read_text())
+        if path.stem == "guidance":
+            yield from guidance(found)
+            continue
         yield f"## {found['model']}"
         yield "rms distance to the flow [95 %], and the variance of the images over the flow's:"
         yield table(head, distances(found["rows"]))

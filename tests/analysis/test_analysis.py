@@ -249,7 +249,10 @@ def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
     record = run_analysis(load_experiment(path), tmp_path / "runs", WORLD)
     folder = tmp_path / "runs" / "small" / "analysis"
     assert {p.stem for p in folder.glob("*.csv")} == set(record["charts"])
-    assert (folder / "index.html").read_text().count("<img") == len(list(folder.glob("*.png"))) == 4
+    text, html = ((folder / f"index.{ending}").read_text() for ending in ("md", "html"))
+    assert text.count("![") == len(list(folder.glob("*.png"))) == 4
+    assert html.count('<figure class="plot dense"') == len(record["charts"])
+    assert "<img" not in html
     rows = [
         row for row in csv.DictReader((folder / "bayes_error.csv").read_text().splitlines()) if row["curve"] == "x0"
     ]

@@ -56,7 +56,7 @@ def test_what_names_no_experiment_is_refused(trained, monkeypatch, words, said):
 def test_every_command_on_an_experiment_takes_a_first_word():
     """Those with --config and no words of their own."""
     group = typer.main.get_command(app)
-    without = {"check", "sweep", "average", "export", "validate", "schema", "data", "init"}
+    without = {"check", "sweep", "average", "export", "validate", "schema", "data", "init", "push"}
     for name, command in group.commands.items():
         names = {parameter.name for parameter in command.params}
         assert name in without or names & {"what", "directories", "images", "model"}, name

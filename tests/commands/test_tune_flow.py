@@ -82,12 +82,30 @@ def test_fitted_steps_are_kept_and_sampled_with(trained):
 
 
 def test_the_same_command_finds_the_same(trained):
-    """Bit for bit, record for record."""
+    """Bit for bit, record for record, when it is made again."""
     folder, _ = trained
     before = {path: content for path, content in written(folder).items() if "fits" in path.parts}
     assert len(before) == 2
+    for path in before:
+        (folder / path).unlink()
     snrkit(folder, "tune", "--by", "flow", "-q", "--sampler", "fit", "--sampler", "table")
     assert before == {path: content for path, content in written(folder).items() if "fits" in path.parts}
+
+
+def test_what_was_found_is_not_looked_for_again(trained, monkeypatch):
+    """So that a command that was stopped goes on; by other first states, it is."""
+    folder, found = trained
+    asked = ["tune", "--by", "flow", "--sampler", "dcw", "--sampler", "table", "--sampler", "fit", "--json"]
+
+    def refuse(*_):
+        raise AssertionError("the flow is followed again")
+
+    monkeypatch.setattr("snrkit.commands.tune_flow.follow_flow", refuse)
+    again = json.loads(snrkit(folder, *asked).stdout)
+    assert again == found
+    for setting in ("tune.noises=21", "tune.seeds=1000-1060", "sample.average=network"):
+        done = snrkit(folder, *asked, "--set", setting, check=False)
+        assert "the flow is followed again" in done.stderr, setting
 
 
 def test_without_names_it_tunes_what_can_be(trained, tmp_path):

@@ -9,8 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from snrkit.base.charts import Chart
 from snrkit.base.sealed import read_json
 from snrkit.experiment.run import Run
 from snrkit.metrics.paired import Difference
@@ -31,6 +33,8 @@ from snrkit.reports.blocks import (
 from snrkit.reports.glossary import TERMS, pieces
 from snrkit.reports.page import page
 from snrkit.reports.plots import (
+    DENSE_DOTS,
+    DENSE_POINTS,
     MOST_POINTS,
     NARROW,
     WIDE,
@@ -41,6 +45,7 @@ from snrkit.reports.plots import (
     Point,
     Scale,
     Series,
+    curves_of,
     drawing,
     numbers,
 )
@@ -300,3 +305,34 @@ def test_the_package_holds_what_a_page_needs():
     assets = Path(kinds.__file__).parent / "assets"
     assert {path.name for path in assets.iterdir()} == {"page.html", "page.css", "page.js"}
     assert "</" not in (assets / "page.js").read_text()
+
+
+def test_powers_of_ten_stand_evenly_and_what_is_not_above_0_nowhere():
+    """Of a logarithmic figure; a dense one has as many points as fit, and answers at some of them."""
+    x = torch.linspace(0, 10, 241, dtype=torch.float64)
+    chart = Chart("power", "powers", "y", {"up": (x, 10 ** (x - 5)), "none": (x, -x)}, "x", "log")
+    plot = curves_of(chart)
+    found = drawing(plot, WIDE, {"up": 0, "none": 1})
+    assert found is not None
+    up, none = found.marks
+    assert (none.line, none.dots) == ("", ())
+    assert len(up.line.split("L")) == DENSE_POINTS
+    assert len(up.dots) == DENSE_DOTS
+    places = [tuple(map(float, place.split())) for place in up.line.removeprefix("M").split("L")]
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(places)]
+    assert max(slopes) - min(slopes) < 0.05  # a power is a line there
+    apart = [b.at - a.at for a, b in itertools.pairwise(found.y_ticks)]
+    assert max(apart) - min(apart) < 1e-9
+    assert [tick.text for tick in found.y_ticks] == ["10⁻⁵", "0.01", "10", "10⁴"]
+    assert "<summary>Numbers" not in page("x", [plot])
+
+
+def test_nothing_is_drawn_beyond_the_limits_of_a_figure():
+    """A line ends where it leaves them."""
+    x = torch.linspace(0, 1, 101, dtype=torch.float64)
+    chart = Chart("line", "a line", "y", {"line": (x, x)}, "x", limits=(0.25, 0.5))
+    found = drawing(curves_of(chart), WIDE, {"line": 0})
+    assert found is not None
+    said = [float(dot.tip) for dot in found.marks[0].dots]
+    assert said
+    assert all(0.25 <= value <= 0.5 for value in said)

@@ -1,0 +1,145 @@
+"""hf:owner/name wherever a path may stand, and push: on a folder that stands in for the Hub."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from snrkit.base import hub
+from snrkit.base.errors import ConfigError
+from snrkit.base.hub import chosen, fetched, local, place_of
+from snrkit.data import Folder
+from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.run import Run
+from tests.small import SMALL, call, load_images, snrkit, write_config
+
+pytest.importorskip("huggingface_hub", reason="the package huggingface_hub is not installed")
+from tests.hub_folder import FolderHub, check_as_the_package
+
+PARTS = ("process", "target", "precondition", "levels", "weighting", "network", "train")
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The stand-in, empty, with nothing fetched before."""
+    found = FolderHub(tmp_path / "hub", tmp_path / "hub-cache")
+    monkeypatch.setattr(hub, "hub_package", lambda: found)
+    monkeypatch.setattr("snrkit.commands.push.hub_package", lambda: found)
+    hub._fetched.cache_clear()
+    yield found
+    hub._fetched.cache_clear()
+
+
+def test_the_stand_in_is_called_as_the_hub():
+    """By the names that the package's own calls have."""
+    check_as_the_package()
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("hf:me/mine", ("me/mine", "model", None, "")),
+        ("hf://me/mine/unet", ("me/mine", "model", None, "unet")),
+        ("hf:me/mine@v1.0/a/b.safetensors", ("me/mine", "model", "v1.0", "a/b.safetensors")),
+        ("hf:datasets/me/mine/train.zip", ("me/mine", "dataset", None, "train.zip")),
+    ],
+)
+def test_what_a_path_names(path, named):
+    """A repository, a revision, and what lies in it; also as a Path, which joins slashes."""
+    assert tuple(place_of(Path(path))) == named
+
+
+@pytest.mark.parametrize("path", ["hf:", "hf:mine", "hf:me/mine/../../x", "hf:me/mi ne", "hf:me/mine@"])
+def test_what_names_nothing_is_refused(path):
+    """In one sentence."""
+    with pytest.raises(ConfigError, match="names nothing on the Hub"):
+        place_of(Path(path))
+
+
+def test_of_a_model_configurations_and_safe_weights_are_fetched():
+    """Pickles only where there is nothing else; of a data set everything; of a folder what lies within."""
+    files = ["config.json", "unet/model.safetensors", "unet/model.bin", "unet/config.json", "a.onnx", "train.py"]
+    model = place_of(Path("hf:me/mine"))
+    assert chosen(files, model) == ["config.json", "unet/config.json", "unet/model.safetensors"]
+    assert chosen([f for f in files if "safe" not in f], model) == ["config.json", "unet/config.json", "unet/model.bin"]
+    assert chosen(files, place_of(Path("hf:me/mine/unet"))) == ["unet/config.json", "unet/model.safetensors"]
+    assert chosen(files, place_of(Path("hf:me/mine/train.py"))) == ["train.py"]
+    assert chosen(files, place_of(Path("hf:datasets/me/mine"))) == files
+
+
+def test_a_run_goes_to_the_hub_and_comes_back_to_the_same_bits(tmp_path, remote, monkeypatch):
+    """By push, and by model: {kind: snrkit, path: hf:...}; certify and init take the same name."""
+    write_config(tmp_path, sample={"seeds": "0-31", "batch": 16})
+    snrkit(tmp_path, "run", "-q", "--set", "train.images=640", "--set", "shift.probes=[]")
+    run = tmp_path / "runs/small"
+    said = snrkit(tmp_path, "push", run, "hf:me/mine", plain=True).stdout
+    assert "hf:me/mine/snrkit.safetensors" in said
+    there = tmp_path / "hub/models/me/mine"
+    assert sorted(path.name for path in there.iterdir()) == ["README.md", "experiment.yaml", "snrkit.safetensors"]
+    assert str(tmp_path) not in "".join(path.read_text() for path in there.iterdir() if path.suffix != ".safetensors")
+    front = yaml.safe_load((there / "README.md").read_text().split("---")[1])
+    scores = json.loads((run / "metrics/euler.json").read_text())
+    values = [metric["value"] for metric in front["model-index"][0]["results"][0]["metrics"]]
+    assert scores["summary"][scores["decided_by"]]["mean"] in values
+    rest = {key: value for key, value in SMALL.items() if key not in PARTS}
+    model = {"kind": "snrkit", "path": "hf:me/mine/snrkit.safetensors"}
+    (tmp_path / "x.yaml").write_text(json.dumps({**rest, "name": "x", "model": model}))
+    e = load_experiment(tmp_path / "x.yaml")
+    assert str(e.model.source.path) == model["path"]
+    snrkit(tmp_path, "sample", "-q", "--set", "sample={seeds: 0-7, batch: 8}", config="x.yaml")
+    ours, theirs = (load_images(Run(tmp_path / "runs" / name).samples("euler"), range(8)) for name in ("small", "x"))
+    assert torch.equal(ours, theirs)
+    monkeypatch.chdir(tmp_path)
+    assert call("init", "y.yaml", "--from", model["path"]).returncode == 0
+    assert str(load_experiment("y.yaml").model.source.path) == model["path"]
+    assert remote.fetches == ["snrkit.safetensors"]
+
+
+def test_images_of_the_hub_are_those_of_the_folder(tmp_path, remote):
+    """Of a repository of data sets; the value goes on naming the Hub."""
+    folder = tmp_path / "hub/datasets/me/photos/train"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(folder / f"{i}.png")
+    named, here = Folder(path="hf:datasets/me/photos/train"), Folder(path=folder)
+    assert torch.equal(fetched(named).open().pixels(range(4)), here.open().pixels(range(4)))
+    assert str(named.path) == "hf:datasets/me/photos/train"
+
+
+def test_what_was_fetched_is_there_without_a_network(tmp_path, remote):
+    """And what was not is refused in one sentence, as is what is not there."""
+    (tmp_path / "hub/models/me/mine").mkdir(parents=True)
+    (tmp_path / "hub/models/me/mine/config.json").write_text("{}")
+    first = local(Path("hf:me/mine"))
+    hub._fetched.cache_clear()
+    remote.reachable = False
+    assert local(Path("hf:me/mine")) == first
+    with pytest.raises(ConfigError, match="hf:me/other cannot be fetched"):
+        local(Path("hf:me/other"))
+    remote.reachable = True
+    with pytest.raises(ConfigError, match=r"holds nothing at nowhere that can be read"):
+        local(Path("hf:me/mine/nowhere"))
+
+
+def test_code_of_the_hub_is_not_run(tmp_path, remote):
+    """A file of Python is the user's own, whatever it is called."""
+    rest = {key: value for key, value in SMALL.items() if key not in PARTS}
+    model = {
+        "kind": "python", "module": "hf:me/mine/net.py", "weights": "w.pt", "shape": [1, 8, 8],
+        "process": {"kind": "flow"}, "target": {"kind": "flow"},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="code of the Hub is not run"):
+        parse_experiment({**rest, "model": model}, "x.yaml")
+    assert not remote.fetches
+
+
+@pytest.mark.parametrize("to", ["me/mine", "hf:mine", "hf:datasets/me/mine", "hf:me/mine/x"])
+def test_a_run_is_pushed_to_a_repository_of_a_model(tmp_path, remote, to):
+    """And to nothing else."""
+    done = snrkit(tmp_path, "push", tmp_path, to, plain=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "hf:owner/name" in done.stderr
