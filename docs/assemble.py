@@ -1,8 +1,8 @@
 """The sources of the documentation's site: python docs/assemble.py FOLDER, which mkdocs.yml then builds (make docs).
 
-Pages of docs/ and of the studies as they are, with links that lead within the site; and three pages of reference, made
-of the code itself: the keys of experiment files (the JSON schema), the commands (their options), and what Python is
-offered (docstrings).
+Pages of docs/ and of the studies as they are, with links that lead within the site; and four pages of reference, made
+of the code itself: the keys of experiment files (the JSON schema), the commands (their options), what Python is offered
+(docstrings), and the glossary of the reports.
 """
 
 import inspect
@@ -19,6 +19,7 @@ import typer.main
 import snrkit
 from snrkit.commands.cli import app
 from snrkit.experiment.experiment import file_schema
+from snrkit.reports.glossary import BASICS, TERMS
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -28,7 +29,7 @@ REF = "#/$defs/"
 def pages() -> dict[Path, Path]:
     """Where each page of the site comes from, by where it goes."""
     found = {Path("index.md"): ROOT / "README.md", Path("contributing.md"): ROOT / "CONTRIBUTING.md"}
-    found |= {Path(path.name): path for path in sorted(ROOT.glob("docs/*.md"))}
+    found |= {path.relative_to(ROOT / "docs"): path for path in sorted(ROOT.glob("docs/**/*.md"))}
     for path in sorted(ROOT.glob("studies/*/*.md")):
         name = "index.md" if path.name == "README.md" else path.name
         found[Path("studies") / path.parent.name / name] = path
@@ -154,6 +155,14 @@ def python() -> Iterator[str]:
             yield f"## {name}\n\n{said}"
 
 
+def glossary() -> Iterator[str]:
+    """The page of what names mean, in order of the alphabet."""
+    yield "# Glossary\n\nThe names that reports, files and this documentation use, one meaning each."
+    for term in sorted((*TERMS, *BASICS), key=lambda term: term.name.lower()):
+        also = f" (also {', '.join(term.also)})" if term.also else ""
+        yield f"## {_plain(term.name)} {{#{term.anchor}}}\n\n{_plain(term.meaning)}{_plain(also)}"
+
+
 def _signature(thing: Any) -> str:
     arguments = []
     for name, one in inspect.signature(thing).parameters.items():
@@ -171,9 +180,9 @@ def assemble(folder: Path) -> None:
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(within_the_site(source.read_text(), source, place, homes))
-    for picture in (*ROOT.glob("docs/*.png"), *ROOT.glob("studies/*/*.png")):
+    for picture in (*ROOT.glob("docs/**/*.png"), *ROOT.glob("studies/*/*.png")):
         shutil.copy(picture, folder / picture.name)
-    for name, blocks in (("keys", keys()), ("commands", commands()), ("api", python())):
+    for name, blocks in (("keys", keys()), ("commands", commands()), ("api", python()), ("glossary", glossary())):
         (folder / f"{name}.md").write_text("\n\n".join(blocks) + "\n")
 
 

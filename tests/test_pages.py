@@ -1,16 +1,21 @@
 """What people read: links lead somewhere, the README stays short, and what it shows is true."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
+import pytest
 import yaml
 
 from snrkit.experiment.experiment import parse_experiment
+from snrkit.reports.glossary import BASICS, TERMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("studies/*/*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/*/*.md")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 LONGEST = 900  # words of the README
+LARGEST = 60_000  # bytes of a picture of the gallery
 
 
 def anchors(page):
@@ -37,7 +42,7 @@ def test_links_lead_somewhere():
 def test_every_page_is_reached_from_the_readme():
     """No page of docs/ that a reader does not find."""
     named = {Path(link.partition("#")[0]).name for link in LINK.findall((ROOT / "README.md").read_text())}
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= named
+    assert {page.name for page in (ROOT / "docs").glob("**/*.md")} <= named
 
 
 def test_the_readme_is_short():
@@ -63,3 +68,51 @@ def test_the_readme_s_commands_are_there():
     for line in re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \|", text, re.MULTILINE):
         named |= set(re.findall(r"`([a-z-]+)`", line))
     assert {"certify", "measure-shift", "run", "audit"} <= named <= known
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    """(The script of the gallery, its page, the numbers that it wrote)."""
+    record = json.loads((ROOT / "docs" / "gallery" / "gallery.json").read_text())
+    return runpy.run_path(str(ROOT / "docs" / "gallery.py")), (ROOT / "docs" / "gallery.md").read_text(), record
+
+
+def test_the_gallery_s_numbers_are_those_that_were_found(gallery):
+    """The captions are made of the JSON, and no decimal number stands outside of them."""
+    script, page, record = gallery
+    assert script["settled"](page, record) == page
+    captions = [" ".join(script["caption"](found).split()) for found in record.values()]
+    flat = " ".join(page.split())
+    for caption in captions:
+        assert flat.count(caption) == 1
+        flat = flat.replace(caption, "")
+    assert not re.findall(r"\d\.\d", flat)
+
+
+def test_the_gallery_s_sizes_are_those_of_its_script(gallery):
+    """First states, images and ranges, as the page says them."""
+    script, page, _ = gallery
+    flat = " ".join(page.split())
+    assert f"on {script['NOISES']} first states, and the distances below are on {script['NOISES']} others" in flat
+    assert f"FD-digits on {script['TRIED']} images" in flat
+    assert f"on five ranges of {script['SCORED'] // script['RANGES']} images" in flat
+    assert script["RANGES"] == 5
+
+
+def test_every_correction_of_the_gallery_has_its_picture(gallery):
+    """One of each that the script shows, small, and on the page."""
+    script, page, record = gallery
+    names = [show.name for show in script["SHOWS"]]
+    assert names == list(record)
+    pictures = {path.stem: path.stat().st_size for path in (ROOT / "docs" / "gallery").glob("*.png")}
+    assert set(pictures) == set(names)
+    assert max(pictures.values()) <= LARGEST
+    assert re.findall(r"gallery/([a-z0-9-]+)\.png", page) == names
+
+
+def test_the_glossary_says_everything_once():
+    """No name has two meanings, within results and beyond them."""
+    words = [word.lower() for term in (*TERMS, *BASICS) for word in (term.name, *term.also)]
+    assert len(set(words)) >= len(words) - 1  # DCW is also written dcw
+    anchors_of = [term.anchor for term in (*TERMS, *BASICS)]
+    assert len(set(anchors_of)) == len(anchors_of)

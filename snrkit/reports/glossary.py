@@ -1,4 +1,8 @@
-"""What the field's names mean, said once: pages underline each where it stands and say it on hover or focus."""
+"""What the field's names mean, said once.
+
+TERMS are the names of results: pages underline each where it stands and say it on hover or focus. BASICS are those of
+files, commands and papers, which no page of results needs. The documentation's glossary is made of both.
+"""
 
 import re
 from collections.abc import Iterator
@@ -54,6 +58,43 @@ TERMS = (
     Term("paired", "Both members of a difference are made from the same seeds, so that what they share cancels."),
     Term("Haar band", "A quarter of an image's Haar wavelet coefficients: coarse structure (low) or edges along one "
          "direction."),
+)  # fmt: skip
+
+BASICS = (
+    Term("alpha, sigma", "How much of the clean image and of the noise a state holds: x = alpha x0 + sigma eps."),
+    Term("base", "The sampler that a row of a table is compared with: by default the same solver and grid without "
+         "corrections, at the same NFE."),
+    Term("certificate", "The answer of `snrkit certify` about one sampler of one model: the recipe to use, or the "
+         "advice to leave it as it is, with the numbers behind it."),
+    Term("correction", "A change of a sampler that is meant to remove the shift, such as DCW, epsilon scaling or time "
+         "shift. At its neutral value it changes no bit."),
+    Term("denoiser", "A network together with its process and target: asked about a state at a level, it answers "
+         "x0 and eps."),
+    Term("eps", "Noise of variance 1; also the network's prediction of it."),
+    Term("evaluation", "One call of the network."),
+    Term("exposure bias", "Another name for the shift: while sampling, a network is exposed to states that it never "
+         "met in training. Also SNR-t bias, noise shift."),
+    Term("grid", "The levels that a sampler visits, from noise to image."),
+    Term("guard", "The test that every fitted coefficient must pass, on first states that it was not fitted on, before "
+         "it is used."),
+    Term("guidance", "Moving the prediction away from that of a weaker model or question: without the label (cfg), "
+         "without the level (noise awareness), or of another network (autoguidance)."),
+    Term("level", "How much noise a state holds, written as alpha, sigma and logsnr."),
+    Term("neutral", "The value of a coefficient at which a correction does nothing."),
+    Term("prediction", "What a denoiser says of a state: x0 and eps."),
+    Term("process", "How noise is added in training: EDM, DDPM, flow or VP."),
+    Term("probe", "A further measurement that `measure-shift` makes where `shift.probes` names it."),
+    Term("range", "A set of consecutive seeds. Scores are computed on several disjoint ranges, and the spread between "
+         "them gives the interval."),
+    Term("run", "The directory that holds all results of one experiment, such as runs/mine."),
+    Term("sampler", "A grid, a solver and corrections: one way to make images with a model."),
+    Term("seed", "The number that decides the noise, and the label, of one image."),
+    Term("shift", "How far the level of a sampler's states is from the level that the network is told."),
+    Term("solver", "The rule of one step from a level to the next, such as Euler (DDIM), Heun or DPM-Solver++."),
+    Term("state", "The noisy image x at some level, while it is made."),
+    Term("target", "What the network was trained to predict: x0, eps, v, the flow's velocity or the score."),
+    Term("weighting", "How much each level counts in the training loss."),
+    Term("x0", "The clean image; also the prediction of it, x0_hat."),
 )  # fmt: skip
 
 
