@@ -24,7 +24,7 @@ from torch import Tensor
 from snrkit.base.distributed import open_world
 from snrkit.base.files import write_bytes, write_text
 from snrkit.commands.knobs import knobs
-from snrkit.commands.naming import STARTERS
+from snrkit.base.starters import STARTERS
 from snrkit.commands.tune_flow import FlowTools, coefficients_by_flow
 from snrkit.data.dataset import memory_dataset
 from snrkit.experiment.experiment import load_experiment

@@ -64,8 +64,10 @@ ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".
 
 def _plain_name(name: str) -> str:
     """What is no file of another kind, and the same on every system."""
-    if not unicodedata.is_normalized("NFC", name):
-        raise ValueError("a name is in Unicode's composed form (NFC), as systems differ in others; write it anew")
+    if not unicodedata.is_normalized("NFKC", name):
+        raise ValueError(
+            "a name is in Unicode's plain composed form (NFKC), as systems differ in others; write it anew"
+        )
     if not PLAIN.fullmatch(name):
         raise ValueError(
             "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder or file"
@@ -110,7 +112,7 @@ def different(names: Iterable[str]) -> None:
     """ValueError where two names are one to a system that does not tell upper from lower case."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        other = seen.setdefault(unicodedata.normalize("NFKC", name.casefold()), name)
         if other is not name:
             raise ValueError(f"'{other}' and '{name}' differ in upper and lower case alone; rename one")
 

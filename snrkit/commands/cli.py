@@ -13,7 +13,8 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
-from snrkit.commands.naming import ENDINGS, experiment_named, file_of, on_experiment, sampler_names, setting_keys
+from snrkit.base.starters import file_of
+from snrkit.commands.naming import ENDINGS, experiment_named, on_experiment, sampler_names, setting_keys
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
@@ -872,7 +873,7 @@ def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
     with bar(f"reading {config}"):
         from snrkit.experiment.experiment import load_experiment
 
-        return load_experiment(file_of(config), settings or ())
+        return load_experiment(config, settings or ())
 
 
 def _check_shown(show_config: bool, dry_run: bool) -> None:

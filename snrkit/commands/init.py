@@ -18,10 +18,11 @@ import yaml
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.hub import local, on_hub
+from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.dry_run import duration
-from snrkit.commands.naming import ENDINGS, STARTERS
+from snrkit.commands.naming import ENDINGS
 from snrkit.data.dataset import count_classes
 from snrkit.data.files import Folder, Listing, Npz, Zip
 from snrkit.data.images import look_at

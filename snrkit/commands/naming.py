@@ -13,10 +13,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from snrkit.base.errors import SnrkitError
+from snrkit.base.starters import file_of, is_demo
 
 ENDINGS = (".yaml", ".yml")
-DEMO = Path("demo")
-STARTERS = Path(__file__).parents[1] / "starters"  # experiments that travel with snrkit
 WHAT = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory; or demo."),
@@ -25,16 +24,6 @@ CONFIG_OPTION = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel="Which experiment"),
 ]
-
-
-def is_demo(what: Path) -> bool:
-    """Whether the experiment that travels with snrkit is meant."""
-    return what == DEMO and not what.exists()
-
-
-def file_of(config: Path) -> Path:
-    """The file of an experiment that was named."""
-    return STARTERS / "demo.yaml" if is_demo(config) else config
 
 
 def experiment_named(what: Path, runs: Path) -> tuple[Path, Path] | None:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from snrkit.base.errors import ConfigError, SnrkitError, shown
 from snrkit.base.faults import CUT, LONGEST, describe, prune, told
+from snrkit.base.starters import file_of
 from snrkit.base.value import LONGEST_PATH, Name, Seed, Value, different
 from snrkit.checkpoints.models import AnyForeign, looks_like
 from snrkit.data import AnySource
@@ -265,11 +266,12 @@ def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[
 
 
 def load_experiment(path: Path | str, settings: Sequence[str] = ()) -> Experiment:
-    """The experiment of a YAML file. ConfigError lists all faults, one a line."""
-    content = apply_settings(read_yaml(Path(path)), settings)
+    """The experiment of a YAML file, or of `demo`. ConfigError lists all faults, one a line."""
+    path = file_of(Path(path))
+    content = apply_settings(read_yaml(path), settings)
     if "arms" in content:
         raise ConfigError(f"{path} is a sweep, as it has arms; run snrkit sweep {path}, or name its base.")
-    content.setdefault("name", Path(path).stem)
+    content.setdefault("name", path.stem)
     return parse_experiment(content, str(path))
 
 

@@ -267,8 +267,8 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
         )
     if count <= dim:
         warnings.append(
-            f"{count} images are too few for {dim} features: the covariance is singular and the distance biased; "
-            f"use more than {dim}, or trust KID."
+            f"{count} images of a range are too few for {dim} features: the covariance is singular and the distance "
+            f"biased; use more than {dim}, or trust KID."
         )
     pair = Pair(found, reference, config, warnings)
     computed = _computed(pair)  # which may add warnings

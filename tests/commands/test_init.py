@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snrkit.base.starters import STARTERS, is_demo
 from snrkit.checkpoints.exported import SnrkitModel
-from snrkit.commands.naming import STARTERS, is_demo
 from snrkit.experiment.experiment import load_experiment
 from tests.small import call
 
@@ -41,6 +41,7 @@ def test_the_model_that_travels_is_the_one_that_the_starter_trains():
     for part in ("process", "target", "precondition", "network"):
         assert getattr(about, part) == getattr(trained, part)
     assert (demo.data.holdout, demo.seed) == (trained.data.holdout, trained.seed)
+    assert load_experiment("demo") == demo
     assert (demo.samplers, demo.sample, demo.shift) == (trained.samplers, trained.sample, trained.shift)
     assert about.images >= trained.train.images
     content = MODEL.read_bytes()

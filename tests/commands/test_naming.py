@@ -125,6 +125,8 @@ def test_names_are_of_any_script(trained, tmp_path, name):
     ("name", "said"),
     [
         ("e\u0301clair", "composed form"),
+        ("a²", "composed form"),
+        ("ﬁne", "composed form"),
         ("数" * 40, "100 bytes"),
         ("a\u202eb", "a name begins with a letter or digit"),
         ("a b", "a name begins with a letter or digit"),
