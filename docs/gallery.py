@@ -23,8 +23,8 @@ from torch import Tensor
 
 from snrkit.base.distributed import open_world
 from snrkit.base.files import write_bytes, write_text
-from snrkit.commands.knobs import knobs
 from snrkit.base.starters import STARTERS
+from snrkit.commands.knobs import knobs
 from snrkit.commands.tune_flow import FlowTools, coefficients_by_flow
 from snrkit.data.dataset import memory_dataset
 from snrkit.experiment.experiment import load_experiment

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 import runpy
 from pathlib import Path
 
@@ -116,3 +117,13 @@ def test_the_glossary_says_everything_once():
     assert len(set(words)) >= len(words) - 1  # DCW is also written dcw
     anchors_of = [term.anchor for term in (*TERMS, *BASICS)]
     assert len(set(anchors_of)) == len(anchors_of)
+
+
+def test_every_dependency_has_its_licence_listed():
+    """Of the package and of its extras, but for the tests' own; no row too many."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [one for name, extra in project["optional-dependencies"].items() if name != "test" for one in extra]
+    wanted = {re.split(r"[<>=\[]", one)[0] for one in (*project["dependencies"], *extras)}
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## Licences of what snrkit uses")[1]
+    rows = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)[1:]
+    assert {name.strip() for row in rows for name in row.split(",")} == wanted

@@ -66,7 +66,7 @@ def _plain_name(name: str) -> str:
     """What is no file of another kind, and the same on every system."""
     if not unicodedata.is_normalized("NFKC", name):
         raise ValueError(
-            "a name is in Unicode's plain composed form (NFKC), as systems differ in others; write it anew"
+            "a name is in Unicode's composed form (NFKC), as systems differ in others; write it anew"
         )
     if not PLAIN.fullmatch(name):
         raise ValueError(
