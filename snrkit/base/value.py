@@ -65,9 +65,7 @@ ENDINGS = (".png", ".npz", ".json", ".jsonl", ".csv", ".yaml", ".yml", ".md", ".
 def _plain_name(name: str) -> str:
     """What is no file of another kind, and the same on every system."""
     if not unicodedata.is_normalized("NFKC", name):
-        raise ValueError(
-            "a name is in Unicode's composed form (NFKC), as systems differ in others; write it anew"
-        )
+        raise ValueError("a name is in Unicode's composed form (NFKC), as systems differ in others; write it anew")
     if not PLAIN.fullmatch(name):
         raise ValueError(
             "a name begins with a letter or digit and goes on with these, '.', '_' and '-'; it becomes a folder or file"

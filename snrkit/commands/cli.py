@@ -13,7 +13,7 @@ import typer
 from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
-from snrkit.base.starters import file_of
+from snrkit.base.starters import file_of, is_demo
 from snrkit.commands.naming import ENDINGS, experiment_named, on_experiment, sampler_names, setting_keys
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
@@ -668,7 +668,10 @@ def check(
 def audit(
     what: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="A folder of diffusers, a scheduler_config.json, or a run directory."),
+        typer.Argument(
+            metavar="FILE|RUN|FOLDER",
+            help="A YAML, a run directory, a folder of diffusers, a scheduler_config.json; or demo.",
+        ),
     ] = None,
     config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Audit this experiment.")] = None,  # noqa: UP045
     settings: SetOption = None,
@@ -686,9 +689,9 @@ def audit(
 ) -> None:
     """Compare the level that the network is told with the level that it is shown, call by call, without an image."""
     if (config is None) == (what is None):
-        raise SnrkitError(
-            "audit takes either --config FILE, or a folder of diffusers, a scheduler_config.json or a run."
-        )
+        raise SnrkitError("audit takes a YAML, a run directory, a folder of diffusers or a scheduler_config.json.")
+    if what is not None and (what.suffix in ENDINGS or is_demo(what)):
+        config, what = what, None
     if what is not None and settings:
         raise SnrkitError("--set overrides an experiment's file; it needs --config FILE.")
     if config is not None and steps is not None:

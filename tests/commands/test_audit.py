@@ -78,7 +78,7 @@ def test_input_perturbation_is_another_level_than_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "audit takes either --config FILE, or"),
+        ([], "audit takes a YAML, a run directory, a folder of"),
         (["nowhere"], "audit: nowhere does not exist"),
         (["{folder}"], "holds neither scheduler/scheduler_config.json"),
         (["{folder}", "--set", "seed=1"], "it needs --config FILE"),
