@@ -48,7 +48,7 @@ def absent(path: Path) -> str:
     """That a folder is not there, or is none."""
     if path.exists():
         return f"{path} is no folder, as diffusers saves models in"
-    return f"{path.absolute()} does not exist; {FROM}"
+    return f"{path} does not exist; {FROM}" if path.is_absolute() else f"{path} does not exist"
 
 
 def _json(path: Path, key: str, largest: int = LARGEST_JSON) -> Any:

@@ -202,6 +202,7 @@ def init(
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Write a commented YAML that fits your images, or a model of somebody else's, and this machine."""
     world = _open_world(device)
@@ -632,6 +633,7 @@ def push(
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
+    log_every: EveryOption = EVERY,
 ) -> None:
     """Upload a run's weights, its experiment and a card to the Hugging Face Hub, for others to sample and measure."""
     world = _alone("push")

@@ -298,7 +298,7 @@ def spoilt(folder, **changes):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: f / "absent", "does not exist; paths are those of"),
+        (lambda f: f / "absent", "does not exist; a relative path in a YAML is"),
         (lambda f: f, "has no config.json"),
         (lambda f: spoilt(f, _class_name="os"), "os is no scheduler"),
         (lambda f: spoilt(f, _class_name="ScoreSdeVeScheduler"), "is not known here"),

@@ -78,7 +78,9 @@ def test_a_folder_without_weights_is_refused(folder):
 
 def test_folders_that_are_not_there_say_where_they_were_looked_for(tmp_path):
     """Both of a model and of its autoencoder."""
-    with pytest.raises(ConfigError, match=r"nothing does not exist; a relative path in a YAML is one from that file"):
+    with pytest.raises(ConfigError, match=r"/nothing does not exist; a relative path in a YAML is one from that file"):
+        DiffusersModel(path=tmp_path / "nothing").describe()
+    with pytest.raises(ConfigError, match=r"nothing does not exist\.$"):
         DiffusersModel(path="nothing").describe()
     with pytest.raises(ConfigError, match=r"nothing does not exist"):
         load_codec(Autoencoder(path=Path("nothing")), torch.device("cpu"))

@@ -263,7 +263,7 @@ def test_a_diffusers_unet_is_exported_as_it_was_trained(tmp_path):
     [
         ({"target": {"kind": "eps"}}, "target: has no effect, as train.resume_from.model brings its own; drop target"),
         ({"train": {"resume_from": {"model": {"kind": "diffusers", "path": "nowhere"}}}},
-         "train.resume_from.model.path: nowhere does not exist"),
+         "nowhere does not exist; a relative path in a YAML is one from that file"),
         ({"train": {"resume_from": {"model": {"kind": "edm", "path": "unet"}}}}, "It looks like kind: diffusers."),
         ({"train": {"resume_from": {"model": {"kind": "dit", "path": "/dev/zero"}}}}, "train.resume_from.model.path: "),
         ({"train": {"resume_from": {"model": {"kind": "diffusers"}}}},

@@ -38,7 +38,7 @@ def test_every_shipped_sweep_is_valid(path):
     """Every arm with every seed is an experiment; `validate` knows sweeps from experiments."""
     sweep = load_sweep(path)
     assert len(sweep_trials(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
-    assert check_file(path) is None
+    assert len(check_file(path)) == len(sweep.seeds) * len(sweep.arms)
 
 
 def write_sweep(folder: Path, **changes) -> Path:
