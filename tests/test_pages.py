@@ -2,8 +2,8 @@
 
 import json
 import re
-import tomllib
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
