@@ -252,11 +252,13 @@ def test_compare_makes_one_table(trained):
 
 def test_all_probes_are_written_and_reported(trained):
     """measure-shift without an estimator says how to get one; with it every probe is in the JSON and in the report."""
-    missing_capabilities = snrkit(trained, "measure-shift", "-q", check=False)
+    some = ("--sampler", "es", "--sampler", "nag")  # one that is corrected, one that is guided
+    missing_capabilities = snrkit(trained, "measure-shift", "-q", *some, check=False)
     assert missing_capabilities.returncode == 1
     assert "run snrkit fit-estimator" in missing_capabilities.stderr
     snrkit(trained, "fit-estimator", "-q")
-    records = json.loads(snrkit(trained, "measure-shift", "-q", "--json").stdout)
+    records = json.loads(snrkit(trained, "measure-shift", "-q", *some, "--json").stdout)
+    assert len(records) == 2
     for record in records.values():
         for probe in ("window", "horizon", "amplification", "audit", "estimator", "why", "flow"):
             assert record[probe] is not None, probe
