@@ -1,6 +1,9 @@
 """Corrections inside pipelines of diffusers: neutral ones change no bit, others do what our own sampler does."""
 
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from snrkit.sampling.corrections import (
     Dcw,
     DynamicThreshold,
     EpsilonScaling,
+    Gain,
     NoiseAwareness,
     TimeShift,
     X0Rescale,
@@ -214,14 +218,16 @@ class TinyFlux(diffusers.DiffusionPipeline):
         return self._pack_latents(latents, batch_size, num_channels_latents, rows, columns), ids
 
     @torch.no_grad()
-    def __call__(self, height=64, width=96, steps=4):
+    def __call__(self, height=64, width=96, steps=4, callback_on_step_end=None):
         x, ids = self.prepare_latents(2, 4, height, width)
         prompt = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(2))
         self.scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
-        for t in self.scheduler.timesteps:
+        for index, t in enumerate(self.scheduler.timesteps):
             told = {"timestep": t.expand(2) / 1000, "img_ids": ids, "txt_ids": torch.zeros(3, 3)}
             out = self.transformer(x, prompt, prompt[:, 0], return_dict=False, **told)[0]
             x = self.scheduler.step(out, t, x, return_dict=False)[0]
+            if callback_on_step_end is not None:  # as FluxPipeline asks it
+                x = callback_on_step_end(self, index, t, {"latents": x}).pop("latents", x)
         return x
 
 
@@ -233,6 +239,18 @@ def flux():
         joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6),
     ).eval()  # fmt: skip
     return TinyFlux(transformer, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+def test_the_callback_of_the_page_is_the_correction_gain(flux):
+    """Bit for bit, by the code that docs/pipelines.md shows."""
+    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text()
+    (code,) = re.findall(r"```python\n(def gain.*?)\n\n", page, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    with correct(flux, [Gain(gain=0.004)]):
+        expected = flux()
+    assert torch.equal(flux(callback_on_step_end=shown["gain"]), expected)
+    assert not torch.equal(flux(), expected)
 
 
 def test_flux_latents_are_unpacked_for_corrections_of_state(flux):
