@@ -49,7 +49,8 @@ def compiled(network: nn.Module) -> nn.Module:
         return torch.compile(network)  # type: ignore[return-value]
     from torch import _dynamo  # which takes seconds to import
 
-    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, KINDS)
+    limit = "recompile_limit" if hasattr(_dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+    setattr(_dynamo.config, limit, max(getattr(_dynamo.config, limit), KINDS))
     for block in found:
         block.compile()
     return network
