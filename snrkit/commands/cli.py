@@ -14,7 +14,14 @@ from snrkit import __version__
 from snrkit.base.errors import SnrkitError, Stopped
 from snrkit.base.files import CLOSED
 from snrkit.base.starters import file_of, is_demo
-from snrkit.commands.naming import ENDINGS, experiment_named, on_experiment, sampler_names, setting_keys
+from snrkit.commands.naming import (
+    ENDINGS,
+    EXPERIMENT,
+    experiment_named,
+    on_experiment,
+    sampler_names,
+    setting_keys,
+)
 from snrkit.commands.progress import EVERY, ask, bar, hear
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ app = typer.Typer(
 data = typer.Typer(help="Prepare data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-EXPERIMENT, MACHINE, DRY, OUTPUT = "Which experiment", "Where it runs", "Dry run", "What is printed"
+MACHINE, DRY, OUTPUT = "Where it runs", "Dry run", "What is printed"  # groups of options, in the help of commands
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel=EXPERIMENT)
 ]

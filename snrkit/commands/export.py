@@ -52,6 +52,8 @@ def run_exporting(
         raise SnrkitError(f"{made} exists already; delete it, or name another place with --out.")
     if reason := next(_reasons(experiment) if to == "diffusers" else _of_any(experiment), None):
         raise SnrkitError(f"{path} cannot become a model of {to}: {reason}.")
+    if to == "diffusers":
+        diffusers_package()  # before anything is read
     weights = experiment.model.find(run, checkpoint, average)
     check_own(run, [checkpoint_path(run, weights.images, weights.name)])
     tensors = read_weights(run, weights)
@@ -115,9 +117,9 @@ def _of_any(e: Experiment) -> Iterator[str]:
     if isinstance(e.model, FromElsewhere):
         yield f"its model is one from elsewhere, {e.model.source.path}, which need not be exported"
     if isinstance(e.data, Latents) or e.data.representation != PIXELS or e.model.autoencoder() is not None:
-        yield "its states are no images, and no pipeline would decode them as they were encoded"
+        yield "its states are no images, and nothing there would decode them as they were encoded"
     if scalars := e.network.conditioning.scalars:
-        yield f"its network is told {', '.join(scalars)} too, which no pipeline tells it"
+        yield f"its network is told {', '.join(scalars)} too, which nothing there tells it"
 
 
 def _reasons(e: Experiment) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """`snrkit init`: a commented YAML that fits the images or the model it is given, and this machine.
 
 What is written is sized so that training takes about an hour on a CPU and about eight on a GPU, by the pace of a few
-steps here. Nothing is trained, downloaded or run.
+steps here, of which nothing is kept.
 """
 
 import math
@@ -33,16 +33,33 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.yaml_files import plain_values
 from snrkit.networks import UNet, make_network
 from snrkit.reports.records import Initialised
+from snrkit.shift.bootstrap import FEWEST
 
 LOOKED_AT = 200  # headers of images, evenly over the set
 SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
-LARGEST = {"cpu": 32, "cuda": 64}  # side that a training begins with here
-HOURS = {"cpu": 1.0, "cuda": 8.0}  # of training
 SHORTEST, LONGEST = 20_000, 50_000_000  # images of a training
-STEPS, TRIED = 3, 16  # by which its pace is known, after one that warms up; images of each
-FEWEST = 20  # images to compare with; as many again are trained on
-CPU = torch.device("cpu")
+STEPS = 3  # by which its pace is known, after one that warms up
 KINDS = {".zip": "zip", ".npz": "npz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine begins with: of the training, of its network, and of the images that are made."""
+
+    hours: float
+    largest: int  # side of the images, pixels
+    batch: int
+    tried: int  # images of a step by which the pace is known
+    lr: str
+    channels: int
+    blocks: int
+    attention: tuple[int, ...]
+    seeds: int
+    at_once: int  # images that are sampled together
+
+
+CPU = Machine(1.0, 32, 64, 16, "1.0e-3", 32, 1, (), 2_000, 100)
+GPU = Machine(8.0, 64, 256, 256, "2.0e-4", 128, 2, (16,), 10_000, 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +69,7 @@ class Images:
     kind: str
     path: Path
     count: int
-    shape: tuple[int, int, int]  # (C, H, W) of the first
+    shape: tuple[int, int, int]  # (C, H, W), of sizes that differ the square within all, with the most channels
     alike: bool  # of those that were looked at, in size
     mixed: bool  # grey and RGB
     classes: int
@@ -77,7 +94,7 @@ def run_init(out: Path, data: Path | None, source: Path | None, device: torch.de
         content, before = _of_model(source, images)
         what, then = f"an experiment on the model {source}", "certify"
     elif images is not None:
-        content, before = _of_images(images, device)
+        content, before = _of_images(images, device, CPU if device.type == "cpu" else GPU)
         what, then = f"an experiment that trains on {images.count:,} images", "run"
     else:
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
@@ -118,9 +135,9 @@ def _shapes(listing: Listing) -> set[tuple[int, int, int]]:
     return {look_at(listing.opener(name), name).shape for name in names}
 
 
-def _side(images: Images, device: torch.device) -> int:
+def _side(images: Images, largest: int) -> int:
     """Height and width that images are to have for a training."""
-    side, largest = min(images.shape[1:]), LARGEST.get(device.type, LARGEST["cpu"])
+    side = min(images.shape[1:])
     if images.fits and side <= largest:
         return side
     fitting = [one for one in SIDES if one <= min(side, largest)]
@@ -158,16 +175,14 @@ def _data(images: Images, side: int) -> str:
     return f"{seen}{first}\ndata: {_flow({**place, 'holdout': max(0.1, math.ceil(100 * FEWEST / images.count) / 100)})}"
 
 
-def _network(side: int, classes: int, device: torch.device) -> UNet:
+def _network(side: int, classes: int, machine: Machine) -> UNet:
     """A U-Net that this machine trains in hours."""
     depths = 2 if side <= 16 else 3 if side <= 32 else 4
-    width, multipliers = (32, (1, 2, 2, 2)) if device.type == "cpu" else (128, (1, 2, 2, 2))
-    attention = () if device.type == "cpu" else (16,)
     return UNet(
-        channels=width,
-        multipliers=multipliers[:depths],
-        blocks=1 if device.type == "cpu" else 2,
-        attention=attention,
+        channels=machine.channels,
+        multipliers=(1, 2, 2, 2)[:depths],
+        blocks=machine.blocks,
+        attention=machine.attention,
         classes=classes,
     )
 
@@ -196,13 +211,12 @@ def _rounded(images: float) -> int:
     return int(images // unit * unit)
 
 
-def _of_images(images: Images, device: torch.device) -> tuple[str, str]:
+def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[str, str]:
     """(a training, the command that comes before it)."""
-    side, small = _side(images, device), device.type == "cpu"
-    shape, batch = (images.shape[0], side, side), 64 if small else 256
-    network = _network(side, images.classes, device)
-    pace = _pace(network, shape, TRIED if small else batch, device)
-    count = _rounded(pace * 3600 * HOURS["cpu" if small else "cuda"])
+    side = _side(images, machine.largest)
+    network = _network(side, images.classes, machine)
+    pace = _pace(network, (images.shape[0], side, side), machine.tried, device)
+    count = _rounded(pace * 3600 * machine.hours)
     text = _filled(
         "images",
         {
@@ -211,13 +225,13 @@ def _of_images(images: Images, device: torch.device) -> tuple[str, str]:
             "duration": duration(count / pace),
             "pace": f"{pace:,.0f}",
             "images": count,
-            "batch": batch,
-            "lr": "1.0e-3" if small else "2.0e-4",
+            "batch": machine.batch,
+            "lr": machine.lr,
             "warmup": count // 20,
             "label_dropout": "  label_dropout: 0.1  # for classifier-free guidance\n" if images.classes else "",
             "half_life": count // 20,
             "save_every": count // 10,
-            "samplers": _samplers({"kind": "karras"}, images.count, device),
+            "samplers": _samplers({"kind": "karras"}, images.count, machine),
         },
     )
     return text, _packing(images, side)
@@ -260,12 +274,11 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
     return text, "" if images is None else _packing(images, height)
 
 
-def _samplers(grid: Mapping[str, object], count: int, device: torch.device) -> str:
+def _samplers(grid: Mapping[str, object], count: int, machine: Machine) -> str:
     """Three samplers at equal cost, and how many images tell them apart, with as many to compare with."""
-    small = device.type == "cpu"
-    seeds = min(2000 if small else 10_000, max(count, 300))
+    seeds = min(machine.seeds, max(count, 300))
     inner, held = _flow(grid)[1:-1], max(min(count // 10, 500), FEWEST)
-    values = {"grid": inner, "last": seeds - 1, "batch": 100 if small else 500, "held": held}
+    values = {"grid": inner, "last": seeds - 1, "batch": machine.at_once, "held": held}
     return _filled("samplers", values).rstrip()
 
 

@@ -16,13 +16,14 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.starters import file_of, is_demo
 
 ENDINGS = (".yaml", ".yml")
+EXPERIMENT = "Which experiment"  # the group of options that say it, in the help of commands
 WHAT = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Argument(metavar="FILE|RUN", help="YAML file of the experiment, or its run directory; or demo."),
 ]
 CONFIG_OPTION = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel="Which experiment"),
+    typer.Option("--config", "-c", help="YAML file of the experiment.", rich_help_panel=EXPERIMENT),
 ]
 
 

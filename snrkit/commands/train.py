@@ -31,7 +31,7 @@ from snrkit.commands.progress import log as messages
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
-from snrkit.experiment.loggers import GoingOn, Loggers, check_loggers, open_loggers
+from snrkit.experiment.loggers import GoingOn, Journal, check_loggers, open_loggers
 from snrkit.experiment.models import READ, FromElsewhere, TrainedHere, checkpoint_path, read_weights
 from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
@@ -193,11 +193,10 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
             if world.leads:
                 prune_checkpoints(run, training.train)  # a command that was killed may not have come to it
                 write_config(run, opened.experiment)
-                facts = describe_environment(world.device, opened.experiment, opened.data.dataset)
-                write_environment(run, facts)
+                write_environment(run, describe_environment(world.device, opened.experiment, opened.data.dataset))
             prepare_sampling(setting, run)
         loggers = open_loggers(opened.experiment, run, world, GoingOn(state.images, log.reached))
-        _loop(run, task, state, tally, log, loggers, of, quiet)
+        _loop(run, task, state, tally, Journal(log, loggers), of, quiet)
     return run
 
 
@@ -290,7 +289,7 @@ def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -
             f"train.resume_from.model: {model.source.path} has another {differing[0]} than this file; leave out "
             f"{', '.join(brought)}, which it brings."
         )
-    if isinstance(network, AdaptedModule):
+    if isinstance(network, AdaptedModule) and not network.with_nulls:
         add_nulls(network)
         median = task.objective.of(torch.tensor(task.train[:1])).logsnr(torch.tensor([0.5], dtype=torch.float64))
         start_untold(network, task.objective.process.time(median)[0])
@@ -298,20 +297,13 @@ def _weights_of_model(training: TrainedHere, model: FromElsewhere, task: Task) -
 
 
 def _loop(
-    run: Run,
-    task: Task,
-    state: TrainState,
-    tally: Tally,
-    log: LogWriter,
-    loggers: Loggers,
-    of: Mapping[str, Any],
-    quiet: bool,
+    run: Run, task: Task, state: TrainState, tally: Tally, journal: Journal, of: Mapping[str, Any], quiet: bool
 ) -> None:
-    config, world, notes = task.config, task.world, Notes(tally, log)
+    config, world, notes = task.config, task.world, Notes(tally, journal.log)
     if state.images >= config.images and world.leads and not quiet:
         messages.info(f"already trained to {state.images} images; raise train.images to go on")
     shown = bar("training", config.images, world.leads and not quiet, done=state.images)
-    with stoppable() as stop, loggers, Background() as writer, shown as progress:
+    with stoppable() as stop, journal.loggers, Background() as writer, shown as progress:
         before: TrainStep | None = None
         for step in train(task, state, config.log_every, stop):
             stopping, before = _asked(world, stop, step, before), step
@@ -322,18 +314,17 @@ def _loop(
                 notes.add(None)
                 record = notes.tally.line(step, config.batch)
                 progress.say(f"loss {_number(record['loss'])}")
-                log.add(record)
-                loggers.line(record)
+                journal.add(record)
                 notes.tally = Tally()
             if _crossed(step, config.batch, config.holdout_every) or step.images >= config.images:
-                _log_held_out(log, loggers, task, state, step)
+                _log_held_out(journal, task, state, step)
             every = config.snapshot_every
             if every and (_crossed(step, config.batch, every) or step.images >= config.images):
                 _snapshot(run, task, state, of, writer)  # before the checkpoint, from which a killed run goes on
             if _crossed(step, config.batch, config.save_every) or step.images >= config.images or stopping:
                 state.settle(task)
                 notes.add(None)
-                _save(run, task, state, notes.tally, log, of, writer)
+                _save(run, task, state, notes.tally, journal.log, of, writer)
             if stopping:
                 break
     world.barrier()  # one that ends earlier may have the others ended before the last checkpoint is written
@@ -370,13 +361,11 @@ def _crossed(step: TrainStep, batch: int, every: int) -> bool:
     return step.images // every > (step.images - batch) // every
 
 
-def _log_held_out(log: LogWriter, loggers: Loggers, task: Task, state: TrainState, step: TrainStep) -> None:
+def _log_held_out(journal: Journal, task: Task, state: TrainState, step: TrainStep) -> None:
     with eagerly(task.compile):
         loss = held_out_loss(task, state.network) if task.world.leads else None
     if loss is not None:
-        record = {"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)}
-        log.add(record)
-        loggers.line(record)
+        journal.add({"kind": "held_out", "step": step.step, "images": step.images, **asdict(loss)})
     task.world.barrier()
 
 

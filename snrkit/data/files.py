@@ -24,6 +24,7 @@ from snrkit.base import arrays
 from snrkit.base.arrays import array_names, array_shape, read_array
 from snrkit.base.errors import DataError, missing, plain, reason_of
 from snrkit.base.gradual import Gradual, finished
+from snrkit.base.hub import local
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Place
 from snrkit.data.dataset import Dataset, Outline, Source, count_classes, fingerprint, memory_dataset, pixels_dataset
@@ -50,6 +51,7 @@ class Listing:
     names: Sequence[str]
     opener: Opener
     labels: Tensor | None  # (n,) int64
+    channels: Channels = "auto"
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -59,7 +61,27 @@ class Listing:
             )
 
 
-class ImageFiles(Source):
+class Listed(Source):
+    """A source whose images are files that can be listed."""
+
+    def listing(self) -> Listing:
+        """The names of the images, and their labels. DataError where there are none, or they cannot be listed."""
+        raise NotImplementedError
+
+    def open(self) -> Dataset:
+        """The images, in memory up to 2 GiB, else read as they are asked for."""
+        return finished(self.opening())
+
+    def opening(self) -> Gradual[Dataset]:
+        return _file_dataset(self.listing())
+
+    def outline(self) -> Outline:
+        """By the names, and the header of the first."""
+        files = self.listing()
+        return len(files.names), _first_shape(files, _reader(files))
+
+
+class ImageFiles(Listed):
     """What sources of image files share.
 
     Labels come from `dataset.json` (EDM's layout) where it exists, or, with `labels: folders`, from the names of the
@@ -82,27 +104,17 @@ class Folder(ImageFiles):
 
     kind: Literal["folder"] = "folder"
 
-    def open(self) -> Dataset:
-        """The images, in memory up to 2 GiB, else read as they are asked for."""
-        return finished(self.opening())
-
-    def opening(self) -> Gradual[Dataset]:
-        return file_dataset(self.listing(), self.channels)
-
-    def outline(self) -> Outline:
-        """By the names, and the header of the first."""
-        return file_outline(self.listing(), self.channels)
-
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or they cannot be listed."""
-        if self.path.is_file():
+        folder = local(self.path)
+        if folder.is_file():
             kinds = {".zip": "give kind: zip", ".npz": "give kind: npz"}
-            advice = kinds.get(self.path.suffix, "give data.path a folder of images")
+            advice = kinds.get(folder.suffix, "give data.path a folder of images")
             raise DataError(f"{self.path} is a file and no folder; {advice}.")
-        if not self.path.is_dir():
+        if not folder.is_dir():
             raise missing("folder", self.path, "give data.path a folder of images")
-        names = sorted(_below(self.path))
-        listed = self.path / "dataset.json"
+        names = sorted(_below(folder))
+        listed = folder / "dataset.json"
         labels = None
         if self.labels == "folders":
             labels = _folder_labels(names)
@@ -110,7 +122,7 @@ class Folder(ImageFiles):
             with readable(listed):
                 listing = read_regular(listed, _largest_listing(len(names)))
             labels = _listed_labels(names, listing, str(listed))
-        return Listing(str(self.path), names, FolderOpener(self.path), labels)
+        return Listing(str(self.path), names, FolderOpener(folder), labels, self.channels)
 
 
 class Zip(ImageFiles):
@@ -118,24 +130,14 @@ class Zip(ImageFiles):
 
     kind: Literal["zip"] = "zip"
 
-    def open(self) -> Dataset:
-        """The images, in memory up to 2 GiB, else read as they are asked for."""
-        return finished(self.opening())
-
-    def opening(self) -> Gradual[Dataset]:
-        return file_dataset(self.listing(), self.channels)
-
-    def outline(self) -> Outline:
-        """By the names, and the header of the first."""
-        return file_outline(self.listing(), self.channels)
-
     def listing(self) -> Listing:
         """The names of the images, and their labels. DataError where there are none, or the zip is damaged."""
-        if not self.path.exists():
+        path = local(self.path)
+        if not path.exists():
             raise missing("zip file", self.path, "give data.path a zip of images")
-        if self.path.is_dir():
+        if path.is_dir():
             raise DataError(f"{self.path} is a folder and no zip; give kind: folder.")
-        opener = ZipOpener(self.path)
+        opener = ZipOpener(path)
         members = opener.names()
         names = sorted(filter(_is_image, members))
         listed = next((name for name in members if Path(name).name == "dataset.json"), None)
@@ -145,7 +147,7 @@ class Zip(ImageFiles):
         elif listed and self.labels == "auto":
             listing = opener(listed, _largest_listing(len(names)))
             labels = _listed_labels(names, listing, f"{self.path}/{plain(listed)}")
-        return Listing(str(self.path), names, opener, labels)
+        return Listing(str(self.path), names, opener, labels, self.channels)
 
 
 class Npz(Source):
@@ -156,9 +158,9 @@ class Npz(Source):
 
     def open(self) -> Dataset:
         """The images, in memory."""
-        with self._readable():
-            images = read_array(self.path, "arr_0")
-            labels = read_array(self.path, "arr_1") if "arr_1" in array_names(self.path) else None
+        with self._readable() as path:
+            images = read_array(path, "arr_0")
+            labels = read_array(path, "arr_1") if "arr_1" in array_names(path) else None
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(
                 f"{self.path}: arr_0 must be uint8 (n, H, W, C), not {images.dtype} {images.shape}; {_to_bytes(images)}"
@@ -173,8 +175,8 @@ class Npz(Source):
 
     def outline(self) -> Outline:
         """By what stands before the numbers."""
-        with self._readable():
-            shape = array_shape(self.path, "arr_0")
+        with self._readable() as path:
+            shape = array_shape(path, "arr_0")
         if len(shape) != 4:
             dataset = self.open()  # which says what is wrong
             return dataset.count, dataset.shape
@@ -182,12 +184,13 @@ class Npz(Source):
         return count, (channels, height, width)
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        """DataError where the file is absent or no such file."""
-        if not self.path.exists():
+    def _readable(self) -> Iterator[Path]:
+        """Where the file lies. DataError where it is absent or no such file."""
+        path = local(self.path)
+        if not path.exists():
             raise missing("file", self.path, "give data.path an .npz file with arr_0")
         try:
-            yield
+            yield path
         except arrays.DAMAGED as error:
             raise DataError(
                 f"{self.path} holds no readable array arr_0 ({reason_of(error)}); write it with np.savez(path, images) "
@@ -242,13 +245,8 @@ def _largest_listing(images: int) -> int:
     return min(LARGEST_LISTING, LISTING + LISTED * images)
 
 
-def file_outline(files: Listing, channels: Channels) -> Outline:
-    """(count, shape) of images that are all as the first."""
-    return len(files.names), _first_shape(files, _reader(files, channels))
-
-
-def _reader(files: Listing, channels: Channels) -> ImageReader:
-    return ImageReader(files.where, files.names, files.opener, None if channels == "auto" else channels)
+def _reader(files: Listing) -> ImageReader:
+    return ImageReader(files.where, files.names, files.opener, None if files.channels == "auto" else files.channels)
 
 
 def _first_shape(files: Listing, reader: ImageReader) -> tuple[int, int, int]:
@@ -258,10 +256,9 @@ def _first_shape(files: Listing, reader: ImageReader) -> tuple[int, int, int]:
     return (reader.channels or found[0], *found[1:])
 
 
-def file_dataset(files: Listing, channels: Channels) -> Gradual[Dataset]:
-    """The images of these files, in memory up to IN_MEMORY_BYTES, else read as they are asked for."""
+def _file_dataset(files: Listing) -> Gradual[Dataset]:
     where, names, labels = files.where, files.names, files.labels
-    reader = _reader(files, channels)
+    reader = _reader(files)
     shape = _first_shape(files, reader)
     if len(names) * math.prod(shape) <= IN_MEMORY_BYTES:
         held = yield from reading_all(reader, shape)

@@ -13,11 +13,9 @@ import torch
 from pydantic import Field
 
 from snrkit.base.errors import ConfigError, DataError, reason_of
-from snrkit.base.gradual import Gradual, finished
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Text
-from snrkit.data.dataset import Dataset, Outline, Source
-from snrkit.data.files import Channels, Listing, file_dataset, file_outline
+from snrkit.data.files import Channels, Listed, Listing
 from snrkit.data.images import LARGEST_IMAGE
 
 
@@ -42,7 +40,7 @@ class RowOpener:
         yield f"{self.rows._fingerprint} {self.image} {len(names)}".encode()
 
 
-class HubImages(Source):
+class HubImages(Listed):
     """A data set that `datasets` opens, with one image a row."""
 
     kind: Literal["hf"] = "hf"
@@ -58,17 +56,6 @@ class HubImages(Source):
         default="auto", description="1: grey, 3: RGB, to which images of the other are converted; auto: all agree"
     )
 
-    def open(self) -> Dataset:
-        """The images, in memory up to 2 GiB, else read as they are asked for."""
-        return finished(self.opening())
-
-    def opening(self) -> Gradual[Dataset]:
-        return file_dataset(self.listing(), self.channels)
-
-    def outline(self) -> Outline:
-        """By the number of rows, and the header of the first image."""
-        return file_outline(self.listing(), self.channels)
-
     def listing(self) -> Listing:
         """The rows by number, with their labels. DataError where the data set cannot be opened or has no images."""
         rows = self._rows()
@@ -83,7 +70,7 @@ class HubImages(Source):
                 raise DataError(f"data.label: '{self.label}' of {self.path} does not hold whole numbers.") from None
         rows = rows.select_columns([self.image])
         names = [f"{row:09d}" for row in range(len(rows))]
-        return Listing(self.path, names, RowOpener(rows, self.image), labels)
+        return Listing(self.path, names, RowOpener(rows, self.image), labels, self.channels)
 
     def _rows(self) -> Any:
         """The data set, its images not decoded."""

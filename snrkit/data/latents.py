@@ -29,6 +29,7 @@ from torch import Tensor
 from snrkit.base.arrays import DAMAGED, array_names, read_array
 from snrkit.base.errors import DataError, missing, reason_of, shown
 from snrkit.base.files import new_file, remove_abandoned
+from snrkit.base.hub import local
 from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import sealed, unsealed
 from snrkit.base.streams import LATENTS_FIXED
@@ -153,7 +154,7 @@ class Latents(Source):
 
     def encoded(self) -> Encoded:
         """What the file holds. DataError where it cannot be read, or holds no latents."""
-        return read_latents(self.path)
+        return read_latents(local(self.path))
 
     def open(self) -> Dataset:
         """The latents, in memory."""
@@ -162,7 +163,7 @@ class Latents(Source):
     def confirm(self) -> None:
         """DataError where the file was made of other images than `of` has, which are all read for it."""
         if self.of is not None:
-            _ = _Originals(self.of, _about(self.path), self.path).images
+            _ = _Originals(self.of, _about(local(self.path)), self.path).images
 
     @property
     def unread(self) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.gradual import Done, Gradual
-from snrkit.base.hub import fetched
 from snrkit.checkpoints.codec import Codec, Encoder, autoencoder_digest
 from snrkit.checkpoints.foreign import Autoencoder
 from snrkit.data import AnySource
@@ -120,7 +119,6 @@ def _represented(
     source: AnySource, codec: Codec | None, device: torch.device
 ) -> Gradual[tuple[Dataset, Dataset, Representation]]:
     """(images, states, the way between them) of a source, and of a model that encodes images itself."""
-    source = fetched(source)
     if codec is not None and (isinstance(source, Latents) or source.representation != PIXELS):
         raise ConfigError("data: the model encodes images itself; give it images, in the representation pixels.")
     if isinstance(source, Latents):

@@ -25,6 +25,7 @@ from snrkit.base.errors import ConfigError, Stopped
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import write_json
 from snrkit.experiment.experiment import Experiment
+from snrkit.experiment.log import LogWriter
 from snrkit.experiment.run import Run
 from snrkit.loggers.logger import Logger, OpenedLogger, Source
 from snrkit.loggers.sending import Job, Sender
@@ -109,6 +110,19 @@ class Loggers:
     ) -> None:
         for logger in self.each:
             logger.sender.close(error is not None and not isinstance(error, Stopped))
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The log of a training, and the loggers that are told its lines."""
+
+    log: LogWriter
+    loggers: Loggers
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add a line to both."""
+        self.log.add(record)
+        self.loggers.line(record)
 
 
 def finite_of(values: Mapping[str, object]) -> dict[str, float]:

@@ -115,7 +115,7 @@ class AdaptedModule(nn.Module):
 
     def __init__(self, value: Adapted, inner: nn.Module) -> None:
         super().__init__()
-        self.value, self.inner = value, inner
+        self.value, self.inner, self.with_nulls = value, inner, False
         self.output = f"inner.{inner.output}"
         if isinstance(inner, DitModule):  # a file has positions of its own, which checkpoints of it are to keep
             inner.register_buffer("pos_embed", inner.pos_embed)
@@ -137,7 +137,7 @@ class AdaptedModule(nn.Module):
 
 def add_nulls(network: AdaptedModule) -> None:
     """Put rows for a level and for a label that are not told round the modules that embed these, in place."""
-    inner = network.inner
+    inner, network.with_nulls = network.inner, True
     for name, width in getattr(inner, "time_embeddings", {}).items():
         _replace(inner, name, NullTime(inner.get_submodule(name), width))
     for name in getattr(inner, "label_embeddings", ()):

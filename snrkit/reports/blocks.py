@@ -23,7 +23,7 @@ from snrkit.base.regular import read_regular
 from snrkit.base.value import Value
 from snrkit.metrics.paired import Difference
 from snrkit.metrics.scores import Entry, ScoreDefinition
-from snrkit.reports.layout import EMPTY
+from snrkit.reports.layout import saying
 from snrkit.reports.plots import Curves, Forest, Front, Plot, curves_of
 from snrkit.reports.records import OverSeeds
 
@@ -58,7 +58,7 @@ class Table:
 
 def full(table: Table) -> Table:
     """The table without the columns, but for its first, that say nothing in any row."""
-    kept = [i for i in range(len(table.header)) if i == 0 or any(row[i] not in EMPTY for row in table.rows)]
+    kept = saying(table.rows, len(table.header))
     marked = frozenset((row, kept.index(column)) for row, column in table.marked if column in kept)
     return Table([table.header[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.name, marked)
 

@@ -57,10 +57,15 @@ def measured(value: float, low: float | None, high: float | None, signed: bool =
     return f"{rounded(value, supported, signed)} [{least}, {most}]"
 
 
+def saying(rows: Sequence[Sequence[str]], columns: int) -> list[int]:
+    """The first column, and those that say something in some row."""
+    return [place for place in range(columns) if place == 0 or any(row[place] not in EMPTY for row in rows)]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """The lines of a table, none wider than `width`. The first column names the rows."""
     heads = _told_apart(header)
-    kept = [place for place in range(len(heads)) if place == 0 or any(row[place] not in EMPTY for row in rows)]
+    kept = saying(rows, len(heads))
     heads = [heads[place] for place in kept]
     cells = [[" ".join(row[place].split()) for place in kept] for row in rows]
     widths = [max([_head_width(head), *(cell_len(row[i]) for row in cells)]) for i, head in enumerate(heads)]

@@ -6,7 +6,6 @@ from typing import Any
 import yaml
 
 from snrkit.base.records import read_record
-from snrkit.base.sealed import read_json
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.run import Run
@@ -14,14 +13,18 @@ from snrkit.metrics.records import SamplerScores
 from snrkit.reports.blocks import short
 from snrkit.reports.citing import BIBTEX
 from snrkit.reports.records import Exported
-from snrkit.shift.files import shift_record
+from snrkit.reports.run_report import find
+from snrkit.shift.measure import Shift
 
 FILE = "snrkit.safetensors"
 
 
 def model_card(experiment: Experiment, run: Run, made: Exported, name: str) -> str:
-    """README.md of the repository `name`."""
-    scores = {n: read_record(SamplerScores, run.metrics(n)) for n in experiment.samplers if run.metrics(n).exists()}
+    """README.md of the repository `name`: what the run holds of these weights and of its samplers as they are now."""
+    found, of = find(run, experiment), (made.weights, made.images)
+    scores = {n: record for n, record in found.metrics.items() if (record.weights, record.checkpoint_images) == of}
+    facts = {n: record.facts for n, record in found.shifts.items()}
+    shifts = {n: found.shifts[n].shift for n, fact in facts.items() if (fact.weights, fact.checkpoint_images) == of}
     head: dict[str, Any] = {"library_name": "snrkit", "tags": ["diffusion", "image-generation"]}
     if scores:
         head["model-index"] = [{"name": experiment.name, "results": [_result(experiment, scores)]}]
@@ -31,8 +34,8 @@ def model_card(experiment: Experiment, run: Run, made: Exported, name: str) -> s
         _facts(experiment, made),
         f"```yaml\nname: {experiment.name}\nmodel: {{kind: snrkit, path: hf:{name}/{FILE}}}\n"
         "data: ...  # the images that it is to make, for the null and the scores\nsamplers: ...\n```",
-        _table(experiment, run, scores),
-        *[f"> {certificate.sentence}" for certificate in _certificates(experiment, run)],
+        _table(experiment, scores, shifts),
+        *[f"> {certificate.sentence}" for certificate in _certificates(experiment, run, made)],
         f"```bibtex\n{BIBTEX}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -49,24 +52,22 @@ def _result(e: Experiment, scores: Mapping[str, SamplerScores]) -> dict[str, Any
     """The scores as the Hub reads them."""
     metrics = [
         {
-            "type": record.decided_by,
+            "type": key,
             "name": f"{record.names.get(key, key)} of {name}, {record.nfe} evaluations",
-            "value": entry.mean,
+            "value": record.summary[key].mean,
         }
         for name, record in scores.items()
-        for key, entry in record.summary.items()
-        if key == record.decided_by
+        for key in [record.decided_by]
     ]
     task = {"type": "image-generation"}
     return {"task": task, "dataset": {"type": e.data.kind, "name": e.data.kind}, "metrics": metrics}
 
 
-def _table(e: Experiment, run: Run, scores: Mapping[str, SamplerScores]) -> str:
+def _table(e: Experiment, scores: Mapping[str, SamplerScores], shifts: Mapping[str, Shift]) -> str:
     """Samplers, what they cost, their scores and their shifts, as far as they are known."""
     rows = []
     for name in e.samplers:
-        shift = shift_record(read_json(run.shift(name)), run.shift(name)).shift if run.shift(name).exists() else None
-        record = scores.get(name)
+        shift, record = shifts.get(name), scores.get(name)
         if shift is None and record is None:
             continue
         gap = "" if shift is None else f"{shift.mean_norm_gap.value:+.3f} ({shift.mean_norm_gap_null.value:+.3f})"
@@ -79,6 +80,8 @@ def _table(e: Experiment, run: Run, scores: Mapping[str, SamplerScores]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _certificates(e: Experiment, run: Run) -> list[Certificate]:
+def _certificates(e: Experiment, run: Run, made: Exported) -> list[Certificate]:
+    """Those of the weights."""
     paths = [run.certificate(name) for name in e.samplers]
-    return [read_record(Certificate, path) for path in paths if path.exists()]
+    found = [read_record(Certificate, path) for path in paths if path.exists()]
+    return [one for one in found if (one.of.weights, one.of.checkpoint_images) == (made.weights, made.images)]

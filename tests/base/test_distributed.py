@@ -24,7 +24,7 @@ from snrkit.commands.train import Tally, _loop, run_training
 from snrkit.commands.tune import run_tuning
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.log import LogWriter
-from snrkit.experiment.loggers import Loggers
+from snrkit.experiment.loggers import Journal, Loggers
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from tests.opened import open_network, open_task
@@ -193,7 +193,7 @@ def test_skipped_steps_in_a_row_are_exchanged_once_each_by_all(tmp_path, every):
         task, state = poisoned(open_task(found), open_network(found), lambda step: step in (1, 2))
         run.path.mkdir()
         log = LogWriter(run.log, 0, world.leads)
-        _loop(run, replace(task, world=world), state, Tally(), log, Loggers(), {}, quiet=True)
+        _loop(run, replace(task, world=world), state, Tally(), Journal(log, Loggers()), {}, quiet=True)
         met.append(world.met)
         logs.append([line["step"] for line in read_lines(run.log)[0] if line["kind"] == "skipped"])
     assert met[0] == met[1]

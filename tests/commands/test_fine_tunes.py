@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from snrkit.base.errors import ConfigError
+from snrkit.checkpoints.exported import About, exported
 from snrkit.commands.train import begin_from
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import dump_yaml, parse_experiment
@@ -107,6 +108,22 @@ def begun(e):
     state = make_state(task, open_network(opened.experiment.training, opened.setting))
     begin_from(opened.experiment, task, state)
     return task, state
+
+
+@pytest.mark.parametrize("family", ["unet", "dit"])
+def test_a_fine_tune_that_was_exported_is_trained_on_as_it_is(models, family, tmp_path):
+    """What it learned to say where it is not told stays; every weight does."""
+    model, shape, labels = models[family]
+    e = parse_experiment(content(model, shape, labels), "tuned.yaml")
+    _, state = begun(e)
+    weights = {name: tensor + 0.01 for name, tensor in state.network.state_dict().items()}
+    parts = {part: getattr(e, part) for part in ("process", "target", "precondition", "network")}
+    said = {"unlabelled": True, "untold": True, "weights": "network", "images": 1, "sigma_data": 1.0}
+    (tmp_path / "x.safetensors").write_bytes(exported(About(shape=shape, **parts, **said), weights))
+    again = content({"kind": "snrkit", "path": str(tmp_path / "x.safetensors")}, shape, labels)
+    _, found = begun(parse_experiment(again, "again.yaml"))
+    assert found.network.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in found.network.state_dict().items())
 
 
 def first_of(task):

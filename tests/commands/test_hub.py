@@ -92,6 +92,10 @@ def test_a_run_goes_to_the_hub_and_comes_back_to_the_same_bits(tmp_path, remote,
     snrkit(tmp_path, "sample", "-q", "--set", "sample={seeds: 0-7, batch: 8}", config="x.yaml")
     ours, theirs = (load_images(Run(tmp_path / "runs" / name).samples("euler"), range(8)) for name in ("small", "x"))
     assert torch.equal(ours, theirs)
+    snrkit(tmp_path, "push", run, "hf:me/raw", "--average", "network", plain=True)  # of which nothing was measured
+    card = (tmp_path / "hub/models/me/raw/README.md").read_text()
+    assert "model-index" not in card
+    assert "| euler |" not in card
     monkeypatch.chdir(tmp_path)
     assert call("init", "y.yaml", "--from", model["path"]).returncode == 0
     assert str(load_experiment("y.yaml").model.source.path) == model["path"]
@@ -106,6 +110,7 @@ def test_images_of_the_hub_are_those_of_the_folder(tmp_path, remote):
         Image.new("L", (8, 8), 60 * i).save(folder / f"{i}.png")
     named, here = Folder(path="hf:datasets/me/photos/train"), Folder(path=folder)
     assert torch.equal(fetched(named).open().pixels(range(4)), here.open().pixels(range(4)))
+    assert torch.equal(named.open().pixels(range(4)), here.open().pixels(range(4)))
     assert str(named.path) == "hf:datasets/me/photos/train"
 
 
