@@ -4,6 +4,8 @@ To every sampler with corrections comes, where it is missing, its base - its sol
 steps as the same NFE allows, or one evaluation more where none has the same (guided Heun costs an even number, Heun an
 odd one); `compare.bases` may name another row. To every NFE come the solvers of `compare.solvers`, or, where they
 cannot have that NFE, with one evaluation less. So a base is never cheaper than its row, and a rival never dearer.
+Rows without corrections have the first of them at their NFE as their base; a rival that has none there, the row whose
+rival it is.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,6 +49,10 @@ class Layout:
                 return name
         return None
 
+    def plain(self, nfe: int) -> str | None:
+        """The first row without corrections at this cost; None if there is none."""
+        return next((name for name, (s, cost) in self.found.items() if cost == nfe and s == bare(s)), None)
+
 
 def comparison_layout(experiment: Experiment) -> dict[str, Row]:
     """All rows. ConfigError where a sampler has no base, or `compare.bases` names none."""
@@ -54,7 +60,7 @@ def comparison_layout(experiment: Experiment) -> dict[str, Row]:
     given = {name: (sampler, cost(sampler)) for name, sampler in experiment.samplers.items()}
     named = experiment.compare.bases
     _check_named(named, given)
-    layout, bases = Layout(cost, dict(given)), dict(named)
+    layout, bases, rivals = Layout(cost, dict(given)), dict(named), dict[str, str]()
     for name, (sampler, nfe) in given.items():
         plain = bare(sampler)
         if plain != sampler and name not in bases:
@@ -66,7 +72,14 @@ def comparison_layout(experiment: Experiment) -> dict[str, Row]:
                 )
             bases[name] = base
         for solver in experiment.compare.solvers:
-            layout.row(plain.model_copy(update={"solver": solver}), nfe, nfe - 1)
+            rival, beside = layout.row(plain.model_copy(update={"solver": solver}), nfe, nfe - 1), bases.get(name, name)
+            if rival is not None and rival != beside:
+                rivals.setdefault(rival, beside)
+    for name, (sampler, nfe) in layout.found.items():
+        first = layout.plain(nfe)
+        base = rivals.get(name) if first == name else first
+        if sampler == bare(sampler) and base is not None:
+            bases.setdefault(name, base)
     return {name: Row(sampler, nfe, bases.get(name)) for name, (sampler, nfe) in layout.found.items()}
 
 

@@ -121,8 +121,9 @@ def _read(entry: WithNull) -> str:
 COMPARISON_GUIDE = (
     "Rows of one NFE cost the same number of network calls. A row with corrections is compared with its base: the same "
     "solver on the same grid without corrections, with as many steps as its NFE allows (one evaluation more where it "
-    "has only odd costs), or the row that compare.bases names. The difference is over ranges of equal seeds, with a "
-    "paired 95 % t-interval; better and worse mean that the interval clears 0.",
+    "has only odd costs), or the row that compare.bases names. A row without corrections is compared with the first "
+    "such row of its NFE. The difference is over ranges of equal seeds, with a paired 95 % t-interval; better and "
+    "worse mean that the interval clears 0.",
     "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Times "
     "are medians of interleaved batches on this machine; overhead is against the base. Neither what an estimator of "
     "levels costs nor what statistics on training images cost is in the NFE.",
