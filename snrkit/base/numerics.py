@@ -5,4 +5,4 @@ every folder of samples, of every record of scores, shifts and estimators, and o
 and evaluation, so that numbers from before such a change are made anew or refused, never mixed with later ones.
 """
 
-NUMERICS = 11
+NUMERICS = 12

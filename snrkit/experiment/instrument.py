@@ -15,6 +15,7 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.frequency import views
 from snrkit.base.gradual import Done, Gradual, finished
 from snrkit.data.dataset import chunks
+from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.flows import flow_key
@@ -26,8 +27,8 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.sources import open_estimator
 from snrkit.experiment.trajectories import Trajectories, labels_of, sample_steps
 from snrkit.sampling.grid import scope_of
-from snrkit.sampling.sampler import OpenedSampler, Sampler, parse_seeds
-from snrkit.sampling.step import Noise, Step
+from snrkit.sampling.sampler import OpenedSampler, Sampler, opened_solver, parse_seeds
+from snrkit.sampling.step import Noise, Solver, Step
 from snrkit.shift.amplification import LARGEST_COVARIANCE
 from snrkit.shift.arms import HELD_BYTES, Arm, reverse_arm
 from snrkit.shift.bootstrap import FEWEST, Bootstrap
@@ -310,6 +311,10 @@ class Instrument:
     def _side(self, ready: OpenedSampler, rows: Tensor) -> Side:
         own, cond = self.placed(ready, rows)
         return Side(partial(self.shown, rows), rows, own.levels[:-1], cond)
+
+    def solver_on(self, sampler: Sampler, levels: Sequence[Level]) -> Solver:
+        """The sampler's solver, opened for other levels than its grid's."""
+        return opened_solver(sampler, self.samples.sources, levels)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made for the first sampler that asks for `key`."""

@@ -271,6 +271,13 @@ def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSam
     return OpenedSampler(levels, solver, tuple(corrections), placement)
 
 
+def opened_solver(sampler: Sampler, sources: Sources, levels: Sequence[Level]) -> Solver:
+    """The solver of a sampler without what is fitted beyond its base, opened for levels of shape ()."""
+    plain = bare(sampler)
+    solver: Solver = _opened(plain.solver, plain, sources, levels)
+    return solver
+
+
 def takes_fit(sampler: Sampler) -> bool:
     """Whether it has a solver or correction whose coefficients are fitted."""
     return any(terms_of(value) for value in (sampler.solver, *sampler.corrections))

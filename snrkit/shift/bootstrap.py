@@ -1,6 +1,7 @@
 """Percentile bootstrap over images; samples of one image are resampled together."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,11 @@ class Curve:
     low: list[float]
     high: list[float]
 
+    def widened(self, errors: Sequence[float]) -> "Curve":
+        """With intervals that are wider by `errors` at either end."""
+        low = [value - error for value, error in zip(self.low, errors, strict=True)]
+        return Curve(self.value, low, [value + error for value, error in zip(self.high, errors, strict=True)])
+
 
 def signed(value: float) -> str:
     """With its sign and four digits."""
@@ -40,6 +46,10 @@ class Number:
     value: float
     low: float
     high: float
+
+    def widened(self, error: float) -> "Number":
+        """With an interval that is wider by `error` at either end."""
+        return Number(self.value, self.low - error, self.high + error)
 
     def plain(self) -> str:
         """Value [low, high] to four digits."""

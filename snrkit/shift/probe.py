@@ -16,7 +16,7 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.sampler import OpenedSampler, Sampler
-from snrkit.sampling.step import Noise
+from snrkit.sampling.step import Noise, Solver
 from snrkit.shift.arms import Arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.estimator import Estimator
@@ -44,6 +44,9 @@ class Equipment(Protocol):
 
     def walk(self, sampler: Sampler, ready: OpenedSampler, visited: Sequence[int], reader: StateReader) -> Arm:
         """The arm of all trajectories walked by `ready` from the first states of `sampler`, at the levels `visited`."""
+
+    def solver_on(self, sampler: Sampler, levels: Sequence[Level]) -> Solver:
+        """The sampler's solver, opened for other levels than its grid's."""
 
     @property
     def covariance(self) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Probes of measure-shift: each reads its null with an exact denoiser and many steps, and known errors as such."""
 
 import math
-from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +20,10 @@ from snrkit.sampling.corrections import ClassifierFreeGuidance, Dcw, EpsilonScal
 from snrkit.sampling.corrections.guidance import Guided, Term
 from snrkit.sampling.flow import Flow as Walk
 from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.refine import refined
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.sampler import Dummy, Sampler, open_with
-from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Dpmpp2m, Euler, Heun
+from snrkit.sampling.sampler import Dummy, Sampler, open_with, opened_solver
+from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Churn, Dpmpp2m, Euler, Heun, Unipc
 from snrkit.sampling.solvers.ancestral import AnalyticSteps
 from snrkit.shift.amplification import gaussian_gain, measure_gain, modes, read_gain
 from snrkit.shift.arms import forward_arm, noised, reverse_arm
@@ -35,7 +36,7 @@ from snrkit.shift.flow_distance import read_distance
 from snrkit.shift.horizon import horizon_arms, read_horizon
 from snrkit.shift.nearest import misfits, nearest_shift
 from snrkit.shift.states import StateReader
-from snrkit.shift.why import REFERENCE_STEPS, fine_reference, read_why
+from snrkit.shift.why import WhyProbe, fine_reference, reference_solver
 from snrkit.shift.window import OFFSETS, invert, read_window, window_arm
 from snrkit.training.config import TrainConfig
 from snrkit.training.holdout import training_pairs
@@ -302,33 +303,105 @@ def test_the_audit_sees_input_perturbation():
     assert found.alpha.value[-1] == pytest.approx(1, abs=0.02)
 
 
+def split(sampler, denoise, process, count=COUNT):
+    """(What the probe `why` reads of a sampler on Gaussian data, the arm of the sampler)."""
+    ready, known = open_with(sampler, process, Dummy(process)), reference(process, count=count)
+    levels = ready.levels[:-1]
+
+    def walk(sampler, own, places, reader):
+        drawn = torch.Generator().manual_seed(len(own.levels))
+        noise = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(7))
+        x = start(process, noise, own.levels[0], VARIANCE)
+        fresh = lambda s: torch.randn(s.shape, generator=drawn, dtype=s.dtype)  # noqa: E731
+        steps = lambda d: sample(d, own.solver, own.levels, x, corrections=own.corrections, noise=fresh)  # noqa: E731
+        return reverse_arm(denoise, [steps], places, count, reader)
+
+    solver_on = lambda sampler, levels: opened_solver(sampler, Dummy(process), levels)  # noqa: E731
+    reverse = walk(sampler, ready, range(len(levels)), known.pixel_reader(levels))
+    specimen = SimpleNamespace(
+        sampler=sampler, ready=ready, denoise=denoise, levels=levels, reverse=reverse, reference=known, bootstrap=BOOT,
+        forward=forward_arm(denoise, levels, clean(count, 1), torch.arange(count), Cond(), key=(9, 1), batch=600,
+                            device=CPU, reader=known.reader(levels, {})),
+        equipment=SimpleNamespace(walk=walk, solver_on=solver_on),
+    )  # fmt: skip
+    return WhyProbe().read(specimen), reverse
+
+
+def erring(exact, share=0.1):
+    """A denoiser whose x0 is too large by a share."""
+
+    def answer(x, level, told, cond):
+        x0 = exact(x, level).x0 * (1 + share)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+    return Wrapped(exact.process, answer)
+
+
+def test_why_splits_the_solver_from_the_network():
+    """With an exact denoiser the network's share is 0 and the solver's is all; a network that errs keeps its share, and
+    so does one whose answers are corrected."""
+    exact, sampler = gaussian(Edm(), 0.0, VARIANCE, SHAPE), Sampler(grid=Karras(steps=7), solver=Euler())
+    found, wrong = (split(sampler, each, Edm())[0].log_variance_ratio for each in (exact, erring(exact)))
+    assert abs(found.mean_network.value) < 0.03
+    assert found.mean_solver.value < -0.05
+    assert wrong.mean_network.value > 0.05
+    corrected = sampler.model_copy(update={"corrections": (EpsilonScaling(scale=1.1),)})
+    scaled = split(corrected, exact, Edm())[0].log_variance_ratio
+    assert scaled.network == found.network
+    assert scaled.mean_solver.value > found.mean_solver.value + 0.5
+
+
+@pytest.mark.parametrize("steps", [7, 40])
+@pytest.mark.parametrize("solver", [Euler(), Heun(), Unipc(p=3)], ids=lambda s: s.kind)
 @pytest.mark.parametrize("process", [Edm(), Ddpm(), Flow()], ids=lambda p: p.kind)
-def test_why_splits_the_solver_from_the_network(process):
-    """With an exact denoiser the network's share is 0 and the solver's is all; a network that errs keeps its share."""
-    grid = Karras(steps=7) if process.kind == "edm" else UniformLogsnr(steps=7, logsnr_min=-7, logsnr_max=7)
-    known, exact = reference(process), gaussian(process, 0.0, VARIANCE, SHAPE)
-    wrong = Wrapped(
-        process, lambda x, lv, told, cond: Prediction(exact(x, lv).x0 * 1.1, (x - exact(x, lv).x0 * 1.1) / lv.sigma)
-    )
-    shares = {}
-    for name, denoise in (("exact", exact), ("wrong", wrong)):
-        sampler = Sampler(grid=grid, solver=Euler(), corrections=(EpsilonScaling(scale=1.1),))
-        ready = open_with(sampler, process, Dummy(process))
-        ideal, visited = fine_reference(sampler, ready, process, -(-REFERENCE_STEPS // 7))
-        assert ideal.corrections == ()
-        assert [float(ideal.levels[i].logsnr) for i in visited] == [float(lv.logsnr) for lv in ready.levels[:-1]]
-        arms = []
-        for r, places in ((ready, range(7)), (ideal, visited)):
-            noise = torch.randn(COUNT, *SHAPE, generator=torch.Generator().manual_seed(7))
-            x = start(process, noise, r.levels[0], VARIANCE)
-            arms.append(
-                reverse_arm(denoise, [partial(walked, r, x)], places, COUNT, known.pixel_reader(ready.levels[:-1]))
-            )
-        levels = ready.levels[:-1]
-        shares[name] = read_why(*arms, forward(denoise, levels), levels, known, BOOT, ideal, 9)
-    assert abs(shares["exact"].log_variance_ratio.mean_network.value) < 0.03
-    assert shares["exact"].log_variance_ratio.mean_solver.value < -0.05
-    assert shares["wrong"].log_variance_ratio.mean_network.value > 0.05
+def test_the_solver_s_share_covers_the_truth(process, solver, steps):
+    """The exact flow of Gaussian data multiplies every state by one number, so that what a solver adds to the ln of the
+    variance is known without error, and its interval is the error of the reference alone."""
+    grid = Karras(steps=steps) if process.kind == "edm" else UniformLogsnr(steps=steps, logsnr_min=-7, logsnr_max=7)
+    sampler, exact = Sampler(grid=grid, solver=solver), gaussian(process, 0.0, VARIANCE, SHAPE)
+    found, reverse = split(sampler, exact, process, 20)
+    levels = open_with(sampler, process, Dummy(process)).levels[:-1]
+    total = [float(lv.alpha**2 * VARIANCE + lv.sigma**2) for lv in levels]
+    seen = reverse.eps_square.mean(1)  # of a linear denoiser: |x|^2 sigma^2/total^2
+    power = [float(e) * t**2 / float(lv.sigma**2) for e, t, lv in zip(seen, total, levels, strict=True)]
+    truth = sum(math.log(p / power[0] * total[0] / t) for p, t in zip(power, total, strict=True)) / len(levels)
+    for shares in (found.norm_gap, found.log_variance_ratio):
+        assert shares.mean_solver.low - 1e-6 <= truth <= shares.mean_solver.high + 1e-6
+        assert shares.error < (2e-3 if process.kind == "ddpm" else 1e-4)  # a table's levels are not cut evenly
+
+
+def ancestral_variances(levels, share):
+    """Variances of the states of ancestral steps, with the denoiser of N(0, VARIANCE) whose x0 errs by a share."""
+    found = [VARIANCE + float(levels[0].sigma) ** 2]
+    for here, there in pairwise([float(level.sigma) for level in levels[:-1]]):
+        gain, fresh = (1 + share) * VARIANCE / (VARIANCE + here**2), 1 - (there / here) ** 2
+        kept = gain + there * math.sqrt(1 - fresh) * (1 - gain) / here
+        found.append(kept**2 * found[-1] + there**2 * fresh)
+    return found
+
+
+@pytest.mark.parametrize(("steps", "share"), [(13, 0.0), (40, 0.05)])
+def test_a_solver_that_draws_noise_is_held_against_its_own_process(steps, share):
+    """Ancestral steps of an erring network: what is the solver's is what finer ancestral steps do not have."""
+    exact, grid = gaussian(Edm(), 0.0, VARIANCE, SHAPE), UniformLogsnr(steps=steps, logsnr_min=-7, logsnr_max=7)
+    sampler = Sampler(grid=grid, solver=Ancestral())
+    levels, fine = grid.levels(Edm()), refined(grid.levels(Edm()), Edm(), 200)
+    limit = [ancestral_variances(fine.levels, share)[place] for place in fine.visited[:-1]]
+    truth = [math.log(v / w) for v, w in zip(ancestral_variances(levels, share), limit, strict=True)]
+    found = split(sampler, erring(exact, share), Edm(), 2000)[0].log_variance_ratio
+    assert found.mean_solver.low <= sum(truth) / steps <= found.mean_solver.high
+    assert found.mean_solver.high - found.mean_solver.low < 0.12
+
+
+def test_noise_is_refined_as_it_is_drawn():
+    """An erring network under churn is another process than its flow; what these differ by is not the solver's."""
+    exact = erring(gaussian(Edm(), 0.0, VARIANCE, SHAPE), 0.3)
+    churned = Sampler(grid=UniformLogsnr(steps=60, logsnr_min=-7, logsnr_max=7), solver=Churn(s_churn=20))
+    plain = churned.model_copy(update={"solver": Heun()})
+    found, flow = (split(each, exact, Edm())[0].log_variance_ratio for each in (churned, plain))
+    apart = found.mean_network.value - flow.mean_network.value
+    assert apart > 0.2
+    assert abs(found.mean_solver.value) < apart / 2
 
 
 @pytest.mark.parametrize("span", [{}, {"logsnr_min": -1.0, "logsnr_max": 2.0}], ids=["everywhere", "interval"])
@@ -344,17 +417,17 @@ def test_guidance_is_of_the_network_whose_shift_is_split(span):
     base, cfg = Wrapped(process, labelled), ClassifierFreeGuidance(weight=2.0, **span)
     sampler = Sampler(grid=Karras(steps=6), solver=Euler(), corrections=(cfg, Dcw(pixel=0.1)))
     ready = open_with(sampler, process, Dummy(process))
-    reference, visited = fine_reference(sampler, ready, process, 10)
+    solver = reference_solver(sampler, ready)
+    assert solver == (Heun() if span else Unipc(p=3))
+    reference, visited = fine_reference(sampler, ready, process, 10, solver)
     x = start(process, torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)), ready.levels[0])
     cond = Cond(labels=torch.zeros(4, dtype=torch.int64))
     guided = Wrapped(process, lambda x, level, told, cond: Guided(base, [unlabelled])(x, level, cond=cond))
     unlabelled = Term(torch.tensor(2.0, dtype=torch.float64), unlabelled=True)
-    expected = x
-    for place, (first, last) in enumerate(pairwise((*visited, len(reference.levels) - 1))):
+    places, expected = (*visited, len(reference.levels) - 1), x
+    for place, ends in enumerate(pairwise(places) if span else [(0, places[-1])]):
         inside = cfg.everywhere or -1.0 <= float(ready.levels[place].logsnr) <= 2.0
-        steps = sample(
-            guided if inside else base, Heun(), reference.levels, expected, cond=cond, steps=range(first, last)
-        )
+        steps = sample(guided if inside else base, solver, reference.levels, expected, cond=cond, steps=range(*ends))
         expected = [step.x_next for step in steps][-1]
     walk = sample(base, reference.solver, reference.levels, x, corrections=reference.corrections, cond=cond)
     torch.testing.assert_close([step.x_next for step in walk][-1], expected, rtol=0, atol=0)
