@@ -273,9 +273,11 @@ class SnrkitCertificate:
         recipe, scaling = Recipe(record["recipe"]), scaling_of(model)
         levels = [math.nan if value is None else value for value in record["logsnr"]]
         sigmas = torch.cat([scaling.from_logsnr(torch.tensor(levels, dtype=torch.float64)), torch.zeros(1)]).float()
+        recipe.sigmas = sigmas.tolist()
         return patched(model, recipe.next_state) if recipe.acts else model, sigmas, recipe.cfg
 
 
+CLOSE = 1e-3  # of sigmas that are the same, relatively
 PLAIN = {  # corrections that are known, and how their other options are to stand
     "cfg": {"rescale": 0, "logsnr_min": None, "logsnr_max": None, "t_min": 0, "t_max": 1},
     "dcw": {"schedule": {"kind": "constant"}, "wavelet": "haar", "padding": "zero", "space": "native"},
@@ -298,6 +300,7 @@ class Recipe:
         for each in definition["corrections"]:
             self._take(each)
         self.past: list[Tensor] = []
+        self.sigmas: list[float] = []
 
     def _take(self, each: dict) -> None:
         kind = each["kind"]
@@ -314,7 +317,12 @@ class Recipe:
         return bool(self.corrections) or self.history is not None
 
     def next_state(self, step: Step) -> Tensor:
-        """Where the recipe's step ends."""
+        """Where the recipe's step ends. ValueError where it is not one of the recipe's own."""
+        own, walked = self.sigmas[step.index : step.index + 2], (float(step.sigma), float(step.sigma_next))
+        if len(own) < len(walked) or any(abs(a - b) > CLOSE * max(a, b) for a, b in zip(own, walked)):
+            raise ValueError(
+                "snrkit: the recipe is of other sigmas; give SamplerCustom those of this node, all of them."
+            )
         for each in self.corrections:
             if each["kind"] == "epsilon_scaling":
                 factor = torch.as_tensor(each["scale"], dtype=step.x.dtype)

@@ -36,6 +36,12 @@ class HubPlace(NamedTuple):
     revision: str | None
     inside: str
 
+    @property
+    def written(self) -> str:
+        """The repository, at its revision, as a path names it."""
+        kind = "datasets/" if self.kind == "dataset" else ""
+        return f"{HUB}{kind}{self.name}" + ("" if self.revision is None else f"@{self.revision}")
+
 
 def hub_package() -> ModuleType:
     """The package huggingface_hub; ConfigError says how to install it."""

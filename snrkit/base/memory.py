@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+from snrkit.base.errors import SnrkitError
+
 CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 """Of what torch says in a plain RuntimeError where the host has none left."""
 
@@ -26,3 +28,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATOR)
+
+
+def no_memory() -> SnrkitError:
+    """What a command says that was refused memory, and what to do."""
+    return SnrkitError(
+        "not enough memory; give smaller batches (sample.batch, shift.batch, metrics.batch, or train.accumulate "
+        "for parts of a step), or another --device. What was written before is whole, and the same command goes on."
+    )

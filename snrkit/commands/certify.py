@@ -6,6 +6,7 @@ that decides on seeds that tuned nothing. The rule is RULE, whatever the numbers
 so that the same command goes on where it stopped.
 """
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -218,8 +219,8 @@ def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world
 def _command(certifier: Certifier, name: str) -> str:
     """What makes the certificate again, of an experiment that later commands leave as it is."""
     run = certifier.run
-    asked = f"snrkit certify --config {run.certificate(name, '.yaml')} --runs {run.path.parent} --sampler {name}"
-    return f"{asked} --pipeline" if certifier.pipeline else asked
+    words = ["--config", str(run.certificate(name, ".yaml")), "--runs", str(run.path.parent), "--sampler", name]
+    return shlex.join(["snrkit", "certify", *words, *(["--pipeline"] if certifier.pipeline else [])])
 
 
 def _parameters(model: Model) -> dict[str, Tensor]:

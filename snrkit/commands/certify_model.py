@@ -57,10 +57,11 @@ def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> 
     grid = spacing_of(local(model), kind)
     solver = {"kind": "heun" if grid["kind"] == "karras" else "euler"}  # as their own samplers have them
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
+    cost = 2 * steps - 1 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {
         "data": {"kind": "folder", "path": str(data)},
         "model": {"kind": kind, "path": str(model), **({} if size is None else {"sides": [size, size]})},
-        "samplers": {f"{solver['kind']}-{nfe}": {"grid": {**grid, "steps": steps}, "solver": solver}},
+        "samplers": {f"{solver['kind']}-{cost}": {"grid": {**grid, "steps": steps}, "solver": solver}},
         "metrics": {"features": "pixels"},
     }
     return yaml.safe_dump(content, sort_keys=False, width=120)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -165,18 +165,21 @@ def _run() -> int:
 
 
 def _run_in_group() -> None:
-    """Run the app. What a collective says of a process that is gone becomes a sentence that names it."""
+    """Run the app. A process that is gone, of which a collective says so, and a lack of memory become a sentence."""
     try:
         with hear():
             app()
-    except RuntimeError:
+    except (RuntimeError, MemoryError) as error:
         if "snrkit.base.distributed" not in sys.modules:
             raise
         from snrkit.base.distributed import lost_peer
+        from snrkit.base.memory import is_out_of_memory, no_memory
 
-        if (lost := lost_peer()) is None:
-            raise
-        raise lost from None
+        if (lost := lost_peer()) is not None:
+            raise lost from None
+        if is_out_of_memory(error):
+            raise no_memory() from None
+        raise
 
 
 def _leave_group(code: int) -> None:
@@ -426,7 +429,10 @@ def certify(
         Optional[Path],  # noqa: UP045
         typer.Option("--data", help="Folder of the images that MODEL is to make."),
     ] = None,
-    nfe: Annotated[int, typer.Option("--nfe", min=2, help="Network evaluations for each image, of MODEL.")] = 13,
+    nfe: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--nfe", min=2, help="Network evaluations for each image, of MODEL; 13 by default."),
+    ] = None,
     size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--size", min=1, help="Side of the states of MODEL, where it takes several."),
@@ -448,9 +454,11 @@ def certify(
         raise SnrkitError("certify: give a YAML or a run directory, or a model's file or folder with --data.")
     if model is not None and (named := experiment_named(model, runs)) is not None:
         (config, runs), model = named, None
+    if config is not None and (unused := _given({"--data": data, "--nfe": nfe, "--size": size})):
+        raise SnrkitError(f"certify: {unused} of a model have no effect on an experiment; change the file, or --set.")
     from snrkit.commands.certify_model import write_experiment
 
-    experiment, world = _begin(config or write_experiment(model or Path(), data, nfe, size), settings, device)
+    experiment, world = _begin(config or write_experiment(model or Path(), data, nfe or 13, size), settings, device)
     from snrkit.commands.certify import run_certify
     from snrkit.reports.terminal import show_certificates
 
@@ -511,6 +519,8 @@ def eval_fid(
         raise SnrkitError("eval-fid takes either --config FILE or two sets of images: eval-fid IMAGES REFERENCE.")
     if images is not None and (sampler or checkpoints):
         raise SnrkitError("--sampler and --checkpoints choose within an experiment; they need --config FILE.")
+    if config is not None and root is not None:
+        raise SnrkitError("eval-fid: --root has no effect on an experiment; say data.root there.")
     from snrkit.reports.terminal import show_curves, show_pair, show_scores
 
     if config is not None:
@@ -903,6 +913,11 @@ def _open_world(device: str) -> "World":
 
 def _begin(config: Path, settings: Sequence[str] | None, device: str) -> "tuple[Experiment, World]":
     return _load(config, settings), _open_world(device)
+
+
+def _given(options: Mapping[str, object]) -> str:
+    """The names of options that were given."""
+    return ", ".join(name for name, value in options.items() if value is not None)
 
 
 def _alone(command: str) -> "World":

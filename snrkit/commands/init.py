@@ -8,7 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
@@ -19,6 +19,7 @@ from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.hub import local, on_hub
 from snrkit.base.starters import STARTERS
+from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.dry_run import duration
@@ -53,13 +54,13 @@ class Machine:
     lr: str
     channels: int
     blocks: int
-    attention: tuple[int, ...]
+    attention: int  # largest side of the states that attend; 0: none does
     seeds: int
     at_once: int  # images that are sampled together
 
 
-CPU = Machine(1.0, 32, 64, 16, "1.0e-3", 32, 1, (), 2_000, 100)
-GPU = Machine(8.0, 64, 256, 256, "2.0e-4", 128, 2, (16,), 10_000, 500)
+CPU = Machine(1.0, 32, 64, 16, "1.0e-3", 32, 1, 0, 2_000, 100)
+GPU = Machine(8.0, 64, 256, 256, "2.0e-4", 128, 2, 16, 10_000, 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Images:
     count: int
     shape: tuple[int, int, int]  # (C, H, W), of sizes that differ the square within all, with the most channels
     alike: bool  # of those that were looked at, in size
-    mixed: bool  # grey and RGB
+    mixed: bool  # grey and RGB, or of other channels than they are to have
     classes: int
     folders: bool  # whether labels are the names of folders
 
@@ -150,7 +151,14 @@ def _side(images: Images, largest: int) -> int:
 
 def _packing(images: Images, side: int) -> str:
     """The command that makes of the images what the file names; empty where they are it already."""
-    if images.fits and images.shape[1] == side:
+    fits = images.fits and images.shape[1] == side
+    if images.kind == "npz" and (images.mixed or not fits):
+        found, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], (side, side)))
+        raise ConfigError(
+            f"--data: {images.path} holds images of {found}, and {wanted} are wanted, in the channels of the model; an "
+            ".npz is taken as it is. Write them as image files, and give the folder."
+        )
+    if fits:
         return ""
     labels = ["--labels", "folders"] if images.folders else []
     channels = ["--channels", str(images.shape[0])] if images.mixed else []
@@ -176,13 +184,14 @@ def _data(images: Images, side: int) -> str:
 
 
 def _network(side: int, classes: int, machine: Machine) -> UNet:
-    """A U-Net that this machine trains in hours."""
-    depths = 2 if side <= 16 else 3 if side <= 32 else 4
+    """A U-Net that this machine trains in hours, of as many depths as the side halves."""
+    depths = 2 if side <= 16 else 3 if side <= 32 or side % 8 else 4
+    attends = [side >> depth for depth in range(depths) if side >> depth <= machine.attention]
     return UNet(
         channels=machine.channels,
         multipliers=(1, 2, 2, 2)[:depths],
         blocks=machine.blocks,
-        attention=machine.attention,
+        attention=tuple(attends[:1]),
         classes=classes,
     )
 
@@ -250,20 +259,18 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
     if not kinds:
         raise ConfigError(f"--from: {source} is no model of a kind that is known; docs/models.md lists them.")
     model = {"kind": kinds[0], "path": str(source if on_hub(source) else source.absolute())}
-    described = FromElsewhere.model_validate({"source": model}).described
-    channels, height, width = described.network.shape
+    found = FromElsewhere.model_validate({"source": model})
+    described, side = found.described, 0
     data = "data: {kind: folder, path: FOLDER-OF-IMAGES}  # CHANGE THIS: the images that the model is to make"
     if images is not None:
-        if min(images.shape[1:]) < height:
-            sizes = f"{images.shape[1]}x{images.shape[2]}", f"{height}x{width}"
-            raise ConfigError(f"--data: images of {sizes[0]} are smaller than the {sizes[1]} that the model makes.")
-        data = _data(images, height)
+        images, side = _as_made(images, _made_by(found))
+        data = _data(images, side)
     text = _filled(
         "model",
         {
             "data": data,
             "model": _flow(model),
-            "shape": f"{channels}x{height}x{width}",
+            "shape": "x".join(map(str, described.network.shape)),
             "labels": f", {described.network.classes} labels" if described.network.classes else "",
             "process": described.process.kind,
             "target": described.target.kind,
@@ -271,7 +278,27 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
             "samplers": _samplers(spacing_of(here, kinds[0]), 10_000 if images is None else images.count, CPU),
         },
     )
-    return text, "" if images is None else _packing(images, height)
+    return text, "" if images is None else _packing(images, side)
+
+
+def _made_by(model: FromElsewhere) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a model makes, of which its states may be latents."""
+    asked, states = model.autoencoder(), model.described.network.shape
+    if asked is None:
+        return states
+    codec = load_codec(asked, torch.device("cpu"))
+    return codec.image_channels, codec.factor * states[1], codec.factor * states[2]
+
+
+def _as_made(images: Images, shape: tuple[int, int, int]) -> tuple[Images, int]:
+    """(Images with the channels of those that a model makes, their side). ConfigError where they are too small."""
+    channels, height, width = shape
+    if min(images.shape[1:]) < height:
+        sizes = f"{images.shape[1]}x{images.shape[2]}", f"{height}x{width}"
+        raise ConfigError(f"--data: images of {sizes[0]} are smaller than the {sizes[1]} that the model makes.")
+    if channels != images.shape[0]:
+        images = replace(images, shape=(channels, *images.shape[1:]), mixed=True)
+    return images, height
 
 
 def _samplers(grid: Mapping[str, object], count: int, machine: Machine) -> str:

@@ -36,7 +36,7 @@ def run_pushing(
         exported = run_exporting(path, "snrkit", folder / FILE, average, checkpoint)
         content = _without_paths(experiment.model_dump(mode="json"))
         (folder / "experiment.yaml").write_text(yaml.safe_dump(content, sort_keys=False, width=120))
-        (folder / "README.md").write_text(model_card(experiment, Run(path), exported, place.name))
+        (folder / "README.md").write_text(model_card(experiment, Run(path), exported, place.written))
         try:
             api = hub.HfApi()
             api.create_repo(repo_id=place.name, repo_type="model", private=private, exist_ok=True)
@@ -50,7 +50,7 @@ def run_pushing(
         except Exception as error:  # whatever another's package raises, of a network, a name or a token
             said = f"({reason_of(error)[:300]}); see the name, your token (hf auth login) and your network"
             raise ConfigError(f"push: the Hub did not take it {said}.") from None
-    return Pushed(f"hf:{place.name}", str(getattr(done, "oid", "")), exported.weights, exported.images)
+    return Pushed(place.written, str(getattr(done, "oid", "")), exported.weights, exported.images)
 
 
 def _without_paths(content: Any) -> Any:

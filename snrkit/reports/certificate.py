@@ -1,6 +1,8 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 import yaml
 
@@ -204,4 +206,11 @@ def evaluation_card(record: Certificate) -> str:
         f"{record.network}; scored on seeds {record.scored_seeds}."
     )
     front = yaml.safe_dump(head, sort_keys=False, width=120)
-    return f"---\n{front}---\n\n{record.sentence}\n\n{record.rule}\n\n{facts}\n\n    {record.command}\n"
+    return (
+        f"---\n{front}---\n\n{record.sentence}\n\n{record.rule}\n\n{facts}\n\n    {_without_folders(record.command)}\n"
+    )
+
+
+def _without_folders(command: str) -> str:
+    """A command with the names of files alone, for readers who have other folders."""
+    return shlex.join(Path(word).name if "/" in word else word for word in shlex.split(command))

@@ -195,7 +195,7 @@ def _verdict(record: Comparison) -> Verdict:
     if found:
         best, entry = best_of(found, score)
         nfe = next(row.nfe for row in record.rows if row.name == best)
-        parts.append(f"The best mean has {best}, {entry.mean:.{score.digits}f} at {nfe} evaluations of the network.")
+        parts.append(f"{best} has the best mean, {entry.mean:.{score.digits}f} at {nfe} evaluations of the network.")
     return Verdict(" ".join(part for part in parts if part))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
@@ -14,13 +15,14 @@ from snrkit.reports.blocks import short
 from snrkit.reports.citing import BIBTEX
 from snrkit.reports.records import Exported
 from snrkit.reports.run_report import find
+from snrkit.sampling.sampler import named_fit
 from snrkit.shift.measure import Shift
 
 FILE = "snrkit.safetensors"
 
 
-def model_card(experiment: Experiment, run: Run, made: Exported, name: str) -> str:
-    """README.md of the repository `name`: what the run holds of these weights and of its samplers as they are now."""
+def model_card(experiment: Experiment, run: Run, made: Exported, place: str) -> str:
+    """README.md of a repository, hf:owner/name: what the run holds of these weights, of samplers as they are now."""
     found, of = find(run, experiment), (made.weights, made.images)
     scores = {n: record for n, record in found.metrics.items() if (record.weights, record.checkpoint_images) == of}
     facts = {n: record.facts for n, record in found.shifts.items()}
@@ -32,7 +34,7 @@ def model_card(experiment: Experiment, run: Run, made: Exported, name: str) -> s
     parts = [
         f"---\n{front}---\n\n# {experiment.name}",
         _facts(experiment, made),
-        f"```yaml\nname: {experiment.name}\nmodel: {{kind: snrkit, path: hf:{name}/{FILE}}}\n"
+        f"```yaml\nname: {experiment.name}\nmodel: {{kind: snrkit, path: {place}/{FILE}}}\n"
         "data: ...  # the images that it is to make, for the null and the scores\nsamplers: ...\n```",
         _table(experiment, scores, shifts),
         *[f"> {certificate.sentence}" for certificate in _certificates(experiment, run, made)],
@@ -81,7 +83,12 @@ def _table(e: Experiment, scores: Mapping[str, SamplerScores], shifts: Mapping[s
 
 
 def _certificates(e: Experiment, run: Run, made: Exported) -> list[Certificate]:
-    """Those of the weights."""
-    paths = [run.certificate(name) for name in e.samplers]
-    found = [read_record(Certificate, path) for path in paths if path.exists()]
-    return [one for one in found if (one.of.weights, one.of.checkpoint_images) == (made.weights, made.images)]
+    """Those of the weights, and of the samplers as they are."""
+    paths = {name: run.certificate(name) for name in e.samplers}
+    found = [(name, read_record(Certificate, path).of, path) for name, path in paths.items() if path.exists()]
+    return [
+        read_record(Certificate, path)
+        for name, of, path in found
+        if (of.sampler, of.numerics) == (named_fit(e.samplers[name]).sampler, NUMERICS)
+        and (of.weights, of.checkpoint_images) == (made.weights, made.images)
+    ]

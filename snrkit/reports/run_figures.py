@@ -15,6 +15,7 @@ from snrkit.reports.plots import Curves, ForestRow, Front, Point, Series
 from snrkit.shift.bootstrap import Curve, Number
 from snrkit.shift.files import ShiftRecord
 from snrkit.shift.measure import Shift
+from snrkit.shift.verdict import Side
 
 LOGSNR = "logsnr, nats (noise left, image right)"
 BAND = "Coloured bands hold the interval of a reading, grey bands and dotted lines its null."
@@ -50,32 +51,34 @@ def best_of(found: Mapping[str, Entry], score: ScoreDefinition) -> tuple[str, En
 
 
 def comparable(scores: AllScores) -> tuple[AllScores, ScoreDefinition]:
-    """The records on the features and the reference of the first, and the score by which that one is decided."""
+    """The records on the features, the reference and as many images as the first, and the score that decides there."""
     first = next(iter(scores.values()), None)
     if first is None:
         return {}, by_key("fd")
-    same = (first.features, first.reference, first.decided_by)
-    alike = {n: r for n, r in scores.items() if (r.features, r.reference, r.decided_by) == same}
+    alike = {name: record for name, record in scores.items() if _made_alike(record) == _made_alike(first)}
     return alike, by_key(first.decided_by)
 
 
+def _made_alike(record: SamplerScores) -> tuple[object, ...]:
+    """What scores that are set beside each other have in common."""
+    images = tuple(part.images for part in record.ranges)
+    return record.features, record.features_key, record.reference, record.decided_by, images
+
+
 def _shifted(shifts: Shifts) -> str:
-    """Whose norm gap has an interval beyond its null's, on which side."""
-    sides: dict[str, list[str]] = {}
+    """Whose norm gap shows a shift, and on which side."""
+    sides: dict[Side, list[str]] = {}
     for name, record in shifts.items():
-        gap, null = record.shift.mean_norm_gap, record.shift.mean_norm_gap_null
-        if not all(map(math.isfinite, (gap.low, gap.high, null.low, null.high))):
-            continue
-        side = "more" if gap.low > null.high else "less" if gap.high < null.low else "none"
-        sides.setdefault(side, []).append(name if side == "none" else f"{name} ({gap.value:+.3f} nats, {_null(null)})")
-    parts = [
-        f"the network finds {side} noise than it is told in the states of {listed(sides[side])}"
-        for side in ("more", "less")
-        if side in sides
-    ]
-    if "none" in sides:
-        parts.append(f"no norm gap is shown for {listed(sides['none'])}")
-    text = "; ".join(parts)
+        side, gap, null = record.side, record.shift.mean_norm_gap, record.shift.mean_norm_gap_null
+        shown = side in ("noisier", "cleaner")
+        sides.setdefault(side, []).append(f"{name} ({gap.value:+.3f} nats, {_null(null)})" if shown else name)
+    words: Mapping[Side, str] = {
+        "noisier": "the network finds more noise than it is told in the states of",
+        "cleaner": "the network finds less noise than it is told in the states of",
+        "none": "no norm gap is shown for",
+        "hidden": "the network hardly sees how large its states are, so that the norm gap says nothing of",
+    }
+    text = "; ".join(f"{said} {listed(sides[side])}" for side, said in words.items() if side in sides)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
@@ -198,7 +201,7 @@ def differences(title: str, settings: Mapping[str, Mapping[str, Any]]) -> list[B
     alike = ", ".join(f"{key} {cells[0]}" for key, cells in rows.items() if key not in apart)
     return [
         Heading(title),
-        *([table] if apart else [Paragraph("In nothing.")]),
+        *([table] if apart else [Paragraph("They do not differ.")]),
         *([Paragraph(f"Alike in all: {alike}.")] if alike and len(alike) < LONGEST else []),
     ]
 

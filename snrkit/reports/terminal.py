@@ -53,6 +53,7 @@ from snrkit.shift.audit import PairsReading
 from snrkit.shift.bootstrap import Number, signed
 from snrkit.shift.files import ShiftRecord, warnings_of
 from snrkit.shift.telling import Walked
+from snrkit.shift.verdict import Side
 
 out = Console()
 PRECISE = 6  # digits of single scores
@@ -83,8 +84,7 @@ def show_made(what: str, where: str | Path, then: str = "") -> None:
 
 def show_shift(records: Mapping[str, ShiftRecord]) -> None:
     """One row a sampler, with nulls, those of norm gaps first."""
-    beyond = {name: _beyond(r.shift.mean_norm_gap, r.shift.mean_norm_gap_null) for name, r in records.items()}
-    _say(_sorted_out("Norm gap", beyond, ("beyond its null", "not shown to be beyond its null")))
+    _say(_sorted_out({name: record.side for name, record in records.items()}))
     rows = []
     for name, record in records.items():
         readings = record.shift.headline()
@@ -118,25 +118,18 @@ def _digits(number: Number) -> int:
     return digits_of((number.high - number.low) / 2, NATS)
 
 
-def _beyond(reading: Number, null: Number) -> bool | None:
-    """Whether a reading's interval lies apart from its null's; None where one has no reading."""
-    if not all(math.isfinite(part) for each in (reading, null) for part in (each.value, each.low, each.high)):
-        return None
-    return reading.low > null.high or reading.high < null.low
-
-
-def _sorted_out(what: str, found: Mapping[str, bool | None], words: tuple[str, str]) -> str:
-    """A sentence that names what is so, and what is not."""
-    parts = [
-        f"{text}: {', '.join(names)}"
-        for text, names in (
-            (words[0], [name for name, is_so in found.items() if is_so]),
-            (words[1], [name for name, is_so in found.items() if is_so is False]),
-            ("not read", [name for name, is_so in found.items() if is_so is None]),
-        )
-        if names
-    ]
-    return f"{what} {'; '.join(parts)}."
+def _sorted_out(found: Mapping[str, Side]) -> str:
+    """A sentence that names the samplers for which a shift is shown, on either side, and those for which it is not."""
+    words: Mapping[Side, str] = {
+        "noisier": "states look noisier than told",
+        "cleaner": "states look cleaner than told",
+        "none": "no shift is shown",
+        "hidden": "the network hardly sees how large states are",
+        "unread": "not read",
+    }
+    named = {text: [name for name, side in found.items() if side == one] for one, text in words.items()}
+    parts = [f"{text}: {', '.join(names)}" for text, names in named.items() if names]
+    return f"Norm gap: {'; '.join(parts)}."
 
 
 def show_audit(record: Audited) -> None:
@@ -144,7 +137,7 @@ def show_audit(record: Audited) -> None:
     for words in record.beyond:
         _say(f"beyond {record.tolerance:g} nats: {words}")
     if not record.beyond:
-        _say(f"{record.what}: what is told is what is, to {record.tolerance:g} nats")
+        _say(f"{record.what}: every level told is that of the state, to {record.tolerance:g} nats")
     if len(record.walks) == 1:
         _show_calls(record.walks[0])
     else:
@@ -162,7 +155,7 @@ def show_audit(record: Audited) -> None:
 
 def _show_calls(walked: Walked) -> None:
     if walked.begun is not None:
-        _say(f"{walked.name} begins with noise that is {signed(walked.begun)} nats of the first level told")
+        _say(f"{walked.name} begins with noise {signed(walked.begun)} nats away from the first level told")
     header = ("call", "time told", "its logsnr", "logsnr of the state", "difference, nats", "size, nats")
     rows = [
         [str(number + 1), f"{call.time:.6g}", *(f"{value:.4f}" for value in (call.told, call.state)),
@@ -533,7 +526,7 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
     scores = columns("scores", [record.summary for record in records.values()], lead).every
     if len(records) > 1:
         best = min(records, key=lambda name: records[name].summary[lead.key].mean)  # a distance
-        _say(f"{lead.head(names)} is lowest of {best}; whether by more than chance, snrkit compare says.")
+        _say(f"{best} has the lowest {lead.head(names)}; whether by more than chance, snrkit compare says.")
     rows = [
         [
             *(name, str(record.nfe), _lead(record.summary.get(lead.key), lead)),

@@ -13,6 +13,8 @@ from snrkit.shift.bootstrap import Curve
 from snrkit.shift.config import every_probe
 from snrkit.shift.drawing import draw_curve, png
 from snrkit.shift.measure import Shift
+from snrkit.shift.response import Response
+from snrkit.shift.verdict import Side, side_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +43,13 @@ class ShiftRecord:
     facts: Facts = field(metadata=FLAT)
     shift: Shift = field(metadata=FLAT)
     probes: Mapping[str, object] = field(metadata=FLAT)  # the record of every kind, None where there is none
+
+    @property
+    def side(self) -> Side:
+        """On which side of its null the norm gap is shown to lie, if the network sees the scale of states."""
+        response = self.probes.get("response")
+        known = response if isinstance(response, Response) else None
+        return side_of(self.shift.mean_norm_gap, self.shift.mean_norm_gap_null, known)
 
 
 def warnings_of(probes: Mapping[str, object]) -> list[str]:

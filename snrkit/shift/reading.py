@@ -1,7 +1,6 @@
 """A measurement as a script or a notebook holds it."""
 
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import TYPE_CHECKING
 
 from snrkit.base.errors import SnrkitError
@@ -10,6 +9,7 @@ from snrkit.shift.bootstrap import Number
 from snrkit.shift.files import columns, figure_of
 from snrkit.shift.measure import Shift
 from snrkit.shift.response import Response
+from snrkit.shift.verdict import verdict_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,26 +74,3 @@ class ShiftReading:
         levels, shift = len(self.shift.logsnr), self.shift
         read = f"the nearest level read at {shift.nearest_levels}"
         return f"{shift.images} images, {levels} levels ({read}), {self.confidence:.0%} intervals"
-
-
-def verdict_on(gap: Number, null: Number, response: Response | None = None) -> str:
-    """What a norm gap and its null, means over levels, say in one sentence.
-
-    The gap is 0 on held-out images and the null on those that were trained on, less where the network remembers them.
-    Both are real, so that a shift is shown where the gap's interval lies beyond 0 and beyond the null's interval.
-    Where it does not, none is shown, which is no proof that there is none. Of a network that is blind to the scale of
-    its states (response.py) a gap can only say that they are noisier, never that they are cleaner or as they should be.
-    """
-    if not all(map(isfinite, (gap.value, gap.low, gap.high, null.value, null.low, null.high))):
-        return "Nothing can be said: the sampler's states or the network's answers are not finite."
-    numbers = f"norm gap {gap.signed()} nats on average over levels, null {null.signed()}"
-    if gap.low > max(0.0, null.high):
-        return f"The sampler's states look noisier than real images of the levels it is told: {numbers}."
-    if response is not None and response.blind:
-        return (
-            f"The norm gap cannot say whether the sampler's states are at the levels it is told, as the network hardly "
-            f"sees how large they are ({response.said()}); read the variance ratio: {numbers}."
-        )
-    if gap.high < min(0.0, null.low):
-        return f"The sampler's states look cleaner than real images of the levels it is told: {numbers}."
-    return f"No shift is shown between the sampler's states and real images of the levels it is told: {numbers}."

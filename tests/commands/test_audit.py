@@ -21,7 +21,7 @@ def test_a_folder_whose_scheduler_tells_the_truth_ends_in_0(tmp_path):
     for what in (tmp_path, tmp_path / "scheduler", tmp_path / "scheduler" / "scheduler_config.json"):
         done = audit(what, "--steps", 4)
         assert done.returncode == 0, done.stderr
-        assert "what is told is what is, to 0.01 nats" in done.stdout
+        assert "every level told is that of the state, to 0.01 nats" in done.stdout
         assert "training pairs of FlowMatchEulerDiscreteScheduler: 1000 times are told" in done.stdout
         assert [line.split()[0] for line in done.stdout.splitlines()[-6:-2]] == ["1", "2", "3", "4"]
 
@@ -53,7 +53,7 @@ def test_an_experiment_and_its_run(runs, tmp_path):
     done = audit(*what)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "training pairs" in done.stdout
-    assert "small: what is told is what is" in done.stdout
+    assert "small: every level told is that of the state" in done.stdout
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from snrkit.base.errors import ConfigError
 from snrkit.base.starters import STARTERS, is_demo
 from snrkit.checkpoints.exported import SnrkitModel
+from snrkit.commands.init import CPU, GPU, _as_made, _data, _network, _packing, look
 from snrkit.experiment.experiment import load_experiment
 from tests.small import call
 
@@ -26,6 +29,16 @@ def photos(folder, sizes, mode="RGB", classes=("cats", "dogs"), count=24):
             height, width = sizes[i % len(sizes)]
             pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
             Image.fromarray(pixels).convert(mode).save(folder / label / f"{i}.png")
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_network_can_be_made_for_every_side(machine):
+    """Of images that are taken as they are; on a GPU it attends where states are small."""
+    for side in range(4, machine.largest + 1, 4):
+        network = _network(side, 10, machine)
+        with torch.device("meta"):
+            network.make((3, side, side))
+        assert bool(network.attention) == (machine is GPU)
 
 
 def made(*arguments):
@@ -144,3 +157,29 @@ def test_what_cannot_be_begun_with_is_refused(tmp_path, monkeypatch, words, said
     assert done.stderr.startswith(f"snrkit: {said}")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "experiment.yaml").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=repr)
+def test_a_lack_of_memory_ends_in_one_sentence(tmp_path, monkeypatch, error):
+    """Of the device or of the host, in whatever command; other errors of torch's keep their traceback."""
+
+    def refused(path):
+        raise error
+
+    monkeypatch.setattr("snrkit.commands.init.look", refused)
+    done = call("init", str(tmp_path / "x.yaml"), "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("snrkit: not enough memory; give smaller batches")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_images_become_what_the_model_makes(tmp_path):
+    """Grey ones for a model of colour are read as such; of states that are latents, the images are meant."""
+    photos(tmp_path / "grey", [(16, 16)], "L")
+    images = look(tmp_path / "grey")
+    assert (images.shape, images.mixed) == ((1, 16, 16), False)
+    found, side = _as_made(images, (3, 8, 8))
+    assert "channels: 3" in _data(found, 16)
+    assert "--channels 3" in _packing(found, side)
+    with pytest.raises(ConfigError, match="images of 16x16 are smaller than the 32x32 that the model makes"):
+        _as_made(images, (3, 32, 32))

@@ -272,5 +272,12 @@ def test_what_cannot_be_done_is_said(nodes, tmp_path):
     shaped = Sampler(grid=Listed(logsnr=(-2.0, 0.0)), solver=Euler(), corrections=(Dcw(low=0.1, wavelet="db2"),))
     with pytest.raises(ValueError, match="does not know the recipe's dcw"):
         nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(certificate(tmp_path, shaped, Ddpm())))
+    sampler = Sampler(grid=Listed(logsnr=LEVELS[EPS]), solver=Euler(), corrections=(Gain(gain=0.1),))
+    path = certificate(tmp_path, sampler, PROCESSES[EPS])
+    (model, sigmas, _), further = nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(path)), torch.ones(1)
+    for others in (sigmas[1:], torch.cat([further * 2 * sigmas[0], sigmas]), torch.cat([sigmas[:1], sigmas[1:] / 2])):
+        options = {**model.model_options, "transformer_options": {"sample_sigmas": others}}
+        with pytest.raises(ValueError, match="recipe is of other sigmas"):
+            model.guided(torch.randn(SHAPE), others[:1].expand(3), 1.0, options)
     with pytest.raises(ValueError, match="are not known"):
         nodes.SnrkitDcw().patch(Patcher(Discrete, network), 0.1, 0, 0)

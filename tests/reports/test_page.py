@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,14 @@ from snrkit.reports.plots import (
     numbers,
 )
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable
+from snrkit.reports.run_figures import comparable, verdict
 from snrkit.reports.sweep_table import sweep_page
+from snrkit.shift.bootstrap import Curve, Number
+from snrkit.shift.files import Facts, ShiftRecord
+from snrkit.shift.response import Response
+from snrkit.shift.verdict import verdict_on
 from tests.reports.reading import read
+from tests.reports.test_terminal import scores, shift
 from tests.small import snrkit
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}${1}"
@@ -141,6 +148,35 @@ def test_a_report_says_what_the_records_hold(finished):
         assert f"{fd['mean']:.4f} ({fd['min']:.4f}, {fd['max']:.4f})" in found.cells
     assert {figure for figure, _, _ in found.tips} >= {
         f"Variance ratio, band {band}" for band in ("ll", "lh", "hl", "hh")
+    }
+
+
+@pytest.mark.parametrize(
+    ("gap", "null", "response", "says"),
+    [((-0.005, -0.02, 0.01), (-0.039, -0.049, -0.029), None, "No norm gap is shown for mine."),
+     ((0.02, 0.01, 0.03), (-0.039, -0.049, -0.029), None, "The network finds more noise than it is told"),
+     ((-0.08, -0.09, -0.07), (-0.039, -0.049, -0.029), None, "The network finds less noise than it is told"),
+     ((-0.08, -0.09, -0.07), (-0.039, -0.049, -0.029), 0.01, "hardly sees how large its states are")],
+)  # fmt: skip
+def test_a_page_shows_a_shift_where_a_measurement_does(gap, null, response, says):
+    """Beyond 0 and beyond the null, of a network that sees how large its states are; as snrkit.measure says it."""
+    curve = Curve([0.0], [0.0], [0.0])
+    seen = {} if response is None else {"response": Response(32, curve, Number(*[response] * 3))}
+    of = replace(shift(0.0, 0.0), mean_norm_gap=Number(*gap), mean_norm_gap_null=Number(*null))
+    record = ShiftRecord(Facts("mine", {}, 13, "ema", 1, 1, 0.95, "", "", 0), of, seen)
+    assert says in verdict({}, {"mine": record}).text
+    sentence = verdict_on(of.mean_norm_gap, of.mean_norm_gap_null, seen.get("response"))
+    assert ("No shift" in sentence) == ("No norm gap" in says)
+    assert ("cannot say" in sentence) == ("hardly sees" in says)
+
+
+def test_scores_of_other_numbers_of_images_are_not_set_beside_each_other():
+    """The distance falls with them, and with the features."""
+    first, more, other = scores("euler-13"), scores("heun-35"), replace(scores("heun-35"), features_key="of others")
+    more = replace(more, ranges=tuple(replace(part, images=10_000) for part in more.ranges))
+    assert set(comparable({"first": first, "more": more, "other": other, "same": scores("heun-35")})[0]) == {
+        "first",
+        "same",
     }
 
 
@@ -287,7 +323,7 @@ def test_a_figure_draws_what_is_finite_and_thins_what_is_long():
     assert len(numbers(plot)[1]) == 1004
     nothing = Curves("t", "c", "x", "y", (Series("a", (Point(math.nan, 1),)),))
     assert drawing(nothing, WIDE, {}) is None
-    assert "Nothing could be read." in page("t", [nothing, Forest("t", "c", "x", ())])
+    assert "No finite value to draw." in page("t", [nothing, Forest("t", "c", "x", ())])
 
 
 def test_the_front_goes_through_the_best_at_every_cost():

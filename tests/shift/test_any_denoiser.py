@@ -30,8 +30,8 @@ from snrkit.sampling.solvers import AnalyticDpm, Ancestral, Euler, Heun
 from snrkit.shift.bootstrap import FEWEST, Number
 from snrkit.shift.files import as_csv
 from snrkit.shift.measure import Shift
-from snrkit.shift.reading import verdict_on
 from snrkit.shift.reference import matching, scarce
+from snrkit.shift.verdict import verdict_on
 from snrkit.spectral.grid import SpectralGrid
 from tests.exact import gaussian
 from tests.opened import instrument as instrument_of

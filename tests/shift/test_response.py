@@ -19,8 +19,8 @@ from snrkit.shift.arms import forward_arm
 from snrkit.shift.bootstrap import Bootstrap, Curve, Number
 from snrkit.shift.control import of_covariance
 from snrkit.shift.examine import Side
-from snrkit.shift.reading import verdict_on
 from snrkit.shift.response import SEEN, Response, ResponseProbe, measure_response, scaled_squares
+from snrkit.shift.verdict import verdict_on
 from tests.exact import PROCESSES, gaussian, mixture
 from tests.small import SMALL
 from tests.small import snrkit as command
