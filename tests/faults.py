@@ -217,6 +217,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # each with the commands that go befor
     "average RUN --width 0.2": TRAINED,
     "average RUN --decay 0.9": TRAINED,
     "export RUN": (f"train --set network={UNET}",),
+    "export RUN --to snrkit": TRAINED,
+    "init OUT": NOTHING,
     "audit RUN": TRAINED,
     "analyze": TRAINED,
     "analyze --spectrum": TRAINED,
@@ -256,11 +258,11 @@ def line(command: str, folder: Path) -> list[str]:
     places = {
         "RUN": runs / "small", "FILE": folder / "sweep.yaml", "IMAGES": runs / "small/samples/euler",
         "ZIP": folder / "packed.zip", "PAGE": folder / "page.html", "VAE": folder / "vae",
-        "LATENTS": folder / "latents.npz",
+        "LATENTS": folder / "latents.npz", "OUT": folder / "mine.yaml",
     }  # fmt: skip
     words = [str(places.get(word, word)) for word in command.split()]
     quiet = ["-q"] if first in NO_BARS else []
-    if {"RUN", "IMAGES"} & set(command.split()):
+    if {"RUN", "IMAGES", "OUT"} & set(command.split()):
         return [*words, *quiet]
     config = [] if "FILE" in command else ["--config", str(folder / "small.yaml")]
     where = [] if first == "data" else ["--runs", str(runs)]

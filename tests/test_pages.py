@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from snrkit.base.starters import STARTERS
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.reports.glossary import BASICS, TERMS
 
@@ -69,6 +70,17 @@ def test_the_readme_s_commands_are_there():
     for line in re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \|", text, re.MULTILINE):
         named |= set(re.findall(r"`([a-z-]+)`", line))
     assert {"certify", "measure-shift", "run", "audit"} <= named <= known
+
+
+@pytest.mark.parametrize("page", ["images", "diffusers"])
+def test_a_tutorial_names_samplers_that_init_writes(page):
+    """Those of its template, of which comments stand for what the page has its reader uncomment."""
+    text = (ROOT / f"docs/tutorials/{page}.md").read_text()
+    lines = re.findall(r"^  (# )?([\w-]+): \{grid", (STARTERS / "samplers.template").read_text(), re.MULTILINE)
+    written, comments = ({name for mark, name in lines if bool(mark) == is_one} for is_one in (False, True))
+    named = set(re.findall(r"--sampler ([\w-]+)", text)) | set(re.findall(r"`(\w+-13[\w-]*)`", text))
+    assert {"euler-13"} < named <= written | comments
+    assert not named & comments or "Take away its `# `" in text
 
 
 @pytest.fixture(scope="module")
