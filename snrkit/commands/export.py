@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snrkit.base.errors import RunError, SnrkitError
-from snrkit.base.files import disk_errors, new_folder, write_bytes
+from snrkit.base.files import disk_errors, new_folder, remove_abandoned, write_bytes
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.exported import About, exported
@@ -43,13 +43,13 @@ FORMATS = ("diffusers", "snrkit")
 def run_exporting(
     path: Path, to: str, out: Path | None, average: str | None = None, checkpoint: int | None = None
 ) -> Exported:
-    """Write RUN/export/diffusers or RUN/export/snrkit.safetensors, or `out`, which must not exist."""
+    """Write RUN/export/diffusers or RUN/export/snrkit.safetensors, or `out`, which must not exist or be that file."""
     if to not in FORMATS:
         raise SnrkitError(f"--to {to}: choose one of {', '.join(FORMATS)}.")
     experiment, run = stored_experiment(path), Run(path)
     made = out or path / "export" / (to if to == "diffusers" else "snrkit.safetensors")
-    if made.exists():
-        raise SnrkitError(f"{made} exists already; delete it, or name another place with --out.")
+    if made.exists() and (to == "diffusers" or made.is_dir()):
+        raise _exists(made)
     if reason := next(_reasons(experiment) if to == "diffusers" else _of_any(experiment), None):
         raise SnrkitError(f"{path} cannot become a model of {to}: {reason}.")
     if to == "diffusers":
@@ -64,9 +64,21 @@ def run_exporting(
         if to == "diffusers":
             _write_folder(made, path, experiment, tensors)
         else:
-            made.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(made, exported(_about(experiment, weights), tensors))
+            _write_file(made, exported(_about(experiment, weights), tensors))
     return Exported(str(made.absolute()), to, weights.name, weights.images, to == "diffusers" and whole(experiment))
+
+
+def _exists(made: Path) -> SnrkitError:
+    return SnrkitError(f"{made} exists already; delete it, or name another place with --out.")
+
+
+def _write_file(made: Path, content: bytes) -> None:
+    """One file; the very one may be there already, of a command that was stopped at its end."""
+    if made.exists() and made.read_bytes() != content:
+        raise _exists(made)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(made.parent, made.name)
+    write_bytes(made, content)
 
 
 def _about(e: Experiment, weights: Weights) -> About:

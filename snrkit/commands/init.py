@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from snrkit.base.errors import ConfigError, SnrkitError
-from snrkit.base.files import disk_errors, write_text
+from snrkit.base.files import disk_errors, remove_abandoned, write_text
 from snrkit.base.hub import local, on_hub
 from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.codec import load_codec
@@ -83,11 +83,11 @@ class Images:
 
 
 def run_init(out: Path, data: Path | None, source: Path | None, device: torch.device) -> Initialised:
-    """Write `out`. SnrkitError where it is there already, or nothing can be known of what was given."""
+    """Write `out`. SnrkitError where another file is there, or nothing can be known of what was given."""
     if out.suffix not in ENDINGS:
         raise SnrkitError(f"init: {out} is no name of a YAML file; end it in .yaml.")
-    if out.exists():
-        raise SnrkitError(f"init: {out} is there already; move it away, or name another file.")
+    if out.is_dir():
+        raise _is_there(out)
     images, before = None if data is None else look(data), ""
     if images is not None and images.count < 2 * FEWEST:
         raise ConfigError(f"--data: {data} has {images.count} images; give at least {2 * FEWEST}, more to learn from.")
@@ -101,9 +101,16 @@ def run_init(out: Path, data: Path | None, source: Path | None, device: torch.de
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
         content, what, then = "\n".join(kept) + "\n", "an experiment on scikit-learn's digits", "run"
     parse_experiment({"name": out.stem, **plain_values(content)}, str(out))
+    if out.exists() and out.read_text() != content:
+        raise _is_there(out)
     with disk_errors(f"writing {out}", "free space or name another file"):
+        remove_abandoned(out.parent, out.name)
         write_text(out, content)
     return Initialised(str(out.absolute()), what, before, shlex.join(["snrkit", then, str(out)]))
+
+
+def _is_there(out: Path) -> SnrkitError:
+    return SnrkitError(f"init: {out} is there already, and is another; move it away, or name another file.")
 
 
 def look(path: Path) -> Images:

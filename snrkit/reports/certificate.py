@@ -104,7 +104,7 @@ def _verdict(record: Certificate) -> list[Block]:
         Heading(f"{record.experiment}: certificate of {record.sampler}", 1),
         Verdict(record.sentence),
         OnPage([Heading("At a glance"), *_figures(record)]),
-        Table(("reading", "value", ""), rows, "Readings"),
+        Table(("reading", "value", "beside it"), rows, "Readings"),
         Paragraph(record.rule),
         Paragraph(
             "Samples and the flow are a coupling, so that in the norm of the images W2(samples, data) is at most "
@@ -115,24 +115,22 @@ def _verdict(record: Certificate) -> list[Block]:
 
 
 def _figures(record: Certificate) -> list[Block]:
-    """The norm gap and its shares, distances to the flow, and how the score changed."""
+    """The norm gap and its shares, how the score changed, and distances to the flow."""
     shift, score = record.shift, record.score
     gap, null = shift.norm_gap, (shift.null.low, shift.null.high)
     shares = _rows({"the network's share": shift.network, "the solver's share": shift.solver})
     gaps = (ForestRow("norm gap", gap.value, gap.low, gap.high, null=null), *shares)
     tried = {one.name: one.distance for one in record.candidates if one.distance is not None}
     figures: list[Block] = [
-        Forest("Norm gap", "Means over levels with intervals; grey: the null.", "norm gap, nats", gaps),
-        Forest(
-            "Distance to the flow", f"Of all that was tried; the nearest, {record.winner}, was chosen.",
-            "rms to the flow", _rows(dict(sorted(tried.items(), key=lambda item: item[1].value))), None,
-        ),
-    ]  # fmt: skip
+        Forest("Norm gap", "Means over levels with intervals; grey: the null.", "norm gap, nats", gaps)
+    ]
     if score is not None:
         row = forest_row(f"{record.winner} less {record.sampler}", score.difference, score.verdict)
         says = f"Paired over ranges of equal fresh seeds: {score.verdict}."
         figures.append(Forest(f"Difference of {score.title}", says, f"{score.title}, winner less sampler", (row,)))
-    return figures
+    says = f"Of all that was tried; the nearest, {record.winner}, was chosen."
+    near = _rows(dict(sorted(tried.items(), key=lambda item: item[1].value)))
+    return [*figures, Forest("Distance to the flow", says, "rms to the flow", near, None)]
 
 
 def _rows(numbers: Mapping[str, Number]) -> tuple[ForestRow, ...]:

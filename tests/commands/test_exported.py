@@ -1,6 +1,7 @@
 """A run in one file of snrkit's: it samples to the same bits, trains on from there, and is not believed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,8 +107,11 @@ def test_what_is_no_file_of_it_is_refused(tmp_path):
 
 def test_an_export_does_not_replace_another(exported, tmp_path):
     """Nothing is written over; another place and other weights may be named."""
-    folder, _ = exported
-    done = snrkit(folder, "export", folder / "runs/small", "--to", "snrkit", plain=True, check=False)
+    folder, path = exported
+    before, again = Path(path).read_bytes(), ("export", folder / "runs/small", "--to", "snrkit")
+    done = snrkit(folder, *again, "--average", "network", plain=True, check=False)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
+    assert snrkit(folder, *again, plain=True).returncode == 0  # it is the very file
+    assert Path(path).read_bytes() == before
     made = run_exporting(folder / "runs/small", "snrkit", tmp_path / "new" / "x.safetensors", "network")
     assert (made.weights, made.images) == ("network", 640)

@@ -82,7 +82,10 @@ def test_nothing_given_gives_the_digits(tmp_path, monkeypatch):
     assert "next: snrkit run experiment.yaml" in made()
     found = load_experiment("experiment.yaml")
     assert found == load_experiment(STARTERS / "digits.yaml").model_copy(update={"name": "experiment"})
+    assert call("init").returncode == 0  # it is the very file
+    Path("experiment.yaml").write_text("# mine\n" + Path("experiment.yaml").read_text())
     assert "is there already" in call("init").stderr
+    assert Path("experiment.yaml").read_text().startswith("# mine")
     assert "end it in .yaml" in call("init", "x.txt").stderr
 
 
