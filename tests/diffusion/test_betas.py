@@ -145,6 +145,16 @@ def test_scaled_linear_does_not_start_gently():
     assert shares == pytest.approx([0.33, 0.07], abs=5e-3)
 
 
+def test_scaled_linear_between_equal_ends_is_gentler():
+    """The square of a line lies below the chord between its ends: smaller betas, and a higher SNR at every step."""
+    ends = {"start": 1e-4, "end": 0.02}
+    linear, scaled = LinearBetas(**ends).betas(1000), ScaledLinearBetas(**ends).betas(1000)
+    torch.testing.assert_close(scaled[[0, -1]], linear[[0, -1]])
+    assert bool((scaled[1:-1] < linear[1:-1]).all())
+    a, b = (Ddpm(betas=kind(**ends)).table() for kind in (LinearBetas, ScaledLinearBetas))
+    assert bool((b >= a).all())
+
+
 def test_snr_below_one_where_its_logarithm_is_negative():
     """On 74 % of linear's steps, 65 % of scaled linear's and half of cosine's: ln(snr) bounds no loss."""
     kinds = (LinearBetas, ScaledLinearBetas, SquaredCosBetas)
