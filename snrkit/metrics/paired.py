@@ -1,11 +1,13 @@
 """Differences of scores over pairs that share their seeds, with Student's interval."""
 
+import itertools
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
 Verdict = Literal["better", "worse", "no difference shown", "one range: no interval"]
 
@@ -38,3 +40,24 @@ def verdict(difference: Difference, better: Literal["lower", "higher"] = "lower"
     if not (high < 0 or low > 0):
         return "no difference shown"
     return "better" if (high < 0) == (better == "lower") else "worse"
+
+
+def p_value(difference: Difference, pairs: int) -> float:
+    """Of the two-sided t-test that the mean difference of so many pairs is 0; NaN without an interval."""
+    if difference.low is None or difference.high is None:
+        return math.nan
+    error = (difference.high - difference.low) / 2 / float(stdtrit(pairs - 1, 0.975))
+    if error == 0:
+        return float(difference.mean == 0)
+    return 2 * float(stdtr(pairs - 1, -abs(difference.mean) / error))
+
+
+def holm(differences: Mapping[str, Difference], pairs: int, level: float = 0.05) -> tuple[str, ...]:
+    """The names of those that differ from 0 where all are asked at once (Holm 1979), the surest first.
+
+    That any of them is named though it does not differ has at most the probability `level`.
+    """
+    found = {name: p_value(each, pairs) for name, each in differences.items()}
+    ordered = sorted((p, name) for name, p in found.items() if math.isfinite(p))
+    passed = itertools.takewhile(lambda item: item[1][0] <= level / (len(ordered) - item[0]), enumerate(ordered))
+    return tuple(name for _, (_, name) in passed)

@@ -143,11 +143,11 @@ DIFFERENCE_GUIDE = (
 
 
 def chance(record: Comparison) -> str:
-    """How many verdicts chance alone would give, and how little few ranges say."""
-    count = sum(row.beside is not None for row in record.rows)
+    """What chance alone would give, what is left where all rows are asked at once, and how little few ranges say."""
+    count = len(record.differences)
     text = f"If none of the {count} rows with a base differed from it, about {0.05 * count:.1f} would still seem to."
-    few = " Fewer than four ranges make intervals wide and fragile." if record.ranges < 4 else ""
-    return text + few
+    few = "Fewer than four ranges make intervals wide and fragile." if record.ranges < 4 else ""
+    return " ".join(part for part in (text, record.together, few) if part)
 
 
 def comparison_page(run: Run, record: Comparison) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from snrkit.base.records import FLAT
 from snrkit.fitting.coefficients import CurvePoint
 from snrkit.fitting.guard import Guard
-from snrkit.metrics.paired import Difference, Verdict
+from snrkit.metrics.paired import Difference, Verdict, holm
 from snrkit.metrics.scores import PRIMARY, Entry, Scores
 from snrkit.shift.audit import PairsReading
 from snrkit.shift.bootstrap import Number
@@ -77,6 +77,21 @@ class Comparison:
     timed_images: int
     made_with: Mapping[str, Any]
     decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
+
+    @property
+    def differences(self) -> dict[str, Difference]:
+        """Of the score that decides, less the base's, by the name of each row that has one."""
+        found = {row.name: row.beside.difference for row in self.rows if row.beside is not None}
+        return {name: each[self.decided_by] for name, each in found.items() if self.decided_by in each}
+
+    @property
+    def together(self) -> str:
+        """Which rows still differ from their bases where all are asked at once; nothing where there is one row."""
+        asked = self.differences
+        if len(asked) < 2 or self.ranges < 2:
+            return ""
+        sure = ", ".join(holm(asked, self.ranges)) or "none"
+        return f"With Holm's correction for all {len(asked)} rows, these still differ: {sure}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -429,7 +429,7 @@ def _against_bases(record: Comparison, lead: ScoreDefinition) -> str:
             said.setdefault(row.beside.verdict, []).append(row.name)
     order = sorted(said, key=lambda words: VERDICTS.index(words) if words in VERDICTS else len(VERDICTS))
     parts = "; ".join(f"{words}: {', '.join(said[words])}" for words in order)
-    return f"By {lead.head(record.names)} beside their bases, {parts}." if parts else ""
+    return f"By {lead.head(record.names)} beside their bases, {parts}. {record.together}".rstrip() if parts else ""
 
 
 def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str], list[Sequence[str]]]:
