@@ -1,6 +1,7 @@
 """hf:owner/name wherever a path may stand, and push: on a folder that stands in for the Hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 from snrkit.base import hub
 from snrkit.base.errors import ConfigError
 from snrkit.base.hub import chosen, fetched, local, place_of
+from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.foreign import digest_of
+from snrkit.commands.certify_model import write_experiment
 from snrkit.data import Folder
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.run import Run
+from snrkit.shift.bootstrap import FEWEST
 from tests.small import SMALL, call, load_images, snrkit, write_config
 
 pytest.importorskip("huggingface_hub", reason="the package huggingface_hub is not installed")
@@ -116,6 +120,29 @@ def test_images_of_the_hub_are_those_of_the_folder(tmp_path, remote):
     assert torch.equal(fetched(named).open().pixels(range(4)), here.open().pixels(range(4)))
     assert torch.equal(named.open().pixels(range(4)), here.open().pixels(range(4)))
     assert str(named.path) == "hf:datasets/me/photos/train"
+
+
+def test_commands_take_what_the_hub_holds_as_they_take_a_folder(tmp_path, remote, monkeypatch):
+    """Images and models, wherever a command asks for one; what is written goes on naming the Hub."""
+    monkeypatch.chdir(tmp_path)
+    folder, named = tmp_path / "hub/datasets/me/photos", "hf:datasets/me/photos"
+    folder.mkdir(parents=True)
+    for i in range(2 * FEWEST):
+        Image.new("L", (8, 8), 5 * i).save(folder / f"{i:02d}.png")
+    (tmp_path / "hub/models/me/mine").mkdir(parents=True)
+    shutil.copyfile(STARTERS / "digits.safetensors", tmp_path / "hub/models/me/mine/digits.safetensors")
+    for source, out in ((named, "theirs.zip"), (str(folder), "ours.zip")):
+        assert call("data", "pack", source, "-o", out, "--size", "8").returncode == 0
+    assert Path("theirs.zip").read_bytes() == Path("ours.zip").read_bytes()
+    done = call("eval-fid", named, str(folder), "--set", "features=pixels", "--json")
+    assert json.loads(done.stdout)["fd"] == pytest.approx(0, abs=1e-9)
+    assert call("init", "x.yaml", "--data", named).returncode == 0
+    assert str(load_experiment("x.yaml").data.path) == named
+    made = write_experiment(Path("hf:me/mine/digits.safetensors"), Path(named), 13)
+    assert str(load_experiment(made).data.path) == named
+    done = call("init", "y.yaml", "--data", f"{named}/nowhere")
+    assert done.returncode == 1
+    assert "holds nothing at nowhere" in done.stderr
 
 
 def put(folder, files):
