@@ -30,6 +30,7 @@ from snrkit.experiment.loggers import open_loggers
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.loggers import sending
+from snrkit.loggers.mlflow import MLflow
 from snrkit.metrics.records import SamplerScores
 from tests.loggers.reading import pictures, scalars, wandb_files, wandb_records, wandb_rows
 from tests.small import SMALL, snrkit, write_config, written
@@ -313,6 +314,19 @@ def test_how_far_a_logger_has_come_is_rarely_written(tmp_path, noting, monkeypat
             for images in (1, 2, 3):
                 opened.line({"kind": "train", "images": images, "loss": 1.0})
         assert written == wanted
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:se/cret@db/mlflow", "http://u:secret@host:5000", "sqlite:///x.db"])
+def test_a_record_holds_no_password_of_a_server(monkeypatch, address):
+    """Nor does a changed one begin another log; another server does."""
+
+    def place(address):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        return MLflow().place
+
+    assert "secret" not in place(address)
+    assert place(address.replace("secret", "other")) == place(address)
+    assert place(address.replace("db", "there").replace("host", "there")) != place(address)
 
 
 def test_a_logger_that_purges_is_handed_all_that_is_made_again(tmp_path, noting, monkeypatch):
