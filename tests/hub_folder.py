@@ -6,18 +6,23 @@
 
 import inspect
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+from huggingface_hub.utils import filter_repo_objects
 
 
 class FolderHub:
-    """What `huggingface_hub.HfApi` and `snapshot_download` would do, on a folder."""
+    """What `huggingface_hub.HfApi` and `snapshot_download` would do, on a folder.
+
+    `breaks` is the number of files after which the network goes; then the package raises or, with `tolerant`, gives
+    the folder as it is, as versions below 2 do.
+    """
 
     def __init__(self, root, cache):
         self.root, self.cache, self.fetches, self.reachable = Path(root), Path(cache), [], True
+        self.breaks, self.tolerant, self.patterns = None, False, []
 
     def place(self, repo_id, repo_type):
         folder = self.root / f"{repo_type or 'model'}s" / repo_id
@@ -34,18 +39,19 @@ class FolderHub:
         folder = self.place(repo_id, repo_type)
         return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
-    def snapshot_download(self, repo_id, *, repo_type=None, revision=None, allow_patterns=None, local_files_only=False):
+    def snapshot_download(self, repo_id, *, repo_type=None, revision=None, allow_patterns=None):
         made = self.cache / f"{repo_type}s--{repo_id.replace('/', '--')}"
-        if local_files_only:
-            if not made.is_dir():
-                raise ValueError("not in the cache")
-            return str(made)
         folder = self.place(repo_id, repo_type)
-        for name in self.list_repo_files(repo_id, repo_type=repo_type):
-            if any(fnmatch(name, pattern) for pattern in allow_patterns):
-                self.fetches.append(name)
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, made / name)
+        self.patterns.append(allow_patterns)
+        names = self.list_repo_files(repo_id, repo_type=repo_type)
+        for number, name in enumerate(filter_repo_objects(names, allow_patterns=allow_patterns)):
+            if number == self.breaks:
+                if self.tolerant:
+                    break
+                raise ConnectionError("no route to host")
+            self.fetches.append(name)
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, made / name)
         return str(made)
 
     def create_repo(self, repo_id, *, repo_type=None, private=None, exist_ok=False):

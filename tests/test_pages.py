@@ -41,6 +41,17 @@ def test_links_lead_somewhere():
     assert not broken
 
 
+def test_every_table_has_its_header():
+    """A blank line within one would cut it in two, of which the second is none."""
+    cut = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for table in re.findall(r"(?:^\|[ -].*\n)+", text, re.MULTILINE):
+            if not re.fullmatch(r"[|:\- ]+", [*table.splitlines(), ""][1]):
+                cut.append((page.name, table.splitlines()[0]))
+    assert not cut
+
+
 def test_every_page_is_reached_from_the_readme():
     """No page of docs/ that a reader does not find."""
     named = {Path(link.partition("#")[0]).name for link in LINK.findall((ROOT / "README.md").read_text())}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from snrkit.base.cache import content_digest
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import checksum
+from snrkit.base.hub import files_of, local
 from snrkit.base.value import WIDEST, Place, Value
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
@@ -111,9 +112,11 @@ def weights_of(model: "ForeignModel") -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Of a file's content, or of all names and contents of a folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    parts = [f"{file.name if file == path else file.relative_to(path)} {content_digest(file)}" for file in files]
+    """Of a file's content, or of all names and contents of a folder; on the Hub, of what is fetched of it."""
+    here = local(path)
+    parts = [
+        f"{file.name if file == here else file.relative_to(here)} {content_digest(file)}" for file in files_of(path)
+    ]
     return checksum("\n".join(parts).encode())
 
 

@@ -28,7 +28,7 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
     here = local(model)
     if not here.exists():
         raise ConfigError(f"{model}: there is no such file or folder; name a model's, or a YAML by --config.")
-    if not data.exists():
+    if not local(data).exists():
         raise ConfigError(f"--data: {data} does not exist; give the folder of the images.")
     kinds = kinds_of(here)
     if len(kinds) != 1:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from snrkit.base.errors import DataError, SnrkitError, missing
 from snrkit.base.files import check_out, disk_errors, new_file, remove_abandoned
+from snrkit.base.hub import local
 from snrkit.base.signals import ending
 from snrkit.commands.progress import Bar, bar
 from snrkit.data.dataset import count_classes
@@ -98,7 +99,8 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def _listing(source: Path, labels: str) -> Listing:
     """The images of a folder or a zip."""
-    if not source.exists():
+    here = local(source)
+    if not here.exists():
         raise missing("folder or zip", source, "name one that holds images")
     given = {"path": source, "labels": labels}
-    return (Folder if source.is_dir() else Zip).model_validate(given).listing()
+    return (Folder if here.is_dir() else Zip).model_validate(given).listing()

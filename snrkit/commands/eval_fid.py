@@ -11,6 +11,7 @@ from snrkit.base.arrays import DAMAGED, array_names
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, DataError, RunError
 from snrkit.base.files import disk_errors
+from snrkit.base.hub import local
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import write_json
@@ -249,13 +250,14 @@ def _size(dataset: Dataset) -> str:
 
 def _open_side(text: str, root: Path | None, world: World) -> Dataset | Path:
     path = Path(text)
-    if path.is_dir():
-        SampleFolder(path).check_listed()
+    here = local(path)
+    if here.is_dir():
+        SampleFolder(here).check_listed()
         return _opened(Folder(path=path), world)
-    if path.suffix == ".zip":
+    if here.suffix == ".zip":
         return _opened(Zip(path=path), world)
-    if path.suffix == ".npz" and path.is_file():
-        return path if _has_statistics(path) else _opened(Npz(path=path), world)
+    if here.suffix == ".npz" and here.is_file():
+        return here if _has_statistics(here) else _opened(Npz(path=path), world)
     named = _named_sources()
     if text not in named:
         raise ConfigError(f"{text} is neither a folder, a .zip, an .npz file nor a data set ({', '.join(named)}).")

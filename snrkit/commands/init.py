@@ -17,7 +17,7 @@ import yaml
 
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, remove_abandoned, write_text
-from snrkit.base.hub import local, on_hub
+from snrkit.base.hub import lasting, local
 from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.models import kinds_of
@@ -115,9 +115,10 @@ def _is_there(out: Path) -> SnrkitError:
 
 def look(path: Path) -> Images:
     """What the images of a folder, a zip or an .npz are. DataError where there are none."""
-    if not path.exists():
+    here = local(path)
+    if not here.exists():
         raise ConfigError(f"--data: {path} does not exist; give a folder, a zip or an .npz of images.")
-    kind = "folder" if path.is_dir() else KINDS.get(path.suffix.lower())
+    kind = "folder" if here.is_dir() else KINDS.get(here.suffix.lower())
     if kind is None:
         raise ConfigError(f"--data: {path} is no folder, zip or .npz; give one of these.")
     if kind == "npz":
@@ -183,7 +184,7 @@ def _data(images: Images, side: int) -> str:
     command = _packing(images, side)
     place: dict[str, object] = {"kind": "zip", "path": str(_packed(images, side).absolute())}
     if not command:
-        place = {"kind": images.kind, "path": str(images.path.absolute())}
+        place = {"kind": images.kind, "path": str(lasting(images.path))}
         place |= {"labels": "folders"} if images.folders else {}
         place |= {"channels": images.shape[0]} if images.mixed else {}
     first = f", made squares by: {command}" if command else ""
@@ -265,7 +266,7 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
     kinds = kinds_of(here)
     if not kinds:
         raise ConfigError(f"--from: {source} is no model of a kind that is known; docs/models.md lists them.")
-    model = {"kind": kinds[0], "path": str(source if on_hub(source) else source.absolute())}
+    model = {"kind": kinds[0], "path": str(lasting(source))}
     found = FromElsewhere.model_validate({"source": model})
     described, side = found.described, 0
     data = "data: {kind: folder, path: FOLDER-OF-IMAGES}  # CHANGE THIS: the images that the model is to make"

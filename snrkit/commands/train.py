@@ -31,7 +31,7 @@ from snrkit.commands.progress import log as messages
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
 from snrkit.experiment.log import LogWriter
-from snrkit.experiment.loggers import GoingOn, Journal, check_loggers, open_loggers
+from snrkit.experiment.loggers import Journal, check_loggers, open_loggers
 from snrkit.experiment.models import READ, FromElsewhere, TrainedHere, checkpoint_path, read_weights
 from snrkit.experiment.opening import open_network, open_task
 from snrkit.experiment.run import Run
@@ -195,7 +195,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
                 write_config(run, opened.experiment)
                 write_environment(run, describe_environment(world.device, opened.experiment, opened.data.dataset))
             prepare_sampling(setting, run)
-        loggers = open_loggers(opened.experiment, run, world, GoingOn(state.images, log.reached))
+        loggers = open_loggers(opened.experiment, run, world, state.images)
         _loop(run, task, state, tally, Journal(log, loggers), of, quiet)
     return run
 

@@ -225,13 +225,19 @@ def _check_channels(where: str, shape: Sequence[int]) -> None:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """The names of images below a folder. DataError where one of its folders cannot be listed."""
+    """The names of images below a folder. DataError where one of its folders cannot be listed, or is a link to one."""
 
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename} cannot be listed ({error.strerror}); see to its permissions.") from None
 
-    for where, _, names in os.walk(folder, onerror=refuse):
+    for where, folders, names in os.walk(folder, onerror=refuse):
         inner = Path(where).relative_to(folder)
+        for name in sorted(folders):
+            if Path(where, name).is_symlink():
+                raise DataError(
+                    f"{folder}/{plain(str(inner / name))} is a link to a folder, and none is followed; put the folder "
+                    "itself there, or remove the link."
+                )
         yield from (str(inner / name) for name in filter(_is_image, names))
 
 
@@ -284,7 +290,7 @@ def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | Non
         pairs = json.loads(listing)["labels"]
         if pairs is None:
             return None
-        labels = {str(name): _label(label) for name, label in pairs}
+        labels = {str(name): whole_label(label) for name, label in pairs}
         return torch.tensor([labels[name.replace("\\", "/")] for name in names])
     except (KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise DataError(
@@ -293,8 +299,8 @@ def _listed_labels(names: list[str], listing: bytes, where: str) -> Tensor | Non
         ) from None
 
 
-def _label(given: object) -> int:
-    """A label as a listing has it: a whole number."""
+def whole_label(given: object) -> int:
+    """A label as a listing or a column has it. ValueError where it is no whole number."""
     if type(given) is not int and not (isinstance(given, float) and given.is_integer()):
         raise ValueError(f"{str(given)[:40]} is no whole number")
     return int(given)

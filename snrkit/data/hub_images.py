@@ -1,7 +1,8 @@
 """Images of a data set that the package `datasets` opens: of the Hugging Face Hub, or of a folder laid out as there.
 
 The files of images are read as those of a folder or a zip are, by their content (images.py): `datasets` only says which
-there are. Nothing of a data set is run.
+there are. Nothing of a data set is run, and a row that names a file is believed where it lies below the folder that the
+data set was opened from, or in the caches where `datasets` and the Hub keep what they fetch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from snrkit.base.errors import ConfigError, DataError, reason_of
+from snrkit.base.errors import ConfigError, DataError, plain, reason_of, shown
+from snrkit.base.hub import hub_package
 from snrkit.base.regular import read_regular
 from snrkit.base.value import Text
-from snrkit.data.files import Channels, Listed, Listing
+from snrkit.data.files import Channels, Listed, Listing, whole_label
 from snrkit.data.images import LARGEST_IMAGE
+from snrkit.data.openers import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,31 @@ class RowOpener:
 
     rows: Any  # a datasets.Dataset, with its images not decoded
     image: str
+    folders: tuple[Path, ...]  # below which files may lie that rows name, after links
 
     def __call__(self, name: str) -> bytes:
-        """The content of the image in a row, by the row's number. DataError where it has none."""
+        """The content of the image in a row, by the row's number. DataError where it has none, or none to be read."""
         found = self.rows[int(name)][self.image]
-        if not isinstance(found, dict):
+        content, path = (found.get("bytes"), found.get("path")) if isinstance(found, dict) else (None, None)
+        if content is not None:
+            return bytes(content[: LARGEST_IMAGE + 1])
+        if path is None:
             raise DataError(f"row {int(name)} has no image under '{self.image}'; choose rows that have one.")
-        if found.get("bytes") is not None:
-            return bytes(found["bytes"][: LARGEST_IMAGE + 1])
-        return read_regular(Path(found["path"]), LARGEST_IMAGE)
+        place = self._place(path)
+        if place is None:
+            raise DataError(
+                f"row {int(name)} names {shown(path)}, which is no file of the data set, and is not read; make it "
+                "again with the images in it."
+            )
+        with readable(place):
+            return read_regular(place, LARGEST_IMAGE)
+
+    def _place(self, path: str) -> Path | None:
+        """The file that a row names, after links on the way to its folder; None where it may not be read."""
+        if "\0" in path or not Path(path).is_absolute():
+            return None
+        place = Path(path).parent.resolve() / Path(path).name
+        return place if any(folder in place.parents for folder in self.folders) else None
 
     def marks(self, names: Sequence[str]) -> Iterator[bytes]:
         """What changes with the data set: its own mark of its content."""
@@ -65,19 +84,19 @@ class HubImages(Listed):
         labels = None
         if self.label is not None:
             try:
-                labels = torch.tensor(rows[self.label][:], dtype=torch.int64)
-            except (TypeError, ValueError, RuntimeError):
-                raise DataError(f"data.label: '{self.label}' of {self.path} does not hold whole numbers.") from None
+                labels = torch.tensor([whole_label(label) for label in rows[self.label][:]], dtype=torch.int64)
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise DataError(
+                    f"data.label: '{self.label}' of {self.path} does not hold whole numbers "
+                    f"({plain(reason_of(error))}); name a column that does, or none."
+                ) from None
         rows = rows.select_columns([self.image])
         names = [f"{row:09d}" for row in range(len(rows))]
-        return Listing(self.path, names, RowOpener(rows, self.image), labels, self.channels)
+        return Listing(self.path, names, RowOpener(rows, self.image, _folders(self.path)), labels, self.channels)
 
     def _rows(self) -> Any:
         """The data set, its images not decoded."""
-        try:
-            import datasets  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            raise ConfigError("data.kind: hf needs the package datasets; pip install 'snrkit[hub]'.") from None
+        datasets = _package()
         try:
             rows = datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision)
             return (
@@ -85,3 +104,20 @@ class HubImages(Listed):
             )
         except Exception as error:  # whatever the package raises of a name, a network or a file
             raise DataError(f"{self.path} cannot be opened by datasets ({reason_of(error)[:300]}).") from None
+
+
+def _package() -> Any:
+    """The package datasets; ConfigError says how to install it."""
+    try:
+        import datasets  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ConfigError("data.kind: hf needs the package datasets; pip install 'snrkit[hub]'.") from None
+    return datasets
+
+
+def _folders(path: str) -> tuple[Path, ...]:
+    """The folder of a data set that is one here, and those where its packages keep what they fetch."""
+    config = _package().config
+    caches = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    caches.append(hub_package().constants.HF_HUB_CACHE)
+    return tuple(Path(place).resolve() for place in (*([path] if Path(path).is_dir() else []), *caches))

@@ -1,6 +1,5 @@
 """The log of a training: sealed lines of three kinds, of which a checkpoint says how many there were."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,29 +116,17 @@ def _line(record: Mapping[str, Any], where: str) -> Line:
         raise RunError(f"{what}; restore the file, or delete it to go on without what it said.") from None
 
 
-def _reached(path: Path) -> int:
-    """The images at the last line of a log; 0 where that cannot be read."""
-    with contextlib.suppress(SnrkitError):
-        records, _ = read_lines(path)
-        return max((images for each in records if isinstance(images := each.get("images"), int)), default=0)
-    return 0
-
-
 class LogWriter:
-    """Adds lines to a log, and knows how many it has; `writes` is False in all processes but one.
-
-    `reached` are the images at the last line that it had, of those that were dropped too.
-    """
+    """Adds lines to a log, and knows how many it has; `writes` is False in all processes but one."""
 
     def __init__(self, path: Path, lines: int, writes: bool) -> None:
         """Begin a log anew that had `lines` lines at the checkpoint that is gone on from: what came later is dropped.
 
         RunError where they are not there any more, unless the whole file is gone.
         """
-        self._path, self.writes, self.lines, self.reached = path, writes, 0, 0
+        self._path, self.writes, self.lines = path, writes, 0
         if not writes or not path.exists():
             return
-        self.reached = _reached(path)
         records, _ = read_lines(path, lines)
         if len(records) < lines:
             raise _lost(path, len(records), lines)

@@ -9,13 +9,15 @@
 
 Everything stands at the images that the weights have seen. The lines of a training that was killed are made again from
 its last checkpoint on, to the same numbers: a logger that can drop what it has of them does, and the others are handed
-only what they have not had.
+only what they have not taken.
 """
 
 import math
 import statistics
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +35,8 @@ from snrkit.metrics.records import SamplerScores
 from snrkit.shift.bootstrap import Number
 from snrkit.shift.files import ShiftRecord, columns, vars_of
 
+EVERY = 10.0  # seconds, at least, between two times that it is written how far a logger has come
+
 
 @dataclass(frozen=True, slots=True)
 class Logged:
@@ -40,14 +44,38 @@ class Logged:
 
     place: str
     key: str
+    had: int = 0  # images of the last line of training that it took
 
 
-@dataclass(frozen=True, slots=True)
-class GoingOn:
-    """Where training goes on: images at its checkpoint, and those at the last line that its log had."""
+class Keeper:
+    """Keeps what a run knows of a logger; all but the making is done in the thread that sends to it."""
 
-    images: int
-    logged: int
+    def __init__(self, path: Path, place: str) -> None:
+        found = read_record(Logged, path) if path.exists() else None
+        self._path, self._place = path, place
+        self.logged = self._written = found if found is not None and found.place == place else None
+        self._due = 0.0
+
+    def begin(self, key: str) -> None:
+        """Its log is open under a key."""
+        if self.logged is None or self.logged.key != key:
+            self.logged = Logged(self._place, key)
+        self.write()
+
+    def line(self, images: int, values: Mapping[str, float], log: OpenedLogger) -> None:
+        """Log a line of training, and keep that it was taken, EVERY seconds at most."""
+        log.numbers(images, values)
+        assert self.logged is not None
+        self.logged = replace(self.logged, had=images)
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Keep how far it has come."""
+        if self.logged != self._written:
+            write_json(self._path, to_json(self.logged))
+            self._written = self.logged
+        self._due = time.monotonic() + EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +83,7 @@ class Following:
     """A logger at work, and up to how many images it has had what training makes again."""
 
     sender: Sender
+    keeper: Keeper
     had: int
 
 
@@ -69,7 +98,7 @@ class Loggers:
         images, values = int(record["images"]), numbers_of(record)
         for logger in self.each:
             if images > logger.had:
-                logger.sender.do(lambda log: log.numbers(images, values))
+                logger.sender.do(partial(logger.keeper.line, images, values))
 
     def scores(self, record: SamplerScores) -> None:
         """Log the scores of a sampler."""
@@ -147,24 +176,24 @@ def check_loggers(experiment: Experiment) -> None:
             raise ConfigError(f"log.{index} ({logger.kind}): {error}") from None
 
 
-def open_loggers(experiment: Experiment, run: Run, world: World, training: GoingOn | None = None) -> Loggers:
-    """Begin to log what a command makes of a run, whose lock it holds; `training`: where that goes on."""
+def open_loggers(experiment: Experiment, run: Run, world: World, images: int | None = None) -> Loggers:
+    """Begin to log what a command makes of a run, whose lock it holds; `images`: of the checkpoint that training is at.
+
+    None where it does not train.
+    """
     if not world.leads:
         return Loggers()
-    return Loggers(tuple(_follow(logger, run, training) for logger in experiment.log))
+    return Loggers(tuple(_follow(logger, run, images) for logger in experiment.log))
 
 
-def _follow(logger: Logger, run: Run, training: GoingOn | None) -> Following:
-    path = run.logger(logger.kind)
-    kept = read_record(Logged, path) if path.exists() else None
-    key = kept.key if kept is not None and kept.place == logger.place else None
-    source = Source(run.path.name, run.path, key, None if training is None else training.images)
+def _follow(logger: Logger, run: Run, images: int | None) -> Following:
+    keeper = Keeper(run.logger(logger.kind), logger.place)
+    key, had = (None, 0) if keeper.logged is None else (keeper.logged.key, keeper.logged.had)
+    source = Source(run.path.name, run.path, key, images)
 
     def begin() -> OpenedLogger:
         opened = logger.open(source)
-        if opened.key != key:
-            write_json(path, to_json(Logged(logger.place, opened.key)))
+        keeper.begin(opened.key)
         return opened
 
-    had = 0 if training is None or logger.purges or key is None else training.logged
-    return Following(Sender(logger.kind, begin), had)
+    return Following(Sender(logger.kind, begin, keeper.write), keeper, 0 if logger.purges else had)

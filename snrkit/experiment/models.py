@@ -171,7 +171,8 @@ class FromElsewhere(Value):
         return self.here.autoencoder()
 
     def find(self, run: Run, images: int | None, average: str | None) -> Weights:
-        name = weights_of(self.here)
+        _ = self.here  # refuses what may not be fetched
+        name = weights_of(self.source)
         return Weights(name, 0, name)
 
     def load(self, run: Run, weights: Weights, shape: tuple[int, int, int], seed: int) -> nn.Module:

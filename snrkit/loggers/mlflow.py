@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from snrkit.base.files import checksum
 from snrkit.base.value import Place, Text, Value
 from snrkit.loggers.logger import Columns, Source, package
 
 ADDRESS = "MLFLOW_TRACKING_URI"
+USER = re.compile(r"(?<=://)[^/?#]*@")  # of an address, with its password
 
 
 class MLflow(Value):
@@ -32,7 +35,10 @@ class MLflow(Value):
 
     @property
     def place(self) -> str:
-        return f"{self.folder or os.environ.get(ADDRESS)}: {self.project}"
+        """The folder, or a checksum of the server's address, which may hold a password that changes."""
+        address = os.environ.get(ADDRESS)
+        server = None if address is None else checksum(USER.sub("", address).encode())
+        return f"{self.folder or server}: {self.project}"
 
     def check(self) -> None:
         package("mlflow", "mlflow")

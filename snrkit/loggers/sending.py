@@ -22,9 +22,9 @@ class Sender:
     and that only for so long.
     """
 
-    def __init__(self, name: str, begin: Callable[[], OpenedLogger]) -> None:
-        """`name`: of the logger in warnings. `begin` opens it, in the thread."""
-        self._name, self._begin = name, begin
+    def __init__(self, name: str, begin: Callable[[], OpenedLogger], ended: Callable[[], None]) -> None:
+        """`name` of the logger in warnings; its thread calls `begin`, which opens it, and `ended` when it is closed."""
+        self._name, self._begin, self._ended = name, begin, ended
         self._jobs: Queue[Job | None] = Queue(MOST_WAITING)
         self._broken = self._failed = False
         self._thread = threading.Thread(target=self._work, name=f"snrkit-{name}", daemon=True)
@@ -61,6 +61,7 @@ class Sender:
         try:
             if opened is not None:
                 opened.close(self._failed)
+                self._ended()
         except Exception as error:
             self._give_up(reason_of(error) or type(error).__name__)
 

@@ -1,6 +1,7 @@
 """hf:owner/name wherever a path may stand, and push: on a folder that stands in for the Hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from PIL import Image
 from snrkit.base import hub
 from snrkit.base.errors import ConfigError
 from snrkit.base.hub import chosen, fetched, local, place_of
+from snrkit.base.starters import STARTERS
+from snrkit.checkpoints.foreign import digest_of
+from snrkit.commands.certify_model import write_experiment
 from snrkit.data import Folder
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.run import Run
+from snrkit.shift.bootstrap import FEWEST
 from tests.small import SMALL, call, load_images, snrkit, write_config
 
 pytest.importorskip("huggingface_hub", reason="the package huggingface_hub is not installed")
@@ -26,6 +31,7 @@ PARTS = ("process", "target", "precondition", "levels", "weighting", "network", 
 def remote(tmp_path, monkeypatch):
     """The stand-in, empty, with nothing fetched before."""
     found = FolderHub(tmp_path / "hub", tmp_path / "hub-cache")
+    monkeypatch.setenv("SNRKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "hub_package", lambda: found)
     monkeypatch.setattr("snrkit.commands.push.hub_package", lambda: found)
     hub._fetched.cache_clear()
@@ -68,6 +74,8 @@ def test_of_a_model_configurations_and_safe_weights_are_fetched():
     assert chosen(files, place_of(Path("hf:me/mine/unet"))) == ["unet/config.json", "unet/model.safetensors"]
     assert chosen(files, place_of(Path("hf:me/mine/train.py"))) == ["train.py"]
     assert chosen(files, place_of(Path("hf:datasets/me/mine"))) == files
+    mixed = ["vae/a.safetensors", "vae/a.bin", "unet/b.bin"]  # one folder's safetensors say nothing of another's
+    assert chosen(mixed, model) == ["vae/a.safetensors", "unet/b.bin"]
 
 
 def test_a_run_goes_to_the_hub_and_comes_back_to_the_same_bits(tmp_path, remote, monkeypatch):
@@ -114,19 +122,102 @@ def test_images_of_the_hub_are_those_of_the_folder(tmp_path, remote):
     assert str(named.path) == "hf:datasets/me/photos/train"
 
 
-def test_what_was_fetched_is_there_without_a_network(tmp_path, remote):
-    """And what was not is refused in one sentence, as is what is not there."""
+def test_commands_take_what_the_hub_holds_as_they_take_a_folder(tmp_path, remote, monkeypatch):
+    """Images and models, wherever a command asks for one; what is written goes on naming the Hub."""
+    monkeypatch.chdir(tmp_path)
+    folder, named = tmp_path / "hub/datasets/me/photos", "hf:datasets/me/photos"
+    folder.mkdir(parents=True)
+    for i in range(2 * FEWEST):
+        Image.new("L", (8, 8), 5 * i).save(folder / f"{i:02d}.png")
     (tmp_path / "hub/models/me/mine").mkdir(parents=True)
-    (tmp_path / "hub/models/me/mine/config.json").write_text("{}")
-    first = local(Path("hf:me/mine"))
+    shutil.copyfile(STARTERS / "digits.safetensors", tmp_path / "hub/models/me/mine/digits.safetensors")
+    for source, out in ((named, "theirs.zip"), (str(folder), "ours.zip")):
+        assert call("data", "pack", source, "-o", out, "--size", "8").returncode == 0
+    assert Path("theirs.zip").read_bytes() == Path("ours.zip").read_bytes()
+    done = call("eval-fid", named, str(folder), "--set", "features=pixels", "--json")
+    assert json.loads(done.stdout)["fd"] == pytest.approx(0, abs=1e-9)
+    assert call("init", "x.yaml", "--data", named).returncode == 0
+    assert str(load_experiment("x.yaml").data.path) == named
+    made = write_experiment(Path("hf:me/mine/digits.safetensors"), Path(named), 13)
+    assert str(load_experiment(made).data.path) == named
+    done = call("init", "y.yaml", "--data", f"{named}/nowhere")
+    assert done.returncode == 1
+    assert "holds nothing at nowhere" in done.stderr
+
+
+def put(folder, files):
+    """Files of a byte each."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+def again():
+    """As another process would begin."""
     hub._fetched.cache_clear()
+
+
+def test_what_was_fetched_is_there_without_a_network(tmp_path, remote):
+    """Though the repository holds files that are not wanted; what was not fetched is refused in one sentence."""
+    put(tmp_path / "hub/models/me/mine", ("config.json", "README.md", ".gitattributes"))
+    first = local(Path("hf:me/mine"))
+    again()
     remote.reachable = False
     assert local(Path("hf:me/mine")) == first
     with pytest.raises(ConfigError, match="hf:me/other cannot be fetched"):
         local(Path("hf:me/other"))
+    (first / "config.json").unlink()
+    again()
+    with pytest.raises(ConfigError, match="no earlier fetch of it is whole on this machine"):
+        local(Path("hf:me/mine"))
     remote.reachable = True
     with pytest.raises(ConfigError, match=r"holds nothing at nowhere that can be read"):
         local(Path("hf:me/mine/nowhere"))
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_half_a_fetch_is_no_data_set(tmp_path, remote, tolerant):
+    """Whatever the package does where the network breaks: refused then and without a network, whole when it is back."""
+    put(tmp_path / "hub/datasets/me/photos", [f"{i}.png" for i in range(10)])
+    remote.breaks, remote.tolerant = 5, tolerant
+    for reachable in (True, False):
+        remote.reachable = reachable
+        again()
+        with pytest.raises(ConfigError, match="hf:datasets/me/photos cannot be fetched"):
+            local(Path("hf:datasets/me/photos"))
+    remote.reachable, remote.breaks = True, None
+    again()
+    assert len(list(local(Path("hf:datasets/me/photos")).iterdir())) == 10
+
+
+def test_names_are_no_patterns(tmp_path, remote):
+    """A file whose name is a pattern is fetched, alone too; a data set costs one pattern, or none."""
+    put(tmp_path / "hub/datasets/me/photos", ("a[1]/img[1].png", "a[1]/2.png", "a1/3.png"))
+    put(tmp_path / "hub/models/me/mine", ("a[1].json", "a1.json.py"))
+    for path, files in (
+        ("hf:datasets/me/photos/a[1]/img[1].png", {"a[1]/img[1].png"}),
+        ("hf:datasets/me/photos/a[1]", {"a[1]/img[1].png", "a[1]/2.png"}),
+        ("hf:datasets/me/photos", {"a[1]/img[1].png", "a[1]/2.png", "a1/3.png"}),
+        ("hf:me/mine", {"a[1].json"}),
+    ):
+        remote.fetches.clear()
+        assert local(Path(path)).exists()
+        assert set(remote.fetches) == files
+    assert [None if p is None else len(p) for p in remote.patterns] == [1, 1, None, 1]
+
+
+def test_weights_of_the_hub_are_what_is_fetched_of_it(tmp_path, remote):
+    """What other programs add to the same folder changes no name; a bit of what is read does."""
+    put(tmp_path / "hub/models/me/mine", ("config.json", "unet/a.safetensors"))
+    folder = local(Path("hf:me/mine"))
+    before = digest_of(Path("hf:me/mine"))
+    assert before == digest_of(folder)
+    put(folder, ("README.md", "unet/a.fp16.safetensors"))
+    assert digest_of(Path("hf:me/mine")) == before
+    assert digest_of(folder) != before
+    (folder / "unet/a.safetensors").write_text("[]")
+    assert digest_of(Path("hf:me/mine")) != before
 
 
 def test_code_of_the_hub_is_not_run(tmp_path, remote):

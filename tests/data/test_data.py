@@ -42,6 +42,18 @@ def write_folder(path, pictures):
         (path / f"{i:03d}.png").write_bytes(png(picture))
 
 
+def test_a_folder_that_is_a_link_is_named(tmp_path, pictures):
+    """A class whose folder is a link is refused and not left out; a link to an image is followed."""
+    write_folder(tmp_path / "set", pictures[:3])
+    write_folder(tmp_path / "elsewhere", pictures[3:])
+    (tmp_path / "set/inner").mkdir()
+    (tmp_path / "set/inner/6.png").symlink_to(tmp_path / "elsewhere/000.png")
+    assert Folder(path=tmp_path / "set").open().count == 4
+    (tmp_path / "set/inner/cats").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"set/inner/cats is a link to a folder, and none is followed; put the folder"):
+        Folder(path=tmp_path / "set").open()
+
+
 def test_digits_are_scikit_learns():
     """1,797 grey 8x8 images; 0..16 becomes -1..1; labels 0..9."""
     from sklearn.datasets import load_digits

@@ -24,11 +24,13 @@ from snrkit.base.records import read_record
 from snrkit.base.sealed import finite
 from snrkit.base.value import Value
 from snrkit.commands.sweep import Trial, row_path
+from snrkit.experiment import loggers
 from snrkit.experiment.experiment import Experiment, load_experiment, parse_experiment
 from snrkit.experiment.loggers import open_loggers
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import stored_experiment
 from snrkit.loggers import sending
+from snrkit.loggers.mlflow import MLflow
 from snrkit.metrics.records import SamplerScores
 from tests.loggers.reading import pictures, scalars, wandb_files, wandb_records, wandb_rows
 from tests.small import SMALL, snrkit, write_config, written
@@ -193,11 +195,13 @@ def by_name(found):
 class Noted:
     """A log in memory."""
 
-    def __init__(self, source):
-        self.key = source.key or "first"
+    def __init__(self, source, until=None):
+        self.key, self.until = source.key or "first", until
         self.found = []
 
     def numbers(self, images, values):
+        if self.until is not None and images >= self.until:
+            raise OSError("the network is gone")
         self.found += [(name, images, value) for name, value in values.items()]
 
     def table(self, images, name, columns):
@@ -215,6 +219,7 @@ class Noting(Value):
 
     kind: Literal["noting"] = "noting"
     place: str = "here"
+    until: int | None = None  # images from which on it takes no lines
     purges: ClassVar[bool] = False
     opened: ClassVar[list[tuple[object, Noted]]] = []
 
@@ -222,7 +227,7 @@ class Noting(Value):
         pass
 
     def open(self, source):
-        self.opened.append((source, Noted(source)))
+        self.opened.append((source, Noted(source, self.until)))
         return self.opened[-1][1]
 
 
@@ -285,6 +290,45 @@ def test_a_killed_training_goes_on_in_its_own_log(tmp_path, noting):
     assert [i for name, i, _ in last.found if name == "train/loss"] == [1024]
 
 
+@pytest.mark.parametrize("until", [384, 256])
+def test_a_logger_that_failed_is_handed_what_is_made_again_from_there(tmp_path, noting, until):
+    """It took nothing of what the run went on to log without it, and gets that as soon as it is made again."""
+    write_config(tmp_path, **PLAIN, log=[{"kind": "noting", "until": until}])
+    snrkit(tmp_path, "train", "-q")
+    shutil.rmtree(tmp_path / "runs/small/checkpoints/000000640")
+    snrkit(tmp_path, "sample", "-q", "--set", "log=[{kind: noting}]")  # which leaves how far it came
+    snrkit(tmp_path, "train", "-q", "--set", "log=[{kind: noting}]")
+    took = [[i for name, i, _ in log.found if name == "train/loss"] for _, log in noting]
+    assert took == [[i for i in (128, 256, 384) if i < until], [], [384, 512, 640]]
+
+
+def test_how_far_a_logger_has_come_is_rarely_written(tmp_path, noting, monkeypatch):
+    """As it begins and at the end of a short command; with no pause between, by every line."""
+    written = []
+    monkeypatch.setattr(loggers, "write_json", lambda path, content: written.append(content["had"]))
+    experiment = parse_experiment({**SMALL, "log": [{"kind": "noting"}]}, "small")
+    for every, wanted in ((60.0, [0, 3]), (0.0, [0, 1, 2, 3])):
+        written.clear()
+        monkeypatch.setattr(loggers, "EVERY", every)
+        with open_loggers(experiment, Run(tmp_path), World(0, 1, torch.device("cpu")), 0) as opened:
+            for images in (1, 2, 3):
+                opened.line({"kind": "train", "images": images, "loss": 1.0})
+        assert written == wanted
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:se/cret@db/mlflow", "http://u:secret@host:5000", "sqlite:///x.db"])
+def test_a_record_holds_no_password_of_a_server(monkeypatch, address):
+    """Nor does a changed one begin another log; another server does."""
+
+    def place(address):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        return MLflow().place
+
+    assert "secret" not in place(address)
+    assert place(address.replace("secret", "other")) == place(address)
+    assert place(address.replace("db", "there").replace("host", "there")) != place(address)
+
+
 def test_a_logger_that_purges_is_handed_all_that_is_made_again(tmp_path, noting, monkeypatch):
     """It forgets what lies beyond the checkpoint itself."""
     monkeypatch.setattr(Noting, "purges", True)
@@ -321,7 +365,7 @@ def test_a_logger_that_hangs_is_not_waited_for(monkeypatch, caplog):
         raise OSError("never mind")
 
     with caplog.at_level(logging.WARNING, "snrkit"):
-        sender = sending.Sender("slow", begin)
+        sender = sending.Sender("slow", begin, lambda: done.append("ended"))
         for number in range(5):
             sender.do(lambda log, number=number: done.append(number))
         sender.close(False)
@@ -386,8 +430,8 @@ def test_the_record_of_a_log_is_checked(tmp_path, noting):
 def test_only_the_process_that_leads_logs(tmp_path, noting):
     """Others open nothing."""
     experiment = parse_experiment({**SMALL, "log": [{"kind": "noting"}]}, "small")
-    with open_loggers(experiment, Run(tmp_path), World(1, 2, torch.device("cpu"))) as loggers:
-        loggers.line({"kind": "train", "images": 1, "loss": 1.0})
+    with open_loggers(experiment, Run(tmp_path), World(1, 2, torch.device("cpu"))) as opened:
+        opened.line({"kind": "train", "images": 1, "loss": 1.0})
     assert not noting
     assert not list(tmp_path.iterdir())
 

@@ -1,5 +1,6 @@
 """Pages in a real browser: they ask for nothing, say nothing to its console, answer, and fit every screen."""
 
+import codecs
 import csv
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from snrkit.experiment.run import Run
+from snrkit.reports.blocks import Table
 from snrkit.reports.page import page
 from snrkit.reports.plots import Curves, Point, Series
 from tests.reports.test_page import HOSTILE, every_kind
@@ -266,7 +268,7 @@ def test_figures_and_tables_can_be_taken_along(browser, tmp_path):
     browser.click(".numbers summary")
     for kind in ("csv", "tex"):
         browser.click(f"[data-table={kind}]")
-    rows = list(csv.reader(browser.saved("Some-figure.csv").read_text().splitlines()))
+    rows = list(csv.reader(browser.saved("Some-figure.csv").read_text("utf-8-sig").splitlines()))
     assert rows[:2] == [["sampler", "x, nats", "y", "low", "high"], [odd, "0", "1", "0", "2"]]
     latex = browser.saved("Some-figure.tex").read_text()
     assert 'a, "b"\\_50\\% \\& c & 0 & 1 & 0 & 2 \\\\' in latex
@@ -282,3 +284,17 @@ def test_figures_and_tables_can_be_taken_along(browser, tmp_path):
         assert found.width == 3 * 640
         assert (10, 95, 180) in {colour[:3] for _, colour in found.convert("RGB").getcolors(2**24)}
     assert browser.logged() == []
+
+
+def test_a_csv_is_text_and_numbers_to_a_spreadsheet(browser, tmp_path):
+    """No cell is a formula, whatever a configuration holds; numbers stay numbers; what no code page has is read."""
+    formulas = ['=HYPERLINK("http://x","y")', "+1+cmd|' /C calc'!A0", "-1+2", "@SUM(A1)", "-a"]
+    plain = ["-0.1", "+1e-3", "-1,234.5", "+0.03 [-0.10, +0.17]", "-2%", "-", "FD∞", "a=b"]
+    rows = [(text, "0") for text in (*formulas, *plain)]
+    (tmp_path / "page.html").write_text(page("t", [Table(("what", "n"), rows, "Cells")]))
+    browser.open(tmp_path / "page.html")
+    browser.click("[data-table=csv]")
+    content = browser.saved("Cells.csv").read_bytes()
+    assert content.startswith(codecs.BOM_UTF8)
+    found = [row[0] for row in csv.reader(content.decode("utf-8-sig").splitlines())]
+    assert found == ["what", *(f"'{text}" for text in formulas), *plain]

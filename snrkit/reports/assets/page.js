@@ -160,12 +160,16 @@
   }
   const file = (holder, suffix) => `${(holder.dataset.name || "snrkit").replace(/[^\w.-]+/g, "-")}.${suffix}`;
   const cells = (table) => [...table.rows].map((row) => [...row.cells].map(text));
-  const quoted = (cell) => (/[",\n]/.test(cell) ? `"${cell.replace(/"/g, '""')}"` : cell);
+  // a spreadsheet runs what begins as a formula and is no number (or several, as with an interval): ' makes it a text
+  const one = "[-+]?(\\d+(,\\d{3})*(\\.\\d*)?|\\.\\d+|∞)(e[-+]?\\d+)?%?";
+  const numbers = new RegExp(`^(-|${one}(,?[\\s±[\\]]+${one})*\\]?)$`, "i");
+  const inert = (cell) => (/^[=+\-@\t\r]/.test(cell) && !numbers.test(cell) ? `'${cell}` : cell);
+  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replace(/"/g, '""')}"` : cell);
   const special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\u2212": "$-$",
     "∞": "$\\infty$"};
   const latex = (cell) => cell.replace(/[\\~^\u2212∞&%$#_{}]/g, (c) => special[c] ?? `\\${c}`);
   const tables = {
-    csv: (rows) => rows.map((row) => row.map(quoted).join(",") + "\r\n").join(""),
+    csv: (rows) => "\ufeff" + rows.map((row) => row.map(inert).map(quoted).join(",") + "\r\n").join(""),
     tex: ([head, ...rows]) => [`\\begin{tabular}{${"l".repeat(head.length)}}`, "\\toprule",
       `${head.map(latex).join(" & ")} \\\\`, "\\midrule", ...rows.map((row) => `${row.map(latex).join(" & ")} \\\\`),
       "\\bottomrule", "\\end{tabular}", ""].join("\n"),
