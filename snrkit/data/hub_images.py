@@ -109,7 +109,7 @@ class HubImages(Listed):
 def _package() -> Any:
     """The package datasets; ConfigError says how to install it."""
     try:
-        import datasets  # type: ignore[import-not-found, unused-ignore]
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise ConfigError("data.kind: hf needs the package datasets; pip install 'snrkit[hub]'.") from None
     return datasets
