@@ -72,7 +72,7 @@ class Size:
 
 
 FULL = Size(128, (1, 2, 2, 2), 2, 32, 512, 20, 256, 256)
-TINY = Size(8, (1,), 1, 8, 16, 2, 20, 32)
+TINY = Size(8, (1,), 1, 8, 16, 2, 24, 32)
 
 
 @dataclass(frozen=True, slots=True)
