@@ -23,7 +23,7 @@ def test_commands_give_the_same_on_a_device(tmp_path, monkeypatch):
     changes = {
         "train": {**SMALL["train"], "images": 192, "save_every": 128, "importance": {}}, "samplers": {"own": corrected},
         "compute": {"precision": "fp32"}, "sample": {"seeds": "0-19", "batch": 10},
-        "shift": {**SMALL["shift"], "images": 20, "batch": 10, "window_images": 8, "horizon_images": 8,
+        "shift": {**SMALL["shift"], "batch": 16, "window_images": 8, "horizon_images": 8,
                   "amplification_images": 2, "audit_pairs": 64, "estimator": {"images": 256}},
         "metrics": {"features": "classifier", "ranges": 2},
     }  # fmt: skip
