@@ -1,11 +1,18 @@
 """Every test runs on the CPU with one thread, deterministic, and with the cache of this run of the tests."""
 
+import io
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
+from PIL import Image
+
+from snrkit.commands import dry_run
+from tests.small import coarse_flows
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
@@ -23,10 +30,48 @@ def _cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _dots():
+    """Figures of matplotlib are made, but saved as one dot, except within `tests.small.drawing`.
+
+    To draw one takes half a second, and tests make hundreds of which they look at none.
+    """
+    out = io.BytesIO()
+    Image.new("L", (1, 1)).save(out, "png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(out.getvalue()))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _counted():
+    """What trainings take of memory is counted once for all of one network; tests of the count itself count anew."""
+    plain, known = dry_run.budget, {}
+
+    def budget(training, setting, precisions=tuple(dry_run.AUTOCAST)):
+        train, facts = training.train, (setting.data.dataset.shape, setting.world.size, tuple(precisions))
+        values = (training.network, setting.compute)
+        key = (*(value.model_dump_json() for value in values), *facts, train.batch, train.accumulate, train.averages)
+        if key not in known:
+            known[key] = plain(training, setting, precisions)
+        return replace(known[key], there=dry_run.free_memory(setting.world.device))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dry_run, "budget", budget)
+        yield
+
+
 @pytest.fixture
 def copied(request, tmp_path):
     """A copy of the folder that a module's own fixture `finished` gives, to spoil."""
     return shutil.copytree(request.getfixturevalue("finished"), tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    """Flows of few steps, in all of a module that asks for it first."""
+    with coarse_flows():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from tests.small import SMALL, Done, call
+from tests.small import SMALL, Done, call, coarse_flows
 
 KILL = "SIGKILL"
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
@@ -355,6 +355,7 @@ def quick(known: dict[str, Any]) -> Iterator[None]:
     )  # fmt: skip
     ticks = iter(range(10**9))
     with ExitStack() as stack:
+        stack.enter_context(coarse_flows())
         for module, names in computing:
             for name in names:
                 stack.enter_context(patch.object(module, name, once(getattr(module, name), name)))

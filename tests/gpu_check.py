@@ -72,7 +72,7 @@ class Size:
 
 
 FULL = Size(128, (1, 2, 2, 2), 2, 32, 512, 20, 256, 256)
-TINY = Size(8, (1, 2), 1, 8, 16, 2, 24, 32)
+TINY = Size(8, (1,), 1, 8, 16, 2, 24, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +388,7 @@ def network_of(check: Check) -> tuple[Opened, nn.Module, NetworkDenoiser]:
 def sampling(check: Check) -> None:
     """Images as `snrkit sample` makes them against as many bare calls of the network; and with their PNGs."""
     opened, network, denoiser = network_of(check)
-    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 18
+    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 18 if check.size is FULL else 4
     x, dtype = torch.randn(*shape, device=check.device), AUTOCAST[check.precision]
     at, seeds = torch.rand(shape[0], device=check.device), list(range(shape[0]))
     labels = torch.zeros(shape[0], dtype=torch.int64, device=check.device)
@@ -450,7 +450,7 @@ def opened_split() -> Any:
 def measuring(check: Check) -> None:
     """`snrkit.measure` against as many bare calls, and what it holds."""
     _, network, denoiser = network_of(check)
-    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 10
+    shape, steps = (check.size.images, 3, check.size.side, check.size.side), 10 if check.size is FULL else 4
     real = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x, at = torch.randn(*shape, device=check.device), torch.rand(shape[0], device=check.device)
     dtype = AUTOCAST[check.precision]

@@ -1,11 +1,12 @@
 """A small experiment that trains in a second, and ways to run the tool on it as a user would."""
 
 import os
+import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -13,11 +14,14 @@ from unittest.mock import patch
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from snrkit.base.sealed import read_json, write_json
 from snrkit.commands.cli import main
 from snrkit.experiment.sample_folder import SampleFolder
+from snrkit.sampling import flow
+from tests.warm import Warm
 
 SMALL = {
     "name": "small",
@@ -28,11 +32,11 @@ SMALL = {
     "levels": {"kind": "lognormal"},
     "weighting": {"kind": "edm"},
     "network": {
-        "kind": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4, "classes": 4, "dropout": 0.1,
+        "kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1, "groups": 4, "classes": 4, "dropout": 0.1,
         "augment": True,
     },
     "train": {
-        "images": 3840, "batch": 64, "warmup": 500, "save_every": 320, "log_every": 320, "holdout_every": 960,
+        "images": 1920, "batch": 64, "warmup": 500, "save_every": 320, "log_every": 320, "holdout_every": 960,
         "label_dropout": 0.1, "noise_dropout": 0.1, "augment": {"kind": "edm"},
         "averages": [{"half_life": 500}, {"half_life": 1000, "ramp": None}],
     },
@@ -40,11 +44,15 @@ SMALL = {
         "euler": {"grid": {"kind": "karras", "steps": 4}, "solver": {"kind": "euler"}},
         "ancestral": {"grid": {"kind": "karras", "steps": 4}, "solver": {"kind": "ancestral"}},
     },
-    "sample": {"seeds": "0-63", "batch": 16},
-    "shift": {"images": 32, "batch": 16, "bootstrap": 100},
+    "sample": {"seeds": "0-63", "batch": 32},
+    "shift": {
+        "images": 32, "batch": 32, "bootstrap": 100, "window_images": 16, "horizon_images": 16,
+        "amplification_images": 2, "audit_pairs": 256,
+    },
     "metrics": {"features": "pixels", "pixel_components": 4, "ranges": 2},
 }  # fmt: skip
 
+SAVEFIG = Figure.savefig
 SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
@@ -77,15 +85,30 @@ class Done:
 def snrkit(folder: Path, *arguments, config="small.yaml", processes=1, check=True, plain=False) -> Done:
     """Run the tool to its end and return what it printed. `plain`: without --config and --runs.
 
-    One process is this one, which has imported torch already; more are started by torchrun.
+    One process is this one, which has imported torch already; more are a group of forked ones.
     """
-    if processes > 1:
-        return process(folder, *arguments, config=config, processes=processes, check=check)
-    line = [*arguments, *([] if plain else options(folder, config))]
-    done = call(*map(str, line))
+    line = [*map(str, arguments), *([] if plain else options(folder, config))]
+    done = together(line, environment(folder), processes) if processes > 1 else call(*line)
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def group(line: list[str], surroundings: dict[str, str], processes: int) -> list[Warm]:
+    """A command in so many processes, in the environment that torchrun gives each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {**surroundings, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Warm(line, {**own, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)]
+
+
+def together(line: list[str], surroundings: dict[str, str], processes: int) -> Done:
+    """What a group of processes printed, one after the other, and the first exit code that is not 0."""
+    started = group(line, surroundings, processes)
+    said = [each.communicate() for each in started]
+    code = next((code for each in started if (code := each.returncode)), 0)
+    return Done(code, *("".join(parts) for parts in zip(*said, strict=True)))
 
 
 def call(*arguments: str) -> Done:
@@ -131,6 +154,11 @@ def command(folder: Path, *arguments, config="small.yaml", processes=1) -> list[
     return [*launch, *arguments, *options(folder, config)]
 
 
+def started(folder: Path, *arguments, config="small.yaml") -> Warm:
+    """`snrkit ARGUMENTS` at work in a process of its own, to be signalled."""
+    return Warm([*map(str, arguments), *options(folder, config)], environment(folder))
+
+
 def process(folder: Path, *arguments, config="small.yaml", processes=1, check=True) -> Done:
     """As `snrkit`, for tests of what only a process of its own shows: it imports torch anew, which takes seconds."""
     line = command(folder, *arguments, config=config, processes=processes)
@@ -138,6 +166,26 @@ def process(folder: Path, *arguments, config="small.yaml", processes=1, check=Tr
     if check:
         assert ran.returncode == 0, ran.stderr
     return Done(ran.returncode, ran.stdout, ran.stderr)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within the block figures of matplotlib are saved as they are, where tests have them be one dot otherwise."""
+    with patch.object(Figure, "savefig", SAVEFIG):
+        yield
+
+
+@contextmanager
+def coarse_flows(steps=48) -> Iterator[None]:
+    """Within the block flows are followed in a fifth of their steps, and say so by their error as ever.
+
+    For tests of what is made of a flow, whatever its error; how near it comes is shown in tests/fitting.
+    """
+    with ExitStack() as stack:
+        for follow in (flow.fine_flow, flow.flow_evaluations):
+            given = tuple(steps if value == flow.FLOW_STEPS else value for value in follow.__defaults__)
+            stack.enter_context(patch.object(follow, "__defaults__", given))
+        yield
 
 
 def written(folder: Path):

@@ -13,7 +13,7 @@ from tests.small import environment, snrkit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = [
-    "--set", "sample.seeds=0-47", "--set", "shift.images=48", "--set", "shift.bootstrap=100", "--set",
+    "--set", "sample.seeds=0-19", "--set", "shift.images=40", "--set", "shift.bootstrap=100", "--set",
     "shift.probes=[]", "--set", "compare.timed_images=8", "--set", "compare.rounds=1", "--set",
     "compare.solvers=[{kind: heun}]",
 ]  # fmt: skip

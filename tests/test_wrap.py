@@ -14,6 +14,7 @@ from snrkit.sampling.corrections import Dcw, NoiseAwareness
 from snrkit.sampling.grid import Karras, UniformTime
 from snrkit.sampling.sample import sample
 from snrkit.sampling.solvers import Euler
+from tests.small import drawing
 
 
 def velocity(x, t):
@@ -98,9 +99,12 @@ def test_the_page_s_measurement_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     trained, held = (torch.randn(400, 1, 4, 4).mul(0.5).clamp(-1, 1) for _ in range(2))
     names = {"network": velocity4, "trained": trained, "held": held}
-    exec(after("## Measure any denoiser"), names)
+    with drawing():
+        exec(after("## Measure any denoiser"), names)
     assert capsys.readouterr().out.strip() == names["found"].verdict
-    assert (tmp_path / "shift.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "shift.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
     assert len(names["found"].to_frame()) == 20
 
 

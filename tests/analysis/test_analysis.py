@@ -31,7 +31,7 @@ from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.training.objective import output_weight
 from snrkit.training.weighting import P2, EdmWeighting, MaxSnr, MinSnr, Simple
 from tests.exact import PROCESSES, tensor
-from tests.small import SMALL, snrkit, write_config, written
+from tests.small import SMALL, drawing, snrkit, write_config, written
 
 WORLD = World(0, 1, torch.device("cpu"))
 LOGSNR = torch.linspace(-8, 8, 33, dtype=torch.float64)
@@ -246,11 +246,13 @@ def test_the_bound_of_an_exact_denoiser_is_the_entropy():
 def test_the_command_writes_a_csv_and_a_picture_for_every_chart(tmp_path):
     """Numbers in the CSVs are the closed forms; the page shows every picture; nothing else is touched."""
     path = write_config(tmp_path, weighting={"kind": "min_snr"}, train={**SMALL["train"], "images": 64})
-    record = run_analysis(load_experiment(path), tmp_path / "runs", WORLD)
+    with drawing():
+        record = run_analysis(load_experiment(path), tmp_path / "runs", WORLD)
     folder = tmp_path / "runs" / "small" / "analysis"
     assert {p.stem for p in folder.glob("*.csv")} == set(record["charts"])
     text, html = ((folder / f"index.{ending}").read_text() for ending in ("md", "html"))
     assert text.count("![") == len(list(folder.glob("*.png"))) == 4
+    assert min(path.stat().st_size for path in folder.glob("*.png")) > 10_000
     assert html.count('<figure class="plot dense"') == len(record["charts"])
     assert "<img" not in html
     rows = [
@@ -443,7 +445,7 @@ def test_levels_of_shares_of_information():
 def test_a_trained_run_is_read_beside_its_closed_forms(tmp_path):
     """Its errors lie between the exact denoiser's and the data's variance, and the page has its figures."""
     averages = [{"half_life": 500}]
-    train = {**SMALL["train"], "images": 12_800, "augment": None, "save_every": 12_800, "averages": averages}
+    train = {**SMALL["train"], "images": 3840, "augment": None, "save_every": 3840, "averages": averages}
     network = {**SMALL["network"], "augment": False, "dropout": 0.0}
     e = load_experiment(write_config(tmp_path, train=train, network=network))
     run_training(e, tmp_path / "runs", WORLD, quiet=True)
@@ -454,7 +456,7 @@ def test_a_trained_run_is_read_beside_its_closed_forms(tmp_path):
     for logsnr in list(curve)[4:-4:8]:  # the label names the component, of which 0.1^2 is unknown
         best = float(difficulty(e.process.level(tensor(logsnr)), X0(), 0.01).bayes_error)
         assert 0.9 * best < curve[logsnr] < 1.3 * record["variance"] + best
-    assert record["facts"]["Weights"] == "ema-500 at 12800 images"
+    assert record["facts"]["Weights"] == "ema-500 at 3840 images"
     assert "Bound, bits per dimension" in record["facts"]
     assert {"run-information", "run-gradients", "run-gsnr", "run-accuracy"} <= {p.stem for p in folder.glob("*.csv")}
     apart = [float(line.rsplit(",", 1)[1]) for line in (folder / "run-features.csv").read_text().splitlines()[1:]]

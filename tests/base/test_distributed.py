@@ -28,7 +28,7 @@ from snrkit.experiment.loggers import Journal, Loggers
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from tests.opened import open_network, open_task
-from tests.small import SMALL, load_images, snrkit, write_config, written
+from tests.small import SMALL, load_images, process, snrkit, write_config, written
 from tests.spectral.test_levels import SPECTRAL
 from tests.training.test_train import poisoned
 
@@ -37,7 +37,7 @@ OWN = {"grid": {"kind": "spectral", "steps": 3}, "solver": {"kind": "euler"}}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(folder trained by one process, folder trained by two gloo processes), both sampled and scored."""
+    """(folder trained by one process, folder trained by two gloo processes that torchrun started)."""
     folders = []
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"p{processes}")
@@ -46,7 +46,7 @@ def pair(tmp_path_factory):
         train = {**SMALL["train"], **learned, "images": 640}
         train["accumulate"] = processes  # two micro-batches in each of two processes
         write_config(folder, network=network, train=train)
-        snrkit(folder, "train", "-q", processes=processes)
+        (snrkit if processes == 1 else process)(folder, "train", "-q", processes=processes)
         folders.append(folder)
     return folders
 

@@ -1,5 +1,6 @@
 """Files that want to be run, to fill the memory or to last: one sentence each, nothing run, little time and memory."""
 
+import functools
 import io
 import os
 import pickle
@@ -100,11 +101,12 @@ def looped():
     return loop
 
 
+@functools.cache
 def bomb():
-    """A zip of 1 GiB of zeros."""
+    """A zip of 384 MiB of zeros."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("data.pkl", "w") as opened:
-        for _ in range(64):
+        for _ in range(24):
             opened.write(bytes(2**24))
     return buffer.getvalue()
 

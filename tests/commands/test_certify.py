@@ -47,7 +47,7 @@ FILE = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, coarse):
     """A trained small model."""
     folder = tmp_path_factory.mktemp("certify")
     write_config(folder, **FILE)
@@ -359,7 +359,7 @@ def test_a_size_is_another_model(tmp_path, monkeypatch):
         write_experiment(tmp_path / "model", tmp_path, 5, 8)
 
 
-def test_a_folder_of_diffusers_is_certified_without_a_yaml(tmp_path, monkeypatch):
+def test_a_folder_of_diffusers_is_certified_without_a_yaml(tmp_path, monkeypatch, coarse):
     """With a folder of images, at a size that is not its own; no time is left for more than the sampler as it is."""
     diffusers = pytest.importorskip("diffusers")
     from tests.checkpoints.test_diffusers import opened, unet

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from tests.small import SMALL, command, environment, load_images, process, snrkit, write_config, written
+from tests.small import SMALL, load_images, snrkit, started, write_config, written
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def test_the_whole_path_leaves_a_complete_run_directory(finished):
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["sigma_data"] > 0
     environment_record = json.loads((run / "environment.json").read_text())
     assert {"packages", "device", "dataset_fingerprint", "deterministic", "tf32"} <= environment_record.keys()
-    assert [json.loads(line)["images"] for line in (run / "train.jsonl").read_text().splitlines()][-1] == 3840
+    assert [json.loads(line)["images"] for line in (run / "train.jsonl").read_text().splitlines()][-1] == 1920
     assert len(list_checkpoints(run / "checkpoints")) == 2
     for name in ("euler", "ancestral"):
         assert load_images(run / "samples" / name, range(64)).shape == (64, 1, 8, 8)
@@ -115,12 +114,12 @@ def test_interrupted_sampling_goes_on(copied):
     """SIGKILL while sampling: whole images stay, the same command makes the rest, and the manifest is complete."""
     shutil.rmtree(copied / "runs" / "small" / "samples")
     sampling = ["sample", "-q", "--set", "sample.seeds=0-299", "--set", "sample.batch=8", "--sampler", "euler"]
-    started = subprocess.Popen(command(copied, *sampling), env=environment(copied))
+    sampler = started(copied, *sampling)
     folder = copied / "runs" / "small" / "samples" / "euler"
-    while len(list(folder.glob("*/*.png"))) < 20 and started.poll() is None:
+    while len(list(folder.glob("*/*.png"))) < 20 and sampler.poll() is None:
         time.sleep(0.005)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    sampler.send_signal(signal.SIGKILL)
+    sampler.wait()
     made = len(list(folder.glob("*/*.png")))
     assert 20 <= made < 300
     snrkit(copied, *sampling)
@@ -133,14 +132,13 @@ def test_a_signal_while_sampling_stops_the_whole_run(copied):
     run = copied / "runs" / "small"
     for folder in ("samples", "metrics", "shift"):
         shutil.rmtree(run / folder)
-    line = command(copied, "run", "-q", "--set", "sample.seeds=0-1999", "--set", "sample.batch=8")
-    started = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
+    running = started(copied, "run", "-q", "--set", "sample.seeds=0-1999", "--set", "sample.batch=8")
     while len(list((run / "samples").glob("*/*/*.png"))) < 20:
-        assert started.poll() is None
+        assert running.poll() is None
         time.sleep(0.01)
-    started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
-    assert started.returncode == 130
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
     assert "run the same command to go on" in errors
     assert not (run / "shift").exists()
     assert not (run / "metrics").exists()
@@ -247,7 +245,7 @@ def test_the_peak_of_three_steps_is_measured_when_asked(tmp_path):
     assert written(tmp_path) == before
     assert re.search(r"measured over 3 steps: \d+\.\d [MG]iB at most, by which this process grew: ", printed)
     assert "images in memory and what libraries hold not counted" in printed
-    assert re.search(r"a step of 64 images takes [\d.e-]+ s here, so 3,840 images about \d+\.\d (s|minutes), ", printed)
+    assert re.search(r"a step of 64 images takes [\d.e-]+ s here, so 1,920 images about \d+\.\d (s|minutes), ", printed)
     assert "nothing is left of the step before, which was 64 images ago; average longer" in printed
 
 
@@ -368,9 +366,10 @@ def test_two_processes_on_one_run_directory_are_refused(copied):
     """The second is told in one sentence; the lock of a killed process does not stay."""
     run = Run(copied / "runs" / "small")
     with locked(run):
-        done = process(copied, "train", "-q", check=False)
-    assert done.returncode == 1
-    assert "another process is working in" in done.stderr
+        second = started(copied, "train", "-q")
+        _, errors = second.communicate()
+    assert second.returncode == 1
+    assert "another process is working in" in errors
     snrkit(copied, "train", "-q")
 
 
@@ -542,24 +541,20 @@ def test_a_model_that_guides_itself_is_found_by_its_path(copied, name):
 def test_an_interrupted_search_goes_on(copied):
     """SIGINT while tuning: one sentence, exit code 130, and no evaluation is made twice afterwards.
 
-    Enough images that the search lasts for seconds, however late the signal comes. What a shell starts in the
-    background ignores SIGINT, and so do its children, unless told otherwise.
+    Enough images that the search lasts for a second, however late the signal comes.
     """
     correction = {"kind": "dcw", "pixel": 0.01}
     path = copied / "small.yaml"
     content = yaml.safe_load(path.read_text())
     content["samplers"] = {"dcw": {**content["samplers"]["euler"], "corrections": [correction]}}
     path.write_text(yaml.safe_dump({**content, "tune": {"seeds": "1000-1127"}}))
-    line, kept = command(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    started = subprocess.Popen(line, env=environment(copied), stderr=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
+    search, kept = started(copied, "tune", "-q"), copied / "runs/small/tune/dcw.jsonl"
     while not kept.exists() or len(kept.read_text().splitlines()) < 2:
-        assert started.poll() is None
+        assert search.poll() is None
         time.sleep(0.002)
-    started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
-    assert (started.returncode, "every evaluation so far is kept" in errors) == (130, True)
+    search.send_signal(signal.SIGINT)
+    _, errors = search.communicate(timeout=60)
+    assert (search.returncode, "every evaluation so far is kept" in errors) == (130, True)
     found = kept.read_text().splitlines()
     snrkit(copied, "tune", "-q")
     after = kept.read_text().splitlines()

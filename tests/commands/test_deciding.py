@@ -25,7 +25,7 @@ WORLD = World(0, 1, torch.device("cpu"))
 EULER = SMALL["samplers"]["euler"]
 CHANGES = {
     "samplers": {"euler": EULER, "dcw": {**EULER, "corrections": [{"kind": "dcw", "pixel": 0.05}]}},
-    "train": {**SMALL["train"], "images": 640, "augment": None},
+    "train": {**SMALL["train"], "images": 128, "save_every": 64, "augment": None},
     "network": {**SMALL["network"], "augment": False, "dropout": 0.0},
     "sample": {"seeds": "0-199", "batch": 100},
     "metrics": {**SMALL["metrics"], "decide": "fd_infinity", "more": ["sliced"]},

@@ -17,7 +17,9 @@ from tests.spectral.test_levels import SPECTRAL
 diffusers = pytest.importorskip("diffusers")
 WORLD = World(0, 1, torch.device("cpu"))
 STEPS = 5  # which divide 1000: DDIM of diffusers steps by floor(1000/n), off its own grid where that is rounded
-NET = {**SMALL["network"], "augment": False, "classes": 0, "attention": [4], "head_channels": 8}
+NET = {
+    **SMALL["network"], "multipliers": [1, 2], "augment": False, "classes": 0, "attention": [4], "head_channels": 8,
+}  # fmt: skip
 TRAIN = {**SMALL["train"], "images": 640, "augment": None, "label_dropout": 0.0, "lr": 5e-3, "warmup": 0}
 DDPM = {
     "process": {"kind": "ddpm"}, "target": {"kind": "eps"}, "precondition": {"kind": "none"},

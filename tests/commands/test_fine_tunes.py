@@ -42,7 +42,7 @@ TRAIN = {
 ASKED = {
     "name": "tuned", "levels": {"kind": "lognormal"}, "weighting": {"kind": "simple"},
     "sample": {"seeds": "0-15", "batch": 16}, "metrics": {"features": "pixels", "pixel_components": 4, "ranges": 2},
-    "shift": {"images": 32, "bootstrap": 100},
+    "shift": SMALL["shift"],
 }  # fmt: skip
 
 

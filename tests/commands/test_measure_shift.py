@@ -33,7 +33,7 @@ from snrkit.shift.horizon import HorizonProbe
 from snrkit.shift.measure import Shift
 from snrkit.shift.probe import ProbeValue
 from snrkit.training.randomness import ImageStreams
-from tests.small import SMALL, written
+from tests.small import SMALL, drawing, written
 
 WORLD = World(0, 1, torch.device("cpu"))
 FEW = {"window_images": 8, "horizon_images": 16, "amplification_images": 2, "audit_pairs": 128, "why_substeps": 2}
@@ -88,14 +88,15 @@ def small(**shift):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, _largest):
+def measured(tmp_path_factory, _largest, coarse):
     """(folder of runs, experiment, records, page) of a small run that was measured by every probe there is."""
     runs = tmp_path_factory.mktemp("measured")
     experiment = small(probes=[probe.kind for probe in every_probe()], largest_scale=2.0)
     run_training(experiment, runs, WORLD, quiet=True)
     run_estimating(experiment, runs, WORLD, quiet=True)
-    records = run_measuring(experiment, runs, WORLD, quiet=True)
-    page, _ = write_report(Run(runs / "small"), experiment)
+    with drawing():
+        records = run_measuring(experiment, runs, WORLD, quiet=True)
+        page, _ = write_report(Run(runs / "small"), experiment)
     return runs, experiment, records, page.with_suffix(".md").read_text()
 
 
@@ -139,7 +140,9 @@ def test_every_probe_reaches_the_report(measured):
         assert remark is None or remark in page
         assert probe.columns or remark
         drawn = probe.picture(records["euler"].probes[probe.kind], "title")
-        assert run.shift("euler", f"@{probe.kind}.png").exists() == (drawn is not None)
+        path = run.shift("euler", f"@{probe.kind}.png")
+        assert path.exists() == (drawn is not None)
+        assert drawn is None or path.stat().st_size > 10_000
         assert (f"(shift/euler@{probe.kind}.png)" in page) == (drawn is not None)
         assert drawn is None or drawn.startswith(b"\x89PNG")
     assert guide()[3].startswith("Probes, all negative where states are noisier than told")

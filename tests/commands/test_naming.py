@@ -154,7 +154,7 @@ def test_validate_opens_the_images_where_it_is_asked_to(tmp_path):
         ({"kind": "folder", "path": "nowhere"}, "nowhere"),
         ({"kind": "mixture", "shape": [1, 7, 7], "count": 400, "components": 4}, "network: "),
     ):
-        write_config(tmp_path, data=data)
+        write_config(tmp_path, data=data, network={**SMALL["network"], "multipliers": [1, 2]})
         assert snrkit(tmp_path, "validate", tmp_path / "small.yaml", plain=True).returncode == 0
         done = snrkit(tmp_path, "validate", "--data", tmp_path / "small.yaml", plain=True, check=False)
         assert done.returncode == 1

@@ -21,9 +21,10 @@ def test_commands_give_the_same_on_a_device(tmp_path, monkeypatch):
         "corrections": [{"kind": "dcw", "low": 0.01, "wavelet": "db2"}, {"kind": "noise_awareness", "weight": 0.5}],
     }
     changes = {
-        "train": {**SMALL["train"], "images": 640, "importance": {}}, "samplers": {"own": corrected},
-        "compute": {"precision": "fp32"}, "sample": {"seeds": "0-31", "batch": 16},
-        "shift": {**SMALL["shift"], "estimator": {"images": 1024}},
+        "train": {**SMALL["train"], "images": 192, "save_every": 128, "importance": {}}, "samplers": {"own": corrected},
+        "compute": {"precision": "fp32"}, "sample": {"seeds": "0-19", "batch": 10},
+        "shift": {**SMALL["shift"], "batch": 16, "window_images": 8, "horizon_images": 8,
+                  "amplification_images": 2, "audit_pairs": 64, "estimator": {"images": 256}},
         "metrics": {"features": "classifier", "ranges": 2},
     }  # fmt: skip
     found = []
@@ -47,7 +48,7 @@ def test_commands_give_the_same_on_a_device(tmp_path, monkeypatch):
             record.pop("checksum", None)
         weights = {p.name: p.read_bytes() for p in (list_checkpoints(run / "checkpoints")[-1].glob("*.safetensors"))}
         found.append((images, weights, numbers))
-    assert len(found[0][0]) == 32 + 1  # and their grid
+    assert len(found[0][0]) == 20 + 1  # and their grid
     assert found[0][0] == found[1][0]
     assert found[0][1] == found[1][1]
     for one, other in zip(found[0][2], found[1][2], strict=True):

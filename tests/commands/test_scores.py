@@ -45,7 +45,7 @@ EVERY = (*SCORES, TOY, NAMED, SILENT)
 EULER = SMALL["samplers"]["euler"]
 CHANGES = {
     "samplers": {"euler": EULER, "dcw": {**EULER, "corrections": [{"kind": "dcw", "pixel": 0.02}]}},
-    "train": {**SMALL["train"], "images": 640, "augment": None},
+    "train": {**SMALL["train"], "images": 128, "save_every": 64, "augment": None},
     "network": {**SMALL["network"], "augment": False, "dropout": 0.0},
     "metrics": {"features": "classifier", "ranges": 2},
     "compare": {"rounds": 1, "timed_images": 2},
@@ -77,7 +77,6 @@ def made(tmp_path_factory):
     experiment = load_experiment(write_config(folder, **CHANGES))
     (folder / "arms.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SNRKIT_CACHE", str(folder / "cache"))
         patch.setattr(scores, "SCORES", EVERY)
         run_training(experiment, runs, WORLD, True)
         run_sampling(experiment, runs, WORLD, quiet=True)
@@ -106,9 +105,8 @@ def tables(page):
             yield dict(zip(header, zip(*rows, strict=True), strict=True))
 
 
-def test_a_score_is_computed_and_kept(made, monkeypatch):
+def test_a_score_is_computed_and_kept(made):
     """The toy score of every range is the mean absolute feature; files hold it, its summary and its differences."""
-    monkeypatch.setenv("SNRKIT_CACHE", str(made.run.path.parent.parent / "cache"))
     opened = open_experiment(load_experiment(made.run.path.parent.parent / "small.yaml"), WORLD)
     extractor = open_scorer(opened.setting, opened.experiment.metrics).extractor
     images = load_images(made.run.samples("euler"), range(64))

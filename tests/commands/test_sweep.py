@@ -37,7 +37,6 @@ SHIPPED = [
 def test_every_shipped_sweep_is_valid(path):
     """Every arm with every seed is an experiment; `validate` knows sweeps from experiments."""
     sweep = load_sweep(path)
-    assert len(sweep_trials(sweep, path.stem)) == len(sweep.seeds) * len(sweep.arms)
     assert len(check_file(path)) == len(sweep.seeds) * len(sweep.arms)
 
 

@@ -189,11 +189,11 @@ def test_paired_intervals():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, coarse):
     """A small trained run with an estimator."""
     folder = tmp_path_factory.mktemp("tuned")
     shift = {**SMALL["shift"], "probes": ["window", "horizon", "amplification", "audit", "estimator", "why", "flow"],
-             "window_images": 8, "amplification_images": 2, "audit_pairs": 128, "why_substeps": 2,
+             "window_images": 8, "flow_images": 8, "amplification_images": 2, "audit_pairs": 128, "why_substeps": 2,
              "estimator": {"images": 512, "bins": 8, "channels": 4}}  # fmt: skip
     write_config(
         folder, samplers=SAMPLERS, shift=shift, train={**SMALL["train"], "images": 960},

@@ -41,7 +41,7 @@ FILE = {"samplers": SAMPLERS, "tune": TUNE, "sample": {"seeds": "0-63", "batch":
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, coarse):
     """A trained small model, and all of its samplers tuned by flow that can be."""
     folder = tmp_path_factory.mktemp("flow")
     write_config(folder, **FILE)

@@ -228,14 +228,14 @@ def test_inception_path_equals_torch_fidelity(tmp_path, digits, inception):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        for i in range(24):
+        for i in range(12):
             pixels = torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8))
             (tmp_path / name / f"{i:02d}.png").write_bytes(encode(pixels))
     config = MetricsConfig(features="inception", weights=inception, batch=8)
     ours = to_json(score_pair(str(tmp_path / "a"), str(tmp_path / "b"), config, None, WORLD))
     theirs = torch_fidelity.calculate_metrics(
-        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=24,
-        kid_subsets=1, cuda=False, cache=False, verbose=False, batch_size=8,
+        input1=str(tmp_path / "a"), input2=str(tmp_path / "b"), fid=True, isc=True, kid=True, kid_subset_size=12,
+        kid_subsets=1, isc_splits=6, cuda=False, cache=False, verbose=False, batch_size=8,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception),
     )  # fmt: skip
     assert {"fd": "FID", "is": "IS", "kid": "KID"}.items() <= ours["names"].items()
@@ -322,10 +322,11 @@ def test_pairs_of_sets_are_checked(tmp_path, inception):
     images = torch.randint(0, 256, (30, 6, 6, 1), dtype=torch.uint8).numpy()
     np.savez(tmp_path / "a.npz", images)
     np.savez(tmp_path / "b.npz", images[:20])
+    np.savez(tmp_path / "few.npz", images[:3])
     np.savez(tmp_path / "c.npz", images[:, :5])
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     np.savez(tmp_path / "colour.npz", images.repeat(3, axis=3))
-    paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "c", "colour", "stats")}
+    paths = {name: str(tmp_path / f"{name}.npz") for name in ("a", "b", "few", "c", "colour", "stats")}
     config = MetricsConfig(features="pixels")
 
     def distance(first, second, of=config):
@@ -347,7 +348,7 @@ def test_pairs_of_sets_are_checked(tmp_path, inception):
         score_pair("nothing", paths["a"], config, None, WORLD)
     with pytest.raises(SnrkitError, match="needs --root"):
         score_pair("cifar10", paths["a"], config, None, WORLD)
-    assert np.isfinite(distance("b", "stats", MetricsConfig(features="inception", weights=inception)))
+    assert np.isfinite(distance("few", "stats", MetricsConfig(features="inception", weights=inception)))
 
 
 def test_ranges_are_disjoint_and_summarised():

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snrkit.checkpoints.ours import newest_checkpoint
-from tests.small import call, options, write_config
+from tests.small import SMALL, call, options, write_config
 
 
 def weights(folder: Path, threads: int) -> dict[str, Tensor]:
-    """The small experiment's weights at its end, trained with so many threads."""
+    """The small experiment's weights after ten steps with so many threads."""
     folder.mkdir()
-    write_config(folder)
+    write_config(folder, train={**SMALL["train"], "images": 640})
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import subprocess
 import time
 from types import SimpleNamespace
 
@@ -33,7 +32,7 @@ from snrkit.training.randomness import Plan
 from snrkit.training.train import make_optimizer, make_state, train
 from snrkit.training.weighting import EdmWeighting, Simple
 from tests.opened import open_network, open_task
-from tests.small import SMALL, command, environment, snrkit, write_config
+from tests.small import SMALL, snrkit, started, write_config
 
 WORLD = World(0, 1, torch.device("cpu"))
 TIMES = ("seconds", "images_per_second", "checksum")
@@ -207,7 +206,7 @@ def test_under_edm_preconditioning_all_targets_are_one_training(process):
     ends = {}
     for kind in ("x0", "eps", "v", "flow", "score"):
         plain = {**SMALL["network"], "dropout": 0.0, "augment": False}
-        train_part = {**SMALL["train"], "augment": None, "images": 1280, "clip": None}
+        train_part = {**SMALL["train"], "augment": None, "images": 640, "clip": None}
         content = {**SMALL, "process": process, "target": {"kind": kind}, "network": plain, "train": train_part}
         found = open_experiment(parse_experiment(content, "small"), WORLD)
         state = make_state(open_task(found), open_network(found))
@@ -240,14 +239,15 @@ def test_a_number_is_the_global_norm_and_none_bounds_nothing():
 
 
 def test_bfloat16_trains_with_float32_weights():
-    """Under autocast the loss falls as in float32, and weights, averages and moments stay float32."""
+    """Under autocast the loss falls as in float32, by a tenth in twenty steps; weights, averages, moments stay so."""
     from dataclasses import replace
 
-    task, network = opened(images=3840)
+    task, network = opened(images=1280)
     state = make_state(replace(task, autocast=torch.bfloat16), network)
     losses = [step.loss for step in train(replace(task, autocast=torch.bfloat16), state)]
-    exact = [step.loss for step in trained(images=3840)[1]]
-    assert sum(losses[-10:]) == pytest.approx(sum(exact[-10:]), rel=0.05)
+    exact = [step.loss for step in trained(images=1280)[1]]
+    assert sum(losses[-5:]) == pytest.approx(sum(exact[-5:]), rel=0.05)
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     tensors = [*state.network.parameters(), *state.averages["ema-500"].tensors.values()]
     tensors += [v for entries in state.optimizer.state.values() for v in entries.values()]
     assert all(t.dtype == torch.float32 for t in tensors)
@@ -324,7 +324,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
         seen = len(list(checkpoints.glob("*"))) and max(
             int(p.name) for p in list_checkpoints(checkpoints) or [checkpoints / "0"]
         )
-        process = subprocess.Popen(command(folder, "train", "-q"), env=environment(folder), stderr=subprocess.DEVNULL)
+        process = started(folder, "train", "-q")
         while process.poll() is None:
             newest = max((int(p.name) for p in list_checkpoints(checkpoints)), default=0)
             if newest > seen:
@@ -335,7 +335,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
         process.wait()
         kills += 1
     interrupted = max(int(p.name) for p in list_checkpoints(checkpoints))
-    assert 0 < interrupted < 3840
+    assert 0 < interrupted < 1920
     snrkit(folder, "train", "-q")
     whole, killed = (final_files(tmp_path / name / "runs" / "small") for name in ("whole", "killed"))
     assert set(whole) == {f"{part}.safetensors" for part in ("network", "optimizer", *averages)}
@@ -344,7 +344,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
         for name in ("whole", "killed")
     ]
     assert snapshots[0] == snapshots[1]
-    assert len(snapshots[0]) == (4 * 4 if "snapshot_every" in knobs else 0)
+    assert len(snapshots[0]) == (2 * 4 if "snapshot_every" in knobs else 0)
     for file, tensors in whole.items():
         assert tensors.keys() == killed[file].keys()
         for key, tensor in tensors.items():
@@ -358,9 +358,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path, knobs, averages):
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sign, code):
     """The step is finished, the state saved, and the same command goes on from there; the code is the signal's."""
     write_config(tmp_path, train={**SMALL["train"], "images": 200_000, "save_every": 100_000})
-    process = subprocess.Popen(
-        command(tmp_path, "train", "-q"), env=environment(tmp_path), stderr=subprocess.PIPE, text=True
-    )
+    process = started(tmp_path, "train", "-q")
     log = tmp_path / "runs" / "small" / "train.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 2):
         assert process.poll() is None
