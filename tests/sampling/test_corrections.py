@@ -59,6 +59,7 @@ ACTIVE = {
     "epsilon_scaling": EpsilonScaling(scale=1.01),
     "gain": Gain(gain=0.01),
     "epsilon_scaling linear": EpsilonScaling(slope=0.01),
+    "epsilon_scaling first": EpsilonScaling(scale=1.01, evaluation="first"),
     "dcw": Dcw(pixel=0.01),
     "dcw low": Dcw(low=0.01, schedule=SigmaShare()),
     "dcw high": Dcw(high=0.01, schedule=ReverseVariance()),
@@ -492,6 +493,35 @@ def test_epsilon_scaling_is_the_published_update_at_both_heun_calls(slope):
         state = x_next
     ours = run(Heun(), denoise, levels, x, corrections=(EpsilonScaling(scale=b0, slope=slope),))
     torch.testing.assert_close(ours, state, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+def test_epsilon_scaling_of_the_first_evaluation_leaves_the_second_alone(process):
+    """Heun, written out, with eps/b and the x0 that follows in its first slope and the model's own in its second."""
+    b, denoise, levels = 1.02, mixture(process), Karras(steps=7).levels(process)
+    x = state = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    for here, there in pairwise(levels):
+        eps = denoise(state, here).eps / b
+        x0 = (state - here.sigma * eps) / here.alpha
+        guess = there.alpha * x0 + there.sigma * eps
+        if not there.is_clean():
+            second = denoise(guess, there)
+            x0, eps = (x0 + second.x0) / 2, (eps + second.eps) / 2
+        state = state + (there.alpha - here.alpha) * x0 + (there.sigma - here.sigma) * eps
+    ours = run(Heun(), denoise, levels, x, corrections=(EpsilonScaling(scale=b, evaluation="first"),))
+    torch.testing.assert_close(ours, state, rtol=0, atol=1e-9)
+
+
+def test_epsilon_scaling_of_the_first_evaluation_is_that_of_every_one_where_there_is_one():
+    """With solvers of one evaluation a step the option changes no bit, and at its default it is in no record."""
+    process = Edm()
+    levels = Karras(steps=6).levels(process)
+    x = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    every, first = EpsilonScaling(scale=1.02), EpsilonScaling(scale=1.02, evaluation="first")
+    for solver in (Euler(), Unipc()):
+        assert torch.equal(*(run(solver, mixture(process), levels, x, corrections=(one,)) for one in (every, first)))
+    assert "evaluation" not in every.model_dump()
+    assert EpsilonScaling(**first.model_dump()) == first
 
 
 def test_epsilon_scaling_refuses_a_divisor_of_zero():
