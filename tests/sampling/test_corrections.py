@@ -64,6 +64,7 @@ ACTIVE = {
     "dcw low": Dcw(low=0.01, schedule=SigmaShare()),
     "dcw high": Dcw(high=0.01, schedule=ReverseVariance()),
     "dcw double": Dcw(low=0.01, high=0.02, schedule=Piecewise(at=0.0), wavelet="db2"),
+    "dcw before": Dcw(low=0.01, state="before"),
     "time_shift": TimeShift(unit="nats", window=0.3),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.3),
     "clip_x0": ClipX0(limit=0.5),
@@ -152,6 +153,22 @@ def test_pixel_dcw_is_an_euler_step_to_a_noisier_level(scaling, scale, here, ahe
         sigma = (1 + scale) * there.sigma
         closed = (1 - sigma) * p.x0 + sigma * p.eps
     torch.testing.assert_close(step.x_next, closed, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", ["ve", "flow"])
+@given(scale=st.floats(-0.2, 0.2), here=st.floats(-6, 3), ahead=st.floats(0.1, 4))
+def test_pixel_dcw_of_the_state_before_is_an_euler_step_to_another_level(scaling, scale, here, ahead):
+    """x' + s (x - x0) is the Euler step to sigma' + s sigma, in ve and flow, and so x' - x0 with s sigma/sigma'."""
+    process = {"ve": Edm(), "flow": Flow()}[scaling]
+    levels = (level_of(tensor(here), scaling), level_of(tensor(here + ahead), scaling))
+    denoise, x = mixture(process), torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    (step,) = sample(denoise, Euler(), levels, x, corrections=(Dcw(pixel=scale, state="before"),))
+    p, sigma = step.calls[0].prediction, levels[1].sigma + scale * levels[0].sigma
+    closed = (1 if scaling == "ve" else 1 - sigma) * p.x0 + sigma * p.eps
+    torch.testing.assert_close(step.x_next, closed, rtol=1e-12, atol=1e-12)
+    matched = Dcw(pixel=scale * float(levels[0].sigma / levels[1].sigma))
+    (other,) = sample(denoise, Euler(), levels, x, corrections=(matched,))
+    torch.testing.assert_close(step.x_next, other.x_next, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -365,6 +382,19 @@ def test_unscaled_space_compares_with_alpha_x0():
     step = Step(Position(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x)
     found = Dcw(pixel=0.1, space="unscaled").after(step)
     torch.testing.assert_close(found, x + there.alpha * 0.1 * (x / there.alpha - x0))
+
+
+def test_the_state_before_is_compared_with_x0_at_its_own_level():
+    """x - x0, and x/alpha - x0 multiplied back by alpha where unscaled; at its default the option is in no record."""
+    process = Flow()
+    here, there = process.level(tensor(-2.0)), process.level(tensor(0.0))
+    x, x_next, x0 = torch.randn(3, 1, 1, 4, 4, dtype=torch.float64)
+    step = Step(Position(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x_next)
+    for space, wanted in (("native", x - x0), ("unscaled", here.alpha * (x / here.alpha - x0))):
+        correction = Dcw(pixel=0.1, space=space, state="before")
+        torch.testing.assert_close(correction.after(step), x_next + 0.1 * wanted)
+        assert Dcw(**correction.model_dump()) == correction
+    assert "state" not in Dcw(pixel=0.1).model_dump()
 
 
 @pytest.mark.parametrize("process", THREE.values(), ids=THREE)
