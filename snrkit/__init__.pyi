@@ -37,6 +37,7 @@ from snrkit.sampling.corrections import EpsilonScaling as EpsilonScaling
 from snrkit.sampling.corrections import Gain as Gain
 from snrkit.sampling.corrections import NoiseAwareness as NoiseAwareness
 from snrkit.sampling.corrections import NoiseAwarenessClassifier as NoiseAwarenessClassifier
+from snrkit.sampling.corrections import ScoreRescaling as ScoreRescaling
 from snrkit.sampling.corrections import TimeShift as TimeShift
 from snrkit.sampling.corrections import X0Rescale as X0Rescale
 from snrkit.sampling.grid import BetaSigma as BetaSigma

@@ -28,6 +28,7 @@ from snrkit.sampling.corrections import (
     Gain,
     NoiseAwareness,
     NoiseAwarenessClassifier,
+    ScoreRescaling,
     TimeShift,
     X0Rescale,
 )
@@ -38,13 +39,14 @@ from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun, Unipc
 from snrkit.sampling.step import Call, ForwardStatistics, GivenFit, Position, Step
-from tests.exact import PROCESSES, THREE, mixture, run, tensor
+from tests.exact import PROCESSES, THREE, VARIANCE, gaussian, mixture, run, tensor
 from tests.sampling.test_solvers import ALL
 
 NEUTRAL = {
     "epsilon_scaling": EpsilonScaling(scale=1.0, slope=0.0),
     "gain": Gain(gain=0.0),
     "dcw": Dcw(pixel=0.0, low=0.0, high=0.0, wavelet="db4"),
+    "score_rescaling": ScoreRescaling(k=1.0, spread=0.7),
     "time_shift": TimeShift(unit="nats", window=0.0),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.0),
     "clip_x0": ClipX0(limit=1e6),
@@ -65,6 +67,7 @@ ACTIVE = {
     "dcw high": Dcw(high=0.01, schedule=ReverseVariance()),
     "dcw double": Dcw(low=0.01, high=0.02, schedule=Piecewise(at=0.0), wavelet="db2"),
     "dcw before": Dcw(low=0.01, state="before"),
+    "score_rescaling": ScoreRescaling(k=1.2),
     "time_shift": TimeShift(unit="nats", window=0.3),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.3),
     "clip_x0": ClipX0(limit=0.5),
@@ -826,3 +829,38 @@ def test_bands_of_a_video_are_those_of_its_frames(wavelet, size):
         torch.testing.assert_close(after(x0, x_next), torch.stack(frames, 2), rtol=0, atol=1e-15)
     with pytest.raises(SnrkitError, match=r"need images .* or videos"):
         value.after(Step(position, x0[0], (Call(level, Prediction(x0[0, :, :, 0], x0[0, :, :, 0])),), x0[0, :, :, 0]))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@given(k=st.floats(0.2, 5), spread=st.floats(0.1, 3), at=st.floats(-9, 9))
+def test_score_rescaling_is_the_published_factor_of_the_score(process, k, spread, at):
+    """score' = score (eta s^2 + 1)/(eta s^2/k + 1) with eta = alpha^2/sigma^2; the state equation holds."""
+    level, x, denoise = process.level(tensor(at)), torch.randn(2, 1, 2, 2, dtype=torch.float64), mixture(process)
+    p, found = denoise(x, level), ScoreRescaling(k=k, spread=spread).wrap(denoise, place_at(level))(x, level)
+    eta = math.exp(at)
+    score, rescaled = -p.eps / level.sigma, -found.eps / level.sigma
+    wanted = score * ((eta * spread**2 + 1) / (eta * spread**2 / k + 1))
+    torch.testing.assert_close(rescaled, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@given(k=st.floats(0.2, 5), at=st.floats(-9, 9))
+def test_score_rescaling_of_gaussian_data_is_exact(process, k, at):
+    """On N(m, s^2), with that s, it is the exact denoiser of N(m, s^2/k), at every level."""
+    level, x = process.level(tensor(at)), torch.randn(3, 1, 1, 1, dtype=torch.float64)
+    correction = ScoreRescaling(k=k, spread=math.sqrt(VARIANCE))
+    found = correction.wrap(gaussian(process), place_at(level))(x, level)
+    wanted = gaussian(process, variance=VARIANCE / k)(x, level)
+    torch.testing.assert_close(found.x0, wanted.x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.eps, wanted.eps, rtol=1e-9, atol=1e-9)
+
+
+def test_score_rescaling_is_defined_at_pure_noise():
+    """At alpha = 0 it changes nothing, and a grid that starts there is walked."""
+    process = Flow()
+    level, x = UniformTime(steps=4).levels(process)[0], torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    assert float(level.alpha) == 0
+    p, found = mixture(process)(x, level), ScoreRescaling(k=2).wrap(mixture(process), place_at(level))(x, level)
+    torch.testing.assert_close(found.x0, p.x0, rtol=0, atol=0)
+    torch.testing.assert_close(found.eps, p.eps, rtol=0, atol=0)

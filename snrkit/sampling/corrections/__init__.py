@@ -17,12 +17,14 @@ from snrkit.sampling.corrections.guidance import (
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
+from snrkit.sampling.corrections.score_rescaling import ScoreRescaling
 from snrkit.sampling.corrections.time_shift import TimeShift
 
 AnyCorrection = Annotated[
     Dcw
     | EpsilonScaling
     | Gain
+    | ScoreRescaling
     | TimeShift
     | ClassifierFreeGuidance
     | NoiseAwareness
@@ -45,6 +47,7 @@ __all__ = [
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
+    "ScoreRescaling",
     "TimeShift",
     "X0Rescale",
 ]
