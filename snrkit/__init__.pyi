@@ -28,12 +28,15 @@ from snrkit.experiment.experiment import load_experiment as load_experiment
 from snrkit.experiment.opening import open_experiment as open_experiment
 from snrkit.pipelines import correct as correct
 from snrkit.pipelines import record as record
+from snrkit.sampling.corrections import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
 from snrkit.sampling.corrections import Autoguidance as Autoguidance
+from snrkit.sampling.corrections import CfgZeroStar as CfgZeroStar
 from snrkit.sampling.corrections import ClassifierFreeGuidance as ClassifierFreeGuidance
 from snrkit.sampling.corrections import ClipX0 as ClipX0
 from snrkit.sampling.corrections import Dcw as Dcw
 from snrkit.sampling.corrections import DynamicThreshold as DynamicThreshold
 from snrkit.sampling.corrections import EpsilonScaling as EpsilonScaling
+from snrkit.sampling.corrections import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
 from snrkit.sampling.corrections import Gain as Gain
 from snrkit.sampling.corrections import NoiseAwareness as NoiseAwareness
 from snrkit.sampling.corrections import NoiseAwarenessClassifier as NoiseAwarenessClassifier

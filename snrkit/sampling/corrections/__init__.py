@@ -7,9 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from snrkit.sampling.corrections.apg import AdaptiveProjectedGuidance
+from snrkit.sampling.corrections.cfg_zero_star import CfgZeroStar
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
+from snrkit.sampling.corrections.fdg import FrequencyDecoupledGuidance
 from snrkit.sampling.corrections.gain import Gain
 from snrkit.sampling.corrections.guidance import (
     Autoguidance,
@@ -27,6 +30,9 @@ AnyCorrection = Annotated[
     | ScoreRescaling
     | TimeShift
     | ClassifierFreeGuidance
+    | FrequencyDecoupledGuidance
+    | AdaptiveProjectedGuidance
+    | CfgZeroStar
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
@@ -37,13 +43,16 @@ AnyCorrection = Annotated[
 ]
 
 __all__ = [
+    "AdaptiveProjectedGuidance",
     "AnyCorrection",
     "Autoguidance",
+    "CfgZeroStar",
     "ClassifierFreeGuidance",
     "ClipX0",
     "Dcw",
     "DynamicThreshold",
     "EpsilonScaling",
+    "FrequencyDecoupledGuidance",
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
