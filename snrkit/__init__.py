@@ -27,8 +27,9 @@ _NAMES = {  # by the module where they live
     "experiment.experiment": "load_experiment",
     "experiment.opening": "open_experiment",
     "pipelines": "correct record",
-    "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling Gain "
-    "NoiseAwareness NoiseAwarenessClassifier TimeShift X0Rescale",
+    "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance CfgZeroStar ClassifierFreeGuidance ClipX0 Dcw "
+    "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
+    "NoiseAwareness NoiseAwarenessClassifier ScoreRescaling TimeShift X0Rescale",
     "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",

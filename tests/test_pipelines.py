@@ -19,6 +19,7 @@ from snrkit.sampling.corrections import (
     EpsilonScaling,
     Gain,
     NoiseAwareness,
+    ScoreRescaling,
     TimeShift,
     X0Rescale,
 )
@@ -48,15 +49,16 @@ SCHEDULERS = {
     "unipc": lambda: diffusers.UniPCMultistepScheduler(final_sigmas_type="zero"),
     "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
-NEUTRAL = [Dcw(), EpsilonScaling(), ClipX0(limit=1e6), DynamicThreshold(floor=1e6)]
+NEUTRAL = [Dcw(), EpsilonScaling(), ScoreRescaling(), ClipX0(limit=1e6), DynamicThreshold(floor=1e6)]
 STRONG = {
     "dcw": [Dcw(low=0.05, high=-0.03)],
     "epsilon_scaling": [EpsilonScaling(scale=1.05)],
+    "score_rescaling": [ScoreRescaling(k=1.5)],
     "both": [EpsilonScaling(scale=0.97), Dcw(pixel=0.04)],
 }
 
 
-WORKING = {"flow": ["dcw"]}  # epsilon scaling is undefined at pure noise, where a flow begins
+WORKING = {"flow": ["dcw", "score_rescaling"]}  # epsilon scaling is undefined at pure noise, where a flow begins
 
 
 class Plain(diffusers.DiffusionPipeline):

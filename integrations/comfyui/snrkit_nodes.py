@@ -280,7 +280,13 @@ class SnrkitCertificate:
 CLOSE = 1e-3  # of sigmas that are the same, relatively
 PLAIN = {  # corrections that are known, and how their other options are to stand
     "cfg": {"rescale": 0, "logsnr_min": None, "logsnr_max": None, "t_min": 0, "t_max": 1},
-    "dcw": {"schedule": {"kind": "constant"}, "wavelet": "haar", "padding": "zero", "space": "native"},
+    "dcw": {
+        "schedule": {"kind": "constant"},
+        "wavelet": "haar",
+        "padding": "zero",
+        "space": "native",
+        "state": "after",
+    },
     "epsilon_scaling": {"slope": 0},
     "gain": {},
 }
@@ -304,7 +310,7 @@ class Recipe:
 
     def _take(self, each: dict) -> None:
         kind = each["kind"]
-        if kind not in PLAIN or any(each[key] != value for key, value in PLAIN[kind].items()):
+        if kind not in PLAIN or any(each.get(key, value) != value for key, value in PLAIN[kind].items()):
             raise ValueError(f"snrkit: this node does not know the recipe's {kind} as it is given.")
         if kind == "cfg":
             self.cfg = 1 + each["weight"]

@@ -269,9 +269,10 @@ def test_what_cannot_be_done_is_said(nodes, tmp_path):
     heun = Sampler(grid=Listed(logsnr=(-2.0, 0.0)), solver={"kind": "heun"})
     with pytest.raises(ValueError, match="solver is heun"):
         nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(certificate(tmp_path, heun, Ddpm())))
-    shaped = Sampler(grid=Listed(logsnr=(-2.0, 0.0)), solver=Euler(), corrections=(Dcw(low=0.1, wavelet="db2"),))
-    with pytest.raises(ValueError, match="does not know the recipe's dcw"):
-        nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(certificate(tmp_path, shaped, Ddpm())))
+    for unknown in (Dcw(low=0.1, wavelet="db2"), Dcw(low=0.1, state="before")):
+        shaped = Sampler(grid=Listed(logsnr=(-2.0, 0.0)), solver=Euler(), corrections=(unknown,))
+        with pytest.raises(ValueError, match="does not know the recipe's dcw"):
+            nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(certificate(tmp_path, shaped, Ddpm())))
     sampler = Sampler(grid=Listed(logsnr=LEVELS[EPS]), solver=Euler(), corrections=(Gain(gain=0.1),))
     path = certificate(tmp_path, sampler, PROCESSES[EPS])
     (model, sigmas, _), further = nodes.SnrkitCertificate().patch(Patcher(EPS, network), str(path)), torch.ones(1)

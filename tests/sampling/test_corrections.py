@@ -18,16 +18,20 @@ from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.sampling.corrections import (
+    AdaptiveProjectedGuidance,
     AnyCorrection,
     Autoguidance,
+    CfgZeroStar,
     ClassifierFreeGuidance,
     ClipX0,
     Dcw,
     DynamicThreshold,
     EpsilonScaling,
+    FrequencyDecoupledGuidance,
     Gain,
     NoiseAwareness,
     NoiseAwarenessClassifier,
+    ScoreRescaling,
     TimeShift,
     X0Rescale,
 )
@@ -38,19 +42,23 @@ from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun, Unipc
 from snrkit.sampling.step import Call, ForwardStatistics, GivenFit, Position, Step
-from tests.exact import PROCESSES, THREE, mixture, run, tensor
+from tests.exact import PROCESSES, THREE, VARIANCE, gaussian, mixture, run, tensor
 from tests.sampling.test_solvers import ALL
 
 NEUTRAL = {
     "epsilon_scaling": EpsilonScaling(scale=1.0, slope=0.0),
     "gain": Gain(gain=0.0),
     "dcw": Dcw(pixel=0.0, low=0.0, high=0.0, wavelet="db4"),
+    "score_rescaling": ScoreRescaling(k=1.0, spread=0.7),
     "time_shift": TimeShift(unit="nats", window=0.0),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.0),
     "clip_x0": ClipX0(limit=1e6),
     "dynamic_threshold": DynamicThreshold(floor=1e6),
     "x0_rescale": X0Rescale(share=0.0),
     "cfg": ClassifierFreeGuidance(weight=0.0, rescale=1.0),
+    "fdg": FrequencyDecoupledGuidance(weight=0.0, low=0.5, high=2.0),
+    "apg": AdaptiveProjectedGuidance(weight=0.0, radius=1.0),
+    "cfg_zero_star": CfgZeroStar(weight=0.0),
     "noise_awareness": NoiseAwareness(weight=0.0),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.0),
     "autoguidance": Autoguidance(weight=0.0, average="network"),
@@ -59,16 +67,23 @@ ACTIVE = {
     "epsilon_scaling": EpsilonScaling(scale=1.01),
     "gain": Gain(gain=0.01),
     "epsilon_scaling linear": EpsilonScaling(slope=0.01),
+    "epsilon_scaling first": EpsilonScaling(scale=1.01, evaluation="first"),
     "dcw": Dcw(pixel=0.01),
     "dcw low": Dcw(low=0.01, schedule=SigmaShare()),
     "dcw high": Dcw(high=0.01, schedule=ReverseVariance()),
     "dcw double": Dcw(low=0.01, high=0.02, schedule=Piecewise(at=0.0), wavelet="db2"),
+    "dcw before": Dcw(low=0.01, state="before"),
+    "score_rescaling": ScoreRescaling(k=1.2),
     "time_shift": TimeShift(unit="nats", window=0.3),
     "time_shift released": TimeShift(variant="released", unit="nats", window=0.3),
     "clip_x0": ClipX0(limit=0.5),
     "dynamic_threshold": DynamicThreshold(floor=0.5),
     "x0_rescale": X0Rescale(share=0.5),
     "cfg": ClassifierFreeGuidance(weight=0.5),
+    "fdg": FrequencyDecoupledGuidance(weight=0.5, low=0.2),
+    "apg": AdaptiveProjectedGuidance(weight=0.5),
+    "cfg_zero_star": CfgZeroStar(weight=0.5, zero_steps=0),
+    "cfg_zero_star still": CfgZeroStar(weight=0.5, scale="one"),
     "noise_awareness": NoiseAwareness(weight=0.5),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.5),
     "autoguidance": Autoguidance(weight=0.5, average="network"),
@@ -151,6 +166,22 @@ def test_pixel_dcw_is_an_euler_step_to_a_noisier_level(scaling, scale, here, ahe
         sigma = (1 + scale) * there.sigma
         closed = (1 - sigma) * p.x0 + sigma * p.eps
     torch.testing.assert_close(step.x_next, closed, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", ["ve", "flow"])
+@given(scale=st.floats(-0.2, 0.2), here=st.floats(-6, 3), ahead=st.floats(0.1, 4))
+def test_pixel_dcw_of_the_state_before_is_an_euler_step_to_another_level(scaling, scale, here, ahead):
+    """x' + s (x - x0) is the Euler step to sigma' + s sigma, in ve and flow, and so x' - x0 with s sigma/sigma'."""
+    process = {"ve": Edm(), "flow": Flow()}[scaling]
+    levels = (level_of(tensor(here), scaling), level_of(tensor(here + ahead), scaling))
+    denoise, x = mixture(process), torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    (step,) = sample(denoise, Euler(), levels, x, corrections=(Dcw(pixel=scale, state="before"),))
+    p, sigma = step.calls[0].prediction, levels[1].sigma + scale * levels[0].sigma
+    closed = (1 if scaling == "ve" else 1 - sigma) * p.x0 + sigma * p.eps
+    torch.testing.assert_close(step.x_next, closed, rtol=1e-12, atol=1e-12)
+    matched = Dcw(pixel=scale * float(levels[0].sigma / levels[1].sigma))
+    (other,) = sample(denoise, Euler(), levels, x, corrections=(matched,))
+    torch.testing.assert_close(step.x_next, other.x_next, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -366,6 +397,19 @@ def test_unscaled_space_compares_with_alpha_x0():
     torch.testing.assert_close(found, x + there.alpha * 0.1 * (x / there.alpha - x0))
 
 
+def test_the_state_before_is_compared_with_x0_at_its_own_level():
+    """x - x0, and x/alpha - x0 multiplied back by alpha where unscaled; at its default the option is in no record."""
+    process = Flow()
+    here, there = process.level(tensor(-2.0)), process.level(tensor(0.0))
+    x, x_next, x0 = torch.randn(3, 1, 1, 4, 4, dtype=torch.float64)
+    step = Step(Position(0, (here, there), here, there), x, (Call(here, Prediction(x0, x0)),), x_next)
+    for space, wanted in (("native", x - x0), ("unscaled", here.alpha * (x / here.alpha - x0))):
+        correction = Dcw(pixel=0.1, space=space, state="before")
+        torch.testing.assert_close(correction.after(step), x_next + 0.1 * wanted)
+        assert Dcw(**correction.model_dump()) == correction
+    assert "state" not in Dcw(pixel=0.1).model_dump()
+
+
 @pytest.mark.parametrize("process", THREE.values(), ids=THREE)
 def test_schedules_of_dcw(process):
     """sigma/sigma_max of the level before the step; the variance of DDPM's reverse step; a switch at a logsnr."""
@@ -492,6 +536,35 @@ def test_epsilon_scaling_is_the_published_update_at_both_heun_calls(slope):
         state = x_next
     ours = run(Heun(), denoise, levels, x, corrections=(EpsilonScaling(scale=b0, slope=slope),))
     torch.testing.assert_close(ours, state, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", THREE.values(), ids=THREE)
+def test_epsilon_scaling_of_the_first_evaluation_leaves_the_second_alone(process):
+    """Heun, written out, with eps/b and the x0 that follows in its first slope and the model's own in its second."""
+    b, denoise, levels = 1.02, mixture(process), Karras(steps=7).levels(process)
+    x = state = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    for here, there in pairwise(levels):
+        eps = denoise(state, here).eps / b
+        x0 = (state - here.sigma * eps) / here.alpha
+        guess = there.alpha * x0 + there.sigma * eps
+        if not there.is_clean():
+            second = denoise(guess, there)
+            x0, eps = (x0 + second.x0) / 2, (eps + second.eps) / 2
+        state = state + (there.alpha - here.alpha) * x0 + (there.sigma - here.sigma) * eps
+    ours = run(Heun(), denoise, levels, x, corrections=(EpsilonScaling(scale=b, evaluation="first"),))
+    torch.testing.assert_close(ours, state, rtol=0, atol=1e-9)
+
+
+def test_epsilon_scaling_of_the_first_evaluation_is_that_of_every_one_where_there_is_one():
+    """With solvers of one evaluation a step the option changes no bit, and at its default it is in no record."""
+    process = Edm()
+    levels = Karras(steps=6).levels(process)
+    x = start(process, torch.randn(3, 1, 2, 2), levels[0])
+    every, first = EpsilonScaling(scale=1.02), EpsilonScaling(scale=1.02, evaluation="first")
+    for solver in (Euler(), Unipc()):
+        assert torch.equal(*(run(solver, mixture(process), levels, x, corrections=(one,)) for one in (every, first)))
+    assert "evaluation" not in every.model_dump()
+    assert EpsilonScaling(**first.model_dump()) == first
 
 
 def test_epsilon_scaling_refuses_a_divisor_of_zero():
@@ -766,3 +839,38 @@ def test_bands_of_a_video_are_those_of_its_frames(wavelet, size):
         torch.testing.assert_close(after(x0, x_next), torch.stack(frames, 2), rtol=0, atol=1e-15)
     with pytest.raises(SnrkitError, match=r"need images .* or videos"):
         value.after(Step(position, x0[0], (Call(level, Prediction(x0[0, :, :, 0], x0[0, :, :, 0])),), x0[0, :, :, 0]))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@given(k=st.floats(0.2, 5), spread=st.floats(0.1, 3), at=st.floats(-9, 9))
+def test_score_rescaling_is_the_published_factor_of_the_score(process, k, spread, at):
+    """score' = score (eta s^2 + 1)/(eta s^2/k + 1) with eta = alpha^2/sigma^2; the state equation holds."""
+    level, x, denoise = process.level(tensor(at)), torch.randn(2, 1, 2, 2, dtype=torch.float64), mixture(process)
+    p, found = denoise(x, level), ScoreRescaling(k=k, spread=spread).wrap(denoise, place_at(level))(x, level)
+    eta = math.exp(at)
+    score, rescaled = -p.eps / level.sigma, -found.eps / level.sigma
+    wanted = score * ((eta * spread**2 + 1) / (eta * spread**2 / k + 1))
+    torch.testing.assert_close(rescaled, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@given(k=st.floats(0.2, 5), at=st.floats(-9, 9))
+def test_score_rescaling_of_gaussian_data_is_exact(process, k, at):
+    """On N(m, s^2), with that s, it is the exact denoiser of N(m, s^2/k), at every level."""
+    level, x = process.level(tensor(at)), torch.randn(3, 1, 1, 1, dtype=torch.float64)
+    correction = ScoreRescaling(k=k, spread=math.sqrt(VARIANCE))
+    found = correction.wrap(gaussian(process), place_at(level))(x, level)
+    wanted = gaussian(process, variance=VARIANCE / k)(x, level)
+    torch.testing.assert_close(found.x0, wanted.x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.eps, wanted.eps, rtol=1e-9, atol=1e-9)
+
+
+def test_score_rescaling_is_defined_at_pure_noise():
+    """At alpha = 0 it changes nothing, and a grid that starts there is walked."""
+    process = Flow()
+    level, x = UniformTime(steps=4).levels(process)[0], torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    assert float(level.alpha) == 0
+    p, found = mixture(process)(x, level), ScoreRescaling(k=2).wrap(mixture(process), place_at(level))(x, level)
+    torch.testing.assert_close(found.x0, p.x0, rtol=0, atol=0)
+    torch.testing.assert_close(found.eps, p.eps, rtol=0, atol=0)

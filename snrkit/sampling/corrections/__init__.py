@@ -7,9 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from snrkit.sampling.corrections.apg import AdaptiveProjectedGuidance
+from snrkit.sampling.corrections.cfg_zero_star import CfgZeroStar
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
+from snrkit.sampling.corrections.fdg import FrequencyDecoupledGuidance
 from snrkit.sampling.corrections.gain import Gain
 from snrkit.sampling.corrections.guidance import (
     Autoguidance,
@@ -17,14 +20,19 @@ from snrkit.sampling.corrections.guidance import (
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
+from snrkit.sampling.corrections.score_rescaling import ScoreRescaling
 from snrkit.sampling.corrections.time_shift import TimeShift
 
 AnyCorrection = Annotated[
     Dcw
     | EpsilonScaling
     | Gain
+    | ScoreRescaling
     | TimeShift
     | ClassifierFreeGuidance
+    | FrequencyDecoupledGuidance
+    | AdaptiveProjectedGuidance
+    | CfgZeroStar
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
@@ -35,16 +43,20 @@ AnyCorrection = Annotated[
 ]
 
 __all__ = [
+    "AdaptiveProjectedGuidance",
     "AnyCorrection",
     "Autoguidance",
+    "CfgZeroStar",
     "ClassifierFreeGuidance",
     "ClipX0",
     "Dcw",
     "DynamicThreshold",
     "EpsilonScaling",
+    "FrequencyDecoupledGuidance",
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
+    "ScoreRescaling",
     "TimeShift",
     "X0Rescale",
 ]

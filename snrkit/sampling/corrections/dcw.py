@@ -9,14 +9,15 @@ L d is what the low band of a one-level wavelet transform alone rebuilds, so tha
 bands: as the transform is linear, one projection replaces two transforms and an inverse. The gains g are the paper's
 coefficient schedules, each a Value of this file; its eq. 21, (1 - lambda_h) sigma_t, is a misprint for the form of its
 code, which is meant here. In the ve and flow scalings the pixel mode on an Euler step equals the Euler step to
-(1 + pixel) sigma'.
+(1 + pixel) sigma'. The authors' code for flow matching names another form, d = x - x0 with x the state before the step,
+(`state: before`), with which it equals the Euler step to sigma' + pixel sigma.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
@@ -103,8 +104,9 @@ class Dcw(Value):
 
     `pixel` alone, `low` alone, `high` alone and both `low` and `high` are the paper's four modes. Acts after any fresh
     noise, and not on the step into the clean level. `space: native` takes d = x' - x0 in the process's own scaling, as
-    each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back (in ve the same). `evaluation`: whose
-    x0, where the solver asks more than once a step. Bands of videos (B, C, T, H, W) are those of each frame, in space.
+    each of the papers does; `unscaled` takes x'/alpha' - x0 and multiplies back (in ve the same). `state: before`
+    takes the state and the alpha of the step's begin in place of those of its end. `evaluation`: whose x0, where the
+    solver asks more than once a step. Bands of videos (B, C, T, H, W) are those of each frame, in space.
     SnrkitError where the state is neither, or has less than 2x2 pixels.
     """
 
@@ -131,6 +133,10 @@ class Dcw(Value):
     evaluation: Literal["last", "first"] = Field(
         default="last", description="which evaluation's x0 is taken, where the solver makes several in a step"
     )
+    state: Literal["after", "before"] = Field(
+        default="after",
+        description="after: x' - x0, of the state that the step made; before: x - x0, of the one that it began from",
+    )
     tunable: ClassVar[dict[str, Range]] = dict.fromkeys(
         ("pixel", "low", "high"), Range(0.0, -0.1, 0.2, coarse=0.01, fine=0.001)
     )
@@ -150,6 +156,14 @@ class Dcw(Value):
         except SnrkitError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `state` at its default, so that records from before there was this option still fit."""
+        content: dict[str, Any] = handler(self)
+        if content.get("state") == "after":
+            content.pop("state")
+        return content
 
     @property
     def terms(self) -> int:
@@ -172,11 +186,14 @@ class Dcw(Value):
         return add_bands(step.x_next, difference, low, high, self.wavelet, self.padding)
 
     def difference(self, step: Step) -> Tensor:
-        """d = x' - x0 (B, *)."""
+        """d = x' - x0 (B, *), or x - x0."""
         x0 = step.calls[-1 if self.evaluation == "last" else 0].prediction.x0
+        place, x = step.position.there, step.x_next
+        if self.state == "before":
+            place, x = step.position.here, step.x
         if self.space == "unscaled":
-            x0 = broadcast(step.position.there.alpha, x0) * x0
-        return step.x_next - x0
+            x0 = broadcast(place.alpha, x0) * x0
+        return x - x0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 eps is divided by b(n) = scale + slope n, n the number of steps still to come after this one (0 in the last), and x0
 follows from the state equation: x0' = x0 + (sigma/alpha)(1 - 1/b) eps. On an Euler step, in x/alpha, it equals the
 Euler step of r = sigma/alpha to r' + (r - r')(1 - 1/b), in every scaling. It acts at every evaluation of a step, as in
-EDM's own sampler; unlike DCW it leaves (1 - 1/b) sigma eps in the finished image.
+the authors' `edm_sampler`, or at the first alone, as in their `ablation_sampler`; unlike DCW it leaves (1 - 1/b) sigma
+eps in the finished image.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
@@ -21,6 +22,9 @@ from snrkit.sampling.step import Position, Range
 class EpsilonScaling(Value):
     """Divide predicted noise by `scale` + `slope` * n; scale 1 with slope 0 is neutral.
 
+    A step's first evaluation is told from its further ones by its level, which is the noisiest: that where the step
+    begins, or the one to which a churn has noised the state.
+
     Undefined at alpha = 0 (a grid that starts at pure noise) and where the divisor is not above 0: SnrkitError.
     """
 
@@ -32,10 +36,22 @@ class EpsilonScaling(Value):
         "(the paper's b)",
     )
     slope: float = Field(default=0.0, description="added per step still to come (the paper's k)")
+    evaluation: Literal["every", "first"] = Field(
+        default="every",
+        description="which evaluations of a step are divided, where the solver makes several: every one, or the first",
+    )
     tunable: ClassVar[dict[str, Range]] = {
         "scale": Range(1.0, 0.9, 1.1, coarse=0.005, fine=0.001),
         "slope": Range(0.0, -0.01, 0.01, coarse=0.001, fine=0.0002),
     }
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `evaluation` at its default, so that records from before there was this option still fit."""
+        content: dict[str, Any] = handler(self)
+        if content.get("evaluation") == "every":
+            content.pop("evaluation")
+        return content
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its eps divided."""
@@ -55,6 +71,8 @@ class EpsilonScaling(Value):
 
         def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
             p = denoise(x, level, told=told, cond=cond)
+            if self.evaluation == "first" and bool((level.logsnr > position.here.logsnr).any()):
+                return p
             return Prediction(p.x0 + level.ratio(x) * (1 - 1 / divisor) * p.eps, p.eps / divisor)
 
         return rewrap(denoise, answer)
