@@ -54,9 +54,9 @@ DETERMINISTIC = {
     "ipndm_v": IpndmV(k=3), "ipndm_v 4": IpndmV(k=4),
 }  # fmt: skip
 STOCHASTIC = {
-    "ancestral": Ancestral(eta=1.0),
+    "ancestral": Ancestral(eta=1.0), "ancestral large": Ancestral(variance="large"),
     "churn": Churn(s_churn=10, s_min=0, s_max=None, s_noise=1.0),
-}
+}  # fmt: skip
 ALL = DETERMINISTIC | STOCHASTIC
 
 
@@ -248,7 +248,9 @@ def test_heun_on_ddpm_ve_is_sigma_space_heun():
 
 
 @pytest.mark.parametrize(
-    "solver", [Euler(), Ancestral(), Ancestral(eta=0.5), Dpmpp2m(), Dpmpp3m(), Unipc(), Ipndm()], ids=str
+    "solver",
+    [Euler(), Ancestral(), Ancestral(eta=0.5), Ancestral(variance="large"), Dpmpp2m(), Dpmpp3m(), Unipc(), Ipndm()],
+    ids=str,
 )
 def test_the_path_is_the_same_in_every_scaling(solver):
     """Euler, ancestral and dpmpp give the same x/alpha at the same logsnr in vp, ve and flow."""
@@ -295,6 +297,50 @@ def test_ancestral_is_ddpms_posterior():
     published = published + (1 - beta).sqrt() * (1 - abar_next) / (1 - abar) * x
     torch.testing.assert_close(mean, published, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(spread[0, 0, 0, 0] ** 2, (1 - abar_next) / (1 - abar) * beta, rtol=1e-9, atol=0)
+
+
+def guided_diffusion(table, kept, eps_of, x, draws):
+    """p_sample_loop with FIXED_LARGE on the kept steps of a table of abar, by guided-diffusion's arithmetic.
+
+    As SpacedDiffusion has it, the betas are those between kept steps, so that all else follows from them anew.
+    """
+    abar = table[kept]
+    before = torch.cat([tensor([1.0]), abar[:-1]])
+    betas = 1 - abar / before
+    small = betas * (1 - before) / (1 - abar)
+    large = torch.cat([small[1:2], betas[1:]])
+    for i in reversed(range(len(kept))):
+        x0 = (1 / abar[i]).sqrt() * x - (1 / abar[i] - 1).sqrt() * eps_of(x, tensor(float(kept[i])))
+        mean = betas[i] * before[i].sqrt() / (1 - abar[i]) * x0
+        mean = mean + (1 - before[i]) * (1 - betas[i]).sqrt() / (1 - abar[i]) * x
+        x = mean + (0.5 * large[i].log()).exp() * next(draws) if i else mean
+    return x
+
+
+@pytest.mark.parametrize("process", [Ddpm(), Ddpm(scaling="ve"), Flow()], ids=["vp", "ve", "flow"])
+def test_ancestral_with_the_large_variance_is_guided_diffusions(process):
+    """FIXED_LARGE on 12 kept steps of 1000, with the same noise, to 1e-9 in every scaling."""
+    table, kept = torch.sigmoid(Ddpm().table()), torch.arange(0, 1000, 90)
+    eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    first, draws = torch.randn(4, 1, 2, 2, dtype=torch.float64), torch.randn(12, 4, 1, 2, 2, dtype=torch.float64)
+    reference = guided_diffusion(table, kept, eps_of, first, iter(draws))
+    logsnr = Ddpm().logsnr(kept.flip(0).double())
+    levels = tuple(process.level(value) for value in (*logsnr, tensor(math.inf)))
+
+    def answer(x, level, told=None, cond=None):
+        eps = eps_of(x * level_of(level.logsnr, "vp").alpha / level.alpha, Ddpm().time(level.logsnr))
+        return Prediction((x - level.sigma * eps) / level.alpha, eps)
+
+    begin = first * levels[0].alpha / level_of(logsnr[0], "vp").alpha
+    mine = iter(draws)
+    ours = run(Ancestral(variance="large"), Wrapped(process, answer), levels, begin, noise=lambda _: next(mine))
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+def test_the_large_variance_is_written_only_where_it_is_asked_for():
+    """What was made by ancestral steps before there was a choice keeps its definition, and the choice is read back."""
+    assert set(Ancestral().model_dump()) == {"kind", "eta", "logsnr_min", "logsnr_max"}
+    assert Ancestral.model_validate(Ancestral(variance="large").model_dump()) == Ancestral(variance="large")
 
 
 def test_ancestral_with_eta_0_is_euler_bit_for_bit():
@@ -570,6 +616,7 @@ def test_ancestral_cut_offs_are_each_images_own():
     [
         (lambda: Ancestral(eta=0.0, logsnr_max=1.0), "no effect at eta 0"),
         (lambda: Ancestral(logsnr_min=2.0, logsnr_max=1.0), "must not be above"),
+        (lambda: Ancestral(eta=0.5, variance="large"), "whose eta is 1"),
         (lambda: Churn(s_min=2.0, s_max=1.0), "must not be above"),
     ],
 )

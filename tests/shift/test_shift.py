@@ -426,6 +426,7 @@ def test_what_is_known_of_the_images_is_what_training_shows(labels):
     ("solver", "share"),
     [(Euler(), 0.0), (Churn(s_churn=0.0), 0.0), (Churn(), None), (Ancestral(), 1.0), (Ancestral(eta=0.5), None),
      (Ancestral(eta=0.0), 0.0), (Ancestral(logsnr_max=2.0), None), (AnalyticDpm(), 1.0),
+     (Ancestral(variance="large"), 1.0),
      (AnalyticDpm(eta=0.0), None)],
 )  # fmt: skip
 def test_which_gains_have_a_null(solver, share):

@@ -5,6 +5,14 @@
 eta is DDIM's (Song et al. 2021, eq. 16) in every scaling: 0 is Euler, 1 has the variance of DDPM's posterior (Ho et al.
 2020, eq. 7) and is k-diffusion's euler_ancestral.
 
+That is the smaller of the two variances of Ho et al. 2020, section 3.2, sigma_t^2 = beta~_t; the larger, beta_t, leaves
+the mean and multiplies the variance of the fresh noise. With abar = sigmoid(logsnr) and beta = 1 - abar/abar' of the
+levels that are visited, as guided-diffusion respaces its FIXED_LARGE,
+
+    beta / beta~ = (1 - abar) / (1 - abar') = sigmoid(-logsnr) / sigmoid(-logsnr'),
+
+taken in every scaling, so that the path is the same in all of them.
+
 The posterior's variance takes x0 as known. Analytic-DPM (Bao et al. 2022) adds what the network does not know of it,
 
     c^2 Var[x0 | x],   Var[x0 | x] = (sigma/alpha)^2 (1 - E|eps_hat|^2/d),   c = alpha' - alpha sigma' sqrt(1 -
@@ -16,10 +24,10 @@ with E|eps_hat|^2/d measured on forward samples; for isotropic Gaussian data the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
@@ -43,6 +51,11 @@ class Ancestral(Value):
         le=1,
         description="eta of DDIM (Song et al. 2021, eq. 16): 0 renews no noise, 1 as much as DDPM's posterior",
     )
+    variance: Literal["small", "large"] = Field(
+        default="small",
+        description="of the fresh noise (Ho et al. 2020, section 3.2): small is the posterior's, beta~; large is beta, "
+        "at eta 1",
+    )
     logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
 
@@ -51,9 +64,19 @@ class Ancestral(Value):
         low, high = self.logsnr_min, self.logsnr_max
         if self.eta == 0 and (low, high) != (None, None):
             raise ValueError("logsnr_min and logsnr_max have no effect at eta 0; drop them")
+        if self.variance == "large" and self.eta != 1:
+            raise ValueError("variance large is that of DDPM, whose eta is 1; drop one of them")
         if low is not None and high is not None and low > high:
             raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a variance where it is the usual one, so that samplers keep the names of what was made by them."""
+        content: dict[str, Any] = handler(self)
+        if content.get("variance") == "small":
+            del content["variance"]
+        return content
 
     @property
     def order(self) -> int:
@@ -76,8 +99,14 @@ class Ancestral(Value):
             return recompose(prediction, position.there), calls, None
         alpha, sigma = position.there.scales(x)
         fresh = renewed_share(self.eta, position) * self._acts(position.here)
-        kept, renewed = broadcast((1 - fresh).sqrt(), x), broadcast(fresh.sqrt(), x)
+        kept, renewed = broadcast((1 - fresh).sqrt(), x), broadcast((self._widening(position) * fresh).sqrt(), x)
         return alpha * prediction.x0 + sigma * (kept * prediction.eps + renewed * noise(x)), calls, None
+
+    def _widening(self, position: Position) -> Tensor | float:
+        """The variance of the fresh noise over that of the noise which it replaces."""
+        if self.variance == "small":
+            return 1.0
+        return torch.sigmoid(-position.here.logsnr) / torch.sigmoid(-position.there.logsnr)
 
     def _acts(self, level: Level) -> Tensor:
         low = -math.inf if self.logsnr_min is None else self.logsnr_min
