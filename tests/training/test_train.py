@@ -90,8 +90,8 @@ def test_accumulation_changes_only_the_order_of_additions():
 
 
 def test_training_lowers_the_loss_and_the_held_out_loss():
-    """On the mixture the loss falls by more than a fifth in 60 steps, on held-out images too."""
-    task, network = opened(images=3840)
+    """On the mixture the loss falls by more than a fifth in 90 steps, on held-out images too."""
+    task, network = opened(images=5760)
     before = held_out_loss(task, network)
     state = make_state(task, network)
     steps = list(train(task, state))
@@ -239,15 +239,15 @@ def test_a_number_is_the_global_norm_and_none_bounds_nothing():
 
 
 def test_bfloat16_trains_with_float32_weights():
-    """Under autocast the loss falls as in float32, by a tenth in twenty steps; weights, averages, moments stay so."""
+    """Under autocast the losses are those of float32 to a twentieth; weights, averages and moments stay float32."""
     from dataclasses import replace
 
     task, network = opened(images=1280)
     state = make_state(replace(task, autocast=torch.bfloat16), network)
     losses = [step.loss for step in train(replace(task, autocast=torch.bfloat16), state)]
     exact = [step.loss for step in trained(images=1280)[1]]
-    assert sum(losses[-5:]) == pytest.approx(sum(exact[-5:]), rel=0.05)
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert losses != exact
+    assert sum(losses[-10:]) == pytest.approx(sum(exact[-10:]), rel=0.05)
     tensors = [*state.network.parameters(), *state.averages["ema-500"].tensors.values()]
     tensors += [v for entries in state.optimizer.state.values() for v in entries.values()]
     assert all(t.dtype == torch.float32 for t in tensors)
