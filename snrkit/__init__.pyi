@@ -55,8 +55,14 @@ from snrkit.sampling.sampler import Sampler as Sampler
 from snrkit.sampling.solvers import AnalyticDpm as AnalyticDpm
 from snrkit.sampling.solvers import Ancestral as Ancestral
 from snrkit.sampling.solvers import Churn as Churn
+from snrkit.sampling.solvers import Deis as Deis
+from snrkit.sampling.solvers import Dpm2 as Dpm2
 from snrkit.sampling.solvers import Dpmpp2m as Dpmpp2m
+from snrkit.sampling.solvers import Dpmpp2mSde as Dpmpp2mSde
+from snrkit.sampling.solvers import Dpmpp2sAncestral as Dpmpp2sAncestral
 from snrkit.sampling.solvers import Dpmpp3m as Dpmpp3m
+from snrkit.sampling.solvers import Dpmpp3mSde as Dpmpp3mSde
+from snrkit.sampling.solvers import DpmppSde as DpmppSde
 from snrkit.sampling.solvers import Euler as Euler
 from snrkit.sampling.solvers import Fitted as Fitted
 from snrkit.sampling.solvers import Heun as Heun
