@@ -29,7 +29,8 @@ _NAMES = {  # by the module where they live
     "pipelines": "correct record",
     "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling Gain "
     "NoiseAwareness NoiseAwarenessClassifier TimeShift X0Rescale",
-    "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",
+    "sampling.grid": "BetaSigma IddpmSigmas Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr "
+    "UniformTime VpSigmas",
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",
     "sampling.solvers": "AnalyticDpm Ancestral Churn Deis Dpm2 Dpmpp2m Dpmpp2mSde Dpmpp2sAncestral Dpmpp3m Dpmpp3mSde "

@@ -40,6 +40,7 @@ from snrkit.sampling.corrections import NoiseAwarenessClassifier as NoiseAwarene
 from snrkit.sampling.corrections import TimeShift as TimeShift
 from snrkit.sampling.corrections import X0Rescale as X0Rescale
 from snrkit.sampling.grid import BetaSigma as BetaSigma
+from snrkit.sampling.grid import IddpmSigmas as IddpmSigmas
 from snrkit.sampling.grid import Karras as Karras
 from snrkit.sampling.grid import KlOptimal as KlOptimal
 from snrkit.sampling.grid import Leading as Leading
@@ -48,6 +49,7 @@ from snrkit.sampling.grid import Polyexponential as Polyexponential
 from snrkit.sampling.grid import Trailing as Trailing
 from snrkit.sampling.grid import UniformLogsnr as UniformLogsnr
 from snrkit.sampling.grid import UniformTime as UniformTime
+from snrkit.sampling.grid import VpSigmas as VpSigmas
 from snrkit.sampling.sample import sample as sample
 from snrkit.sampling.sample import start as start
 from snrkit.sampling.sampler import OpenedSampler as OpenedSampler

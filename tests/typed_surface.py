@@ -31,6 +31,8 @@ grids: list[Grid] = [
     snrkit.Polyexponential(),
     snrkit.BetaSigma(alpha=0.5),
     snrkit.KlOptimal(),
+    snrkit.VpSigmas(),
+    snrkit.IddpmSigmas(),
 ]
 solvers: list[snrkit.Solver] = [
     snrkit.Euler(),
