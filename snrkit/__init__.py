@@ -30,10 +30,12 @@ _NAMES = {  # by the module where they live
     "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance CfgZeroStar ClassifierFreeGuidance ClipX0 Dcw "
     "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
     "NoiseAwareness NoiseAwarenessClassifier ScoreRescaling TimeShift X0Rescale",
-    "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",
+    "sampling.grid": "BetaSigma IddpmSigmas Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr "
+    "UniformTime VpSigmas",
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",
-    "sampling.solvers": "AnalyticDpm Ancestral Churn Dpmpp2m Dpmpp3m Euler Fitted Heun Ipndm IpndmV Unipc",
+    "sampling.solvers": "AnalyticDpm Ancestral Churn Deis Dpm2 Dpmpp2m Dpmpp2mSde Dpmpp2sAncestral Dpmpp3m Dpmpp3mSde "
+    "DpmppSde Euler Fitted Heun Ipndm IpndmV Unipc",
     "sampling.step": "Correction Solver Step",
     "shift.any_denoiser": "measure",
     "shift.audit": "audit",

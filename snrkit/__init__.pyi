@@ -44,6 +44,7 @@ from snrkit.sampling.corrections import ScoreRescaling as ScoreRescaling
 from snrkit.sampling.corrections import TimeShift as TimeShift
 from snrkit.sampling.corrections import X0Rescale as X0Rescale
 from snrkit.sampling.grid import BetaSigma as BetaSigma
+from snrkit.sampling.grid import IddpmSigmas as IddpmSigmas
 from snrkit.sampling.grid import Karras as Karras
 from snrkit.sampling.grid import KlOptimal as KlOptimal
 from snrkit.sampling.grid import Leading as Leading
@@ -52,6 +53,7 @@ from snrkit.sampling.grid import Polyexponential as Polyexponential
 from snrkit.sampling.grid import Trailing as Trailing
 from snrkit.sampling.grid import UniformLogsnr as UniformLogsnr
 from snrkit.sampling.grid import UniformTime as UniformTime
+from snrkit.sampling.grid import VpSigmas as VpSigmas
 from snrkit.sampling.sample import sample as sample
 from snrkit.sampling.sample import start as start
 from snrkit.sampling.sampler import OpenedSampler as OpenedSampler
@@ -59,8 +61,14 @@ from snrkit.sampling.sampler import Sampler as Sampler
 from snrkit.sampling.solvers import AnalyticDpm as AnalyticDpm
 from snrkit.sampling.solvers import Ancestral as Ancestral
 from snrkit.sampling.solvers import Churn as Churn
+from snrkit.sampling.solvers import Deis as Deis
+from snrkit.sampling.solvers import Dpm2 as Dpm2
 from snrkit.sampling.solvers import Dpmpp2m as Dpmpp2m
+from snrkit.sampling.solvers import Dpmpp2mSde as Dpmpp2mSde
+from snrkit.sampling.solvers import Dpmpp2sAncestral as Dpmpp2sAncestral
 from snrkit.sampling.solvers import Dpmpp3m as Dpmpp3m
+from snrkit.sampling.solvers import Dpmpp3mSde as Dpmpp3mSde
+from snrkit.sampling.solvers import DpmppSde as DpmppSde
 from snrkit.sampling.solvers import Euler as Euler
 from snrkit.sampling.solvers import Fitted as Fitted
 from snrkit.sampling.solvers import Heun as Heun

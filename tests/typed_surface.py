@@ -31,6 +31,8 @@ grids: list[Grid] = [
     snrkit.Polyexponential(),
     snrkit.BetaSigma(alpha=0.5),
     snrkit.KlOptimal(),
+    snrkit.VpSigmas(),
+    snrkit.IddpmSigmas(),
 ]
 solvers: list[snrkit.Solver] = [
     snrkit.Euler(),
@@ -39,6 +41,12 @@ solvers: list[snrkit.Solver] = [
     snrkit.Churn(s_churn=40.0),
     snrkit.Dpmpp2m(),
     snrkit.Dpmpp3m(published=True),
+    snrkit.Deis(variable="logsnr"),
+    snrkit.Dpm2(),
+    snrkit.Dpmpp2mSde(eta=0.5),
+    snrkit.Dpmpp2sAncestral(),
+    snrkit.Dpmpp3mSde(),
+    snrkit.DpmppSde(),
     snrkit.Unipc(p=3),
     snrkit.Ipndm(),
     snrkit.IpndmV(),

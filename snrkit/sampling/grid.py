@@ -117,6 +117,16 @@ def _fractions(steps: int, first: float, last: float) -> Tensor:
     return torch.linspace(first, last, steps, dtype=torch.float64)
 
 
+def _sigma_ends(kind: str, largest: float | None, least: float | None, process: Process) -> tuple[float, float]:
+    """(sigma/alpha of the first level, of the last noisy one): those that are given, else the process's bounds."""
+    low, high = process.bounds
+    noisiest = math.exp(-low / 2) if largest is None else largest
+    cleanest = math.exp(-high / 2) if least is None else least
+    if cleanest >= noisiest:
+        raise SnrkitError(f"{kind}: sigma_min {cleanest:g} must be below sigma_max {noisiest:g}")
+    return noisiest, cleanest
+
+
 def _table_size(kind: str, steps: int, process: Process) -> int:
     if not isinstance(process, Ddpm):
         raise SnrkitError(f"grid {kind} needs a process with a table (ddpm); use uniform_time")
@@ -144,11 +154,7 @@ class Karras(Value):
 
     def levels(self, process: Process) -> tuple[Level, ...]:
         """Levels from sigma_max to sigma_min (in sigma/alpha; the process's bounds by default), then clean."""
-        low, high = process.bounds
-        noisiest = math.exp(-low / 2) if self.sigma_max is None else self.sigma_max
-        cleanest = math.exp(-high / 2) if self.sigma_min is None else self.sigma_min
-        if cleanest >= noisiest:
-            raise SnrkitError(f"karras: sigma_min {cleanest:g} must be below sigma_max {noisiest:g}")
+        noisiest, cleanest = _sigma_ends(self.kind, self.sigma_max, self.sigma_min, process)
 
         def place(steps: int) -> Tensor:
             ends = math.exp(math.log(noisiest) / self.rho), math.exp(math.log(cleanest) / self.rho)
@@ -308,6 +314,99 @@ class KlOptimal(Value):
         return finish(process, lambda steps: -2 * torch.log(torch.tan(_fractions(steps, *ends))), self.steps)
 
 
+class VpSigmas(Value):
+    """Sigmas of a VP SDE of linear beta at even times (Song et al. 2021; Karras et al. 2022, table 1, any model).
+
+    ln(1 + sigma^2) = beta_d t^2/2 + beta_min t at t from 1 to `end`. The two betas are those with which the grid begins
+    at sigma_max and ends at sigma_min; the published 19.9 and 0.1 go from 152.2 to 0.0105.
+    """
+
+    kind: Literal["vp"] = "vp"
+    steps: Steps = Field(default=18, description="number of steps, the last of which ends at the clean level")
+    sigma_min: float | None = Field(
+        default=None, gt=0, description="sigma/alpha of the last noisy level; default: the process's least"
+    )
+    sigma_max: float | None = Field(
+        default=None, gt=0, description="sigma/alpha of the first level; default: the process's largest"
+    )
+    end: float = Field(
+        default=1e-3,
+        gt=0,
+        lt=0.5,
+        description="epsilon_s of Karras et al. 2022, table 1: time of the last noisy level, of 1 at the first",
+    )
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """Levels at even times, then clean. SnrkitError where no such SDE has both ends."""
+        noisiest, cleanest = _sigma_ends(self.kind, self.sigma_max, self.sigma_min, process)
+        first, last = math.log1p(noisiest**2), math.log1p(cleanest**2)
+        steepness = 2 * (first - last / self.end) / (1 - self.end)  # beta_d
+        least = first - steepness / 2  # beta_min
+        if steepness + least <= 0:
+            raise SnrkitError(
+                f"grid vp: sigma would not rise to {noisiest:g} at time 1 after {cleanest:g} at {self.end:g}; raise end"
+            )
+
+        def place(steps: int) -> Tensor:
+            time = _fractions(steps, 1, self.end)
+            logsnr = -torch.log(torch.expm1(steepness / 2 * time**2 + least * time))
+            if steps > 1:  # the ends exactly, whatever rounding did
+                logsnr[-1] = -2 * math.log(cleanest)
+            logsnr[0] = -2 * math.log(noisiest)
+            return logsnr
+
+        return finish(process, place, self.steps)
+
+
+class IddpmSigmas(Value):
+    """Sigmas of iDDPM's cosine table at even indices (Nichol & Dhariwal 2021; Karras et al. 2022, table 1, any model).
+
+    u_M = 0,  u_(j-1)^2 = (u_j^2 + 1)/max(abar_(j-1)/abar_j, C_1) - 1,  abar_j = sin^2(pi/2 j/(M (C_2 + 1))):
+
+    the table from its noisiest entry. Of those within sigma_max and sigma_min, `steps` are visited.
+    """
+
+    kind: Literal["iddpm"] = "iddpm"
+    steps: Steps = Field(default=18, description="number of steps, the last of which ends at the clean level")
+    sigma_min: float | None = Field(
+        default=None, gt=0, description="no smaller sigma/alpha is visited; default: the process's least"
+    )
+    sigma_max: float | None = Field(
+        default=None, gt=0, description="no larger sigma/alpha is visited; default: the process's largest"
+    )
+    table: int = Field(
+        default=1000, gt=1, le=LONGEST_TABLE, description="M of Karras et al. 2022, table 1: entries of the table"
+    )
+    c_1: float = Field(
+        default=0.001, gt=0, lt=1, description="C_1 of Karras et al. 2022, table 1: 1 - C_1 is the largest beta"
+    )
+    c_2: float = Field(
+        default=0.008, ge=0, le=1, description="C_2 of Karras et al. 2022, table 1: offset of the cosine, s of iDDPM"
+    )
+
+    def levels(self, process: Process) -> tuple[Level, ...]:
+        """Levels at even indices of what lies between the bounds, then clean. SnrkitError where nothing does."""
+        noisiest, cleanest = _sigma_ends(self.kind, self.sigma_max, self.sigma_min, process)
+        within = torch.tensor([u for u in self._sigmas() if cleanest <= u <= noisiest], dtype=torch.float64)
+        if not len(within):
+            raise SnrkitError(f"grid iddpm: no entry of its table lies between {cleanest:g} and {noisiest:g}")
+
+        def place(steps: int) -> Tensor:
+            index = torch.arange(steps, dtype=torch.float64) * ((len(within) - 1) / max(1, steps - 1))
+            return -2 * torch.log(within[index.round().long()])
+
+        return finish(process, place, self.steps)
+
+    def _sigmas(self) -> list[float]:
+        """u_0 to u_(M - 1), falling."""
+        abar = [math.sin(math.pi / 2 * j / (self.table * (self.c_2 + 1))) ** 2 for j in range(self.table + 1)]
+        square, found = 0.0, []
+        for j in range(self.table, 0, -1):
+            square = (square + 1) / max(abar[j - 1] / abar[j], self.c_1) - 1
+            found.append(math.sqrt(square))
+        return found[::-1]
+
+
 class Listed(Value):
     """Levels that are listed, noisiest first: logsnr, sigma (over alpha), or times as the network reads them.
 
@@ -369,6 +468,8 @@ AnyGrid = Annotated[
     | Polyexponential
     | BetaSigma
     | KlOptimal
+    | VpSigmas
+    | IddpmSigmas
     | Listed
     | SpectralGrid,
     Field(discriminator="kind"),

@@ -10,6 +10,7 @@ from snrkit.diffusion.betas import TrainedBetas
 from snrkit.diffusion.process import Ddpm, Edm, Flow
 from snrkit.sampling.grid import (
     BetaSigma,
+    IddpmSigmas,
     Karras,
     KlOptimal,
     Listed,
@@ -17,8 +18,9 @@ from snrkit.sampling.grid import (
     Trailing,
     UniformLogsnr,
     UniformTime,
+    VpSigmas,
 )
-from tests.exact import PROCESSES
+from tests.exact import PROCESSES, tensor
 
 GRIDS = (
     Karras(steps=9),
@@ -27,6 +29,8 @@ GRIDS = (
     Polyexponential(steps=9, rho=1.5),
     BetaSigma(steps=9),
     KlOptimal(steps=9),
+    VpSigmas(steps=9),
+    IddpmSigmas(steps=9),
 )
 
 
@@ -85,6 +89,45 @@ def test_sigma_grids_equal_diffusers(flag, grid):
     theirs = scheduler.sigmas.double()[:-1]
     between = Edm(sigma_min=float(theirs[-1]), sigma_max=float(theirs[0]))
     torch.testing.assert_close(sigmas(grid, between), theirs, rtol=2e-5, atol=0)
+
+
+def test_vp_sigmas_are_table_1():
+    """Between the ends of beta_d 19.9 and beta_min 0.1 it is their curve at even times, for any process."""
+    curve = lambda t: math.sqrt(math.exp(19.9 / 2 * t**2 + 0.1 * t) - 1)  # noqa: E731
+    wanted = [curve(1 + i / 10 * (1e-3 - 1)) for i in range(11)]
+    grid = VpSigmas(steps=11, sigma_max=wanted[0], sigma_min=wanted[-1])
+    for name in ("edm", "flow", "vp"):
+        torch.testing.assert_close(sigmas(grid, PROCESSES[name]), tensor(wanted), rtol=1e-9, atol=0)
+
+
+def test_vp_sigmas_begin_and_end_at_the_bounds():
+    """The betas follow from the bounds; an end that no beta leads to is refused."""
+    found = sigmas(VpSigmas(steps=6), Edm())
+    assert (float(found[0]), float(found[-1])) == (pytest.approx(80, rel=1e-14), pytest.approx(0.002, rel=1e-14))
+    with pytest.raises(SnrkitError, match="raise end"):
+        VpSigmas(sigma_min=0.5).levels(Edm())
+    assert len(VpSigmas(sigma_min=0.5, end=0.1).levels(Edm())) == 19
+
+
+def test_iddpm_sigmas_are_table_1():
+    """u at floor(j_0 + (M - 1 - j_0) i/(N - 1) + 1/2) with j_0 = 8 of 1000, which is where a sigma_max of 81 begins."""
+    total, c_1, c_2, count = 1000, 0.001, 0.008, 18
+    share = lambda j: math.sin(math.pi / 2 * j / (total * (c_2 + 1))) ** 2  # noqa: E731
+    u = {total: 0.0}
+    for j in range(total, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(share(j - 1) / share(j), c_1) - 1)
+    least = 0.99 * u[total - 1]
+    wanted = [u[math.floor(8 + (total - 1 - 8) / (count - 1) * i + 0.5)] for i in range(count)]
+    found = sigmas(IddpmSigmas(steps=count, sigma_min=least, sigma_max=81.0), Edm())
+    torch.testing.assert_close(found, tensor(wanted), rtol=1e-9, atol=0)
+
+
+def test_iddpm_sigmas_that_its_table_has_not_are_refused():
+    """More steps than entries, with the number that fits; and bounds between two entries."""
+    with pytest.raises(SnrkitError, match="at most 20 steps fit"):
+        IddpmSigmas(steps=21, table=20, c_1=1e-9, sigma_min=1e-9, sigma_max=1e12).levels(Edm())
+    with pytest.raises(SnrkitError, match="no entry of its table"):
+        IddpmSigmas(table=10, sigma_min=1.0, sigma_max=1.0001).levels(Edm())
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -121,7 +121,17 @@ def whole_share(eta: float) -> float | None:
 
 def renewed_share(eta: float, position: Position) -> Tensor:
     """f: the share of the next level's noise variance that is fresh."""
-    return eta**2 * -torch.expm1(position.here.logsnr - position.there.logsnr)
+    return share_of(eta, position.there.logsnr - position.here.logsnr)
+
+
+def share_of(eta: float, gap: Tensor) -> Tensor:
+    """f of a step over `gap` nats of logsnr, () or (B,)."""
+    return eta**2 * -torch.expm1(-gap)
+
+
+def kept(level: Level, fresh: Tensor) -> Level:
+    """`level` without the share `fresh` of the variance of its noise, at the same alpha: its own where f is 0."""
+    return Level(level.logsnr - torch.log1p(-fresh), level.alpha, level.sigma * (1 - fresh).sqrt())
 
 
 class AnalyticDpm(Value):

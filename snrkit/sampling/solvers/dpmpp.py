@@ -9,6 +9,7 @@ diffusers' default (midpoint). The third order integrates the parabola through t
 form halves its quadratic term and is of order 2. Written so, nothing divides by alpha.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +23,31 @@ from snrkit.sampling.solvers.multistep import Past, exponential_moments, increme
 from snrkit.sampling.step import Call, Deterministic, Memory, Noise, Position
 
 FEW = 15  # steps, below which diffusers lowers the order at the end
+
+
+def leaning(x0: Tensor, position: Position, last: tuple[Tensor, Tensor], stretch: float = 1.0) -> Tensor:
+    """What the prediction before adds to the step: -alpha' expm1(-stretch h) (x0 - x0_last) h/(2 h_last).
+
+    `last` is its (x0, logsnr); a `stretch` beside 1 is that of a step with fresh noise.
+    """
+    x0_last, logsnr_last = last
+    ahead, behind = position.there.logsnr - position.here.logsnr, position.here.logsnr - logsnr_last
+    gain = -position.there.alpha * torch.expm1(-stretch * ahead / 2) * ahead / (2 * behind)
+    return broadcast(gain, x0) * (x0 - x0_last)
+
+
+def bending(x0: Tensor, position: Position, past: Past, moments: Sequence[Tensor]) -> Tensor:
+    """What the polynomial through past predictions (x0, half-logsnr) adds to the step, with its kernel's moments."""
+    now = position.here.logsnr / 2
+    h = position.there.logsnr / 2 - now
+    nodes = [(then - now) / h for _, then in past]
+    return broadcast(position.there.alpha, x0) * increment([value for value, _ in past], x0, nodes, moments)
+
+
+def curved(h: Tensor, published: bool) -> list[Tensor]:
+    """The moments of a parabola's step, the second halved as published."""
+    first, second = exponential_moments(h, 2)
+    return [first, second / 2 if published else second]
 
 
 class Dpmpp2m(Deterministic):
@@ -44,10 +70,7 @@ class Dpmpp2m(Deterministic):
         prediction = denoise(x, position.here)
         x_next = recompose(prediction, position.there)
         if memory is not None and not position.there.is_clean():
-            x0_last, logsnr_last = memory
-            ahead, behind = position.there.logsnr - position.here.logsnr, position.here.logsnr - logsnr_last
-            gain = -position.there.alpha * torch.expm1(-ahead / 2) * ahead / (2 * behind)
-            x_next = x_next + broadcast(gain, x) * (prediction.x0 - x0_last)
+            x_next = x_next + leaning(prediction.x0, position, memory)
         return x_next, (Call(position.here, prediction),), (prediction.x0, position.here.logsnr)
 
 
@@ -82,11 +105,8 @@ class Dpmpp3m(Deterministic):
         past: Past = (memory or ())[: 1 if self._ends(position) else 2]
         if past and not position.there.is_clean():
             h = position.there.logsnr / 2 - now
-            first, second = exponential_moments(h, 2)
-            moments = [midpoint_moment(h)] if len(past) == 1 else [first, second / 2 if self.published else second]
-            nodes = [(then - now) / h for _, then in past]
-            bent = increment([x0 for x0, _ in past], prediction.x0, nodes, moments)
-            x_next = x_next + broadcast(position.there.alpha, x) * bent
+            moments = [midpoint_moment(h)] if len(past) == 1 else curved(h, self.published)
+            x_next = x_next + bending(prediction.x0, position, past, moments)
         return x_next, (Call(position.here, prediction),), remember(prediction.x0, now, past, 2)
 
     def _ends(self, position: Position) -> bool:

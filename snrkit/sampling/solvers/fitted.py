@@ -21,6 +21,8 @@ from torch import Tensor
 from snrkit.base.value import Value
 from snrkit.base.wavelet import low_part
 from snrkit.diffusion.prediction import Denoiser, Prediction
+from snrkit.sampling.solvers.deis import Deis
+from snrkit.sampling.solvers.dpm_2 import Dpm2
 from snrkit.sampling.solvers.dpmpp import Dpmpp2m, Dpmpp3m
 from snrkit.sampling.solvers.euler import Euler
 from snrkit.sampling.solvers.heun import Heun
@@ -28,7 +30,7 @@ from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
 from snrkit.sampling.solvers.unipc import Unipc
 from snrkit.sampling.step import Call, Fit, Memory, Noise, Position, add_terms
 
-Base = Euler | Heun | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV  # solvers that draw no noise
+Base = Euler | Heun | Dpm2 | Dpmpp2m | Dpmpp3m | Unipc | Ipndm | IpndmV | Deis  # solvers that draw no noise
 AnyBase = Annotated[Base, Field(discriminator="kind")]
 LONGEST_HISTORY = 3
 
