@@ -27,7 +27,8 @@ _NAMES = {  # by the module where they live
     "experiment.experiment": "load_experiment",
     "experiment.opening": "open_experiment",
     "pipelines": "correct record",
-    "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw DynamicThreshold EpsilonScaling Gain "
+    "sampling.corrections": "Autoguidance ClassifierFreeGuidance ClipX0 Dcw "
+    "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
     "NoiseAwareness NoiseAwarenessClassifier ScoreRescaling TimeShift X0Rescale",
     "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",
     "sampling.sample": "sample start",

@@ -34,6 +34,7 @@ from snrkit.sampling.corrections import ClipX0 as ClipX0
 from snrkit.sampling.corrections import Dcw as Dcw
 from snrkit.sampling.corrections import DynamicThreshold as DynamicThreshold
 from snrkit.sampling.corrections import EpsilonScaling as EpsilonScaling
+from snrkit.sampling.corrections import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
 from snrkit.sampling.corrections import Gain as Gain
 from snrkit.sampling.corrections import NoiseAwareness as NoiseAwareness
 from snrkit.sampling.corrections import NoiseAwarenessClassifier as NoiseAwarenessClassifier

@@ -10,6 +10,7 @@ from pydantic import Field
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
+from snrkit.sampling.corrections.fdg import FrequencyDecoupledGuidance
 from snrkit.sampling.corrections.gain import Gain
 from snrkit.sampling.corrections.guidance import (
     Autoguidance,
@@ -27,6 +28,7 @@ AnyCorrection = Annotated[
     | ScoreRescaling
     | TimeShift
     | ClassifierFreeGuidance
+    | FrequencyDecoupledGuidance
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
@@ -44,6 +46,7 @@ __all__ = [
     "Dcw",
     "DynamicThreshold",
     "EpsilonScaling",
+    "FrequencyDecoupledGuidance",
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",

@@ -11,9 +11,11 @@ All are neutral at weight 0, where nothing further is asked. Guidances that stan
 the same p, so that cfg and noise awareness make u(c, t) + w_cfg (u(c, t) - u(0, t)) + w_nag (u(c, t) - u(c, 0)): that
 they add and do not nest is snrkit's choice, as the source leaves it open. So are the interval of noise awareness and
 what its weight applies to (x0 and eps, which mixes answers, not scores). A rescale is that of its own guidance alone.
+
+A guidance of a file of its own (fdg) puts another contrast than p - p_k behind its weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -58,15 +60,28 @@ class Rescale:
         return solve(x, y + self.share * (factor - 1) * y, level, self.of)
 
 
+Contrast = Callable[[Tensor, Level, Prediction, Prediction], Prediction]
+"""What a weight of 1 adds to p, from the state x (B, *), its level, p and p_k. alpha x0 + sigma eps of it is 0."""
+
+
+def difference(x: Tensor, level: Level, plain: Prediction, other: Prediction) -> Prediction:
+    """p - p_k."""
+    return Prediction(plain.x0 - other.x0, plain.eps - other.eps)
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One guidance within a step: `weight` () or (B,) of p - p_k, where p_k knows less; `rescale` acts on their sum."""
+    """One guidance within a step: `weight` () or (B,) of a contrast of p and p_k, where p_k knows less.
+
+    `rescale` acts on p and what is added to it.
+    """
 
     weight: Tensor
     weaker: Denoiser | None = None  # who says p_k; None: the guided model itself
     unlabelled: bool = False  # whether it is asked without the label
     untold: bool = False  # whether it is asked without the level
     rescale: Rescale | None = None
+    contrast: Contrast = difference
 
     def ask(self, base: Denoiser, x: Tensor, level: Level, told: Level | Same | None, cond: Cond | None) -> Prediction:
         """p_k. SnrkitError where there is no label to leave out."""
@@ -89,12 +104,13 @@ class Guided:
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
-        """p + sum_k weight_k (p - p_k), at one evaluation more for every term."""
+        """p + sum_k weight_k (p - p_k), or another contrast than p - p_k, at one evaluation more for every term."""
         plain = self.base(x, level, told=told, cond=cond)
         found = plain
         for term in self.terms:
             other, weight = term.ask(self.base, x, level, told, cond), broadcast(term.weight, x)
-            guided = Prediction(plain.x0 + weight * (plain.x0 - other.x0), plain.eps + weight * (plain.eps - other.eps))
+            push = term.contrast(x, level, plain, other)
+            guided = Prediction(plain.x0 + weight * push.x0, plain.eps + weight * push.eps)
             if term.rescale is not None:
                 guided = term.rescale.apply(x, level, guided, plain)
             if found is not plain:  # a second guidance adds what it changes
@@ -137,6 +153,10 @@ class Guidance(Value):
         """Whether every step is guided, whatever the grid."""
         return self.logsnr_min is None and self.logsnr_max is None and (self.t_min, self.t_max) == (0, 1)
 
+    def phase(self, position: Position) -> int:
+        """Which of its rules holds in this step; 0: it does nothing."""
+        return int(weight_at(self, position) is not None)
+
     @model_validator(mode="after")
     def _ordered(self) -> "Guidance":
         if self.logsnr_min is not None and self.logsnr_max is not None and self.logsnr_min > self.logsnr_max:
@@ -178,9 +198,9 @@ class OfSteps:
 
     @property
     def jumps(self) -> tuple[Level, ...]:
-        """The sampler's levels at which guidance sets in or ends."""
-        guided = [weight_at(self.value, self._step(place)) is not None for place in range(len(self.levels) - 1)]
-        changes = enumerate(pairwise(guided), start=1)
+        """The sampler's levels at which guidance sets in, ends or goes by another rule."""
+        phases = [self.value.phase(self._step(place)) for place in range(len(self.levels) - 1)]
+        changes = enumerate(pairwise(phases), start=1)
         return tuple(self.levels[place] for place, (before, after) in changes if before != after)
 
     def _step(self, place: int) -> Position:
@@ -199,7 +219,22 @@ def without_label(cond: Cond | None) -> Cond:
     return replace(cond, labels=torch.full_like(cond.labels, -1))
 
 
-class ClassifierFreeGuidance(Guidance):
+class LabelGuidance(Guidance):
+    """What guidances share that compare with the answer without a label: p_k = u."""
+
+    @property
+    def asks_bare(self) -> bool:
+        """No: it asks the model itself."""
+        return False
+
+    def missing(self, model: Capabilities) -> str | None:
+        """Labels, learned also without."""
+        if model.labels and model.unlabelled:
+            return None
+        return "needs a network with classes trained with train.label_dropout above 0"
+
+
+class ClassifierFreeGuidance(LabelGuidance):
     """Push the prediction away from that without a label (Ho & Salimans 2022); interval: Kynkaanniemi et al. 2024.
 
     `rescale` in [0, 1] brings the spread of `rescale_of` back to the unguided one (Lin et al. 2024).
@@ -214,11 +249,6 @@ class ClassifierFreeGuidance(Guidance):
         "the way (phi of Lin et al. 2024)",
     )
     rescale_of: AnyTarget = Field(default=X0(), description="target whose standard deviation is rescaled")
-
-    @property
-    def asks_bare(self) -> bool:
-        """No: it asks the model itself."""
-        return False
 
     @model_validator(mode="after")
     def _rescales(self) -> "ClassifierFreeGuidance":
@@ -235,12 +265,6 @@ class ClassifierFreeGuidance(Guidance):
             check_readable(position.here, self.rescale_of)
         rescale = Rescale(self.rescale, self.rescale_of) if self.rescale else None
         return guide(denoise, Term(weight, unlabelled=True, rescale=rescale))
-
-    def missing(self, model: Capabilities) -> str | None:
-        """Labels, learned also without."""
-        if model.labels and model.unlabelled:
-            return None
-        return "needs a network with classes trained with train.label_dropout above 0"
 
 
 class NoiseAwareness(Guidance):
