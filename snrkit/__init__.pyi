@@ -28,6 +28,7 @@ from snrkit.experiment.experiment import load_experiment as load_experiment
 from snrkit.experiment.opening import open_experiment as open_experiment
 from snrkit.pipelines import correct as correct
 from snrkit.pipelines import record as record
+from snrkit.sampling.corrections import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
 from snrkit.sampling.corrections import Autoguidance as Autoguidance
 from snrkit.sampling.corrections import ClassifierFreeGuidance as ClassifierFreeGuidance
 from snrkit.sampling.corrections import ClipX0 as ClipX0

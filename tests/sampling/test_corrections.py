@@ -18,6 +18,7 @@ from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.sampling.corrections import (
+    AdaptiveProjectedGuidance,
     AnyCorrection,
     Autoguidance,
     ClassifierFreeGuidance,
@@ -55,6 +56,7 @@ NEUTRAL = {
     "x0_rescale": X0Rescale(share=0.0),
     "cfg": ClassifierFreeGuidance(weight=0.0, rescale=1.0),
     "fdg": FrequencyDecoupledGuidance(weight=0.0, low=0.5, high=2.0),
+    "apg": AdaptiveProjectedGuidance(weight=0.0, radius=1.0),
     "noise_awareness": NoiseAwareness(weight=0.0),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.0),
     "autoguidance": Autoguidance(weight=0.0, average="network"),
@@ -77,6 +79,7 @@ ACTIVE = {
     "x0_rescale": X0Rescale(share=0.5),
     "cfg": ClassifierFreeGuidance(weight=0.5),
     "fdg": FrequencyDecoupledGuidance(weight=0.5, low=0.2),
+    "apg": AdaptiveProjectedGuidance(weight=0.5),
     "noise_awareness": NoiseAwareness(weight=0.5),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.5),
     "autoguidance": Autoguidance(weight=0.5, average="network"),

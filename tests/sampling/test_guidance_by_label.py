@@ -7,6 +7,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
 from snrkit.diffusion.process import Flow
 from snrkit.sampling.corrections import (
+    AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     FrequencyDecoupledGuidance,
     NoiseAwareness,
@@ -23,8 +24,13 @@ SHAPE = (2, 6, 5)
 AS_CFG = {
     "fdg": FrequencyDecoupledGuidance(weight=1.5),
     "fdg of equal factors": FrequencyDecoupledGuidance(weight=3.0, low=0.5, high=0.5),
+    "apg": AdaptiveProjectedGuidance(weight=1.5, eta=1.0),
+    "apg of a far radius": AdaptiveProjectedGuidance(weight=1.5, eta=1.0, radius=1e6),
 }
-OTHERS = (FrequencyDecoupledGuidance(weight=1.5, low=0.3, high=1.2),)
+OTHERS = (
+    FrequencyDecoupledGuidance(weight=1.5, low=0.3, high=1.2),
+    AdaptiveProjectedGuidance(weight=1.5, eta=0.2, radius=0.7),
+)
 
 
 def labelled(process, shape=SHAPE):
@@ -48,7 +54,7 @@ def asked(process, correction, at=0.3):
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("correction", AS_CFG.values(), ids=AS_CFG)
 def test_each_has_settings_at_which_it_is_cfg(process, correction):
-    """fdg of equal factors."""
+    """fdg of equal factors, apg with eta 1 and no radius in reach."""
     _, _, c, u, found = asked(process, correction)
     torch.testing.assert_close(found.x0, c.x0 + 1.5 * (c.x0 - u.x0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.eps, c.eps + 1.5 * (c.eps - u.eps), rtol=1e-12, atol=1e-12)
@@ -115,6 +121,28 @@ def test_frequencies_of_videos_are_those_of_their_frames_and_tokens_have_none():
     tokens = Wrapped(process, lambda x, lv, told, cond: from_x0(x, x, lv))
     with pytest.raises(SnrkitError, match="fdg needs images"):
         correction.wrap(tokens, place_at(level))(torch.randn(2, 9, 4), level, cond=Cond(labels=torch.zeros(2).long()))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize(("eta", "radius"), [(0.0, None), (0.0, 0.5), (0.3, 2.5)])
+def test_apg_is_the_published_update(process, eta, radius):
+    """c + (w - 1)(orthogonal + eta parallel) of c - u, cut to the radius, image by image, on the predicted images."""
+    _, _, c, u, found = asked(process, AdaptiveProjectedGuidance(weight=2.0, eta=eta, radius=radius))
+    for k in range(3):
+        kept, d = c.x0[k].flatten(), (c.x0[k] - u.x0[k]).flatten()
+        if radius is not None:
+            d = d * min(1.0, radius / float(d.norm()))
+        unit = kept / kept.norm()
+        parallel = (d @ unit) * unit
+        torch.testing.assert_close(found.x0[k].flatten(), kept + 2.0 * (d - parallel + eta * parallel))
+
+
+def test_apg_without_its_parallel_part_is_orthogonal_to_the_image():
+    """What eta 0 adds has no part along c, and no more than weight times the radius."""
+    _, _, c, _, found = asked(Flow(), AdaptiveProjectedGuidance(weight=2.0, radius=0.1))
+    push = (found.x0 - c.x0).flatten(1)
+    torch.testing.assert_close((push * c.x0.flatten(1)).sum(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert bool((push.norm(dim=1) <= 0.2 + 1e-12).all())
 
 
 @pytest.mark.parametrize("correction", OTHERS, ids=lambda c: c.kind)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from snrkit.sampling.corrections.apg import AdaptiveProjectedGuidance
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
@@ -29,6 +30,7 @@ AnyCorrection = Annotated[
     | TimeShift
     | ClassifierFreeGuidance
     | FrequencyDecoupledGuidance
+    | AdaptiveProjectedGuidance
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
@@ -39,6 +41,7 @@ AnyCorrection = Annotated[
 ]
 
 __all__ = [
+    "AdaptiveProjectedGuidance",
     "AnyCorrection",
     "Autoguidance",
     "ClassifierFreeGuidance",
