@@ -27,7 +27,7 @@ _NAMES = {  # by the module where they live
     "experiment.experiment": "load_experiment",
     "experiment.opening": "open_experiment",
     "pipelines": "correct record",
-    "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance ClassifierFreeGuidance ClipX0 Dcw "
+    "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance CfgZeroStar ClassifierFreeGuidance ClipX0 Dcw "
     "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
     "NoiseAwareness NoiseAwarenessClassifier ScoreRescaling TimeShift X0Rescale",
     "sampling.grid": "BetaSigma Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr UniformTime",

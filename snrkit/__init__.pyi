@@ -30,6 +30,7 @@ from snrkit.pipelines import correct as correct
 from snrkit.pipelines import record as record
 from snrkit.sampling.corrections import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
 from snrkit.sampling.corrections import Autoguidance as Autoguidance
+from snrkit.sampling.corrections import CfgZeroStar as CfgZeroStar
 from snrkit.sampling.corrections import ClassifierFreeGuidance as ClassifierFreeGuidance
 from snrkit.sampling.corrections import ClipX0 as ClipX0
 from snrkit.sampling.corrections import Dcw as Dcw

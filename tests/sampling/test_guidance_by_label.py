@@ -1,21 +1,26 @@
 """Guidances by label other than cfg: their published forms, what they have in common with cfg, and where they act."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from snrkit.base.errors import SnrkitError
-from snrkit.diffusion.prediction import X0, Cond, Prediction, Wrapped, from_x0
+from snrkit.diffusion.prediction import X0, Cond, FlowVelocity, Prediction, Wrapped, from_x0
 from snrkit.diffusion.process import Flow
 from snrkit.sampling.corrections import (
     AdaptiveProjectedGuidance,
+    CfgZeroStar,
     ClassifierFreeGuidance,
     FrequencyDecoupledGuidance,
     NoiseAwareness,
 )
 from snrkit.sampling.corrections.fdg import coarse
-from snrkit.sampling.grid import UniformLogsnr
+from snrkit.sampling.corrections.guidance import OfSteps, of_steps
+from snrkit.sampling.grid import Karras, UniformLogsnr, UniformTime
+from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Sampler, dry_run
-from snrkit.sampling.solvers import Euler
+from snrkit.sampling.solvers import Euler, Heun
 from snrkit.sampling.step import Capabilities
 from tests.exact import PROCESSES, mixture, tensor
 from tests.sampling.test_corrections import place_at
@@ -26,10 +31,12 @@ AS_CFG = {
     "fdg of equal factors": FrequencyDecoupledGuidance(weight=3.0, low=0.5, high=0.5),
     "apg": AdaptiveProjectedGuidance(weight=1.5, eta=1.0),
     "apg of a far radius": AdaptiveProjectedGuidance(weight=1.5, eta=1.0, radius=1e6),
+    "cfg_zero_star": CfgZeroStar(weight=1.5, scale="one", zero_steps=0),
 }
 OTHERS = (
     FrequencyDecoupledGuidance(weight=1.5, low=0.3, high=1.2),
     AdaptiveProjectedGuidance(weight=1.5, eta=0.2, radius=0.7),
+    CfgZeroStar(weight=1.5, zero_steps=0),
 )
 
 
@@ -54,7 +61,7 @@ def asked(process, correction, at=0.3):
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("correction", AS_CFG.values(), ids=AS_CFG)
 def test_each_has_settings_at_which_it_is_cfg(process, correction):
-    """fdg of equal factors, apg with eta 1 and no radius in reach."""
+    """fdg of equal factors, apg with eta 1 and no radius in reach, CFG-Zero* of scale 1 whose first step moves."""
     _, _, c, u, found = asked(process, correction)
     torch.testing.assert_close(found.x0, c.x0 + 1.5 * (c.x0 - u.x0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.eps, c.eps + 1.5 * (c.eps - u.eps), rtol=1e-12, atol=1e-12)
@@ -143,6 +150,56 @@ def test_apg_without_its_parallel_part_is_orthogonal_to_the_image():
     push = (found.x0 - c.x0).flatten(1)
     torch.testing.assert_close((push * c.x0.flatten(1)).sum(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
     assert bool((push.norm(dim=1) <= 0.2 + 1e-12).all())
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_cfg_zero_star_is_the_published_velocity(process):
+    """(1 - w) s v_u + w v_c with s = <v_c, v_u>/|v_u|^2 of each image, of v = eps - x0."""
+    _, _, c, u, found = asked(process, CfgZeroStar(weight=2.0, zero_steps=0))
+    for k in range(3):
+        v_c, v_u = ((p.eps[k] - p.x0[k]).flatten() for p in (c, u))
+        s = (v_c @ v_u) / (v_u @ v_u)
+        torch.testing.assert_close((found.eps - found.x0)[k].flatten(), (1 - 3.0) * s * v_u + 3.0 * v_c)
+
+
+def test_an_unlabelled_velocity_that_is_a_multiple_of_the_labelled_guides_nothing():
+    """s brings s v_u to v_c where it can, so that nothing is left to be weighted."""
+    process = Flow()
+    level, x = process.level(tensor(0.3)), torch.randn(3, *SHAPE, dtype=torch.float64)
+    velocity = torch.randn(3, *SHAPE, dtype=torch.float64)
+
+    def answer(state, at, told, cond):
+        v = velocity if bool((cond.labels >= 0).all()) else -0.4 * velocity
+        return Prediction(state - at.sigma * v, state + at.alpha * v)
+
+    guided = CfgZeroStar(weight=5.0, zero_steps=0).wrap(Wrapped(process, answer), place_at(level))
+    found = guided(x, level, cond=Cond(labels=torch.zeros(3, dtype=torch.int64)))
+    torch.testing.assert_close(found.eps - found.x0, velocity)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("solver", [Euler(), Heun()], ids=lambda s: s.kind)
+def test_first_steps_of_cfg_zero_star_stand_still(process, solver):
+    """x/(alpha + sigma) is the same after two of six steps, in flow the state itself; the third moves."""
+    levels = UniformTime(steps=6).levels(process) if process.kind == "flow" else Karras(steps=6).levels(process)
+    x, cond = start(process, torch.randn(2, *SHAPE), levels[0]), Cond(labels=torch.zeros(2, dtype=torch.int64))
+    walk = sample(labelled(process), solver, levels, x, corrections=(CfgZeroStar(weight=1.0, zero_steps=2),), cond=cond)
+    states = [x, *(step.x_next for step in walk)]
+    flows = [state / (level.alpha + level.sigma) for state, level in zip(states, levels, strict=True)]
+    moved = [float((b - a).abs().max()) > 1e-9 for a, b in pairwise(flows)]
+    assert moved == [False, False, True, True, True, True]
+
+
+def test_standing_still_costs_one_evaluation_and_belongs_to_the_sampler_s_steps():
+    """Six Euler steps ask 2 + 4 * 2 times; on a finer grid the first steps are the sampler's, whose end is a jump."""
+    correction, process = CfgZeroStar(weight=1.0, zero_steps=2), Flow()
+    sampler = Sampler(grid=UniformTime(steps=6), solver=Euler(), corrections=(correction,))
+    assert dry_run(sampler, process, FlowVelocity(), (1, 4, 4)) == 2 + 4 * 2
+    levels = UniformTime(steps=6).levels(process)
+    held = of_steps(correction, correction, levels)
+    assert isinstance(held, OfSteps)
+    assert held.jumps == (levels[2],)
+    assert of_steps(CfgZeroStar(zero_steps=0), CfgZeroStar(zero_steps=0), levels) == CfgZeroStar(zero_steps=0)
 
 
 @pytest.mark.parametrize("correction", OTHERS, ids=lambda c: c.kind)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from snrkit.sampling.corrections.apg import AdaptiveProjectedGuidance
+from snrkit.sampling.corrections.cfg_zero_star import CfgZeroStar
 from snrkit.sampling.corrections.clean_image import ClipX0, DynamicThreshold, X0Rescale
 from snrkit.sampling.corrections.dcw import Dcw
 from snrkit.sampling.corrections.epsilon_scaling import EpsilonScaling
@@ -31,6 +32,7 @@ AnyCorrection = Annotated[
     | ClassifierFreeGuidance
     | FrequencyDecoupledGuidance
     | AdaptiveProjectedGuidance
+    | CfgZeroStar
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
@@ -44,6 +46,7 @@ __all__ = [
     "AdaptiveProjectedGuidance",
     "AnyCorrection",
     "Autoguidance",
+    "CfgZeroStar",
     "ClassifierFreeGuidance",
     "ClipX0",
     "Dcw",

@@ -12,7 +12,7 @@ the same p, so that cfg and noise awareness make u(c, t) + w_cfg (u(c, t) - u(0,
 they add and do not nest is snrkit's choice, as the source leaves it open. So are the interval of noise awareness and
 what its weight applies to (x0 and eps, which mixes answers, not scores). A rescale is that of its own guidance alone.
 
-Guidances of files of their own (fdg, apg) put another contrast than p - p_k behind their weight.
+Guidances of files of their own (fdg, apg, cfg_zero_star) put another contrast than p - p_k behind their weight.
 """
 
 from collections.abc import Callable, Sequence
