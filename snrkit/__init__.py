@@ -29,7 +29,7 @@ _NAMES = {  # by the module where they live
     "pipelines": "correct record",
     "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance CfgZeroStar ClassifierFreeGuidance ClipX0 Dcw "
     "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
-    "NoiseAwareness NoiseAwarenessClassifier ScoreRescaling TimeShift X0Rescale",
+    "NoiseAwareness NoiseAwarenessClassifier NoiseLevelCorrection ScoreRescaling TimeShift X0Rescale",
     "sampling.grid": "BetaSigma IddpmSigmas Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr "
     "UniformTime VpSigmas",
     "sampling.sample": "sample start",

@@ -348,7 +348,7 @@ def fit_estimator(
     verbose: VerboseOption = False,
     log_every: EveryOption = EVERY,
 ) -> None:
-    """Fit the run's estimator of noise levels, for the probe `estimator` and noise_awareness_classifier."""
+    """Fit the run's estimator of noise levels, for the probe `estimator` and the corrections that ask one."""
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.fit_estimator import run_estimating
     from snrkit.reports.terminal import show_calibration

@@ -397,6 +397,9 @@ class Dummy:
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
+    def mean(self, states: Tensor) -> Tensor:
+        return torch.zeros(len(states), dtype=torch.float64)
+
     def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """One of images that do not exist."""
         return grid.made_up(self.process, self.trained) if isinstance(grid, ImageGrid) else None

@@ -214,6 +214,9 @@ class LevelPosterior(Protocol):
     def gradient(self, x: Tensor, logsnr: Tensor) -> Tensor:
         """The gradient (B, *) in the states x (B, *) of ln q(logsnr | x), at logsnr () or (B,)."""
 
+    def mean(self, states: Tensor) -> Tensor:
+        """E_q[logsnr] (B,), float64 on the CPU, of states (B, *)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardStatistics:

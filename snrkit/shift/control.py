@@ -64,7 +64,7 @@ class ModeDenoiser:
 
     def estimator(self, named: NamedEstimator) -> LevelPosterior:
         """No estimator has one: SnrkitError."""
-        raise SnrkitError("noise_awareness_classifier has no Gaussian control; tune it by fd or gap")
+        raise SnrkitError("what asks an estimator of levels has no Gaussian control; tune it by fd or gap")
 
     def fit(self, named: NamedFit) -> Fit:
         """What is fitted to a network has no closed form: SnrkitError."""

@@ -20,11 +20,14 @@ from snrkit.experiment.same_walk import branches
 from snrkit.fitting.guard import Guard
 from snrkit.pipelines import walk_of
 from snrkit.sampling.corrections import (
+    AdaptiveProjectedGuidance,
     Autoguidance,
+    CfgZeroStar,
     ClassifierFreeGuidance,
     ClipX0,
     Dcw,
     EpsilonScaling,
+    FrequencyDecoupledGuidance,
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
@@ -297,6 +300,9 @@ def test_states_that_the_network_is_not_asked_at_are_refused(tmp_path):
         ([NoiseAwareness(weight=2.0)], "its recipe has noise_awareness, which no pipeline makes"),
         ([NoiseAwarenessClassifier(weight=0.1)], "has noise_awareness_classifier, which"),
         ([Autoguidance(weight=1.0, average="network")], "has autoguidance, which"),
+        ([FrequencyDecoupledGuidance(weight=1.0)], "has fdg, which no pipeline makes"),
+        ([AdaptiveProjectedGuidance(weight=1.0)], "has apg, which"),
+        ([CfgZeroStar(weight=1.0)], "has cfg_zero_star, which"),
         ([CFG, NoiseAwareness(weight=2.0)], "has noise_awareness, which"),
         ([ClassifierFreeGuidance(weight=1.0, rescale=0.7)], "cfg with rescale, which is not plain"),
         ([ClassifierFreeGuidance(weight=1.0, t_max=0.8)], "cfg with t_max, which is not plain"),

@@ -20,6 +20,7 @@ from snrkit.sampling.corrections.guidance import (
     NoiseAwareness,
     NoiseAwarenessClassifier,
 )
+from snrkit.sampling.corrections.noise_level import NoiseLevelCorrection
 from snrkit.sampling.corrections.score_rescaling import ScoreRescaling
 from snrkit.sampling.corrections.time_shift import TimeShift
 
@@ -29,6 +30,7 @@ AnyCorrection = Annotated[
     | Gain
     | ScoreRescaling
     | TimeShift
+    | NoiseLevelCorrection
     | ClassifierFreeGuidance
     | FrequencyDecoupledGuidance
     | AdaptiveProjectedGuidance
@@ -56,6 +58,7 @@ __all__ = [
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
+    "NoiseLevelCorrection",
     "ScoreRescaling",
     "TimeShift",
     "X0Rescale",
