@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -15,13 +16,13 @@ from snrkit.experiment.opening import Setting
 from snrkit.metrics.config import MetricsConfig
 from snrkit.metrics.extractors import Extractor, making_extractor
 from snrkit.metrics.features import FeatureSet, extracting, extracting_reference
-from snrkit.metrics.memorisation import Memorisation, memorisation
+from snrkit.metrics.memorisation import Memorisation, memorisation, nearest
 from snrkit.metrics.scores import Scores, score
 
 MEMORISATION_IMAGES = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scorer:
     """An extractor with its features of the training split."""
 
@@ -59,20 +60,24 @@ class Scorer:
 
         None without held-out images, and in processes that do not lead.
         """
-        data = self.data
-        if not data.split.held or not self.world.leads:
+        if not self.data.split.held or not self.world.leads:
             return None
-
-        def train() -> Iterator[Tensor]:
-            for run in chunks(data.split.train, 8192):
-                x0 = data.labelled.x0(run)
-                yield x0
-                if data.source.flip:
-                    yield x0.flip(3)
-
-        held = MEMORISATION.open().permutation(data.split.held)[:MEMORISATION_IMAGES].tolist()
         first = range(min(images.count, MEMORISATION_IMAGES))
-        return memorisation(images.x0(first), data.labelled.x0(held), train)
+        return memorisation(nearest(images.x0(first), self._trained()), self._of_held)
+
+    @cached_property
+    def _of_held(self) -> Tensor:
+        """How near held-out images come, which is the same for all images that are scored."""
+        held = MEMORISATION.open().permutation(self.data.split.held)[:MEMORISATION_IMAGES].tolist()
+        return nearest(self.data.labelled.x0(held), self._trained())
+
+    def _trained(self) -> Iterator[Tensor]:
+        """The training split in batches, mirrored too where training mirrors."""
+        for run in chunks(self.data.split.train, 8192):
+            x0 = self.data.labelled.x0(run)
+            yield x0
+            if self.data.source.flip:
+                yield x0.flip(3)
 
 
 def open_scorer(setting: Setting, config: MetricsConfig) -> Scorer:

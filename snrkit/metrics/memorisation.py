@@ -1,7 +1,7 @@
 """Whether a model repeats its training images: how near samples come to them, beside how near held-out images do."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,8 @@ class Memorisation:
 
 
 @torch.no_grad()
-def memorisation(samples: Tensor, held: Tensor, train: Callable[[], Iterable[Tensor]]) -> Memorisation:
-    """Compare how near samples (n, *) and held-out images (m, *) come to training images, all in [-1, 1].
-
-    `train` gives the training images in batches, once for each of the two.
-    """
-    of_samples, of_held = nearest(samples, train()), nearest(held, train())
+def memorisation(of_samples: Tensor, of_held: Tensor) -> Memorisation:
+    """Compare how near samples (n,) and held-out images (m,) come to training images, as `nearest` has it."""
     below = torch.searchsorted(of_held.sort().values, of_samples)
     nearer = 1 - float(below.double().mean()) / len(of_held)
     return Memorisation(float(of_samples.median()), float(of_held.median()), nearer)

@@ -310,9 +310,10 @@ def test_kid_has_no_bias():
 def test_memorisation_sees_copies():
     """Copies of training images are nearer than held-out ones; fresh draws of the same distribution are as near."""
     train, held, fresh = (torch.randn(300, 1, 2, 2) for _ in range(3))
-    copies = memorisation(train[:100], held, lambda: train.split(64))
+    of_held = nearest(held, train.split(64))
+    copies = memorisation(nearest(train[:100], train.split(64)), of_held)
     assert (copies.samples, copies.nearer) == (pytest.approx(0, abs=1e-6), 1.0)
-    assert memorisation(fresh, held, lambda: [train]).nearer == pytest.approx(0.5, abs=0.1)
+    assert memorisation(nearest(fresh, [train]), of_held).nearer == pytest.approx(0.5, abs=0.1)
     far = nearest(train[:1] + 10, [train])
     assert 6 < float(far) < 14
 
