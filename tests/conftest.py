@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from hypothesis import settings
 from matplotlib.figure import Figure
 from PIL import Image
 
-from snrkit.commands import dry_run
 from tests.small import coarse_flows
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,24 +38,6 @@ def _dots():
     Image.new("L", (1, 1)).save(out, "png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, file, **_: file.write(out.getvalue()))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _counted():
-    """What trainings take of memory is counted once for all of one network; tests of the count itself count anew."""
-    plain, known = dry_run.budget, {}
-
-    def budget(training, setting, precisions=tuple(dry_run.AUTOCAST)):
-        train, facts = training.train, (setting.data.dataset.shape, setting.world.size, tuple(precisions))
-        values = (training.network, setting.compute)
-        key = (*(value.model_dump_json() for value in values), *facts, train.batch, train.accumulate, train.averages)
-        if key not in known:
-            known[key] = plain(training, setting, precisions)
-        return replace(known[key], there=dry_run.free_memory(setting.world.device))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dry_run, "budget", budget)
         yield
 
 
