@@ -63,7 +63,7 @@ TERMS = (
 BASICS = (
     Term("alpha, sigma", "How much of the clean image and of the noise a state holds: x = alpha x0 + sigma eps."),
     Term("base", "The sampler that a row of a table is compared with: by default the same solver and grid without "
-         "corrections, at the same NFE."),
+         "corrections, at the same NFE, and of a row without corrections the first such row at its NFE."),
     Term("certificate", "The answer of `snrkit certify` about one sampler of one model: the recipe to use, or the "
          "advice to leave it as it is, with the numbers behind it."),
     Term("correction", "A change of a sampler that is meant to remove the shift, such as DCW, epsilon scaling or time "
