@@ -44,7 +44,7 @@ from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
 from snrkit.sampling.solvers import Euler, Heun, Unipc
 from snrkit.sampling.step import Call, ForwardStatistics, GivenFit, Position, Step
 from tests.exact import PROCESSES, THREE, VARIANCE, gaussian, mixture, run, tensor
-from tests.sampling.test_solvers import ALL
+from tests.sampling.test_solvers import OF_EACH
 
 NEUTRAL = {
     "epsilon_scaling": EpsilonScaling(scale=1.0, slope=0.0),
@@ -138,7 +138,7 @@ def both(process, solver, correction):
 
 
 @pytest.mark.parametrize("process", THREE.values(), ids=THREE)
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("solver", OF_EACH.values(), ids=OF_EACH)
 def test_neutral_changes_no_bit_and_active_changes_the_sample(process, solver):
     """The neutral element, and its converse, for every correction with every solver."""
     for name, correction in NEUTRAL.items():
@@ -216,7 +216,7 @@ def test_dcw_equals_epsilon_scaling_on_ve_with_the_matched_coefficient():
         state = step.x_next
 
 
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("solver", OF_EACH.values(), ids=OF_EACH)
 def test_dcw_leaves_the_last_step_alone(solver):
     """Into the clean level nothing is done: x' is x0 itself there, but for ipndm, which extrapolates."""
     process = Edm()

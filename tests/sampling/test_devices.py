@@ -17,7 +17,7 @@ from snrkit.sampling.solvers import Euler
 from snrkit.training.randomness import ImageStreams
 from tests.pretended import CUDA, pretended
 from tests.sampling.test_corrections import ACTIVE, Around
-from tests.sampling.test_solvers import ALL
+from tests.sampling.test_solvers import OF_EACH
 
 SHAPE = (1, 4, 4)
 SPREAD = torch.tensor([-0.1, 0.0, 0.1], dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_bands_at_levels_of_each_image_are_moved_without_a_wait(monkeypatch, cor
         assert torch.equal(found.cpu(), expected)
 
 
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("solver", OF_EACH.values(), ids=OF_EACH)
 @pytest.mark.parametrize("corrected", [None, *ACTIVE])
 def test_a_trajectory_never_waits_for_its_device(monkeypatch, solver, corrected):
     """And ends in the same bits as on the host. Where a network is told what the state says, it waits for that."""

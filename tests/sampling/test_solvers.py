@@ -73,6 +73,8 @@ STOCHASTIC = {
     "dpmpp_3m_sde": Dpmpp3mSde(), "dpmpp_3m_sde published": Dpmpp3mSde(published=True),
 }  # fmt: skip
 ALL = DETERMINISTIC | STOCHASTIC
+FIRST = {type(solver): name for name, solver in reversed((STOCHASTIC | DETERMINISTIC).items())}
+OF_EACH = {name: ALL[name] for name in FIRST.values()}  # one of every class, with noise where it can have it
 
 
 def union(annotated):

@@ -32,7 +32,7 @@ from snrkit.spectral.schedule import SpectralSchedule
 from snrkit.training.randomness import ImageStreams
 from tests.exact import gaussian
 from tests.opened import instrument, open_network
-from tests.sampling.test_solvers import ALL
+from tests.sampling.test_solvers import OF_EACH
 from tests.small import SMALL, snrkit, write_config
 from tests.spectral.test_levels import SPECTRAL
 from tests.spectral.test_schedule import pictures
@@ -215,7 +215,7 @@ def drawn_network():
     return NetworkDenoiser(network.eval().requires_grad_(False), Vp(), V(), EdmPrecondition(), 0.5)
 
 
-@pytest.mark.parametrize("solver", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("solver", OF_EACH.values(), ids=OF_EACH)
 def test_a_network_on_a_grid_per_image(solver):
     """With the same levels and ends for all, the bits of a shared grid; with their own, to 1e-5 each image alone."""
     denoise, process, known, grid = drawn_network(), Vp(), spectral(), SpectralGrid(steps=5)
