@@ -95,8 +95,8 @@ def run_init(out: Path, data: Path | None, source: Path | None, device: torch.de
         content, before = _of_model(source, images)
         what, then = f"an experiment on the model {source}", "certify"
     elif images is not None:
-        content, before = _of_images(images, device, CPU if device.type == "cpu" else GPU)
-        what, then = f"an experiment that trains on {images.count:,} images", "run"
+        content, before, takes = _of_images(images, device, CPU if device.type == "cpu" else GPU)
+        what, then = f"an experiment that trains on {images.count:,} images, in about {takes} here", "run"
     else:
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
         content, what, then = "\n".join(kept) + "\n", "an experiment on scikit-learn's digits", "run"
@@ -228,8 +228,8 @@ def _rounded(images: float) -> int:
     return int(images // unit * unit)
 
 
-def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[str, str]:
-    """(a training, the command that comes before it)."""
+def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[str, str, str]:
+    """(a training, the command that comes before it, how long it takes)."""
     side = _side(images, machine.largest)
     network = _network(side, images.classes, machine)
     pace = _pace(network, (images.shape[0], side, side), machine.tried, device)
@@ -251,7 +251,7 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
             "samplers": _samplers({"kind": "karras"}, images.count, machine),
         },
     )
-    return text, _packing(images, side)
+    return text, _packing(images, side), duration(count / pace)
 
 
 def _of_model(source: Path, images: Images | None) -> tuple[str, str]:

@@ -43,8 +43,8 @@ def check_fits(run: Run, experiment: Experiment) -> None:
     differing = list(_differences(stored.training_part(), experiment.training_part()))
     if differing:
         raise RunError(
-            f"{run.path} holds another experiment ({_some(differing)}); "
-            "give this one another name, or delete the folder to begin anew."
+            f"{run.path} holds another experiment ({_some(differing)}); give the same settings by --set as before, or "
+            "another name to this one."
         )
 
 

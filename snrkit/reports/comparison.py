@@ -196,6 +196,7 @@ def _verdict(record: Comparison) -> Verdict:
         best, entry = best_of(found, score)
         nfe = next(row.nfe for row in record.rows if row.name == best)
         parts.append(f"{best} has the best mean, {entry.mean:.{score.digits}f} at {nfe} evaluations of the network.")
+    parts.append(record.together)
     return Verdict(" ".join(part for part in parts if part))
 
 
