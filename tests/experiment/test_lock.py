@@ -21,7 +21,7 @@ from tests.small import call, snrkit, written
 from tests.training.test_train import log_without_times
 
 KNOWN = {}  # what analyze computed once
-WRITERS = [command for command in COMMANDS if not command.startswith(("run", "train --fall-back", "data"))]
+WRITERS = [command for command in COMMANDS if not command.startswith(("run", "train --fall-back", "data", "init"))]
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,10 @@ def walked(process, solver, grid):
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.kind)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_our_samplers_tell_the_level_that_their_states_have(name, solver):
-    """Every call of every solver, in every scaling, to 3e-5 nats, which is float32's rounding of its clock."""
+    """Every call of every solver, in every scaling, to 5e-5 nats, by which float32 rounds the clock of vp."""
     found = walked(PROCESSES[name], solver, UniformLogsnr(steps=8))
     assert len(found.calls) == (15 if solver.kind in TWICE else 8)
-    assert max(abs(call.difference) for call in found.calls) < 3e-5
+    assert max(abs(call.difference) for call in found.calls) < 5e-5
     assert max(abs(call.scale) for call in found.calls) < 1e-6
     assert found.beyond(0.01) == [] or found.begun < -0.01
     assert found.end == math.inf
