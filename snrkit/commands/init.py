@@ -101,7 +101,7 @@ def run_init(out: Path, data: Path | None, source: Path | None, device: torch.de
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
         content, what, then = "\n".join(kept) + "\n", "an experiment on scikit-learn's digits", "run"
     parse_experiment({"name": out.stem, **plain_values(content)}, str(out))
-    if out.exists() and out.read_text() != content:
+    if out.exists() and out.read_bytes() != content.encode():
         raise _is_there(out)
     with disk_errors(f"writing {out}", "free space or name another file"):
         remove_abandoned(out.parent, out.name)

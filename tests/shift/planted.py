@@ -10,7 +10,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Edm
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample
-from snrkit.sampling.sampler import Dummy, Sampler, open_with, opened_solver
+from snrkit.sampling.sampler import Dummy, Sampler, open_with
 from snrkit.sampling.solvers import Euler, Heun
 from snrkit.sampling.step import Deterministic
 from snrkit.shift.arms import Arm, LevelStates, forward_arm, make_arm, reverse_arm
@@ -152,8 +152,7 @@ def readings(case: Case, draw_of: Callable[[tuple[Level, ...]], Draw], resamples
     """Every reading of a case, by name."""
     solver: object = case.solver if not isinstance(case.solver, Losing) else Heun()
     sampler, denoise = Sampler(grid=Karras(steps=case.steps), solver=solver), case.denoiser()
-    ready = open_with(sampler, PROCESS, Dummy(PROCESS))
-    ready = type(ready)(ready.levels, case.solver, ready.corrections, ready.placement)
+    ready = replace(open_with(sampler, PROCESS, Dummy(PROCESS)), solver=case.solver)
     levels, boot = ready.levels[:-1], Bootstrap(resamples, 0.95, 0)
     draw = draw_of(levels)
     weighted = lambda: iter([(draw.trained, even_shares(len(draw.trained)))])  # noqa: E731
@@ -168,7 +167,7 @@ def readings(case: Case, draw_of: Callable[[tuple[Level, ...]], Draw], resamples
     shift = compare_arms(reverse, forward, train, levels, known, boot)
     why = WhyProbe().read(SimpleNamespace(  # type: ignore[arg-type]
         sampler=sampler, ready=ready, denoise=denoise, levels=levels, reverse=reverse, reference=known, bootstrap=boot,
-        forward=forward, equipment=SimpleNamespace(walk=walk, solver_on=partial(opened_solver, sources=Dummy(PROCESS))),
+        forward=forward, equipment=SimpleNamespace(walk=walk),
     ))  # fmt: skip
     return {
         "norm gap": shift.mean_norm_gap,
