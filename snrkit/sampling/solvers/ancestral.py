@@ -134,6 +134,11 @@ def kept(level: Level, fresh: Tensor) -> Level:
     return Level(level.logsnr - torch.log1p(-fresh), level.alpha, level.sigma * (1 - fresh).sqrt())
 
 
+def added(level: Level, fresh: Tensor, s_noise: float, noise: Tensor) -> Tensor:
+    """The share `fresh` of the noise of `level`, `s_noise` times as large, of standard normal `noise` (B, *)."""
+    return broadcast(s_noise * level.sigma * fresh.sqrt(), noise) * noise
+
+
 class AnalyticDpm(Value):
     """Ancestral steps with Analytic-DPM's variance; E|eps_hat|^2 is measured on training images before sampling."""
 

@@ -17,9 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser, Prediction
-from snrkit.sampling.solvers.ancestral import kept, whole_share
+from snrkit.sampling.solvers.ancestral import added, kept, whole_share
 from snrkit.sampling.solvers.dpmpp import bending, curved, leaning
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.multistep import Past, remember
@@ -51,9 +50,7 @@ class _Sde(Value):
         if self.eta == 0 or there.is_clean():
             return recompose(prediction, there)
         fresh = -torch.expm1(self.eta * (position.here.logsnr - there.logsnr))
-        drawn = noise(prediction.x0)
-        added = broadcast(self.s_noise * there.sigma * fresh.sqrt(), drawn) * drawn
-        return recompose(prediction, kept(there, fresh)) + added
+        return recompose(prediction, kept(there, fresh)) + added(there, fresh, self.s_noise, noise(prediction.x0))
 
 
 class Dpmpp2mSde(_Sde):

@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.value import Value
-from snrkit.diffusion.level import Level, broadcast
+from snrkit.diffusion.level import broadcast
 from snrkit.diffusion.prediction import Denoiser
-from snrkit.sampling.solvers.ancestral import kept, share_of, whole_share
+from snrkit.sampling.solvers.ancestral import added, kept, share_of, whole_share
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.solvers.singlestep import by_midpoint, midway
 from snrkit.sampling.step import Call, Memory, Noise, Position
@@ -52,10 +52,6 @@ class _Renewing(Value):
         """All with eta 1, none with eta 0."""
         return whole_share(self.eta)
 
-    def _added(self, level: Level, fresh: Tensor, noise: Tensor) -> Tensor:
-        """The share `fresh` of the noise of `level`, of standard normal `noise`."""
-        return broadcast(self.s_noise * level.sigma * fresh.sqrt(), noise) * noise
-
 
 class Dpmpp2sAncestral(_Renewing):
     """Order 2, two evaluations per step, one in the last; no noise into the clean level."""
@@ -76,7 +72,7 @@ class Dpmpp2sAncestral(_Renewing):
         second = denoise(recompose(first, middle), middle)
         x_next = by_midpoint(first, second, here, end)
         if self.eta:
-            x_next = x_next + self._added(there, fresh, noise(x))
+            x_next = x_next + added(there, fresh, self.s_noise, noise(x))
         return x_next, (Call(here, first), Call(middle, second)), None
 
 
@@ -99,11 +95,11 @@ class DpmppSde(_Renewing):
         state = recompose(first, kept(middle, fresh_half))
         early, late = (noise(x), noise(x)) if self.eta else (None, None)
         if early is not None:
-            state = state + self._added(middle, fresh_half, early)
+            state = state + added(middle, fresh_half, self.s_noise, early)
         second = denoise(state, middle)
         x_next = by_midpoint(first, second, here, kept(there, fresh))
         if early is not None and late is not None:
             common = torch.where(half > 0, torch.sigmoid(half / 2), 0.0)
             whole = broadcast(common.sqrt(), x) * early + broadcast((1 - common).sqrt(), x) * late
-            x_next = x_next + self._added(there, fresh, whole)
+            x_next = x_next + added(there, fresh, self.s_noise, whole)
         return x_next, (Call(here, first), Call(middle, second)), None
