@@ -12,9 +12,18 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from snrkit.base.errors import ValueFaultError
 
@@ -135,3 +144,15 @@ Batch = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]  # images at once
 Count = Annotated[int, Field(ge=1, le=MOST_HELD)]  # of what is held
 Width = Annotated[int, Field(ge=1, le=WIDEST)]  # channels of a network
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]  # of images
+
+
+class Grown(Value):
+    """A Value with options that came later: at their defaults they are not written, so that older records still fit."""
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in content.items() if k not in self.later or v != fields[k].default}

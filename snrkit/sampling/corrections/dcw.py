@@ -14,14 +14,14 @@ code, which is meant here. In the ve and flow scalings the pixel mode on an Eule
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Text, Value
+from snrkit.base.value import Grown, Text, Value
 from snrkit.base.wavelet import add_bands, check_wavelet, low_part
 from snrkit.diffusion.level import broadcast
 from snrkit.sampling.step import Fit, Position, Range, Step, add_terms
@@ -99,7 +99,7 @@ class Table(Value):
 AnySchedule = Annotated[Constant | SigmaShare | ReverseVariance | Piecewise | Table, Field(discriminator="kind")]
 
 
-class Dcw(Value):
+class Dcw(Grown):
     """Move the new state away from (above 0) or towards (below 0) the predicted image; all coefficients 0 is neutral.
 
     `pixel` alone, `low` alone, `high` alone and both `low` and `high` are the paper's four modes. Acts after any fresh
@@ -110,6 +110,7 @@ class Dcw(Value):
     SnrkitError where the state is neither, or has less than 2x2 pixels.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("state",)
     kind: Literal["dcw"] = "dcw"
     pixel: float = Field(
         default=0.0,
@@ -156,14 +157,6 @@ class Dcw(Value):
         except SnrkitError as error:
             raise ValueError(str(error)) from None
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `state` at its default, so that records from before there was this option still fit."""
-        content: dict[str, Any] = handler(self)
-        if content.get("state") == "after":
-            content.pop("state")
-        return content
 
     @property
     def terms(self) -> int:

@@ -7,19 +7,19 @@ the authors' `edm_sampler`, or at the first alone, as in their `ablation_sampler
 eps in the finished image.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Grown
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, rewrap
 from snrkit.sampling.step import Position, Range
 
 
-class EpsilonScaling(Value):
+class EpsilonScaling(Grown):
     """Divide predicted noise by `scale` + `slope` * n; scale 1 with slope 0 is neutral.
 
     A step's first evaluation is told from its further ones by its level, which is the noisiest: that where the step
@@ -28,6 +28,7 @@ class EpsilonScaling(Value):
     Undefined at alpha = 0 (a grid that starts at pure noise) and where the divisor is not above 0: SnrkitError.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("evaluation",)
     kind: Literal["epsilon_scaling"] = "epsilon_scaling"
     scale: float = Field(
         default=1.0,
@@ -44,14 +45,6 @@ class EpsilonScaling(Value):
         "scale": Range(1.0, 0.9, 1.1, coarse=0.005, fine=0.001),
         "slope": Range(0.0, -0.01, 0.01, coarse=0.001, fine=0.0002),
     }
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `evaluation` at its default, so that records from before there was this option still fit."""
-        content: dict[str, Any] = handler(self)
-        if content.get("evaluation") == "every":
-            content.pop("evaluation")
-        return content
 
     def wrap(self, denoise: Denoiser, position: Position) -> Denoiser:
         """The denoiser with its eps divided."""

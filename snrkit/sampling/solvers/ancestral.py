@@ -24,26 +24,27 @@ with E|eps_hat|^2/d measured on forward samples; for isotropic Gaussian data the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from snrkit.base.errors import SnrkitError
-from snrkit.base.value import Value
+from snrkit.base.value import Grown, Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
 from snrkit.sampling.step import Call, Memory, Noise, Position, Sources, check_one_grid
 
 
-class Ancestral(Value):
+class Ancestral(Grown):
     """Order 1 (in the distribution), one evaluation per step.
 
     Noise is renewed only in steps that begin between `logsnr_min` and `logsnr_max`: cut-offs at both ends.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("variance",)
     kind: Literal["ancestral"] = "ancestral"
     eta: float = Field(
         default=1.0,
@@ -69,14 +70,6 @@ class Ancestral(Value):
         if low is not None and high is not None and low > high:
             raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a variance where it is the usual one, so that samplers keep the names of what was made by them."""
-        content: dict[str, Any] = handler(self)
-        if content.get("variance") == "small":
-            del content["variance"]
-        return content
 
     @property
     def order(self) -> int:
