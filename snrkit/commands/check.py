@@ -21,7 +21,7 @@ from snrkit.base.regular import read_regular
 from snrkit.base.sealed import read_json, read_lines
 from snrkit.base.tensors import read_tensors
 from snrkit.checkpoints.ours import list_checkpoints, load_checkpoint, newest_checkpoint, numbers_of
-from snrkit.commands.compare import Kept
+from snrkit.commands.compare import Kept, Timed
 from snrkit.commands.sweep import TrialRow
 from snrkit.commands.tune import evaluations
 from snrkit.data.images import LARGEST_IMAGE
@@ -329,6 +329,7 @@ RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which comm
     "metrics/*.json": ("eval-fid", _scores),
     "shift/*.json": ("measure-shift", lambda path: shift_record(read_json(path), path)),
     "compare/*.json": ("compare", partial(read_record, Kept)),
+    "compare/times/*.json": ("compare", partial(read_record, Timed)),
     "compare.json": ("compare", partial(read_record, Comparison)),
     "tune/*.json": ("tune", partial(read_record, Tuned)),
     "tune/*.jsonl": ("tune", evaluations),

@@ -209,6 +209,10 @@ def init(
         Optional[Path],  # noqa: UP045
         typer.Option("--from", help="File or folder of a model that was trained elsewhere, to be measured."),
     ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--minutes", min=0.1, help="Let training take about so many; default: an hour, eight on a GPU."),
+    ] = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -221,7 +225,7 @@ def init(
     from snrkit.reports.terminal import show_initialised
 
     with bar("looking at what is there"):
-        made = run_init(file, images, source, world.device)
+        made = run_init(file, images, source, world.device, minutes)
     show_initialised(made)
 
 
@@ -260,7 +264,7 @@ def train(
         return
     with bar(experiment.name):
         run = run_training(experiment, runs, world, quiet, fall_back)
-    then = _command("sample", config, settings, runs)
+    then = _command("run", config, settings, runs)
     _made(f"trained on {experiment.train.images:,} images", run.path, then, False, world)
 
 
@@ -474,6 +478,7 @@ def compare(
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
+    dry_run: DryOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -481,9 +486,12 @@ def compare(
 ) -> None:
     """One table at equal NFE: every sampler, its base without corrections, and stronger solvers, with intervals."""
     experiment, world = _begin(config, settings, device)
-    from snrkit.commands.compare import run_comparing
+    from snrkit.commands.compare import comparison_plan, run_comparing
     from snrkit.reports.terminal import show_comparison
 
+    if dry_run:
+        print(comparison_plan(experiment))
+        return
     with bar(experiment.name):
         found = run_comparing(experiment, runs, world, quiet)
     _show(found, json, world, show_comparison)
@@ -820,7 +828,7 @@ def run(
 
     with bar(experiment.name):
         made = run_everything(experiment, runs, world, quiet)
-    show_report(*made)
+    show_report(*made, _command("compare", config, settings, runs))
 
 
 @data.command(epilog="Example: snrkit data encode mine.yaml --vae my-pipeline/vae -o latents.npz")

@@ -7,9 +7,8 @@ of a row's shift and of its base's are compared by resamples that both share.
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import newest, provenance, score_folder
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import EVALUATIONS, bar, follow
+from snrkit.commands.pace import duration, evaluation_seconds
+from snrkit.commands.progress import EVALUATIONS, Bar, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.certificate import Certificate
@@ -63,11 +63,44 @@ class Kept:
     warnings: Sequence[str]  # of what the shift may hide
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Rounds of timing that are over, and what they depend on."""
+
+    facts: Mapping[str, Any]
+    seconds: Sequence[Mapping[str, float]]  # per image, of every row, by round
+
+
+def announced(experiment: Experiment, rows: Mapping[str, Row]) -> str:
+    """Which rows there are, of them those that nobody asked for, and what they cost before scoring."""
+    own, seeds = experiment.samplers, len(parse_seeds(experiment.sample.seeds))
+    added = [name for name in rows if name not in own]
+    beside = f", beside yours {', '.join(added)} (fewer by compare.solvers)" if added else ""
+    return f"{len(rows)} rows of {seeds:,} images{beside}: {evaluations(experiment, rows):,} evaluations of an image"
+
+
+def evaluations(experiment: Experiment, rows: Mapping[str, Row]) -> int:
+    """Of one image each, that all rows take together: sampled, and measured with as many held out and trained on."""
+    images = len(parse_seeds(experiment.sample.seeds)) + 3 * experiment.shift.images
+    return images * sum(row.nfe for row in rows.values())
+
+
+def comparison_plan(experiment: Experiment) -> str:
+    """What `--dry-run` says: every row with its NFE and its base, and what all cost together."""
+    rows = comparison_layout(experiment)
+    lines = [
+        f"{name}: {row.nfe} evaluations per image, {'no base' if row.base is None else f'beside {row.base}'}"
+        for name, row in rows.items()
+    ]
+    return "\n".join([announced(experiment, rows), *lines])
+
+
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Comparison:
     """Sample, score, measure and time every row; returns the record of the table."""
     world.check_alone("compare")
     choose(experiment, ())
     rows = comparison_layout(experiment)
+    log.info(announced(experiment, rows))
     shift = experiment.shift.model_copy(update={"probes": ()})
     everything = experiment.model_copy(
         update={"samplers": {name: row.sampler for name, row in rows.items()}, "shift": shift}
@@ -83,8 +116,10 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     with locked(run), ending("every row so far"):
         model = open_model_aloud(opened, run)
         write_config(run, e.model_copy(update={"shift": experiment.shift}))
+        samples = trajectories(opened, model)
+        log.info(_takes(samples, e, rows))
         found = find_rows(opened, model, rows, quiet)
-        times = time_rows(trajectories(opened, model), rows, e.compare, measured_seeds(e), quiet)
+        times = time_rows(samples, rows, e.compare, measured_seeds(e), quiet)
         record = make_record(e, model, rows, found, times, world)
         _write(run, record)
     return record
@@ -158,24 +193,64 @@ def differs(folder: SampleFolder, wanted: Mapping[str, Any]) -> bool:
     return stored is not None and any(stored.made.get(key) != value for key, value in wanted.items())
 
 
+def _takes(samples: Trajectories, e: Experiment, rows: Mapping[str, Row]) -> str:
+    """How long the rows may take, of which those that are there already are part."""
+    seeds = list(parse_seeds(e.sample.seeds))[: e.sample.batch]
+    one = evaluation_seconds(samples, next(iter(rows.values())).sampler, seeds)
+    return f"about {duration(one * evaluations(e, rows))} here, scoring and rows that are there already not counted"
+
+
 def time_rows(
     samples: Trajectories, rows: Mapping[str, Row], config: CompareConfig, seeds: Sequence[int], quiet: bool = False
 ) -> dict[str, float]:
-    """Median seconds per image of every row, over interleaved rounds; the first round warms up and is not counted."""
-    seeds = seeds[: config.timed_images]
-    taken: dict[str, list[float]] = {name: [] for name in rows}
+    """Median seconds per image of every row over interleaved rounds, the first of which warms up and is not counted.
+
+    Rounds that an interrupted command has finished are kept. Empty where `compare.rounds` is 0.
+    """
+    stored = samples.model.run.compared_times
+    timed = Timed(_timed_facts(samples, rows, seeds[: config.timed_images]), ())
+    if stored.exists() and (before := read_record(Timed, stored)).facts == timed.facts:
+        timed = before
+    if len(timed.seconds) < config.rounds:
+        with bar("timing", (config.rounds - len(timed.seconds) + 1) * len(rows), not quiet, "walks") as progress:
+            for number, seconds in enumerate(_rounds(samples, rows, seeds[: config.timed_images], progress)):
+                if number:
+                    timed = Timed(timed.facts, (*timed.seconds, seconds))
+                    write_json(stored, to_json(timed))
+                if len(timed.seconds) == config.rounds:
+                    break
+    kept = timed.seconds[: config.rounds]
+    return {name: statistics.median(seconds[name] for seconds in kept) for name in rows} if kept else {}
+
+
+def _timed_facts(samples: Trajectories, rows: Mapping[str, Row], seeds: Sequence[int]) -> dict[str, Any]:
+    """What times depend on."""
+    device = samples.setting.world.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "compute": samples.setting.compute.model_dump(mode="json"),
+        "seeds": fingerprint(repr(list(seeds))),
+        "made": {name: manifest(samples.sources.names, row.sampler) for name, row in rows.items()},
+    }
+
+
+def _rounds(
+    samples: Trajectories, rows: Mapping[str, Row], seeds: Sequence[int], progress: Bar
+) -> Iterator[dict[str, float]]:
+    """Seconds per image of a walk of every row, one after the other, without end."""
     ready = {name: samples.open(row.sampler) for name, row in rows.items()}
-    with bar("timing", (config.rounds + 1) * len(rows), not quiet, "walks") as progress:
-        for name, row in chain.from_iterable([rows.items()] * (config.rounds + 1)):
+    while True:
+        seconds = {}
+        for name, row in rows.items():
             own, x, cond, noise = samples.begin(row.sampler, ready[name], seeds)
             before = time.perf_counter()
             with torch.no_grad():
                 for step in sample_steps(samples.model.denoiser, own, x, noise, cond):
                     x = step.x_next
             float(x.sum())  # waits for the device
-            taken[name].append((time.perf_counter() - before) / len(seeds))
+            seconds[name] = (time.perf_counter() - before) / len(seeds)
             progress.advance(1, name)
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+        yield seconds
 
 
 def make_record(
@@ -192,11 +267,11 @@ def make_record(
     for name, row in rows.items():
         if row.base is not None:
             scopes = {scope_of(each.grid, e.model.parts.levels) for each in (row.sampler, rows[row.base].sampler)}
-            overhead = times[name] / times[row.base] - 1
+            overhead = times[name] / times[row.base] - 1 if times else None
             beside[name] = set_beside(found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence)
     return Comparison(
         rows=tuple(
-            table_row(name, row, found[name], times[name], beside.get(name))
+            table_row(name, row, found[name], times.get(name), beside.get(name))
             for name, row in sorted(rows.items(), key=lambda item: item[1].nfe)
         ),
         names=first.names,
@@ -208,6 +283,7 @@ def make_record(
         checkpoint_images=model.images,
         weights=model.weights,
         warnings=(
+            *(e.train.few_steps(model.images) if e.model.trains else ()),
             *sorted({warning for row in found.values() for warning in row.score.warnings}),
             *(f"{name}: {warning}." for name, row in found.items() for warning in row.warnings),
         ),
@@ -218,7 +294,7 @@ def make_record(
     )
 
 
-def table_row(name: str, row: Row, kept: Kept, seconds: float, beside: Beside | None) -> ComparisonRow:
+def table_row(name: str, row: Row, kept: Kept, seconds: float | None, beside: Beside | None) -> ComparisonRow:
     """One row of the table."""
     shift = kept.shift
     return ComparisonRow(
@@ -236,7 +312,7 @@ def table_row(name: str, row: Row, kept: Kept, seconds: float, beside: Beside | 
     )
 
 
-def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float, confidence: float) -> Beside:
+def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float | None, confidence: float) -> Beside:
     """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow the same."""
     found = {key: difference(row.score, base.score, key) for key in keys()}
     known = {key: each for key, each in found.items() if each is not None}

@@ -14,6 +14,7 @@ from snrkit.base.ahead import held_ahead
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.commands.opening import open_aloud
+from snrkit.commands.pace import duration, training_pace
 from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.loggers import check_loggers
@@ -30,6 +31,7 @@ COVERS = {  # by device: what a measured peak is of
     "cpu": "by which this process grew: all that is estimated, code and workspace of libraries, memory not yet reused",
     "cuda": "of torch's allocator: all that is estimated, and workspace of libraries; the CUDA context not counted",
 }
+TRIED = 16  # images of a step by which the pace is known
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
@@ -94,13 +96,26 @@ def _of_training(training: TrainedHere, setting: Setting, peak: bool) -> list[st
     )
     if not found.fits:
         lines.append(f"DOES NOT FIT into the {in_bytes(found.there)} free on {setting.world.device}: {REMEDY}")
-    elif peak:
-        lines += _measured(training, setting)
+    else:
+        lines += _measured(training, setting) if peak else [_paced(training, setting)]
+        lines += training.train.remarks
     return [*lines, *(_average(average, training.train) for average in averages)]
 
 
 def _in_each(activations: Mapping[str, int]) -> str:
     return ", ".join(f"{in_bytes(count)} in {precision}" for precision, count in activations.items())
+
+
+def _paced(training: TrainedHere, setting: Setting) -> str:
+    """How long training takes, by the pace of a few steps on a part of a batch."""
+    shape, device = setting.data.dataset.shape, setting.world.device
+    tried, takes = min(TRIED, training.train.batch), setting.parts.network.conditioning
+    network = open_network(training, setting).to(device)
+    pace = training_pace(network, shape, tried, device, takes, AUTOCAST[setting.compute.precision])
+    took = duration(training.train.images / (pace * setting.world.size))
+    return (
+        f"{training.train.images:,} images take about {took} by {pace:,.0f} images/s, of steps on {tried} images here"
+    )
 
 
 def _measured(training: TrainedHere, setting: Setting) -> list[str]:
@@ -235,14 +250,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def duration(seconds: float) -> str:
-    """In the unit that fits."""
-    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def _most(device: torch.device) -> int:

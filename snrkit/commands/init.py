@@ -6,7 +6,6 @@ steps here, of which nothing is kept.
 
 import math
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
-from snrkit.commands.dry_run import duration
 from snrkit.commands.naming import ENDINGS
+from snrkit.commands.pace import duration, training_pace
 from snrkit.data.dataset import count_classes
 from snrkit.data.files import Folder, Listing, Npz, Zip
 from snrkit.data.images import look_at
-from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.models import FromElsewhere
 from snrkit.experiment.run import Run
@@ -38,8 +36,7 @@ from snrkit.shift.bootstrap import FEWEST
 
 LOOKED_AT = 200  # headers of images, evenly over the set
 SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
-SHORTEST, LONGEST = 20_000, 50_000_000  # images of a training
-STEPS = 3  # by which its pace is known, after one that warms up
+LONGEST = 50_000_000  # images of a training
 KINDS = {".zip": "zip", ".npz": "npz"}
 
 
@@ -57,6 +54,7 @@ class Machine:
     attention: int  # largest side of the states that attend; 0: none does
     seeds: int
     at_once: int  # images that are sampled together
+    shortest: int = 20_000  # training, in images
 
 
 CPU = Machine(1.0, 32, 64, 16, "1.0e-3", 32, 1, 0, 2_000, 100)
@@ -82,8 +80,15 @@ class Images:
         return self.alike and self.shape[1] == self.shape[2] and self.shape[1] % 4 == 0
 
 
-def run_init(out: Path, data: Path | None, source: Path | None, device: torch.device) -> Initialised:
-    """Write `out`. SnrkitError where another file is there, or nothing can be known of what was given."""
+def run_init(
+    out: Path, data: Path | None, source: Path | None, device: torch.device, minutes: float | None = None
+) -> Initialised:
+    """Write `out`. SnrkitError where another file is there, or nothing can be known of what was given.
+
+    `minutes` that training is to take; default: those of the machine.
+    """
+    if minutes is not None and (data is None or source is not None):
+        raise SnrkitError("init: --minutes is of a training on images; give --data, and no --from.")
     if out.suffix not in ENDINGS:
         raise SnrkitError(f"init: {out} is no name of a YAML file; end it in .yaml.")
     if out.is_dir():
@@ -95,7 +100,11 @@ def run_init(out: Path, data: Path | None, source: Path | None, device: torch.de
         content, before = _of_model(source, images)
         what, then = f"an experiment on the model {source}", "certify"
     elif images is not None:
-        content, before, takes = _of_images(images, device, CPU if device.type == "cpu" else GPU)
+        if out.exists():  # by another pace, which no two measurements share
+            raise _is_there(out)
+        machine = CPU if device.type == "cpu" else GPU
+        machine = machine if minutes is None else replace(machine, hours=minutes / 60, shortest=machine.batch)
+        content, before, takes = _of_images(images, device, machine)
         what, then = f"an experiment that trains on {images.count:,} images, in about {takes} here", "run"
     else:
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
@@ -204,26 +213,9 @@ def _network(side: int, classes: int, machine: Machine) -> UNet:
     )
 
 
-def _pace(network: UNet, shape: tuple[int, int, int], batch: int, device: torch.device) -> float:
-    """Images a second of steps forward and backward, by the fastest, as others may be held up."""
-    module = make_network(network, shape, 0).to(device)
-    x = torch.linspace(-1, 1, batch * math.prod(shape), device=device).reshape(batch, *shape)
-    at = torch.zeros(batch, device=device)
-    cond = Cond(torch.zeros(batch, dtype=torch.int64, device=device) if network.classes else None)
-    taken = []
-    for _ in range(STEPS + 1):
-        begun = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = module(x, at, cond).float().square().mean()
-        loss.backward()
-        float(loss.detach())
-        taken.append(time.perf_counter() - begun)
-    return batch / min(taken[1:])
-
-
-def _rounded(images: float) -> int:
+def _rounded(images: float, shortest: int) -> int:
     """To two digits, within bounds."""
-    images = min(max(images, SHORTEST), LONGEST)
+    images = min(max(images, shortest), LONGEST)
     unit = 10 ** (math.floor(math.log10(images)) - 1)
     return int(images // unit * unit)
 
@@ -232,8 +224,10 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
     """(a training, the command that comes before it, how long it takes)."""
     side = _side(images, machine.largest)
     network = _network(side, images.classes, machine)
-    pace = _pace(network, (images.shape[0], side, side), machine.tried, device)
-    count = _rounded(pace * 3600 * machine.hours)
+    shape, autocast = (images.shape[0], side, side), torch.bfloat16 if device.type == "cuda" else None
+    module = make_network(network, shape, 0).to(device)
+    pace = training_pace(module, shape, machine.tried, device, network.conditioning, autocast)
+    count = _rounded(pace * 3600 * machine.hours, machine.shortest)
     text = _filled(
         "images",
         {

@@ -176,6 +176,9 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         state = make_state(task, network)
     if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
         messages.warning(note)
+    if world.leads:
+        for text in training.train.remarks:
+            messages.info(text)
     begun = newest_checkpoint(run.checkpoints) is None
     if begun:  # before anything is written
         confirm_images(experiment.data, world)

@@ -97,6 +97,11 @@ class Run:
         """What compare keeps of one row, to go on from."""
         return self.path / "compare" / f"{sampler}.json"
 
+    @property
+    def compared_times(self) -> Path:
+        """What compare keeps of its rounds of timing."""
+        return self.path / "compare" / "times" / "rounds.json"
+
     def compared_samples(self, sampler: str) -> Path:
         """The images of one row."""
         return self.path / "compare" / "samples" / sampler

@@ -17,13 +17,14 @@ from snrkit.reports.blocks import (
     Verdict,
     cell,
     document,
+    full,
     interval,
     leading,
     pictures,
     short,
     weights_at,
 )
-from snrkit.reports.citing import citation
+from snrkit.reports.citing import citation, repeated
 from snrkit.reports.page import page
 from snrkit.reports.plots import Forest, ForestRow
 from snrkit.reports.records import Comparison, ComparisonRow, SizeChange, WithNull
@@ -51,7 +52,7 @@ def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
             *(cell(row.summary.get(score.key), score) for score in scores.standing),
             *(_difference(row, first), _against(row)),
             *(_read(reading) for reading in (row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest)),
-            *(f"{1000 * row.seconds_per_image:.2f}", "-" if row.beside is None else f"{row.beside.overhead:+.1%}"),
+            *times(row),
             *(cell(row.summary.get(score.key), score) for score in scores.others),
         )
         for row in record.rows
@@ -67,6 +68,12 @@ def score_columns(record: Comparison) -> Columns:
 
 def _difference(row: ComparisonRow, score: ScoreDefinition) -> str:
     return "-" if row.beside is None else interval(row.beside.difference.get(score.key), score.digits)
+
+
+def times(row: ComparisonRow) -> tuple[str, str]:
+    """(milliseconds per image, overhead against the base); dashes where nothing was timed."""
+    taken, more = row.seconds_per_image, None if row.beside is None else row.beside.overhead
+    return "-" if taken is None else f"{1000 * taken:.2f}", "-" if more is None else f"{more:+.1%}"
 
 
 def _what(row: ComparisonRow) -> str:
@@ -160,16 +167,17 @@ def comparison_page(run: Run, record: Comparison) -> None:
     samples = pictures([run.compared_samples(f"{row.name}.png") for row in record.rows], run.path, samples=True)
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1),
-        OnPage([_verdict(record), Heading("At a glance"), *_figures(record)]),
+        OnPage([_verdict(record)]),
+        *[Paragraph(f"Warning: {w}") for w in record.warnings],
+        OnPage([Heading("At a glance"), *_figures(record)]),
         *same_seeds(samples, record.seeds),
         Paragraph(facts),
-        Table(*comparison_rows(record), "Samplers compared"),
+        full(Table(*comparison_rows(record), "Samplers compared")),
         *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))],
         OnPage(differences("How the samplers differ", {row.name: row.definition for row in record.rows})),
         *_section("Size of the shift", SHIFT_GUIDE, Table(*shift_rows(record), "Size of the shift")),
         *_section("Differences of the other scores", DIFFERENCE_GUIDE, Table(*difference_rows(record), "Differences")),
-        *[Paragraph(f"Warning: {w}") for w in record.warnings],
-        *citation(f"snrkit compare --config {run.path.name}/config.yaml", _made_with(record)),
+        *citation(repeated("compare", run), _made_with(record)),
     ]
     write_text(run.comparison(".md"), document(blocks, run.path))
     write_text(run.comparison(".html"), page(f"{run.path.name}: samplers compared", blocks))

@@ -36,7 +36,7 @@ class SizeChange:
 class Beside:
     """A row of a comparison beside its base."""
 
-    overhead: float  # of time, 0 for none
+    overhead: float | None  # of time, 0 for none; None where nothing was timed
     difference: Mapping[str, Difference]  # over ranges of equal seeds, by the key of a score
     verdict: Verdict  # on the score that decides
     shift_change: Mapping[str, SizeChange | None]  # None where levels differ or nothing can be read
@@ -52,7 +52,7 @@ class ComparisonRow:
     definition: Mapping[str, Any]
     summary: Mapping[str, Entry]
     ranges: tuple[Scores, ...]
-    seconds_per_image: float
+    seconds_per_image: float | None  # None where nothing was timed
     mean_norm_gap: WithNull
     mean_log_variance_ratio: WithNull
     mean_nearest: WithNull

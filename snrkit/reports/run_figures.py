@@ -59,10 +59,19 @@ def comparable(scores: AllScores) -> tuple[AllScores, ScoreDefinition]:
     return alike, by_key(first.decided_by)
 
 
+def of_one_measure(scores: AllScores) -> AllScores:
+    """The records on the features and the reference of the first."""
+    first = next(iter(scores.values()), None)
+    return {name: record for name, record in scores.items() if first and _measure(record) == _measure(first)}
+
+
+def _measure(record: SamplerScores) -> tuple[object, ...]:
+    return record.features, record.features_key, record.reference
+
+
 def _made_alike(record: SamplerScores) -> tuple[object, ...]:
     """What scores that are set beside each other have in common."""
-    images = tuple(part.images for part in record.ranges)
-    return record.features, record.features_key, record.reference, record.decided_by, images
+    return *_measure(record), record.decided_by, tuple(part.images for part in record.ranges)
 
 
 def _shifted(shifts: Shifts) -> str:

@@ -40,10 +40,10 @@ from snrkit.reports.blocks import (
     short,
     weights_at,
 )
-from snrkit.reports.citing import citation
+from snrkit.reports.citing import citation, repeated
 from snrkit.reports.page import page
 from snrkit.reports.records import Tuned
-from snrkit.reports.run_figures import band_figures, differences, glance, same_seeds, verdict
+from snrkit.reports.run_figures import band_figures, differences, glance, of_one_measure, same_seeds, verdict
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import ShiftRecord, shift_record, warnings_of
@@ -59,6 +59,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     blocks = [
         Heading(f"{experiment.name}: report", 1),
         OnPage([verdict(found.metrics, found.shifts)]),
+        *warned(found, {"": (run, experiment)}),
         Paragraph(facts(run, experiment)),
         *glance(found.metrics, found.shifts),
         *same_seeds(samples, experiment.sample.seeds),
@@ -73,7 +74,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         *_pictures(run, experiment),
         *([InText([Heading("Samples"), *samples])] if samples else []),
         Details("How to read this page", [Paragraph(text) for text in guide()]),
-        *citation(f"snrkit run --config {experiment.name}/config.yaml", made_with(run)),
+        *citation(repeated("run", run), made_with(run)),
     ]
     with disk_errors(f"writing the report of {run.path}", "free space and run snrkit report again"):
         write_text(run.report(".md"), document(blocks, run.path))
@@ -171,9 +172,9 @@ def _outdated(record: Mapping[str, Any], sampler: Sampler) -> str | None:
 
 
 def sampler_table(found: RunFindings, samplers: Mapping[str, Sampler]) -> Table:
-    """One row a sampler, in their order; without scores on other features than the first row's."""
+    """One row a sampler, in their order; without scores by another measure than the first row's."""
     first = next(iter(found.metrics.values()), None)
-    scored = {n: r.summary for n, r in found.metrics.items() if first is not None and r.features == first.features}
+    scored = {name: record.summary for name, record in of_one_measure(found.metrics).items()}
     names, lead = ({}, PRIMARY) if first is None else (first.names, by_key(first.decided_by))
     scores = columns("scores", scored.values(), lead)
     header = (
@@ -229,16 +230,25 @@ def facts(run: Run, experiment: Experiment) -> str:
     )
 
 
+def warned(found: RunFindings, runs: Mapping[str, tuple[Run, Experiment]]) -> list[Block]:
+    """What takes from a verdict: networks that have hardly learned, few images, what a shift may hide."""
+    texts = [f"{name}: {text}" if name else text for name, run in runs.items() for text in _hardly_trained(*run)]
+    texts += sorted({warning for record in found.metrics.values() for warning in record.warnings})
+    texts += [f"{name}: {text}." for name, shift in found.shifts.items() for text in warnings_of(shift.probes)]
+    return [Paragraph(f"Warning: {text}") for text in texts]
+
+
+def _hardly_trained(run: Run, experiment: Experiment) -> list[str]:
+    return experiment.train.few_steps(_trained(run)) if experiment.model.trains else []
+
+
 def remarks(found: RunFindings, samplers: Mapping[str, Sampler]) -> list[str]:
-    """What the numbers were made from, warnings, and what is missing."""
+    """What the numbers were made from, and what is missing."""
     texts = _sources(found)
     near = {name: record.memorisation for name, record in found.metrics.items() if record.memorisation is not None}
     if near:
         shares = ", ".join(f"{name} {entry.nearer:.3f}" for name, entry in near.items())
         texts.append(f"Memorisation check, nearer-than-held-out (0.5: as new as held-out images): {shares}.")
-    warnings = {warning for record in found.metrics.values() for warning in record.warnings}
-    texts += [f"Warning: {warning}" for warning in sorted(warnings)]
-    texts += [f"Warning: {name}: {text}." for name, shift in found.shifts.items() for text in warnings_of(shift.probes)]
     for reason, what in found.left_out.items():
         texts.append(f"Left out, as {reason}: {', '.join(sorted(what))}; run them again.")
     missing = [name for name in samplers if name not in found.metrics]

@@ -1,5 +1,6 @@
 """Several runs on one page: the curves and scores of all their samplers on shared axes, and how the runs differ."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from snrkit.reports.blocks import Block, Details, Heading, OnPage, Paragraph, Pi
 from snrkit.reports.citing import citation
 from snrkit.reports.page import page
 from snrkit.reports.run_figures import band_figures, comparable, differences, glance, listed, same_seeds, verdict
-from snrkit.reports.run_report import RunFindings, facts, find, guide, readings, remarks, sampler_table
+from snrkit.reports.run_report import RunFindings, facts, find, guide, readings, remarks, sampler_table, warned
 
 T = TypeVar("T")
 Stored = Mapping[str, tuple[Run, Experiment]]  # by the name of the run
@@ -81,6 +82,7 @@ def _blocks(runs: Stored, findings: Mapping[str, RunFindings], base: Path) -> tu
     blocks: list[Block] = [
         Heading(f"{listed(list(runs))}: report", 1),
         OnPage([verdict(found.metrics, found.shifts)]),
+        *warned(found, runs),
         *[Paragraph(f"{name}: {facts(run, experiment)}") for name, (run, experiment) in runs.items()],
         *glance(found.metrics, found.shifts),
         *_samples(runs, base),
@@ -92,7 +94,7 @@ def _blocks(runs: Stored, findings: Mapping[str, RunFindings], base: Path) -> tu
         OnPage(differences("How the samplers differ", definitions)),
         *readings(found),
         Details("How to read this page", [Paragraph(text) for text in guide()]),
-        *citation(f"snrkit report {' '.join(runs)}"),
+        *citation(shlex.join(["snrkit", "report", *runs]), where="in the folder that holds the runs"),
     ]
     return table, blocks
 
@@ -117,5 +119,5 @@ def _others(found: RunFindings) -> list[str]:
     """Whose scores are on other features or against another reference, and so in no figure."""
     alike, _ = comparable(found.metrics)
     apart = [name for name in found.metrics if name not in alike]
-    text = "Warning: scored on other features, or against another reference, than the first, and so not in the figure"
+    text = "Warning: scored on other features, against another reference or of other counts than the first"
     return [f"{text}: {', '.join(apart)}."] if apart else []

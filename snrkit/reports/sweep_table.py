@@ -35,7 +35,7 @@ def sweep_page(name: str, record: SweepTable) -> list[Block]:
         ]
     everywhere = Paragraph(f"Everywhere: {'; '.join(record.everywhere) or 'the base file as it is'}.")
     changes: list[Block] = [Heading("What each arm changes"), everywhere, Table(("arm", "settings"), told, "Settings")]
-    return [*blocks, *changes, *citation(f"snrkit sweep {name}.yaml")]
+    return [*blocks, *changes, *citation(f"snrkit sweep {name}.yaml", where="with the file of the sweep")]
 
 
 def _at_a_glance(record: SweepTable) -> list[Block]:

@@ -23,6 +23,7 @@ from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
 from snrkit.reports.blocks import Table, short, spread
+from snrkit.reports.comparison import times
 from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
 from snrkit.reports.model_card import FILE
 from snrkit.reports.records import (
@@ -414,11 +415,11 @@ def _show_coefficients(records: Mapping[str, TunedNow]) -> None:
 def show_comparison(record: Comparison) -> None:
     """What differs from its base by the score that decides, and the table of snrkit compare, by NFE."""
     lead = by_key(record.decided_by)
+    for warning in record.warnings:
+        _say(f"warning: {warning}")
     if said := _against_bases(record, lead):
         _say(said)
     _print(*_compared(record, lead))
-    for warning in record.warnings:
-        _say(f"warning: {warning}")
 
 
 def _against_bases(record: Comparison, lead: ScoreDefinition) -> str:
@@ -456,8 +457,7 @@ def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str],
             *(_cell(row.summary.get(score.key), score) for score in scores),
             *(_change(_difference(row, score), score.digits) for score in less),
             *(_size(None if row.beside is None else row.beside.shift_change.get(key)) for key in sizes),
-            f"{1000 * row.seconds_per_image:.2f}",
-            "-" if row.beside is None else f"{row.beside.overhead:+.1%}",
+            *times(row),
             *_defined(row.definition),
         )
         for row in record.rows
@@ -524,6 +524,8 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
     """One row a sampler: means over ranges, and the spread of the score that decides."""
     names, lead = next((record.names, by_key(record.decided_by)) for record in records.values())
     scores = columns("scores", [record.summary for record in records.values()], lead).every
+    for warning in sorted({warning for record in records.values() for warning in record.warnings}):
+        _say(f"warning: {warning}")
     if len(records) > 1:
         best = min(records, key=lambda name: records[name].summary[lead.key].mean)  # a distance
         _say(f"{best} has the lowest {lead.head(names)}; whether by more than chance, snrkit compare says.")
@@ -535,8 +537,6 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
         for name, record in records.items()
     ]
     _print(("sampler", "NFE", lead.lead(names), *(score.head(names) for score in scores)), rows)
-    for warning in sorted({warning for record in records.values() for warning in record.warnings}):
-        _say(f"warning: {warning}")
 
 
 def show_curves(records: Mapping[str, ScoreCurve]) -> None:
@@ -584,10 +584,10 @@ def make_runs_report(paths: Sequence[Path], out_path: Path | None) -> tuple[Path
     return write_runs_report(paths, out_path)
 
 
-def show_report(path: Path, found: Table) -> None:
-    """The table of the report, and where it lies."""
+def show_report(path: Path, found: Table, then: str = "") -> None:
+    """The table of the report, where it lies, and the command that comes next."""
     _print(*_definitions_last(found.header, found.rows))
-    show_made("report", path)
+    show_made("report", path, then)
 
 
 def _definitions_last(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

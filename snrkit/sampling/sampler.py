@@ -211,7 +211,9 @@ class CompareConfig(Value):
         description="rows that are compared with a row of this name; default: without corrections",
     )
     timed_images: Batch = Field(default=32, description="images of one timed batch")
-    rounds: int = Field(default=5, ge=1, le=100_000, description="timed batches of each sampler, interleaved")
+    rounds: int = Field(
+        default=5, ge=0, le=100_000, description="timed batches of each sampler, interleaved; 0: nothing is timed"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class ResumeFrom(Value):
         return place
 
 
+FEW_STEPS = 1000  # by which no network of images has learned them
+
+
 class TrainConfig(Value):
     """How long, how fast and how safely. Everything is counted in images."""
 
@@ -149,6 +152,27 @@ class TrainConfig(Value):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is allowed and seldom meant: a warmup without an end, too short a training."""
+        found = []
+        if self.warmup > self.images / 2:
+            found.append(
+                f"train.warmup: the learning rate rises over {self.warmup:,} of {self.images:,} images; shorten the "
+                "warmup with the training"
+            )
+        return [*found, *self.few_steps(self.images)]
+
+    def few_steps(self, images: int) -> list[str]:
+        """What to know of a network that was shown so many images and none before; nothing where they are many."""
+        steps = images // self.batch
+        if steps >= FEW_STEPS or self.resume_from is not None:
+            return []
+        return [
+            f"{steps:,} steps of training are a trial of the commands: a network has hardly learned by then, and what "
+            "is found of it holds for no other"
+        ]
 
     def lr_at(self, images: int) -> float:
         """The learning rate of the step that starts after `images` images."""
