@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snrkit.base.background import Background
 from snrkit.base.distributed import World
@@ -174,11 +174,8 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     with bar("making the network", shown=visible):
         network = open_network(training, setting)
         state = make_state(task, network)
-    if world.leads and (note := remark(opened.experiment.train.clip, network)) is not None:
-        messages.warning(note)
     if world.leads:
-        for text in training.train.remarks:
-            messages.info(text)
+        _remark(training.train, network)
     begun = newest_checkpoint(run.checkpoints) is None
     if begun:  # before anything is written
         confirm_images(experiment.data, world)
@@ -201,6 +198,14 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
         loggers = open_loggers(opened.experiment, run, world, state.images)
         _loop(run, task, state, tally, Journal(log, loggers), of, quiet)
     return run
+
+
+def _remark(config: TrainConfig, network: nn.Module) -> None:
+    """Say what a user should know of a training before it begins."""
+    if (note := remark(config.clip, network)) is not None:
+        messages.warning(note)
+    for text in config.remarks:
+        messages.info(text)
 
 
 def _resume(
