@@ -12,6 +12,7 @@ from pathlib import Path
 
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.hub import local, on_hub, place_of
 from snrkit.checkpoints.diffusers import open_scheduler
 from snrkit.checkpoints.folders import absent
 from snrkit.commands.opening import open_aloud
@@ -36,6 +37,7 @@ RESAMPLES = 1000
 def run_auditing(what: Path, steps: int | None, tolerance: float, world: World, names: Sequence[str] = ()) -> Audited:
     """Audit a run directory, a folder of diffusers, or the file of a scheduler's configuration."""
     _check(tolerance, steps)
+    what = _here(what)
     if Run(what).config.is_file():
         if steps is not None:
             raise SnrkitError("--steps is for schedulers of diffusers; samplers of a run have a grid with its own.")
@@ -44,6 +46,12 @@ def run_auditing(what: Path, steps: int | None, tolerance: float, world: World, 
     if names:
         raise SnrkitError("--sampler chooses within an experiment; a scheduler of diffusers has none.")
     return audit_folder(what, 50 if steps is None else steps, tolerance)
+
+
+def _here(what: Path) -> Path:
+    """Where it lies on this machine; of a whole repository of the Hub its scheduler alone is fetched."""
+    whole = on_hub(what) and not place_of(what).inside
+    return local(Path(f"{what}/scheduler") if whole else what)
 
 
 def audit_folder(what: Path, steps: int, tolerance: float) -> Audited:

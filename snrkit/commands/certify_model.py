@@ -14,6 +14,7 @@ from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.exported import SnrkitModel
 from snrkit.checkpoints.models import kinds_of
 from snrkit.data.dataset import fingerprint
+from snrkit.data.files import kind_of_file
 
 MADE = "# written by snrkit certify"
 
@@ -29,7 +30,10 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
     if not here.exists():
         raise ConfigError(f"{model}: there is no such file or folder; name a model's, or a YAML by --config.")
     if not local(data).exists():
-        raise ConfigError(f"--data: {data} does not exist; give the folder of the images.")
+        raise ConfigError(f"--data: {data} does not exist; give the folder, zip or .npz of the images.")
+    source = kind_of_file(local(data))
+    if source is None:
+        raise ConfigError(f"--data: {data} is no folder, zip or .npz of images; give one of these.")
     kinds = kinds_of(here)
     if len(kinds) != 1:
         known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
@@ -38,7 +42,7 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
         raise ConfigError(f"--size: {model} is of kind {kinds[0]}, whose file says its one size; drop it.")
     path = Path(f"certify-{_slug(model)}.yaml" if size is None else f"certify-{_slug(model)}-{size}.yaml")
     asked = f"{model} --data {data} --nfe {nfe}" + ("" if size is None else f" --size {size}")
-    content = _content(model, data, nfe, kinds[0], size)
+    content = _content(model, {"kind": source, "path": str(data)}, nfe, kinds[0], size)
     text = f"{MADE} {asked} ({fingerprint(content)})\n{content}"
     if path.exists() and not _as_it_was_made(path):
         raise ConfigError(f"{path} is there and was edited; certify it by --config {path}, or move it away.")
@@ -53,13 +57,13 @@ def _as_it_was_made(path: Path) -> bool:
     return head.startswith(MADE) and head.endswith(f"({fingerprint(content)})")
 
 
-def _content(model: Path, data: Path, nfe: int, kind: str, size: int | None) -> str:
+def _content(model: Path, data: dict[str, str], nfe: int, kind: str, size: int | None) -> str:
     grid = spacing_of(local(model), kind)
     solver = {"kind": "heun" if grid["kind"] == "karras" else "euler"}  # as their own samplers have them
     steps = (nfe + 1) // 2 if solver["kind"] == "heun" else nfe
     cost = 2 * steps - 1 if solver["kind"] == "heun" else nfe
     content: dict[str, Any] = {
-        "data": {"kind": "folder", "path": str(data)},
+        "data": data,
         "model": {"kind": kind, "path": str(model), **({} if size is None else {"sides": [size, size]})},
         "samplers": {f"{solver['kind']}-{cost}": {"grid": {**grid, "steps": steps}, "solver": solver}},
         "metrics": {"features": "pixels"},

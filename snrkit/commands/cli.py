@@ -697,7 +697,7 @@ def audit(
         Optional[Path],  # noqa: UP045
         typer.Argument(
             metavar="FILE|RUN|FOLDER",
-            help="A YAML, a run directory, a folder of diffusers, a scheduler_config.json; or demo.",
+            help="A YAML, a run directory, a folder of diffusers (or hf:owner/name), a scheduler_config.json; or demo.",
         ),
     ] = None,
     config: Annotated[Optional[Path], typer.Option("--config", "-c", help="Audit this experiment.")] = None,  # noqa: UP045

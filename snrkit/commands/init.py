@@ -24,7 +24,7 @@ from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.naming import ENDINGS
 from snrkit.commands.pace import duration, training_pace
 from snrkit.data.dataset import count_classes
-from snrkit.data.files import Folder, Listing, Npz, Zip
+from snrkit.data.files import Folder, Listing, Npz, Zip, kind_of_file
 from snrkit.data.images import look_at
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.models import FromElsewhere
@@ -37,7 +37,6 @@ from snrkit.shift.bootstrap import FEWEST
 LOOKED_AT = 200  # headers of images, evenly over the set
 SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
 LONGEST = 50_000_000  # images of a training
-KINDS = {".zip": "zip", ".npz": "npz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ def look(path: Path) -> Images:
     here = local(path)
     if not here.exists():
         raise ConfigError(f"--data: {path} does not exist; give a folder, a zip or an .npz of images.")
-    kind = "folder" if here.is_dir() else KINDS.get(here.suffix.lower())
+    kind = kind_of_file(here)
     if kind is None:
         raise ConfigError(f"--data: {path} is no folder, zip or .npz; give one of these.")
     if kind == "npz":

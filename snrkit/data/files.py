@@ -224,6 +224,11 @@ def _check_channels(where: str, shape: Sequence[int]) -> None:
     )
 
 
+def kind_of_file(path: Path) -> str | None:
+    """The kind of source that reads a place on this machine; None where none does."""
+    return "folder" if path.is_dir() else {".zip": "zip", ".npz": "npz"}.get(path.suffix.lower())
+
+
 def _below(folder: Path) -> Iterator[str]:
     """The names of images below a folder. DataError where one of its folders cannot be listed, or is a link to one."""
 

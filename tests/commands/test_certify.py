@@ -16,6 +16,7 @@ from scipy.stats import t as student
 from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
 from snrkit.base.sealed import read_json
+from snrkit.base.starters import STARTERS
 from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.certify import RANGES, ROUNDING, _try
 from snrkit.commands.certify_model import write_experiment
@@ -342,6 +343,19 @@ def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):
     path.write_text(path.read_text() + "name: mine\n")
     with pytest.raises(ConfigError, match="was edited"):
         write_experiment(tmp_path / "edm-cifar10.pkl", tmp_path, 13)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "npz"])
+def test_images_are_named_as_what_they_are(kind, tmp_path, monkeypatch):
+    """A folder, a zip or an .npz; nothing else."""
+    monkeypatch.chdir(tmp_path)
+    model, data = STARTERS / "digits.safetensors", tmp_path / ("images" if kind == "folder" else f"images.{kind}")
+    data.mkdir() if kind == "folder" else data.write_bytes(b"")
+    made = yaml.safe_load(write_experiment(model, data, 5).read_text())
+    assert made["data"] == {"kind": kind, "path": str(data)}
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match="is no folder, zip or"):
+        write_experiment(model, tmp_path / "notes.txt", 5)
 
 
 def test_a_size_is_another_model(tmp_path, monkeypatch):

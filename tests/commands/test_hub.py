@@ -145,6 +145,19 @@ def test_commands_take_what_the_hub_holds_as_they_take_a_folder(tmp_path, remote
     assert "holds nothing at nowhere" in done.stderr
 
 
+def test_a_scheduler_of_the_hub_is_audited_without_its_weights(tmp_path, remote, monkeypatch):
+    """By the name of the repository, of which the scheduler's folder alone is fetched."""
+    diffusers = pytest.importorskip("diffusers", reason="the package diffusers is not installed")
+    there = tmp_path / "hub/models/me/flow"
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(there / "scheduler")
+    (there / "unet").mkdir()
+    (there / "unet/model.safetensors").write_bytes(b"\0")
+    done = call("audit", "hf:me/flow", "--steps", "4", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "every level told is that of the state" in done.stdout
+    assert not list((tmp_path / "hub-cache").rglob("*.safetensors"))
+
+
 def put(folder, files):
     """Files of a byte each."""
     for name in files:
