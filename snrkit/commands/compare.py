@@ -40,7 +40,7 @@ from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
 from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.metrics.records import SamplerScores
-from snrkit.metrics.scores import by_key, keys
+from snrkit.metrics.scores import by_key, differing, keys
 from snrkit.reports.comparison import comparison_page
 from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
 from snrkit.sampling.grid import scope_of
@@ -268,7 +268,9 @@ def make_record(
         if row.base is not None:
             scopes = {scope_of(each.grid, e.model.parts.levels) for each in (row.sampler, rows[row.base].sampler)}
             overhead = times[name] / times[row.base] - 1 if times else None
-            beside[name] = set_beside(found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence)
+            beside[name] = set_beside(
+                found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence, e.compare.margin
+            )
     return Comparison(
         rows=tuple(
             table_row(name, row, found[name], times.get(name), beside.get(name))
@@ -291,6 +293,7 @@ def make_record(
         timed_images=e.compare.timed_images,
         made_with=provenance(world),
         decided_by=first.decided_by,
+        margin=e.compare.margin,
     )
 
 
@@ -312,15 +315,17 @@ def table_row(name: str, row: Row, kept: Kept, seconds: float | None, beside: Be
     )
 
 
-def set_beside(row: Kept, base: Kept, one_scope: bool, overhead: float | None, confidence: float) -> Beside:
+def set_beside(
+    row: Kept, base: Kept, one_scope: bool, overhead: float | None, confidence: float, margin: float | None = None
+) -> Beside:
     """How a row's scores and its shift differ from those of its base. `one_scope`: their grids follow the same."""
-    found = {key: difference(row.score, base.score, key) for key in keys()}
+    found = {key: difference(row.score, base.score, key) for key in differing()}
     known = {key: each for key, each in found.items() if each is not None}
     same = one_scope and to_json(row.shift.logsnr) == to_json(base.shift.logsnr)  # pure noise is read as NaN
     sizes, others = row.sizes, base.sizes
     shift = {key: size_change(sizes[key], others[key], confidence) if same else None for key in sizes}
     decisive = by_key(row.score.decided_by)
-    return Beside(overhead, known, verdict(known[decisive.key], decisive.better), shift)
+    return Beside(overhead, known, verdict(known[decisive.key], decisive.better, margin), shift)
 
 
 def difference(row: SamplerScores, base: SamplerScores, key: str) -> Difference | None:

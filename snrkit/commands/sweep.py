@@ -49,7 +49,7 @@ from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.metrics.paired import Difference, against
-from snrkit.metrics.scores import PRIMARY, Entry, keys, summarise, titles_on
+from snrkit.metrics.scores import PRIMARY, Entry, differing, keys, summarise, titles_on
 from snrkit.reports.blocks import document
 from snrkit.reports.page import page
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
@@ -462,5 +462,5 @@ def _means(rows: Sequence[Scored], key: str) -> list[float] | None:
 
 def _less(arm: Mapping[int, Scored], first: Mapping[int, Scored], shared: Sequence[int]) -> dict[str, Difference]:
     """The differences over shared seeds of all scores that both have."""
-    pairs = {key: [_means([of[seed] for seed in shared], key) for of in (arm, first)] for key in keys()}
+    pairs = {key: [_means([of[seed] for seed in shared], key) for of in (arm, first)] for key in differing()}
     return {key: against(a, b) for key, (a, b) in pairs.items() if a is not None and b is not None}

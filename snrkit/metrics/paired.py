@@ -9,7 +9,7 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
-Verdict = Literal["better", "worse", "no difference shown", "one range: no interval"]
+Verdict = Literal["better", "worse", "equal within the margin", "no difference shown", "one range: no interval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,19 @@ def against(values: Sequence[float], base: Sequence[float]) -> Difference:
     return Difference(mean, mean - half, mean + half)
 
 
-def verdict(difference: Difference, better: Literal["lower", "higher"] = "lower") -> Verdict:
-    """What the interval of a score's difference says. `better`: which values of the score are."""
+def verdict(
+    difference: Difference, better: Literal["lower", "higher"] = "lower", margin: float | None = None
+) -> Verdict:
+    """What the interval of a score's difference says. `better`: which values of the score are.
+
+    `margin`: chosen beforehand, below which a difference counts as none; without one nothing is shown to be equal. That
+    the whole 95 % interval lies within it is a test of level 0.025 on either side (Schuirmann 1987).
+    """
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "one range: no interval"
     if not (high < 0 or low > 0):
-        return "no difference shown"
+        return "no difference shown" if margin is None or max(-low, high) >= margin else "equal within the margin"
     return "better" if (high < 0) == (better == "lower") else "worse"
 
 

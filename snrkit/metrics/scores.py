@@ -1,6 +1,6 @@
 """The scores of images against a reference: one table, read by whatever computes, summarises or shows them.
 
-    SCORES     one record a score: FD/FID, IS, KID, precision, recall; if asked for, FD-infinity, floor and SW2^2
+    SCORES     one record a score: FD/FID and its floor, IS, KID, precision, recall; if asked for, FD-infinity and SW2^2
     score      computes them for one set of images
     summarise  mean, spread and standard error of each over ranges of seeds
     columns    which of them a table shows
@@ -94,6 +94,7 @@ class ScoreDefinition:
     stands: tuple[Page, ...] = ()  # tables that have its column whether or not a row has a value
     asked: str | None = None  # what metrics.more or metrics.decide must name for it to be computed; None: nothing
     interval: bool = False  # whether it has a standard error
+    of_reference: bool = False  # of the reference alone, so that no two rows differ by it
 
     def value(self, pair: Pair) -> float | Estimate | None:
         """The score of a pair; None where it is not asked for, or something that it needs is not there."""
@@ -163,13 +164,7 @@ def _fd_infinity(pair: Pair) -> Estimate | None:
 def _fd_floor(pair: Pair) -> float | None:
     features, found, reference = pair.reference.features, pair.found.gaussian, pair.reference.gaussian
     assert features is not None
-    floor = frechet_floor(features, pair.shape, found.count, reference.count)
-    if floor is None:
-        pair.warnings.append(
-            f"half of the {len(features)} reference images is too few for {found.dim} features, so that the floor of "
-            "the distance is not known."
-        )
-    return floor
+    return frechet_floor(features, pair.shape, found.count, reference.count)
 
 
 def _sliced(pair: Pair) -> float | None:
@@ -205,6 +200,10 @@ MOST: tuple[Page, ...] = ("scores", "compare", "sweep")
 SCORES: tuple[ScoreDefinition, ...] = (
     ScoreDefinition("fd", "FD", _fd, 4, "lower", inception="FID", packets="FWD"),
     ScoreDefinition(
+        "fd_floor", "floor of FD", _fd_floor, 4, "lower", ("reference features",), inception="floor of FID",
+        packets="floor of FWD", of_reference=True,
+    ),
+    ScoreDefinition(
         "inception_score", "IS", _inception_score, 3, "higher", ("logits",), inception="IS", short="is", stands=MOST
     ),
     ScoreDefinition("kid", "KID", _kid, 5, "lower", BOTH, inception="KID", stands=MOST, interval=True),
@@ -215,10 +214,6 @@ SCORES: tuple[ScoreDefinition, ...] = (
     ScoreDefinition(
         "fd_infinity", "FD∞", _fd_infinity, 4, "lower", ("features",), inception="FID∞",
         packets="FWD∞", asked="fd_infinity", interval=True,
-    ),
-    ScoreDefinition(
-        "fd_floor", "floor of FD", _fd_floor, 4, "lower", ("reference features",), inception="floor of FID",
-        packets="floor of FWD", asked="fd_infinity",
     ),
     ScoreDefinition("sliced", "SW2^2", _sliced, 5, "lower", BOTH, inception="SW2^2", asked="sliced"),
 )  # fmt: skip
@@ -233,6 +228,11 @@ def by_key(key: str) -> ScoreDefinition:
 def keys() -> list[str]:
     """Of all scores, as records have them."""
     return [score.key for score in SCORES]
+
+
+def differing() -> list[str]:
+    """Of the scores by which samplers differ."""
+    return [score.key for score in SCORES if not score.of_reference]
 
 
 def titles_on(features: str) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """The page of `snrkit compare`: one table, rows of equal cost together."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
 from snrkit.metrics.paired import Difference, verdict
+from snrkit.metrics.paired import Verdict as Said
 from snrkit.metrics.scores import Columns, ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import (
     Block,
@@ -86,8 +88,16 @@ def _against(row: ComparisonRow) -> str:
     if row.beside is None:
         return "-"
     found = row.beside.verdict
-    link = "than" if found in ("better", "worse") else "from" if "shown" in found else "beside"
-    return f"{found} {link} {row.base}"
+    return f"{found} {LINKS[found]} {row.base}"
+
+
+LINKS: Mapping[Said, str] = {
+    "better": "than",
+    "worse": "than",
+    "equal within the margin": "to",
+    "no difference shown": "from",
+    "one range: no interval": "beside",
+}
 
 
 def difference_rows(record: Comparison) -> tuple[Row, list[Row]]:
@@ -130,7 +140,8 @@ COMPARISON_GUIDE = (
     "solver on the same grid without corrections, with as many steps as its NFE allows (one evaluation more where it "
     "has only odd costs), or the row that compare.bases names. A row without corrections is compared with the first "
     "such row of its NFE. The difference is over ranges of equal seeds, with a paired 95 % t-interval; better and "
-    "worse mean that the interval clears 0.",
+    "worse mean that the interval clears 0. Ranges share the network and the reference: intervals say nothing of "
+    "another training or of other images.",
     "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Times "
     "are medians of interleaved batches on this machine; overhead is against the base. Neither what an estimator of "
     "levels costs nor what statistics on training images cost is in the NFE.",
@@ -197,8 +208,10 @@ def _verdict(record: Comparison) -> Verdict:
         for row in record.rows
         if said.get(row.name, "").startswith(("better", "worse"))
     ]
-    open_ = [name for name, words in said.items() if not words.startswith(("better", "worse"))]
+    equal = [name for name, words in said.items() if words.startswith("equal")]
+    open_ = [name for name, words in said.items() if not words.startswith(("better", "worse", "equal"))]
     parts = [f"By {score.head(record.names)}, {'; '.join(shown)}." if shown else ""]
+    parts.append(f"Equal to its base within {record.margin:g}: {listed(equal)}." if equal else "")
     parts.append(f"No difference from its base is shown for {listed(open_)}." if open_ else "")
     if found:
         best, entry = best_of(found, score)

@@ -77,6 +77,7 @@ class Comparison:
     timed_images: int
     made_with: Mapping[str, Any]
     decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
+    margin: float | None = None  # within which rows count as equal
 
     @property
     def differences(self) -> dict[str, Difference]:

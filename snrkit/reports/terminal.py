@@ -465,7 +465,7 @@ def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str],
     return header, list[Sequence[str]](rows)
 
 
-VERDICTS = ("better", "worse", "no difference shown")
+VERDICTS = ("better", "worse", "equal within the margin", "no difference shown")
 SHIFTS = {"norm_gap": "norm gap", "log_variance_ratio": "ln variance ratio", "nearest": "nearest level"}
 
 

@@ -210,6 +210,12 @@ class CompareConfig(Value):
         max_length=1000,
         description="rows that are compared with a row of this name; default: without corrections",
     )
+    margin: float | None = Field(
+        default=None,
+        gt=0,
+        description="difference of the score that decides below which two rows count as equal, chosen before any image "
+        "is made; default: none is shown to be equal",
+    )
     timed_images: Batch = Field(default=32, description="images of one timed batch")
     rounds: int = Field(
         default=5, ge=0, le=100_000, description="timed batches of each sampler, interleaved; 0: nothing is timed"

@@ -165,7 +165,8 @@ def test_scores_are_computed_where_they_are_asked_for():
     """By metrics.more and by metrics.decide; with their errors, KID's too; otherwise they are None."""
     sets = feature_set(draws(200, 0.1, 1.0, 0)), feature_set(draws(300, 0.0, 1.0, 1))
     plain = score(*sets, MetricsConfig())
-    assert [plain.values[key] for key in ("fd_infinity", "fd_floor", "sliced")] == [None] * 3
+    assert [plain.values[key] for key in ("fd_infinity", "sliced")] == [None] * 2
+    assert plain.values["fd_floor"] == frechet_floor(sets[1].features, sets[1].gaussian.mean.shape, 200, 300)
     assert set(plain.errors) == {"kid"}
     asked = score(*sets, MetricsConfig(more=("sliced",), decide="fd_infinity"))
     assert all(asked.values[key] is not None for key in ("fd_infinity", "fd_floor", "sliced"))
