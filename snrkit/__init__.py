@@ -28,8 +28,8 @@ _NAMES = {  # by the module where they live
     "experiment.opening": "open_experiment",
     "pipelines": "correct record",
     "sampling.corrections": "AdaptiveProjectedGuidance Autoguidance CfgZeroStar ClassifierFreeGuidance ClipX0 Dcw "
-    "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain "
-    "NoiseAwareness NoiseAwarenessClassifier NoiseLevelCorrection ScoreRescaling TimeShift X0Rescale",
+    "DynamicThreshold EpsilonScaling FrequencyDecoupledGuidance Gain NoiseAwareness NoiseAwarenessClassifier "
+    "NoiseLevelCorrection PerturbedAttention ScoreRescaling TimeShift X0Rescale",
     "sampling.grid": "BetaSigma IddpmSigmas Karras KlOptimal Leading Listed Polyexponential Trailing UniformLogsnr "
     "UniformTime VpSigmas",
     "sampling.sample": "sample start",

@@ -41,6 +41,7 @@ from snrkit.sampling.corrections import Gain as Gain
 from snrkit.sampling.corrections import NoiseAwareness as NoiseAwareness
 from snrkit.sampling.corrections import NoiseAwarenessClassifier as NoiseAwarenessClassifier
 from snrkit.sampling.corrections import NoiseLevelCorrection as NoiseLevelCorrection
+from snrkit.sampling.corrections import PerturbedAttention as PerturbedAttention
 from snrkit.sampling.corrections import ScoreRescaling as ScoreRescaling
 from snrkit.sampling.corrections import TimeShift as TimeShift
 from snrkit.sampling.corrections import X0Rescale as X0Rescale

@@ -80,6 +80,7 @@ class SnrkitModel(Value):
             null_label=about.unlabelled and takes.unlabelled,
             untold=about.untold and takes.untold,
             augment=takes.augment,
+            attends=takes.attends,
             notes=(f"trained by snrkit on {about.images:,} images, weights {about.weights}",),
         )
         return Described(about.process, about.target, about.precondition, network, about.sigma_data)

@@ -88,7 +88,7 @@ class SitModel(TransformerFile):
 def _described(model: TransformerFile) -> tuple[Foreign, bool]:
     """(shape and labels, whether its output has twice the channels)."""
     value, shape, outputs = _layout(model, weights_in(model.path, model.entry))
-    return Foreign(shape=shape, classes=value.classes, null_label=True), outputs == 2 * shape[0]
+    return Foreign(shape=shape, classes=value.classes, null_label=True, attends=True), outputs == 2 * shape[0]
 
 
 def _opened(model: TransformerFile, value: Adapted) -> nn.Module:

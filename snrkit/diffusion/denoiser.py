@@ -101,6 +101,8 @@ class NetworkDenoiser:
         c = self.precondition.coefficients(known, self.target, self.process.scaling, self.sigma_data)
         if told is None and isinstance(self.network, _Plain):
             raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
+        if cond is not None and cond.alone is not None and isinstance(self.network, _Plain):
+            raise SnrkitError("perturbed_attention needs a network of snrkit's own; a wrapped one hides its attention")
         time = self._time(known, len(x)) if told is not None else torch.full((len(x),), torch.nan)
         output = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype)
         y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output

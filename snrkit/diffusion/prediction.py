@@ -36,6 +36,9 @@ class Prediction:
     eps: Tensor
 
 
+Alone = Literal["middle", "all"]  # of the attention layers of a network, in the order in which a state passes them
+
+
 @dataclass(frozen=True, slots=True)
 class Cond:
     """What a network is told besides the noise level. None: the network does not take it."""
@@ -43,6 +46,7 @@ class Cond:
     labels: Tensor | None = None  # (B,) int64; -1 is the learned null class
     scalars: Tensor | None = None  # (B, S) float32, in the order of the config's `scalars`
     augment: Tensor | None = None  # (B, 9) float32, parameters of the augmentation; zeros when sampling
+    alone: Alone | None = None  # attention layers in which every token attends to itself alone, of networks that can
 
     def at(self, rows: slice | Tensor) -> "Cond":
         """The same of some images."""
@@ -55,7 +59,7 @@ class Cond:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Cond":
         parts = (self.labels, self.scalars, self.augment)
         labels, scalars, augment = (None if part is None else change(part) for part in parts)
-        return Cond(labels, scalars, augment)
+        return Cond(labels, scalars, augment, self.alone)
 
 
 class Same:

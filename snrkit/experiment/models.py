@@ -154,7 +154,7 @@ class FromElsewhere(Value):
     def parts(self) -> Parts:
         found = self.described
         takes = found.network.conditioning
-        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold)
+        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold, takes.attends)
         return Parts(found.process, found.target, found.precondition, found.network, None, able, False)
 
     @property
@@ -210,7 +210,7 @@ class TrainedHere(Value):
     def parts(self) -> Parts:
         takes, train = self.network.conditioning, self.train
         unlabelled = takes.classes > 0 and takes.unlabelled and train.label_dropout > 0
-        able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0)
+        able = Capabilities(takes.classes > 0, unlabelled, takes.untold and train.noise_dropout > 0, takes.attends)
         return Parts(self.process, self.target, self.precondition, self.network, self.levels, able, True)
 
     @property

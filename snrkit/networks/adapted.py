@@ -9,6 +9,7 @@ where the label is -1, and nowhere else, so that all other answers stay as they 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -132,7 +133,7 @@ class AdaptedModule(nn.Module):
             labels = torch.full((len(x),), -1, device=x.device)
         if augment is None and isinstance(inner, SongUNet | DhariwalUNet) and inner.augment:
             augment = x.new_zeros(len(x), inner.augment)
-        return Cond(labels, cond.scalars, augment)
+        return replace(cond, labels=labels, augment=augment)
 
 
 def add_nulls(network: AdaptedModule) -> None:

@@ -30,6 +30,7 @@ class Conditioning:
     augment: bool = False  # parameters of the augmentation, which are zeros but in training
     unlabelled: bool = False  # a label of -1 is answered as "none"
     untold: bool = False  # a NaN in `time` is answered as "not told"
+    attends: bool = False  # it has attention, and `Cond.alone` is heeded
 
     def unaugmented(self, count: int) -> Tensor | None:
         """The parameters (count, 9) of no augmentation; None where the network takes none."""
@@ -70,7 +71,12 @@ class NetworkValue(Value):
     def conditioning(self) -> Conditioning:
         """By the options that it has of these names, and by its flags."""
         taken = {name: option for name, option in self if name in ("classes", "scalars", "augment")}
-        return Conditioning(**taken, unlabelled=self.unlabelled, untold=self.untold)
+        return Conditioning(**taken, unlabelled=self.unlabelled, untold=self.untold, attends=self.attends)
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention that heeds `Cond.alone`."""
+        return False
 
     @property
     def stochastic(self) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from snrkit.base.value import WIDEST, Classes, Side, Texts
 from snrkit.diffusion.prediction import Cond
-from snrkit.networks.blocks import Blockwise
+from snrkit.networks.blocks import Blockwise, alone_in, attend
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, label_rows, sinusoid
 from snrkit.networks.norms import layer_norm
@@ -61,6 +61,11 @@ class Dit(NetworkValue):
         return self
 
     @property
+    def attends(self) -> bool:
+        """In every block."""
+        return True
+
+    @property
     def stochastic(self) -> bool:
         """It has no dropout."""
         return False
@@ -96,8 +101,8 @@ class Attention(nn.Module):
         self.watch = False
         self.largest: Tensor | None = None
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, dim) -> the same; `rotation` (cos, sin), each (T, head)."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, alone: bool = False) -> Tensor:
+        """(B, T, dim) -> the same; `rotation` (cos, sin), each (T, head). `alone`: as `attend` has it."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -106,7 +111,7 @@ class Attention(nn.Module):
         if self.watch:
             with torch.no_grad():
                 self.largest = (q.float() @ k.float().transpose(-1, -2)).amax() * q.shape[-1] ** -0.5
-        out: Tensor = self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(q, k, v, alone).transpose(1, 2).flatten(2))
         return out
 
 
@@ -161,10 +166,10 @@ class Block(nn.Module):
         self.mlp = FeedForward(value.dim, int(value.dim * value.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(value.dim, 6 * value.dim))
 
-    def forward(self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: tuple[Tensor, Tensor] | None, alone: bool = False) -> Tensor:
         """(B, T, dim), condition (B, dim) -> (B, T, dim)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_a[:, None] * self.attn(modulate(x, shift_a, scale_a), rotation)
+        x = x + gate_a[:, None] * self.attn(modulate(x, shift_a, scale_a), rotation, alone)
         out: Tensor = x + gate_m[:, None] * self.mlp(modulate(x, shift_m, scale_m))
         return out
 
@@ -264,8 +269,9 @@ class DitModule(Blockwise):
         rotation = (self.rotation_cos, self.rotation_sin) if self.value.rotary else None
         if rotation is None:
             tokens = tokens + self.pos_embed.to(tokens.dtype)
-        for block in self.blocks:
-            tokens = self.through(block, tokens, c, rotation)
+        alone = alone_in(cond, len(self.blocks))
+        for number, block in enumerate(self.blocks):
+            tokens = self.through(block, tokens, c, rotation, number in alone)
         return self._unpatch(self.final_layer(tokens, c)).float()
 
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:

@@ -19,8 +19,9 @@ class Foreign(Value):
         default=False, description="whether it can be asked without the level, as noise-awareness guidance does"
     )
     augment: bool = Field(default=False, description="whether it is told the parameters of EDM's augmentation")
+    attends: bool = Field(default=False, description="whether its tokens can be asked to attend to themselves alone")
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
 
     @property
     def conditioning(self) -> Conditioning:
-        return Conditioning(self.classes, (), self.augment, self.null_label, self.untold)
+        return Conditioning(self.classes, (), self.augment, self.null_label, self.untold, self.attends)

@@ -6,6 +6,8 @@ that a checkpoint of it is a renaming away. What diffusers has no place for (nul
 """
 
 import math
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional
 
 from snrkit.base.value import WIDEST, Classes, Side, Texts, Width
 from snrkit.diffusion.prediction import Cond
-from snrkit.networks.blocks import Blockwise
+from snrkit.networks.blocks import Blockwise, alone_in, attend
 from snrkit.networks.config import NetworkValue
 from snrkit.networks.embed import Extras, TwoLayers, label_rows, sinusoid
 from snrkit.networks.norms import GroupNorm
@@ -81,6 +83,11 @@ class UNet(NetworkValue):
         return next(number for number in range(min(most, shared), 0, -1) if shared % number == 0)
 
     @property
+    def attends(self) -> bool:
+        """At the resolutions that it names."""
+        return bool(self.attention)
+
+    @property
     def stochastic(self) -> bool:
         return self.dropout > 0
 
@@ -139,12 +146,12 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([_zero(nn.Linear(dim, dim))])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+    def forward(self, x: Tensor, alone: bool) -> Tensor:
+        """(B, C, H, W) -> the same. `alone`: as `attend` has it."""
         batch, dim, height, width = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (self._split(layer(tokens)) for layer in (self.to_q, self.to_k, self.to_v))
-        out = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim)
+        out = attend(q, k, v, alone).transpose(1, 2).reshape(batch, -1, dim)
         mixed: Tensor = self.to_out[0](out)
         return x + mixed.transpose(1, 2).reshape(batch, dim, height, width)
 
@@ -177,10 +184,10 @@ class Depth(nn.Module):
         self.downsamplers = nn.ModuleList([Resample(dim, up=False)]) if move == "down" else None
         self.upsamplers = nn.ModuleList([Resample(dim, up=True)]) if move == "up" else None
 
-    def block(self, index: int, x: Tensor, emb: Tensor) -> Tensor:
+    def block(self, index: int, x: Tensor, emb: Tensor, alone: bool) -> Tensor:
         """The residual block `index` and its attention, if any."""
         x = self.resnets[index](x, emb)
-        return x if self.attentions is None else self.attentions[index](x)
+        return x if self.attentions is None else self.attentions[index](x, alone)
 
 
 class Middle(nn.Module):
@@ -191,11 +198,11 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList([Residual(dim, dim, dim_emb, value) for _ in range(2)])
         self.attentions = nn.ModuleList([SelfAttention(dim, value)]) if attend else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, alone: bool) -> Tensor:
         """(B, C, H, W) -> the same."""
         x = self.resnets[0](x, emb)
         if self.attentions is not None:
-            x = self.attentions[0](x)
+            x = self.attentions[0](x, alone)
         out: Tensor = self.resnets[1](x, emb)
         return out
 
@@ -228,31 +235,40 @@ class UNetModule(Blockwise):
             pairs = [((below if i == 0 else dim) + skip, dim) for i, skip in enumerate(skips)]
             move = "up" if depth > 0 else "stay"
             self.up_blocks.append(Depth(pairs, dim_emb, value, sizes[depth] in value.attention, move))
+        down, up = ([size in value.attention for size in order for _ in range(count)] for order, count in (
+            (sizes, value.blocks), (sizes[::-1], value.blocks + 1)))  # fmt: skip
+        self.attending = [*down, sizes[-1] in value.attention, *up]  # of the parts that a state passes, in order
         self.conv_norm_out = GroupNorm(value.groups, dims[0], eps=EPSILON)
         self.conv_out = _zero(nn.Conv2d(dims[0], shape[0], 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """F (B, C, H, W) float32 from x (B, C, H, W) and time (B,), NaN where not told."""
-        emb = functional.silu(self._embed(time, cond))
+        emb, alone = functional.silu(self._embed(time, cond)), self._alone(cond)
         x = self.conv_in(x)
         skips = [x]
         for depth in self.down_blocks:
             assert isinstance(depth, Depth)
             for index in range(len(depth.resnets)):
-                x = self.through(depth.block, index, x, emb)
+                x = self.through(depth.block, index, x, emb, next(alone))
                 skips.append(x)
             if depth.downsamplers is not None:
                 x = depth.downsamplers[0](x)
                 skips.append(x)
-        x = self.through(self.mid_block, x, emb)
+        x = self.through(self.mid_block, x, emb, next(alone))
         for depth in self.up_blocks:
             assert isinstance(depth, Depth)
             for index in range(len(depth.resnets)):
-                x = self.through(depth.block, index, torch.cat([x, skips.pop()], dim=1), emb)
+                x = self.through(depth.block, index, torch.cat([x, skips.pop()], dim=1), emb, next(alone))
             if depth.upsamplers is not None:
                 x = depth.upsamplers[0](x)
         out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
         return out.float()
+
+    def _alone(self, cond: Cond | None) -> Iterator[bool]:
+        """Of every part that a state passes, whether its tokens attend to themselves alone."""
+        alone = alone_in(cond, sum(self.attending))
+        before = accumulate(self.attending, initial=0)
+        return iter([attends and number in alone for attends, number in zip(self.attending, before, strict=False)])
 
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:
         with torch.autocast(time.device.type, enabled=False):

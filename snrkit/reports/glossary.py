@@ -78,7 +78,8 @@ BASICS = (
     Term("guard", "The test that every fitted coefficient must pass, on first states that it was not fitted on, before "
          "it is used."),
     Term("guidance", "Moving the prediction away from that of a weaker model or question: without the label (cfg, "
-         "fdg, apg, cfg_zero_star), without the level (noise awareness), or of another network (autoguidance)."),
+         "fdg, apg, cfg_zero_star), without the level (noise awareness), without sight of other "
+         "tokens (perturbed_attention), or of another network (autoguidance)."),
     Term("level", "How much noise a state holds, written as alpha, sigma and logsnr."),
     Term("neutral", "The value of a coefficient at which a correction does nothing."),
     Term("prediction", "What a denoiser says of a state: x0 and eps."),

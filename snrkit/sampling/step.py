@@ -171,6 +171,7 @@ class Capabilities:
     labels: bool  # it was trained with labels
     unlabelled: bool  # and without them, by label dropout
     untold: bool  # it was trained without the level, by noise dropout
+    attends: bool = False  # its attention can be perturbed
 
 
 @runtime_checkable

@@ -30,6 +30,7 @@ from snrkit.sampling.corrections import (
     FrequencyDecoupledGuidance,
     NoiseAwareness,
     NoiseAwarenessClassifier,
+    PerturbedAttention,
 )
 from snrkit.sampling.grid import Listed
 from snrkit.sampling.sample import sample
@@ -303,6 +304,7 @@ def test_states_that_the_network_is_not_asked_at_are_refused(tmp_path):
         ([FrequencyDecoupledGuidance(weight=1.0)], "has fdg, which no pipeline makes"),
         ([AdaptiveProjectedGuidance(weight=1.0)], "has apg, which"),
         ([CfgZeroStar(weight=1.0)], "has cfg_zero_star, which"),
+        ([PerturbedAttention(weight=1.0)], "has perturbed_attention, which"),
         ([CFG, NoiseAwareness(weight=2.0)], "has noise_awareness, which"),
         ([ClassifierFreeGuidance(weight=1.0, rescale=0.7)], "cfg with rescale, which is not plain"),
         ([ClassifierFreeGuidance(weight=1.0, t_max=0.8)], "cfg with t_max, which is not plain"),

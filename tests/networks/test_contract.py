@@ -1,6 +1,7 @@
 """What a network owes: next to nothing. A toy that knows `forward(x, time, cond)` alone goes through every command."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -102,7 +103,17 @@ TOLD = {
 }
 RULES = [rule(norms={"inner": 0.1}) if rule is Groups else rule() for rule in get_args(get_args(AnyClip)[0])]
 MEMBERS = {
-    "unet": UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, classes=4, augment=True, dropout=0.2),
+    "unet": UNet(
+        channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        groups=4,
+        attention=(4,),
+        head_channels=8,
+        classes=4,
+        augment=True,
+        dropout=0.2,
+    ),
     "dit": Dit(dim=16, depth=1, heads=2, classes=4, augment=True),
     "mlp": Mlp(dim=16, depth=1, classes=4, augment=True),
 }
@@ -229,7 +240,7 @@ def test_every_network_of_the_union_answers_the_protocol_and_trains(kind):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    assert value.conditioning == Conditioning(4, (), True, unlabelled=True, untold=True)
+    assert value.conditioning == Conditioning(4, (), True, unlabelled=True, untold=True, attends=value.attends)
     assert value.model_copy(update={"scalars": ("a", "b")}).conditioning.scalars == ("a", "b")
     assert value.blockwise == any(isinstance(module, Checkpointed) for module in network.modules())
     x, time = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), torch.tensor([0.5, torch.nan, 0.5])
@@ -237,6 +248,8 @@ def test_every_network_of_the_union_answers_the_protocol_and_trains(kind):
     with torch.no_grad():
         passes = [network(x, time, cond) for _ in range(2)]
         out = network.eval()(x, time, cond)
+        alone = network(x, time, replace(cond, alone="all"))
+    assert torch.equal(alone, out) == (not value.attends)
     assert torch.equal(*passes) == (not value.stochastic)
     assert out.shape == x.shape
     assert torch.isfinite(out).all()

@@ -32,6 +32,7 @@ from snrkit.sampling.corrections import (
     NoiseAwareness,
     NoiseAwarenessClassifier,
     NoiseLevelCorrection,
+    PerturbedAttention,
     ScoreRescaling,
     TimeShift,
     X0Rescale,
@@ -64,6 +65,7 @@ NEUTRAL = {
     "noise_awareness": NoiseAwareness(weight=0.0),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.0),
     "autoguidance": Autoguidance(weight=0.0, average="network"),
+    "perturbed_attention": PerturbedAttention(weight=0.0),
 }
 ACTIVE = {
     "epsilon_scaling": EpsilonScaling(scale=1.01),
@@ -91,6 +93,7 @@ ACTIVE = {
     "noise_awareness": NoiseAwareness(weight=0.5),
     "noise_awareness_classifier": NoiseAwarenessClassifier(weight=0.5),
     "autoguidance": Autoguidance(weight=0.5, average="network"),
+    "perturbed_attention": PerturbedAttention(weight=0.5, layers="all"),
 }
 
 
@@ -109,10 +112,13 @@ class Around(Dummy):
 
 
 def knowing(process):
-    """A denoiser whose belief depends on label and on being told the level, image by image."""
+    """A denoiser whose belief depends on label, on being told the level and on its attention, image by image."""
     plain, unlabelled, blind = mixture(process), mixture(process, seed=10), mixture(process, seed=11)
+    alone = mixture(process, seed=12)
 
     def answer(x, level, told, cond):
+        if cond.alone is not None:
+            return alone(x, level)
         chosen = blind if told is None else unlabelled if bool((cond.labels < 0).all()) else plain
         return chosen(x, level, told=level if told is None else told)
 

@@ -21,6 +21,7 @@ from snrkit.sampling.corrections.guidance import (
     NoiseAwarenessClassifier,
 )
 from snrkit.sampling.corrections.noise_level import NoiseLevelCorrection
+from snrkit.sampling.corrections.perturbed_attention import PerturbedAttention
 from snrkit.sampling.corrections.score_rescaling import ScoreRescaling
 from snrkit.sampling.corrections.time_shift import TimeShift
 
@@ -38,6 +39,7 @@ AnyCorrection = Annotated[
     | NoiseAwareness
     | NoiseAwarenessClassifier
     | Autoguidance
+    | PerturbedAttention
     | ClipX0
     | DynamicThreshold
     | X0Rescale,
@@ -58,6 +60,7 @@ __all__ = [
     "Gain",
     "NoiseAwareness",
     "NoiseAwarenessClassifier",
+    "PerturbedAttention",
     "NoiseLevelCorrection",
     "ScoreRescaling",
     "TimeShift",

@@ -6,6 +6,7 @@
     cfg                without the label                      Ho & Salimans 2022; `guidance_scale` is 1 + weight
     noise_awareness    without the level (told = None)        Zhong et al. 2025, classifier-free form
     autoguidance       of other weights                       Karras et al. 2024
+    perturbed_attention  with attention to oneself alone      Ahn et al. 2024
 
 All are neutral at weight 0, where nothing further is asked. Guidances that stand next to each other in a list act on
 the same p, so that cfg and noise awareness make u(c, t) + w_cfg (u(c, t) - u(0, t)) + w_nag (u(c, t) - u(c, 0)): that
@@ -28,7 +29,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.value import Place, Seen, Text, Value
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import Level, broadcast
-from snrkit.diffusion.prediction import SAME, X0, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
+from snrkit.diffusion.prediction import SAME, X0, Alone, AnyTarget, Cond, Denoiser, Prediction, Same, rewrap, solve
 from snrkit.diffusion.process import Process
 from snrkit.sampling.step import (
     BeliefCorrection,
@@ -80,6 +81,7 @@ class Term:
     weaker: Denoiser | None = None  # who says p_k; None: the guided model itself
     unlabelled: bool = False  # whether it is asked without the label
     untold: bool = False  # whether it is asked without the level
+    alone: Alone | None = None  # attention layers in which its tokens look at themselves alone
     rescale: Rescale | None = None
     contrast: Contrast = difference
 
@@ -87,6 +89,8 @@ class Term:
         """p_k. SnrkitError where there is no label to leave out."""
         asked = base if self.weaker is None else self.weaker
         known = without_label(cond) if self.unlabelled else cond
+        if self.alone is not None:
+            known = replace(Cond() if known is None else known, alone=self.alone)
         return asked(x, level, told=None if self.untold else told, cond=known)
 
 
