@@ -401,6 +401,9 @@ def design(
     config: ConfigOption,
     nfe: Annotated[int, typer.Option("--nfe", min=1, help="Network evaluations for each image.")],
     sampler: SamplerOption = None,
+    by: Annotated[
+        str, typer.Option("--by", help="fitted: levels and steps fitted on them. gits, oss: levels as published.")
+    ] = "fitted",
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -415,7 +418,7 @@ def design(
     from snrkit.reports.terminal import show_designed
 
     with bar(experiment.name):
-        found = run_design(experiment, runs, world, sampler or (), nfe, quiet)
+        found = run_design(experiment, runs, world, sampler or (), nfe, quiet, by)
     _show(found, json, world, show_designed)
 
 

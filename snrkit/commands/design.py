@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from snrkit.base.distributed import World
-from snrkit.base.errors import ConfigError
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
@@ -31,15 +31,18 @@ from snrkit.experiment.lock import locked
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
-from snrkit.fitting.design import amplifications, best_paths, record_flow, step_costs
+from snrkit.fitting.design import AtLevels, amplifications, best_paths, record_flow, step_costs
+from snrkit.fitting.guard import guarded
+from snrkit.fitting.published import gits_costs, gits_path, oss_path
 from snrkit.fitting.steps import FittedTable
 from snrkit.reports.records import Designed
-from snrkit.sampling.flow import rms
+from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sampler import Sampler, guided_alone
 from snrkit.sampling.solvers import Fitted
 
+WAYS = ("fitted", "gits", "oss")  # to find a grid
 CANDIDATES = 64  # steps between them, at least, where a table has as many levels
 
 
@@ -53,10 +56,21 @@ class Tried:
 
 
 def run_design(
-    experiment: Experiment, runs: Path, world: World, names: Sequence[str], nfe: int, quiet: bool = False
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str],
+    nfe: int,
+    quiet: bool = False,
+    by: str = "fitted",
 ) -> dict[str, Designed]:
-    """Design a grid for each of the samplers, all by default; returns what was found by sampler."""
+    """Design a grid for each of the samplers, all by default; returns what was found by sampler.
+
+    `by` gits or oss: as those papers have it, for the sampler's own steps.
+    """
     world.check_alone("design")
+    if by not in WAYS:
+        raise SnrkitError(f"--by {by} is no way to design; choose {', '.join(WAYS)}.")
     cost = experiment.model.parts.cost
     chosen = {name: _asked(experiment, name, nfe) for name in choose(experiment, names)}
     tuning_seeds(experiment.tune.seeds, experiment.tune.noises, 3)
@@ -72,7 +86,12 @@ def run_design(
         with bar("designing", len(chosen), not quiet, "grids") as progress:
             for name, (plain, shape) in chosen.items():
                 with bar(f"designing {name}", None, not quiet, EVALUATIONS):
-                    found[name] = _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
+                    word = "designed" if by == "fitted" else by
+                    label = f"{name}-{word}-{cost(plain)}"
+                    if by == "fitted":
+                        found[name] = _design(tools, run, label, plain, shape)
+                    else:
+                        found[name] = _published(tools, run, label, plain, by)
                 progress.advance(1, f"{name}: rms to the flow {found[name].distance:.4f}")
         return found
 
@@ -104,6 +123,35 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     best = min(tried, key=lambda one: one.distance)
     stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
+
+
+def _published(tools: FlowTools, run: Run, label: str, plain: Sampler, by: str) -> Designed:
+    """A grid as a paper has it, for the sampler's own steps; set beside its own grid on first states of their own."""
+    tune = tools.experiment.tune
+    of_path, _, of_check = tuning_seeds(tune.seeds, tune.noises, 3)
+    states, checked = (first_states(tools.samples, plain, seeds, label) for seeds in (of_path, of_check))
+    checked = checked.at_the_end()
+    follow_flow(checked, f"{label}, to check on")
+    sampler = plain.model_copy(update={"grid": published_grid(states, by)})
+    ends = [checked.walked(checked.opened(one)) for one in (plain, sampler)]
+    guard = guarded(ends[0], ends[1], checked.flow.states[-1], checked.flow.error)
+    grid = sampler.grid.model_dump(mode="json")
+    written = _written(tools.experiment, run, label, sampler)
+    return Designed(label, str(written), grid, guard.base.value, guard.fitted.value, guard, by)
+
+
+def published_grid(states: FirstStates, by: str) -> Listed:
+    """The grid that gits or oss finds, of as many steps as that of first states, or of fewer where oss takes fewer."""
+    process, steps = states.denoise.process, len(states.levels) - 1
+    levels = candidates(states.levels, process).levels
+    flow = fine_flow(states.denoise, levels, states.x, states.cond, states.guidance, batch=states.batch).states
+    network = AtLevels(states.denoise, levels, states.cond, states.guidance)
+    path = (
+        oss_path(network, flow, steps, states.batch)
+        if by == "oss"
+        else gits_path(gits_costs(network, flow, states.batch), steps)
+    )
+    return _listed(process, [levels[place] for place in path])
 
 
 def candidates(levels: Sequence[Level], process: Process) -> Refined:
@@ -158,10 +206,16 @@ def _listed(process: Process, levels: Sequence[Level]) -> Listed:
     return Listed(logsnr=tuple(logsnr.tolist()))
 
 
-def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float) -> Designed:
+def _written(e: Experiment, run: Run, label: str, sampler: Sampler) -> Path:
+    """Where a YAML with one sampler more lies."""
     written = run.designed(label)
-    content = dump_yaml(e.model_copy(update={"samplers": {**e.samplers, label: best.sampler}}))
     with disk_errors(f"writing {written}", "free space and run the same command again"):
+        write_text(written, dump_yaml(e.model_copy(update={"samplers": {**e.samplers, label: sampler}})))
+    return written
+
+
+def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float) -> Designed:
+    with disk_errors(f"writing the fit of {label}", "free space and run the same command again"):
         write_fit(run, stored)
-        write_text(written, content)
+    written = _written(e, run, label, best.sampler)
     return Designed(label, str(written), best.sampler.grid.model_dump(mode="json"), own, best.distance, stored.guard)

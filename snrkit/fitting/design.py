@@ -51,7 +51,7 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Guided:
+class AtLevels:
     """A network as it is asked of some first states at candidate levels."""
 
     denoise: Denoiser
@@ -59,7 +59,7 @@ class _Guided:
     cond: Cond | None
     guidance: Sequence[BeliefCorrection]
 
-    def of(self, rows: slice) -> "_Guided":
+    def of(self, rows: slice) -> "AtLevels":
         """As it is asked of some of the states."""
         return self if self.cond is None else replace(self, cond=self.cond.at(rows))
 
@@ -90,11 +90,11 @@ def record_flow(
     The states of the flow alone are held for all M; `batch` of them, all by default, are walked at a time.
     """
     flow = fine_flow(denoise, levels, x, cond, guidance, batch=batch)
-    guided = _Guided(denoise, tuple(levels), cond, guidance)
+    guided = AtLevels(denoise, tuple(levels), cond, guidance)
     return Recorded(denoise.process, guided.levels, flow, _products(guided, flow.states, batch))
 
 
-def _products(guided: _Guided, states: Sequence[Tensor], batch: int | None) -> Tensor:
+def _products(guided: AtLevels, states: Sequence[Tensor], batch: int | None) -> Tensor:
     """(V, V) mean products of x0_hat, of eps_hat and of the states (M, *), summed image by image, on the CPU."""
     images, count = len(states[0]), len(states) - 1
     together = at_once(2 * count * states[0][0].numel())
@@ -104,7 +104,7 @@ def _products(guided: _Guided, states: Sequence[Tensor], batch: int | None) -> T
     return total / states[0].numel()
 
 
-def _add_products(total: Tensor, guided: _Guided, states: Sequence[Tensor]) -> None:
+def _add_products(total: Tensor, guided: AtLevels, states: Sequence[Tensor]) -> None:
     """Add the products of some images; what the network says of them is held for no longer."""
     said = [guided.says(place, state) for place, state in enumerate(states[:-1])]
     vectors = [*(part.x0 for part in said), *(part.eps for part in said), *states]
@@ -148,7 +148,7 @@ def amplifications(
     The error is that of the best linear step from the place before; between places the logarithm is interpolated by
     the number of the level. That of the clean state is 1. States are moved `batch` at a time, all at once by default.
     """
-    guided, last = _Guided(denoise, recorded.levels, cond, guidance), len(recorded.levels) - 1
+    guided, last = AtLevels(denoise, recorded.levels, cond, guidance), len(recorded.levels) - 1
     known = {last: 0.0}
     for before, place in pairwise(places):
         if 0 < place < last:
@@ -162,7 +162,7 @@ def amplifications(
     return gains.exp()
 
 
-def _gain(guided: _Guided, recorded: Recorded, before: int, place: int, batch: int | None) -> float:
+def _gain(guided: AtLevels, recorded: Recorded, before: int, place: int, batch: int | None) -> float:
     state = recorded.flow.states[place]
     error = _error(guided, recorded, before, place, batch)
     size = rms(error)
@@ -174,7 +174,7 @@ def _gain(guided: _Guided, recorded: Recorded, before: int, place: int, batch: i
     return float(grown) / state.numel() / moved**2
 
 
-def _error(guided: _Guided, recorded: Recorded, before: int, place: int, batch: int | None) -> Tensor:
+def _error(guided: AtLevels, recorded: Recorded, before: int, place: int, batch: int | None) -> Tensor:
     """(M, *): that of the best linear step between two places; eps_hat where it has none."""
     states, products, count = recorded.flow.states, recorded.products, len(recorded.levels) - 1
     terms = torch.tensor([before, count + before])

@@ -219,6 +219,7 @@ class Designed:
     own_grid: float  # rms distance to the flow of steps fitted on the sampler's own grid, where grids were chosen
     distance: float  # and on this one
     guard: Guard
+    by: str = "fitted"  # or gits, oss: a grid for the sampler's own steps, and both distances are of these
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,10 +363,11 @@ def show_tuned(records: Mapping[str, TunedNow | FitMade]) -> None:
 
 def show_designed(records: Mapping[str, Designed]) -> None:
     """How near each designed grid comes to the flow, and where its YAML lies."""
-    _show_guards({record.sampler: record.guard for record in records.values()})
+    _show_guards({record.sampler: record.guard for record in records.values() if record.by == "fitted"})
     for record in records.values():
+        steps = "steps fitted" if record.by == "fitted" else "its steps"
         _say(
-            f"{record.sampler}: steps fitted on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
+            f"{record.sampler}: {steps} on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
             f"{record.distance:.4f}"
         )
         then = f"snrkit sample --config {record.written} --sampler {record.sampler}"

@@ -3,6 +3,7 @@
 python studies/fitted/rows.py samplers MODEL RUNS > FILE      what is tuned, of studies/fitted/MODEL.yaml
 python studies/fitted/rows.py final MODEL RUNS > FILE         with coefficients and designed grids, of the run
 python studies/fitted/rows.py results MODEL RUNS > FILE       distances and scores of all rows
+python studies/fitted/rows.py whole MODEL RUNS > FILE         FD-infinity of all images of a row at once
 """
 
 import json
@@ -86,8 +87,24 @@ def results(model: str, run: Path) -> str:
     return json.dumps({"model": model, "rows": found, "tuned": tuned}, indent=1) + "\n"
 
 
+def whole(model: str, run: Path) -> str:
+    """FD-infinity with its interval, scored with one range, where those of several are too small for it."""
+    found = {}
+    for count in EVALUATIONS:
+        for name in (*ROWS, "designed"):
+            entry = json.loads((run / f"metrics/{name}-{count}.json").read_text())["summary"]["fd_infinity"]
+            half = 1.96 * (entry["error"]["own"] ** 2 + entry["error"]["common"] ** 2) ** 0.5
+            found[f"{name}-{count}"] = {
+                "value": entry["mean"],
+                "low": entry["mean"] - half,
+                "high": entry["mean"] + half,
+            }
+    return json.dumps({"model": model, "fd_infinity": found}, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     what, name, runs = sys.argv[1:]
     folder = Path(runs) / f"fitted-{name}"
     made = {"samplers": lambda: experiment(name, samplers(name)), "final": lambda: final(name, folder)}
-    print({**made, "results": lambda: results(name, folder)}[what](), end="")
+    of = {"results": lambda: results(name, folder), "whole": lambda: whole(name, folder)}
+    print({**made, **of}[what](), end="")

@@ -28,5 +28,9 @@ for model in ${@:-edm-0 flow ddpm edm-1 edm-2 cifar10}; do
   snrkit eval-fid --config $runs/$model-final.yaml --runs $runs
   snrkit measure-shift --config $runs/$model-final.yaml --runs $runs
   python $here/rows.py results $model $runs > $here/results/$model.json
+  if [ $model = cifar10 ]; then # whose ranges are too small for FD-infinity
+    snrkit eval-fid --config $runs/$model-final.yaml --runs $runs --set metrics.ranges=1
+    python $here/rows.py whole $model $runs > $here/results/$model-whole.json
+  fi
 done
 python $here/tables.py > $here/tables.md

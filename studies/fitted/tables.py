@@ -105,15 +105,21 @@ def page() -> Iterator[str]:
     """All tables of all models."""
     yield "# Tables of the study of fitted steps"
     head = ("row", *(f"{count} evaluations" for count in EVALUATIONS))
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in sorted((HERE / "results").glob("*.json"), key=lambda path: path.stem):
         found = json.loads(path.read_text())
+        if path.stem.endswith("-whole"):
+            yield "fd_infinity of all images at once [95 %], which is not paired:"
+            values = found["fd_infinity"]
+            yield table(head, ((row, *(number(values[f"{row}-{count}"]) for count in EVALUATIONS)) for row in ROWS))
+            continue
         if path.stem == "guidance":
             yield from guidance(found)
             continue
         yield f"## {found['model']}"
         yield "rms distance to the flow [95 %], and the variance of the images over the flow's:"
         yield table(head, distances(found["rows"]))
-        for key in SCORES:
+        known = found["rows"]["euler-5"]["ranges"][0]
+        for key in (key for key in SCORES if known[key] is not None):
             yield f"{key}, mean over ranges (paired difference to Euler [95 %]):"
             yield table(head, scores(found["rows"], key))
         yield "Coefficients of DCW in pixels:"

@@ -222,9 +222,26 @@ def test_a_designed_grid_is_sampled_with(trained, name):
     assert len(load_images(Run(folder / "runs/small").samples(label), range(8))) == 8
 
 
+@pytest.mark.parametrize("by", ["gits", "oss"])
+def test_a_published_grid_is_for_the_sampler_s_own_steps(trained, by):
+    """A list of levels for the same solver, and both distances; nothing is fitted, and nothing kept in the run."""
+    folder, _ = trained
+    found = json.loads(snrkit(folder, "design", "--sampler", "euler", "--nfe", "3", "--by", by, "--json").stdout)
+    record = found["euler"]
+    sampler = load_experiment(record["written"]).samplers[f"euler-{by}-3"]
+    assert sampler.grid.kind == "listed"
+    assert sampler.solver.kind == "euler"
+    assert not (folder / "runs/small/fits" / f"euler-{by}-3.json").exists()
+    assert (record["own_grid"], record["distance"]) == (
+        record["guard"]["base"]["value"],
+        record["guard"]["fitted"]["value"],
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--nfe", "3", "--by", "ays"], "choose fitted, gits, oss"),
         (["--nfe", "5", "--sampler", "guided"], "cannot have as many"),
         (["--nfe", "3", "--sampler", "drawn"], "ancestral draws noise"),
         (["--nfe", "3", "--sampler", "no"], "unknown sampler"),
