@@ -70,7 +70,9 @@ class AdmModel(Value):
     use_new_attention_order: bool = Field(
         default=False, description="queries of all heads, then keys, then values; else head by head"
     )
-    learn_sigma: bool = Field(default=False, description="half of its output is a learned variance, which is left out")
+    learn_sigma: bool = Field(
+        default=False, description="half of its output is a learned variance, for ancestral steps of variance learned"
+    )
     diffusion_steps: int = Field(
         default=1000, gt=20, le=LONGEST_TABLE, description="levels of the table that it was trained on"
     )
@@ -155,9 +157,11 @@ class AdmModel(Value):
         """Our network with the file's weights."""
         value, weights = self.architecture(), weights_in(self.path, None)
         try:
-            return with_weights(value, weights)
+            network = with_weights(value, weights)
         except SnrkitError as error:
             raise ConfigError(f"model.path: {self.path} holds other weights than the flags say ({error}).") from None
+        network.tells_spread = self.learn_sigma
+        return network
 
     def architecture(self) -> Adapted:
         """By the flags, dropout included."""
@@ -175,7 +179,7 @@ class AdmModel(Value):
         shape = (IMAGE_CHANNELS, self.image_size, self.image_size)
         classes = 0 if labels is None else labels.shape[0]
         notes = (*((LEARNED,) if self.learn_sigma else ()), CLIPPED)
-        return Foreign(shape=shape, classes=classes, notes=notes)
+        return Foreign(shape=shape, classes=classes, learned_variance=self.learn_sigma, notes=notes)
 
     def _value(self, classes: int) -> AdmUNet:
         try:

@@ -18,7 +18,7 @@ from torch import nn
 from snrkit.base.errors import ConfigError, ValueFaultError, reason_of, with_article
 from snrkit.base.value import LARGEST_SIDE, LONGEST_TABLE, MOST_LABELS, Label, Place, Side, Value
 from snrkit.checkpoints.folders import absent, class_of, find_weights, pretrained
-from snrkit.checkpoints.foreign import LEARNED, Autoencoder, Described
+from snrkit.checkpoints.foreign import LEFT_OUT, Autoencoder, Described
 from snrkit.checkpoints.texts import KINDS, Texted, find_texts
 from snrkit.diffusion.betas import TrainedBetas
 from snrkit.diffusion.denoiser import AnyPrecondition, EdmPrecondition, NoPrecondition
@@ -58,7 +58,7 @@ class DiffusersModel(Value):
         """Read the configurations of model and scheduler."""
         _, config, network, clock = self._read()
         learned = config.get("out_channels") == 2 * network.shape[0]
-        notes = clock.notes + ((LEARNED,) if learned else ())
+        notes = clock.notes + ((LEFT_OUT,) if learned else ())
         network = network.model_copy(update={"notes": notes})
         return Described(clock.process, clock.target, clock.precondition, network, clock.sigma_data)
 

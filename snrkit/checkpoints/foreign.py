@@ -99,7 +99,8 @@ class RunsCode(Protocol):
         """The file that is run."""
 
 
-LEARNED = "half of its output is a learned variance, which is left out"  # a note
+LEARNED = "half of its output is a learned variance, which only ancestral steps of variance learned take"  # a note
+LEFT_OUT = "half of its output is a learned variance, which is left out"  # another
 SHARED = 2**26  # bytes that weights may have in common
 NAMED = 12  # digits of a checksum that a name has
 

@@ -11,7 +11,7 @@ then still sees the level through c_in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -83,7 +83,10 @@ AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition | RawPrecondition, 
 
 @dataclass(frozen=True, slots=True)
 class NetworkDenoiser:
-    """A raw network with all that is needed to read it. Answers in the dtype of the state it is given."""
+    """A raw network with all that is needed to read it. Answers in the dtype of the state it is given.
+
+    A network that answers twice the channels of its state has the second half for `Prediction.spread`.
+    """
 
     network: Network
     process: Process
@@ -104,9 +107,12 @@ class NetworkDenoiser:
         if cond is not None and cond.alone is not None and isinstance(self.network, _Plain):
             raise SnrkitError("perturbed_attention needs a network of snrkit's own; a wrapped one hides its attention")
         time = self._time(known, len(x)) if told is not None else torch.full((len(x),), torch.nan)
-        output = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype)
+        output, spread = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype), None
+        if output.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+            output, spread = output.chunk(2, dim=1)
         y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output
-        return solve(x, y, level, self.target)
+        found = solve(x, y, level, self.target)
+        return found if spread is None else replace(found, spread=spread)
 
     @property
     def module(self) -> nn.Module | None:

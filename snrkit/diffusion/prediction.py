@@ -30,10 +30,15 @@ from snrkit.diffusion.process import Process
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model believes the state is made of: x0 and eps, each shaped as the state (B, *)."""
+    """What the model believes the state is made of: x0 and eps, each shaped as the state (B, *).
+
+    `spread` (B, *), of a network that learned it: where the log variance of a step lies between that of the posterior
+    (-1) and beta (1), number by number (Nichol & Dhariwal 2021, equation 15). What changes a belief leaves it.
+    """
 
     x0: Tensor
     eps: Tensor
+    spread: Tensor | None = None
 
 
 Alone = Literal["middle", "all"]  # of the attention layers of a network, in the order in which a state passes them

@@ -226,8 +226,8 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
             takes = e.network.conditioning
             asked = sampler.grid.faults(takes.classes, takes.scalars)
             yield from (f"samplers.{name}.grid.{fault}" for fault in asked)
-        for index, why in missing_capabilities(sampler, e.model.parts.capabilities):
-            yield f"samplers.{name}.corrections.{index} ({sampler.corrections[index].kind}): {why}"
+        for where, why in missing_capabilities(sampler, e.model.parts.capabilities):
+            yield f"samplers.{name}.{where}: {why}"
         try:
             e.model.parts.cost(sampler)
         except SnrkitError as error:

@@ -154,7 +154,9 @@ class FromElsewhere(Value):
     def parts(self) -> Parts:
         found = self.described
         takes = found.network.conditioning
-        able = Capabilities(takes.classes > 0, takes.unlabelled, takes.untold, takes.attends)
+        able = Capabilities(
+            takes.classes > 0, takes.unlabelled, takes.untold, takes.attends, found.network.learned_variance
+        )
         return Parts(found.process, found.target, found.precondition, found.network, None, able, False)
 
     @property

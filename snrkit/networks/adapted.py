@@ -117,14 +117,15 @@ class AdaptedModule(nn.Module):
     def __init__(self, value: Adapted, inner: nn.Module) -> None:
         super().__init__()
         self.value, self.inner, self.with_nulls = value, inner, False
+        self.tells_spread = False  # whether a learned variance stays behind the answer, as a denoiser reads it
         self.output = f"inner.{inner.output}"
         if isinstance(inner, DitModule):  # a file has positions of its own, which checkpoints of it are to keep
             inner.register_buffer("pos_embed", inner.pos_embed)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """(B, C, H, W), time (B,) -> the same."""
+        """(B, C, H, W), time (B,) -> the same, or (B, 2C, H, W) with a learned variance that it tells."""
         out: Tensor = self.inner(x, self.value.clock(time), self._told(x, cond or Cond()))
-        return float(self.value.sign) * out[:, : self.value.shape[0]]
+        return float(self.value.sign) * (out if self.tells_spread else out[:, : self.value.shape[0]])
 
     def _told(self, x: Tensor, cond: Cond) -> Cond:
         """What the inner network takes: labels, -1 where there are none, and that nothing was augmented."""

@@ -20,6 +20,7 @@ class Foreign(Value):
     )
     augment: bool = Field(default=False, description="whether it is told the parameters of EDM's augmentation")
     attends: bool = Field(default=False, description="whether its tokens can be asked to attend to themselves alone")
+    learned_variance: bool = Field(default=False, description="whether it says the variance of ancestral steps")
     notes: tuple[str, ...] = Field(default=(), description="what a user should know of the model")
 
     @property

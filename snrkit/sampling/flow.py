@@ -169,6 +169,8 @@ def in_parts(denoise: Denoiser, batch: int) -> Denoiser:
             said.append(denoise(x[rows], level.at(rows), told=known, cond=None if cond is None else cond.at(rows)))
         if len(said) == 1:
             return said[0]
-        return Prediction(torch.cat([part.x0 for part in said]), torch.cat([part.eps for part in said]))
+        spreads = [part.spread for part in said if part.spread is not None]
+        x0, eps = torch.cat([part.x0 for part in said]), torch.cat([part.eps for part in said])
+        return Prediction(x0, eps, torch.cat(spreads) if len(spreads) == len(said) else None)
 
     return rewrap(denoise, answer)

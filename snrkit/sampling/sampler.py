@@ -366,10 +366,11 @@ def _levels(grid: Grid | ImageGrid, process: Process, placement: Placement | Non
     return placement.typical()
 
 
-def missing_capabilities(sampler: Sampler, model: Capabilities) -> list[tuple[int, str]]:
-    """(index of the correction, why) for corrections that cannot act on this model."""
-    answers = [(i, c.missing(model)) for i, c in enumerate(sampler.corrections) if isinstance(c, Requires)]
-    return [(i, why) for i, why in answers if why is not None]
+def missing_capabilities(sampler: Sampler, model: Capabilities) -> list[tuple[str, str]]:
+    """(the key and kind, why) of a solver and of corrections that cannot act on this model."""
+    asked = [("solver", sampler.solver), *((f"corrections.{i}", c) for i, c in enumerate(sampler.corrections))]
+    answers = [(f"{key} ({value.kind})", value.missing(model)) for key, value in asked if isinstance(value, Requires)]
+    return [(where, why) for where, why in answers if why is not None]
 
 
 @dataclass(slots=True)

@@ -172,11 +172,12 @@ class Capabilities:
     unlabelled: bool  # and without them, by label dropout
     untold: bool  # it was trained without the level, by noise dropout
     attends: bool = False  # its attention can be perturbed
+    spread: bool = False  # it says the variance of ancestral steps
 
 
 @runtime_checkable
 class Requires(Protocol):
-    """A correction that not every model allows."""
+    """A solver or correction that not every model allows."""
 
     def missing(self, model: Capabilities) -> str | None:
         """Why it cannot act on this model and what to do; None if it can."""

@@ -83,9 +83,10 @@ def test_a_dit_file_gives_what_diffusers_gives(theirs, entry, zipped, tmp_path):
     x = torch.randn(3, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     for index in (0, 400, 999):
         level = found.process.level(found.process.logsnr(torch.tensor(float(index))))
-        told = theirs(x, torch.full((3,), index), torch.tensor([3, 0, CLASSES])).sample[:, :4]
-        made = denoise(x.double(), level, cond=Cond(torch.tensor([3, 0, -1]))).eps
-        assert (made - told).abs().max() <= 1e-5 * told.abs().max()
+        told = theirs(x, torch.full((3,), index), torch.tensor([3, 0, CLASSES])).sample
+        made = denoise(x.double(), level, cond=Cond(torch.tensor([3, 0, -1])))
+        assert (torch.cat([made.eps, made.spread], 1) - told).abs().max() <= 1e-5 * told.abs().max()
+    assert found.network.learned_variance
 
 
 def test_a_sit_walks_from_noise_to_image_as_published(theirs, tmp_path):

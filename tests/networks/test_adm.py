@@ -113,7 +113,7 @@ def saved(kind, network, folder):
 
 @pytest.mark.parametrize("kind", FLAGS)
 def test_outputs_are_those_of_diffusers(kind, tmp_path):
-    """Our network with the file's weights, to 1e-5 of the largest output; a learned variance left out."""
+    """Our network with the file's weights, to 1e-5 of the largest output, and its learned variance."""
     network = theirs(kind)
     model = saved(kind, network, tmp_path)
     found = model.describe()
@@ -123,10 +123,13 @@ def test_outputs_are_those_of_diffusers(kind, tmp_path):
     factor = 1000 / found.process.steps if FLAGS[kind].get("rescale_timesteps") else 1
     for index in (0, 300, 999):
         level = found.process.level(found.process.logsnr(torch.tensor(float(index))))
-        told = network(x, torch.full((2,), index * factor), labels).sample[:, :3]
         with torch.no_grad():
-            made = denoise(x.double(), level, cond=Cond(labels)).eps
-        assert (made - told).abs().max() <= 1e-5 * told.abs().max()
+            told = network(x, torch.full((2,), index * factor), labels).sample.split(3, dim=1)
+            made = denoise(x.double(), level, cond=Cond(labels))
+        assert (made.eps - told[0]).abs().max() <= 1e-5 * told[0].abs().max()
+        assert (made.spread is not None) == found.network.learned_variance == (len(told) == 2)
+        if made.spread is not None:
+            assert (made.spread - told[1]).abs().max() <= 1e-5 * told[1].abs().max()
 
 
 def test_flags_may_be_written_as_commands_write_them(tmp_path):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from snrkit.base.errors import SnrkitError
 from snrkit.data.toy import MixtureDenoiser
 from snrkit.diffusion.denoiser import check_readable
 from snrkit.diffusion.level import level_of
-from snrkit.diffusion.prediction import Prediction, Wrapped
+from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Ddpm, Edm, Flow
+from snrkit.sampling.corrections import ClipX0, EpsilonScaling, NoiseAwareness, ScoreRescaling
 from snrkit.sampling.grid import Karras, Trailing, UniformLogsnr, UniformTime
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Dummy, Sampler, dry_run, open_with
@@ -38,7 +40,7 @@ from snrkit.sampling.solvers import (
     IpndmV,
     Unipc,
 )
-from snrkit.sampling.step import ForwardStatistics, Position, no_fit
+from snrkit.sampling.step import Capabilities, ForwardStatistics, Position, no_fit
 from snrkit.shift.amplification import Modes, gaussian_gain
 from tests.exact import (
     MEAN,
@@ -347,10 +349,11 @@ def test_ancestral_is_ddpms_posterior():
     torch.testing.assert_close(spread[0, 0, 0, 0] ** 2, (1 - abar_next) / (1 - abar) * beta, rtol=1e-9, atol=0)
 
 
-def guided_diffusion(table, kept, eps_of, x, draws):
+def guided_diffusion(table, kept, eps_of, x, draws, spread_of=None):
     """p_sample_loop with FIXED_LARGE on the kept steps of a table of abar, by guided-diffusion's arithmetic.
 
-    As SpacedDiffusion has it, the betas are those between kept steps, so that all else follows from them anew.
+    With LEARNED_RANGE where `spread_of` is the second half of the network's answer. As SpacedDiffusion has it, the betas
+    are those between kept steps, so that all else follows from them anew.
     """
     abar = table[kept]
     before = torch.cat([tensor([1.0]), abar[:-1]])
@@ -361,28 +364,74 @@ def guided_diffusion(table, kept, eps_of, x, draws):
         x0 = (1 / abar[i]).sqrt() * x - (1 / abar[i] - 1).sqrt() * eps_of(x, tensor(float(kept[i])))
         mean = betas[i] * before[i].sqrt() / (1 - abar[i]) * x0
         mean = mean + (1 - before[i]) * (1 - betas[i]).sqrt() / (1 - abar[i]) * x
-        x = mean + (0.5 * large[i].log()).exp() * next(draws) if i else mean
+        log_variance = large[i].log()
+        if spread_of is not None:
+            least, most = small[max(i, 1)].log(), betas[i].log()
+            share = (spread_of(x, tensor(float(kept[i]))) + 1) / 2
+            log_variance = share * most + (1 - share) * least
+        x = mean + (0.5 * log_variance).exp() * next(draws) if i else mean
     return x
 
 
 @pytest.mark.parametrize("process", [Ddpm(), Ddpm(scaling="ve"), Flow()], ids=["vp", "ve", "flow"])
-def test_ancestral_with_the_large_variance_is_guided_diffusions(process):
-    """FIXED_LARGE on 12 kept steps of 1000, with the same noise, to 1e-9 in every scaling."""
+@pytest.mark.parametrize("variance", ["large", "learned"])
+def test_ancestral_with_other_variances_is_guided_diffusions(process, variance):
+    """FIXED_LARGE and LEARNED_RANGE on 12 kept steps of 1000, with the same noise, to 1e-9 in every scaling."""
     table, kept = torch.sigmoid(Ddpm().table()), torch.arange(0, 1000, 90)
     eps_of = lambda x, time: torch.tanh(x) * (0.5 + float(time) / 2000)  # noqa: E731
+    spread_of = (lambda x, time: torch.sin(3 * x + time / 300)) if variance == "learned" else None
     first, draws = torch.randn(4, 1, 2, 2, dtype=torch.float64), torch.randn(12, 4, 1, 2, 2, dtype=torch.float64)
-    reference = guided_diffusion(table, kept, eps_of, first, iter(draws))
+    reference = guided_diffusion(table, kept, eps_of, first, iter(draws), spread_of)
     logsnr = Ddpm().logsnr(kept.flip(0).double())
     levels = tuple(process.level(value) for value in (*logsnr, tensor(math.inf)))
 
     def answer(x, level, told=None, cond=None):
-        eps = eps_of(x * level_of(level.logsnr, "vp").alpha / level.alpha, Ddpm().time(level.logsnr))
-        return Prediction((x - level.sigma * eps) / level.alpha, eps)
+        given = x * level_of(level.logsnr, "vp").alpha / level.alpha, Ddpm().time(level.logsnr)
+        eps, spread = eps_of(*given), None if spread_of is None else spread_of(*given)
+        return Prediction((x - level.sigma * eps) / level.alpha, eps, spread)
 
     begin = first * levels[0].alpha / level_of(logsnr[0], "vp").alpha
     mine = iter(draws)
-    ours = run(Ancestral(variance="large"), Wrapped(process, answer), levels, begin, noise=lambda _: next(mine))
+    ours = run(Ancestral(variance=variance), Wrapped(process, answer), levels, begin, noise=lambda _: next(mine))
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+def test_a_learned_variance_stays_between_its_bounds():
+    """-1 is the small one and 1 the large one, and no model without one is sampled so."""
+    process, levels = Ddpm(), UniformTime(steps=6).levels(Ddpm())
+    x = start(process, torch.randn(3, 1, 2, 2, dtype=torch.float64), levels[0])
+
+    def ends(solver, spread):
+        draws = torch.Generator().manual_seed(2)
+        answer = lambda s, level, told=None, cond=None: replace(  # noqa: E731
+            mixture(process)(s, level), spread=None if spread is None else torch.full_like(s, spread)
+        )
+        return run(solver, Wrapped(process, answer), levels, x, lambda s: torch.randn(s.shape, generator=draws).to(s))
+
+    for spread, variance in ((-1.0, "small"), (1.0, "large")):
+        torch.testing.assert_close(
+            ends(Ancestral(variance="learned"), spread), ends(Ancestral(variance=variance), None)
+        )
+    with pytest.raises(SnrkitError, match="needs a model that learned one"):
+        ends(Ancestral(variance="learned"), None)
+    assert "kind adm or dit" in Ancestral(variance="learned").missing(Capabilities(True, True, True))
+    assert Ancestral(variance="learned").missing(Capabilities(True, True, True, spread=True)) is None
+    assert Ancestral(variance="large").missing(Capabilities(True, True, True)) is None
+    with pytest.raises(ValueError, match="whose eta is 1"):
+        Ancestral(variance="learned", eta=0.5)
+
+
+def test_what_changes_a_belief_leaves_the_learned_variance():
+    """Every correction of belief answers with the spread of the network, and guidance with that of its own p."""
+    process = Ddpm()
+    level, x = process.level(tensor(0.5)), torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    spread = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).reshape(x.shape)
+    answer = lambda s, at, told, cond: replace(mixture(process)(s, at), spread=spread)  # noqa: E731
+    corrections = (ClipX0(limit=0.5), EpsilonScaling(scale=1.1), ScoreRescaling(k=1.2), NoiseAwareness(weight=0.5))
+    position = Position(0, (level, process.level(tensor(1.0))), level, process.level(tensor(1.0)))
+    for correction in corrections:
+        wrapped = correction.wrap(Wrapped(process, answer), position)
+        assert torch.equal(wrapped(x, level, cond=Cond()).spread, spread)
 
 
 def test_the_large_variance_is_written_only_where_it_is_asked_for():

@@ -8,7 +8,7 @@ x0_rescale          the spread of x0_hat over the dimensions of an image, brough
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -31,8 +31,8 @@ def change_x0(
         p = denoise(x, level, told=told, cond=cond)
         x0 = change(p.x0, level)
         if eps == "kept":
-            return Prediction(x0, p.eps)
-        return Prediction(x0, p.eps + broadcast(level.alpha / level.sigma, x) * (p.x0 - x0))
+            return replace(p, x0=x0)
+        return replace(p, x0=x0, eps=p.eps + broadcast(level.alpha / level.sigma, x) * (p.x0 - x0))
 
     return rewrap(denoise, answer)
 

@@ -7,6 +7,7 @@ the authors' `edm_sampler`, or at the first alone, as in their `ablation_sampler
 eps in the finished image.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -66,6 +67,6 @@ class EpsilonScaling(Grown):
             p = denoise(x, level, told=told, cond=cond)
             if self.evaluation == "first" and bool((level.logsnr > position.here.logsnr).any()):
                 return p
-            return Prediction(p.x0 + level.ratio(x) * (1 - 1 / divisor) * p.eps, p.eps / divisor)
+            return replace(p, x0=p.x0 + level.ratio(x) * (1 - 1 / divisor) * p.eps, eps=p.eps / divisor)
 
         return rewrap(denoise, answer)

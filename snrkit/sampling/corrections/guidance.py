@@ -114,11 +114,12 @@ class Guided:
         for term in self.terms:
             other, weight = term.ask(self.base, x, level, told, cond), broadcast(term.weight, x)
             push = term.contrast(x, level, plain, other)
-            guided = Prediction(plain.x0 + weight * push.x0, plain.eps + weight * push.eps)
+            guided = replace(plain, x0=plain.x0 + weight * push.x0, eps=plain.eps + weight * push.eps)
             if term.rescale is not None:
-                guided = term.rescale.apply(x, level, guided, plain)
+                guided = replace(term.rescale.apply(x, level, guided, plain), spread=plain.spread)
             if found is not plain:  # a second guidance adds what it changes
-                guided = Prediction(found.x0 + (guided.x0 - plain.x0), found.eps + (guided.eps - plain.eps))
+                x0, eps = found.x0 + (guided.x0 - plain.x0), found.eps + (guided.eps - plain.eps)
+                guided = replace(plain, x0=x0, eps=eps)
             found = guided
         return found
 
@@ -371,6 +372,6 @@ class OpenedNoiseAwarenessClassifier:
         def answer(x: Tensor, level: Level, told: Level | Same | None = SAME, cond: Cond | None = None) -> Prediction:
             p = denoise(x, level, told=told, cond=cond)
             push = broadcast(weight * level.sigma, x) * gradient(x, level.logsnr)
-            return Prediction(p.x0 + level.ratio(x) * push, p.eps - push)
+            return replace(p, x0=p.x0 + level.ratio(x) * push, eps=p.eps - push)
 
         return rewrap(denoise, answer)

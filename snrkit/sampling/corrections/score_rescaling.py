@@ -14,6 +14,7 @@ which is defined at pure noise too, where r is 1. Constant scaling of the score 
 being the same at every level.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -53,6 +54,6 @@ class ScoreRescaling(Value):
             alpha, sigma, variance = level.alpha, level.sigma, self.spread**2
             share = variance * (1 / self.k - 1) / (alpha**2 * variance / self.k + sigma**2)  # (1 - r)/alpha^2
             of_x0, of_eps = broadcast(alpha * sigma * share, x), broadcast(alpha**2 * share, x)
-            return Prediction(p.x0 + of_x0 * p.eps, p.eps - of_eps * p.eps)
+            return replace(p, x0=p.x0 + of_x0 * p.eps, eps=p.eps - of_eps * p.eps)
 
         return rewrap(denoise, answer)

@@ -11,7 +11,8 @@ levels that are visited, as guided-diffusion respaces its FIXED_LARGE,
 
     beta / beta~ = (1 - abar) / (1 - abar') = sigmoid(-logsnr) / sigmoid(-logsnr'),
 
-taken in every scaling, so that the path is the same in all of them.
+taken in every scaling, so that the path is the same in all of them. A learned variance (Nichol & Dhariwal 2021,
+equation 15) lies between the two, number by number, where the network says: beta^v beta~^(1 - v), v = (spread + 1)/2.
 
 The posterior's variance takes x0 as known. Analytic-DPM (Bao et al. 2022) adds what the network does not know of it,
 
@@ -35,7 +36,7 @@ from snrkit.base.value import Grown, Value
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.sampling.solvers.euler import recompose
-from snrkit.sampling.step import Call, Memory, Noise, Position, Sources, check_one_grid
+from snrkit.sampling.step import Call, Capabilities, Memory, Noise, Position, Sources, check_one_grid
 
 
 class Ancestral(Grown):
@@ -52,10 +53,10 @@ class Ancestral(Grown):
         le=1,
         description="eta of DDIM (Song et al. 2021, eq. 16): 0 renews no noise, 1 as much as DDPM's posterior",
     )
-    variance: Literal["small", "large"] = Field(
+    variance: Literal["small", "large", "learned"] = Field(
         default="small",
         description="of the fresh noise (Ho et al. 2020, section 3.2): small is the posterior's, beta~; large is beta, "
-        "at eta 1",
+        "at eta 1; learned is what the network says, between both (Nichol & Dhariwal 2021)",
     )
     logsnr_min: float | None = Field(default=None, description="no fresh noise at noisier levels, nats")
     logsnr_max: float | None = Field(default=None, description="no fresh noise at cleaner levels, nats")
@@ -65,11 +66,17 @@ class Ancestral(Grown):
         low, high = self.logsnr_min, self.logsnr_max
         if self.eta == 0 and (low, high) != (None, None):
             raise ValueError("logsnr_min and logsnr_max have no effect at eta 0; drop them")
-        if self.variance == "large" and self.eta != 1:
-            raise ValueError("variance large is that of DDPM, whose eta is 1; drop one of them")
+        if self.variance != "small" and self.eta != 1:
+            raise ValueError(f"variance {self.variance} is that of DDPM, whose eta is 1; drop one of them")
         if low is not None and high is not None and low > high:
             raise ValueError(f"logsnr_min {low} must not be above logsnr_max {high}")
         return self
+
+    def missing(self, model: Capabilities) -> str | None:
+        """A learned variance, where it is asked for."""
+        if self.variance != "learned" or model.spread:
+            return None
+        return "variance learned needs a model of kind adm or dit that learned one; take small or large"
 
     @property
     def order(self) -> int:
@@ -92,14 +99,20 @@ class Ancestral(Grown):
             return recompose(prediction, position.there), calls, None
         alpha, sigma = position.there.scales(x)
         fresh = renewed_share(self.eta, position) * self._acts(position.here)
-        kept, renewed = broadcast((1 - fresh).sqrt(), x), broadcast((self._widening(position) * fresh).sqrt(), x)
+        kept, renewed = broadcast((1 - fresh).sqrt(), x), self._renewed(position, fresh, x, prediction.spread)
         return alpha * prediction.x0 + sigma * (kept * prediction.eps + renewed * noise(x)), calls, None
 
-    def _widening(self, position: Position) -> Tensor | float:
-        """The variance of the fresh noise over that of the noise which it replaces."""
+    def _renewed(self, position: Position, fresh: Tensor, x: Tensor, spread: Tensor | None) -> Tensor:
+        """The standard deviation of the fresh noise over sigma, against x (B, *)."""
         if self.variance == "small":
-            return 1.0
-        return torch.sigmoid(-position.here.logsnr) / torch.sigmoid(-position.there.logsnr)
+            return broadcast(fresh.sqrt(), x)
+        widening = torch.sigmoid(-position.here.logsnr) / torch.sigmoid(-position.there.logsnr)
+        if self.variance == "large":
+            return broadcast((widening * fresh).sqrt(), x)
+        if spread is None:
+            raise SnrkitError("ancestral: variance learned needs a model that learned one; take small or large")
+        found: Tensor = broadcast(fresh.sqrt(), x) * broadcast(widening, x) ** ((spread + 1) / 4)
+        return found
 
     def _acts(self, level: Level) -> Tensor:
         low = -math.inf if self.logsnr_min is None else self.logsnr_min
