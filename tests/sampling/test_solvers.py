@@ -352,7 +352,7 @@ def test_ancestral_is_ddpms_posterior():
 def guided_diffusion(table, kept, eps_of, x, draws, spread_of=None):
     """p_sample_loop with FIXED_LARGE on the kept steps of a table of abar, by guided-diffusion's arithmetic.
 
-    With LEARNED_RANGE where `spread_of` is the second half of the network's answer. As SpacedDiffusion has it, the betas
+    With LEARNED_RANGE where `spread_of` is the second half of the network's answer. As SpacedDiffusion has it, betas
     are those between kept steps, so that all else follows from them anew.
     """
     abar = table[kept]
