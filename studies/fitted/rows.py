@@ -81,7 +81,10 @@ def results(model: str, run: Path) -> str:
             row = f"{name}-{count}"
             shift = json.loads((run / f"shift/{row}.json").read_text())
             scores = json.loads((run / f"metrics/{row}.json").read_text())
-            ranges = [{key: part.get(key) for key in ("fd", "kid", "fd_infinity")} for part in scores["ranges"]]
+            ranges = [
+                {key: part.get(key) for key in ("fd", "kid", "fd_infinity", "inception_score")}
+                for part in scores["ranges"]
+            ]
             found[row] = {"flow": shift["flow"], "norm_gap": shift["mean_norm_gap"], "ranges": ranges}
     tuned = {path.stem: json.loads(path.read_text())["found"] for path in sorted(run.glob("tune/*.json"))}
     return json.dumps({"model": model, "rows": found, "tuned": tuned}, indent=1) + "\n"
