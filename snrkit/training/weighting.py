@@ -82,6 +82,16 @@ class Simple(Value):
         return torch.ones_like(level.logsnr)
 
 
+class RawScore(Value):
+    """1 on the score -eps/sigma itself, unbounded at the clean end: what Song et al. 2021 multiply by sigma^2."""
+
+    kind: Literal["score"] = "score"
+
+    def weight(self, level: Level, density: Density, sigma_data: float) -> Tensor:
+        """1/sigma^2 on eps, sigma in the process's own scaling."""
+        return level.sigma**-2
+
+
 class SnrPower(Value):
     """snr^power on x0: 0 is a constant weight on x0, 1 is `simple`."""
 
@@ -305,6 +315,7 @@ class CosMap(Value):
 
 AnyWeighting = Annotated[
     Simple
+    | RawScore
     | SnrPower
     | SnrPlusOne
     | LogSnr

@@ -3,7 +3,7 @@
 set -e
 here=studies/training
 for sweep in training-knobs levels beta-tables averages x0-weightings clipping clipping-10 vp-levels flow-levels rates x0-rates \
-  target-samplers targets; do
+  target-samplers targets score haar qk; do
   snrkit sweep $here/$sweep.yaml
 done
 for run in runs/targets-*-? runs/training-knobs-edm-edm-?; do   # excess errors, what a classifier reads

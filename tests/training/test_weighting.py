@@ -19,6 +19,7 @@ from snrkit.training.weighting import (
     LogSnr,
     MaxSnr,
     MinSnr,
+    RawScore,
     SigmaSqrt,
     Sigmoid,
     Simple,
@@ -169,3 +170,12 @@ def test_published_defaults():
     assert (P2().k, P2().gamma, Mode().scale) == (1, 1, 1.29)
     assert (Adaptive().ratio, Adaptive().floor) == (0.01, 1e-3)
     assert (LogNormal().mean, LogNormal().std) == (-1.2, 1.2)
+
+
+@pytest.mark.parametrize("scaling", ["vp", "flow"])
+@given(logsnr=st.floats(-9, 9))
+def test_the_raw_score_has_the_weight_1_in_the_process_s_own_scaling(scaling, logsnr):
+    """On the score itself, which the network then learns as it is; on eps 1/sigma^2."""
+    assert weight(RawScore(), logsnr, Score(), scaling) == pytest.approx(1, rel=1e-9)
+    sigma = float(level_of(tensor(logsnr), scaling).sigma)
+    assert weight(RawScore(), logsnr, Eps(), scaling) == pytest.approx(sigma**-2, rel=1e-9)
