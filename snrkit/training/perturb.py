@@ -95,8 +95,8 @@ class MixFlow(Value):
         default=0.8,
         gt=0,
         le=1,
-        description="told t, the network is shown a level uniform in [(1 - reach) t, t], 1 the image and 0 noise; 0.8 in "
-        "the paper, 0.4 in the code that was released",
+        description="told t, the network is shown a level uniform in [(1 - reach) t, t], 1 the image and 0 noise; 0.8 "
+        "in the paper, 0.4 in the code that was released",
     )
     extras: ClassVar[int] = 0
 
