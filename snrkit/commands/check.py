@@ -37,7 +37,7 @@ from snrkit.experiment.sources import FittedEstimator, read_spectra
 from snrkit.experiment.stored import check_of, stored_environment, stored_experiment, stored_training
 from snrkit.metrics.records import SamplerScores, ScoreCurve
 from snrkit.reports.blocks import is_picture
-from snrkit.reports.records import Checked, Comparison, Finding, Tuned
+from snrkit.reports.records import Checked, Comparison, Designed, Finding, Tuned
 from snrkit.shift.files import shift_record
 
 LINK = "is a link, which no run directory may hold; nothing else was looked at"
@@ -329,6 +329,7 @@ RECORDS: Mapping[str, tuple[str, Callable[[Path], object]]] = {  # by which comm
     "metrics/*.json": ("eval-fid", _scores),
     "shift/*.json": ("measure-shift", lambda path: shift_record(read_json(path), path)),
     "compare/*.json": ("compare", partial(read_record, Kept)),
+    "design/*.json": ("design", partial(read_record, Designed)),
     "compare/times/*.json": ("compare", partial(read_record, Timed)),
     "compare.json": ("compare", partial(read_record, Comparison)),
     "tune/*.json": ("tune", partial(read_record, Tuned)),

@@ -42,7 +42,7 @@ from snrkit.metrics.paired import Difference, against, verdict
 from snrkit.metrics.records import SamplerScores
 from snrkit.metrics.scores import by_key, differing, keys
 from snrkit.reports.comparison import comparison_page
-from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, Tuned, WithNull
+from snrkit.reports.records import Beside, Comparison, ComparisonRow, Designed, SizeChange, Tuned, WithNull
 from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import CompareConfig, Sampler, parse_seeds
 from snrkit.shift.bootstrap import bounds
@@ -163,13 +163,14 @@ def check_untuned(run: Run, experiment: Experiment) -> None:
     scored = parse_seeds(experiment.sample.seeds)
     tuned = [(path, read_record(Tuned, path).seeds) for path in sorted((run.path / "tune").glob("*.json"))]
     fits = [(path, read_record(StoredFit, path).seeds) for path in sorted((run.path / "fits").glob("*.json"))]
+    grids = [(path, read_record(Designed, path).seeds) for path in sorted((run.path / "design").glob("*.json"))]
     named = sorted({sampler.certificate for sampler in experiment.samplers.values() if sampler.certificate is not None})
     certified = [(path, read_record(Certificate, path).tuning_seeds) for path in named]
-    for path, seeds in (*tuned, *fits, *certified):
+    for path, seeds in (*tuned, *fits, *grids, *certified):
         shared = scored.shared(parse_seeds(seeds))
         if shared:
             raise ConfigError(
-                f"sample.seeds: {shared} of these seeds chose the coefficients of {path.stem} ({path}); score others."
+                f"sample.seeds: {shared} of these seeds chose what {path.stem} is ({path}); score others."
             )
 
 

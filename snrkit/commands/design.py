@@ -16,10 +16,12 @@ import torch
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.base.files import disk_errors, write_text
+from snrkit.base.records import to_json
+from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import with_nfe
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import EVALUATIONS, bar
+from snrkit.commands.progress import EVALUATIONS, bar, log
 from snrkit.commands.sample import check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, fit_table, follow_flow, guarded_fit, tuning_seeds
 from snrkit.diffusion.level import Level
@@ -86,12 +88,10 @@ def run_design(
         with bar("designing", len(chosen), not quiet, "grids") as progress:
             for name, (plain, shape) in chosen.items():
                 with bar(f"designing {name}", None, not quiet, EVALUATIONS):
-                    word = "designed" if by == "fitted" else by
-                    label = f"{name}-{word}-{cost(plain)}"
                     if by == "fitted":
-                        found[name] = _design(tools, run, label, plain, shape)
+                        found[name] = _design(tools, run, f"{name}-designed-{cost(plain)}", plain, shape)
                     else:
-                        found[name] = _published(tools, run, label, plain, by)
+                        found[name] = _published(tools, run, name, plain, by)
                 progress.advance(1, f"{name}: rms to the flow {found[name].distance:.4f}")
         return found
 
@@ -125,19 +125,27 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     return _write(tools.experiment, run, label, best, stored, tried[0].distance)
 
 
-def _published(tools: FlowTools, run: Run, label: str, plain: Sampler, by: str) -> Designed:
-    """A grid as a paper has it, for the sampler's own steps; set beside its own grid on first states of their own."""
-    tune = tools.experiment.tune
+def _published(tools: FlowTools, run: Run, name: str, plain: Sampler, by: str) -> Designed:
+    """A grid as a paper has it, for the sampler's own steps; set beside its own grid on first states of their own.
+
+    It is named by what it costs, which may be less than was asked for. The run keeps which seeds it was chosen on.
+    """
+    tune, cost = tools.experiment.tune, tools.experiment.model.parts.cost
     of_path, _, of_check = tuning_seeds(tune.seeds, tune.noises, 3)
-    states, checked = (first_states(tools.samples, plain, seeds, label) for seeds in (of_path, of_check))
+    states, checked = (first_states(tools.samples, plain, seeds, name) for seeds in (of_path, of_check))
     checked = checked.at_the_end()
-    follow_flow(checked, f"{label}, to check on")
+    follow_flow(checked, f"{name}, to check on")
     sampler = plain.model_copy(update={"grid": published_grid(states, by)})
+    label = f"{name}-{by}-{cost(sampler)}"
+    if cost(sampler) < cost(plain):
+        log.warning(f"{by} finds nothing nearer with more than {cost(sampler)} evaluations, of {cost(plain)} allowed")
     ends = [checked.walked(checked.opened(one)) for one in (plain, sampler)]
     guard = guarded(ends[0], ends[1], checked.flow.states[-1], checked.flow.error)
     grid = sampler.grid.model_dump(mode="json")
     written = _written(tools.experiment, run, label, sampler)
-    return Designed(label, str(written), grid, guard.base.value, guard.fitted.value, guard, by)
+    found = Designed(label, str(written), grid, guard.base.value, guard.fitted.value, guard, by, tune.seeds)
+    write_json(written.with_suffix(".json"), to_json(found))
+    return found
 
 
 def published_grid(states: FirstStates, by: str) -> Listed:

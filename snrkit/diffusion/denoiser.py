@@ -22,7 +22,7 @@ from snrkit.base.errors import SnrkitError
 from snrkit.base.transfer import send
 from snrkit.base.value import Value
 from snrkit.diffusion.level import Level, Scaling, broadcast
-from snrkit.diffusion.prediction import SAME, Cond, Network, Prediction, Same, Target, solve
+from snrkit.diffusion.prediction import SAME, Attends, Cond, Network, Prediction, Same, Target, solve
 from snrkit.diffusion.process import Process
 
 
@@ -85,7 +85,7 @@ AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition | RawPrecondition, 
 class NetworkDenoiser:
     """A raw network with all that is needed to read it. Answers in the dtype of the state it is given.
 
-    A network that answers twice the channels of its state has the second half for `Prediction.spread`.
+    With `learned_variance` it answers twice the channels of its state, the second half for `Prediction.spread`.
     """
 
     network: Network
@@ -95,6 +95,7 @@ class NetworkDenoiser:
     sigma_data: float
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
+    learned_variance: bool = False
 
     def __call__(
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
@@ -104,11 +105,17 @@ class NetworkDenoiser:
         c = self.precondition.coefficients(known, self.target, self.process.scaling, self.sigma_data)
         if told is None and isinstance(self.network, _Plain):
             raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
-        if cond is not None and cond.alone is not None and isinstance(self.network, _Plain):
-            raise SnrkitError("perturbed_attention needs a network of snrkit's own; a wrapped one hides its attention")
+        if (
+            cond is not None
+            and cond.alone is not None
+            and not (isinstance(net := self.network, Attends) and net.attends)
+        ):
+            raise SnrkitError(
+                "perturbed_attention needs a dit, or a unet with attention; this network has no such part"
+            )
         time = self._time(known, len(x)) if told is not None else torch.full((len(x),), torch.nan)
         output, spread = self.run(broadcast(c.c_in, x) * x, time, cond).to(x.dtype), None
-        if output.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+        if self.learned_variance:
             output, spread = output.chunk(2, dim=1)
         y = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * output
         found = solve(x, y, level, self.target)

@@ -16,7 +16,7 @@ The determinant alpha*b - sigma*a vanishes only for eps and score at alpha = 0, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -79,6 +79,15 @@ class Network(Protocol):
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """F of shape (B, *) from x (B, *) and time (B,) float32; a NaN means "not told", to networks that know it."""
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """A network that heeds `Cond.alone`, where it has attention."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has any."""
 
 
 class Denoiser(Protocol):

@@ -250,5 +250,6 @@ def open_weights(
         parts.precondition,
         float(trained.data.sigma_data),
         autocast=AUTOCAST[compute.precision],
+        learned_variance=parts.capabilities.spread,
     )
     return Model(denoiser, found, run)

@@ -11,7 +11,8 @@ and the grid is the path of n steps with the least c_1 + g (c_2 + g (c_3 + ...))
 OSS (Pei et al. 2025, "Optimal stepsize for diffusion sampling", arXiv 2503.21774). For each first state on its own, by
 dynamic programming over the number k of steps: of all states that k - 1 steps brought to a level i, the one whose next
 step comes nearest to the flow at j is kept there. The grid is the median of the paths of many first states, step by
-step. What is kept at k - 1 for a level that no path has reached is the first state, as in the code that was released.
+step; of an even count, as released, the place below the middle of both. Every path begins at the first level: the
+released search may begin at a later one with the same state, which no sampler of a grid does.
 
 Both have their trajectories from a teacher of a fixed number of steps, and here from the flow at candidate levels.
 """
@@ -23,7 +24,7 @@ from snrkit.diffusion.level import Level
 from snrkit.fitting.design import AtLevels
 from snrkit.sampling.flow import in_rows
 
-GITS_GAIN = 1.15  # how much less what follows a step costs than the step itself, inverted
+GITS_GAIN = 1.15  # how often what follows a step counts beside it
 
 
 def gits_costs(network: AtLevels, flow: tuple[Tensor, ...], batch: int) -> Tensor:
@@ -77,14 +78,17 @@ def gits_path(costs: Tensor, steps: int, gain: float = GITS_GAIN) -> tuple[int, 
 
 
 def oss_path(network: AtLevels, flow: tuple[Tensor, ...], steps: int, batch: int) -> tuple[int, ...]:
-    """The places of the levels of the median path, of at most `steps` steps, over first states (M, *) of the flow."""
+    """The places of the levels of the median path over first states (M, *) of the flow.
+
+    Of at most `steps` steps: where another step brings nothing nearer, a path has fewer.
+    """
     last, paths = len(flow) - 1, []
     for rows in in_rows(len(flow[0]), batch):
         paths.append(_oss_paths(network.of(rows), [state[rows] for state in flow], steps))
     each = last - torch.cat(paths, 1)  # (steps, M), counted from the clean level as in the paper
     ordered, half = each.sort(1).values, each.shape[1] // 2
     middle = ordered[:, half] if half == 0 else (ordered[:, half] + ordered[:, half - 1]) // 2
-    return tuple(sorted({0, *(last - middle[:-1]).tolist(), last}))
+    return tuple(sorted({*(last - middle).tolist(), last}))
 
 
 def _oss_paths(network: AtLevels, flow: list[Tensor], steps: int) -> Tensor:
@@ -93,9 +97,9 @@ def _oss_paths(network: AtLevels, flow: list[Tensor], steps: int) -> Tensor:
     reached, costs = [flow[0]] * (last + 1), torch.full((last + 1, images), torch.inf, dtype=torch.float64)
     came = torch.zeros(last + 1, images, dtype=torch.int64)
     steps_back: list[Tensor] = []
-    for _ in range(steps):
+    for k in range(steps):
         found, came = list(reached), came.clone()
-        for i in range(last):
+        for i in range(last if k else 1):
             said = network.says(i, reached[i])
             for j in range(i + 1, last + 1):
                 alpha, sigma = network.levels[j].scales(said.x0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from snrkit.base.errors import reason_of
 from snrkit.base.value import Side, Value, Width
-from snrkit.diffusion.prediction import Cond
+from snrkit.diffusion.prediction import Attends, Cond
 from snrkit.networks.adm import AdmUNet
 from snrkit.networks.config import Conditioning
 from snrkit.networks.dit import Dit, DitModule
@@ -122,10 +122,16 @@ class AdaptedModule(nn.Module):
         if isinstance(inner, DitModule):  # a file has positions of its own, which checkpoints of it are to keep
             inner.register_buffer("pos_embed", inner.pos_embed)
 
+    @property
+    def attends(self) -> bool:
+        """Whether the inner network heeds `Cond.alone`."""
+        return isinstance(self.inner, Attends) and self.inner.attends
+
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """(B, C, H, W), time (B,) -> the same, or (B, 2C, H, W) with a learned variance that it tells."""
         out: Tensor = self.inner(x, self.value.clock(time), self._told(x, cond or Cond()))
-        return float(self.value.sign) * (out if self.tells_spread else out[:, : self.value.shape[0]])
+        found, channels = float(self.value.sign) * out[:, : self.value.shape[0]], self.value.shape[0]
+        return torch.cat([found, out[:, channels : 2 * channels]], 1) if self.tells_spread else found
 
     def _told(self, x: Tensor, cond: Cond) -> Cond:
         """What the inner network takes: labels, -1 where there are none, and that nothing was augmented."""

@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, alone: bool) -> Tensor:
     return v if alone else functional.scaled_dot_product_attention(q, k, v)
 
 
-def alone_in(cond: Cond | None, layers: int) -> frozenset[int]:
+def alone_in(cond: Cond | None, layers: int, middle: int) -> frozenset[int]:
     """The numbers of those of so many attention layers in which tokens attend to themselves alone."""
     asked = None if cond is None else cond.alone
-    return frozenset(() if asked is None else range(layers) if asked == "all" else [layers // 2])
+    return frozenset(() if asked is None else range(layers) if asked == "all" else [middle])

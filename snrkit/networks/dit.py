@@ -249,6 +249,11 @@ class DitModule(Blockwise):
         self.register_buffer("rotation_sin", angles.sin().float(), persistent=False)
         self._initialise()
 
+    @property
+    def attends(self) -> bool:
+        """It does."""
+        return True
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -269,7 +274,7 @@ class DitModule(Blockwise):
         rotation = (self.rotation_cos, self.rotation_sin) if self.value.rotary else None
         if rotation is None:
             tokens = tokens + self.pos_embed.to(tokens.dtype)
-        alone = alone_in(cond, len(self.blocks))
+        alone = alone_in(cond, len(self.blocks), len(self.blocks) // 2)
         for number, block in enumerate(self.blocks):
             tokens = self.through(block, tokens, c, rotation, number in alone)
         return self._unpatch(self.final_layer(tokens, c)).float()

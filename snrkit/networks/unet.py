@@ -222,11 +222,15 @@ class UNetModule(Blockwise):
         self.time_embedding = TwoLayers(dims[0], dim_emb)
         self.class_embedding = nn.Embedding(value.classes + 1, dim_emb) if value.classes else None
         self.extras = Extras(dims[0], dim_emb, len(value.scalars), value.augment)
+        self.attending: list[bool] = []  # of the parts that a state passes, in order
         self.down_blocks = nn.ModuleList()
         for depth, dim in enumerate(dims):
             pairs = [(dims[max(depth - 1, 0)], dim)] + [(dim, dim)] * (value.blocks - 1)
             move = "down" if depth < last else "stay"
             self.down_blocks.append(Depth(pairs, dim_emb, value, sizes[depth] in value.attention, move))
+            self.attending += [sizes[depth] in value.attention] * len(pairs)
+        self.middle = len(self.attending)
+        self.attending.append(sizes[-1] in value.attention)
         self.mid_block = Middle(dims[-1], dim_emb, value, sizes[-1] in value.attention)
         self.up_blocks = nn.ModuleList()
         for depth, dim in reversed(list(enumerate(dims))):
@@ -235,9 +239,7 @@ class UNetModule(Blockwise):
             pairs = [((below if i == 0 else dim) + skip, dim) for i, skip in enumerate(skips)]
             move = "up" if depth > 0 else "stay"
             self.up_blocks.append(Depth(pairs, dim_emb, value, sizes[depth] in value.attention, move))
-        down, up = ([size in value.attention for size in order for _ in range(count)] for order, count in (
-            (sizes, value.blocks), (sizes[::-1], value.blocks + 1)))  # fmt: skip
-        self.attending = [*down, sizes[-1] in value.attention, *up]  # of the parts that a state passes, in order
+            self.attending += [sizes[depth] in value.attention] * len(pairs)
         self.conv_norm_out = GroupNorm(value.groups, dims[0], eps=EPSILON)
         self.conv_out = _zero(nn.Conv2d(dims[0], shape[0], 3, padding=1))
 
@@ -264,10 +266,18 @@ class UNetModule(Blockwise):
         out: Tensor = self.conv_out(functional.silu(self.conv_norm_out(x)))
         return out.float()
 
+    @property
+    def attends(self) -> bool:
+        """Where it names resolutions."""
+        return any(self.attending)
+
     def _alone(self, cond: Cond | None) -> Iterator[bool]:
-        """Of every part that a state passes, whether its tokens attend to themselves alone."""
-        alone = alone_in(cond, sum(self.attending))
-        before = accumulate(self.attending, initial=0)
+        """Of every part that a state passes, whether its tokens attend to themselves alone.
+
+        The middle one is that of the middle block, or, where that has none, the one in the middle of their order.
+        """
+        count, before = sum(self.attending), list(accumulate(self.attending, initial=0))
+        alone = alone_in(cond, count, before[self.middle] if self.attending[self.middle] else count // 2)
         return iter([attends and number in alone for attends, number in zip(self.attending, before, strict=False)])
 
     def _embed(self, time: Tensor, cond: Cond | None) -> Tensor:

@@ -220,6 +220,7 @@ class Designed:
     distance: float  # and on this one
     guard: Guard
     by: str = "fitted"  # or gits, oss: a grid for the sampler's own steps, and both distances are of these
+    seeds: str = ""  # that chose a published grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -386,7 +386,7 @@ class Dummy:
         self, x: Tensor, level: Level, *, told: Level | Same | None = SAME, cond: Cond | None = None
     ) -> Prediction:
         self.asked += 1
-        return Prediction(torch.zeros_like(x), x)
+        return Prediction(torch.zeros_like(x), x, torch.zeros_like(x))  # with a spread, whether a model has one or not
 
     def denoiser(self, named: NamedWeights) -> Denoiser:
         """Itself, so that what a guide costs is counted."""

@@ -49,7 +49,7 @@ class ResumeFrom(Value):
         return place
 
 
-FEW_STEPS = 1000  # by which no network of images has learned them
+FEW_STEPS = 1000  # of training, by which a network has hardly learned what images look like
 
 
 class TrainConfig(Value):

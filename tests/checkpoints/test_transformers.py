@@ -67,7 +67,9 @@ def opened(model):
     """(our denoiser, what was described)."""
     found = model.describe()
     network = model.load().eval().requires_grad_(False)
-    return NetworkDenoiser(network, found.process, found.target, found.precondition, 1.0), found
+    learned = found.network.learned_variance
+    parts = found.process, found.target, found.precondition
+    return NetworkDenoiser(network, *parts, 1.0, learned_variance=learned), found
 
 
 @pytest.mark.parametrize("entry", [None, "ema", "weights"])

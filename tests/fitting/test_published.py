@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from snrkit.commands.design import published_grid
+from snrkit.diffusion.prediction import Cond, Prediction, Wrapped
 from snrkit.diffusion.process import Edm, Flow
 from snrkit.fitting.design import AtLevels
 from snrkit.fitting.published import gits_costs, gits_path, oss_path
@@ -68,7 +69,7 @@ def test_the_path_of_gits_is_the_least_of_all(steps):
 
 
 def oss_of_one(edge, flow, image, steps):
-    """A transcription of the released search for one image, in its own indices: 0 is clean."""
+    """A transcription of the released search for one image, in its own indices: 0 is clean; from the first level."""
     last = len(flow) - 1
     levels, teacher = edge.levels[::-1], [state[image : image + 1] for state in flow[::-1]]
     came = [[last] * (last + 1) for _ in range(steps + 1)]
@@ -76,7 +77,7 @@ def oss_of_one(edge, flow, image, steps):
     before = [teacher[last]] * (last + 1)
     after = list(before)
     for k in range(steps):
-        for i in reversed(range(1, last + 1)):
+        for i in reversed(range(1, last + 1)) if k else [last]:
             said = edge.denoise(before[i], levels[i])
             for j in reversed(range(i)):
                 x = levels[j].alpha * said.x0 + levels[j].sigma * said.eps
@@ -98,7 +99,8 @@ def test_the_path_of_oss_is_the_median_of_those_of_its_authors(process, batch):
     paths = [sorted(values) for values in zip(*(oss_of_one(edge, flow, n, STEPS) for n in range(10)), strict=True)]
     median = [(values[5] + values[4]) // 2 for values in paths]
     last = len(flow) - 1
-    assert oss_path(edge, flow, STEPS, batch) == tuple(sorted({0, last, *(last - place for place in median[:-1])}))
+    assert median[-1] == last
+    assert oss_path(edge, flow, STEPS, batch) == tuple(sorted({last, *(last - place for place in median)}))
 
 
 @pytest.mark.parametrize("by", ["gits", "oss"])
@@ -109,5 +111,28 @@ def test_a_published_grid_is_a_list_of_levels(by):
     found = [float(level.logsnr) for level in published_grid(given, by).levels(Edm())]
     assert found[0] == pytest.approx(own[0])
     assert found[-1] == float("inf")
-    assert len(found) <= len(own)
-    assert found != pytest.approx(own)
+    assert len(found) == len(own) if by == "gits" else len(found) <= len(own)
+    assert len(found) != len(own) or found != pytest.approx(own)
+
+
+@pytest.mark.parametrize("by", ["gits", "oss"])
+def test_a_published_grid_may_begin_at_pure_noise_and_be_guided(by):
+    """Of a flow, whose first level has no scale of EDM's; by labels, in batches, as it is sampled."""
+    process, answer = Flow(), mixture(Flow(), variance=0.1)
+    other, labels = mixture(Flow(), variance=0.1, seed=11), torch.tensor([0, 1] * 5)
+
+    def denoise(x, level, told=None, cond=None):
+        plain, alike = answer(x, level), other(x, level)
+        rows = (cond.labels == 1).reshape(-1, 1, 1, 1)
+        return Prediction(torch.where(rows, alike.x0, plain.x0), torch.where(rows, alike.eps, plain.eps))
+
+    levels = refined(UniformTime(steps=4).levels(process), process, 2).levels
+    x, guided = start(process, states(3, noises=10), levels[0]), Wrapped(process, denoise)
+    flow = fine_flow(guided, levels, x, Cond(labels)).states
+    edge = AtLevels(guided, levels, Cond(labels), ())
+    find = (lambda batch: oss_path(edge, flow, 3, batch)) if by == "oss" else (
+        lambda batch: gits_path(gits_costs(edge, flow, batch), 3))  # fmt: skip
+    assert find(100) == find(3)
+    assert bool(gits_costs(edge, flow, 3)[0, 1:].isfinite().all())
+    plain = AtLevels(guided, levels, Cond(torch.zeros_like(labels)), ())
+    assert not torch.allclose(gits_costs(plain, flow, 100), gits_costs(edge, flow, 100), equal_nan=True)

@@ -1,15 +1,21 @@
 """ADM's files: our network equals diffusers' own by renaming, and the flags mean what they meant."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError
 from snrkit.checkpoints.adm import AdmModel
+from snrkit.commands.sample import run_sampling
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.prediction import Cond
 from snrkit.diffusion.process import Ddpm
+from snrkit.experiment.experiment import parse_experiment
 from snrkit.networks.adm import AdmUNet
 from snrkit.sampling.grid import Leading, UniformTime
+from tests.small import load_images
 
 diffusers = pytest.importorskip("diffusers")
 SIDE = 8
@@ -118,6 +124,7 @@ def test_outputs_are_those_of_diffusers(kind, tmp_path):
     model = saved(kind, network, tmp_path)
     found = model.describe()
     denoise = NetworkDenoiser(model.load().eval(), found.process, found.target, found.precondition, 1.0)
+    denoise = replace(denoise, learned_variance=found.network.learned_variance)
     x = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([4, 1]) if FLAGS[kind].get("class_cond") else None
     factor = 1000 / found.process.steps if FLAGS[kind].get("rescale_timesteps") else 1
@@ -215,3 +222,28 @@ def test_sizes_are_the_published_ones(settings, side, outputs, millions):
     with torch.device("meta"):
         network = AdmUNet(**settings).make((3, side, side), outputs)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
+
+
+def test_a_learned_variance_is_sampled_with_from_a_file(tmp_path):
+    """By an experiment as users write it, at one evaluation a step; a file that learned none is refused by its keys."""
+    model = saved("adm", theirs("adm"), tmp_path)
+    grid, draws = {"kind": "uniform_time", "steps": 4}, {"kind": "ancestral"}
+    content = {
+        "name": "adm",
+        "data": {"kind": "mixture", "shape": [3, SIDE, SIDE], "count": 60, "components": 5, "holdout": 0.4},
+        "model": model.model_dump(mode="json"),
+        "samplers": {
+            "learned": {"grid": grid, "solver": {**draws, "variance": "learned"}}, "small": {"grid": grid, "solver": draws},
+        },
+        "sample": {"seeds": "0-3", "batch": 4}, "metrics": {"features": "pixels", "ranges": 1},
+    }  # fmt: skip
+    world = World(0, 1, torch.device("cpu"))
+    experiment = parse_experiment(content, "adm")
+    assert {experiment.model.parts.cost(sampler) for sampler in experiment.samplers.values()} == {4}
+    run = run_sampling(experiment, tmp_path / "runs", world, quiet=True)
+    learned, small = (load_images(run.samples(name), range(4)) for name in ("learned", "small"))
+    assert learned.shape == (4, 3, SIDE, SIDE)
+    assert not torch.equal(learned, small)
+    without = saved("old-order", theirs("old-order"), tmp_path).model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"samplers\.learned\.solver \(ancestral\): variance learned needs"):
+        parse_experiment({**content, "model": without}, "adm")

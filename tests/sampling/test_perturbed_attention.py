@@ -7,7 +7,7 @@ from torch.nn import functional
 from snrkit.base.errors import SnrkitError
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser, wrap
 from snrkit.diffusion.prediction import X0, Cond
-from snrkit.diffusion.process import Edm, Flow
+from snrkit.diffusion.process import Edm
 from snrkit.networks import Dit, UNet, make_network
 from snrkit.sampling.corrections import ClassifierFreeGuidance, PerturbedAttention
 from snrkit.sampling.grid import Karras
@@ -18,13 +18,18 @@ from tests.exact import tensor
 from tests.sampling.test_corrections import place_at
 
 SHAPE = (1, 8, 8)
-NETWORKS = {  # with the number of their attention layers
-    "dit": (Dit(dim=24, depth=3, heads=2, classes=3), 3),
-    "dit rotary": (Dit(dim=16, depth=2, heads=2, rotary=True, qk_norm=True), 2),
-    "unet": (UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, attention=(4,), head_channels=8, classes=3), 4),
+NETWORKS = {  # with the number of their attention layers, and of the middle one
+    "dit": (Dit(dim=24, depth=3, heads=2, classes=3), 3, 1),
+    "dit rotary": (Dit(dim=16, depth=2, heads=2, rotary=True, qk_norm=True), 2, 1),
+    "unet": (
+        UNet(channels=8, multipliers=(1, 2), blocks=1, groups=4, attention=(4,), head_channels=8, classes=3),
+        4,
+        1,
+    ),
     "unet of one resolution": (
         UNet(channels=8, multipliers=(1, 2), blocks=2, groups=4, attention=(8,), head_channels=4),
         5,
+        2,
     ),
 }
 
@@ -43,16 +48,16 @@ def asked(network, cond):
     return network(torch.randn(2, *SHAPE), torch.tensor([0.3, 0.8]), cond)
 
 
-@pytest.mark.parametrize(("value", "layers"), NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(("value", "layers", "middle"), NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("which", ["middle", "all"])
-def test_tokens_that_look_at_themselves_alone_are_those_of_a_mask(value, layers, which, monkeypatch):
+def test_tokens_that_look_at_themselves_alone_are_those_of_a_mask(value, layers, middle, which, monkeypatch):
     """By torch's attention with a mask that lets each token see itself, in the layers that are asked for."""
     network, cond = opened(value), Cond(labels=torch.tensor([0, 2]) if value.classes else None)
     whole, plain, calls = asked(network, cond), functional.scaled_dot_product_attention, []
 
     def masked(q, k, v):
         calls.append(q.shape[-2])
-        chosen = range(layers) if which == "all" else [layers // 2]
+        chosen = range(layers) if which == "all" else [middle]
         own = torch.eye(q.shape[-2], dtype=torch.bool) if len(calls) - 1 in chosen else None
         return plain(q, k, v, attn_mask=own)
 
@@ -89,9 +94,19 @@ def test_it_needs_attention_that_can_be_told():
     assert "needs one of snrkit's own networks with attention" in PerturbedAttention().missing(
         Capabilities(True, True, True)
     )
-    assert all(value.conditioning.attends for value, _ in NETWORKS.values())
+    assert all(value.conditioning.attends for value, *_ in NETWORKS.values())
     assert not UNet().conditioning.attends
-    level = Flow().level(tensor(0.0))
-    guided = PerturbedAttention(weight=1.0).wrap(wrap(lambda x, t: x, Flow(), X0()), place_at(level))
-    with pytest.raises(SnrkitError, match="hides its attention"):
-        guided(torch.randn(1, *SHAPE), level)
+    level = Edm().level(tensor(0.0))
+    without = NetworkDenoiser(opened(UNet(channels=8, blocks=1, groups=4)), Edm(), X0(), EdmPrecondition(), 0.5)
+    for denoise in (wrap(lambda x, t: x, Edm(), X0()), without):
+        with pytest.raises(SnrkitError, match="this network has no such part"):
+            PerturbedAttention(weight=1.0).wrap(denoise, place_at(level))(torch.randn(1, *SHAPE), level)
+
+
+def test_the_middle_of_a_u_net_is_its_middle_block():
+    """Where that attends: its values alone are what comes out of its attention."""
+    network, seen = opened(NETWORKS["unet"][0]), []
+    network.mid_block.attentions[0].register_forward_hook(lambda module, given, out: seen.append(given[1]))
+    asked(network, Cond(labels=torch.tensor([0, 2]), alone="middle"))
+    asked(network, Cond(labels=torch.tensor([0, 2])))
+    assert seen == [True, False]

@@ -5,14 +5,15 @@ guidance", arXiv 2403.17377): away from what the network says while its tokens l
 
 so that in those layers softmax(Q K^T/sqrt(d)) V becomes V. It needs neither labels nor dropout in training, and acts
 beside guidance by label on the same p. The paper perturbs layers in the middle of the network, found by trial;
-`layers: middle` takes the middle one of the attention layers, in the order in which a state passes them.
+`layers: middle` takes that of the middle block of a `unet`; where that has none, and in a `dit`, the one in the middle
+of the order in which a state passes them.
 """
 
 from typing import Literal
 
 from pydantic import Field
 
-from snrkit.diffusion.prediction import Denoiser
+from snrkit.diffusion.prediction import Alone, Denoiser
 from snrkit.sampling.corrections.guidance import Guidance, Term, guide, weight_at
 from snrkit.sampling.step import Capabilities, Position
 
@@ -21,7 +22,7 @@ class PerturbedAttention(Guidance):
     """Push the prediction away from that of the network whose attention is the identity in some layers."""
 
     kind: Literal["perturbed_attention"] = "perturbed_attention"
-    layers: Literal["middle", "all"] = Field(
+    layers: Alone = Field(
         default="middle",
         description="attention layers in which tokens look at themselves alone: the middle one, or all",
     )
