@@ -493,6 +493,8 @@ def compare(
     from snrkit.reports.terminal import show_comparison
 
     if dry_run:
+        if json:
+            raise SnrkitError("--dry-run prints sentences; drop --json.")
         print(comparison_plan(experiment))
         return
     with bar(experiment.name):

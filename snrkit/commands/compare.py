@@ -5,6 +5,7 @@ row's difference from its base has a paired t-interval over the ranges, and the 
 of a row's shift and of its base's are compared by resamples that both share.
 """
 
+import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ from snrkit.sampling.grid import scope_of
 from snrkit.sampling.sampler import CompareConfig, Sampler, parse_seeds
 from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
-from snrkit.shift.response import ResponseProbe
+from snrkit.shift.response import RESPONSE_IMAGES, SCALES, ResponseProbe
 
 FORMAT = 4  # of what is kept of a row
 
@@ -72,7 +73,7 @@ class Timed:
 
 
 def announced(experiment: Experiment, rows: Mapping[str, Row]) -> str:
-    """Which rows there are, of them those that nobody asked for, and what they cost before scoring."""
+    """Which rows there are, of them those that nobody asked for, and what they cost before scoring and timing."""
     own, seeds = experiment.samplers, len(parse_seeds(experiment.sample.seeds))
     added = [name for name in rows if name not in own]
     beside = f", beside yours {', '.join(added)} (fewer by compare.solvers)" if added else ""
@@ -80,13 +81,21 @@ def announced(experiment: Experiment, rows: Mapping[str, Row]) -> str:
 
 
 def evaluations(experiment: Experiment, rows: Mapping[str, Row]) -> int:
-    """Of one image each, that all rows take together: sampled, and measured with as many held out and trained on."""
-    images = len(parse_seeds(experiment.sample.seeds)) + 3 * experiment.shift.images
-    return images * sum(row.nfe for row in rows.values())
+    """Of one image each, that rows take together: to sample, and to measure their shifts as `Instrument` does.
+
+    Those are the trajectories of a row, held-out and training images at the levels of every grid, and how the network
+    answers to two scales of states.
+    """
+    sampled, measured = len(parse_seeds(experiment.sample.seeds)), experiment.shift.images
+    walks = (sampled + measured) * sum(row.nfe for row in rows.values())
+    scaled = len(SCALES) * min(RESPONSE_IMAGES, measured) * sum(row.sampler.grid.steps for row in rows.values())
+    grids = {(row.sampler.grid, row.sampler.start): row.sampler.grid.steps for row in rows.values()}
+    return walks + scaled + 2 * measured * sum(grids.values())
 
 
 def comparison_plan(experiment: Experiment) -> str:
     """What `--dry-run` says: every row with its NFE and its base, and what all cost together."""
+    choose(experiment, ())
     rows = comparison_layout(experiment)
     lines = [
         f"{name}: {row.nfe} evaluations per image, {'no base' if row.base is None else f'beside {row.base}'}"
@@ -114,10 +123,10 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     check_untuned(Run(runs / experiment.name), e)
     run = trained_run(runs, e, opened.data.dataset.fingerprint)
     with locked(run), ending("every row so far"):
+        _warn_of_margin(run, e.compare.margin)
         model = open_model_aloud(opened, run)
         write_config(run, e.model_copy(update={"shift": experiment.shift}))
         samples = trajectories(opened, model)
-        log.info(_takes(samples, e, rows))
         found = find_rows(opened, model, rows, quiet)
         times = time_rows(samples, rows, e.compare, measured_seeds(e), quiet)
         record = make_record(e, model, rows, found, times, world)
@@ -125,26 +134,46 @@ def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool 
     return record
 
 
+def _warn_of_margin(run: Run, margin: float | None) -> None:
+    """Say where rows that are there were made before the margin was chosen."""
+    if margin is None or not run.comparison().exists():
+        return
+    before = read_record(Comparison, run.comparison()).margin
+    if before != margin:
+        log.warning(
+            f"compare.margin: {margin:g}, where an earlier comparison of this run had "
+            f"{'none' if before is None else f'{before:g}'}: one that is chosen after scores were seen shows nothing"
+        )
+
+
 def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool) -> dict[str, Kept]:
     """Scores and shifts of every row; what an earlier, interrupted command found is kept where nothing differs."""
     e, samples = opened.experiment, trajectories(opened, model)
     scorer = follow(opening_scorer(opened.setting, e.metrics), not quiet)
     instrument = Instrument(samples, e.shift, measured_seeds(e))
+    made = {name: manifest(samples.sources.names, row.sampler) for name, row in rows.items()}
+    facts = {name: row_facts(e, made[name], scorer.extractor.key) for name in rows}
+    left = {name: row for name, row in rows.items() if not _is_kept(model.run.compared(name), facts[name])}
+    if left:
+        log.info(_takes(samples, e, left))
     found: dict[str, Kept] = {}
     with bar("comparing", len(rows), not quiet, "rows") as progress:
         for index, (name, row) in enumerate(rows.items()):
-            wanted = manifest(samples.sources.names, row.sampler)
-            stored, facts = model.run.compared(name), row_facts(e, wanted, scorer.extractor.key)
+            stored = model.run.compared(name)
             folder = SampleFolder(model.run.compared_samples(name))  # images of snrkit sample are never deleted here
-            fits = stored.exists() and read_record(Kept, stored).facts == facts
-            if not fits or folder.is_damaged(parse_seeds(e.sample.seeds)):
-                make_images(samples, name, folder, row.sampler, differs(folder, wanted), quiet)
-            if not fits:
+            if name in left or folder.is_damaged(parse_seeds(e.sample.seeds)):
+                make_images(samples, name, folder, row.sampler, differs(folder, made[name]), quiet)
+            if name in left:
                 score = score_folder(opened, model.run, name, folder, scorer, model.images, quiet)
-                write_json(stored, to_json(_measured(instrument, row.sampler, facts, score, quiet)))
+                write_json(stored, to_json(_measured(instrument, row.sampler, facts[name], score, quiet)))
             found[name] = read_record(Kept, stored)
             progress.update(index + 1, f"{name}: {newest(found[name].score)}")
     return found
+
+
+def _is_kept(stored: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a row is there as it would be made."""
+    return stored.exists() and read_record(Kept, stored).facts == facts
 
 
 def _measured(
@@ -194,11 +223,12 @@ def differs(folder: SampleFolder, wanted: Mapping[str, Any]) -> bool:
     return stored is not None and any(stored.made.get(key) != value for key, value in wanted.items())
 
 
-def _takes(samples: Trajectories, e: Experiment, rows: Mapping[str, Row]) -> str:
-    """How long the rows may take, of which those that are there already are part."""
+def _takes(samples: Trajectories, e: Experiment, left: Mapping[str, Row]) -> str:
+    """How long the rows that are not there yet may take."""
     seeds = list(parse_seeds(e.sample.seeds))[: e.sample.batch]
-    one = evaluation_seconds(samples, next(iter(rows.values())).sampler, seeds)
-    return f"about {duration(one * evaluations(e, rows))} here, scoring and rows that are there already not counted"
+    one = evaluation_seconds(samples, next(iter(left.values())).sampler, seeds)
+    rows = f"{len(left)} of them {'is' if len(left) == 1 else 'are'} to be made, in"
+    return f"{rows} about {duration(one * evaluations(e, left))} here; scoring and timing are not counted"
 
 
 def time_rows(
@@ -212,6 +242,7 @@ def time_rows(
     timed = Timed(_timed_facts(samples, rows, seeds[: config.timed_images]), ())
     if stored.exists() and (before := read_record(Timed, stored)).facts == timed.facts:
         timed = before
+        log.info(f"timing: {len(timed.seconds)} rounds of before are kept; delete {stored} to time anew")
     if len(timed.seconds) < config.rounds:
         with bar("timing", (config.rounds - len(timed.seconds) + 1) * len(rows), not quiet, "walks") as progress:
             for number, seconds in enumerate(_rounds(samples, rows, seeds[: config.timed_images], progress)):
@@ -228,7 +259,9 @@ def _timed_facts(samples: Trajectories, rows: Mapping[str, Row], seeds: Sequence
     """What times depend on."""
     device = samples.setting.world.device
     return {
+        "machine": [platform.node(), platform.machine(), platform.processor()],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "made_with": provenance(samples.setting.world),
         "compute": samples.setting.compute.model_dump(mode="json"),
         "seeds": fingerprint(repr(list(seeds))),
         "made": {name: manifest(samples.sources.names, row.sampler) for name, row in rows.items()},

@@ -99,8 +99,8 @@ def run_init(
         content, before = _of_model(source, images)
         what, then = f"an experiment on the model {source}", "certify"
     elif images is not None:
-        if out.exists():  # by another pace, which no two measurements share
-            raise _is_there(out)
+        if out.exists():  # whose training was sized by another pace, which no two measurements share
+            raise SnrkitError(f"init: {out} is there already; move it away, or name another file.")
         machine = CPU if device.type == "cpu" else GPU
         machine = machine if minutes is None else replace(machine, hours=minutes / 60, shortest=machine.batch)
         content, before, takes = _of_images(images, device, machine)

@@ -5,7 +5,7 @@ At most KEPT features of each side, and those of at most KEPT_BYTES, are kept fo
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class FeatureSet:
     gaussian: FeatureGaussian
     features: Tensor | None = None  # (n, dim) float32
     logits: Tensor | None = None  # (n, classes) float32
+    floors: dict[int, float | None] = field(default_factory=dict, compare=False, repr=False)
+    """As a reference: the floor of FD by the number of images that were scored against it, once it is known."""
 
 
 def extract(extractor: Extractor, dataset: Dataset, indices: Sequence[int], batch: int, world: World) -> FeatureSet:

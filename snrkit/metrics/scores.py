@@ -162,9 +162,11 @@ def _fd_infinity(pair: Pair) -> Estimate | None:
 
 
 def _fd_floor(pair: Pair) -> float | None:
-    features, found, reference = pair.reference.features, pair.found.gaussian, pair.reference.gaussian
+    features, images, known = pair.reference.features, pair.found.gaussian.count, pair.reference.floors
     assert features is not None
-    return frechet_floor(features, pair.shape, found.count, reference.count)
+    if images not in known:
+        known[images] = frechet_floor(features, pair.shape, images, pair.reference.gaussian.count)
+    return known[images]
 
 
 def _sliced(pair: Pair) -> float | None:
@@ -201,7 +203,7 @@ SCORES: tuple[ScoreDefinition, ...] = (
     ScoreDefinition("fd", "FD", _fd, 4, "lower", inception="FID", packets="FWD"),
     ScoreDefinition(
         "fd_floor", "floor of FD", _fd_floor, 4, "lower", ("reference features",), inception="floor of FID",
-        packets="floor of FWD", of_reference=True,
+        packets="floor of FWD", stands=("scores", "checkpoints", "compare"), of_reference=True,
     ),
     ScoreDefinition(
         "inception_score", "IS", _inception_score, 3, "higher", ("logits",), inception="IS", short="is", stands=MOST

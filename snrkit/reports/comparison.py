@@ -19,7 +19,6 @@ from snrkit.reports.blocks import (
     Verdict,
     cell,
     document,
-    full,
     interval,
     leading,
     pictures,
@@ -37,6 +36,7 @@ from snrkit.sampling.sampler import Sampler
 def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
     """(header, rows) of what snrkit compare found."""
     scores, names, first = score_columns(record), record.names, by_key(record.decided_by)
+    timed = any(row.seconds_per_image is not None for row in record.rows)
     header: Row = (
         *("sampler", "what", "NFE", first.lead(names), *(score.head(names) for score in scores.standing)),
         *(
@@ -46,7 +46,8 @@ def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
             "ln variance ratio (null)",
             "nearest level (null)",
         ),
-        *("ms/image", "overhead", *(score.head(names) for score in scores.others)),
+        *(("ms/image", "overhead") if timed else ()),
+        *(score.head(names) for score in scores.others),
     )
     rows: list[Row] = [
         (
@@ -54,7 +55,7 @@ def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
             *(cell(row.summary.get(score.key), score) for score in scores.standing),
             *(_difference(row, first), _against(row)),
             *(_read(reading) for reading in (row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest)),
-            *times(row),
+            *(times(row) if timed else ()),
             *(cell(row.summary.get(score.key), score) for score in scores.others),
         )
         for row in record.rows
@@ -142,10 +143,10 @@ COMPARISON_GUIDE = (
     "such row of its NFE. The difference is over ranges of equal seeds, with a paired 95 % t-interval; better and "
     "worse mean that the interval clears 0. Ranges share the network and the reference: intervals say nothing of "
     "another training or of other images.",
-    "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Times "
-    "are medians of interleaved batches on this machine; overhead is against the base. Neither what an estimator of "
-    "levels costs nor what statistics on training images cost is in the NFE.",
+    "Norm gap, ln variance ratio and nearest level are means over levels as in the report, each with its null. Neither "
+    "what an estimator of levels costs nor what statistics on training images cost is in the NFE.",
 )
+TIMES_GUIDE = "Times are medians of interleaved batches on one machine; overhead is against the base."
 SHIFT_GUIDE = (
     "The size of a shift is a root mean square over levels, in nats, with its own noise taken out: of the norm gap, "
     "and of ln variance ratio and nearest level less their nulls. From the base to the row; smaller and larger mean "
@@ -168,6 +169,17 @@ def chance(record: Comparison) -> str:
     return " ".join(part for part in (text, record.together, few) if part)
 
 
+def _guides(record: Comparison) -> list[str]:
+    """What is to be said of times and of a margin, where there are any."""
+    found = [TIMES_GUIDE] if any(row.seconds_per_image is not None for row in record.rows) else []
+    if record.margin is not None:
+        found.append(
+            f"Equal within the margin: the whole interval lies within {record.margin:g} of 0, the margin that "
+            "compare.margin states, and holds 0. Each such verdict is one test, not corrected for their number."
+        )
+    return found
+
+
 def comparison_page(run: Run, record: Comparison) -> None:
     """Write compare.md and compare.html."""
     facts = (
@@ -183,8 +195,8 @@ def comparison_page(run: Run, record: Comparison) -> None:
         OnPage([Heading("At a glance"), *_figures(record)]),
         *same_seeds(samples, record.seeds),
         Paragraph(facts),
-        full(Table(*comparison_rows(record), "Samplers compared")),
-        *[Paragraph(text) for text in (*COMPARISON_GUIDE, chance(record))],
+        Table(*comparison_rows(record), "Samplers compared"),
+        *[Paragraph(text) for text in (*COMPARISON_GUIDE, *_guides(record), chance(record))],
         OnPage(differences("How the samplers differ", {row.name: row.definition for row in record.rows})),
         *_section("Size of the shift", SHIFT_GUIDE, Table(*shift_rows(record), "Size of the shift")),
         *_section("Differences of the other scores", DIFFERENCE_GUIDE, Table(*difference_rows(record), "Differences")),

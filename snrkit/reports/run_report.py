@@ -43,7 +43,15 @@ from snrkit.reports.blocks import (
 from snrkit.reports.citing import citation, repeated
 from snrkit.reports.page import page
 from snrkit.reports.records import Tuned
-from snrkit.reports.run_figures import band_figures, differences, glance, of_one_measure, same_seeds, verdict
+from snrkit.reports.run_figures import (
+    band_figures,
+    comparable,
+    differences,
+    glance,
+    of_one_measure,
+    same_seeds,
+    verdict,
+)
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.config import every_probe
 from snrkit.shift.files import ShiftRecord, shift_record, warnings_of
@@ -66,7 +74,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         *band_figures(found.shifts),
         Heading("Samplers"),
         table,
-        *[Paragraph(text) for text in remarks(found, experiment.samplers)],
+        *[Paragraph(text) for text in (*others(found), *remarks(found, experiment.samplers))],
         OnPage(differences("How the samplers differ", definitions)),
         *readings(found),
         *_tuned(run, experiment),
@@ -83,9 +91,10 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
 
 
 GUIDE = (
-    "FD is the Frechet distance between features of samples and of the training split: smaller is nearer. It is called "
-    "FID only when the features are Inception's; compare it only at equal image counts and equal features. Mean over "
-    "disjoint seed ranges, then the smallest and the largest of them. NFE counts network calls per image.",
+    "FD is the Frechet distance between features of samples and of the training split: smaller is nearer; its floor is "
+    "what as many real images score against the same reference. It is called FID only when the features are "
+    "Inception's; compare it only at equal image counts and equal features. Mean over disjoint seed ranges, then the "
+    "smallest and the largest of them. NFE counts network calls per image.",
     "Norm gap: ln of the mean square of predicted noise on the sampler's own states over that on held-out images "
     "noised to the same levels, averaged over levels. Above 0 the network finds more noise in the sampler's states "
     "than in real ones of the same level. Its null is the same of training over held-out images. Variance ratio: "
@@ -109,8 +118,8 @@ SCORES_GUIDE = (
     "most 1,000 images, unbiased and so at times below 0; precision is the share of samples among the training images' "
     "3-nearest-neighbour balls, recall the reverse (metrics.neighborhood, metrics.kid_subsets change both). If asked "
     "for (metrics.more, metrics.decide): FD∞ is FD extrapolated to infinitely many images on both sides, with a 95 % "
-    "interval of the mean over ranges; the floor of FD is what as many real images score against the same reference; "
-    "SW2^2 is the sliced Wasserstein-2 distance, extrapolated likewise. Both can fall below 0. An interval holds the "
+    "interval of the mean over ranges; SW2^2 is the sliced Wasserstein-2 distance, extrapolated likewise. Both can "
+    "fall below 0. An interval holds the "
     "noise of the reference too, which all rows share: compare rows by paired differences."
 )
 
@@ -240,6 +249,14 @@ def warned(found: RunFindings, runs: Mapping[str, tuple[Run, Experiment]]) -> li
 
 def _hardly_trained(run: Run, experiment: Experiment) -> list[str]:
     return experiment.train.few_steps(_trained(run)) if experiment.model.trains else []
+
+
+def others(found: RunFindings) -> list[str]:
+    """Whose scores are by another measure than the first's, and so not set beside them."""
+    alike, _ = comparable(found.metrics)
+    apart = [name for name in found.metrics if name not in alike]
+    text = "Warning: scored on other features, against another reference or of other counts than the first"
+    return [f"{text}: {', '.join(apart)}."] if apart else []
 
 
 def remarks(found: RunFindings, samplers: Mapping[str, Sampler]) -> list[str]:

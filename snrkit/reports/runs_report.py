@@ -17,8 +17,8 @@ from snrkit.experiment.stored import stored_experiment
 from snrkit.reports.blocks import Block, Details, Heading, OnPage, Paragraph, Picture, Table, document, pictures
 from snrkit.reports.citing import citation
 from snrkit.reports.page import page
-from snrkit.reports.run_figures import band_figures, comparable, differences, glance, listed, same_seeds, verdict
-from snrkit.reports.run_report import RunFindings, facts, find, guide, readings, remarks, sampler_table, warned
+from snrkit.reports.run_figures import band_figures, differences, glance, listed, same_seeds, verdict
+from snrkit.reports.run_report import RunFindings, facts, find, guide, others, readings, remarks, sampler_table, warned
 
 T = TypeVar("T")
 Stored = Mapping[str, tuple[Run, Experiment]]  # by the name of the run
@@ -89,7 +89,7 @@ def _blocks(runs: Stored, findings: Mapping[str, RunFindings], base: Path) -> tu
         *band_figures(found.shifts),
         Heading("Samplers"),
         table,
-        *[Paragraph(text) for text in [*_others(found), *remarks(found, samplers)]],
+        *[Paragraph(text) for text in [*others(found), *remarks(found, samplers)]],
         OnPage(differences("How the runs differ", settings)),
         OnPage(differences("How the samplers differ", definitions)),
         *readings(found),
@@ -113,11 +113,3 @@ def _samples(runs: Stored, base: Path) -> list[Block]:
             there = pictures([run.samples(f"{sampler}.png") for sampler in experiment.samplers], base, samples=True)
             found += [replace(b, caption=f"{name}: {b.caption}") if isinstance(b, Picture) else b for b in there]
     return same_seeds(found, seeds)
-
-
-def _others(found: RunFindings) -> list[str]:
-    """Whose scores are on other features or against another reference, and so in no figure."""
-    alike, _ = comparable(found.metrics)
-    apart = [name for name in found.metrics if name not in alike]
-    text = "Warning: scored on other features, against another reference or of other counts than the first"
-    return [f"{text}: {', '.join(apart)}."] if apart else []

@@ -1,6 +1,7 @@
 """`snrkit compare` says what it will do before it does it, times what it is asked to, and warns before it concludes."""
 
 import re
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -48,9 +49,44 @@ def test_what_will_be_done_is_said_with_what_nobody_asked_for(made):
     said = announced(experiment, rows)
     assert said.startswith("3 rows of 50 images, beside yours heun-3 (fewer by compare.solvers): ")
     assert f"{evaluations(experiment, rows):,} evaluations" in said
-    assert evaluations(experiment, rows) == (50 + 3 * experiment.shift.images) * sum(row.nfe for row in rows.values())
     assert said in comparison_plan(experiment)
     assert "dcw: 4 evaluations per image, beside euler" in comparison_plan(experiment)
+
+
+def test_what_is_announced_is_what_the_network_evaluates(made, monkeypatch, tmp_path):
+    """Of all rows, and of those alone that are not there yet."""
+    experiment, runs, _ = made
+    rows, seen, logged = comparison_layout(experiment), [], []
+    monkeypatch.setattr("snrkit.commands.opening._evaluated", lambda network, given, answer: seen.append(len(given[0])))
+    monkeypatch.setattr(compare, "evaluation_seconds", lambda *given: 1.0)
+    monkeypatch.setattr(compare.log, "info", logged.append)
+    shutil.copytree(runs, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/small/compare")
+    run_comparing(experiment, tmp_path / "runs", WORLD, True)
+    assert sum(seen) == evaluations(experiment, rows)
+    assert any(text.startswith("3 of them are to be made") for text in logged)
+    seen.clear()
+    (tmp_path / "runs/small/compare/dcw.json").unlink()
+    run_comparing(experiment, tmp_path / "runs", WORLD, True)
+    assert any(text.startswith("1 of them is to be made") for text in logged)
+    assert sum(seen) == evaluations(experiment, {"dcw": rows["dcw"]}) - 50 * rows["dcw"].nfe  # whose images are there
+    seen.clear()
+    run_comparing(experiment, tmp_path / "runs", WORLD, True)
+    assert not seen
+
+
+def test_a_margin_that_comes_later_is_said_to(made, monkeypatch):
+    """A comparison of the run is there without it."""
+    experiment, runs, _ = made
+    warned = []
+    monkeypatch.setattr(compare.log, "warning", warned.append)
+    later = experiment.model_copy(update={"compare": experiment.compare.model_copy(update={"margin": 1e9})})
+    record = run_comparing(later, runs, WORLD, True)
+    assert "had none: one that is chosen after scores were seen shows nothing" in warned[0]
+    shown = [row.beside.verdict for row in record.rows if row.beside is not None]
+    assert "no difference shown" not in shown
+    assert "1e+09" in (runs / "small/compare.md").read_text()
+    run_comparing(experiment, runs, WORLD, True)
 
 
 def test_what_was_not_timed_has_no_column(made):
@@ -114,4 +150,4 @@ def test_the_page_s_command_makes_it_again(made, monkeypatch):
     page.unlink()
     done = call(*command[1].split(), "-q")
     assert done.returncode == 0, done.stderr
-    assert page.read_text().startswith(before.splitlines()[0])
+    assert [line for line in page.read_text().splitlines() if "ms/image" not in line][:3] == before.splitlines()[:3]

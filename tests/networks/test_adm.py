@@ -233,7 +233,8 @@ def test_a_learned_variance_is_sampled_with_from_a_file(tmp_path):
         "data": {"kind": "mixture", "shape": [3, SIDE, SIDE], "count": 60, "components": 5, "holdout": 0.4},
         "model": model.model_dump(mode="json"),
         "samplers": {
-            "learned": {"grid": grid, "solver": {**draws, "variance": "learned"}}, "small": {"grid": grid, "solver": draws},
+            "learned": {"grid": grid, "solver": {**draws, "variance": "learned"}},
+            "small": {"grid": grid, "solver": draws},
         },
         "sample": {"seeds": "0-3", "batch": 4}, "metrics": {"features": "pixels", "ranges": 1},
     }  # fmt: skip
