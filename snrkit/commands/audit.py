@@ -50,8 +50,12 @@ def run_auditing(what: Path, steps: int | None, tolerance: float, world: World, 
 
 def _here(what: Path) -> Path:
     """Where it lies on this machine; of a whole repository of the Hub its scheduler alone is fetched."""
-    whole = on_hub(what) and not place_of(what).inside
-    return local(Path(f"{what}/scheduler") if whole else what)
+    if not on_hub(what) or place_of(what).inside:
+        return local(what)
+    try:
+        return local(Path(f"{what}/scheduler"))
+    except ConfigError:  # a repository of a scheduler alone
+        return local(Path(f"{what}/{CONFIG}"))
 
 
 def audit_folder(what: Path, steps: int, tolerance: float) -> Audited:

@@ -31,7 +31,7 @@ COVERS = {  # by device: what a measured peak is of
     "cpu": "by which this process grew: all that is estimated, code and workspace of libraries, memory not yet reused",
     "cuda": "of torch's allocator: all that is estimated, and workspace of libraries; the CUDA context not counted",
 }
-TRIED = 16  # images of a step by which the pace is known
+TRIED = {"cpu": 16, "cuda": 256}  # images of a step, at most, by which the pace is known
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
@@ -108,13 +108,14 @@ def _in_each(activations: Mapping[str, int]) -> str:
 
 def _paced(training: TrainedHere, setting: Setting) -> str:
     """How long training takes, by the pace of a few steps on a part of a batch."""
-    shape, device = setting.data.dataset.shape, setting.world.device
-    tried, takes = min(TRIED, training.train.batch), setting.parts.network.conditioning
-    network = open_network(training, setting).to(device)
+    shape, device, train = setting.data.dataset.shape, setting.world.device, training.train
+    tried = min(TRIED.get(device.type, TRIED["cuda"]), train.batch // (train.accumulate * setting.world.size))
+    network, takes = open_network(training, setting).to(device), setting.parts.network.conditioning
     pace = training_pace(network, shape, tried, device, takes, AUTOCAST[setting.compute.precision])
-    took = duration(training.train.images / (pace * setting.world.size))
+    took = duration(train.images / (pace * setting.world.size))
     return (
-        f"{training.train.images:,} images take about {took} by {pace:,.0f} images/s, of steps on {tried} images here"
+        f"{train.images:,} images take about {took} by {pace:,.0f} images/s forward and backward, of {tried} at a time "
+        "here; optimizer, averages and what compiling gains are not counted"
     )
 
 

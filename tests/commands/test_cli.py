@@ -180,7 +180,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     printed = snrkit(tmp_path, "train", "--dry-run", "--show-config").stdout
     short = snrkit(tmp_path, "train", "--dry-run").stdout
     assert written(tmp_path) == before
-    paced = re.compile(r"1,920 images take about \d+\.\d s by [\d,]+ images/s, of steps on 16 images here")
+    paced = re.compile(r"1,920 images take about \d+\.\d s by [\d,]+ images/s forward and backward, of 16 at a time")
     assert paced.search(printed)
     assert "30 steps of training are a trial of the commands" in short
     said = [f"# {line}" for line in short.splitlines()[:-2] if not paced.match(line)]

@@ -156,6 +156,8 @@ def test_a_scheduler_of_the_hub_is_audited_without_its_weights(tmp_path, remote,
     assert done.returncode == 0, done.stderr
     assert "every level told is that of the state" in done.stdout
     assert not list((tmp_path / "hub-cache").rglob("*.safetensors"))
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "hub/models/me/alone")
+    assert call("audit", "hf:me/alone", "--steps", "4", "--device", "cpu").returncode == 0
 
 
 def put(folder, files):
