@@ -34,3 +34,4 @@ for model in ${@:-edm-0 flow ddpm edm-1 edm-2 cifar10}; do
   fi
 done
 python $here/tables.py > $here/tables.md
+python $here/verdicts.py > $here/verdicts.md
