@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 USERS := examples/from_python.py tests/typed_surface.py  # read as a user's scripts, without plugins
 
-.PHONY: docs demo corrections-study training-study spectral-study fitted-study test faults check bench gpu-check format clean
+.PHONY: docs demo corrections-study training-study spectral-study fitted-study rivals-study test faults check bench gpu-check format clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'snrkit needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11')"
@@ -28,6 +28,9 @@ training-study: .venv/installed
 
 fitted-study: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/fitted/run.sh
+
+rivals-study: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/rivals/run.sh
 
 spectral-study: .venv/installed-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/spectral/run.sh
