@@ -35,7 +35,7 @@ _NAMES = {  # by the module where they live
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",
     "sampling.solvers": "AnalyticDpm Ancestral Churn Deis Dpm2 Dpmpp2m Dpmpp2mSde Dpmpp2sAncestral Dpmpp3m Dpmpp3mSde "
-    "DpmppSde Euler Fitted Heun Ipndm IpndmV Unipc",
+    "DpmppSde Euler Fitted Heun Ipndm IpndmV SaSolver Unipc",
     "sampling.step": "Correction Solver Step",
     "shift.any_denoiser": "measure",
     "shift.audit": "audit",

@@ -76,6 +76,7 @@ from snrkit.sampling.solvers import Fitted as Fitted
 from snrkit.sampling.solvers import Heun as Heun
 from snrkit.sampling.solvers import Ipndm as Ipndm
 from snrkit.sampling.solvers import IpndmV as IpndmV
+from snrkit.sampling.solvers import SaSolver as SaSolver
 from snrkit.sampling.solvers import Unipc as Unipc
 from snrkit.sampling.step import Correction as Correction
 from snrkit.sampling.step import Solver as Solver

@@ -38,6 +38,7 @@ from snrkit.sampling.solvers import (
     Heun,
     Ipndm,
     IpndmV,
+    SaSolver,
     Unipc,
 )
 from snrkit.sampling.step import Capabilities, ForwardStatistics, Position, no_fit
@@ -64,7 +65,9 @@ DETERMINISTIC = {
     "deis": Deis(k=2), "deis logsnr": Deis(k=2, variable="logsnr"), "deis logsnr 4": Deis(k=4, variable="logsnr"),
     "dpmpp_2m_sde 0": Dpmpp2mSde(eta=0), "dpmpp_3m_sde 0": Dpmpp3mSde(eta=0),
     "dpmpp_3m_sde 0 published": Dpmpp3mSde(eta=0, published=True),
-    "dpmpp_2s_ancestral 0": Dpmpp2sAncestral(eta=0), "dpmpp_sde 0": DpmppSde(eta=0),
+    "dpmpp_2s_ancestral 0": Dpmpp2sAncestral(eta=0), "dpmpp_sde 0": DpmppSde(eta=0), "sa_solver 0": SaSolver(eta=0),
+    "sa_solver 0 predictor": SaSolver(eta=0, predictor=2, corrector=0),
+    "sa_solver 0 corrector 2": SaSolver(eta=0, predictor=1, corrector=2),
 }  # fmt: skip
 STOCHASTIC = {
     "ancestral": Ancestral(eta=1.0), "ancestral large": Ancestral(variance="large"),
@@ -73,6 +76,7 @@ STOCHASTIC = {
     "dpmpp_sde": DpmppSde(), "dpmpp_sde 0.5": DpmppSde(eta=0.5),
     "dpmpp_2m_sde": Dpmpp2mSde(), "dpmpp_2m_sde 2": Dpmpp2mSde(eta=2),
     "dpmpp_3m_sde": Dpmpp3mSde(), "dpmpp_3m_sde published": Dpmpp3mSde(published=True),
+    "sa_solver": SaSolver(), "sa_solver 0.5": SaSolver(eta=0.5, predictor=2, corrector=2),
 }  # fmt: skip
 ALL = DETERMINISTIC | STOCHASTIC
 FIRST = {type(solver): name for name, solver in reversed((STOCHASTIC | DETERMINISTIC).items())}

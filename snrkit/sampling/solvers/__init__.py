@@ -15,6 +15,7 @@ from snrkit.sampling.solvers.euler import Euler
 from snrkit.sampling.solvers.fitted import Fitted
 from snrkit.sampling.solvers.heun import Heun
 from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
+from snrkit.sampling.solvers.sa_solver import SaSolver
 from snrkit.sampling.solvers.unipc import Unipc
 
 AnySolver = Annotated[
@@ -30,6 +31,7 @@ AnySolver = Annotated[
     | DpmppSde
     | Dpmpp2mSde
     | Dpmpp3mSde
+    | SaSolver
     | Unipc
     | Ipndm
     | IpndmV
@@ -56,5 +58,6 @@ __all__ = [
     "Heun",
     "Ipndm",
     "IpndmV",
+    "SaSolver",
     "Unipc",
 ]

@@ -25,7 +25,7 @@ from snrkit.sampling.solvers.multistep import Past, remember
 from snrkit.sampling.step import Call, Memory, Noise, Position
 
 
-class _Sde(Value):
+class Sde(Value):
     """What both share: Euler's step of the SDE, and its noise."""
 
     eta: float = Field(
@@ -53,7 +53,7 @@ class _Sde(Value):
         return recompose(prediction, kept(there, fresh)) + added(there, fresh, self.s_noise, noise(prediction.x0))
 
 
-class Dpmpp2mSde(_Sde):
+class Dpmpp2mSde(Sde):
     """Order 2, one evaluation per step; first order in the first step and into the clean level.
 
     Memory: (x0 of the last step, its logsnr).
@@ -77,7 +77,7 @@ class Dpmpp2mSde(_Sde):
         return x_next, (Call(position.here, prediction),), (prediction.x0, position.here.logsnr)
 
 
-class Dpmpp3mSde(_Sde):
+class Dpmpp3mSde(Sde):
     """Order 3 with eta 0, 2 with noise, one evaluation per step; less in the first two and into the clean level.
 
     Predictions of the past do not know of the noise since, so that no more of them gives a higher order with noise.
