@@ -76,7 +76,7 @@ STOCHASTIC = {
     "dpmpp_sde": DpmppSde(), "dpmpp_sde 0.5": DpmppSde(eta=0.5),
     "dpmpp_2m_sde": Dpmpp2mSde(), "dpmpp_2m_sde 2": Dpmpp2mSde(eta=2),
     "dpmpp_3m_sde": Dpmpp3mSde(), "dpmpp_3m_sde published": Dpmpp3mSde(published=True),
-    "sa_solver": SaSolver(), "sa_solver 0.5": SaSolver(eta=0.5, predictor=2, corrector=2),
+    "sa_solver": SaSolver(), "sa_solver 0.5": SaSolver(eta=0.5, predictor=1, corrector=2),
 }  # fmt: skip
 ALL = DETERMINISTIC | STOCHASTIC
 FIRST = {type(solver): name for name, solver in reversed((STOCHASTIC | DETERMINISTIC).items())}
