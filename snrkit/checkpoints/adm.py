@@ -157,11 +157,9 @@ class AdmModel(Value):
         """Our network with the file's weights."""
         value, weights = self.architecture(), weights_in(self.path, None)
         try:
-            network = with_weights(value, weights)
+            return with_weights(value, weights)
         except SnrkitError as error:
             raise ConfigError(f"model.path: {self.path} holds other weights than the flags say ({error}).") from None
-        network.tells_spread = self.learn_sigma
-        return network
 
     def architecture(self) -> Adapted:
         """By the flags, dropout included."""

@@ -20,7 +20,7 @@ from snrkit.checkpoints.torch_files import weights_in
 from snrkit.diffusion.denoiser import NoPrecondition
 from snrkit.diffusion.prediction import Eps, FlowVelocity
 from snrkit.diffusion.process import Ddpm, Flow
-from snrkit.networks.adapted import Adapted, AdaptedModule, LinearClock
+from snrkit.networks.adapted import Adapted, LinearClock
 from snrkit.networks.dit import Dit, DitModule
 from snrkit.networks.foreign import Foreign
 
@@ -58,10 +58,7 @@ class DitModel(TransformerFile):
 
     def load(self) -> nn.Module:
         """Our network with the file's weights."""
-        value = self.architecture()
-        network = _opened(self, value)
-        network.tells_spread = value.outputs == 2 * value.shape[0]
-        return network
+        return _opened(self, self.architecture())
 
     def architecture(self) -> Adapted:
         """By the shapes of the weights."""
@@ -94,7 +91,7 @@ def _described(model: TransformerFile) -> tuple[Foreign, bool]:
     return Foreign(shape=shape, classes=value.classes, null_label=True, attends=True), outputs == 2 * shape[0]
 
 
-def _opened(model: TransformerFile, value: Adapted) -> AdaptedModule:
+def _opened(model: TransformerFile, value: Adapted) -> nn.Module:
     """The network, with the file's own positions."""
     weights = weights_in(model.path, model.entry)
     positions = weights["pos_embed"]

@@ -18,6 +18,7 @@ from snrkit.experiment.experiment import ComputeConfig, Experiment
 from snrkit.experiment.images import OpenedData, opening_data
 from snrkit.experiment.models import Origin, Parts, TrainedHere, Weights
 from snrkit.experiment.run import Run
+from snrkit.networks.adapted import AdaptedModule
 from snrkit.networks.compiling import compiled
 from snrkit.sampling.sampler import Sampler, parse_seeds
 from snrkit.training.config import TrainConfig
@@ -241,6 +242,9 @@ def open_weights(
     compute, parts = setting.compute, trained.model.parts
     found = trained.model.find(run, images, average)
     network = trained.model.load(run, found, setting.data.dataset.shape, trained.seed)
+    if parts.capabilities.spread:
+        assert isinstance(network, AdaptedModule)
+        network.tells_spread = True
     memory = torch.channels_last if compute.channels_last else torch.preserve_format
     network = network.to(device=setting.world.device).to(memory_format=memory).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(

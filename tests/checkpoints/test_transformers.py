@@ -67,7 +67,7 @@ def opened(model):
     """(our denoiser, what was described)."""
     found = model.describe()
     network = model.load().eval().requires_grad_(False)
-    learned = found.network.learned_variance
+    learned = network.tells_spread = found.network.learned_variance
     parts = found.process, found.target, found.precondition
     return NetworkDenoiser(network, *parts, 1.0, learned_variance=learned), found
 

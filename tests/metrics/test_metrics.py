@@ -113,7 +113,12 @@ def test_scores_order_real_noisy_and_wrong_images(digits):
     dataset, parts = digits
     config = MetricsConfig(features="classifier")
     extractor = make_extractor(config, dataset, parts, WORLD.device)
-    assert list(titles_on(extractor.name).values())[:3] == ["FD-digits", "IS-digits", "KID-digits"]
+    assert list(titles_on(extractor.name).values())[:4] == [
+        "FD-digits",
+        "floor of FD-digits",
+        "IS-digits",
+        "KID-digits",
+    ]
     reference = reference_features(extractor, dataset, parts.train, 256, WORLD)
     real = dataset.pixels(parts.train[:600]).float()
     noisy = (real + 60 * torch.randn(real.shape)).clamp(0, 255)

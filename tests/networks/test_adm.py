@@ -124,6 +124,7 @@ def test_outputs_are_those_of_diffusers(kind, tmp_path):
     model = saved(kind, network, tmp_path)
     found = model.describe()
     denoise = NetworkDenoiser(model.load().eval(), found.process, found.target, found.precondition, 1.0)
+    denoise.network.tells_spread = found.network.learned_variance
     denoise = replace(denoise, learned_variance=found.network.learned_variance)
     x = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([4, 1]) if FLAGS[kind].get("class_cond") else None
