@@ -22,7 +22,7 @@ from snrkit.commands.naming import (
     sampler_names,
     setting_keys,
 )
-from snrkit.commands.progress import EVERY, ask, bar, hear
+from snrkit.commands.progress import EVERY, ask, bar, hear, loading
 
 if TYPE_CHECKING:
     from snrkit.base.distributed import World
@@ -534,12 +534,11 @@ def eval_fid(
         raise SnrkitError("--sampler and --checkpoints choose within an experiment; they need --config FILE.")
     if config is not None and root is not None:
         raise SnrkitError("eval-fid: --root has no effect on an experiment; say data.root there.")
-    from snrkit.reports.terminal import show_curves, show_pair, show_scores
-
     if config is not None:
-        from snrkit.commands.eval_fid import run_curves, run_scoring
-
         experiment, world = _begin(config, settings, device)
+        from snrkit.commands.eval_fid import run_curves, run_scoring
+        from snrkit.reports.terminal import show_curves, show_scores
+
         if checkpoints is None:
             with bar(experiment.name):
                 found = run_scoring(experiment, runs, world, sampler or (), quiet)
@@ -551,7 +550,7 @@ def eval_fid(
         then = _command("report", config, settings, runs)
         _made("scores", runs / experiment.name / "metrics", then, json, world)
         return
-    _pair(images or [], settings, root, device, json, show_pair)
+    _pair(images or [], settings, root, device, json)
 
 
 @app.command(epilog="Example: snrkit analyze mine.yaml --spectrum")
@@ -877,7 +876,7 @@ def validate(
     verbose: VerboseOption = False,
 ) -> None:
     """Check experiment files and print all their faults."""
-    with bar("starting"):
+    with loading("starting"):
         from snrkit.commands.sweep import check_file
         from snrkit.commands.validate import images_of
 
@@ -905,7 +904,7 @@ def schema(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
 
 
 def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
-    with bar(f"reading {config}"):
+    with loading(f"reading {config}"):
         from snrkit.experiment.experiment import load_experiment
 
         return load_experiment(config, settings or ())
@@ -917,7 +916,7 @@ def _check_shown(show_config: bool, dry_run: bool) -> None:
 
 
 def _open_world(device: str) -> "World":
-    with bar("starting torch"):
+    with loading("starting torch"):
         from snrkit.base.distributed import open_world
 
         import_module("snrkit.reports.terminal")  # with most of what commands import, which takes a second
@@ -963,20 +962,19 @@ def _show(records: Any, as_json: bool, world: "World", show: Any) -> None:
         print(json.dumps(to_json(records), indent=1)) if as_json else show(records)
 
 
-def _pair(
-    images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool, show: Any
-) -> None:
-    from snrkit.commands.eval_fid import score_pair
-    from snrkit.experiment.experiment import parse_metrics
-
+def _pair(images: Sequence[str], settings: Sequence[str] | None, root: Path | None, device: str, as_json: bool) -> None:
     if len(images) != 2:
         raise SnrkitError(
             f"eval-fid compares two sets of images, and {len(images)} was given: eval-fid IMAGES REFERENCE."
         )
     world = _open_world(device)
+    from snrkit.commands.eval_fid import score_pair
+    from snrkit.experiment.experiment import parse_metrics
+    from snrkit.reports.terminal import show_pair
+
     with bar(f"{images[0]} against {images[1]}"):
         found = score_pair(images[0], images[1], parse_metrics(settings or ()), root, world)
-    _show(found, as_json, world, show)
+    _show(found, as_json, world, show_pair)
 
 
 if __name__ == "__main__":

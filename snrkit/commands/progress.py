@@ -33,6 +33,7 @@ EVALUATIONS = "evaluations"  # of the network, one for each image that it is sho
 READINGS = "images read"
 COUNTED = (EVALUATIONS, READINGS)
 OFTEN = 0.1  # seconds between two updates of what is shown
+LOOKED = 0.1  # seconds between two looks at what is imported
 DRAWN = 4  # times a second that bars are drawn
 WINDOW = 30.0  # seconds that a rate is taken over
 BRIEF = 2.0  # seconds, below which nothing is left of a bar
@@ -348,6 +349,25 @@ def bar(what: str, total: int | None = None, shown: bool = True, unit: str = "im
         display.end(made)
         if display is not NOWHERE:
             log.debug("%s: %s", what, made.told(_now.settings.clock()))
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """A bar while modules are imported, which says how many there are: those of torch take seconds."""
+    over = threading.Event()
+    with bar(what, unit="modules") as shown:
+
+        def watch() -> None:
+            while not over.wait(LOOKED):
+                shown.update(len(sys.modules))
+
+        watching = threading.Thread(target=watch, name="snrkit-loading", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
 
 
 def count(unit: str, number: int) -> None:

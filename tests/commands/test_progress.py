@@ -5,6 +5,9 @@ import json
 import logging
 import os
 import re
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from typer.main import get_command
 from snrkit.base.gradual import Done, finished
 from snrkit.commands import progress
 from snrkit.commands.cli import app
-from snrkit.commands.progress import EVALUATIONS, READINGS, Bars, Lines, Settings, bar, count, follow, shown_as
+from snrkit.commands.progress import EVALUATIONS, READINGS, Bars, Lines, Settings, bar, count, follow, loading, shown_as
 from snrkit.data.dataset import memory_dataset, opening, split
 from snrkit.data.files import Folder
 from snrkit.metrics import classifier
@@ -197,6 +200,16 @@ def test_measuring_and_scoring_move_bars_within_a_sampler(trained, seen):
     assert max(seen.counts["features, range 2 of 2"]) == seen.totals["features, range 2 of 2"] == 16
     for what in ("states", "measuring shift", "scoring"):
         assert seen.counts[what][-1] == seen.totals[what], what
+
+
+def test_modules_are_counted_while_they_are_imported(seen):
+    """By a thread that ends with the bar: what takes seconds before there is any work is no silence."""
+    with loading("starting"):
+        while not any(seen.counts["starting"]):
+            time.sleep(0.01)
+        assert "snrkit-loading" in {thread.name for thread in threading.enumerate()}
+    assert 100 < max(seen.counts["starting"]) <= len(sys.modules)
+    assert "snrkit-loading" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_results_are_the_same_bits_with_progress_and_without(trained, seen, monkeypatch):
