@@ -11,7 +11,7 @@ from snrkit.base.records import to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import bar, follow, log
+from snrkit.commands.progress import bar, follow, loading, log
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
@@ -60,7 +60,7 @@ def run_measuring(
                 measurement = follow(instrument.measuring(sampler), not quiet)
                 progress.update(index + 1, f"{name}: norm gap {measurement.shift.mean_norm_gap.value:+.4f}")
                 records[name] = _record(run, _facts(instrument, name, sampler), measurement)
-                with bar(f"drawing {name}", shown=not quiet):
+                with loading(f"drawing {name}", not quiet):  # the first time by what draws
                     _write(run, e.name, records[name], measurement)
                 loggers.shift(records[name])
     return records

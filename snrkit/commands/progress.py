@@ -352,14 +352,14 @@ def bar(what: str, total: int | None = None, shown: bool = True, unit: str = "im
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, shown: bool = True) -> Iterator[None]:
     """A bar while modules are imported, which says how many there are: those of torch take seconds."""
     over = threading.Event()
-    with bar(what, unit="modules") as shown:
+    with bar(what, unit="modules", shown=shown) as here:
 
         def watch() -> None:
             while not over.wait(LOOKED):
-                shown.update(len(sys.modules))
+                here.update(len(sys.modules))
 
         watching = threading.Thread(target=watch, name="snrkit-loading", daemon=True)
         watching.start()
