@@ -238,14 +238,14 @@ def time_rows(
 
     Rounds that an interrupted command has finished are kept. Empty where `compare.rounds` is 0.
     """
-    stored = samples.model.run.compared_times
-    timed = Timed(_timed_facts(samples, rows, seeds[: config.timed_images]), ())
+    stored, seeds = samples.model.run.compared_times, seeds[: config.timed_images]
+    timed = Timed(_timed_facts(samples, rows, seeds), ())
     if stored.exists() and (before := read_record(Timed, stored)).facts == timed.facts:
         timed = before
         log.info(f"timing: {len(timed.seconds)} rounds of before are kept; delete {stored} to time anew")
     if len(timed.seconds) < config.rounds:
         with bar("timing", (config.rounds - len(timed.seconds) + 1) * len(rows), not quiet, "walks") as progress:
-            for number, seconds in enumerate(_rounds(samples, rows, seeds[: config.timed_images], progress)):
+            for number, seconds in enumerate(_rounds(samples, rows, seeds, progress)):
                 if number:
                     timed = Timed(timed.facts, (*timed.seconds, seconds))
                     write_json(stored, to_json(timed))
@@ -296,15 +296,7 @@ def make_record(
     world: World,
 ) -> Comparison:
     """The table: rows by NFE and then in the order of the file."""
-    first = next(iter(found.values())).score
-    beside = {}
-    for name, row in rows.items():
-        if row.base is not None:
-            scopes = {scope_of(each.grid, e.model.parts.levels) for each in (row.sampler, rows[row.base].sampler)}
-            overhead = times[name] / times[row.base] - 1 if times else None
-            beside[name] = set_beside(
-                found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence, e.compare.margin
-            )
+    first, beside = next(iter(found.values())).score, _beside_bases(e, rows, found, times)
     return Comparison(
         rows=tuple(
             table_row(name, row, found[name], times.get(name), beside.get(name))
@@ -329,6 +321,21 @@ def make_record(
         decided_by=first.decided_by,
         margin=e.compare.margin,
     )
+
+
+def _beside_bases(
+    e: Experiment, rows: Mapping[str, Row], found: Mapping[str, Kept], times: Mapping[str, float]
+) -> dict[str, Beside]:
+    """Every row that has a base, beside it."""
+    beside = {}
+    for name, row in rows.items():
+        if row.base is not None:
+            scopes = {scope_of(each.grid, e.model.parts.levels) for each in (row.sampler, rows[row.base].sampler)}
+            overhead = times[name] / times[row.base] - 1 if times else None
+            beside[name] = set_beside(
+                found[name], found[row.base], len(scopes) == 1, overhead, e.shift.confidence, e.compare.margin
+            )
+    return beside
 
 
 def table_row(name: str, row: Row, kept: Kept, seconds: float | None, beside: Beside | None) -> ComparisonRow:
