@@ -244,6 +244,11 @@ class TrainedHere(Value):
             yield "train.augment: latents of a changed image are no changed latents; drop it"
         if isinstance(train.perturb, MixFlow) and not isinstance(self.process, Flow):
             yield f"train.perturb: mixflow is about the straight line of flow matching, not {self.process.kind}"
+        if train.pairing is not None and (takes.classes or takes.scalars):
+            yield (
+                f"train.pairing: {train.pairing.kind} makes noise depend on what the network is told of an image "
+                "(labels, scalars), and sampling does not; drop it, or what is told"
+            )
         names = [value.name for value in train.averages]
         if len(set(names)) < len(names):
             yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"

@@ -51,6 +51,15 @@ class _Loader(yaml.SafeLoader):
 
     count = depth = 0
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        if (
+            yaml.__with_libyaml__
+        ):  # as PyPI's wheels and distributions have it: the same events, in an eighth of the time
+            events = yaml.CSafeLoader(text)
+            for name in ("check_event", "get_event", "peek_event"):
+                setattr(self, name, getattr(events, name))
+
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         _check_size(*_weigh(node, {}))

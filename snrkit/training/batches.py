@@ -68,7 +68,10 @@ class MicroBatch:
 
 
 def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
-    """The micro-batch of these draws and the pixels (n, C, H, W) of their images. Waits for no device."""
+    """The micro-batch of these draws and the pixels (n, C, H, W) of their images.
+
+    Waits for no device, unless a pairing reads the images back.
+    """
     device, config, dataset = task.world.device, task.config, task.dataset
     memory = torch.channels_last if task.channels_last else torch.preserve_format
     images = task.images(draws)
@@ -76,11 +79,12 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     labels = None
     if dataset.labels is not None:
         labels = dataset.labels[images].masked_fill(draws.label_drop < config.label_dropout, -1)
+    noise = draws.noise if config.pairing is None else config.pairing.paired(x0, draws.noise, config.slice)
     return MicroBatch(
         draws,
         images,
         x0.to(memory_format=memory),
-        send(draws.noise, device).to(memory_format=memory),
+        send(noise, device).to(memory_format=memory),
         Cond(
             None if labels is None else send(labels, device),
             task.told(images, draws.scalars),

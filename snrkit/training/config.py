@@ -12,6 +12,7 @@ from snrkit.data.augment import EdmAugment
 from snrkit.training.adaptive import Balance, Importance, Uncertainty
 from snrkit.training.clipping import AnyClip, GlobalNorm
 from snrkit.training.ema import AnyAveraging, HalfLife
+from snrkit.training.pairing import MinibatchOt
 from snrkit.training.perturb import AnyPerturbation
 
 
@@ -102,6 +103,11 @@ class TrainConfig(Value):
         default=None,
         description="training pairs that are wrong on purpose, as states are while sampling; default: none",
     )
+    pairing: MinibatchOt | None = Field(
+        default=None,
+        description="which noise an image is mixed with: minibatch_ot exchanges noise within each `slice` images; "
+        "default: independent noise",
+    )
     importance: Importance | None = Field(
         default=None, description="learn where to look, while the objective stays; default: do not"
     )
@@ -162,17 +168,22 @@ class TrainConfig(Value):
                 f"train.warmup: the learning rate rises over {self.warmup:,} of {self.images:,} images; shorten the "
                 "warmup with the training"
             )
-        return [*found, *self.few_steps(self.images)]
+        return [*found, *self.cautions(self.images)]
 
-    def few_steps(self, images: int) -> list[str]:
-        """What to know of a network that was shown so many images and none before; nothing where they are many."""
-        steps = images // self.batch
-        if steps >= FEW_STEPS or self.resume_from is not None:
-            return []
-        return [
-            f"{steps:,} steps of training are a trial of the commands: a network has hardly learned by then, and what "
-            "is found of it holds for no other"
-        ]
+    def cautions(self, images: int) -> list[str]:
+        """What to know before what is measured of a network that was trained so, on so many images, is believed."""
+        steps, found = images // self.batch, []
+        if steps < FEW_STEPS and self.resume_from is None:
+            found.append(
+                f"{steps:,} steps of training are a trial of the commands: a network has hardly learned by then, and "
+                "what is found of it holds for no other"
+            )
+        if self.pairing is not None:
+            found.append(
+                f"train.pairing: {self.pairing.kind} mixed images with noise that depends on them, while hold-out "
+                "losses and the states that shifts are measured beside have independent noise"
+            )
+        return found
 
     def lr_at(self, images: int) -> float:
         """The learning rate of the step that starts after `images` images."""

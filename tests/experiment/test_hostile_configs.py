@@ -306,6 +306,25 @@ def test_names_are_read_as_they_are_written(tmp_path):
     assert load_experiment(tmp_path / "x.yaml").name == "small"
 
 
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+def test_libyaml_and_pyyaml_read_the_same(monkeypatch):
+    """The configs of the repository, and what strangers write, with libyaml's events and with PyYAML's own."""
+    own = [path.read_text() for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))]
+    texts = [*own, *(text for text in TEXTS.values() if isinstance(text, str) and len(text) < 10_000)]
+
+    def read_values(text):
+        try:
+            return repr(plain_values(text))
+        except ValueError:
+            return ValueError
+
+    fast = [read_values(text) for text in texts]
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    assert fast == [read_values(text) for text in texts]
+    assert ValueError in fast
+    assert ValueError not in fast[: len(own)]
+
+
 def test_a_base_may_lie_anywhere(tmp_path):
     """For a user's own file: beside, above, or by its whole path."""
     (tmp_path / "a").mkdir()
