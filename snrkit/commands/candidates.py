@@ -20,6 +20,7 @@ from snrkit.commands.knobs import coefficients, with_values
 from snrkit.commands.tune_flow import fit_table, nearest_to_flow
 from snrkit.data.dataset import fingerprint
 from snrkit.diffusion.process import Process
+from snrkit.experiment.certificate import AS_IT_IS
 from snrkit.experiment.flows import FirstStates
 from snrkit.sampling.corrections import AnyCorrection, Dcw, EpsilonScaling, Gain
 from snrkit.sampling.corrections.dcw import Table
@@ -90,7 +91,7 @@ class Candidates:
 
     def every(self) -> Iterator[Candidate]:
         """In order."""
-        yield Candidate("as-it-is", self.given, partial(Made, self.given))
+        yield Candidate(AS_IT_IS, self.given, partial(Made, self.given))
         if self.plain != self.given:
             yield Candidate("without-corrections", self.plain, partial(Made, self.plain))
         yield from self._fitted()

@@ -1,9 +1,10 @@
 """`snrkit certify`: does a sampler of this model suffer, and what should be done? One answer, confirmed once.
 
 What is tried (candidates.py) is fitted on some first states and chosen on others, by its distance to the flow.
-One winner is confirmed beside the sampler as it is: by the guard on first states that chose nothing, and by the score
-that decides on seeds that tuned nothing. The rule is RULE, whatever the numbers are. Everything that was tried is kept,
-so that the same command goes on where it stopped.
+One winner is confirmed beside the sampler as it is: by the guard on first states on which no candidate was chosen, and
+by the score that decides on seeds that tuned nothing. The rule is RULE, whatever the numbers are. Everything that was
+tried is kept, so that the same command goes on where it stopped; a certificate counts the winners that its first states
+and seeds were asked about.
 """
 
 import shlex
@@ -34,7 +35,7 @@ from snrkit.commands.tune_flow import FlowTools, check_disjoint, follow_flow, tu
 from snrkit.data.representation import PIXELS
 from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.diffusion.level import ROUNDING_VARIANCE
-from snrkit.experiment.certificate import Advice, Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
+from snrkit.experiment.certificate import AS_IT_IS, Advice, Certificate, Recipe, ScoreChange, ShiftSplit, TriedCandidate
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.fits import FitOf, StoredFit, WithFit
 from snrkit.experiment.flows import FirstStates, blank, check_flows_fit, first_states
@@ -59,9 +60,10 @@ ROUNDING = ROUNDING_VARIANCE**0.5
 RANGES = 5  # of seeds, at least: with fewer an interval hardly shows what is worse
 RULE = (
     "The recipe is used if the sampler is farther from the flow than rounding to 8 bits moves an image (rms "
-    f"{ROUNDING:.4f}; 0 where states are no pixels), if on first states that chose nothing the upper 95 % bound of the "
-    "paired change of squared distance to the flow lies below 0, and if the 95 % interval of the paired difference of "
-    f"the score that decides, over {RANGES} ranges or more of seeds that tuned nothing, does not show it to be worse."
+    f"{ROUNDING:.4f}; 0 where states are no pixels), if on first states on which no candidate was chosen the upper 95 "
+    "% bound of the paired change of squared distance to the flow, widened by the flow's own error and for skewness, "
+    "lies below 0, and if the 95 % interval of the paired difference of the score that decides, over "
+    f"{RANGES} ranges or more of seeds that tuned nothing, does not show it to be worse."
 )
 
 
@@ -169,9 +171,26 @@ def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Cert
     recipe = _recipe(certifier, name, best, made, guard, flow)
     record = _record(certifier, name, recipe, guard, world)
     record = replace(record, winner=best.name, candidates=tuple(tried), not_tried=tuple(skipped))
+    record = replace(record, confirmed=_confirmations(certifier, record))
     if guard.helps:
         record = replace(record, score=_score(certifier, record, made, quiet))
     return _answered(certifier, record)
+
+
+def _confirmations(certifier: Certifier, record: Certificate) -> int:
+    """How many winners the same first states and seeds were asked about, with this one."""
+    path, asks = certifier.run.certificate(record.sampler), record.winner != AS_IT_IS  # which is set beside itself
+    try:
+        before = read_record(Certificate, path) if path.exists() else None
+    except SnrkitError:  # damaged, or of another version: it is written anew
+        before = None
+    if before is None or _asked(before) != _asked(record):
+        return int(asks)
+    return before.confirmed + (asks and before.winner != record.winner)
+
+
+def _asked(record: Certificate) -> tuple[object, ...]:
+    return record.of, record.noises, record.tuning_seeds, record.scored_seeds
 
 
 def _answered(certifier: Certifier, record: Certificate) -> Certificate:

@@ -122,7 +122,7 @@ def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampl
     tried = designs(fitted, chosen_on, shape)
     best = min(tried, key=lambda one: one.distance)
     stored = guarded_fit(tools, label, best.sampler, best.table, chosen_on.flow.evaluations, checked, plain)
-    return _write(tools.experiment, run, label, best, stored, tried[0].distance)
+    return _write(tools.experiment, run, label, best, stored, tried[0].distance, plain)
 
 
 def _published(tools: FlowTools, run: Run, name: str, plain: Sampler, by: str) -> Designed:
@@ -222,8 +222,10 @@ def _written(e: Experiment, run: Run, label: str, sampler: Sampler) -> Path:
     return written
 
 
-def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float) -> Designed:
+def _write(e: Experiment, run: Run, label: str, best: Tried, stored: StoredFit, own: float, plain: Sampler) -> Designed:
+    """The design, or the sampler as it is where the guard does not let it pass: a grid is chosen with its steps."""
     with disk_errors(f"writing the fit of {label}", "free space and run the same command again"):
         write_fit(run, stored)
-    written = _written(e, run, label, best.sampler)
-    return Designed(label, str(written), best.sampler.grid.model_dump(mode="json"), own, best.distance, stored.guard)
+    sampler = best.sampler if stored.guard.helps else plain
+    written = _written(e, run, label, sampler)
+    return Designed(label, str(written), sampler.grid.model_dump(mode="json"), own, best.distance, stored.guard)

@@ -19,7 +19,7 @@ from snrkit.commands.progress import EVALUATIONS, bar
 from snrkit.data.dataset import fingerprint
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.fits import StoredFit, fit_path
-from snrkit.experiment.flows import FirstStates, first_states, flow_key
+from snrkit.experiment.flows import FirstStates, first_states, flow_key, opened_to_follow
 from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import Trajectories
 from snrkit.fitting.coefficients import ByFlow, by_flow
@@ -60,6 +60,7 @@ class FlowTools:
 
     def states(self, name: str, sampler: Sampler) -> tuple[FirstStates, FirstStates]:
         """The first states that are fitted on and those that are not."""
+        opened_to_follow(self.samples, sampler, name)  # a flow that is known already is that of other solvers too
         key = flow_key(sampler)
         if key not in self._known:
             self._known.clear()

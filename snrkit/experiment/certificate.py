@@ -15,6 +15,7 @@ from snrkit.metrics.paired import Difference, Verdict
 from snrkit.sampling.step import Fit
 from snrkit.shift.bootstrap import Number
 
+AS_IT_IS = "as-it-is"  # the candidate that is the sampler itself
 Advice = Literal["use the recipe", "leave it as it is"]
 
 
@@ -85,7 +86,7 @@ class Certificate:
     rounding: float  # rms by which rounding to 8 bits moves an image; 0 where states are no pixels
     winner: str
     recipe: Recipe
-    guard: Guard  # of the winner beside the sampler as it is, on first states that chose nothing
+    guard: Guard  # of the winner beside the sampler as it is, on first states on which none was chosen
     score: ScoreChange | None  # None where the winner is the sampler itself
     shift: ShiftSplit
     candidates: tuple[TriedCandidate, ...]
@@ -95,6 +96,7 @@ class Certificate:
     scored_seeds: str
     command: str  # which repeats it
     made_with: Mapping[str, Any]
+    confirmed: int = 1  # winners that these first states and seeds were asked about, with this one
 
 
 def certified_fit(path: Path, wanted: FitOf) -> Fit | None:

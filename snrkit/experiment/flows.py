@@ -118,9 +118,8 @@ def blank(sampler: Sampler) -> Fit:
     return no_fit(named.steps, named.terms)
 
 
-def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], name: str) -> FirstStates:
-    """The first states of seeds, for the grid of a sampler. ConfigError where it has no flow to follow."""
-    denoise = in_parts(samples.model.denoiser, samples.config.batch)
+def opened_to_follow(samples: Trajectories, sampler: Sampler, name: str) -> OpenedSampler:
+    """The sampler, opened. ConfigError where its states do not follow the flow of the network, on one grid."""
     ready = open_with(sampler, samples.setting.parts.process, WithFit(samples.sources, blank(sampler)))
     check_one_grid(ready.levels)
     if ready.solver.renews != 0:
@@ -128,5 +127,12 @@ def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], 
             f"samplers.{name}.solver: {sampler.solver.kind} draws noise, so that its states do not follow the flow of "
             "the network; tune it by gap or fd."
         )
+    return ready
+
+
+def first_states(samples: Trajectories, sampler: Sampler, seeds: Sequence[int], name: str) -> FirstStates:
+    """The first states of seeds, for the grid of a sampler. ConfigError where it has no flow to follow."""
+    denoise = in_parts(samples.model.denoiser, samples.config.batch)
+    ready = opened_to_follow(samples, sampler, name)
     own, x, cond, _ = samples.begin(sampler, ready, seeds)
     return FirstStates(samples, denoise, x, cond, guidance_of(sampler, own), own.levels)

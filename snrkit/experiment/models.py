@@ -40,6 +40,7 @@ from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
+LATER = ("pairing",)  # keys of `train` that earlier versions had not: where they are null, results of those stay valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ class TrainedHere(Value):
 
     def identity(self) -> dict[str, Any]:
         part = self.model_dump(mode="json", exclude={"kind"})
-        for free in FREE:
+        for free in (*FREE, *(key for key in LATER if part["train"][key] is None)):
             part["train"].pop(free)
         if self.train.decay in ("constant", "rsqrt"):  # the length does not shape what came before: it may be extended
             part["train"].pop("images")

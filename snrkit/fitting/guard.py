@@ -22,7 +22,9 @@ What follows from a distance: samples and flow are a coupling, so that
 
     W2(samples, data) <= W2(flow, data) + sqrt(d) rms(X - X*).
 
-It says nothing of Frechet distances, which can prefer samples of too little variance.
+The same coupling bounds by how much the root of a Frechet distance on the images themselves can change (Gelbrich 1990:
+a Frechet distance is at most W2^2), |FD(samples, data)^(1/2) - FD(flow, data)^(1/2)| <= sqrt(d) rms(X - X*). It does
+not say that a Frechet distance falls: this one can prefer samples of too little variance to those of the flow.
 """
 
 import math

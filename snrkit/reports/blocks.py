@@ -128,11 +128,11 @@ def short(value: Value, first: str = "kind") -> str:
         if isinstance(entry, dict) and "kind" in whole[key]:
             content[key] = {"kind": whole[key]["kind"], **entry}
     rest = ", ".join(f"{key} {plain(entry)}" for key, entry in content.items())
-    head = " ".join(str(whole[key]) for key in dict.fromkeys(("kind", first)))
+    head = " ".join(str(getattr(value, key)) for key in dict.fromkeys(("kind", first)))  # a property, of some
     return f"{head} ({rest})" if rest else head
 
 
-LISTED = 20  # entries at most
+LISTED = 8  # entries at most
 
 
 def plain(entry: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from snrkit.base.files import write_text
-from snrkit.experiment.certificate import Certificate, TriedCandidate
+from snrkit.experiment.certificate import AS_IT_IS, Certificate, TriedCandidate
 from snrkit.experiment.run import Run
 from snrkit.fitting.guard import Guard, guard_warns
 from snrkit.metrics.scores import by_key
@@ -54,15 +54,15 @@ def sentence(record: Certificate) -> str:
 
 def _confirmed_on(guard: Guard) -> str:
     """What the distances of the winner are of, and how much of the change lies with one state."""
-    return "; ".join(filter(None, ("on first states that chose nothing", guard_warns(guard))))
+    return "; ".join(filter(None, ("on first states on which no candidate was chosen", guard_warns(guard))))
 
 
 def _why_left(record: Certificate) -> str:
     if record.guard.base.value <= record.rounding:
         return "it follows the network's own flow more closely than rounding to 8 bits moves an image"
-    if record.winner == "as-it-is" and len(record.candidates) == 1 and record.not_tried:
+    if record.winner == AS_IT_IS and len(record.candidates) == 1 and record.not_tried:
         return "there was no time to try anything else; the same command goes on"
-    if record.winner == "as-it-is":
+    if record.winner == AS_IT_IS:
         more = f" ({len(record.not_tried)} are left, and the same command goes on)" if record.not_tried else ""
         return f"nothing that was tried comes nearer to the network's own flow{more}"
     if not record.guard.helps:
@@ -108,8 +108,8 @@ def _verdict(record: Certificate) -> list[Block]:
         Paragraph(record.rule),
         Paragraph(
             "Samples and the flow are a coupling, so that in the norm of the images W2(samples, data) is at most "
-            "W2(flow, data) plus the root of the numbers of an image times the rms distance. It is no promise about "
-            "Frechet distances, which can prefer samples of too little variance."
+            "W2(flow, data) plus the root of the numbers of an image times the rms distance. It is no promise that a "
+            "Frechet distance falls: this one can prefer samples of too little variance."
         ),
     ]
 
@@ -137,6 +137,16 @@ def _rows(numbers: Mapping[str, Number]) -> tuple[ForestRow, ...]:
     return tuple(ForestRow(name, number.value, number.low, number.high) for name, number in numbers.items())
 
 
+def _again(record: Certificate) -> str:
+    """That the seeds were asked before, of another winner."""
+    if record.confirmed <= 1:
+        return ""
+    return (
+        f" This is winner number {record.confirmed} that the same first states and scored seeds were asked about, so "
+        "that errors of the confirmation add up; give other tune.seeds and sample.seeds for a clean one."
+    )
+
+
 def _tried(record: Certificate) -> list[Block]:
     tried = sorted(record.candidates, key=lambda one: one.nearness)
     rows = [(one.name, one.distance.plain() if one.distance else "-", _as_said(one)) for one in tried]
@@ -145,7 +155,7 @@ def _tried(record: Certificate) -> list[Block]:
         Heading("What was tried"),
         Paragraph(
             f"Each was fitted on {record.noises} first states and is shown on {record.noises} others, which chose the "
-            f"winner.{left}"
+            f"winner.{left}{_again(record)}"
         ),
         Table(("candidate", "rms to the flow", "as"), rows, "What was tried"),
     ]

@@ -365,13 +365,22 @@ def show_designed(records: Mapping[str, Designed]) -> None:
     """How near each designed grid comes to the flow, and where its YAML lies."""
     _show_guards({record.sampler: record.guard for record in records.values() if record.by == "fitted"})
     for record in records.values():
-        steps = "steps fitted" if record.by == "fitted" else "its steps"
-        _say(
-            f"{record.sampler}: {steps} on the sampler's own grid come to {record.own_grid:.4f}, on this one to "
-            f"{record.distance:.4f}"
-        )
+        _say(_how_designed(record))
         then = f"snrkit sample --config {record.written} --sampler {record.sampler}"
         show_made(f"grid of {record.sampler}", record.written, then)
+
+
+def _how_designed(record: Designed) -> str:
+    """How the grid did where it was chosen, or, of one that no distance chose, where it was checked."""
+    own, here = f"{record.own_grid:.4f}", f"{record.distance:.4f}"
+    if record.by != "fitted":
+        return f"{record.sampler}: the sampler comes to {own} on its own grid, to {here} on this one"
+    chosen = (
+        f"on the first states that chose the grid, fitted steps come to {own} on the sampler's own, to {here} on it"
+    )
+    if record.guard.helps:
+        return f"{record.sampler}: {chosen}"
+    return f"{record.sampler}: {chosen}; as this is not confirmed, the file holds the sampler as it is"
 
 
 def show_certificates(records: Mapping[str, Certificate], run: Path | None = None) -> None:

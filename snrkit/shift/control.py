@@ -3,7 +3,13 @@
 On centred Gaussian data the exact denoiser is linear, so a sampler's whole effect is one number a mode, the ratio of
 its final variance to the data's, found by walking unit patterns through the real solver and the real corrections. A
 coefficient that brings the ratio to 1 is *predicted* without any fitting: it repairs the discretisation alone. Whatever
-a correction gains beyond it is about the network.
+a correction gains beyond it is about the network, or about what the data are beside their covariance: for any data and
+the exact denoiser, one Euler step sigma -> sigma' of x0 + sigma eps gives, in every direction,
+
+    E x'^2 = E x0^2 + sigma'^2 - (1 - sigma'/sigma)^2 MMSE(sigma)
+
+with the minimum mean square error of x0 there. The Gaussian's is the linear one, which is never smaller, so that the
+deficit of variance that is predicted is an upper bound of that of each step, on digits by a factor of 1.3 to 1.8.
 
 The data's own covariance gives the modes. Where a correction acts on bands they are taken within the low Haar band and
 within the three high ones, so that it acts on each mode alone; what low and high have in common is then left out. Where

@@ -18,14 +18,14 @@ from snrkit.base.records import read_record
 from snrkit.base.sealed import read_json
 from snrkit.base.starters import STARTERS
 from snrkit.commands.candidates import Candidate, Candidates, Made
-from snrkit.commands.certify import RANGES, ROUNDING, _try
+from snrkit.commands.certify import RANGES, ROUNDING, _confirmations, _try
 from snrkit.commands.certify_model import write_experiment
 from snrkit.commands.compare_rows import comparison_layout
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
-from snrkit.reports.certificate import evaluation_card, sentence
+from snrkit.reports.certificate import certificate_page, evaluation_card, sentence
 from snrkit.sampling.corrections import EpsilonScaling
 from snrkit.sampling.grid import Karras, Listed
 from snrkit.sampling.sampler import Sampler, bare, guided_alone
@@ -250,6 +250,26 @@ def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified)
     assert sentence(some).endswith("own flow (2 are left, and the same command goes on).")
     none = replace(some, candidates=left.candidates[:1])
     assert sentence(none).endswith("there was no time to try anything else; the same command goes on.")
+
+
+def test_winners_that_the_same_seeds_were_asked_about_are_counted(trained, certified):
+    """Another winner on the same first states and seeds is the second, the same one is not, and the page says so."""
+    run = Run(trained / "runs/small")
+    path = run.certificate("euler")
+    before, record = path.read_bytes(), read_record(Certificate, path)
+    certifier = SimpleNamespace(run=run)
+    assert record.confirmed == 1
+    assert _confirmations(certifier, record) == 1
+    assert _confirmations(certifier, replace(record, winner="other")) == 2
+    assert _confirmations(certifier, replace(record, winner="as-it-is")) == 1
+    assert _confirmations(certifier, replace(record, scored_seeds="50-99", winner="other")) == 1
+    assert _confirmations(certifier, replace(record, scored_seeds="50-99", winner="as-it-is")) == 0
+    path.write_bytes(before[:-9])
+    assert _confirmations(certifier, record) == 1
+    path.write_bytes(before)
+    assert "winner number" not in path.with_suffix(".md").read_text()
+    certificate_page(Run(trained / "again"), replace(record, confirmed=2), False)
+    assert "This is winner number 2" in Run(trained / "again").certificate("euler", ".md").read_text()
 
 
 def test_a_run_with_certificates_is_sound(trained, certified):

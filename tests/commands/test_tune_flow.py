@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.flows import check_flows_fit
 from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
+from snrkit.fitting.guard import guarded
 from snrkit.fitting.least_squares import HELD_AT_ONCE
 from snrkit.reports.records import Designed
 from snrkit.sampling.sampler import Sampler
@@ -222,6 +224,31 @@ def test_a_designed_grid_is_sampled_with(trained, name):
     (folder / "designed.yaml").write_text(Path(found["written"]).read_text())
     snrkit(folder, "sample", "--sampler", label, "-q", config="designed.yaml")
     assert len(load_images(Run(folder / "runs/small").samples(label), range(8))) == 8
+
+
+def test_a_design_that_is_not_confirmed_leaves_the_sampler_as_it_is(trained, monkeypatch):
+    """Grid, solver and states: equal steps of the base on the designed levels were never looked at."""
+    folder, _ = trained
+    say_no = lambda *args: replace(guarded(*args), helps=False)  # noqa: E731
+    monkeypatch.setattr("snrkit.commands.tune_flow.guarded", say_no)
+    done = snrkit(folder, "design", "--sampler", "euler", "--nfe", "4", "--json")
+    found = json.loads(done.stdout)["euler"]
+    samplers = load_experiment(found["written"]).samplers
+    asked = samplers["euler"].grid.model_copy(update={"steps": 4})
+    assert samplers["euler-designed-4"] == samplers["euler"].model_copy(update={"grid": asked})
+    assert found["grid"] == asked.model_dump(mode="json")
+    said = " ".join(snrkit(folder, "design", "--sampler", "euler", "--nfe", "4").stdout.split())
+    assert "as this is not confirmed, the file holds the sampler as it is" in said
+
+
+def test_a_known_flow_is_no_reason_to_follow_it_with_noise(trained):
+    """A sampler that draws noise is refused for that, after another of the same grid was tuned too."""
+    folder, _ = trained
+    same = {"one": SAMPLERS["table"], "drawn": {**SAMPLERS["table"], "solver": {"kind": "ancestral"}}}
+    write_config(folder, **{**FILE, "samplers": same})
+    done = snrkit(folder, "tune", "--by", "flow", "--sampler", "one", "--sampler", "drawn", check=False)
+    write_config(folder, **FILE)
+    assert "ancestral draws noise" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("by", ["gits", "oss"])

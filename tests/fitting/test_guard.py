@@ -12,6 +12,7 @@ from snrkit.diffusion.process import Edm
 from snrkit.fitting.coefficients import by_flow
 from snrkit.fitting.guard import guard_says, guarded, largest_share, skewness, upper_bound
 from snrkit.fitting.steps import FittingSteps, fit_steps
+from snrkit.metrics.statistics import frechet, gaussian_of
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.flow import Flow, fine_flow, rms
 from snrkit.sampling.grid import Karras
@@ -176,6 +177,21 @@ def test_the_distance_is_an_rms_and_its_interval_knows_the_reference():
     assert plain.fitted.low < plain.fitted.value < plain.fitted.high
     assert unsure.fitted.high == pytest.approx(plain.fitted.high + 0.5)
     assert unsure.fitted.low == pytest.approx(plain.fitted.low - 0.5)
+
+
+def test_the_distance_bounds_how_far_frechet_distances_on_images_differ():
+    """Gelbrich: roots of FD differ by at most the rms of the whole image, for finite sets but for n/(n - 1)."""
+    draws = torch.Generator().manual_seed(0)
+    ratios = []
+    for scale in (0.01, 0.1, 1.0) * 20:
+        flow, data = torch.randn(2, 30, DIMS, generator=draws, dtype=torch.float64)
+        samples = flow + scale * (1 + torch.randn(30, DIMS, generator=draws, dtype=torch.float64) / 10)
+        data = data - 3  # far on the other side, so that a move of the mean changes the distance by nearly as much
+        one, other, truth = (gaussian_of(part, (DIMS,)) for part in (samples, flow, data))
+        change = abs(frechet(one, truth) ** 0.5 - frechet(other, truth) ** 0.5)
+        ratios.append(change / (DIMS * 30 / 29) ** 0.5 / rms(samples - flow))
+    assert max(ratios) <= 1
+    assert max(ratios) > 0.5  # so that it is a bound that is nearly met
 
 
 def test_the_promise_holds_for_finite_samples():

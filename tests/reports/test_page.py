@@ -30,6 +30,7 @@ from snrkit.reports.blocks import (
     Table,
     Verdict,
     document,
+    short,
 )
 from snrkit.reports.glossary import TERMS, pieces
 from snrkit.reports.page import page
@@ -53,6 +54,7 @@ from snrkit.reports.plots import (
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable
 from snrkit.reports.run_figures import comparable, verdict
 from snrkit.reports.sweep_table import sweep_page
+from snrkit.sampling.grid import Karras, Listed
 from snrkit.shift.bootstrap import Curve, Number
 from snrkit.shift.files import Facts, ShiftRecord
 from snrkit.shift.response import Response
@@ -372,3 +374,9 @@ def test_nothing_is_drawn_beyond_the_limits_of_a_figure():
     said = [float(dot.tip) for dot in found.marks[0].dots]
     assert said
     assert all(0.25 <= value <= 0.5 for value in said)
+
+
+def test_a_listed_grid_is_told_by_its_steps():
+    """Every grid is, listed or laid out by a rule; a long list by its length."""
+    assert short(Listed(logsnr=tuple(range(-6, 7))), first="steps") == "listed 13 (logsnr of 13 numbers)"
+    assert short(Karras(steps=7), first="steps") == "karras 7"

@@ -76,6 +76,12 @@ def test_what_a_network_is_told_of_an_image_forbids_it():
         opened(network={**UNTOLD, "classes": 2}, pairing={"kind": "minibatch_ot"})
 
 
+def test_results_of_before_there_was_any_stay_valid():
+    """Without a pairing, what decides the weights is said as it was before the key was there; with one it is said."""
+    assert "pairing" not in opened().experiment.model.identity()["train"]
+    assert opened(pairing={"kind": "minibatch_ot"}).experiment.model.identity()["train"]["pairing"] is not None
+
+
 def test_what_is_measured_of_it_is_not_what_was_trained():
     """Reports and tables say so."""
     with_it = opened(pairing={"kind": "minibatch_ot"}).experiment.training.train
