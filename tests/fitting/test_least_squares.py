@@ -58,12 +58,12 @@ def test_the_ridge_in_the_metric_of_the_terms_is_a_share():
 
 def test_what_is_not_there_is_not_found():
     """Where the terms say nothing of what is wanted, most of the time nothing is taken: 0 exactly in some cases."""
-    shares = []
-    for _ in range(40):
-        terms = [torch.randn(12, 1, generator=DRAWS, dtype=torch.float64) for _ in range(3)]
-        wanted = torch.randn(12, 1, generator=DRAWS, dtype=torch.float64)
+    shares, draws = [], torch.Generator().manual_seed(0)  # of its own: other tests may have run before, or not
+    for _ in range(400):
+        terms = [torch.randn(12, 1, generator=draws, dtype=torch.float64) for _ in range(3)]
+        wanted = torch.randn(12, 1, generator=draws, dtype=torch.float64)
         shares.append(fit_terms(terms, wanted).share)
-    assert sum(share == 0 for share in shares) >= 20
+    assert sum(share == 0 for share in shares) >= 200
 
 
 def test_terms_that_are_the_same_or_nothing_are_no_trouble():
