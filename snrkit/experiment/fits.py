@@ -57,7 +57,7 @@ class StoredFit:
     shares: tuple[float, ...]  # of each step's plain least-squares solution
     noises: int  # first states it was fitted on, and as many others that it was checked on
     seeds: str
-    evaluations: int  # of the network for each first state, of the flow
+    evaluations: int  # of the denoiser for each first state, of the flow; guidance asks the network more often
     guard: Guard
 
     @property

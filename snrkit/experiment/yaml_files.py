@@ -22,6 +22,7 @@ from snrkit.base.value import LONGEST_PATH, FileText
 LARGEST = 2**20  # bytes of a file; a table of 20,000 betas has less than half of it
 MOST_VALUES = 50_000  # of one file, written out
 DEEPEST = 50  # values within each other, and keys in the path of a setting
+TOO_DEEP = "it is nested more deeply than any experiment"
 LONGEST_NUMBER = 100  # characters
 MOST_BASES = 20  # one behind the other
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -100,7 +101,7 @@ def _check_size(values: float, depth: float) -> None:
     if values > MOST_VALUES:
         raise yaml.constructor.ConstructorError(None, None, f"it stands for more than {MOST_VALUES:,} values")
     if depth > DEEPEST:
-        raise yaml.constructor.ConstructorError(None, None, "it is nested more deeply than any experiment")
+        raise yaml.constructor.ConstructorError(None, None, TOO_DEEP)
 
 
 def _check_scalar(node: yaml.ScalarNode) -> None:
@@ -127,6 +128,8 @@ def plain_values(text: str) -> Any:
 def _problem(error: yaml.MarkedYAMLError) -> str:
     """What PyYAML says, without the file's words."""
     said = error.problem or error.context or "it cannot be read"
+    if "nesting depth" in said:  # libyaml's own bound, which it meets while it looks ahead
+        return TOO_DEEP
     return shown(QUOTED.sub(lambda found: found[1] or "(...)", said))
 
 

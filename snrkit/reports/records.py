@@ -152,7 +152,7 @@ class FlowFound:
     flat: bool  # whether no value was shown to be nearer than neutral, on the first states that were fitted on
     guard: Guard  # on others
     noises: int  # first states of either
-    evaluations: int  # of the network for each first state, of the flow
+    evaluations: int  # of the denoiser for each first state, of the flow; guidance asks the network more often
     of: str = ""  # fingerprint of all that this depends on
 
     def shown(self, place: int) -> str:
