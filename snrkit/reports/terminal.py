@@ -375,12 +375,9 @@ def _how_designed(record: Designed) -> str:
     own, here = f"{record.own_grid:.4f}", f"{record.distance:.4f}"
     if record.by != "fitted":
         return f"{record.sampler}: the sampler comes to {own} on its own grid, to {here} on this one"
-    chosen = (
-        f"on the first states that chose the grid, fitted steps come to {own} on the sampler's own, to {here} on it"
-    )
-    if record.guard.helps:
-        return f"{record.sampler}: {chosen}"
-    return f"{record.sampler}: {chosen}; as this is not confirmed, the file holds the sampler as it is"
+    left = "" if record.guard.helps else "; as this is not confirmed, the file holds the sampler as it is"
+    chosen = f"fitted steps come to {own} on the sampler's own, to {here} on it"
+    return f"{record.sampler}: on the first states that chose the grid, {chosen}{left}"
 
 
 def show_certificates(records: Mapping[str, Certificate], run: Path | None = None) -> None:

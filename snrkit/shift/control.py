@@ -9,7 +9,7 @@ the exact denoiser, one Euler step sigma -> sigma' of x0 + sigma eps gives, in e
     E x'^2 = E x0^2 + sigma'^2 - (1 - sigma'/sigma)^2 MMSE(sigma)
 
 with the minimum mean square error of x0 there. The Gaussian's is the linear one, which is never smaller, so that the
-deficit of variance that is predicted is an upper bound of that of each step, on digits by a factor of 1.3 to 1.8.
+deficit of variance that is predicted is an upper bound of that of each step.
 
 The data's own covariance gives the modes. Where a correction acts on bands they are taken within the low Haar band and
 within the three high ones, so that it acts on each mode alone; what low and high have in common is then left out. Where

@@ -36,9 +36,8 @@ class MinibatchOt(Value):
     def paired(self, x0: Tensor, noise: Tensor, group: int) -> Tensor:
         from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-        found = []
-        for images, drawn in zip(torch.split(x0, group), torch.split(noise, group), strict=True):
-            flat, others = (part.flatten(1).double().cpu() for part in (images, drawn))
-            _, order = linear_sum_assignment(torch.cdist(flat, others).square().numpy())
-            found.append(drawn[torch.from_numpy(order)])
+        found, host = [], x0.cpu()  # all at once: it may wait for a device
+        for images, drawn in zip(torch.split(host, group), torch.split(noise, group), strict=True):
+            far = torch.cdist(images.flatten(1).double(), drawn.flatten(1).double()).square()
+            found.append(drawn[torch.from_numpy(linear_sum_assignment(far.numpy())[1])])
         return torch.cat(found)
