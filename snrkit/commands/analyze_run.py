@@ -183,10 +183,10 @@ def _gradient_charts(
     where = (
         "output layer" if output_layer(network) is not None else f"layer {output_weights(network)[0]}, the last made"
     )
-    found = list[Gradients]()
+    found, weights = list[Gradients](), output_weights(network)[1]
     with bar("gradients", len(logsnr), unit="levels") as progress:
         for value in logsnr.tolist():
-            found.append(level_gradients(objective, network, images, value))
+            found.append(level_gradients(objective, network, images, value, weights))
             progress.advance(1)
     norms = torch.tensor([each.norm for each in found], dtype=torch.float64)
     ratios = torch.tensor([each.signal_to_noise for each in found], dtype=torch.float64)
@@ -227,8 +227,10 @@ def gradient_images(setting: Setting) -> Batch:
     return _batch(setting, ANALYSIS_TRAIN.open().permutation(setting.data.split.train)[:GRADIENT_IMAGES].tolist())
 
 
-def level_gradients(objective: Objective, network: nn.Module, images: Batch, logsnr: float) -> Gradients:
-    """Of unit losses on F at one level, of single images, in `output_weights`."""
+def level_gradients(
+    objective: Objective, network: nn.Module, images: Batch, logsnr: float, weights: Sequence[nn.Parameter]
+) -> Gradients:
+    """Of unit losses on F at one level, of single images, in `weights` of the network."""
     x0, cond = images
     eps = Noise(ANALYSIS_GRADIENTS.open())(x0)
     level, untold = torch.full((1,), logsnr, dtype=torch.float64), torch.zeros(1, dtype=torch.bool)
@@ -237,7 +239,7 @@ def level_gradients(objective: Objective, network: nn.Module, images: Batch, log
         one = slice(int(index), int(index) + 1)
         return objective.output_error(network, x0[one], eps[one], level, untold, cond.at(one)).sum()
 
-    return gradients(loss, len(x0), output_weights(network)[1])
+    return gradients(loss, len(x0), weights)
 
 
 def _reading_charts(

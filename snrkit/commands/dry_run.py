@@ -15,7 +15,6 @@ from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.pace import duration, training_pace
-from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.loggers import check_loggers
 from snrkit.experiment.models import TrainedHere
@@ -211,12 +210,10 @@ def activation_bytes(setting: Setting, network: nn.Module, batch: int, precision
         return tensor
 
     x = torch.zeros(batch, *setting.data.dataset.shape)
-    takes = setting.parts.network.conditioning
-    labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
-    scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
+    cond = setting.parts.network.conditioning.zeros(batch)
     autocast = torch.autocast("cpu", AUTOCAST[precision], enabled=AUTOCAST[precision] is not None)
     with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = network(x, torch.zeros(batch), Cond(labels, scalars, takes.unaugmented(batch)))
+        out = network(x, torch.zeros(batch), cond)
         out.float().square().mean()
     if out.shape != x.shape:
         raise ConfigError(

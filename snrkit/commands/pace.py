@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from snrkit.diffusion.prediction import Cond
 from snrkit.experiment.trajectories import Trajectories
 from snrkit.networks.config import Conditioning
 from snrkit.sampling.sampler import Sampler
@@ -43,9 +42,7 @@ def training_pace(
 ) -> float:
     """Images a second of steps forward and backward of a network on `device`, on `batch` images (C, H, W)."""
     x = torch.linspace(-1, 1, batch * math.prod(shape), device=device).reshape(batch, *shape)
-    labels = torch.zeros(batch, dtype=torch.int64) if takes.classes else None
-    scalars = torch.zeros(batch, len(takes.scalars)) if takes.scalars else None
-    cond, at = Cond(labels, scalars, takes.unaugmented(batch)).to(device), torch.zeros(batch, device=device)
+    cond, at = takes.zeros(batch).to(device), torch.zeros(batch, device=device)
 
     def step() -> float:
         with torch.autocast(device.type, autocast, enabled=autocast is not None):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snrkit.base.value import Value
+from snrkit.diffusion.prediction import Cond
 from snrkit.networks.embed import AUGMENT_PARAMETERS
 
 
@@ -35,6 +36,12 @@ class Conditioning:
     def unaugmented(self, count: int) -> Tensor | None:
         """The parameters (count, 9) of no augmentation; None where the network takes none."""
         return torch.zeros(count, AUGMENT_PARAMETERS) if self.augment else None
+
+    def zeros(self, count: int) -> Cond:
+        """A Cond of `count` images to try a network with: the first class, scalars 0."""
+        labels = torch.zeros(count, dtype=torch.int64) if self.classes else None
+        scalars = torch.zeros(count, len(self.scalars)) if self.scalars else None
+        return Cond(labels, scalars, self.unaugmented(count))
 
 
 class NetworkConfig(Protocol):
