@@ -19,7 +19,7 @@ _NAMES = {  # by the module where they live
     "base.errors": "SnrkitError",
     "data.dataset": "memory_dataset",
     "data.toy": "gaussian_denoiser",
-    "diffusion.denoiser": "EdmPrecondition NoPrecondition RawPrecondition wrap",
+    "diffusion.denoiser": "EdmBlindPrecondition EdmPrecondition NoPrecondition RawPrecondition wrap",
     "diffusion.level": "Level",
     "diffusion.prediction": "Cond Denoiser Eps FlowVelocity Prediction Score Target V X0",
     "diffusion.process": "Ddpm Edm Flow Process Vp",

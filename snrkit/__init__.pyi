@@ -4,6 +4,7 @@ from snrkit.base.distributed import open_world as open_world
 from snrkit.base.errors import SnrkitError as SnrkitError
 from snrkit.data.dataset import memory_dataset as memory_dataset
 from snrkit.data.toy import gaussian_denoiser as gaussian_denoiser
+from snrkit.diffusion.denoiser import EdmBlindPrecondition as EdmBlindPrecondition
 from snrkit.diffusion.denoiser import EdmPrecondition as EdmPrecondition
 from snrkit.diffusion.denoiser import NoPrecondition as NoPrecondition
 from snrkit.diffusion.denoiser import RawPrecondition as RawPrecondition

@@ -21,7 +21,12 @@ processes: list[snrkit.Process] = [
     snrkit.Vp(clock="logsnr"),
 ]
 targets: list[snrkit.Target] = [snrkit.X0(), snrkit.Eps(), snrkit.V(), snrkit.FlowVelocity(), snrkit.Score()]
-preconditions: list[Precondition] = [snrkit.NoPrecondition(), snrkit.EdmPrecondition(), snrkit.RawPrecondition()]
+preconditions: list[Precondition] = [
+    snrkit.NoPrecondition(),
+    snrkit.EdmPrecondition(),
+    snrkit.EdmBlindPrecondition(),
+    snrkit.RawPrecondition(),
+]
 grids: list[Grid] = [
     snrkit.Karras(steps=18),
     snrkit.UniformTime(),

@@ -7,7 +7,8 @@ follows, for every target and scaling, from the pair (a, b) and the data's varia
 
 `told` decides everything inside the network: its time and its preconditioning. `level` decides how the output is read.
 With told=None the network gets its learned null embedding, and the preconditioning is taken at `level`: an EDM network
-then still sees the level through c_in.
+then still sees the level through c_in, and its answer is mixed with the state as the level asks. EdmBlindPrecondition
+is for networks that should not.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,19 @@ class Precondition(Protocol):
     def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
         """c_in, c_skip and c_out at `level`."""
 
+    def untold(self, x: Tensor, known: Coefficients) -> Coefficients:
+        """Those of a state x (B, *) whose level the network is not told; `known`: at its level."""
 
-class NoPrecondition(Value):
+
+class _OfTheLevel(Value):
+    """The same whether the network is told the level or not."""
+
+    def untold(self, x: Tensor, known: Coefficients) -> Coefficients:
+        """`known`."""
+        return known
+
+
+class NoPrecondition(_OfTheLevel):
     """y = F. The input is divided by sqrt(1 + sigma^2) in ve, where it would grow without bound, and left elsewhere."""
 
     kind: Literal["none"] = "none"
@@ -54,7 +66,7 @@ class NoPrecondition(Value):
         return Coefficients(c_in, torch.zeros_like(one), one)
 
 
-class EdmPrecondition(Value):
+class EdmPrecondition(_OfTheLevel):
     """Unit variance of the network's input and of its target, and the smallest c_out (Karras et al. 2022)."""
 
     kind: Literal["edm"] = "edm"
@@ -68,7 +80,7 @@ class EdmPrecondition(Value):
         return Coefficients(d.rsqrt(), c_skip, c_out)
 
 
-class RawPrecondition(Value):
+class RawPrecondition(_OfTheLevel):
     """y = F of the state as it is, in every scaling, as networks of EDM's `ve` configuration have it."""
 
     kind: Literal["raw"] = "raw"
@@ -78,7 +90,29 @@ class RawPrecondition(Value):
         return Coefficients(one, torch.zeros_like(one), one)
 
 
-AnyPrecondition = Annotated[NoPrecondition | EdmPrecondition | RawPrecondition, Field(discriminator="kind")]
+class EdmBlindPrecondition(Value):
+    """EDM's where the network is told the level, and nothing of the level where it is not.
+
+    For noise dropout: what noise-awareness guidance (Zhong et al. 2025) subtracts should not know the level. There
+    y = F, and the input is divided by sqrt(1 + the mean square of the state itself), which is one to one in the state's
+    size and bounded, as the 1/sqrt(1 + sigma^2) of kind `none` is. The loss weighs such images as told ones.
+    """
+
+    kind: Literal["edm_blind"] = "edm_blind"
+
+    def coefficients(self, level: Level, target: Target, scaling: Scaling, sigma_data: float) -> Coefficients:
+        """EDM's."""
+        return EdmPrecondition().coefficients(level, target, scaling, sigma_data)
+
+    def untold(self, x: Tensor, known: Coefficients) -> Coefficients:
+        """(1/sqrt(1 + mean square of x), 0, 1): the first (B,), on the device of x."""
+        c_in = torch.rsqrt(1 + x.double().square().flatten(1).mean(1))
+        return Coefficients(c_in, torch.zeros_like(known.c_skip), torch.ones_like(known.c_out))
+
+
+AnyPrecondition = Annotated[
+    NoPrecondition | EdmPrecondition | EdmBlindPrecondition | RawPrecondition, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +137,8 @@ class NetworkDenoiser:
         """The belief about x (B, *); see the module for what `told` changes."""
         known = told if isinstance(told, Level) else level
         c = self.precondition.coefficients(known, self.target, self.process.scaling, self.sigma_data)
+        if told is None:
+            c = self.precondition.untold(x, c)
         if told is None and isinstance(self.network, _Plain):
             raise SnrkitError("a wrapped network cannot be asked without the level; noise awareness needs one that can")
         if (

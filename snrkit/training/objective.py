@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from snrkit.base.transfer import send
-from snrkit.diffusion.denoiser import Precondition
+from snrkit.diffusion.denoiser import Coefficients, Precondition
 from snrkit.diffusion.level import Level, broadcast
 from snrkit.diffusion.prediction import Cond, Target
 from snrkit.diffusion.process import Process
@@ -113,16 +113,29 @@ class Objective:
         told = self.process.level(logsnr)
         level = told if stands is None else self.process.level(stands)
         a, b = self.target.direction(level)
-        c = self.precondition.coefficients(told, self.target, self.process.scaling, self.sigma_data)
         alpha, sigma = level.scales(x0)
-        shown = eps if beyond is None else eps + beyond
-        x = broadcast(c.c_in, x0) * (alpha * x0 + sigma * shown)
+        state = alpha * x0 + sigma * (eps if beyond is None else eps + beyond)
+        c = self._coefficients(told, state, untold)
+        x = broadcast(c.c_in, x0) * state
         time = send(self.process.time(logsnr).masked_fill(untold, torch.nan).float(), x0.device)
         wanted = broadcast((a - c.c_skip * level.alpha) / c.c_out, x0) * x0
         wanted = wanted + broadcast((b - c.c_skip * level.sigma) / c.c_out, x0) * eps
         if beyond is not None:
             wanted = wanted - broadcast(c.c_skip * level.sigma / c.c_out, x0) * beyond
         return Pair(x, time, wanted)
+
+    def _coefficients(self, told: Level, state: Tensor, untold: Tensor) -> Coefficients:
+        """Of states (B, *), some of whose levels are not told."""
+        known = self.precondition.coefficients(told, self.target, self.process.scaling, self.sigma_data)
+        own = self.precondition.untold(state, known)
+        if own is known:
+            return known
+        where = send(untold, state.device)
+        return Coefficients(
+            torch.where(where, own.c_in, send(known.c_in, state.device)),
+            torch.where(untold, own.c_skip, known.c_skip),
+            torch.where(untold, own.c_out, known.c_out),
+        )
 
     def output_error(
         self,
