@@ -40,7 +40,7 @@ from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
-LATER = ("pairing",)  # keys of `train` that earlier versions had not: where they are null, results of those stay valid
+LATER = {"pairing": None, "posterior_mean": False}  # keys of `train` that came later: with these, earlier results stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class TrainedHere(Value):
 
     def identity(self) -> dict[str, Any]:
         part = self.model_dump(mode="json", exclude={"kind"})
-        for free in (*FREE, *(key for key in LATER if part["train"][key] is None)):
+        for free in (*FREE, *(key for key, without in LATER.items() if part["train"][key] == without)):
             part["train"].pop(free)
         if self.train.decay in ("constant", "rsqrt"):  # the length does not shape what came before: it may be extended
             part["train"].pop("images")
@@ -250,6 +250,8 @@ class TrainedHere(Value):
                 f"train.pairing: {train.pairing.kind} makes noise depend on what the network is told of an image "
                 "(labels, scalars), and sampling does not; drop it, or what is told"
             )
+        if train.posterior_mean:
+            yield from _posterior_faults(self)
         names = [value.name for value in train.averages]
         if len(set(names)) < len(names):
             yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
@@ -311,6 +313,20 @@ def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
         yield "train.augment: needs network.augment: true, and the other way round"
     if checkpointing and not network.blockwise:
         yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
+
+
+def _posterior_faults(model: TrainedHere) -> Iterable[str]:
+    """What makes the images that a state could be of others than those of a slice."""
+    train = model.train
+    others = {
+        "train.noise_dropout": (train.noise_dropout, "without the level"),
+        "train.perturb": (train.perturb, "of a state that is wrong on purpose"),
+        "train.augment": (train.augment, "of one transform"),
+        "network.scalars": (model.network.conditioning.scalars, "of one scalar"),
+    }
+    for key, (there, what) in others.items():
+        if there:
+            yield f"train.posterior_mean: the mean {what} is another than that of a slice; drop it or {key}"
 
 
 def _weighting_faults(model: TrainedHere) -> Iterable[str]:

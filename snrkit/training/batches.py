@@ -18,6 +18,7 @@ from snrkit.data.dataset import read_by_processes, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.training.objective import Pair
 from snrkit.training.perturb import Shown
+from snrkit.training.posterior import posterior_mean
 from snrkit.training.randomness import Draws
 from snrkit.training.task import Task
 
@@ -56,15 +57,24 @@ class MicroBatch:
             chance = draws.chance.to(torch.float64)
             shown = config.perturb.shown(self.noise, self.extra, chance, logsnr, objective.process)
         untold = draws.noise_drop < config.noise_dropout
+        x0, eps = self.x0, shown.eps
+        if config.posterior_mean:
+            x0, eps = posterior_mean(x0, eps, objective.process.level(logsnr), config.slice, self._labels(task))
         return Question(
             self.images,
             u,
             logsnr,
             send(factor.float(), device),
             send(objective.weight(logsnr).float(), device),
-            objective.pair(self.x0, shown.eps, logsnr, untold, beyond=shown.beyond, stands=shown.logsnr),
+            objective.pair(x0, eps, logsnr, untold, beyond=shown.beyond, stands=shown.logsnr),
             self.cond,
         )
+
+    def _labels(self, task: Task) -> tuple[Tensor, Tensor] | None:
+        """What is told and what is true, each (n,), on the device; None without labels."""
+        if self.cond.labels is None or task.dataset.labels is None:
+            return None
+        return self.cond.labels, send(task.dataset.labels[self.images], self.x0.device)
 
 
 def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
