@@ -34,8 +34,8 @@ _NAMES = {  # by the module where they live
     "UniformTime VpSigmas",
     "sampling.sample": "sample start",
     "sampling.sampler": "OpenedSampler Sampler",
-    "sampling.solvers": "AnalyticDpm Ancestral Churn Deis Dpm2 Dpmpp2m Dpmpp2mSde Dpmpp2sAncestral Dpmpp3m Dpmpp3mSde "
-    "DpmppSde Euler Fitted Heun Ipndm IpndmV SaSolver Unipc",
+    "sampling.solvers": "AnalyticDpm Ancestral Bns Churn Deis Dpm2 Dpmpp2m Dpmpp2mSde Dpmpp2sAncestral Dpmpp3m "
+    "Dpmpp3mSde DpmppSde Euler Fitted Heun Ipndm IpndmV SaSolver Unipc",
     "sampling.step": "Correction Solver Step",
     "shift.any_denoiser": "measure",
     "shift.audit": "audit",

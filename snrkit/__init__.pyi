@@ -63,6 +63,7 @@ from snrkit.sampling.sampler import OpenedSampler as OpenedSampler
 from snrkit.sampling.sampler import Sampler as Sampler
 from snrkit.sampling.solvers import AnalyticDpm as AnalyticDpm
 from snrkit.sampling.solvers import Ancestral as Ancestral
+from snrkit.sampling.solvers import Bns as Bns
 from snrkit.sampling.solvers import Churn as Churn
 from snrkit.sampling.solvers import Deis as Deis
 from snrkit.sampling.solvers import Dpm2 as Dpm2

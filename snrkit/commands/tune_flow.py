@@ -24,12 +24,14 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import Trajectories
 from snrkit.fitting.coefficients import ByFlow, by_flow
 from snrkit.fitting.guard import guarded
+from snrkit.fitting.learned import learn
 from snrkit.fitting.steps import FittedTable, FittingSteps, fit_steps
 from snrkit.reports.records import FlowFound
 from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.flow import flow_evaluations
 from snrkit.sampling.sampler import Sampler, named_fit, parse_seeds
-from snrkit.sampling.step import Range
+from snrkit.sampling.solvers import Bns
+from snrkit.sampling.step import Fit, Range
 from snrkit.shift.bootstrap import Bootstrap
 
 WIDENED = ("dcw", "epsilon_scaling", "gain")  # corrections that take any coefficient
@@ -145,9 +147,21 @@ def fit_sampler(tools: FlowTools, name: str, sampler: Sampler) -> StoredFit:
 
 
 def fit_table(fitted: FirstStates, sampler: Sampler) -> FittedTable:
-    """The coefficients of each step by least squares to the flow."""
+    """The coefficients of each step: by least squares to the flow, or as its solver asks."""
+    if isinstance(sampler.solver, Bns):
+        return learned_table(fitted, sampler, sampler.solver.rounds)
     fitting, terms = FittingSteps(fitted.flow), named_fit(sampler).terms
     return fit_steps(fitted.denoise, fitted.opened(sampler, fitting), fitting, fitted.x, terms, fitted.cond)
+
+
+def learned_table(fitted: FirstStates, sampler: Sampler, rounds: int) -> FittedTable:
+    """The coefficients of all steps at once, nearest to the flow at its end."""
+    named = named_fit(sampler)
+
+    def walk(fit: Fit, rows: slice) -> Tensor:
+        return fitted.at(rows).walked(fitted.opened(sampler, fit))
+
+    return learn(walk, fitted.flow.states[-1], named.steps, named.terms, rounds, fitted.batch)
 
 
 def guarded_fit(

@@ -25,7 +25,7 @@ from snrkit.sampling.corrections import ClassifierFreeGuidance, ClipX0, DynamicT
 from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.grid import ImageGrid
 from snrkit.sampling.sampler import Sampler, terms_of
-from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Euler, Fitted, Unipc
+from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Euler, Increments, Unipc
 from snrkit.sampling.solvers.fitted import fitted_terms
 from snrkit.sampling.step import Correction, Fit, Step, TakesFit, add_terms
 
@@ -82,7 +82,7 @@ def settings_of(solver: AnySolver, steps: int) -> Mapping[str, Settings]:
 def _check_solver(pipeline: Any, solver: AnySolver, steps: int, path: Path) -> None:
     """SnrkitError where the scheduler makes other steps than a recipe's solver, or its base."""
     scheduler = getattr(pipeline, "scheduler", None)
-    base, name = solver.base if isinstance(solver, Fitted) else solver, type(scheduler).__name__
+    base, name = solver.base if isinstance(solver, Increments) else solver, type(scheduler).__name__
     known = settings_of(base, steps)
     if scheduler is None or name not in known:
         made = ", ".join(known) or "none in a pipeline"
@@ -153,7 +153,7 @@ def _corrections(record: Certificate, sampler: Sampler) -> Sequence[Correction]:
             found.append(value.with_fit(stored.fit))
         elif not isinstance(value, Guidance):
             found.append(value)  # type: ignore[arg-type]  # those that open resources are refused by `correct`
-    if isinstance(sampler.solver, Fitted) and stored is not None:
+    if isinstance(sampler.solver, Increments) and stored is not None:
         found.append(_FittedAfter(sampler.solver, stored.fit))
     return found
 
@@ -162,7 +162,7 @@ def _corrections(record: Certificate, sampler: Sampler) -> Sequence[Correction]:
 class _FittedAfter:
     """Fitted increments on the steps of a scheduler; the eps of the steps before are kept from call to call."""
 
-    value: Fitted
+    value: Increments
     fit: Fit
     past: tuple[Tensor, ...] = ()
 

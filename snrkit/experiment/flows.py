@@ -62,6 +62,10 @@ class FirstStates:
         """The same first states for what asks how far from their flow samplers end: it is kept there alone."""
         return replace(self, ends_alone=True, recorded=None)
 
+    def at(self, rows: slice) -> "FirstStates":
+        """Some of them; without their flow."""
+        return replace(self, x=self.x[rows], cond=self.cond.at(rows), recorded=None)
+
     def walked(self, ready: OpenedSampler) -> Tensor:
         """The clean states (M, *) of a sampler."""
         clean = torch.empty_like(self.x)

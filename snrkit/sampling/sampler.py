@@ -27,7 +27,7 @@ from snrkit.sampling.corrections import AnyCorrection
 from snrkit.sampling.corrections.guidance import Guidance, of_steps
 from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
 from snrkit.sampling.sample import sample, start
-from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Fitted, Heun, IpndmV, Unipc
+from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, Increments, IpndmV, Unipc
 from snrkit.sampling.step import (
     BeliefCorrection,
     Capabilities,
@@ -293,7 +293,7 @@ def takes_fit(sampler: Sampler) -> bool:
 
 def bare(sampler: Sampler) -> Sampler:
     """The sampler without corrections, and without what is fitted beyond its base solver."""
-    solver = sampler.solver.base if isinstance(sampler.solver, Fitted) else sampler.solver
+    solver = sampler.solver.base if isinstance(sampler.solver, Increments) else sampler.solver
     return sampler.model_copy(update={"corrections": (), "solver": solver, "certificate": None})
 
 

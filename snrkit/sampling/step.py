@@ -231,7 +231,7 @@ class ForwardStatistics:
 class Fit(Protocol):
     """The coefficients of the terms that a solver or a correction adds to its steps."""
 
-    def of(self, index: int, x_next: Tensor, terms: Sequence[Tensor]) -> Sequence[float]:
+    def of(self, index: int, x_next: Tensor, terms: Sequence[Tensor]) -> Sequence[float | Tensor]:
         """Those of `terms` (B, *) in step `index`, which ends at x_next (B, *) without them."""
 
 
@@ -252,9 +252,12 @@ def no_fit(steps: int, terms: int) -> GivenFit:
 
 
 def add_terms(x_next: Tensor, terms: Sequence[Tensor], fit: Fit, index: int) -> Tensor:
-    """x_next + sum_i c_i terms_i, all (B, *); bit for bit x_next where all c are 0."""
+    """x_next + sum_i c_i terms_i, all (B, *); bit for bit x_next where all c are 0.
+
+    A coefficient that is a tensor (), of which a gradient is asked, is multiplied whatever it is.
+    """
     for coefficient, term in zip(fit.of(index, x_next, terms), terms, strict=True):
-        if coefficient:
+        if coefficient or isinstance(coefficient, Tensor):
             x_next = x_next + coefficient * term
     return x_next
 

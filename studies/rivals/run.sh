@@ -10,7 +10,7 @@ for name in ${@:-digits cifar10}; do
     run=$runs/fitted-cifar10 data="--set data.path=$CIFAR10"
   fi
   tuned=
-  for row in dcw dcw-before gain epsilon-scaling score-rescaling fitted; do tuned="$tuned --sampler $row"; done
+  for row in dcw dcw-before gain epsilon-scaling score-rescaling fitted bns; do tuned="$tuned --sampler $row"; done
   snrkit tune --config $here/$name.yaml --runs $runs --by flow $data $tuned
   for by in fitted gits oss; do
     snrkit design --config $here/$name.yaml --runs $runs --sampler euler --nfe 13 --by $by $data

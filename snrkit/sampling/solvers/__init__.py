@@ -12,7 +12,7 @@ from snrkit.sampling.solvers.dpmpp import Dpmpp2m, Dpmpp3m
 from snrkit.sampling.solvers.dpmpp_multistep_sde import Dpmpp2mSde, Dpmpp3mSde
 from snrkit.sampling.solvers.dpmpp_singlestep import Dpmpp2sAncestral, DpmppSde
 from snrkit.sampling.solvers.euler import Euler
-from snrkit.sampling.solvers.fitted import Fitted
+from snrkit.sampling.solvers.fitted import Bns, Fitted, Increments
 from snrkit.sampling.solvers.heun import Heun
 from snrkit.sampling.solvers.ipndm import Ipndm, IpndmV
 from snrkit.sampling.solvers.sa_solver import SaSolver
@@ -36,7 +36,8 @@ AnySolver = Annotated[
     | Ipndm
     | IpndmV
     | Deis
-    | Fitted,
+    | Fitted
+    | Bns,
     Field(discriminator="kind"),
 ]
 
@@ -44,6 +45,7 @@ __all__ = [
     "AnalyticDpm",
     "Ancestral",
     "AnySolver",
+    "Bns",
     "Churn",
     "Deis",
     "Dpm2",
@@ -56,6 +58,7 @@ __all__ = [
     "Euler",
     "Fitted",
     "Heun",
+    "Increments",
     "Ipndm",
     "IpndmV",
     "SaSolver",

@@ -13,7 +13,7 @@ flow`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -35,14 +35,14 @@ AnyBase = Annotated[Base, Field(discriminator="kind")]
 LONGEST_HISTORY = 3
 
 
-class Fitted(Value):
+class Increments(Value):
     """Steps of `base` and what was fitted beyond them; it costs what `base` does. Without a fit it cannot sample."""
 
-    kind: Literal["fitted"] = "fitted"
+    kind: Any
     base: AnyBase = Field(
         default=Ipndm(), description="solver without fresh noise whose steps are made, before what is fitted is added"
     )
-    history: int = Field(default=2, ge=0, le=LONGEST_HISTORY, description="predictions of earlier steps that it takes")
+    history: int = Field(default=2, ge=0, description="predictions of earlier steps that it takes")
     bands: Literal["none", "haar"] = Field(default="none", description="haar: coefficients of their own by band")
 
     @property
@@ -60,11 +60,33 @@ class Fitted(Value):
         return FittedSteps(self, fit)
 
 
+class Fitted(Increments):
+    """Coefficients step after step, each step fitted to the flow at its end."""
+
+    kind: Literal["fitted"] = "fitted"
+    history: int = Field(default=2, ge=0, le=LONGEST_HISTORY, description="predictions of earlier steps that it takes")
+
+
+class Bns(Increments):
+    """Coefficients of all steps at once, by gradient descent on the distance to the flow at the clean end.
+
+    A bespoke non-stationary solver (Shaul et al. 2024, arXiv 2403.01329) in the prediction of eps, on the levels of the
+    grid, which the paper learns too. There step k is a combination of the first noise and of all predictions so far;
+    x0_hat_k and eps_hat_0..k span the same, as every state is one. Learned from the base on, by L-BFGS.
+    """
+
+    kind: Literal["bns"] = "bns"
+    history: int = Field(
+        default=15, ge=0, le=99, description="predictions of earlier steps that it takes; the paper takes all of them"
+    )
+    rounds: int = Field(default=50, ge=1, le=10_000, description="iterations of L-BFGS, each through all steps")
+
+
 @dataclass(frozen=True, slots=True)
 class FittedSteps:
     """The steps of a base with the coefficients of a fit. Memory: (that of the base, the eps before, newest first)."""
 
-    value: Fitted
+    value: Increments
     fit: Fit
 
     @property
@@ -88,7 +110,7 @@ class FittedSteps:
 
 
 def fitted_terms(
-    value: Fitted, said: Prediction, past: tuple[Tensor, ...]
+    value: Increments, said: Prediction, past: tuple[Tensor, ...]
 ) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
     """(The terms of a step, all eps that the next one may use), of what was said and the eps before, newest first."""
     terms = (said.x0, said.eps, *past)
