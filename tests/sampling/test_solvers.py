@@ -34,8 +34,8 @@ from snrkit.sampling.solvers import (
     Dpmpp3mSde,
     DpmppSde,
     Euler,
-    Fitted,
     Heun,
+    Increments,
     Ipndm,
     IpndmV,
     SaSolver,
@@ -97,7 +97,7 @@ def test_what_a_solver_says_it_renews_is_what_it_does(kind):
     solver = open_with(Sampler(grid=Karras(steps=4), solver=kind()), process, Dummy(process)).solver
     if isinstance(kind(), AnalyticDpm):
         solver = replace(solver, unknown=torch.zeros(len(levels), dtype=torch.float64))
-    if isinstance(kind(), Fitted):
+    if isinstance(kind(), Increments):
         solver = replace(solver, fit=no_fit(len(levels), kind().terms))
     x, error = torch.randn(2, 1, 1, 1, dtype=torch.float64), 0.1
 
