@@ -37,6 +37,10 @@ SWEEPS = {
     "clipping": "Clippings at thirty times the learning rate: EDM, 40,000 images",
     "clipping-10": "Clippings at ten times the learning rate: EDM, 40,000 images",
     "averages": "Averages under a constant learning rate: 40,000 images",
+    "score": "The score as a target: vp, 40,000 images",
+    "haar": "Haar coefficients as states: EDM, 40,000 images",
+    "qk": "Normalised queries and keys: a DiT, 40,000 images",
+    "convergence": "Weightings as training goes on: vp, a constant learning rate, 76,800 images",
 }
 PAIRS = {  # which arms are subtracted, beside each less the first
     "training-knobs": [
@@ -59,6 +63,14 @@ PAIRS = {  # which arms are subtracted, beside each less the first
         for target in ("v", "x0", "score")
         for grid in ("karras", "trailing", "logsnr")
         for solver in ("euler", "heun", "ancestral")
+    ],
+    "qk": [("qk-10", "plain-10")],
+    "score": [("normalised", "eps"), ("raw", "normalised"), ("raw-unclipped", "raw")],
+    "convergence": [
+        (f"{target}-{kind}-{seen}", f"{target}-{seen}")
+        for target in ("eps", "x0")
+        for kind in ("min-snr", "p2")
+        for seen in (19, 38, 57, 76)
     ],
     "averages": [("snapshots", "raw"), ("snapshots-1000", "raw"), ("snapshots-4000", "raw")],
     "clipping": [("global", "agc"), ("per-unit", "global"), ("agc-per-layer", "global"), ("usual-rate", "per-unit")],
@@ -89,6 +101,9 @@ def arms(name: str, runs: Path) -> Iterator[str]:
     assert not wrong, wrong
     yield table(head, iter(cells))
     yield pairs(record, PAIRS.get(name, []))
+    if name == "target-samplers":
+        yield "What a target is worth on a sampler beyond what it is worth on all, in ln FD: the interaction [95 %]."
+        yield interactions(record)
     yield table(["arm", "mean gradient norm, seed by seed", "share of clipped steps"], steps(record))
     if record.failed:
         yield table(["broken off", "why"], iter(record.failed.items()))
@@ -108,6 +123,20 @@ def pairs(record: SweepTable, wanted: Sequence[tuple[str, str]]) -> str:
 
     made = list(rows())
     return table(["arms", "seeds", f"{record.names['fd']} [95 %]"], iter(made)) if made else ""
+
+
+def interactions(record: SweepTable) -> str:
+    """Two-way interactions of targets and samplers, seed by seed: ln FD less the means of its target and its sampler."""
+    split = {name: name.split(" ", 1) for name in record.arms}
+    targets, samplers = (list(dict.fromkeys(each[k] for each in split.values())) for k in (0, 1))
+    fd = np.log([[record.arms[f"{t} {s}"].scores["fd"].values for s in samplers] for t in targets])
+    own = fd - fd.mean(0, keepdims=True) - fd.mean(1, keepdims=True) + fd.mean((0, 1), keepdims=True)
+
+    def rows() -> Iterator[Sequence[str]]:
+        for k, sampler in enumerate(samplers):
+            yield sampler, *(interval(against(list(each[k]), [0.0] * len(each[k])), 3) for each in own)
+
+    return table(["sampler", *targets], rows())
 
 
 def steps(record: SweepTable) -> Iterator[Sequence[str]]:
