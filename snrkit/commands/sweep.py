@@ -40,6 +40,7 @@ from snrkit.data.dataset import Dataset, chunks, fingerprint, memory_dataset, to
 from snrkit.experiment.experiment import MOST_FAULTS, Experiment, load_experiment
 from snrkit.experiment.lock import locked
 from snrkit.experiment.log import HeldOutLine, log_of
+from snrkit.experiment.models import without_later
 from snrkit.experiment.opening import Opened, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import opening_scorer
@@ -306,7 +307,13 @@ def stored_row(trial: Trial, runs: Path) -> TrialRow | None:
 
 def _facts(trial: Trial) -> dict[str, Any]:
     content = trial.experiment.model_dump(mode="json", exclude={"shift", "tune", "compare", "log"})
-    return {"format": FORMAT, "numerics": NUMERICS, "scores": keys(), **content}
+    return {
+        "format": FORMAT,
+        "numerics": NUMERICS,
+        "scores": keys(),
+        **content,
+        "train": without_later(content["train"]),
+    }
 
 
 def make_row(trial: Trial, runs: Path, world: World, quiet: bool) -> None:

@@ -43,6 +43,11 @@ FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", 
 LATER = {"pairing": None, "posterior_mean": False}  # keys of `train` that came later: with these, earlier results stay
 
 
+def without_later(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `train` as it was told before the keys of LATER were there, where they are as if they were not."""
+    return {key: value for key, value in train.items() if key not in LATER or value != LATER[key]}
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every model has: how its states and its network's output are to be read."""
@@ -222,7 +227,8 @@ class TrainedHere(Value):
 
     def identity(self) -> dict[str, Any]:
         part = self.model_dump(mode="json", exclude={"kind"})
-        for free in (*FREE, *(key for key, without in LATER.items() if part["train"][key] == without)):
+        part["train"] = without_later(part["train"])
+        for free in FREE:
             part["train"].pop(free)
         if self.train.decay in ("constant", "rsqrt"):  # the length does not shape what came before: it may be extended
             part["train"].pop("images")

@@ -126,7 +126,7 @@ def pairs(record: SweepTable, wanted: Sequence[tuple[str, str]]) -> str:
 
 
 def interactions(record: SweepTable) -> str:
-    """Two-way interactions of targets and samplers, seed by seed: ln FD less the means of its target and its sampler."""
+    """Two-way interactions of targets and samplers, seed by seed: ln FD less the means of target and of sampler."""
     split = {name: name.split(" ", 1) for name in record.arms}
     targets, samplers = (list(dict.fromkeys(each[k] for each in split.values())) for k in (0, 1))
     fd = np.log([[record.arms[f"{t} {s}"].scores["fd"].values for s in samplers] for t in targets])

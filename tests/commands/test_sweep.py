@@ -14,7 +14,7 @@ from snrkit.base.records import to_json
 from snrkit.base.sealed import read_json, write_json, write_lines
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
-from snrkit.commands.sweep import check_file, load_sweep, run_sweep, sweep_trials
+from snrkit.commands.sweep import check_file, load_sweep, row_path, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.lock import locked
@@ -336,3 +336,17 @@ def test_looks_of_single_pixels_have_one_ring():
     """Images of one pixel and three channels: power is the mean square, over all channels."""
     x = torch.tensor([[1.0, 2.0, 2.0], [-1.0, -2.0, -2.0]]).reshape(2, 3, 1, 1)
     assert appearance([x], (3, 1, 1)).power == pytest.approx([3.0])
+
+
+def test_rows_stay_where_a_key_came_later(tmp_path):
+    """A key of `train` at the value that was meant before it was there has no part in where a row lies; another has."""
+    path = write_sweep(tmp_path)
+
+    def row(*settings):
+        return row_path(sweep_trials(load_sweep(path), path.stem, settings)[0], tmp_path)
+
+    apart = ("network.classes=0", "train.label_dropout=0", "train.noise_dropout=0")
+    assert row("train.pairing=null", "train.posterior_mean=false") == row()
+    assert row(*apart, "train.posterior_mean=true") != row(*apart)
+    with_rows = sweeping._facts(sweep_trials(load_sweep(path), path.stem)[0])["train"]
+    assert not {"pairing", "posterior_mean"} & with_rows.keys()
