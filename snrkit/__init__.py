@@ -21,7 +21,7 @@ _NAMES = {  # by the module where they live
     "data.toy": "gaussian_denoiser",
     "diffusion.denoiser": "EdmBlindPrecondition EdmPrecondition NoPrecondition RawPrecondition wrap",
     "diffusion.level": "Level",
-    "diffusion.prediction": "Cond Denoiser Eps FlowVelocity Prediction Score Target V X0",
+    "diffusion.prediction": "Cond Denoiser Eps FlowVelocity PosteriorMean Prediction Score Target V X0",
     "diffusion.process": "Ddpm Edm Flow Process Vp",
     "experiment.certified": "certified",
     "experiment.experiment": "load_experiment",

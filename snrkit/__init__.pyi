@@ -15,6 +15,7 @@ from snrkit.diffusion.prediction import Cond as Cond
 from snrkit.diffusion.prediction import Denoiser as Denoiser
 from snrkit.diffusion.prediction import Eps as Eps
 from snrkit.diffusion.prediction import FlowVelocity as FlowVelocity
+from snrkit.diffusion.prediction import PosteriorMean as PosteriorMean
 from snrkit.diffusion.prediction import Prediction as Prediction
 from snrkit.diffusion.prediction import Score as Score
 from snrkit.diffusion.prediction import Target as Target

@@ -151,8 +151,7 @@ def posterior_mean_share(before: Level, after: Level, variance: float) -> tuple[
     """(variance, share unknown given x) of DDPM's posterior mean of x at `after` given x at `before` and x0.
 
     mu-tilde = p x0 + q x with p = alpha' (1 - r) and q = r alpha'/alpha, r = SNR(t)/SNR(t - 1), in vp; what is unknown
-    given x is p^2 Var(x0 | x). Not offered as a target: but for the last steps of tables that end in pure noise, nearly
-    all of it is x itself.
+    given x is p^2 Var(x0 | x). But for the last steps of tables that end in pure noise, nearly all of it is x itself.
     """
     keep = torch.exp(before.logsnr - after.logsnr)  # SNR(t)/SNR(t - 1)
     p = after.alpha * (1 - keep)

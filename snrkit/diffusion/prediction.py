@@ -10,6 +10,7 @@ so one 2x2 solve reads every prediction type, and `alpha*x0 + sigma*eps == x` ho
     v      (-sigma, alpha)/sqrt(alpha^2 + sigma^2)   (Salimans & Ho 2022)
     flow   (-1, 1)                                   (Lipman et al. 2023)
     score  (0, -1/sigma)                             (Song et al. 2021)
+    posterior_mean   (p + q alpha, q sigma), of a table   (Ho et al. 2020)
 
 The determinant alpha*b - sigma*a vanishes only for eps and score at alpha = 0, where they say nothing about x0.
 """
@@ -23,9 +24,10 @@ from pydantic import Field
 from torch import Tensor
 
 from snrkit.base.transfer import send
-from snrkit.base.value import Value
+from snrkit.base.value import LONGEST_TABLE, Value
+from snrkit.diffusion.betas import Betas, LinearBetas
 from snrkit.diffusion.level import Level, broadcast
-from snrkit.diffusion.process import Process
+from snrkit.diffusion.process import Ddpm, Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,35 @@ class Score(Value):
         return torch.zeros_like(level.alpha), -1 / level.sigma
 
 
-AnyTarget = Annotated[X0 | Eps | V | FlowVelocity | Score, Field(discriminator="kind")]
+class PosteriorMean(Value):
+    """The mean of the state one entry of a table cleaner, given this one and x0 (Ho et al. 2020, equation 7).
+
+    mu = p x0 + q x, in vp, with p = alpha' (1 - r) and q = r alpha'/alpha, where alpha' is that of the cleaner entry
+    and r the signal-to-noise ratio here over the one there; at the cleanest entry and beyond it is x0. Between entries
+    alpha' is interpolated in the index. Nearly all of it is the state: errors of a network grow by 1/p as x0 is read.
+    """
+
+    kind: Literal["posterior_mean"] = "posterior_mean"
+    betas: Betas = Field(
+        default=LinearBetas(), description="what the table is made of: that of the process, if it has one"
+    )
+    steps: int = Field(default=1000, ge=2, le=LONGEST_TABLE, description="entries of the table")
+
+    def direction(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(p + q alpha, q sigma), alpha and sigma those of vp, whatever the scaling of the level."""
+        logsnr = level.logsnr.to(device="cpu", dtype=torch.float64)
+        table = Ddpm(betas=self.betas, steps=self.steps)
+        cleaner = torch.cat([torch.ones(1, dtype=torch.float64), torch.sigmoid(table.table()).sqrt()])  # alpha' of each
+        index = table.time(logsnr)
+        below = index.floor().long()
+        after = torch.lerp(cleaner[below], cleaner[below + 1], index - below)
+        alpha, variance = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr)
+        left = (1 - after.square()) / (after * variance)  # of noise, after over here: q over alpha
+        p, q = after - alpha.square() * left, alpha * left
+        return p + q * alpha, q * variance.sqrt()
+
+
+AnyTarget = Annotated[X0 | Eps | V | FlowVelocity | Score | PosteriorMean, Field(discriminator="kind")]
 
 
 def determinant(level: Level, target: Target) -> Tensor:

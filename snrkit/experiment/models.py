@@ -23,8 +23,8 @@ from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import checksum_of, list_checkpoints, load_checkpoint, newest_checkpoint
 from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.prediction import AnyTarget
-from snrkit.diffusion.process import AnyProcess, Flow
+from snrkit.diffusion.prediction import AnyTarget, PosteriorMean
+from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyTrained, check_storable, make_network, set_checkpointing
 from snrkit.networks.foreign import Foreign
@@ -40,7 +40,7 @@ from snrkit.training.weighting import AnyWeighting
 
 DRAWS = 4000  # of levels, that a weighting is tried at
 FREE = ("save_every", "keep_last", "keep_every", "snapshot_every", "log_every", "holdout_every", "holdout_bins")
-LATER = {"pairing": None, "posterior_mean": False}  # keys of `train` that came later: with these, earlier results stay
+LATER = {"pairing": None, "stable_target": False}  # keys of `train` that came later: with these, earlier results stay
 
 
 def without_later(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +243,7 @@ class TrainedHere(Value):
             below, above = train.batch // unit * unit, (train.batch // unit + 1) * unit
             near = f"{below} or {above}" if below else str(above)
             yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
+        yield from _target_faults(self)
         yield from _network_faults(self, checkpointing)
         yield from _weighting_faults(self)
         takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
@@ -256,8 +257,8 @@ class TrainedHere(Value):
                 f"train.pairing: {train.pairing.kind} makes noise depend on what the network is told of an image "
                 "(labels, scalars), and sampling does not; drop it, or what is told"
             )
-        if train.posterior_mean:
-            yield from _posterior_faults(self)
+        if train.stable_target:
+            yield from _stable_target_faults(self)
         names = [value.name for value in train.averages]
         if len(set(names)) < len(names):
             yield "train.averages: two averages have the same name; give them other half-lives, decays or widths"
@@ -301,6 +302,17 @@ class TrainedHere(Value):
 AnyModel = Annotated[TrainedHere | FromElsewhere, Field(discriminator="kind")]
 
 
+def _target_faults(model: TrainedHere) -> Iterable[str]:
+    """A posterior mean of another table than that of the process."""
+    target, process = model.target, model.process
+    if not isinstance(target, PosteriorMean):
+        return
+    if not isinstance(process, Ddpm):
+        yield f"target: posterior_mean is of a table of levels, and process {process.kind} has none; take ddpm"
+    elif (target.betas, target.steps) != (process.betas, process.steps):
+        yield "target: posterior_mean is of another table than the process; give it the same betas and steps"
+
+
 def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
     """What training asks of a network that it does not take or cannot do."""
     network, train = model.network, model.train
@@ -321,7 +333,7 @@ def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
         yield f"compute.checkpointing: has no effect on {its}, whose blocks it cannot compute again; drop it"
 
 
-def _posterior_faults(model: TrainedHere) -> Iterable[str]:
+def _stable_target_faults(model: TrainedHere) -> Iterable[str]:
     """What makes the images that a state could be of others than those of a slice."""
     train = model.train
     others = {
@@ -332,7 +344,7 @@ def _posterior_faults(model: TrainedHere) -> Iterable[str]:
     }
     for key, (there, what) in others.items():
         if there:
-            yield f"train.posterior_mean: the mean {what} is another than that of a slice; drop it or {key}"
+            yield f"train.stable_target: the mean {what} is another than that of a slice; drop it or {key}"
 
 
 def _weighting_faults(model: TrainedHere) -> Iterable[str]:

@@ -18,8 +18,8 @@ from snrkit.data.dataset import read_by_processes, to_unit
 from snrkit.diffusion.prediction import Cond
 from snrkit.training.objective import Pair
 from snrkit.training.perturb import Shown
-from snrkit.training.posterior import posterior_mean
 from snrkit.training.randomness import Draws
+from snrkit.training.stable_target import stable_target
 from snrkit.training.task import Task
 
 
@@ -58,8 +58,8 @@ class MicroBatch:
             shown = config.perturb.shown(self.noise, self.extra, chance, logsnr, objective.process)
         untold = draws.noise_drop < config.noise_dropout
         x0, eps = self.x0, shown.eps
-        if config.posterior_mean:
-            x0, eps = posterior_mean(x0, eps, objective.process.level(logsnr), config.slice, self._labels(task))
+        if config.stable_target:
+            x0, eps = stable_target(x0, eps, objective.process.level(logsnr), config.slice, self._labels(task))
         return Question(
             self.images,
             u,

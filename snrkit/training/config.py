@@ -108,7 +108,7 @@ class TrainConfig(Value):
         description="which noise an image is mixed with: minibatch_ot exchanges noise within each `slice` images; "
         "default: independent noise",
     )
-    posterior_mean: bool = Field(
+    stable_target: bool = Field(
         default=False,
         description="ask for the mean of the images that a state could be of, among each `slice` images, instead of "
         "for its own (Xu et al. 2023)",

@@ -40,6 +40,7 @@ SWEEPS = {
     "score": "The score as a target: vp, 40,000 images",
     "haar": "Haar coefficients as states: EDM, 40,000 images",
     "qk": "Normalised queries and keys: a DiT, 40,000 images",
+    "posterior-mean": "DDPM's posterior mean as a target: the linear table, 40,000 images",
     "convergence": "Weightings as training goes on: vp, a constant learning rate, 76,800 images",
 }
 PAIRS = {  # which arms are subtracted, beside each less the first
@@ -63,6 +64,9 @@ PAIRS = {  # which arms are subtracted, beside each less the first
         for target in ("v", "x0", "score")
         for grid in ("karras", "trailing", "logsnr")
         for solver in ("euler", "heun", "ancestral")
+    ],
+    "posterior-mean": [
+        (f"posterior-mean{weight}", f"{target}{weight}") for target in ("eps", "v") for weight in ("", "-elbo")
     ],
     "qk": [("qk-10", "plain-10")],
     "score": [("normalised", "eps"), ("raw", "normalised"), ("raw-unclipped", "raw")],

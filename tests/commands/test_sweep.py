@@ -346,7 +346,7 @@ def test_rows_stay_where_a_key_came_later(tmp_path):
         return row_path(sweep_trials(load_sweep(path), path.stem, settings)[0], tmp_path)
 
     apart = ("network.classes=0", "train.label_dropout=0", "train.noise_dropout=0")
-    assert row("train.pairing=null", "train.posterior_mean=false") == row()
-    assert row(*apart, "train.posterior_mean=true") != row(*apart)
+    assert row("train.pairing=null", "train.stable_target=false") == row()
+    assert row(*apart, "train.stable_target=true") != row(*apart)
     with_rows = sweeping._facts(sweep_trials(load_sweep(path), path.stem)[0])["train"]
-    assert not {"pairing", "posterior_mean"} & with_rows.keys()
+    assert not {"pairing", "stable_target"} & with_rows.keys()

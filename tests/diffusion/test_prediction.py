@@ -7,13 +7,28 @@ from hypothesis import strategies as st
 
 from snrkit.base.errors import SnrkitError
 from snrkit.data.toy import gaussian_denoiser
+from snrkit.diffusion.betas import LinearBetas
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
 from snrkit.diffusion.level import level_of
-from snrkit.diffusion.prediction import SAME, X0, Cond, Eps, FlowVelocity, Score, V, determinant, solve
+from snrkit.diffusion.prediction import (
+    SAME,
+    X0,
+    Cond,
+    Eps,
+    FlowVelocity,
+    PosteriorMean,
+    Score,
+    V,
+    determinant,
+    solve,
+)
+from snrkit.diffusion.process import Ddpm
 from snrkit.networks import Mlp, make_network
 from tests.exact import PROCESSES, THREE, mixture, tensor
 
-TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity(), "score": Score()}
+TARGETS = {
+    "x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity(), "score": Score(), "posterior_mean": PosteriorMean(),
+}  # fmt: skip
 SCALINGS = ("vp", "ve", "flow")
 
 
@@ -28,6 +43,30 @@ def test_solve_recovers_what_was_mixed(scaling, target, logsnr):
     found = solve(level.alpha * x0 + level.sigma * eps, a * x0 + b * eps, level, target)
     torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-8)
     torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("scaling", ["vp", "ve"])
+def test_the_posterior_mean_of_a_table_is_ddpms(scaling):
+    """Ho et al. 2020, equation 7, by betas: sqrt(abar') beta/(1 - abar) x0 + sqrt(1 - beta) (1 - abar')/(1 - abar) x.
+
+    At the cleanest entry it is x0, as abar' is 1; the state x is that of vp, in whatever scaling a process keeps it.
+    """
+    process, t = Ddpm(scaling=scaling), torch.tensor([0, 1, 10, 500, 999])
+    abar, betas = torch.sigmoid(Ddpm().table()), LinearBetas().betas(1000)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar])[t]
+    of_x0, of_x = before.sqrt() * betas[t] / (1 - abar[t]), (1 - betas[t]).sqrt() * (1 - before) / (1 - abar[t])
+    a, b = PosteriorMean().direction(process.level(process.table()[t]))
+    torch.testing.assert_close(a, of_x0 + of_x * abar[t].sqrt(), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(b, of_x * (1 - abar[t]).sqrt(), rtol=1e-10, atol=1e-11)
+    assert (float(a[0]), float(b[0])) == (pytest.approx(1, abs=1e-11), 0)
+
+
+def test_the_posterior_mean_is_a_target_at_pure_noise_too():
+    """Where alpha is 0 nothing of the state stays: mu = alpha' x0, which still says x0."""
+    table = Ddpm(rescale_betas_zero_snr=True)
+    a, b = PosteriorMean().direction(table.level(torch.tensor([-torch.inf]).double()))
+    assert float(b) == 0
+    assert 0 < float(a) < 0.1
 
 
 def test_v_in_vp_is_the_published_one():

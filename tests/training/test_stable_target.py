@@ -11,7 +11,7 @@ from snrkit.diffusion.process import Edm, Flow, Vp
 from snrkit.experiment.experiment import parse_experiment
 from snrkit.experiment.opening import open_experiment
 from snrkit.training.batches import micro_batches
-from snrkit.training.posterior import posterior_mean
+from snrkit.training.stable_target import stable_target
 from tests.opened import open_task
 from tests.small import SMALL
 
@@ -56,7 +56,7 @@ def test_it_is_the_mean_given_the_state(process, group, images):
     x0, eps = images
     level = process.level(LEVELS)
     rivals = [list(range(i // group * group, i // group * group + group)) for i in range(6)]
-    mean, left = posterior_mean(x0, eps, level, group)
+    mean, left = stable_target(x0, eps, level, group)
     torch.testing.assert_close(mean, written_out(x0, eps, level, rivals), rtol=1e-9, atol=1e-9)
     alpha, sigma = level.scales(x0)
     torch.testing.assert_close(alpha * mean + sigma * left, alpha * x0 + sigma * eps, rtol=1e-9, atol=1e-9)
@@ -69,17 +69,17 @@ def test_an_image_with_a_label_has_rivals_of_this_label(images):
     level, true = Vp().level(LEVELS), torch.tensor([0, 1, 0, 1, 0, 1])
     told = torch.tensor([0, -1, 0, 1, -1, 1])
     rivals = [[j for j in range(6) if told[i] < 0 or true[j] == told[i]] for i in range(6)]
-    mean, _ = posterior_mean(x0, eps, level, 6, (told, true))
+    mean, _ = stable_target(x0, eps, level, 6, (told, true))
     torch.testing.assert_close(mean, written_out(x0, eps, level, rivals), rtol=1e-9, atol=1e-9)
 
 
 def test_alone_and_without_noise_an_image_is_itself(images):
     """Bit for bit in a group of one; to rounding where the level leaves no doubt."""
     x0, eps = (each.float() for each in images)
-    mean, left = posterior_mean(x0, eps, Edm().level(LEVELS), 1)
+    mean, left = stable_target(x0, eps, Edm().level(LEVELS), 1)
     assert torch.equal(mean, x0)
     assert torch.equal(left, eps)
-    mean, left = posterior_mean(x0, eps, Edm().level(torch.full((6,), 12.0).double()), 6)
+    mean, left = stable_target(x0, eps, Edm().level(torch.full((6,), 12.0).double()), 6)
     torch.testing.assert_close(mean, x0)
     torch.testing.assert_close(left, eps)
 
@@ -93,7 +93,7 @@ def test_what_the_network_learns_stays(images):
     level = Vp().level(torch.full((6,), 1.0).double())
     draws = torch.Generator().manual_seed(1)
     asked = torch.stack(
-        [posterior_mean(x0, torch.randn(x0.shape, generator=draws).double(), level, 6)[0] for _ in range(4000)]
+        [stable_target(x0, torch.randn(x0.shape, generator=draws).double(), level, 6)[0] for _ in range(4000)]
     )
     torch.testing.assert_close(asked.mean((0, 1)), x0.mean(0), rtol=0, atol=0.02)
     assert asked.flatten(0, 1).var(0).sum() < 0.95 * x0.var(0, correction=0).sum()
@@ -101,7 +101,7 @@ def test_what_the_network_learns_stays(images):
 
 def test_a_training_pair_has_the_same_state_and_level():
     """And asks for something else."""
-    plain, mean = open_task(opened()), open_task(opened(posterior_mean=True))
+    plain, mean = open_task(opened()), open_task(opened(stable_target=True))
     a, b = (next(islice(micro_batches(task, 3), 1)) for task in (plain, mean))
     torch.testing.assert_close(a.pair.x, b.pair.x)
     assert torch.equal(a.logsnr, b.logsnr)
@@ -116,11 +116,11 @@ def test_a_training_pair_has_the_same_state_and_level():
 )
 def test_other_posteriors_are_refused(train, key):
     """Where the images of a slice are not those that a state could be of."""
-    with pytest.raises(ConfigError, match=rf"train\.posterior_mean: .* drop it or {key}"):
-        opened(posterior_mean=True, **train)
+    with pytest.raises(ConfigError, match=rf"train\.stable_target: .* drop it or {key}"):
+        opened(stable_target=True, **train)
 
 
 def test_results_of_before_there_was_any_stay_valid():
     """Without it what decides the weights is said as before the key was there."""
-    assert "posterior_mean" not in opened().experiment.model.identity()["train"]
-    assert opened(posterior_mean=True).experiment.model.identity()["train"]["posterior_mean"] is True
+    assert "stable_target" not in opened().experiment.model.identity()["train"]
+    assert opened(stable_target=True).experiment.model.identity()["train"]["stable_target"] is True

@@ -14,7 +14,7 @@ from snrkit.base.transfer import send
 from snrkit.diffusion.level import Level
 
 
-def posterior_mean(
+def stable_target(
     x0: Tensor, eps: Tensor, level: Level, group: int, labels: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """(x0', eps'), each (n, *): the posterior mean of the image of each state, and the noise that is left beside it.
