@@ -90,8 +90,8 @@ class PythonModel(Value):
 
     @model_validator(mode="after")
     def _said(self) -> "PythonModel":
-        if self.precondition.kind == "edm" and self.sigma_data is None:
-            raise ValueError("precondition edm: give sigma_data, the data's standard deviation in its training")
+        if (kind := self.precondition.kind) in ("edm", "edm_blind") and self.sigma_data is None:
+            raise ValueError(f"precondition {kind}: give sigma_data, the data's standard deviation in its training")
         if self.null_label is not None and not self.classes:
             raise ValueError("null_label: has no effect without classes; drop it")
         return self

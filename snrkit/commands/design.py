@@ -42,7 +42,8 @@ from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sampler import Sampler, guided_alone
-from snrkit.sampling.solvers import Fitted
+from snrkit.sampling.solvers import AnySolver, Fitted, Increments
+from snrkit.sampling.solvers.fitted import LONGEST_HISTORY
 
 WAYS = ("fitted", "gits", "oss")  # to find a grid
 CANDIDATES = 64  # steps between them, at least, where a table has as many levels
@@ -101,7 +102,7 @@ def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sample
     sampler, cost = experiment.samplers[name], experiment.model.parts.cost
     if isinstance(sampler.grid, ImageGrid):
         raise ConfigError(f"samplers.{name}.grid: {sampler.grid.kind} follows the images; design another sampler.")
-    solver = sampler.solver if isinstance(sampler.solver, Fitted) else Fitted()
+    solver = _fitted_as(sampler.solver)
     plain = with_nfe(guided_alone(sampler), nfe, cost)
     shape = with_nfe(guided_alone(sampler).model_copy(update={"solver": solver}), nfe, cost)
     if plain is None or shape is None:
@@ -109,6 +110,13 @@ def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sample
             f"--nfe {nfe}: samplers.{name} cannot have as many with its grid and solver; give another number."
         )
     return plain, shape
+
+
+def _fitted_as(solver: AnySolver) -> Fitted:
+    """Steps fitted in turn, of the base and the bands of a solver that takes a fit, with as much of its history."""
+    if isinstance(solver, Fitted) or not isinstance(solver, Increments):
+        return solver if isinstance(solver, Fitted) else Fitted()
+    return Fitted(base=solver.base, bands=solver.bands, history=min(solver.history, LONGEST_HISTORY))
 
 
 def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampler) -> Designed:

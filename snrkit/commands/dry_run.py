@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from snrkit.base.ahead import held_ahead
 from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
+from snrkit.base.kept import counting_kept
 from snrkit.commands.opening import open_aloud
 from snrkit.commands.pace import duration, training_pace
 from snrkit.experiment.experiment import Experiment, dump_yaml
@@ -200,26 +201,17 @@ def activation_bytes(setting: Setting, network: nn.Module, batch: int, precision
 
     ConfigError for a network that does not answer in the shape of its states.
     """
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
     x = torch.zeros(batch, *setting.data.dataset.shape)
     cond = setting.parts.network.conditioning.zeros(batch)
     autocast = torch.autocast("cpu", AUTOCAST[precision], enabled=AUTOCAST[precision] is not None)
-    with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with autocast, counting_kept(network.parameters()) as kept:
         out = network(x, torch.zeros(batch), cond)
         out.float().square().mean()
     if out.shape != x.shape:
         raise ConfigError(
             f"network: it answers {tuple(out.shape)} to states of {tuple(x.shape)}; it needs their shape."
         )
-    return sum(storage.nbytes() for storage in kept.values())
+    return kept.bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.exported import About, exported
 from snrkit.data import Latents
 from snrkit.data.representation import PIXELS
-from snrkit.diffusion.denoiser import EdmPrecondition, NoPrecondition
+from snrkit.diffusion.denoiser import EdmBlindPrecondition, EdmPrecondition, NoPrecondition
 from snrkit.diffusion.prediction import X0
 from snrkit.diffusion.process import Ddpm, Edm
 from snrkit.experiment.experiment import Experiment
@@ -142,7 +142,11 @@ def _reasons(e: Experiment) -> Iterator[str]:
         yield f"its network is a {e.network.kind}, and only the unet is one of diffusers'"
     elif e.network.time_scale != 1:
         yield f"its network reads {e.network.time_scale:g} times the time that schedulers give"
-    if isinstance(e.process, Edm) and isinstance(e.target, X0) and isinstance(e.precondition, EdmPrecondition):
+    if (
+        isinstance(e.process, Edm)
+        and isinstance(e.target, X0)
+        and isinstance(e.precondition, EdmPrecondition | EdmBlindPrecondition)
+    ):
         return
     if not isinstance(e.process, Ddpm):
         yield f"no scheduler gives the times of a {e.process.kind} process with target {e.target.kind} to its network"

@@ -161,7 +161,8 @@ def learned_table(fitted: FirstStates, sampler: Sampler, rounds: int) -> FittedT
     def walk(fit: Fit, rows: slice) -> Tensor:
         return fitted.at(rows).walked(fitted.opened(sampler, fit))
 
-    return learn(walk, fitted.flow.states[-1], named.steps, named.terms, rounds, fitted.batch)
+    with bar("learning all steps", None, unit=EVALUATIONS):
+        return learn(walk, fitted.flow.states[-1], named.steps, named.terms, rounds, fitted.batch)
 
 
 def guarded_fit(

@@ -22,8 +22,8 @@ from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode, weights_of
 from snrkit.checkpoints.models import AnyForeign
 from snrkit.checkpoints.ours import checksum_of, list_checkpoints, load_checkpoint, newest_checkpoint
-from snrkit.diffusion.denoiser import AnyPrecondition
-from snrkit.diffusion.prediction import AnyTarget, PosteriorMean
+from snrkit.diffusion.denoiser import AnyPrecondition, EdmBlindPrecondition
+from snrkit.diffusion.prediction import AnyTarget, PosteriorMean, Score
 from snrkit.diffusion.process import AnyProcess, Ddpm, Flow
 from snrkit.experiment.run import Run
 from snrkit.networks import AnyTrained, check_storable, make_network, set_checkpointing
@@ -31,6 +31,7 @@ from snrkit.networks.foreign import Foreign
 from snrkit.sampling.sampler import Sampler, dry_run
 from snrkit.sampling.step import Capabilities
 from snrkit.spectral.faults import training_faults
+from snrkit.spectral.levels import SpectralBias
 from snrkit.training.config import TrainConfig
 from snrkit.training.ema import AnyAveraging, longest, made_afterwards
 from snrkit.training.level_samplers import AnyLevels, widest
@@ -244,6 +245,7 @@ class TrainedHere(Value):
             near = f"{below} or {above}" if below else str(above)
             yield f"train.batch: {train.batch} is not a multiple of slice * accumulate = {unit}; take {near}"
         yield from _target_faults(self)
+        yield from _blind_faults(self)
         yield from _network_faults(self, checkpointing)
         yield from _weighting_faults(self)
         takes, bias = self.network.conditioning, getattr(self.weighting, "bias", None)
@@ -313,6 +315,21 @@ def _target_faults(model: TrainedHere) -> Iterable[str]:
         yield "target: posterior_mean is of another table than the process; give it the same betas and steps"
 
 
+def _blind_faults(model: TrainedHere) -> Iterable[str]:
+    """What asks for the level, or learns from losses, of images of a branch that says y itself instead of F."""
+    train = model.train
+    if not train.noise_dropout or not isinstance(model.precondition, EdmBlindPrecondition):
+        return
+    if isinstance(model.target, Score):
+        yield "precondition: edm_blind has the untold branch say the score as it is, which grows as 1/sigma; use edm"
+    for key in ("importance", "balance", "uncertainty"):
+        if getattr(train, key) is not None:
+            yield (
+                f"train.{key}: it learns from losses, and with precondition edm_blind those of untold images are in "
+                "other units; drop it, or use edm"
+            )
+
+
 def _network_faults(model: TrainedHere, checkpointing: bool) -> Iterable[str]:
     """What training asks of a network that it does not take or cannot do."""
     network, train = model.network, model.train
@@ -341,6 +358,9 @@ def _stable_target_faults(model: TrainedHere) -> Iterable[str]:
         "train.perturb": (train.perturb, "of a state that is wrong on purpose"),
         "train.augment": (train.augment, "of one transform"),
         "network.scalars": (model.network.conditioning.scalars, "of one scalar"),
+        "train.pairing": (train.pairing, "of noise that depends on images"),
+        "levels.scope": (getattr(model.levels, "scope", "dataset") != "dataset", "of images with levels of their own"),
+        "weighting.bias": (isinstance(getattr(model.weighting, "bias", 0), SpectralBias), "of images weighed apart"),
     }
     for key, (there, what) in others.items():
         if there:

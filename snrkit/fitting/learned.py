@@ -1,25 +1,32 @@
 """Coefficients of all steps at once, by gradient descent through the network: bespoke solvers (docs/fitted.md).
 
-    R(c) = E_z |X_K(z; c) - X*(z)|^2 / d
+    L(c) = E_z ln |X_K(z; c) - X*(z)|^2 / d
 
-over the coefficients of every step, as in Shaul et al. 2024 (arXiv 2403.01329); fitting/steps.py makes each step near
-to the flow in turn instead, without a gradient. The gradient is taken through all steps, so that it holds what every
-evaluation of a batch keeps for its backward pass; by L-BFGS with a line search, which never goes further away.
+over the coefficients of every step, the loss of Shaul et al. 2024 (arXiv 2403.01329), which no single far state
+decides; fitting/steps.py makes each step near to the flow in turn instead, without a gradient. The gradient is taken
+through all steps, so that it holds what every evaluation of a batch keeps for its backward pass; by L-BFGS with a line
+search, in coefficients whose terms all have the same size.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from snrkit.base.errors import SnrkitError
+from snrkit.base.distributed import free_memory, in_bytes
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.base.kept import counting_kept
 from snrkit.fitting.steps import FittedTable
 from snrkit.sampling.flow import in_rows
 from snrkit.sampling.step import Fit
 
 Walk = Callable[[Fit, slice], Tensor]
 """The clean states (n, *) of some first states under coefficients."""
+SMALLEST = 1e-30  # square distance to the flow whose logarithm is taken
+TRIED = 0.01  # by how much L falls along its gradient, where this is set beside a difference
+AGREES = 2.0  # factor within which they are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +40,103 @@ class Learning:
         return self.table[index, : len(terms)].unbind()
 
 
-def learn(walk: Walk, flow: Tensor, steps: int, terms: int, rounds: int, batch: int) -> FittedTable:
-    """The coefficients that bring clean states nearest to `flow` (M, *), from none on. SnrkitError: not finite."""
-    table = torch.zeros(steps, terms, dtype=torch.float64, requires_grad=True)
-    descent = torch.optim.LBFGS([table], max_iter=rounds, history_size=rounds, line_search_fn="strong_wolfe")
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """A fit that adds nothing, and sums the squares of each term."""
 
-    def distance() -> float:
-        descent.zero_grad()
+    squares: Tensor
+
+    def of(self, index: int, x_next: Tensor, terms: Sequence[Tensor]) -> Sequence[float]:
+        for place, term in enumerate(terms):
+            self.squares[index, place] += float(term.double().square().sum())
+        return (0.0,) * len(terms)
+
+
+@dataclass(slots=True)
+class _Descent:
+    walk: Walk
+    flow: Tensor
+    batch: int
+    scale: Tensor  # (steps, terms): coefficients are this times what is descended in
+    place: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = torch.zeros_like(self.scale, requires_grad=True)
+
+    def loss(self) -> float:
+        """L, with its gradient; infinite and without one where states are not finite."""
+        self.place.grad = torch.zeros_like(self.place)
         total = 0.0
-        for rows in in_rows(len(flow), batch):
-            part = (walk(Learning(table), rows) - flow[rows]).double().square().sum() / flow.numel()
+        for rows in in_rows(len(self.flow), self.batch):
+            part = self._of(rows).log().sum() / len(self.flow)
             part.backward()  # type: ignore[no-untyped-call]
             total += float(part.detach())
-        return total
+        if math.isfinite(total) and bool(self.place.grad.isfinite().all()):
+            return total
+        self.place.grad.zero_()
+        return math.inf
 
+    def _of(self, rows: slice) -> Tensor:
+        gap = (self.walk(Learning(self.place * self.scale), rows) - self.flow[rows]).double()
+        return gap.square().flatten(1).mean(1) + SMALLEST
+
+    def check_memory(self) -> None:
+        """Refuse batches whose backward pass this device cannot hold: ConfigError."""
+        one, two = self._kept(1), self._kept(2)  # weights are in both
+        needed, there = one + (two - one) * (min(self.batch, len(self.flow)) - 1), free_memory(self.flow.device)
+        if needed > there:
+            raise ConfigError(
+                f"sample.batch: a backward pass through all steps needs {in_bytes(needed)} for {self.batch} first "
+                f"states and {in_bytes(there)} are free; give a smaller batch, or use solver kind fitted."
+            )
+
+    def _kept(self, states: int) -> int:
+        """Bytes for the backward pass of so many."""
+        with counting_kept() as kept:
+            self._of(slice(0, states))
+        return kept.bytes
+
+    def check_gradient(self) -> None:
+        """Refuse a model whose answers come without their gradient in part: SnrkitError."""
+        self.loss()
+        assert self.place.grad is not None
+        slope = self.place.grad.clone()
+        size = float(slope.norm())
+        if size == 0:
+            return
+        step, values = TRIED / size**2 * slope, []
+        for way in (-1, 1):
+            self.place.data = way * step
+            values.append(self.loss())
+        self.place.data = torch.zeros_like(step)
+        fall = values[1] - values[0]
+        if not 2 * TRIED / AGREES < fall < 2 * TRIED * AGREES:
+            raise SnrkitError(
+                "the gradient through this sampler is not the slope of its distance to the flow: a part of the model "
+                "or of its guidance answers without one, or is too steep; use solver kind fitted."
+            )
+
+
+def learn(walk: Walk, flow: Tensor, steps: int, terms: int, rounds: int, batch: int) -> FittedTable:
+    """The coefficients that bring clean states nearest to `flow` (M, *), from none on.
+
+    ConfigError where a batch of the backward pass does not fit, SnrkitError for a model without a gradient.
+    """
+    sizes = _Sizes(torch.zeros(steps, terms, dtype=torch.float64))
+    with torch.no_grad():
+        for rows in in_rows(len(flow), batch):
+            walk(sizes, rows)
+    squares = sizes.squares / flow.numel()
+    descent = _Descent(walk, flow, batch, torch.where(squares > 0, squares.rsqrt(), 1.0))
     with torch.enable_grad():
-        descent.step(distance)  # type: ignore[no-untyped-call]
-    found = table.detach()
+        descent.check_memory()
+        descent.check_gradient()
+        rule = torch.optim.LBFGS(
+            [descent.place], max_iter=rounds, max_eval=4 * rounds, tolerance_grad=0, tolerance_change=1e-9,
+            history_size=rounds, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+        rule.step(descent.loss)  # type: ignore[no-untyped-call]
+    found = (descent.place * descent.scale).detach()
     if not bool(found.isfinite().all()):
         raise SnrkitError("the states of a step are not finite or too large, and nothing is learned from them.")
     return FittedTable(tuple(map(tuple, found.tolist())), (1.0,) * steps)

@@ -59,7 +59,8 @@ class MicroBatch:
         untold = draws.noise_drop < config.noise_dropout
         x0, eps = self.x0, shown.eps
         if config.stable_target:
-            x0, eps = stable_target(x0, eps, objective.process.level(logsnr), config.slice, self._labels(task))
+            means = stable_target(x0, eps, objective.process.level(logsnr), config.slice, self._labels(task))
+            x0, eps = (each.to(memory_format=task.memory) for each in means)
         return Question(
             self.images,
             u,
@@ -83,7 +84,6 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     Waits for no device, unless a pairing reads the images back.
     """
     device, config, dataset = task.world.device, task.config, task.dataset
-    memory = torch.channels_last if task.channels_last else torch.preserve_format
     images = task.images(draws)
     x0, told = _augmented(task, draws, to_unit(send(pixels, device)))
     labels = None
@@ -93,8 +93,8 @@ def micro_batch(task: Task, draws: Draws, pixels: Tensor) -> MicroBatch:
     return MicroBatch(
         draws,
         images,
-        x0.to(memory_format=memory),
-        send(noise, device).to(memory_format=memory),
+        x0.to(memory_format=task.memory),
+        send(noise, device).to(memory_format=task.memory),
         Cond(
             None if labels is None else send(labels, device),
             task.told(images, draws.scalars),

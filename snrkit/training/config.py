@@ -183,6 +183,11 @@ class TrainConfig(Value):
                 f"{steps:,} steps of training are a trial of the commands: a network has hardly learned by then, and "
                 "what is found of it holds for no other"
             )
+        if self.stable_target:
+            found.append(
+                "train.stable_target: hold-out losses, and gradients that analyze shows, are of images themselves and "
+                "not of the means that were asked for"
+            )
         if self.pairing is not None:
             found.append(
                 f"train.pairing: {self.pairing.kind} mixed images with noise that depends on them, while hold-out "

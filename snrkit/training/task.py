@@ -46,6 +46,11 @@ class Task:
     scalars: Scalars | None = None  # None: the network is told none
     representation: Representation = PIXELS  # in whose images data.flip and train.augment act
 
+    @property
+    def memory(self) -> torch.memory_format:
+        """How images lie in memory."""
+        return torch.channels_last if self.channels_last else torch.preserve_format
+
     def told(self, images: Tensor, u: Tensor) -> Tensor | None:
         """As Scalars.told, on the device; None where the network is told no scalars."""
         return None if self.scalars is None else send(self.scalars.told(images, u), self.world.device)

@@ -17,5 +17,5 @@ for name in ${@:-digits cifar10}; do
   done
   python $here/rows.py $name $runs > $runs/$name-rivals.yaml
   snrkit compare --config $runs/$name-rivals.yaml --runs $runs $data
-  sed -n '/^| sampler/,/^$/p' $run/compare.md | sed '/^$/q' > $here/$name.md
+  sed -n '/^| sampler/,/^$/p' $run/compare.md | awk '{print} /^$/ && ++n == 2 {exit}' > $here/$name.md
 done

@@ -133,7 +133,10 @@ def interactions(record: SweepTable) -> str:
     """Two-way interactions of targets and samplers, seed by seed: ln FD less the means of target and of sampler."""
     split = {name: name.split(" ", 1) for name in record.arms}
     targets, samplers = (list(dict.fromkeys(each[k] for each in split.values())) for k in (0, 1))
-    fd = np.log([[record.arms[f"{t} {s}"].scores["fd"].values for s in samplers] for t in targets])
+    cells = [[record.arms.get(f"{t} {s}") for s in samplers] for t in targets]
+    if any(cell is None or cell.seeds != cells[0][0].seeds for row in cells for cell in row):
+        return "Not all seeds of all arms are there yet."
+    fd = np.log([[cell.scores["fd"].values for cell in row] for row in cells])
     own = fd - fd.mean(0, keepdims=True) - fd.mean(1, keepdims=True) + fd.mean((0, 1), keepdims=True)
 
     def rows() -> Iterator[Sequence[str]]:

@@ -37,6 +37,7 @@ SAMPLERS = {
     "table": {"grid": GRID, "solver": {"kind": "euler"},
               "corrections": [{"kind": "dcw", "schedule": {"kind": "table"}}]},
     "fit": {"grid": GRID, "solver": {"kind": "fitted", "base": {"kind": "euler"}, "bands": "haar"}},
+    "bns": {"grid": GRID, "solver": {"kind": "bns", "base": {"kind": "euler"}, "rounds": 5}},
     "drawn": {"grid": GRID, "solver": {"kind": "ancestral"}, "corrections": [{"kind": "dcw", "low": 0.01}]},
     "guided": {"grid": GRID, "solver": {"kind": "euler"}, "corrections": [{"kind": "cfg", "weight": 0.5}]},
 }  # fmt: skip
@@ -50,9 +51,8 @@ def trained(tmp_path_factory, coarse):
     folder = tmp_path_factory.mktemp("flow")
     write_config(folder, **FILE)
     snrkit(folder, "train", "-q")
-    done = snrkit(
-        folder, "tune", "--by", "flow", "--sampler", "dcw", "--sampler", "table", "--sampler", "fit", "--json"
-    )
+    named = [word for name in ("dcw", "table", "fit", "bns") for word in ("--sampler", name)]
+    done = snrkit(folder, "tune", "--by", "flow", *named, "--json")
     return folder, json.loads(done.stdout)
 
 

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError
 from snrkit.diffusion.denoiser import EdmBlindPrecondition, EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import X0, Eps, FlowVelocity, V
 from snrkit.diffusion.process import Edm, Flow, Vp
+from snrkit.experiment.experiment import parse_experiment
+from snrkit.experiment.run import Run
 from snrkit.training.level_samplers import UniformTime
 from snrkit.training.objective import Objective
 from snrkit.training.weighting import Simple
+from tests.small import SMALL, load_images, snrkit, write_config
 
 PROCESSES = {"edm": Edm(), "vp": Vp(), "flow": Flow()}
 TARGETS = {"x0": X0(), "eps": Eps(), "v": V(), "flow_velocity": FlowVelocity()}
@@ -108,3 +112,38 @@ def test_its_input_says_as_much_of_a_state_as_the_state(images):
     assert sizes == sorted(sizes)
     assert sizes[-1] == pytest.approx(1, abs=1e-3)
     assert sizes[0] == pytest.approx(0.1 * S, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": {"kind": "score"}}, "has the untold branch say the score as it is"),
+        ({"train": {"balance": {}}}, r"train\.balance: it learns from losses"),
+        ({"train": {"uncertainty": {}}}, r"train\.uncertainty: it learns from losses"),
+    ],
+    ids=["score", "balance", "uncertainty"],
+)
+def test_what_the_untold_branch_has_no_unit_for_is_refused(changes, said):
+    """With noise dropout; without it nothing is untold."""
+    content = {**SMALL, "precondition": {"kind": "edm_blind"}, **changes}
+    content["train"] = {**SMALL["train"], **changes.get("train", {}), "noise_dropout": 0.1}
+    with pytest.raises(ConfigError, match=said):
+        parse_experiment(content, "small")
+    parse_experiment({**content, "train": {**content["train"], "noise_dropout": 0.0}}, "small")
+
+
+def test_training_and_guidance_by_what_is_not_told(tmp_path):
+    """A run samples with noise awareness, whose weight 0 changes nothing and another weight does."""
+    guided = {"grid": {"kind": "karras", "steps": 3}, "solver": {"kind": "euler"}}
+    rows = {
+        f"w{weight}": {**guided, "corrections": [{"kind": "noise_awareness", "weight": weight}]} for weight in (0, 1)
+    }
+    changes = {"precondition": {"kind": "edm_blind"}, "samplers": {"plain": guided, **rows}}
+    train = {**SMALL["train"], "images": 512, "noise_dropout": 0.2}
+    write_config(tmp_path, **changes, train=train, sample={"seeds": "0-7", "batch": 8})
+    snrkit(tmp_path, "train", "-q")
+    snrkit(tmp_path, "sample", "-q")
+    run = Run(tmp_path / "runs/small")
+    plain, neutral, guided = (load_images(run.samples(name), range(8)) for name in ("plain", "w0", "w1"))
+    assert torch.equal(plain, neutral)
+    assert not torch.equal(plain, guided)

@@ -111,13 +111,29 @@ def test_a_training_pair_has_the_same_state_and_level():
 
 @pytest.mark.parametrize(
     ("train", "key"),
-    [({"noise_dropout": 0.1}, "train.noise_dropout"), ({"perturb": {"kind": "ddpm_ip"}}, "train.perturb")],
-    ids=["noise_dropout", "perturb"],
+    [
+        ({"noise_dropout": 0.1}, "train.noise_dropout"),
+        ({"perturb": {"kind": "ddpm_ip"}}, "train.perturb"),
+        ({"pairing": {"kind": "minibatch_ot"}}, "train.pairing"),
+    ],
+    ids=["noise_dropout", "perturb", "pairing"],
 )
 def test_other_posteriors_are_refused(train, key):
-    """Where the images of a slice are not those that a state could be of."""
+    """Where the images of a slice are not those that a state could be of, each as likely as the others."""
     with pytest.raises(ConfigError, match=rf"train\.stable_target: .* drop it or {key}"):
         opened(stable_target=True, **train)
+
+
+def test_images_with_levels_of_their_own_are_refused():
+    """An image is the likelier one at a level the more it is trained there."""
+    content = {
+        **SMALL,
+        "levels": {"kind": "spectral"},
+        "network": {**SMALL["network"], "augment": False},
+        "train": {**SMALL["train"], **ALONE, "stable_target": True},
+    }
+    with pytest.raises(ConfigError, match=r"train\.stable_target: the mean of images with levels of their own"):
+        parse_experiment(content, "small")
 
 
 def test_results_of_before_there_was_any_stay_valid():

@@ -72,14 +72,17 @@ class Bns(Increments):
 
     A bespoke non-stationary solver (Shaul et al. 2024, arXiv 2403.01329) in the prediction of eps, on the levels of the
     grid, which the paper learns too. There step k is a combination of the first noise and of all predictions so far;
-    x0_hat_k and eps_hat_0..k span the same, as every state is one. Learned from the base on, by L-BFGS.
+    with a base of one evaluation a step and a history that reaches back to the first, x0_hat_k and eps_hat_0..k span
+    the same, as every state is such a combination. Learned from the base on, by L-BFGS (the paper: Adam).
     """
 
     kind: Literal["bns"] = "bns"
     history: int = Field(
         default=15, ge=0, le=99, description="predictions of earlier steps that it takes; the paper takes all of them"
     )
-    rounds: int = Field(default=50, ge=1, le=10_000, description="iterations of L-BFGS, each through all steps")
+    rounds: int = Field(
+        default=50, ge=1, le=10_000, description="iterations of L-BFGS, each a walk or a few, with gradients"
+    )
 
 
 @dataclass(frozen=True, slots=True)
