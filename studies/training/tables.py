@@ -71,8 +71,7 @@ PAIRS = {  # which arms are subtracted, beside each less the first
     "qk": [("qk-10", "plain-10")],
     "score": [("normalised", "eps"), ("raw", "normalised"), ("raw-unclipped", "raw")],
     "convergence": [
-        (f"{target}-{kind}-{seen}", f"{target}-{seen}")
-        for target in ("eps", "x0")
+        (f"eps-{kind}-{seen}", f"eps-{seen}")
         for kind in ("min-snr", "p2")
         for seen in (19, 38, 57, 76)
     ],

@@ -89,17 +89,18 @@ def test_the_same_command_finds_the_same(trained):
     """Bit for bit, record for record, when it is made again."""
     folder, _ = trained
     before = {path: content for path, content in written(folder).items() if "fits" in path.parts}
-    assert len(before) == 2
+    assert len(before) == 3
     for path in before:
         (folder / path).unlink()
-    snrkit(folder, "tune", "--by", "flow", "-q", "--sampler", "fit", "--sampler", "table")
+    snrkit(folder, "tune", "--by", "flow", "-q", "--sampler", "fit", "--sampler", "table", "--sampler", "bns")
     assert before == {path: content for path, content in written(folder).items() if "fits" in path.parts}
 
 
 def test_what_was_found_is_not_looked_for_again(trained, monkeypatch):
     """So that a command that was stopped goes on; by other first states, it is."""
     folder, found = trained
-    asked = ["tune", "--by", "flow", "--sampler", "dcw", "--sampler", "table", "--sampler", "fit", "--json"]
+    named = [word for name in ("dcw", "table", "fit", "bns") for word in ("--sampler", name)]
+    asked = ["tune", "--by", "flow", *named, "--json"]
 
     def refuse(*_):
         raise AssertionError("the flow is followed again")
