@@ -269,7 +269,7 @@ def page(runs: Path) -> Iterator[str]:
     yield "# Training knobs: the tables"
     yield ("Written by `studies/training/tables.py` from the runs of `make training-study`; what they mean is in "
            "[training-knobs.md](README.md). Brackets: paired 95 % t-intervals over the seeds, which "
-           "leave out the noise of the 2,000 images, the same seeds in every arm; of a hundred arms several clear 0 by "
+           "leave out the noise of the images, the same seeds in every arm; of a hundred arms several clear 0 by "
            "chance.")  # fmt: skip
     for made in [*map(partial(arms, runs=runs), SWEEPS), excess(runs), readings(runs)]:
         yield from made
