@@ -29,6 +29,8 @@ if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
   snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000 --by fd
   snrkit compare --config runs/cifar10/tune/tuned.yaml
 fi
+snrkit sweep $here/blind.yaml
+sed -n '/^| arm/,/^$/p' runs/blind.md | awk '{print} /^$/ {exit}' > $here/blind.md
 for family in edm ddpm flow; do
   snrkit measure-shift --config $here/shift-$family.yaml
   snrkit measure-shift --config $here/shift-$family.yaml --sampler euler-20 --sampler ancestral-20 \
