@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snrkit.diffusion.denoiser import Precondition
 from snrkit.diffusion.level import Level
-from snrkit.diffusion.prediction import Target
+from snrkit.diffusion.prediction import Target, posterior_weights
 from snrkit.diffusion.process import Process
 from snrkit.training.weighting import Density, Weighting
 
@@ -153,9 +153,7 @@ def posterior_mean_share(before: Level, after: Level, variance: float) -> tuple[
     mu-tilde = p x0 + q x with p = alpha' (1 - r) and q = r alpha'/alpha, r = SNR(t)/SNR(t - 1), in vp; what is unknown
     given x is p^2 Var(x0 | x). But for the last steps of tables that end in pure noise, nearly all of it is x itself.
     """
-    keep = torch.exp(before.logsnr - after.logsnr)  # SNR(t)/SNR(t - 1)
-    p = after.alpha * (1 - keep)
-    q = keep * after.alpha / before.alpha
+    p, q = posterior_weights(before.logsnr, after.alpha)
     d = before.alpha**2 * variance + before.sigma**2
     unknown = p**2 * variance * before.sigma**2 / d
     total = p**2 * variance + q**2 * d + 2 * p * q * before.alpha * variance

@@ -42,7 +42,7 @@ from snrkit.sampling.flow import fine_flow, rms
 from snrkit.sampling.grid import ImageGrid, Listed
 from snrkit.sampling.refine import Refined, parts_of, refined
 from snrkit.sampling.sampler import Sampler, guided_alone
-from snrkit.sampling.solvers import AnySolver, Fitted, Increments
+from snrkit.sampling.solvers import AnySolver, Bns, Fitted
 from snrkit.sampling.solvers.fitted import LONGEST_HISTORY
 
 WAYS = ("fitted", "gits", "oss")  # to find a grid
@@ -113,10 +113,10 @@ def _asked(experiment: Experiment, name: str, nfe: int) -> tuple[Sampler, Sample
 
 
 def _fitted_as(solver: AnySolver) -> Fitted:
-    """Steps fitted in turn, of the base and the bands of a solver that takes a fit, with as much of its history."""
-    if isinstance(solver, Fitted) or not isinstance(solver, Increments):
-        return solver if isinstance(solver, Fitted) else Fitted()
-    return Fitted(base=solver.base, bands=solver.bands, history=min(solver.history, LONGEST_HISTORY))
+    """Steps fitted in turn: as configured, or of the base and bands of a bns with as much of its history, or plain."""
+    if isinstance(solver, Bns):
+        return Fitted(base=solver.base, bands=solver.bands, history=min(solver.history, LONGEST_HISTORY))
+    return solver if isinstance(solver, Fitted) else Fitted()
 
 
 def _design(tools: FlowTools, run: Run, label: str, plain: Sampler, shape: Sampler) -> Designed:

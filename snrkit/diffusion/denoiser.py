@@ -95,8 +95,8 @@ class EdmBlindPrecondition(Value):
 
     For noise dropout: what noise-awareness guidance (Zhong et al. 2025) subtracts should not know the level. There
     y = F, and the input is divided by sqrt(1 + the mean square of the state itself), which is one to one in the state's
-    size and bounded, as the 1/sqrt(1 + sigma^2) of kind `none` is. The factor of |F - F*|^2 at a level is
-    that of |y - y*|^2 there, which is c_out^2 times what the weighting asks of y: it stays bounded at the clean end.
+    size and bounded, as the 1/sqrt(1 + sigma^2) of kind `none` is. An untold image's
+    |y - y*|^2 counts as a told one's |F - F*|^2, c_out^2 times what the weighting asks of y: bounded at the clean end.
     """
 
     kind: Literal["edm_blind"] = "edm_blind"

@@ -159,6 +159,17 @@ class Score(Value):
         return torch.zeros_like(level.alpha), -1 / level.sigma
 
 
+def posterior_weights(logsnr: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """(p, q) of the posterior mean p x0 + q x, in vp, of the state where alpha is `after`, given x0 and x at `logsnr`.
+
+    p = after (1 - r) and q = r after/alpha, r the signal-to-noise ratio at x over the one there (Ho et al. 2020,
+    equation 7); also where one of the two is pure noise or clean.
+    """
+    alpha, variance = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr)
+    left = (1 - after.square()) / (after * variance)  # q over alpha
+    return after - alpha.square() * left, alpha * left
+
+
 class PosteriorMean(Value):
     """The mean of the state one entry of a table cleaner, given this one and x0 (Ho et al. 2020, equation 7).
 
@@ -181,10 +192,8 @@ class PosteriorMean(Value):
         index = table.time(logsnr)
         below = index.floor().long()
         after = torch.lerp(cleaner[below], cleaner[below + 1], index - below)
-        alpha, variance = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr)
-        left = (1 - after.square()) / (after * variance)  # of noise, after over here: q over alpha
-        p, q = after - alpha.square() * left, alpha * left
-        return p + q * alpha, q * variance.sqrt()
+        p, q = posterior_weights(logsnr, after)
+        return p + q * torch.sigmoid(logsnr).sqrt(), q * torch.sigmoid(-logsnr).sqrt()
 
 
 AnyTarget = Annotated[X0 | Eps | V | FlowVelocity | Score | PosteriorMean, Field(discriminator="kind")]

@@ -25,8 +25,8 @@ from snrkit.sampling.step import Fit
 Walk = Callable[[Fit, slice], Tensor]
 """The clean states (n, *) of some first states under coefficients."""
 SMALLEST = 1e-30  # square distance to the flow whose logarithm is taken
-TRIED = 0.01  # by how much L falls along its gradient, where this is set beside a difference
-AGREES = 2.0  # factor within which they are the same
+TRIED = 0.01  # of the distance to the flow, by which a step is moved where a gradient is set beside a difference
+AGREES, UNSEEN = 0.1, 1e-4  # what they may differ by: a share of the larger, and what rounding hides
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +97,29 @@ class _Descent:
         return kept.bytes
 
     def check_gradient(self) -> None:
-        """Refuse a model whose answers come without their gradient in part: SnrkitError."""
+        """Refuse a model whose answers come without their gradient, in part or whole: SnrkitError.
+
+        By differences in the coefficients of the first step, of which every later answer depends.
+        """
+        with torch.no_grad():
+            reach = TRIED * float(self._of(slice(0, len(self.flow))).mean().sqrt())
         self.loss()
         assert self.place.grad is not None
-        slope = self.place.grad.clone()
-        size = float(slope.norm())
-        if size == 0:
-            return
-        step, values = TRIED / size**2 * slope, []
-        for way in (-1, 1):
-            self.place.data = way * step
-            values.append(self.loss())
-        self.place.data = torch.zeros_like(step)
-        fall = values[1] - values[0]
-        if not 2 * TRIED / AGREES < fall < 2 * TRIED * AGREES:
-            raise SnrkitError(
-                "the gradient through this sampler is not the slope of its distance to the flow: a part of the model "
-                "or of its guidance answers without one, or is too steep; use solver kind fitted."
-            )
+        for term, slope in enumerate((2 * reach * self.place.grad[0]).tolist()):
+            fall = -self._beside(term, -reach) + self._beside(term, reach)
+            if not abs(fall - slope) <= AGREES * max(abs(fall), abs(slope)) + UNSEEN:
+                raise SnrkitError(
+                    "the gradient through this sampler is not the slope of its distance to the flow: a part of the "
+                    "model or of its guidance answers without one; use solver kind fitted."
+                )
+
+    @torch.no_grad()
+    def _beside(self, term: int, by: float) -> float:
+        """L with one coefficient of the first step moved."""
+        self.place[0, term] = by
+        total = sum(float(self._of(rows).log().sum()) for rows in in_rows(len(self.flow), self.batch))
+        self.place[0, term] = 0
+        return total / len(self.flow)
 
 
 def learn(walk: Walk, flow: Tensor, steps: int, terms: int, rounds: int, batch: int) -> FittedTable:

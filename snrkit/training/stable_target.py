@@ -3,8 +3,8 @@
 A state x = alpha x0 + sigma eps asks the network for x0, though at noisy levels many images could have been in it: the
 expectation of that answer given x is what is learned, and its scatter is noise of the gradient. Over the n images of a
 group, with the image's own among them, the expectation is known: weights w_ij = softmax_j(-|x_i - alpha_i x0_j|^2 /
-(2 sigma_i^2)). Asking for sum_j w_ij x0_j has less scatter. Its mean is biased by 1/n, at n = 1 and where one image
-alone fits the state not at all; the authors have n of 1,024 and more.
+(2 sigma_i^2)). Asking for sum_j w_ij x0_j has less scatter. Its bias is of order 1/n, and none at n = 1 and
+where one image alone fits the state; the authors have n of 1,024 and more.
 """
 
 import torch

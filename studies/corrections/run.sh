@@ -30,7 +30,7 @@ if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
   snrkit compare --config runs/cifar10/tune/tuned.yaml
 fi
 snrkit sweep $here/blind.yaml
-sed -n '/^| arm/,/^$/p' runs/blind.md | awk '{print} /^$/ {exit}' > $here/blind.md
+python $here/blind.py runs > studies/corrections/blind.md
 for family in edm ddpm flow; do
   snrkit measure-shift --config $here/shift-$family.yaml
   snrkit measure-shift --config $here/shift-$family.yaml --sampler euler-20 --sampler ancestral-20 \

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from snrkit.analysis.empirical import rank_correlation
 from snrkit.commands.sweep import load_sweep, make_table, stored_row, sweep_trials
 from snrkit.diffusion.level import level_of
 from snrkit.diffusion.prediction import X0, Eps, Target, V
-from snrkit.metrics.paired import against
+from snrkit.metrics.paired import Difference, against, holm
 from snrkit.reports.blocks import Table, interval, markdown
 from snrkit.reports.records import SweepTable
 from snrkit.reports.sweep_table import arm_table
@@ -113,19 +113,34 @@ def arms(name: str, runs: Path) -> Iterator[str]:
 
 
 def pairs(record: SweepTable, wanted: Sequence[tuple[str, str]]) -> str:
-    """FD of one arm less another's, seed by seed on equal seeds."""
+    """FD of one arm less another's, seed by seed on equal seeds; what Holm's correction over all of them leaves."""
+    found = dict[str, tuple[int, Difference]]()
+    for one, other in wanted:
+        a, b = (record.arms.get(SAME.get(each, each)) for each in (one, other))
+        if a is None or b is None:  # not made yet
+            continue
+        shared = [seed for seed in a.seeds if seed in b.seeds]
+        fd = [[each.scores["fd"].values[each.seeds.index(seed)] for seed in shared] for each in (a, b)]
+        found[f"{one} less {other}"] = len(shared), against(*fd)
+    if not found:
+        return ""
+    rows = ((name, str(seeds), interval(each, 3)) for name, (seeds, each) in found.items())
+    made = table(["arms", "seeds", f"{record.names['fd']} [95 %]"], rows)
+    counts = {seeds for seeds, _ in found.values()}
+    return (
+        f"{made}\n\n{left({name: each for name, (_, each) in found.items()}, min(counts))}"
+        if len(counts) == 1
+        else made
+    )
 
-    def rows() -> Iterator[Sequence[str]]:
-        for one, other in wanted:
-            a, b = (record.arms.get(SAME.get(each, each)) for each in (one, other))
-            if a is None or b is None:  # not made yet
-                continue
-            shared = [seed for seed in a.seeds if seed in b.seeds]
-            fd = [[each.scores["fd"].values[each.seeds.index(seed)] for seed in shared] for each in (a, b)]
-            yield f"{one} less {other}", str(len(shared)), interval(against(*fd), 3)
 
-    made = list(rows())
-    return table(["arms", "seeds", f"{record.names['fd']} [95 %]"], iter(made)) if made else ""
+def left(differences: Mapping[str, Difference], seeds: int) -> str:
+    """How many intervals clear 0, and which Holm's correction leaves."""
+    clear = sum(
+        each.low > 0 or each.high < 0 for each in differences.values() if each.low is not None and each.high is not None
+    )
+    kept = ", ".join(holm(differences, seeds)) or "none"
+    return f"{clear} of {len(differences)} clear 0; Holm's correction over them leaves {kept}."
 
 
 def interactions(record: SweepTable) -> str:
@@ -137,12 +152,10 @@ def interactions(record: SweepTable) -> str:
         return "Not all seeds of all arms are there yet."
     fd = np.log([[cell.scores["fd"].values for cell in row] for row in cells])
     own = fd - fd.mean(0, keepdims=True) - fd.mean(1, keepdims=True) + fd.mean((0, 1), keepdims=True)
-
-    def rows() -> Iterator[Sequence[str]]:
-        for k, sampler in enumerate(samplers):
-            yield sampler, *(interval(against(list(each[k]), [0.0] * len(each[k])), 3) for each in own)
-
-    return table(["sampler", *targets], rows())
+    none = [0.0] * fd.shape[2]
+    found = {f"{t} {s}": against(list(own[i, k]), none) for i, t in enumerate(targets) for k, s in enumerate(samplers)}
+    rows = ((s, *(interval(found[f"{t} {s}"], 3) for t in targets)) for s in samplers)
+    return f"{table(['sampler', *targets], rows)}\n\n{left(found, fd.shape[2])}"
 
 
 def steps(record: SweepTable) -> Iterator[Sequence[str]]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snrkit.base.errors import SnrkitError
+from snrkit.base.errors import ConfigError, SnrkitError
 from snrkit.data.toy import gaussian_denoiser
 from snrkit.diffusion.betas import LinearBetas
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser, NoPrecondition, check_readable
@@ -23,8 +23,10 @@ from snrkit.diffusion.prediction import (
     solve,
 )
 from snrkit.diffusion.process import Ddpm
+from snrkit.experiment.experiment import parse_experiment
 from snrkit.networks import Mlp, make_network
 from tests.exact import PROCESSES, THREE, mixture, tensor
+from tests.small import SMALL
 
 TARGETS = {
     "x0": X0(), "eps": Eps(), "v": V(), "flow": FlowVelocity(), "score": Score(), "posterior_mean": PosteriorMean(),
@@ -67,6 +69,22 @@ def test_the_posterior_mean_is_a_target_at_pure_noise_too():
     a, b = PosteriorMean().direction(table.level(torch.tensor([-torch.inf]).double()))
     assert float(b) == 0
     assert 0 < float(a) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        ({"kind": "vp"}, "process vp has none; take ddpm"),
+        ({"kind": "ddpm", "betas": {"kind": "scaled_linear"}}, "another table than the process"),
+        ({"kind": "ddpm", "steps": 100}, "another table than the process"),
+    ],
+    ids=["vp", "betas", "steps"],
+)
+def test_a_posterior_mean_is_of_the_table_of_its_process(process, said):
+    content = {**SMALL, "target": {"kind": "posterior_mean"}, "precondition": {"kind": "none"}}
+    content = {**content, "levels": {"kind": "uniform_time"}, "weighting": {"kind": "simple"}, "process": process}
+    with pytest.raises(ConfigError, match=f"target: posterior_mean is of .*{said}"):
+        parse_experiment(content, "small")
 
 
 def test_v_in_vp_is_the_published_one():

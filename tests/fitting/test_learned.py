@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from snrkit.base.errors import ConfigError, SnrkitError
+from snrkit.diffusion.prediction import rewrap
 from snrkit.diffusion.process import Edm, Flow
 from snrkit.fitting.learned import Learning, learn
 from snrkit.fitting.steps import FittingSteps, fit_steps
@@ -123,3 +125,28 @@ def test_its_steps_hold_every_combination_of_the_noise_and_all_predictions():
         pass
     assert len(reaching.missed) == STEPS
     assert max(reaching.missed) < 1e-9
+
+
+def test_a_part_that_answers_without_its_gradient_is_refused(problem):
+    """The network's own answers are detached: what is left of the gradient is no slope of the distance."""
+    denoise, levels, x, _ = problem
+    flow = fine_flow(denoise, levels, x).states[-1]
+    cut = rewrap(denoise, lambda x, level, told, cond: denoise(x.detach(), level, told=told, cond=cond))
+    with pytest.raises(SnrkitError, match="is not the slope of its distance to the flow"):
+        learned(cut, levels, x, Bns(base=Euler(), history=1), flow)
+
+
+def test_a_batch_whose_backward_pass_does_not_fit_is_refused(problem, monkeypatch):
+    """By what autograd keeps for it: twice as much for twice the states."""
+    denoise, levels, x, _ = problem
+    flow, value = fine_flow(denoise, levels, x).states[-1], Bns(base=Euler(), history=1, rounds=1)
+    needed = []
+    for batch in (8, 16, 32):
+        monkeypatch.setattr("snrkit.fitting.learned.in_bytes", lambda count: needed.append(count) or str(count))
+        monkeypatch.setattr("snrkit.fitting.learned.free_memory", lambda device: 0)
+        with pytest.raises(ConfigError, match=r"sample\.batch: a backward pass through all steps needs"):
+            learned(denoise, levels, x, value, flow, batch)
+    at_8, at_16, at_32 = needed[::2]
+    assert at_32 - at_16 == 2 * (at_16 - at_8) > 0
+    monkeypatch.setattr("snrkit.fitting.learned.free_memory", lambda device: at_8)
+    learned(denoise, levels, x, value, flow, 8)

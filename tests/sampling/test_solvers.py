@@ -203,11 +203,7 @@ def test_every_kind_of_solver_is_measured():
     from snrkit.sampling.solvers import AnySolver
 
     kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(AnySolver)[0])}
-    others = {
-        "analytic_dpm",
-        "fitted",
-        "bns",
-    }  # no error to measure on Gaussian data; bit for bit its base: their own tests
+    others = {"analytic_dpm", "fitted", "bns"}  # tested on their own: no error on Gaussian data; their base bit for bit
     assert kinds == {solver.kind for solver in ALL.values()} | others
 
 
