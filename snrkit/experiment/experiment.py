@@ -34,7 +34,7 @@ from snrkit.loggers import AnyLogger
 from snrkit.metrics.config import MetricsConfig
 from snrkit.networks import AnyTrained
 from snrkit.networks.foreign import Foreign
-from snrkit.sampling.grid import ImageGrid
+from snrkit.sampling.grid import ImageGrid, Told
 from snrkit.sampling.sampler import (
     CompareConfig,
     SampleConfig,
@@ -226,6 +226,8 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
             takes = e.network.conditioning
             asked = sampler.grid.faults(takes.classes, takes.scalars)
             yield from (f"samplers.{name}.grid.{fault}" for fault in asked)
+        told = _told_faults(sampler.told_spectrum, e.network.conditioning.classes, e.network.conditioning.scalars)
+        yield from (f"samplers.{name}.told_spectrum: {fault}" for fault in told)
         for where, why in missing_capabilities(sampler, e.model.parts.capabilities):
             yield f"samplers.{name}.{where}: {why}"
         try:
@@ -245,6 +247,14 @@ def _sampler_faults(e: Experiment) -> Iterable[str]:
     classes = e.network.conditioning.classes
     if e.sample.labels is not None and e.sample.labels >= classes:
         yield f"sample.labels: {e.sample.labels} is not below network.classes = {classes}"
+
+
+def _told_faults(told: Told | None, classes: int, scalars: Sequence[str]) -> Iterable[str]:
+    """What a sampler asks that a network of these classes and scalars is not told."""
+    if told is not None and not scalars:
+        yield "the network is told no ends of schedules (network.scalars), so of no spectrum; drop it"
+    if told == "class" and not classes:
+        yield "class needs a network with classes; take instance or dataset"
 
 
 def _start_faults(name: str, sampler: Sampler, process: AnyProcess) -> Iterable[str]:

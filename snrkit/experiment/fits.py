@@ -17,7 +17,7 @@ from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser
 from snrkit.experiment.run import Run
 from snrkit.fitting.guard import Guard
-from snrkit.sampling.grid import Grid, ImageGrid, Placement
+from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.step import (
     Fit,
     ForwardStatistics,
@@ -130,5 +130,5 @@ class WithFit:
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         return self.sources.forward(levels)
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
-        return self.sources.placement(grid)
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+        return self.sources.placement(grid, told)

@@ -95,7 +95,8 @@ class FirstStates:
 def flow_key(sampler: Sampler) -> str:
     """What the first states of seeds and the flow from them depend on, of a sampler."""
     guidance = [c.model_dump(mode="json") for c in sampler.corrections if isinstance(c, Guidance)]
-    return json.dumps([sampler.grid.model_dump(mode="json"), sampler.start, guidance], sort_keys=True)
+    told = [] if sampler.told_spectrum is None else [sampler.told_spectrum]
+    return json.dumps([sampler.grid.model_dump(mode="json"), sampler.start, guidance, *told], sort_keys=True)
 
 
 def check_flows_fit(setting: Setting, noises: int, states: int, memory: float | None = None) -> None:

@@ -292,8 +292,8 @@ class Instrument:
         return own, Cond(labels, told, takes.unaugmented(len(rows)))
 
     def followed(self, ready: OpenedSampler, rows: Tensor) -> Tensor | None:
-        """What levels follow of images of the data set (n,), where the grid differs from image to image."""
-        if ready.placement is None or not ready.varies:
+        """What the levels, or what the network is told, follow of images of the data set (n,)."""
+        if ready.placement is None:
             return None
         return ready.placement.follows(self.shown(rows))
 

@@ -27,7 +27,7 @@ from snrkit.experiment.models import FromElsewhere, Weights, checkpoint_path
 from snrkit.experiment.opening import Model, Setting, open_weights
 from snrkit.experiment.run import Run
 from snrkit.experiment.stored import check_own, stored_experiment
-from snrkit.sampling.grid import Grid, ImageGrid, Placement
+from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sampler import Sampler, named
 from snrkit.sampling.step import (
     Fit,
@@ -160,9 +160,9 @@ class RunSources:
             raise RunError(f"{named.certificate} holds no coefficients; certify the sampler anew.")
         return found
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
         """By the run's model of spectra."""
-        return self.names.spectra.placement(grid)
+        return self.names.spectra.placement(grid, told)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""

@@ -26,6 +26,7 @@ from snrkit.metrics.scores import Entry, ScoreDefinition
 from snrkit.reports.layout import saying
 from snrkit.reports.plots import Curves, Forest, Front, Plot, curves_of
 from snrkit.reports.records import OverSeeds
+from snrkit.sampling.sampler import Sampler
 
 Row = Sequence[str]
 LARGEST_PICTURE = 2**28  # bytes
@@ -130,6 +131,12 @@ def short(value: Value, first: str = "kind") -> str:
     rest = ", ".join(f"{key} {plain(entry)}" for key, entry in content.items())
     head = " ".join(str(getattr(value, key)) for key in dict.fromkeys(("kind", first)))  # a property, of some
     return f"{head} ({rest})" if rest else head
+
+
+def grid_of(sampler: Sampler) -> str:
+    """Its grid in short, and whose spectrum the network is told of where that is said."""
+    told = "" if sampler.told_spectrum is None else f", told {sampler.told_spectrum}"
+    return short(sampler.grid, first="steps") + told
 
 
 LISTED = 8  # entries at most

@@ -19,6 +19,7 @@ from snrkit.reports.blocks import (
     Verdict,
     cell,
     document,
+    grid_of,
     interval,
     leading,
     pictures,
@@ -82,7 +83,7 @@ def times(row: ComparisonRow) -> tuple[str, str]:
 def _what(row: ComparisonRow) -> str:
     sampler = Sampler.model_validate(row.definition)
     corrections = "".join(f", {short(c)}" for c in sampler.corrections)
-    return f"{short(sampler.solver)}, {short(sampler.grid, first='steps')}{corrections}"
+    return f"{short(sampler.solver)}, {grid_of(sampler)}{corrections}"
 
 
 def _against(row: ComparisonRow) -> str:

@@ -35,6 +35,7 @@ from snrkit.reports.blocks import (
     cell,
     document,
     full,
+    grid_of,
     leading,
     pictures,
     short,
@@ -197,7 +198,7 @@ def sampler_table(found: RunFindings, samplers: Mapping[str, Sampler]) -> Table:
         shift, summary = found.shifts.get(name), scored.get(name, {})
         corrections = ", ".join(short(c) for c in sampler.corrections) or "none"
         row = (
-            *(name, short(sampler.solver), short(sampler.grid, first="steps"), corrections, _nfe(found, name)),
+            *(name, short(sampler.solver), grid_of(sampler), corrections, _nfe(found, name)),
             leading(summary.get(lead.key), lead),
             *(cell(summary.get(score.key), score) for score in scores.standing),
             *(("-",) * 4 if shift is None else (number.signed() for number in shift.shift.headline())),

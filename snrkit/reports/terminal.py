@@ -22,7 +22,7 @@ from snrkit.fitting.guard import Guard, guard_says
 from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
-from snrkit.reports.blocks import Table, short, spread
+from snrkit.reports.blocks import Table, grid_of, short, spread
 from snrkit.reports.comparison import times
 from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
 from snrkit.reports.model_card import FILE
@@ -508,7 +508,7 @@ def _defined(definition: Mapping[str, Any]) -> tuple[str, str, str]:
     """Solver, grid and corrections of a sampler, in the order of LAST."""
     sampler = Sampler.model_validate(definition)
     corrections = ", ".join(short(correction) for correction in sampler.corrections)
-    return short(sampler.solver), short(sampler.grid, first="steps"), corrections or "-"
+    return short(sampler.solver), grid_of(sampler), corrections or "-"
 
 
 def _cell(entry: Entry | None, score: ScoreDefinition) -> str:

@@ -21,7 +21,9 @@ from snrkit.base.value import LONGEST_TABLE, Steps, Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.process import Ddpm, Process, own_time
 from snrkit.spectral.grid import SpectralGrid
+from snrkit.spectral.spectra import Scope
 
+Told = Scope  # whose power spectrum a network is told of
 Listing = Annotated[tuple[float, ...], Field(min_length=1, max_length=10_000)]
 
 
@@ -49,7 +51,7 @@ class Placement(Protocol):
 
     @property
     def key(self) -> object:
-        """Hashable; equal for placements of one run that visit equal levels."""
+        """Hashable; equal for placements of one run that visit equal levels and tell the network the same."""
 
     def typical(self) -> tuple[Level, ...]:
         """The levels that stand for all images: as Grid.levels, or (1,) where they vary."""
@@ -61,7 +63,7 @@ class Placement(Protocol):
         """What the network is told (B, S) as `Cond.scalars`; None for nothing."""
 
     def follows(self, x0: Tensor) -> Tensor:
-        """What levels follow of images x0 (B, C, H, W)."""
+        """What levels, and what the network is told, follow of images x0 (B, C, H, W)."""
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, 
 from snrkit.diffusion.process import Process
 from snrkit.sampling.corrections import AnyCorrection
 from snrkit.sampling.corrections.guidance import Guidance, of_steps
-from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement
+from snrkit.sampling.grid import AnyGrid, Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.solvers import AnySolver, Dpmpp2m, Dpmpp3m, Heun, Increments, IpndmV, Unipc
 from snrkit.sampling.step import (
@@ -51,6 +51,7 @@ from snrkit.training.level_samplers import AnyLevels
 
 MOST_IMAGES = 10_000_000  # of a sampler
 NUMBER = re.compile(r"[0-9]{1,18}")
+LEFT_OUT = ("certificate", "told_spectrum")  # of what is written, where they are None
 FEWEST_NOISES = 20  # of which an interval says something
 SeedText = Annotated[str, Field(max_length=10_000)]
 
@@ -127,17 +128,20 @@ class Sampler(Value):
     start: Literal["published", "exact"] = Field(
         default="published", description="exact adds the data's variance to the first state, for controls"
     )
+    told_spectrum: Told | None = Field(
+        default=None,
+        description="whose power spectrum a network with scalars is told of: instance, one drawn for each, class, "
+        "or dataset, the mean; default: the one that the grid follows, else the mean",
+    )
     certificate: Place | None = Field(
         default=None, description="file of snrkit certify whose recipe this is, with the coefficients of its steps"
     )
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a certificate where there is none."""
+        """Without a certificate or a told spectrum where there is none."""
         content: dict[str, Any] = handler(self)
-        if content.get("certificate") is None:
-            content.pop("certificate", None)
-        return content
+        return {key: value for key, value in content.items() if value is not None or key not in LEFT_OUT}
 
     @model_validator(mode="after")
     def _fits_alone(self) -> "Sampler":
@@ -270,7 +274,7 @@ def first_variance(sampler: Sampler, data: float | None) -> float | None:
 
 def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
     """Lay out the grid and open what the solver and the corrections name. SnrkitError where their order is wrong."""
-    placement = sources.placement(sampler.grid)
+    placement = sources.placement(sampler.grid, sampler.told_spectrum)
     levels = _levels(sampler.grid, process, placement)
     solver, *corrections = (
         _opened(value, sampler, sources, levels) for value in (sampler.solver, *sampler.corrections)
@@ -409,7 +413,7 @@ class Dummy:
     def mean(self, states: Tensor) -> Tensor:
         return torch.zeros(len(states), dtype=torch.float64)
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
         """One of images that do not exist."""
         return grid.made_up(self.process, self.trained) if isinstance(grid, ImageGrid) else None
 

@@ -12,7 +12,7 @@ from snrkit.base.value import Value
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Denoiser, Prediction
 from snrkit.diffusion.process import Process
-from snrkit.sampling.grid import Grid, ImageGrid, Placement
+from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +293,12 @@ class Sources(Protocol):
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics of the sampler's own model on training images, at levels of shape ()."""
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
-        """What is each image's own on this grid; None where levels and what the network is told are one for all."""
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+        """What is each image's own on this grid; None where levels and what the network is told are one for all.
+
+        `told`: whose power spectrum the network is told of; None for the one that the grid follows. SnrkitError where
+        nothing is known of spectra.
+        """
 
 
 def check_one_grid(levels: Sequence[Level]) -> None:

@@ -17,7 +17,7 @@ from snrkit.base.streams import FORWARD_STATISTICS, STATISTICS
 from snrkit.data.dataset import Dataset, chunks, moments
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import Cond, Denoiser
-from snrkit.sampling.grid import Grid, ImageGrid, Placement
+from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
 from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights, Step
@@ -200,7 +200,9 @@ class _Bench:
     def fit(self, named: NamedFit) -> Fit:
         raise ConfigError("takes a run's fit to its network, and there is no run here; measure it with measure-shift.")
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
         if isinstance(grid, ImageGrid):
             raise ConfigError("a grid that follows each image needs a run; measure it with snrkit measure-shift.")
+        if told is not None:
+            raise ConfigError("told_spectrum needs a run; measure it with snrkit measure-shift.")
         return None

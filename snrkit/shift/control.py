@@ -29,7 +29,7 @@ from snrkit.base.wavelet import Bands, idwt2
 from snrkit.diffusion.level import Level
 from snrkit.diffusion.prediction import SAME, Cond, Denoiser, Prediction, Same, from_x0
 from snrkit.diffusion.process import Process
-from snrkit.sampling.grid import Grid, ImageGrid, Placement
+from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
 from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights
@@ -76,10 +76,12 @@ class ModeDenoiser:
         """What is fitted to a network has no closed form: SnrkitError."""
         raise SnrkitError("what is fitted to a network's flow has no Gaussian control; tune it by flow")
 
-    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
         """Gaussian data have no images, each with levels of its own: SnrkitError."""
         if isinstance(grid, ImageGrid):
             raise SnrkitError(f"a {grid.kind} grid has no Gaussian control; tune it by fd or gap")
+        if told is not None:
+            raise SnrkitError("told_spectrum has no Gaussian control; tune it by fd or gap")
         return None
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:

@@ -91,9 +91,12 @@ class Spectral:
         """Whose spectrum a grid follows; dataset for grids that follow none."""
         return "dataset" if grid is None else grid.scope_under(self.levels)
 
-    def placement(self, grid: SpectralGrid | None, process: Process) -> "SpectralPlacement":
-        """A grid laid out by these spectra; None stands for one that follows none, where only the network is told."""
-        return SpectralPlacement(self, grid, process)
+    def placement(self, grid: SpectralGrid | None, process: Process, told: Scope | None = None) -> "SpectralPlacement":
+        """A grid laid out by these spectra; None stands for one that follows none, where only the network is told.
+
+        `told`: whose spectrum the network is told of; None for the one that the grid follows.
+        """
+        return SpectralPlacement(self, grid, process, told or self.scope(grid))
 
     def power(self, scope: Scope, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor:
         """Spectra (n, K + 1) of the images of `seeds` with `labels` (n,), -1 or None for none.
@@ -112,16 +115,16 @@ class Spectral:
         return self.model.draw(u, z, labels)
 
     def told(
-        self, grid: SpectralGrid | None, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
+        self, scope: Scope, scale: float, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None
     ) -> Tensor | None:
         """What the network is told (n, 2) of the images' schedules, or None; arguments as in `power`.
 
-        By the training's schedule, of the spectrum that the grid follows; never beyond what training told.
+        By the training's schedule, of spectra with `scale` on the finest rings; never beyond what training told.
         """
         if not self.tells or self.levels is None:
             return None
-        power = self.power(self.scope(grid), seeds, labels, own)
-        ends = self.schedule.ends(power * textured(power.shape[1], 1.0 if grid is None else grid.scale))
+        power = self.power(scope, seeds, labels, own)
+        ends = self.schedule.ends(power * textured(power.shape[1], scale))
         return told_ends(*(end.clamp(*either) for end, either in zip(ends, self._told_between(), strict=True)))
 
     def _told_between(self) -> tuple[Tensor, Tensor]:
@@ -197,6 +200,7 @@ class SpectralPlacement:
     known: Spectral
     grid: SpectralGrid | None  # None: one that follows no spectrum, of which only what is told differs
     process: Process
+    of: Scope  # whose spectrum the network is told of
 
     @property
     def varies(self) -> bool:
@@ -204,8 +208,8 @@ class SpectralPlacement:
         return self.known.scope(self.grid) != "dataset"
 
     @property
-    def key(self) -> SpectralGrid | None:
-        return self.grid
+    def key(self) -> tuple[SpectralGrid | None, Scope]:
+        return self.grid, self.of
 
     def typical(self) -> tuple[Level, ...]:
         """Those of the mean spectrum."""
@@ -219,7 +223,7 @@ class SpectralPlacement:
         return self.known.place(self.grid, self.process, seeds, labels, own)
 
     def told(self, seeds: Sequence[int], labels: Tensor | None, own: Tensor | None = None) -> Tensor | None:
-        return self.known.told(self.grid, seeds, labels, own)
+        return self.known.told(self.of, 1.0 if self.grid is None else self.grid.scale, seeds, labels, own)
 
     def follows(self, x0: Tensor) -> Tensor:
         return power_spectra(x0)

@@ -19,6 +19,7 @@ from snrkit.diffusion.process import Process
 from snrkit.spectral.grid import Spectral, SpectralGrid, SpectralPlacement, spectral_levels
 from snrkit.spectral.measure import spectra_of
 from snrkit.spectral.model import SpectrumModel, fit_spectrum_model, load_spectrum_model
+from snrkit.spectral.spectra import Scope
 
 FILE = "spectra.safetensors"
 OF = "power spectra"  # what its tensors are
@@ -71,10 +72,10 @@ class RunSpectra:
         if spectral_levels(self.levels) is not None:
             self.known()
 
-    def placement(self, grid: object) -> SpectralPlacement | None:
+    def placement(self, grid: object, told: Scope | None = None) -> SpectralPlacement | None:
         """None where neither the grid nor the network asks for spectra."""
         own = grid if isinstance(grid, SpectralGrid) else None
-        return self.known().placement(own, self.process) if own is not None or self.tells else None
+        return self.known().placement(own, self.process, told) if own is not None or self.tells else None
 
     def facts(self, grid: object) -> list[str]:
         """A fingerprint of the file, where images on this grid depend on it."""

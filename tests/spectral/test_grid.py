@@ -16,6 +16,7 @@ from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import Cond, V
 from snrkit.diffusion.process import Ddpm, Edm, Flow, Vp
 from snrkit.experiment.experiment import load_experiment, parse_experiment
+from snrkit.experiment.opening import open_experiment
 from snrkit.experiment.run import Run
 from snrkit.networks import UNet, make_network
 from snrkit.sampling.grid import Karras
@@ -24,7 +25,7 @@ from snrkit.sampling.sampler import Dummy, Sampler, first_variance, open_with
 from snrkit.sampling.solvers import AnalyticDpm, Euler
 from snrkit.shift.states import StateReader
 from snrkit.spectral.grid import Spectral, SpectralGrid, SpectralPlacement, drawn_in, textured, unrepeated
-from snrkit.spectral.kept import OF
+from snrkit.spectral.kept import OF, RunSpectra
 from snrkit.spectral.levels import SCALARS, SpectralLevels, told_ends
 from snrkit.spectral.measure import measure_spectra, spectra_of
 from snrkit.spectral.model import fit_spectrum_model
@@ -46,6 +47,11 @@ CONFIG = {
     "samplers": {
         "own": {"grid": {"kind": "spectral", "steps": 5}, "solver": {"kind": "heun"}},
         "shared": {"grid": {"kind": "spectral", "steps": 5, "scope": "dataset"}, "solver": {"kind": "euler"}},
+        "told": {
+            "grid": {"kind": "spectral", "steps": 5, "scope": "dataset"},
+            "solver": {"kind": "euler"},
+            "told_spectrum": "instance",
+        },
         "plain": {"grid": {"kind": "uniform_time", "steps": 5}, "solver": {"kind": "euler"}},
     },
     "shift": {**SMALL["shift"], "probes": ["window", "horizon", "amplification"], "horizon_steps": 2},
@@ -95,10 +101,48 @@ def test_the_network_is_told_the_ends_of_the_training_schedule():
     known = Spectral(model(), SpectralLevels.model_validate({"kind": "spectral", "schedule": {"kappa_max": 30}}), True)
     grid = SpectralGrid(schedule=SpectralSchedule(kappa_max=1000, kappa_min=1e-4))
     power, own = known.power("instance", range(4), None), SpectralSchedule(kappa_max=30)
-    torch.testing.assert_close(known.told(grid, range(4), None), told_ends(*own.ends(power)))
+    torch.testing.assert_close(known.placement(grid, Vp()).told(range(4), None), told_ends(*own.ends(power)))
     mean = told_ends(*own.ends(model().mean.exp().expand(4, -1)))
-    torch.testing.assert_close(known.told(None, range(4), None), mean)
-    assert Spectral(model(), None).told(grid, range(4), None) is None
+    torch.testing.assert_close(known.placement(None, Vp()).told(range(4), None), mean)
+    assert Spectral(model(), None).placement(grid, Vp()).told(range(4), None) is None
+
+
+@pytest.mark.parametrize("grid", [None, SpectralGrid(scope="instance"), SpectralGrid(scope="dataset")], ids=str)
+def test_what_is_told_is_a_choice_of_its_own(grid):
+    """Whatever the grid follows: the spectrum of the scope that is named, at the grid's own levels; none is its own."""
+    known = spectral()
+    for scope in ("instance", "class", "dataset"):
+        follows = known.placement(SpectralGrid(scope=scope), Vp())
+        named = known.placement(grid, Vp(), scope)
+        for own in (None, known.power("instance", range(90, 94), None)):
+            assert torch.equal(named.told(range(4), LABELS[:4], own), follows.told(range(4), LABELS[:4], own))
+        if grid is not None:
+            plain = known.placement(grid, Vp())
+            for ours, theirs in zip(named.levels(range(4), None), plain.levels(range(4), None), strict=True):
+                assert torch.equal(ours.logsnr, theirs.logsnr)
+        assert named.varies == known.placement(grid, Vp()).varies
+    assert known.placement(grid, Vp()).key == known.placement(grid, Vp(), known.scope(grid)).key
+
+
+def test_a_sampler_tells_what_it_says(tmp_path):
+    """A run's spectra give its network what `told_spectrum` names, on a grid that follows none too."""
+    opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
+    spectra = RunSpectra(tmp_path, opened.data.measured, World(0, 1, torch.device("cpu")), Vp(),
+                         opened.experiment.levels, tells=True)  # fmt: skip
+
+    class Known(Dummy):
+        def placement(self, grid, told=None):
+            return spectra.placement(grid, told)
+
+    found = {}
+    for scope in (None, "instance", "class", "dataset"):
+        sampler = Sampler(grid=Karras(steps=5), solver=Euler(), told_spectrum=scope)
+        own, found[scope] = open_with(sampler, Vp(), Known(Vp())).of_images(range(8), torch.arange(8) % 4)
+        assert not own.varies
+    own = open_with(Sampler(grid=SpectralGrid(steps=5), solver=Euler()), Vp(), Known(Vp(), opened.experiment.levels))
+    assert torch.equal(found["instance"], own.of_images(range(8), torch.arange(8) % 4)[1])
+    assert torch.equal(found[None], found["dataset"])
+    assert [len(found[scope].unique(dim=0)) for scope in ("instance", "class", "dataset")] == [8, 4, 1]
 
 
 def test_the_network_is_told_nothing_that_training_did_not_tell():
@@ -106,7 +150,7 @@ def test_the_network_is_told_nothing_that_training_did_not_tell():
     known = spectral()
     seen = told_ends(*SCHEDULE.ends(torch.stack([known.model.high, known.model.low]).exp()))
     for scale in (1e-3, 0.5, 1.0, 40.0):
-        told = known.told(SpectralGrid(scope="instance", scale=scale), range(40), None)
+        told = known.placement(SpectralGrid(scope="instance", scale=scale), Vp()).told(range(40), None)
         assert bool(((told >= seen[0]) & (told <= seen[1])).all())
 
 
@@ -149,7 +193,7 @@ def test_texture_is_scaled_where_rings_are_fine():
     assert bool((factors.diff() >= 0).all())
     assert torch.equal(textured(33, 1.0), torch.ones(33, dtype=torch.float64))
     known = spectral()
-    rough, plain = (known.told(SpectralGrid(scale=scale), range(6), None) for scale in (4.0, 1.0))
+    rough, plain = (known.placement(SpectralGrid(scale=scale), Vp()).told(range(6), None) for scale in (4.0, 1.0))
     least = told_ends(*SCHEDULE.ends(known.model.high.exp()[None]))[0, 1]
     torch.testing.assert_close(rough[:, 1], (plain[:, 1] - math.log(4) / 4).clamp(min=least), rtol=0, atol=1e-5)
     torch.testing.assert_close(rough[:, 0], plain[:, 0])
@@ -203,6 +247,10 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
         load_experiment(tmp_path / "small.yaml", [*bare, "levels.scope=class"])
     with pytest.raises(ConfigError, match=r"samplers\.own\.grid\.scope: class needs a network with classes"):
         load_experiment(tmp_path / "small.yaml", [*bare, "samplers.own.grid.scope=class"])
+    with pytest.raises(ConfigError, match=r"samplers\.own\.told_spectrum: class needs a network with classes"):
+        load_experiment(tmp_path / "small.yaml", [*bare, "samplers.own.told_spectrum=class"])
+    with pytest.raises(ConfigError, match=r"samplers\.own\.told_spectrum: the network is told no ends of schedules"):
+        load_experiment(tmp_path / "small.yaml", [*bare, "network.scalars=[]", "samplers.own.told_spectrum=instance"])
 
 
 def drawn_network():
@@ -228,10 +276,10 @@ def test_a_network_on_a_grid_per_image(solver):
         return state
 
     shared = [level.at(0) for level in known.place(grid, process, [3], None)]
-    told = Cond(labels, known.told(grid, [3], None).expand(3, -1).clone())
+    told = Cond(labels, known.placement(grid, Vp()).told([3], None).expand(3, -1).clone())
     wide = [process.level(level.logsnr.expand(3).clone()) for level in shared]
     assert torch.equal(walk(shared, x, told, seeds), walk(wide, x, told, seeds))
-    own, cond = known.place(grid, process, seeds, labels), Cond(labels, known.told(grid, seeds, labels))
+    own, cond = known.place(grid, process, seeds, labels), Cond(labels, known.placement(grid, Vp()).told(seeds, labels))
     together = walk(own, x, cond, seeds)
     for k in range(3):
         part = slice(k, k + 1)
@@ -239,8 +287,12 @@ def test_a_network_on_a_grid_per_image(solver):
         torch.testing.assert_close(together[part], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_path):
-    """Image by image: the reverse and the forward arm agree in levels, ends and labels, as their comparison needs."""
+@pytest.mark.parametrize("told", [None, "instance"])
+def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(told, tmp_path):
+    """Image by image: the reverse and the forward arm agree in levels, ends and labels, as their comparison needs.
+
+    On a grid of the image's own, and on one that is shared, with a network that is told of the image's spectrum.
+    """
     levels, ends, classes = [], [], []
 
     class Noted(SpectralPlacement):
@@ -257,25 +309,28 @@ def test_measured_trajectories_stand_at_the_levels_of_the_held_out_images(tmp_pa
             return found
 
     from snrkit.experiment.models import Weights
-    from snrkit.experiment.opening import Model, open_experiment
+    from snrkit.experiment.opening import Model
 
     opened = open_experiment(parse_experiment({**SMALL, **CONFIG}, "small"), World(0, 1, torch.device("cpu")))
     known = Spectral(fit_spectrum_model(opened.data.measured.once(spectra_of)), opened.experiment.levels, True)
-    sampler = opened.experiment.samplers["own"]
+    sampler = opened.experiment.samplers["own" if told is None else "shared"]
     dummy = Dummy(Vp(), opened.experiment.levels)
-    ready = replace(open_with(sampler, Vp(), dummy), placement=Noted(known, sampler.grid, Vp()))
+    ready = replace(open_with(sampler, Vp(), dummy), placement=Noted(known, sampler.grid, Vp(), "instance"))
     network = open_network(opened).eval().requires_grad_(False)
     denoiser = NetworkDenoiser(network, Vp(), V(), EdmPrecondition(), opened.data.sigma_data)
     made = instrument(opened, Model(denoiser, Weights("network", 0, ""), Run(tmp_path)), range(32))
     made.walk(sampler, ready, range(len(ready.levels) - 1), StateReader())
-    reverse = [torch.cat(parts) for parts in (levels, ends, classes)]
-    for parts in (levels, ends, classes):
+    assert ready.varies == (told is None)
+    varying = (levels, ends, classes) if ready.varies else (ends,)
+    reverse = [torch.cat(parts) for parts in varying]
+    for parts in varying:
         parts.clear()
     _, cond = made.placed(ready, made.held_rows)
-    for ours, theirs in zip(reverse, (levels[0], cond.scalars, cond.labels), strict=True):
+    forward = (levels[0], cond.scalars, cond.labels) if ready.varies else (cond.scalars,)
+    for ours, theirs in zip(reverse, forward, strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert len(reverse[0][:, 0].unique()) > 10
-    assert len(reverse[2].unique()) > 1
+    assert all(len(part.flatten(1)[:, 0].unique()) > 10 for part in reverse[:2])
+    assert not ready.varies or len(reverse[2].unique()) > 1
 
 
 def test_the_whole_path(tmp_path):
@@ -288,10 +343,10 @@ def test_the_whole_path(tmp_path):
     assert told.count("its grid visits logsnr") == 1
     assert "plain: its grid visits logsnr -15.0 to 15.0, where training saw" in " ".join(told.split())
     first = {p.relative_to(run): p.read_bytes() for p in sorted((run / "samples").rglob("0000*/*.png"))}
-    assert len(first) == 3 * 64
+    assert len(first) == 4 * 64
     snrkit(tmp_path, "eval-fid")
     snrkit(tmp_path, "measure-shift", "-q")
-    for name in ("own", "shared", "plain"):
+    for name in CONFIG["samplers"]:
         record = json.loads((run / "shift" / f"{name}.json").read_text())
         assert len(record["logsnr"]) == 5
         assert record["logsnr"] == sorted(record["logsnr"])
