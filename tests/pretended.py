@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from snrkit.base import ahead, background
 
@@ -56,6 +56,22 @@ class OnDevice(Tensor):
         raise RuntimeError(f"{function} of a tensor of the device outside of `Pretended`")
 
 
+def leaves(entries):
+    """What lies in lists and tuples, in order; as pytree has it."""
+    for each in entries:
+        if isinstance(each, list | tuple):
+            yield from leaves(each)
+        else:
+            yield each
+
+
+def values_of(entry):
+    """The same with the values of tensors of the device in their place."""
+    if isinstance(entry, list | tuple):
+        return type(entry)(map(values_of, entry))
+    return entry.held if isinstance(entry, OnDevice) else entry
+
+
 class Pretended(TorchDispatchMode):
     """Runs what is asked of the device, and notes where the host waits for it: (what, whether in the main thread).
 
@@ -70,9 +86,9 @@ class Pretended(TorchDispatchMode):
         self.waits.append((name, threading.current_thread() is threading.main_thread()))
 
     def __torch_dispatch__(self, function, types, given=(), named=None):
-        flat, shape = tree_flatten((given, dict(named or {})))
+        flat = [*leaves(given), *leaves((named or {}).values())]
         there = [isinstance(each, OnDevice) for each in flat]
-        given, named = tree_unflatten([each.held if on else each for each, on in zip(flat, there, strict=True)], shape)
+        given, named = values_of(given), {key: values_of(each) for key, each in (named or {}).items()}
         named.pop("pin_memory", None)
         target = any(there)
         if (asked := named.get("device")) is not None:
@@ -86,7 +102,11 @@ class Pretended(TorchDispatchMode):
         if not target:
             return found
         known = {id(each.held): each for each, on in zip(flat, there, strict=True) if on}
-        return tree_map_only(Tensor, lambda each: known[id(each)] if id(each) in known else OnDevice(each), found)
+
+        def on_device(each):
+            return known[id(each)] if id(each) in known else OnDevice(each)
+
+        return on_device(found) if isinstance(found, Tensor) else tree_map_only(Tensor, on_device, found)
 
     def _sets_out(self, host, values):
         """A copy to the host that has not arrived: until an event is waited for, nothing of it is there."""

@@ -10,7 +10,8 @@ from snrkit.base.transfer import HOST, send
 from snrkit.diffusion.denoiser import EdmPrecondition, NetworkDenoiser
 from snrkit.diffusion.prediction import X0, Cond
 from snrkit.diffusion.process import Edm
-from snrkit.networks import UNet, make_network
+from snrkit.networks import make_network
+from snrkit.networks.dit import Dit
 from snrkit.sampling.grid import Karras
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import Sampler, open_with
@@ -25,10 +26,8 @@ SPREAD = torch.tensor([-0.1, 0.0, 0.1], dtype=torch.float64)
 
 
 def denoiser(device, seed=0):
-    """A small network with two classes, as it is asked on a device."""
-    network = make_network(
-        UNet(channels=4, multipliers=(1,), blocks=1, groups=2, attention=(4,), head_channels=4, classes=2), SHAPE, seed
-    )
+    """A small network with two classes and attention, of few operations, as it is asked on a device."""
+    network = make_network(Dit(dim=8, depth=1, heads=1, patch=2, mlp_ratio=1, classes=2), SHAPE, seed)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     network = network.to(device).eval().requires_grad_(False)
