@@ -1,8 +1,8 @@
 """Train a UNet2DModel on scikit-learn's digits with plain diffusers code, as its examples do, and save the pipeline.
 
     python examples/diffusers_digits.py runs/their-digits-model
-    snrkit run --config examples/diffusers_digits.yaml
-    snrkit compare --config examples/diffusers_digits.yaml
+    snrkit run examples/diffusers_digits.yaml
+    snrkit compare examples/diffusers_digits.yaml
 
 Nothing here is of snrkit: this is what somebody else's model looks like before it is measured.
 """

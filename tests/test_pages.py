@@ -77,7 +77,7 @@ def test_the_readme_s_commands_are_there():
 
     text = (ROOT / "README.md").read_text()
     known = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
-    named = set(re.findall(r"snrkit ([a-z-]+) (?=--|[A-Z])", text))
+    named = set(re.findall(r"snrkit ([a-z-]+) (?=--|[A-Z]|demo|mine\.yaml)", text))
     for line in re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \|", text, re.MULTILINE):
         named |= set(re.findall(r"`([a-z-]+)`", line))
     assert {"certify", "measure-shift", "run", "audit"} <= named <= known

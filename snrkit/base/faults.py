@@ -43,10 +43,10 @@ def _lines(fault: Mapping[str, Any], where: str, root: type[Value]) -> Iterable[
     if kind == "extra_forbidden":
         known = owner.file_keys() if owner else ()
         key = shown(str(fault["loc"][-1]), 40)
-        yield f"{at}unknown key '{key}'.{_suggest(key, known)} Known keys: {', '.join(known)}"
+        yield f"{at}unknown key '{key}'.{suggestion(key, known)} Known keys: {', '.join(known)}"
     elif kind == "union_tag_invalid":
         kinds, named = context["expected_tags"].replace("'", ""), shown(context["tag"], 40)
-        yield f"{at}unknown kind '{named}'.{_suggest(named, kinds.split(', '))} Known kinds: {kinds}"
+        yield f"{at}unknown kind '{named}'.{suggestion(named, kinds.split(', '))} Known kinds: {kinds}"
     elif kind == "missing":
         yield f"{at}missing key '{fault['loc'][-1]}'"
     elif kind == "value_error":
@@ -79,7 +79,8 @@ def _annotation(loc: Sequence[str | int], root: type[Value]) -> Any:
     return current
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """A known word that is close to one that is not, as a question; nothing where none is."""
     close = difflib.get_close_matches(word, known, 1)
     return f" Did you mean '{close[0]}'?" if close else ""
 

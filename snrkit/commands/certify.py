@@ -25,11 +25,13 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.base.tensors import values_checksum
 from snrkit.commands.candidates import Candidate, Candidates, Made, certify_states
-from snrkit.commands.compare import check_untuned, difference, find_rows
+from snrkit.commands.certify_cost import foreseen
+from snrkit.commands.compare import check_untuned, difference, find_rows, told_apart
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.progress import EVALUATIONS, bar, follow
+from snrkit.commands.pace import evaluation_seconds
+from snrkit.commands.progress import EVALUATIONS, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, follow_flow, tuning_seeds
 from snrkit.data.representation import PIXELS
@@ -47,7 +49,6 @@ from snrkit.experiment.scorer import disjoint
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.fitting.guard import Guard, guarded
-from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import by_key
 from snrkit.reports.certificate import certificate_page, sentence
 from snrkit.sampling.flow import Flow
@@ -115,24 +116,47 @@ def run_certify(
     world.check_alone("certify")
     began = time.monotonic()
     chosen = choose(experiment, names)
+    opened, run = _checked(experiment, runs, world, chosen, quiet)
+    with locked(run), ending("every candidate that was finished"), torch.no_grad():
+        model = open_model_aloud(opened, run)
+        write_config(run, opened.experiment)
+        until = None if minutes is None else began + 60 * minutes
+        certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
+        log.info(_foreseen(certifier.samples, opened.experiment, chosen, minutes))
+        found = {name: _certify(certifier, name, world, quiet) for name in chosen}
+    return found
+
+
+def certify_plan(experiment: Experiment, runs: Path, world: World, names: Sequence[str], minutes: float | None) -> str:
+    """How long certifying would take here; nothing is written."""
+    chosen = choose(experiment, names)
+    opened, run = _checked(experiment, runs, world, chosen, quiet=False)
+    samples = trajectories(opened, open_model_aloud(opened, run))
+    return _foreseen(samples, opened.experiment, chosen, minutes)
+
+
+def _foreseen(samples: Trajectories, e: Experiment, names: Sequence[str], minutes: float | None) -> str:
+    samplers, seeds = [e.samplers[name] for name in names], parse_seeds(e.sample.seeds)
+    return foreseen(e, samplers, evaluation_seconds(samples, samplers[0], seeds[: e.sample.batch]), minutes)
+
+
+def _checked(experiment: Experiment, runs: Path, world: World, names: Sequence[str], quiet: bool) -> tuple[Opened, Run]:
+    """(The experiment, opened; its run): what cannot be certified is refused."""
     check_seeds(experiment)
+    for name in names:
+        if takes_fit(experiment.samplers[name]):
+            why = "takes a fit, which certify makes by itself; certify the sampler without."
+            raise ConfigError(f"samplers.{name} {why}")
     opened = open_aloud(experiment, world, quiet)
     e = opened.experiment
     check_beside(opened.setting, e)
     check_images(opened.setting)
-    check_samplers(opened.setting, {name: e.samplers[name] for name in chosen})
+    check_samplers(opened.setting, {name: e.samplers[name] for name in names})
     check_arms_fit(opened.setting, e.shift)
-    states = max(certify_states(e.samplers[n], opened.setting.parts.process, e.model.parts.cost) for n in chosen)
+    states = max(certify_states(e.samplers[n], opened.setting.parts.process, e.model.parts.cost) for n in names)
     check_flows_fit(opened.setting, e.tune.noises, states)
     check_untuned(Run(runs / experiment.name), e)
-    run = trained_run(runs, e, opened.data.dataset.fingerprint)
-    with locked(run), ending("every candidate so far"), torch.no_grad():
-        model = open_model_aloud(opened, run)
-        write_config(run, e)
-        until = None if minutes is None else began + 60 * minutes
-        certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
-        found = {name: _certify(certifier, name, world, quiet) for name in chosen}
-    return found
+    return opened, trained_run(runs, e, opened.data.dataset.fingerprint)
 
 
 def check_seeds(experiment: Experiment) -> None:
@@ -150,8 +174,6 @@ def ranges_of(experiment: Experiment) -> int:
 def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Certificate:
     e = certifier.experiment
     sampler, cost = e.samplers[name], e.model.parts.cost
-    if takes_fit(sampler):
-        raise ConfigError(f"samplers.{name} takes a fit, which certify makes by itself; certify the sampler without.")
     parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
     fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
     chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
@@ -238,7 +260,7 @@ def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world
 def _command(certifier: Certifier, name: str) -> str:
     """What makes the certificate again, of an experiment that later commands leave as it is."""
     run = certifier.run
-    words = ["--config", str(run.certificate(name, ".yaml")), "--runs", str(run.path.parent), "--sampler", name]
+    words = [str(run.certificate(name, ".yaml")), "--runs", str(run.path.parent), "--sampler", name]
     return shlex.join(["snrkit", "certify", *words, *(["--pipeline"] if certifier.pipeline else [])])
 
 
@@ -342,7 +364,7 @@ def _score(certifier: Certifier, record: Certificate, made: Made, quiet: bool) -
     changed = difference(other, base, decisive.key)
     assert changed is not None  # the score that every set of images has
     was, is_now = (each.summary[decisive.key].mean for each in (base, other))
-    said = verdict(changed, decisive.better)
+    said = told_apart(other, base, changed)
     return ScoreChange(decisive.key, decisive.head(base.names), was, is_now, changed, said)
 
 

@@ -1,6 +1,7 @@
 """A YAML for `snrkit certify MODEL --data IMAGES`: a file or folder of a model, measured as it is."""
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from snrkit.checkpoints.diffusers import DiffusersModel
 from snrkit.checkpoints.exported import SnrkitModel
 from snrkit.checkpoints.models import kinds_of
 from snrkit.data.dataset import fingerprint
-from snrkit.data.files import kind_of_file
+from snrkit.data.files import EXTENSIONS, kind_of_file
 
 MADE = "# written by snrkit certify"
+LOOKED_AT = 1000  # entries of a folder
 
 
 def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None = None) -> Path:
@@ -35,6 +37,10 @@ def write_experiment(model: Path, data: Path | None, nfe: int, size: int | None 
     if source is None:
         raise ConfigError(f"--data: {data} is no folder, zip or .npz of images; give one of these.")
     kinds = kinds_of(here)
+    if not kinds and _holds_images(here):
+        raise ConfigError(
+            f"{model} holds images, and no model that is known; name the model, and the images by --data."
+        )
     if len(kinds) != 1:
         known = f"may be of kind {' or '.join(kinds)}" if kinds else "is of no kind that is known"
         raise ConfigError(f"{model} {known}; write a YAML with `model: {{kind: ..., path: {model}}}` for --config.")
@@ -83,3 +89,8 @@ def _slug(model: Path) -> str:
     """A name that a run can have."""
     found = re.sub(r"[^A-Za-z0-9_-]+", "-", model.resolve().stem).strip("-_") or "model"
     return found[: LONGEST_NAME - len("certify--10000")]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images among the first entries of a folder."""
+    return any(path.suffix.lower() in EXTENSIONS for path in islice(folder.rglob("*"), LOOKED_AT))

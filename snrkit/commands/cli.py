@@ -64,7 +64,9 @@ SamplerOption = Annotated[
 ]
 MinutesOption = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option("--minutes", min=0.0, help="Try no more after so many, then confirm; the same command goes on."),
+    typer.Option(
+        "--minutes", min=0.0, help="Try no more after so many, then confirm; --dry-run says what else it takes."
+    ),
 ]
 PipelineOption = Annotated[
     bool, typer.Option("--pipeline", help="Try only what a pipeline of diffusers can have: its solver and levels.")
@@ -299,14 +301,14 @@ def sample(
     _check_shown(show_config, dry_run)
     experiment, world = _begin(config, settings, device)
     from snrkit.commands.dry_run import plan
-    from snrkit.commands.sample import run_sampling, with_texture
+    from snrkit.commands.sample import choose, run_sampling, with_texture
 
     names: Sequence[str] = sampler or ()
     if spectrum_scale is not None:
         experiment, names = with_texture(experiment, names, spectrum_scale)
     if dry_run:
         with bar("planning"):
-            text = plan(experiment, world, config=show_config)
+            text = plan(experiment, world, config=show_config, trains=False, sampled=choose(experiment, names))
         print(text)
         return
     with bar(experiment.name):
@@ -426,7 +428,10 @@ def design(
 def certify(
     model: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="A model's file or folder, instead of an experiment."),
+        typer.Argument(
+            metavar="FILE|RUN|MODEL",
+            help="YAML file of an experiment, or its run directory; or demo; or a model's file or folder.",
+        ),
     ] = None,
     config: Annotated[
         Optional[Path],  # noqa: UP045
@@ -448,6 +453,7 @@ def certify(
     minutes: MinutesOption = None,
     card: Annotated[bool, typer.Option("--card", help="Also write a model card of the Hugging Face Hub.")] = False,
     pipeline: PipelineOption = False,
+    dry_run: DryOption = False,
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
@@ -462,13 +468,22 @@ def certify(
     if model is not None and (named := experiment_named(model, runs)) is not None:
         (config, runs), model = named, None
     if config is not None and (unused := _given({"--data": data, "--nfe": nfe, "--size": size})):
-        raise SnrkitError(f"certify: {unused} of a model have no effect on an experiment; change the file, or --set.")
+        why = "is for a model's file or folder; change the experiment's file, or use --set"
+        raise SnrkitError(f"certify: {unused} {why}.")
+    if dry_run and (json or config is None):
+        what = "prints sentences; drop --json" if json else "is of an experiment; snrkit init --from MODEL writes one"
+        raise SnrkitError(f"certify: --dry-run {what}.")
     from snrkit.commands.certify_model import write_experiment
 
     experiment, world = _begin(config or write_experiment(model or Path(), data, nfe or 13, size), settings, device)
-    from snrkit.commands.certify import run_certify
+    from snrkit.commands.certify import certify_plan, run_certify
     from snrkit.reports.terminal import show_certificates
 
+    if dry_run:
+        with bar("planning"):
+            text = certify_plan(experiment, runs, world, sampler or (), minutes)
+        print(text)
+        return
     with bar(experiment.name):
         found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
     _show(found, json, world, partial(show_certificates, run=runs / experiment.name))
@@ -495,7 +510,9 @@ def compare(
     if dry_run:
         if json:
             raise SnrkitError("--dry-run prints sentences; drop --json.")
-        print(comparison_plan(experiment))
+        with bar("planning"):
+            text = comparison_plan(experiment, world)
+        print(text)
         return
     with bar(experiment.name):
         found = run_comparing(experiment, runs, world, quiet)
@@ -800,8 +817,9 @@ def report(
     """Write report.md and report.html from what run directories hold, and print the table."""
     if (config is None) == (not directories):
         raise SnrkitError("report: give run directories, or a YAML by --config.")
-    if directories and len(directories) == 1 and directories[0].suffix in ENDINGS:
-        config, directories = directories[0], None
+    one = directories[0] if directories and len(directories) == 1 else None
+    if one is not None and (one.suffix in ENDINGS or is_demo(one)):
+        config, directories, one = one, None, None
     if config is not None and out is not None:
         raise SnrkitError("report: -o names the page of run directories; the report of a YAML lies in its own.")
     if directories and settings:
@@ -811,7 +829,8 @@ def report(
         from snrkit.reports.terminal import make_report, make_runs_report, show_report
 
         made = make_runs_report(directories or [], out) if experiment is None else make_report(experiment, runs)
-    show_report(*made)
+    then = "" if one is None else shlex.join(["snrkit", "certify", str(one)])
+    show_report(*made, then if config is None else _command("certify", config, settings, runs))
 
 
 @app.command(epilog="Example: snrkit run mine.yaml")
@@ -821,18 +840,26 @@ def run(
     settings: SetOption = None,
     runs: RunsOption = RUNS,
     device: DeviceOption = "auto",
+    dry_run: DryOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     log_every: EveryOption = EVERY,
 ) -> None:
     """Everything in one go: train, sample, measure-shift, eval-fid, report."""
     experiment, world = _begin(config, settings, device)
+    from snrkit.commands.dry_run import plan
     from snrkit.commands.run_all import run_everything
     from snrkit.reports.terminal import show_report
 
+    if dry_run:
+        with bar("planning"):
+            text = plan(experiment, world, sampled=list(experiment.samplers))
+        print(text)
+        return
+
     with bar(experiment.name):
         made = run_everything(experiment, runs, world, quiet)
-    show_report(*made, _command("compare", config, settings, runs))
+    show_report(*made, _command("certify", config, settings, runs))
 
 
 @data.command(epilog="Example: snrkit data encode mine.yaml --vae my-pipeline/vae -o latents.npz")
@@ -942,7 +969,8 @@ def _command(name: str, config: Path, settings: Sequence[str] | None, runs: Path
     """A command about the same experiment, to be copied."""
     asked = [part for setting in settings or () for part in ("--set", setting)]
     where = [] if runs == RUNS else ["--runs", str(runs)]
-    return shlex.join(["snrkit", name, "--config", str(config), *asked, *where])
+    what = [] if config.suffix in ENDINGS or is_demo(config) else ["--config"]
+    return shlex.join(["snrkit", name, *what, str(config), *asked, *where])
 
 
 def _made(what: str, where: Path, then: str, as_json: bool, world: "World") -> None:

@@ -24,7 +24,7 @@ from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import newest, provenance, score_folder
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.pace import duration, evaluation_seconds
+from snrkit.commands.pace import duration, evaluation_seconds, sampling_takes
 from snrkit.commands.progress import EVALUATIONS, Bar, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
 from snrkit.data.dataset import fingerprint
@@ -39,7 +39,7 @@ from snrkit.experiment.sample_folder import SampleFolder
 from snrkit.experiment.scorer import opening_scorer
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
-from snrkit.metrics.paired import Difference, against, verdict
+from snrkit.metrics.paired import Difference, Verdict, against, verdict
 from snrkit.metrics.records import SamplerScores
 from snrkit.metrics.scores import by_key, differing, keys
 from snrkit.reports.comparison import comparison_page
@@ -77,7 +77,10 @@ def announced(experiment: Experiment, rows: Mapping[str, Row]) -> str:
     own, seeds = experiment.samplers, len(parse_seeds(experiment.sample.seeds))
     added = [name for name in rows if name not in own]
     beside = f", beside yours {', '.join(added)} (fewer by compare.solvers)" if added else ""
-    return f"{len(rows)} rows of {seeds:,} images{beside}: {evaluations(experiment, rows):,} evaluations of an image"
+    return (
+        f"{len(rows)} rows of {seeds:,} images{beside}: {evaluations(experiment, rows):,} evaluations of an image, the "
+        f"shifts of {experiment.shift.images} trajectories included"
+    )
 
 
 def evaluations(experiment: Experiment, rows: Mapping[str, Row]) -> int:
@@ -93,15 +96,17 @@ def evaluations(experiment: Experiment, rows: Mapping[str, Row]) -> int:
     return walks + scaled + 2 * measured * sum(grids.values())
 
 
-def comparison_plan(experiment: Experiment) -> str:
+def comparison_plan(experiment: Experiment, world: World) -> str:
     """What `--dry-run` says: every row with its NFE and its base, and what all cost together."""
     choose(experiment, ())
     rows = comparison_layout(experiment)
+    opened = open_aloud(experiment, world)
     lines = [
         f"{name}: {row.nfe} evaluations per image, {'no base' if row.base is None else f'beside {row.base}'}"
         for name, row in rows.items()
     ]
-    return "\n".join([announced(experiment, rows), *lines])
+    takes = sampling_takes(opened, evaluations(experiment, rows))
+    return "\n".join([announced(experiment, rows), *lines, f"{takes}; scoring and timing are not counted"])
 
 
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Comparison:
@@ -365,8 +370,16 @@ def set_beside(
     same = one_scope and to_json(row.shift.logsnr) == to_json(base.shift.logsnr)  # pure noise is read as NaN
     sizes, others = row.sizes, base.sizes
     shift = {key: size_change(sizes[key], others[key], confidence) if same else None for key in sizes}
-    decisive = by_key(row.score.decided_by)
-    return Beside(overhead, known, verdict(known[decisive.key], decisive.better, margin), shift)
+    decisive = row.score.decided_by
+    return Beside(overhead, known, told_apart(row.score, base.score, known[decisive], margin), shift)
+
+
+def told_apart(row: SamplerScores, base: SamplerScores, found: Difference, margin: float | None = None) -> Verdict:
+    """What the difference of the score that decides says of a row; nothing where too few images shift the score."""
+    decisive = by_key(row.decided_by)
+    if decisive.key in row.biased | base.biased:
+        return "too few images"
+    return verdict(found, decisive.better, margin)
 
 
 def difference(row: SamplerScores, base: SamplerScores, key: str) -> Difference | None:

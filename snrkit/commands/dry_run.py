@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +15,14 @@ from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.base.kept import counting_kept
 from snrkit.commands.opening import open_aloud
-from snrkit.commands.pace import duration, training_pace
+from snrkit.commands.pace import duration, sampling_takes, training_pace
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.loggers import check_loggers
 from snrkit.experiment.models import TrainedHere
 from snrkit.experiment.opening import AUTOCAST, Setting, open_network, open_task
 from snrkit.networks.foreign import Foreign
 from snrkit.reports.blocks import short
+from snrkit.sampling.sampler import parse_seeds
 from snrkit.training.config import TrainConfig
 from snrkit.training.ema import AnyAveraging
 from snrkit.training.train import make_state, train
@@ -31,7 +32,6 @@ COVERS = {  # by device: what a measured peak is of
     "cpu": "by which this process grew: all that is estimated, code and workspace of libraries, memory not yet reused",
     "cuda": "of torch's allocator: all that is estimated, and workspace of libraries; the CUDA context not counted",
 }
-TRIED = {"cpu": 16, "cuda": 256}  # images of a step, at most, by which the pace is known
 LEAST = 0.25  # of the estimate in float32, that a step takes in whatever precision
 
 
@@ -55,10 +55,18 @@ class Budget:
         return self.weights + self.activations[self.precision] + self.ahead <= self.there
 
 
-def plan(experiment: Experiment, world: World, peak: bool = False, config: bool = False) -> str:
+def plan(
+    experiment: Experiment,
+    world: World,
+    peak: bool = False,
+    config: bool = False,
+    trains: bool = True,
+    sampled: Sequence[str] = (),
+) -> str:
     """Images, evaluations of each sampler, parameters, memory estimated and, with `peak`, measured, and the time.
 
-    With `config` as comments behind the resolved experiment, which is YAML.
+    The time of a training where the command `trains`, and of the images of the samplers that are `sampled`. With
+    `config` as comments behind the resolved experiment, which is YAML.
     """
     check_loggers(experiment)
     opened = open_aloud(experiment, world)
@@ -67,11 +75,21 @@ def plan(experiment: Experiment, world: World, peak: bool = False, config: bool 
     lines = [f"data: {dataset.count:,} images {dataset.shape}, {facts}"]
     if note := opened.data.representation.note:
         lines.append(f"states are {note}")
-    lines += _of_training(e.training, setting, peak) if e.model.trains else _of_model(e)
+    if not e.model.trains:
+        lines += _of_model(e)
+    elif trains:
+        lines += _of_training(e.training, setting, peak)
     lines += [f"{name}: {setting.cost(sampler)} evaluations per image" for name, sampler in e.samplers.items()]
+    if sampled:
+        each = sum(setting.cost(e.samplers[name]) for name in sampled)
+        lines.append(sampling_takes(opened, each * len(parse_seeds(e.sample.seeds))))
     if config:
         return "\n".join([dump_yaml(e).rstrip(), "", *(f"# {line}" for line in lines)])
-    asked = [] if peak or not e.model.trains else ["--peak trains a few steps in memory and says what they took"]
+    asked = (
+        []
+        if peak or not e.model.trains or not trains
+        else ["--peak trains a few steps in memory and says what they took"]
+    )
     return "\n".join([*lines, *asked, "--show-config prints the resolved experiment too"])
 
 
@@ -109,13 +127,13 @@ def _in_each(activations: Mapping[str, int]) -> str:
 def _paced(training: TrainedHere, setting: Setting) -> str:
     """How long training takes, by the pace of a few steps on a part of a batch."""
     shape, device, train = setting.data.dataset.shape, setting.world.device, training.train
-    tried = min(TRIED.get(device.type, TRIED["cuda"]), train.batch // (train.accumulate * setting.world.size))
+    batch = train.batch // (train.accumulate * setting.world.size)
     network, takes = open_network(training, setting).to(device), setting.parts.network.conditioning
-    pace = training_pace(network, shape, tried, device, takes, AUTOCAST[setting.compute.precision])
+    pace = training_pace(network, shape, batch, device, takes, AUTOCAST[setting.compute.precision])
     took = duration(train.images / (pace * setting.world.size))
     return (
-        f"{train.images:,} images take about {took} by {pace:,.0f} images/s forward and backward, of {tried} at a time "
-        "here; optimizer, averages and what compiling gains are not counted"
+        f"{train.images:,} images take about {took} by {pace:,.0f} images/s forward and backward here; "
+        "optimizer, averages and what compiling gains are not counted"
     )
 
 

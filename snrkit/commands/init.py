@@ -37,6 +37,9 @@ from snrkit.shift.bootstrap import FEWEST
 LOOKED_AT = 200  # headers of images, evenly over the set
 SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
 LONGEST = 50_000_000  # images of a training
+FEWEST_SEEDS = 300  # images of a sampler
+EVALUATIONS = 39  # for an image of each of the three samplers of a file
+FORWARD = 3  # evaluations take about as long as a step forward and backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class Machine:
     hours: float
     largest: int  # side of the images, pixels
     batch: int
-    tried: int  # images of a step by which the pace is known
     lr: str
     channels: int
     blocks: int
@@ -56,8 +58,8 @@ class Machine:
     shortest: int = 20_000  # training, in images
 
 
-CPU = Machine(1.0, 32, 64, 16, "1.0e-3", 32, 1, 0, 2_000, 100)
-GPU = Machine(8.0, 64, 256, 256, "2.0e-4", 128, 2, 16, 10_000, 500)
+CPU = Machine(1.0, 32, 64, "1.0e-3", 32, 1, 0, 2_000, 100)
+GPU = Machine(8.0, 64, 256, "2.0e-4", 128, 2, 16, 10_000, 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +227,16 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
     network = _network(side, images.classes, machine)
     shape, autocast = (images.shape[0], side, side), torch.bfloat16 if device.type == "cuda" else None
     module = make_network(network, shape, 0).to(device)
-    pace = training_pace(module, shape, machine.tried, device, network.conditioning, autocast)
+    pace = training_pace(module, shape, machine.batch, device, network.conditioning, autocast)
     count = _rounded(pace * 3600 * machine.hours, machine.shortest)
+    seeds = _seeds(images.count, machine, FORWARD * pace)
     text = _filled(
         "images",
         {
             "data": _data(images, side),
             "network": _flow({"kind": "unet"} | network.model_dump(mode="json", exclude_defaults=True)),
             "duration": duration(count / pace),
+            "sampling": duration(seeds * EVALUATIONS / (FORWARD * pace)),
             "pace": f"{pace:,.0f}",
             "images": count,
             "batch": machine.batch,
@@ -241,10 +245,16 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
             "label_dropout": "  label_dropout: 0.1  # for classifier-free guidance\n" if images.classes else "",
             "half_life": count // 20,
             "save_every": count // 10,
-            "samplers": _samplers({"kind": "karras"}, images.count, machine),
+            "samplers": _samplers({"kind": "karras"}, images.count, seeds, machine),
         },
     )
     return text, _packing(images, side), duration(count / pace)
+
+
+def _seeds(count: int, machine: Machine, rate: float = math.inf) -> int:
+    """How many images each sampler makes, with `count` to compare with: no longer than training, at a rate a second."""
+    in_time = min(3600 * machine.hours * rate / EVALUATIONS, machine.seeds)
+    return max(FEWEST_SEEDS, min(count, int(in_time) // 100 * 100))
 
 
 def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
@@ -261,7 +271,7 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
         raise ConfigError(f"--from: {source} is no model of a kind that is known; docs/models.md lists them.")
     model = {"kind": kinds[0], "path": str(lasting(source))}
     found = FromElsewhere.model_validate({"source": model})
-    described, side = found.described, 0
+    described, side, count = found.described, 0, 10_000 if images is None else images.count
     data = "data: {kind: folder, path: FOLDER-OF-IMAGES}  # CHANGE THIS: the images that the model is to make"
     if images is not None:
         images, side = _as_made(images, _made_by(found))
@@ -276,7 +286,7 @@ def _of_model(source: Path, images: Images | None) -> tuple[str, str]:
             "process": described.process.kind,
             "target": described.target.kind,
             "also": f"; or kind {kinds[1]}, whose weights look the same" if len(kinds) > 1 else "",
-            "samplers": _samplers(spacing_of(here, kinds[0]), 10_000 if images is None else images.count, CPU),
+            "samplers": _samplers(spacing_of(here, kinds[0]), count, _seeds(count, CPU), CPU),
         },
     )
     return text, "" if images is None else _packing(images, side)
@@ -302,9 +312,8 @@ def _as_made(images: Images, shape: tuple[int, int, int]) -> tuple[Images, int]:
     return images, height
 
 
-def _samplers(grid: Mapping[str, object], count: int, machine: Machine) -> str:
-    """Three samplers at equal cost, and how many images tell them apart, with as many to compare with."""
-    seeds = min(machine.seeds, max(count, 300))
+def _samplers(grid: Mapping[str, object], count: int, seeds: int, machine: Machine) -> str:
+    """Three samplers at equal cost, how many images they make, and with how many of `count` these are compared."""
     inner, held = _flow(grid)[1:-1], max(min(count // 10, 500), FEWEST)
     values = {"grid": inner, "last": seeds - 1, "batch": machine.at_once, "held": held}
     return _filled("samplers", values).rstrip()

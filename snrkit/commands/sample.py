@@ -20,6 +20,7 @@ from snrkit.base.ahead import ahead, threads
 from snrkit.base.background import Background
 from snrkit.base.distributed import World
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, Stopped
+from snrkit.base.faults import suggestion
 from snrkit.base.files import disk_errors, remove_folder, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.signals import ending, stoppable
@@ -84,7 +85,7 @@ def choose(experiment: Experiment, names: Sequence[str]) -> list[str]:
         raise ConfigError("samplers: this experiment has none; add one, such as heun: {grid: ..., solver: ...}.")
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown sampler '{name}'. Known: {', '.join(known)}")
+            raise ConfigError(f"unknown sampler '{name}'.{suggestion(name, known)} Known: {', '.join(known)}")
     return list(names) or known
 
 

@@ -12,6 +12,7 @@ from snrkit.data.dataset import fingerprint
 from snrkit.experiment.fits import FitOf, StoredFit, check_fit
 from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference, Verdict
+from snrkit.sampling.sampler import Sampler
 from snrkit.sampling.step import Fit
 from snrkit.shift.bootstrap import Number
 
@@ -97,6 +98,10 @@ class Certificate:
     command: str  # which repeats it
     made_with: Mapping[str, Any]
     confirmed: int = 1  # winners that these first states and seeds were asked about, with this one
+
+    def is_of(self, sampler: Sampler) -> bool:
+        """Whether it is about a sampler as it is defined now: its first candidate is the sampler as it was."""
+        return bool(self.candidates) and self.candidates[0].definition == sampler.model_dump(mode="json")
 
 
 def certified_fit(path: Path, wanted: FitOf) -> Fit | None:

@@ -396,7 +396,7 @@ def checkpoint_path(run: Run, images: int | None, name: str = "network") -> Path
     if path is None and made_afterwards(name):
         raise RunError(f"{run.path} has no weights called '{name}'; make them with snrkit average.")
     if path is None:
-        raise RunError(f"{run.path} has no checkpoint; run: snrkit train --config <the same file>.")
+        raise RunError(f"{run.path} has no checkpoint; run: snrkit train <the same file>.")
     if not path.is_dir():
         known = ", ".join(str(int(p.name)) for p in list_checkpoints(folder)) or "none"
         raise RunError(

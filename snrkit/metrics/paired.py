@@ -9,7 +9,9 @@ from typing import Literal
 
 from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
-Verdict = Literal["better", "worse", "equal within the margin", "no difference shown", "one range: no interval"]
+Verdict = Literal[
+    "better", "worse", "equal within the margin", "no difference shown", "one range: no interval", "too few images"
+]
 
 
 @dataclass(frozen=True, slots=True)

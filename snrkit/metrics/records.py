@@ -36,6 +36,11 @@ class SamplerScores:
             raise ValueError("has no ranges")
 
     @property
+    def biased(self) -> set[str]:
+        """Keys of scores that are shifted in any range, as its images are too few."""
+        return {key for part in self.ranges for key in part.biased}
+
+    @property
     def warnings(self) -> set[str]:
         """Of all ranges."""
         return {warning for part in self.ranges for warning in part.warnings}

@@ -250,6 +250,7 @@ class Scores:
     values: Mapping[str, float | None] = field(metadata=FLAT)
     warnings: tuple[str, ...] = ()
     errors: Mapping[str, Error] = field(default_factory=dict)
+    biased: tuple[str, ...] = ()  # keys of scores that so few images shift, so that they decide nothing
 
 
 def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Scores:
@@ -279,7 +280,8 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
         raise SnrkitError(
             f"metrics.decide: {config.decide} cannot be had of {count} images: {why} Let another score decide."
         )
-    return replace(computed, images=count, warnings=tuple(warnings))
+    biased = (PRIMARY.key,) if min(count, reference.gaussian.count) <= dim else ()
+    return replace(computed, images=count, warnings=tuple(warnings), biased=biased)
 
 
 def _computed(pair: Pair) -> Scores:

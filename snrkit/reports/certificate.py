@@ -72,7 +72,10 @@ def _why_left(record: Certificate) -> str:
 
 def _scored(record: Certificate) -> str:
     score = record.score
-    return "" if score is None else f", {score.title} {interval(score.difference, by_key(score.key).digits)}"
+    if score is None:
+        return ""
+    few = ", of too few images to say" if score.verdict == "too few images" else ""
+    return f", {score.title} {interval(score.difference, by_key(score.key).digits)}{few}"
 
 
 def certificate_page(run: Run, record: Certificate, card: bool) -> None:

@@ -99,6 +99,7 @@ LINKS: Mapping[Said, str] = {
     "equal within the margin": "to",
     "no difference shown": "from",
     "one range: no interval": "beside",
+    "too few images": "to tell it from",
 }
 
 
@@ -166,6 +167,7 @@ def chance(record: Comparison) -> str:
     """What chance alone would give, what is left where all rows are asked at once, and how little few ranges say."""
     count = len(record.differences)
     text = f"If none of the {count} rows with a base differed from it, about {0.05 * count:.1f} would still seem to."
+    text = text if count else ""
     few = "Fewer than four ranges make intervals wide and fragile." if record.ranges < 4 else ""
     return " ".join(part for part in (text, record.together, few) if part)
 
@@ -222,11 +224,17 @@ def _verdict(record: Comparison) -> Verdict:
         if said.get(row.name, "").startswith(("better", "worse"))
     ]
     equal = [name for name, words in said.items() if words.startswith("equal")]
-    open_ = [name for name, words in said.items() if not words.startswith(("better", "worse", "equal"))]
+    few = [name for name, words in said.items() if words.startswith("too few")]
+    open_ = [name for name, words in said.items() if not words.startswith(("better", "worse", "equal", "too few"))]
     parts = [f"By {score.head(record.names)}, {'; '.join(shown)}." if shown else ""]
     parts.append(f"Equal to its base within {record.margin:g}: {listed(equal)}." if equal else "")
     parts.append(f"No difference from its base is shown for {listed(open_)}." if open_ else "")
-    if found:
+    if few:
+        parts.append(
+            f"{record.images_a_range} images of a range are too few for {score.head(record.names)} to tell "
+            f"{listed(few)} from their bases: make more, or let another score decide (metrics.decide: kid)."
+        )
+    elif found:
         best, entry = best_of(found, score)
         nfe = next(row.nfe for row in record.rows if row.name == best)
         parts.append(f"{best} has the best mean, {entry.mean:.{score.digits}f} at {nfe} evaluations of the network.")
@@ -253,7 +261,7 @@ def _figures(record: Comparison) -> list[Block]:
     says_of_gaps = "Means over levels with their intervals; grey: the interval of each one's null."
     shift = Forest("Mean norm gap", says_of_gaps, "norm gap, nats", gaps)
     scored = {row.name: (row.nfe, row.summary[score.key]) for row in record.rows if score.key in row.summary}
-    return [*([differing] if rows else []), *front(scored, score, record.names), shift]
+    return [*([differing] if rows else []), shift, *front(scored, score, record.names)]
 
 
 def _gap_row(row: ComparisonRow) -> ForestRow:

@@ -81,8 +81,9 @@ class Comparison:
 
     @property
     def differences(self) -> dict[str, Difference]:
-        """Of the score that decides, less the base's, by the name of each row that has one."""
-        found = {row.name: row.beside.difference for row in self.rows if row.beside is not None}
+        """Of the score that decides, less the base's, by the name of each row that has one of enough images."""
+        asked = (row for row in self.rows if row.beside is not None and row.beside.verdict != "too few images")
+        found = {row.name: row.beside.difference for row in asked if row.beside is not None}
         return {name: each[self.decided_by] for name, each in found.items() if self.decided_by in each}
 
     @property

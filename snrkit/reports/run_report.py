@@ -4,6 +4,7 @@ Everything is read back from the run directory; a missing part is named with the
 """
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
 from snrkit.base.sealed import read_json
 from snrkit.checkpoints.ours import list_checkpoints
+from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.log import Log, log_of
 from snrkit.experiment.models import FromElsewhere
@@ -68,6 +70,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     blocks = [
         Heading(f"{experiment.name}: report", 1),
         OnPage([verdict(found.metrics, found.shifts)]),
+        *what_to_do(run, experiment.samplers),
         *warned(found, {"": (run, experiment)}),
         Paragraph(facts(run, experiment)),
         *glance(found.metrics, found.shifts),
@@ -89,6 +92,20 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
         write_text(run.report(".md"), document(blocks, run.path))
         write_text(run.report(".html"), page(experiment.name, blocks))
     return run.report(".html"), table
+
+
+def what_to_do(run: Run, samplers: Mapping[str, Sampler]) -> list[Block]:
+    """The answers of certificates of samplers as they are now; where there is none, the command that gives it."""
+    paths = {name: run.certificate(name) for name in samplers if run.certificate(name).exists()}
+    records = {name: read_record(Certificate, path) for name, path in paths.items()}
+    said = [record.sentence for name, record in records.items() if record.is_of(samplers[name])]
+    if not said:
+        said = [
+            "Neither a shift nor a score says what would help: a sampler with a larger shift may make the better "
+            f"images. snrkit certify {shlex.quote(run.path.name)} tries other samplers and corrections at equal cost, "
+            "and says which of them, if any, to use."
+        ]
+    return [Heading("What to do"), *map(Paragraph, said)]
 
 
 GUIDE = (

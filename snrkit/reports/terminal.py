@@ -358,7 +358,7 @@ def show_tuned(records: Mapping[str, TunedNow | FitMade]) -> None:
     for name, record in fits.items():
         show_made(f"coefficients of {name}", record.written)
     for path in {record.yaml for record in by_sampler.values()}:
-        show_made("samplers with them", path, f"snrkit compare --config {path}")
+        show_made("samplers with them", path, f"snrkit compare {path}")
 
 
 def show_designed(records: Mapping[str, Designed]) -> None:
@@ -366,7 +366,7 @@ def show_designed(records: Mapping[str, Designed]) -> None:
     _show_guards({record.sampler: record.guard for record in records.values() if record.by == "fitted"})
     for record in records.values():
         _say(_how_designed(record))
-        then = f"snrkit sample --config {record.written} --sampler {record.sampler}"
+        then = f"snrkit sample {record.written} --sampler {record.sampler}"
         show_made(f"grid of {record.sampler}", record.written, then)
 
 
@@ -472,7 +472,7 @@ def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str],
     return header, list[Sequence[str]](rows)
 
 
-VERDICTS = ("better", "worse", "equal within the margin", "no difference shown")
+VERDICTS = ("better", "worse", "equal within the margin", "no difference shown", "too few images")
 SHIFTS = {"norm_gap": "norm gap", "log_variance_ratio": "ln variance ratio", "nearest": "nearest level"}
 
 

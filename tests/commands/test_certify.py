@@ -17,10 +17,14 @@ from snrkit.base.errors import ConfigError
 from snrkit.base.records import read_record
 from snrkit.base.sealed import read_json
 from snrkit.base.starters import STARTERS
+from snrkit.commands import certify, opening
 from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.certify import RANGES, ROUNDING, _confirmations, _try
+from snrkit.commands.certify_cost import cost_of, shorter
 from snrkit.commands.certify_model import write_experiment
 from snrkit.commands.compare_rows import comparison_layout
+from snrkit.commands.pace import duration
+from snrkit.commands.progress import EVALUATIONS
 from snrkit.experiment.certificate import Certificate
 from snrkit.experiment.experiment import load_experiment, parse_experiment
 from snrkit.experiment.fits import FitOf
@@ -222,7 +226,7 @@ def test_the_command_that_repeats_it_names_a_file_of_its_own(trained, certified)
     """The experiment as it was, whatever later commands make of the run's config.yaml."""
     run = Run(trained / "runs/small")
     path = run.certificate("euler", ".yaml")
-    assert certified["command"] == f"snrkit certify --config {path} --runs {trained / 'runs'} --sampler euler"
+    assert certified["command"] == f"snrkit certify {path} --runs {trained / 'runs'} --sampler euler"
     then = load_experiment(path)
     snrkit(trained, "sample", "--sampler", "euler", "--set", "sample.seeds=0-7", "--overwrite", "-q")
     assert load_experiment(run.config).sample.seeds != then.sample.seeds == FILE["sample"]["seeds"]
@@ -239,6 +243,42 @@ def test_time_that_is_up_leaves_candidates_for_the_next_command(trained):
     assert "fitted" in found["not_tried"]
     assert found["guard"]["base"]["value"] < ROUNDING
     assert "more closely than rounding to 8 bits" in found["sentence"]
+
+
+def test_what_it_takes_is_foreseen(trained, tmp_path, monkeypatch):
+    """Evaluations as they are counted, to a third; what --minutes does not spare is no less than without candidates."""
+    folder, e, counted = tmp_path / "copy", load_experiment(trained / "small.yaml"), []
+    shutil.copytree(trained, folder)
+    shutil.rmtree(folder / "runs/small/certify", ignore_errors=True)
+    monkeypatch.setattr(opening, "count", lambda unit, number: counted.append(number if unit == EVALUATIONS else 0))
+    monkeypatch.setattr(certify, "evaluation_seconds", lambda *given: 0.001)
+    cost = cost_of(e, [e.samplers["euler"]])
+    snrkit(folder, "certify", "--sampler", "euler", "-q", "--minutes", "0")
+    assert cost.sure / 2 < sum(counted) <= cost.sure
+    shutil.rmtree(folder / "runs/small/certify")
+    counted.clear()
+    snrkit(folder, "certify", "--sampler", "euler", "-q")
+    assert sum(counted) == pytest.approx(cost.sure + cost.tried, rel=1 / 3)
+
+
+def test_a_dry_run_says_how_long_and_what_would_be_shorter(trained, monkeypatch):
+    """For as many minutes as are asked for; nothing is written."""
+    monkeypatch.setattr(certify, "evaluation_seconds", lambda *given: 0.01)
+    before = written(trained)
+    line = ("certify", "--sampler", "euler", "--dry-run", "-q")
+    more = ("--set", "tune.noises=200", "--set", "tune.seeds=1000-1999", "--set", "sample.seeds=0-899")
+    printed = snrkit(trained, *line, *more, "--minutes", "1").stdout
+    assert written(trained) == before
+    e = load_experiment(trained / "small.yaml", [part for part in more if part != "--set"])
+    sure = cost_of(e, [e.samplers["euler"]]).sure
+    begins = f"certifying takes about {duration(0.01 * sure)} here, at 100 evaluations of an image a second; "
+    assert printed.startswith(begins)
+    least, settings = shorter(e)
+    assert settings == "--set tune.noises=20 --set sample.seeds=0-199 --set metrics.decide=kid"
+    assert f"With {settings} it takes about" in printed
+    assert load_experiment(trained / "small.yaml", [*more[1::2], *settings.split()[1::2]]) == least
+    refused = snrkit(trained, "certify", "model.pt", "--dry-run", check=False, plain=True)
+    assert "--dry-run is of an experiment; snrkit init --from MODEL writes one" in refused.stderr
 
 
 def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified):
@@ -337,16 +377,21 @@ def test_a_certificate_of_another_model_is_refused(trained, certified):
         (["."], "give the images that it is to make by --data"),
         (["folder", "--data", "absent"], "--data: absent does not exist"),
         ([".", "--data", "."], "is of no kind that is known"),
+        (["images", "--data", "images"], "images holds images, and no model that is known; name the model"),
     ],
 )
 def test_a_model_that_is_none_is_refused(tmp_path, monkeypatch, arguments, said):
     """In one sentence, with nothing written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder/unet").mkdir(parents=True)
+    if "images" in arguments:
+        (tmp_path / "images/cats").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images/cats/0.png")
+    before = written(tmp_path)
     done = snrkit(tmp_path, "certify", *arguments, plain=True, check=False)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert written(tmp_path) == before
 
 
 def test_a_model_s_file_gets_a_yaml(tmp_path, monkeypatch):

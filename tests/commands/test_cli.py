@@ -180,12 +180,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     printed = snrkit(tmp_path, "train", "--dry-run", "--show-config").stdout
     short = snrkit(tmp_path, "train", "--dry-run").stdout
     assert written(tmp_path) == before
-    paced = re.compile(r"1,920 images take about \d+\.\d s by [\d,]+ images/s forward and backward, of 16 at a time")
+    paced = re.compile(r"1,920 images take about \d+\.\d s by [\d,]+ images/s forward and backward here")
     assert paced.search(printed)
     assert "30 steps of training are a trial of the commands" in short
     said = [f"# {line}" for line in short.splitlines()[:-2] if not paced.match(line)]
     assert said == [line for line in printed.splitlines() if line.startswith("#") and not paced.search(line)]
     assert short.startswith("data: 400 images (1, 8, 8), 369 to train on, 31 held out\nparameters: ")
+    made = snrkit(tmp_path, "sample", "--sampler", "euler", "--dry-run").stdout
+    assert re.search(r"\n256 evaluations of an image take about \d+\.\d s here\n", made)  # 64 images in 4 steps
+    assert "forward and backward" not in made
+    whole = snrkit(tmp_path, "run", "--dry-run").stdout
+    assert paced.search(whole)
+    assert "512 evaluations of an image take about" in whole
+    assert written(tmp_path) == before
     refused = snrkit(tmp_path, "sample", "--show-config", check=False)
     assert "add --dry-run" in refused.stderr
     resolved = yaml.safe_load(printed)
@@ -279,6 +286,7 @@ REFUSED = {
     "workers for a set in memory": (["train", "--set", "data.workers=2"], "has no effect"),
     "no checkpoint": (["sample"], "has no checkpoint"),
     "unknown sampler": (["sample", "--sampler", "foo"], "unknown sampler 'foo'. Known: euler, ancestral"),
+    "misspelt sampler": (["sample", "--sampler", "eulr"], "unknown sampler 'eulr'. Did you mean 'euler'? Known: euler"),
     "wrong class count": (["train", "--set", "network.classes=3"], "mixture has 4"),
     "size that does not fit": (["train", "--set", "network.multipliers=[1,1,1,1,1]"], "do not halve"),
     "no held-out images": (["measure-shift", "--set", "data.holdout=0"], "needs held-out images"),

@@ -3,6 +3,7 @@
 import re
 import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from snrkit.base.distributed import World
 from snrkit.base.errors import Stopped
 from snrkit.base.records import read_record
 from snrkit.commands import compare
-from snrkit.commands.compare import Timed, announced, comparison_plan, evaluations, run_comparing
+from snrkit.commands.compare import Timed, announced, comparison_plan, evaluations, run_comparing, told_apart
 from snrkit.commands.compare_rows import comparison_layout
 from snrkit.commands.train import run_training
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.run import Run
+from snrkit.metrics.paired import Difference
 from snrkit.reports import terminal
 from tests.commands.test_scores import printed
 from tests.small import SMALL, call, write_config
@@ -49,8 +51,21 @@ def test_what_will_be_done_is_said_with_what_nobody_asked_for(made):
     said = announced(experiment, rows)
     assert said.startswith("3 rows of 50 images, beside yours heun-3 (fewer by compare.solvers): ")
     assert f"{evaluations(experiment, rows):,} evaluations" in said
-    assert said in comparison_plan(experiment)
-    assert "dcw: 4 evaluations per image, beside euler" in comparison_plan(experiment)
+    plan = comparison_plan(experiment, WORLD)
+    assert said in plan
+    assert "dcw: 4 evaluations per image, beside euler" in plan
+    assert re.search(
+        rf"{evaluations(experiment, rows):,} evaluations of an image take about [\d.]+ (s|minutes) here", plan
+    )
+
+
+def test_a_score_that_few_images_shift_decides_nothing():
+    """Neither for a row nor for its base, whatever the interval; another score decides as ever."""
+    clear = Difference(-2.0, -3.0, -1.0)
+    enough, few = (SimpleNamespace(decided_by="fd", biased=biased) for biased in (set(), {"fd"}))
+    assert told_apart(enough, enough, clear) == "better"
+    assert told_apart(few, enough, clear) == told_apart(enough, few, clear) == "too few images"
+    assert told_apart(SimpleNamespace(decided_by="kid", biased={"fd"}), enough, clear) == "better"
 
 
 def test_what_is_announced_is_what_the_network_evaluates(made, monkeypatch, tmp_path):

@@ -70,7 +70,7 @@ def test_demo_is_an_experiment_unless_something_has_its_name(tmp_path, monkeypat
         done = call("sample", *words, *settings)
         assert done.returncode == 0, done.stderr
         assert len(list((tmp_path / "runs/demo/samples/euler-13").rglob("*.png"))) == 8
-    assert "--config demo" in done.stdout
+    assert "next: snrkit eval-fid demo --set" in done.stdout
     (tmp_path / "demo").mkdir()
     assert not is_demo(Path("demo"))
     assert "demo is neither a YAML file nor a run directory" in call("sample", "demo").stderr
@@ -102,6 +102,8 @@ def test_images_that_fit_are_trained_on_as_they_are(tmp_path, monkeypatch):
     assert found.data.open().count == 49
     assert found.data.holdout * 49 >= 20
     assert found.train.images * 1.0 >= 20_000
+    assert found.sample.seeds == "0-299"
+    assert "making\n# the images of the samplers about" in (tmp_path / "x.yaml").read_text()
     monkeypatch.chdir(os.sep)
     done = call("train", str(tmp_path / "x.yaml"), "--dry-run")
     assert done.returncode == 0, done.stderr

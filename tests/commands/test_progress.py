@@ -243,7 +243,7 @@ def test_quiet_prints_nothing_and_a_file_gets_lines_alone(trained):
 def test_a_command_ends_with_what_was_made_and_what_comes_next(trained):
     """With its absolute path, and the next command to be copied; where a script reads, JSON stands alone."""
     said = snrkit(trained, "sample", "-q", "--sampler", "euler", "--set", "sample.npz=false").stdout
-    then = f"snrkit eval-fid --config {trained}/small.yaml --set sample.npz=false --runs {trained}/runs"
+    then = f"snrkit eval-fid {trained}/small.yaml --set sample.npz=false --runs {trained}/runs"
     assert said == f"images of euler: {trained}/runs/small/samples\nnext: {then}\n"
     assert "euler" in json.loads(snrkit(trained, "eval-fid", "-q", "--json", "--sampler", "euler").stdout)
 

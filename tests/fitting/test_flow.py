@@ -103,12 +103,12 @@ def test_first_states_are_the_flow_at_the_first_level():
 
 @pytest.mark.parametrize("name", ["edm", "ddpm"])
 def test_a_flow_is_the_same_in_parts_and_where_it_is_kept(name):
-    """Walked five states at a time, and kept at two of its levels: states and errors are those of the whole."""
+    """Walked twenty states at a time, and kept at two of its levels: states and errors are those of the whole."""
     process = PROCESSES[name]
     levels = UniformLogsnr(steps=5).levels(process)
     denoise, x = mixture(process), first(process, levels)
     whole = fine_flow(denoise, levels, x)
-    found = fine_flow(denoise, levels, x, batch=5, places=(2, 5))
+    found = fine_flow(denoise, levels, x, batch=20, places=(2, 5))
     wanted = whole.at((2, 5))
     for one, other in zip(found.states, wanted.states, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

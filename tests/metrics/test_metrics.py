@@ -299,6 +299,7 @@ def test_kid_and_precision_recall_are_guarded():
     assert few.values["precision"] is None
     assert any("precision and recall" in w for w in few.warnings)
     assert any("too few for 4 features" in w for w in few.warnings)
+    assert (found.biased, few.biased) == ((), ("fd",))
     with pytest.raises(SnrkitError, match="too few to score"):
         score(feature_set(torch.randn(1, 4)), reference, MetricsConfig())
 

@@ -14,9 +14,14 @@ import torch
 from PIL import Image
 
 from snrkit.base.charts import Chart
-from snrkit.base.sealed import read_json
+from snrkit.base.records import read_record, to_json
+from snrkit.base.sealed import read_json, write_json
+from snrkit.experiment.certificate import AS_IT_IS, Certificate, Recipe, ShiftSplit, TriedCandidate
+from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
+from snrkit.fitting.guard import Guard
 from snrkit.metrics.paired import Difference
+from snrkit.metrics.scores import by_key
 from snrkit.reports import blocks as kinds
 from snrkit.reports.blocks import (
     Code,
@@ -32,6 +37,7 @@ from snrkit.reports.blocks import (
     document,
     short,
 )
+from snrkit.reports.comparison import _verdict
 from snrkit.reports.glossary import TERMS, pieces
 from snrkit.reports.page import page
 from snrkit.reports.plots import (
@@ -51,17 +57,20 @@ from snrkit.reports.plots import (
     drawing,
     numbers,
 )
-from snrkit.reports.records import OverSeeds, SweepArm, SweepTable
+from snrkit.reports.records import Comparison, OverSeeds, SweepArm, SweepTable
 from snrkit.reports.run_figures import comparable, verdict
+from snrkit.reports.run_report import what_to_do
 from snrkit.reports.sweep_table import sweep_page
+from snrkit.reports.terminal import _against_bases
 from snrkit.sampling.grid import Karras, Listed
+from snrkit.sampling.sampler import Sampler
 from snrkit.shift.bootstrap import Curve, Number
 from snrkit.shift.files import Facts, ShiftRecord
 from snrkit.shift.response import Response
 from snrkit.shift.verdict import verdict_on
 from tests.reports.reading import read
 from tests.reports.test_terminal import scores, shift
-from tests.small import snrkit
+from tests.small import SMALL, snrkit
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}${1}"
 
@@ -188,6 +197,42 @@ def rounded(value):
 
 def interval(value, low, high):
     return f"{rounded(value)} [{rounded(low)}, {rounded(high)}]"
+
+
+def test_a_report_says_what_to_do(finished):
+    """What certificates say of samplers as they are now; where there is none, the command that gives one."""
+    run = Run(finished / "runs/small")
+    samplers = {"euler": Sampler.model_validate(SMALL["samplers"]["euler"])}
+    _, said = what_to_do(run, samplers)
+    assert "snrkit certify small tries other samplers" in said.text
+    number, of = Number(0.1, 0.0, 0.2), FitOf("{}", 1, "training", "weights", 0, "checksum", None)
+    definition = samplers["euler"].model_dump(mode="json")
+    found = Certificate(
+        "small", "euler", "leave it as it is", "Leave it as it is.", 4, of, "", (), "", 0.0, AS_IT_IS,
+        Recipe(definition, of, None), Guard(False, 0.0, 0.1, number, number, 0.0), None,
+        ShiftSplit(number, number, number, number, ""),
+        (TriedCandidate(of, "", AS_IT_IS, definition, None, number, ""),), (), 20, "0-59", "0-99", "", {},
+    )  # fmt: skip
+    write_json(run.certificate("euler"), to_json(found))
+    assert [block.text for block in what_to_do(run, samplers)[1:]] == [found.sentence]
+    other = samplers["euler"].model_copy(update={"start": "exact"})
+    assert what_to_do(run, {"euler": other})[1] == said
+    run.certificate("euler").unlink()
+
+
+def test_too_few_images_are_no_verdict(finished):
+    """Neither better nor worse, nor best, nor one of several rows; in words on the page."""
+    record = read_record(Comparison, Run(finished / "runs/small").comparison())
+    rows = [
+        row if row.beside is None else replace(row, beside=replace(row.beside, verdict="too few images"))
+        for row in record.rows
+    ]
+    few = replace(record, rows=tuple(rows))
+    said = _verdict(few).text
+    assert said.startswith(f"{record.images_a_range} images of a range are too few for FD-pixel to tell dcw from")
+    assert "best mean" not in said
+    assert (few.differences, few.together) == ({}, "")
+    assert "too few images: dcw" in _against_bases(few, by_key("fd"))
 
 
 def test_a_comparison_says_what_its_record_holds(finished):

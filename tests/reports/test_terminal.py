@@ -243,6 +243,6 @@ def test_a_file_is_as_wide_as_columns_say(monkeypatch):
 def test_what_was_made_is_said_with_its_absolute_path_and_the_next_command(tmp_path, monkeypatch):
     """Whole, however narrow the console is: they are to be copied."""
     monkeypatch.chdir(tmp_path)
-    said = shown(20, terminal.show_made, "images of heun-35", "runs/digits/samples", "snrkit eval-fid --config a.yaml")
+    said = shown(20, terminal.show_made, "images of heun-35", "runs/digits/samples", "snrkit eval-fid a.yaml")
     where = f"images of heun-35: {tmp_path}/runs/digits/samples"
-    assert said == f"{where}\nnext: snrkit eval-fid --config a.yaml\n"
+    assert said == f"{where}\nnext: snrkit eval-fid a.yaml\n"
