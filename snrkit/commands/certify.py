@@ -64,7 +64,7 @@ RULE = (
     f"{ROUNDING:.4f}; 0 where states are no pixels), if on first states on which no candidate was chosen the upper 95 "
     "% bound of the paired change of squared distance to the flow, widened by the flow's own error and for skewness, "
     "lies below 0, and if the 95 % interval of the paired difference of the score that decides, over "
-    f"{RANGES} ranges or more of seeds that tuned nothing, does not show it to be worse."
+    f"{RANGES} ranges or more of seeds that tuned nothing and of enough images, does not show it to be worse."
 )
 
 
@@ -218,7 +218,8 @@ def _asked(record: Certificate) -> tuple[object, ...]:
 def _answered(certifier: Certifier, record: Certificate) -> Certificate:
     """The certificate with what the rule says, which is written."""
     guard, score, sampler = record.guard, record.score, certifier.experiment.samplers[record.sampler]
-    use = guard.helps and guard.base.value > record.rounding and score is not None and score.verdict != "worse"
+    allowed = score is not None and score.verdict not in ("worse", "too few images")
+    use = guard.helps and guard.base.value > record.rounding and allowed
     left = Recipe(sampler.model_dump(mode="json"), certifier.of(sampler), None)
     advice: Advice = "use the recipe" if use else "leave it as it is"
     recipe = record.recipe if use else left

@@ -1,17 +1,17 @@
 """What `snrkit certify` takes, before it begins: evaluations of the network for one image, and how long they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from snrkit.commands.pace import duration
+from snrkit.commands.pace import duration, rate
 from snrkit.experiment.experiment import Experiment
 from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.flow import FLOW_STEPS, flow_evaluations
 from snrkit.sampling.sampler import FEWEST_NOISES, Dummy, Sampler, guidance_of, open_with, parse_seeds
 
-FLOWS = 3  # from first states that are fitted on, that choose, and that confirm
+FLOWS = 2  # from first states that choose and that confirm, before anything else is tried
 MEASURED = 15  # walks from each image that is measured: states, null and answers to two scales, before and after
-DESIGNED, WALKS = 5, 150  # about: flows, and walks of the sampler, that all candidates take from each first state
+TRIED_FLOWS, WALKS = 6, 150  # about: flows, and walks of the sampler, that all candidates take from each first state
 FEW_IMAGES, FEW_SEEDS = 60, 200  # with which an answer still says something
 
 
@@ -19,19 +19,25 @@ FEW_IMAGES, FEW_SEEDS = 60, 200  # with which an answer still says something
 class Cost:
     """Evaluations of an image."""
 
-    sure: int  # whatever --minutes says: flows, the shift of the sampler as it is, and what confirms
-    tried: int  # about, of what is tried
+    before: int  # anything but the sampler itself is tried: flows
+    tried: int  # about, of what --minutes cuts short
+    after: int  # the winner is confirmed, with the shift of the sampler as it is
+
+    @property
+    def sure(self) -> int:
+        """Whatever --minutes says."""
+        return self.before + self.after
 
     def seconds(self, each: float, minutes: float | None) -> float:
-        """How long it is at so many seconds for each evaluation, where trying may take so many minutes in all."""
-        sure, whole = each * self.sure, each * (self.sure + self.tried)
-        return whole if minutes is None else min(whole, max(sure, 60 * minutes))
+        """How long it is at so many seconds for each evaluation, where trying ends after so many minutes."""
+        begun, whole = each * self.before, each * (self.before + self.tried)
+        return each * self.after + (whole if minutes is None else min(whole, max(begun, 60 * minutes)))
 
 
 def cost_of(e: Experiment, samplers: Sequence[Sampler]) -> Cost:
     """What it takes to certify samplers, all of their candidates included."""
     costs = [_cost(e, sampler) for sampler in samplers]
-    return Cost(sum(cost.sure for cost in costs), sum(cost.tried for cost in costs))
+    return Cost(*(sum(getattr(cost, part.name) for cost in costs) for part in fields(Cost)))
 
 
 def _cost(e: Experiment, sampler: Sampler) -> Cost:
@@ -46,18 +52,22 @@ def _cost(e: Experiment, sampler: Sampler) -> Cost:
         )
     )
     noises, images, scored = e.tune.noises, e.shift.images, len(parse_seeds(e.sample.seeds))
-    sure = noises * (FLOWS * flow + 4 * walk) + images * (reference + MEASURED * walk) + 2 * scored * walk
-    return Cost(sure, noises * (DESIGNED * flow + WALKS * walk))
+    return Cost(
+        noises * (FLOWS * flow + walk),
+        noises * (TRIED_FLOWS * flow + WALKS * walk),
+        2 * noises * walk + images * (reference + MEASURED * walk) + 2 * scored * walk,
+    )
 
 
 def foreseen(e: Experiment, samplers: Sequence[Sampler], each: float, minutes: float | None) -> str:
     """How long it takes to certify samplers at so many seconds for each evaluation, and what would be shorter."""
     cost, (least, settings) = cost_of(e, samplers), shorter(e)
-    takes, sure = (duration(cost.seconds(each, at)) for at in (minutes, 0.0))
-    text = f"certifying takes about {takes} here, at {1 / each:,.3g} evaluations of an image a second"
+    takes, sure = (duration(cost.seconds(each, limit)) for limit in (minutes, 0.0))
+    at = f"{rate(1 / each)} evaluations of an image a second"
+    text = f"certifying takes about {takes} here, less what was tried before, at {at}"
     if minutes is not None:
         text += f"; {sure} of it whatever --minutes says, for flows, shifts and the score"
-    if not settings or (minutes is not None and each * cost.sure <= 60 * minutes):
+    if not settings or (minutes is not None and each * cost.before <= 60 * minutes):
         return text
     return f"{text}. With {settings} it takes about {duration(cost_of(least, samplers).seconds(each, minutes))}"
 

@@ -50,7 +50,7 @@ from snrkit.shift.bootstrap import bounds
 from snrkit.shift.measure import Shift
 from snrkit.shift.response import RESPONSE_IMAGES, SCALES, ResponseProbe
 
-FORMAT = 4  # of what is kept of a row
+FORMAT = 5  # of what is kept of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ def evaluations(experiment: Experiment, rows: Mapping[str, Row]) -> int:
     sampled, measured = len(parse_seeds(experiment.sample.seeds)), experiment.shift.images
     walks = (sampled + measured) * sum(row.nfe for row in rows.values())
     scaled = len(SCALES) * min(RESPONSE_IMAGES, measured) * sum(row.sampler.grid.steps for row in rows.values())
-    grids = {(row.sampler.grid, row.sampler.start): row.sampler.grid.steps for row in rows.values()}
+    samplers = [row.sampler for row in rows.values()]
+    grids = {(each.grid, each.start, each.told_spectrum): each.grid.steps for each in samplers}
     return walks + scaled + 2 * measured * sum(grids.values())
 
 
@@ -106,7 +107,7 @@ def comparison_plan(experiment: Experiment, world: World) -> str:
         for name, row in rows.items()
     ]
     takes = sampling_takes(opened, evaluations(experiment, rows))
-    return "\n".join([announced(experiment, rows), *lines, f"{takes}; scoring and timing are not counted"])
+    return "\n".join([announced(experiment, rows), *lines, takes])
 
 
 def run_comparing(experiment: Experiment, runs: Path, world: World, quiet: bool = False) -> Comparison:
@@ -371,7 +372,8 @@ def set_beside(
     sizes, others = row.sizes, base.sizes
     shift = {key: size_change(sizes[key], others[key], confidence) if same else None for key in sizes}
     decisive = row.score.decided_by
-    return Beside(overhead, known, told_apart(row.score, base.score, known[decisive], margin), shift)
+    said, biased = told_apart(row.score, base.score, known[decisive], margin), row.score.biased | base.score.biased
+    return Beside(overhead, known, said, shift, tuple(sorted(biased)))
 
 
 def told_apart(row: SamplerScores, base: SamplerScores, found: Difference, margin: float | None = None) -> Verdict:

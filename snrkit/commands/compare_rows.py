@@ -97,7 +97,7 @@ def _check_named(named: Mapping[str, str], given: Mapping[str, tuple[Sampler, in
 
 def _same_but_steps(candidate: Sampler, plain: Sampler) -> bool:
     grids = [value.grid.model_copy(update={"steps": 1}) for value in (candidate, plain)]
-    same = candidate.solver == plain.solver and grids[0] == grids[1]
+    same = candidate.solver == plain.solver and grids[0] == grids[1] and candidate.told_spectrum == plain.told_spectrum
     return not candidate.corrections and same and candidate.start == plain.start
 
 

@@ -15,7 +15,7 @@ from snrkit.base.distributed import World, free_memory, in_bytes
 from snrkit.base.errors import ConfigError
 from snrkit.base.kept import counting_kept
 from snrkit.commands.opening import open_aloud
-from snrkit.commands.pace import duration, sampling_takes, training_pace
+from snrkit.commands.pace import duration, rate, sampling_takes, training_pace
 from snrkit.experiment.experiment import Experiment, dump_yaml
 from snrkit.experiment.loggers import check_loggers
 from snrkit.experiment.models import TrainedHere
@@ -132,7 +132,7 @@ def _paced(training: TrainedHere, setting: Setting) -> str:
     pace = training_pace(network, shape, batch, device, takes, AUTOCAST[setting.compute.precision])
     took = duration(train.images / (pace * setting.world.size))
     return (
-        f"{train.images:,} images take about {took} by {pace:,.0f} images/s forward and backward here; "
+        f"{train.images:,} images take about {took} by {rate(pace)} images/s forward and backward here; "
         "optimizer, averages and what compiling gains are not counted"
     )
 

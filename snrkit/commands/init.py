@@ -22,7 +22,7 @@ from snrkit.checkpoints.codec import load_codec
 from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.naming import ENDINGS
-from snrkit.commands.pace import duration, training_pace
+from snrkit.commands.pace import duration, rate, training_pace
 from snrkit.data.dataset import count_classes
 from snrkit.data.files import Folder, Listing, Npz, Zip, kind_of_file
 from snrkit.data.images import look_at
@@ -37,7 +37,7 @@ from snrkit.shift.bootstrap import FEWEST
 LOOKED_AT = 200  # headers of images, evenly over the set
 SIDES = (256, 128, 64, 32, 16)  # that images of other sizes are packed to
 LONGEST = 50_000_000  # images of a training
-FEWEST_SEEDS = 300  # images of a sampler
+FEWEST_SEEDS = 500  # images of a sampler
 EVALUATIONS = 39  # for an image of each of the three samplers of a file
 FORWARD = 3  # evaluations take about as long as a step forward and backward
 
@@ -237,7 +237,7 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
             "network": _flow({"kind": "unet"} | network.model_dump(mode="json", exclude_defaults=True)),
             "duration": duration(count / pace),
             "sampling": duration(seeds * EVALUATIONS / (FORWARD * pace)),
-            "pace": f"{pace:,.0f}",
+            "pace": rate(pace),
             "images": count,
             "batch": machine.batch,
             "lr": machine.lr,
@@ -251,9 +251,9 @@ def _of_images(images: Images, device: torch.device, machine: Machine) -> tuple[
     return text, _packing(images, side), duration(count / pace)
 
 
-def _seeds(count: int, machine: Machine, rate: float = math.inf) -> int:
+def _seeds(count: int, machine: Machine, a_second: float = math.inf) -> int:
     """How many images each sampler makes, with `count` to compare with: no longer than training, at a rate a second."""
-    in_time = min(3600 * machine.hours * rate / EVALUATIONS, machine.seeds)
+    in_time = min(3600 * machine.hours * a_second / EVALUATIONS, machine.seeds)
     return max(FEWEST_SEEDS, min(count, int(in_time) // 100 * 100))
 
 

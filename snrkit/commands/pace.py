@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,12 @@ from snrkit.experiment.opening import AUTOCAST, Opened, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.networks.config import Conditioning
+from snrkit.sampling.grid import UniformLogsnr
 from snrkit.sampling.sampler import Sampler, parse_seeds
+from snrkit.sampling.solvers import Euler
 
 TRIED = {"cpu": 64, "cuda": 256}  # images of a step, at most, by which the pace of a training is known
+FIRST, LONG = 4, 0.5  # images of the first step, and seconds of one that is not made larger
 SPENT, MOST = 4.0, 20  # seconds of tries after one that warms up, and how many at most
 
 
@@ -29,19 +33,29 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _fastest(work: Callable[[], object]) -> float:
+def rate(pace: float) -> str:
+    """Images a second, to two digits at least."""
+    return f"{pace:,.0f}" if pace >= 10 else f"{pace:.2g}"
+
+
+def _fastest(work: Callable[[], object], spent: float = SPENT) -> float:
     """Seconds of the fastest of several tries, as others may be held up by what else the machine does.
 
     The work ends with a number, for which devices wait.
     """
     taken: list[float] = []
     with bar("measuring the pace", unit="tries") as here:
-        while len(taken) < 2 or (sum(taken[1:]) < SPENT and len(taken) <= MOST):
-            begun = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - begun)
+        while len(taken) < 2 or (sum(taken[1:]) < spent and len(taken) <= MOST):
+            taken.append(_timed(work))
             here.update(len(taken))
     return min(taken[1:])
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def training_pace(
@@ -56,18 +70,21 @@ def training_pace(
 
     Forward alone where gradients are off.
     """
-    batch = min(batch, TRIED.get(device.type, TRIED["cuda"]))
-    x = torch.linspace(-1, 1, batch * math.prod(shape), device=device).reshape(batch, *shape)
-    cond, at = takes.zeros(batch).to(device), torch.zeros(batch, device=device)
+    most = min(batch, TRIED.get(device.type, TRIED["cuda"]))
+    whole = torch.linspace(-1, 1, most * math.prod(shape), device=device).reshape(most, *shape)
 
-    def step() -> float:
+    def step(images: int) -> float:
+        cond, at = takes.zeros(images).to(device), torch.zeros(images, device=device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss = network(x, at, cond).float().square().mean()
+            loss = network(whole[:images], at, cond).float().square().mean()
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())
 
-    return batch / _fastest(step)
+    images = min(most, FIRST)
+    while images < most and _fastest(partial(step, images), 0.0) < LONG:
+        images = min(most, 2 * images)
+    return images / _fastest(partial(step, images))
 
 
 @torch.no_grad()
@@ -79,9 +96,11 @@ def sampling_takes(opened: Opened, evaluations: int) -> str:
         autocast, shape = AUTOCAST[setting.compute.precision], setting.data.dataset.shape
         each = 1 / training_pace(network, shape, e.sample.batch, setting.world.device, takes, autocast)
     else:
-        samples, sampler = trajectories(opened, open_model_aloud(opened, Run(Path()))), next(iter(e.samplers.values()))
+        samples = trajectories(opened, open_model_aloud(opened, Run(Path())))
+        sampler = Sampler(grid=UniformLogsnr(steps=1), solver=Euler())  # which asks for nothing beside the model
         each = evaluation_seconds(samples, sampler, parse_seeds(e.sample.seeds)[: e.sample.batch])
-    return f"{evaluations:,} evaluations of an image take about {duration(each * evaluations)} here"
+    took = duration(each * evaluations / setting.world.size)
+    return f"{evaluations:,} evaluations of an image take about {took} here; shifts and scores are not counted"
 
 
 @torch.no_grad()

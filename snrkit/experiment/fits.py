@@ -4,7 +4,7 @@ RUN/fits/<key of the definition>.json says what its coefficients belong to, so t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from snrkit.base.errors import RunError
@@ -130,5 +130,8 @@ class WithFit:
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         return self.sources.forward(levels)
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
-        return self.sources.placement(grid, told)
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        return self.sources.placement(grid)
+
+    def telling(self, told: Told) -> Sources:
+        return replace(self, sources=self.sources.telling(told))

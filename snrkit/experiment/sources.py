@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from snrkit.sampling.step import (
     NamedEstimator,
     NamedFit,
     NamedWeights,
+    Sources,
 )
 from snrkit.shift.arms import FORWARD_IMAGES, forward_arm
 from snrkit.shift.estimator import Estimator, EstimatorConfig, make_estimator
@@ -140,6 +141,7 @@ class RunSources:
 
     names: RunNames
     model: Model
+    told: Told | None = None  # whose spectrum the network is told of, where it is not that of the grid
 
     def denoiser(self, named: NamedWeights) -> Denoiser:
         """The model of these weights. It must share scaling and shape: ConfigError."""
@@ -160,20 +162,27 @@ class RunSources:
             raise RunError(f"{named.certificate} holds no coefficients; certify the sampler anew.")
         return found
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """By the run's model of spectra."""
-        return self.names.spectra.placement(grid, told)
+        return self.names.spectra.placement(grid, self.told)
+
+    def telling(self, told: Told) -> Sources:
+        """With another spectrum than the one that a grid follows."""
+        return replace(self, told=told)
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
-        """Statistics on up to FORWARD_IMAGES training images, with their own labels and the mean spectrum's ends."""
+        """Statistics on up to FORWARD_IMAGES training images, with their own labels.
+
+        The network is told of the spectrum that it is told of while sampling, by default of the mean one.
+        """
         setting = self.names.setting
         dataset, takes = setting.data.dataset, setting.parts.network.conditioning
         rows = STATISTICS.open().permutation(np.asarray(setting.data.split.train))[:FORWARD_IMAGES]
         labels = None if dataset.labels is None else dataset.labels[torch.from_numpy(rows)]
-        shared = self.names.spectra.placement(None)
-        told = None if shared is None else shared.told(rows.tolist(), None)
+        shown, shared = setting.data.shown(rows.tolist()), self.names.spectra.placement(None, self.told)
+        told = None if shared is None else shared.told(rows.tolist(), labels, shared.follows(shown))
         arm = forward_arm(
-            self.model.denoiser, levels, setting.data.shown(rows.tolist()), torch.from_numpy(rows),
+            self.model.denoiser, levels, shown, torch.from_numpy(rows),
             Cond(labels, told, takes.unaugmented(len(rows))), key=FORWARD_STATISTICS.key(setting.seed),
             batch=self.names.experiment.sample.batch, device=setting.world.device,
         )  # fmt: skip

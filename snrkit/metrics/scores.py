@@ -280,7 +280,8 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
         raise SnrkitError(
             f"metrics.decide: {config.decide} cannot be had of {count} images: {why} Let another score decide."
         )
-    biased = (PRIMARY.key,) if min(count, reference.gaussian.count) <= dim else ()
+    few = count <= dim or 0 < reference.gaussian.count <= dim  # 0: not known
+    biased = (PRIMARY.key,) if few else ()
     return replace(computed, images=count, warnings=tuple(warnings), biased=biased)
 
 

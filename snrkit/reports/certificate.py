@@ -67,15 +67,15 @@ def _why_left(record: Certificate) -> str:
         return f"nothing that was tried comes nearer to the network's own flow{more}"
     if not record.guard.helps:
         return f"{record.winner} is not shown to come nearer to the network's own flow on fresh first states"
+    if record.score is not None and record.score.verdict == "too few images":
+        more = "make more images (sample.seeds), or let kid decide (metrics.decide)"
+        return f"{record.winner} comes nearer to the flow, and its images are too few for {record.score.title}: {more}"
     return f"{record.winner} comes nearer to the flow{_scored(record)}, which is worse"
 
 
 def _scored(record: Certificate) -> str:
     score = record.score
-    if score is None:
-        return ""
-    few = ", of too few images to say" if score.verdict == "too few images" else ""
-    return f", {score.title} {interval(score.difference, by_key(score.key).digits)}{few}"
+    return "" if score is None else f", {score.title} {interval(score.difference, by_key(score.key).digits)}"
 
 
 def certificate_page(run: Run, record: Certificate, card: bool) -> None:

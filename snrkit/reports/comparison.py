@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
-from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.paired import Verdict as Said
+from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import Columns, ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import (
     Block,
@@ -29,7 +29,7 @@ from snrkit.reports.blocks import (
 from snrkit.reports.citing import citation, repeated
 from snrkit.reports.page import page
 from snrkit.reports.plots import Forest, ForestRow
-from snrkit.reports.records import Comparison, ComparisonRow, SizeChange, WithNull
+from snrkit.reports.records import Beside, Comparison, ComparisonRow, SizeChange, WithNull
 from snrkit.reports.run_figures import best_of, differences, forest_row, front, listed, same_seeds
 from snrkit.sampling.sampler import Sampler
 
@@ -105,17 +105,19 @@ LINKS: Mapping[Said, str] = {
 
 def difference_rows(record: Comparison) -> tuple[Row, list[Row]]:
     """(header, rows): how the scores beside the first differ from the base's, where both have them."""
-    pairs = [(row, row.beside.difference) for row in record.rows if row.beside is not None]
-    scores = [s for s in score_columns(record).every if any(s.key in found for _, found in pairs)]
+    pairs = [(row, row.beside) for row in record.rows if row.beside is not None]
+    scores = [s for s in score_columns(record).every if any(s.key in beside.difference for _, beside in pairs)]
     header: Row = ("sampler", "base", *(score.head(record.names) for score in scores))
-    rows: list[Row] = [
-        (row.name, str(row.base), *(_told(found.get(score.key), score) for score in scores)) for row, found in pairs
-    ]
+    rows: list[Row] = [(row.name, str(row.base), *(_told(beside, score) for score in scores)) for row, beside in pairs]
     return header, rows if scores else []
 
 
-def _told(found: Difference | None, score: ScoreDefinition) -> str:
-    return "-" if found is None else f"{interval(found, score.digits)}, {verdict(found, score.better)}"
+def _told(beside: Beside, score: ScoreDefinition) -> str:
+    found = beside.difference.get(score.key)
+    if found is None:
+        return "-"
+    said = "too few images" if score.key in beside.biased else verdict(found, score.better)
+    return f"{interval(found, score.digits)}, {said}"
 
 
 def shift_rows(record: Comparison) -> tuple[Row, list[Row]]:

@@ -40,6 +40,7 @@ class Beside:
     difference: Mapping[str, Difference]  # over ranges of equal seeds, by the key of a score
     verdict: Verdict  # on the score that decides
     shift_change: Mapping[str, SizeChange | None]  # None where levels differ or nothing can be read
+    biased: tuple[str, ...] = ()  # keys of scores that too few images shift
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,11 @@ def verdict(scores: AllScores, shifts: Shifts) -> Verdict:
 
 def _best(scores: AllScores) -> str:
     alike, lead = comparable(scores)
-    found = {name: record.summary[lead.key] for name, record in alike.items() if lead.key in record.summary}
+    found = {
+        name: record.summary[lead.key]
+        for name, record in alike.items()
+        if lead.key in record.summary and lead.key not in record.biased
+    }
     if not found:
         return ""
     best, entry = best_of(found, lead)

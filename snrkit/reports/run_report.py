@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snrkit.base.charts import png_of
+from snrkit.base.errors import SnrkitError
 from snrkit.base.files import disk_errors, write_bytes, write_text
 from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import from_json, read_record
@@ -70,7 +71,7 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     blocks = [
         Heading(f"{experiment.name}: report", 1),
         OnPage([verdict(found.metrics, found.shifts)]),
-        *what_to_do(run, experiment.samplers),
+        *what_to_do(run, experiment),
         *warned(found, {"": (run, experiment)}),
         Paragraph(facts(run, experiment)),
         *glance(found.metrics, found.shifts),
@@ -94,18 +95,30 @@ def write_report(run: Run, experiment: Experiment) -> tuple[Path, Table]:
     return run.report(".html"), table
 
 
-def what_to_do(run: Run, samplers: Mapping[str, Sampler]) -> list[Block]:
-    """The answers of certificates of samplers as they are now; where there is none, the command that gives it."""
-    paths = {name: run.certificate(name) for name in samplers if run.certificate(name).exists()}
-    records = {name: read_record(Certificate, path) for name, path in paths.items()}
-    said = [record.sentence for name, record in records.items() if record.is_of(samplers[name])]
+def what_to_do(run: Run, experiment: Experiment) -> list[Block]:
+    """The answers of certificates of samplers and weights as they are now, or else the command that gives one."""
+    found = [_certificate(run, name, experiment) for name in experiment.samplers]
+    said = [record.sentence for record in found if record is not None]
     if not said:
         said = [
             "Neither a shift nor a score says what would help: a sampler with a larger shift may make the better "
-            f"images. snrkit certify {shlex.quote(run.path.name)} tries other samplers and corrections at equal cost, "
-            "and says which of them, if any, to use."
+            f"images. snrkit certify {shlex.quote(run.path.name)}, in the folder that holds the run, tries other "
+            "samplers and corrections at equal cost, and says which of them, if any, to use."
         ]
     return [Heading("What to do"), *map(Paragraph, said)]
+
+
+def _certificate(run: Run, name: str, experiment: Experiment) -> Certificate | None:
+    """That of a sampler and of weights as they are now; None where there is none, or none that can be read."""
+    path, trained = run.certificate(name), list_checkpoints(run.checkpoints)
+    try:
+        record = read_record(Certificate, path) if path.exists() else None
+    except SnrkitError:
+        return None
+    if record is None or not record.is_of(experiment.samplers[name]) or record.of.numerics != NUMERICS:
+        return None
+    seen = experiment.sample.checkpoint or (int(trained[-1].name) if trained else record.of.checkpoint_images)
+    return record if record.of.checkpoint_images == seen else None
 
 
 GUIDE = (

@@ -533,8 +533,9 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
     scores = columns("scores", [record.summary for record in records.values()], lead).every
     for warning in sorted({warning for record in records.values() for warning in record.warnings}):
         _say(f"warning: {warning}")
-    if len(records) > 1:
-        best = min(records, key=lambda name: records[name].summary[lead.key].mean)  # a distance
+    told_apart = [name for name, record in records.items() if lead.key not in record.biased]
+    if len(told_apart) > 1:
+        best = min(told_apart, key=lambda name: records[name].summary[lead.key].mean)  # a distance
         _say(f"{best} has the lowest {lead.head(names)}; whether by more than chance, snrkit compare says.")
     rows = [
         [

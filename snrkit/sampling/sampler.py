@@ -274,7 +274,8 @@ def first_variance(sampler: Sampler, data: float | None) -> float | None:
 
 def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
     """Lay out the grid and open what the solver and the corrections name. SnrkitError where their order is wrong."""
-    placement = sources.placement(sampler.grid, sampler.told_spectrum)
+    sources = sources if sampler.told_spectrum is None else sources.telling(sampler.told_spectrum)
+    placement = sources.placement(sampler.grid)
     levels = _levels(sampler.grid, process, placement)
     solver, *corrections = (
         _opened(value, sampler, sources, levels) for value in (sampler.solver, *sampler.corrections)
@@ -286,6 +287,7 @@ def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSam
 def opened_solver(sampler: Sampler, sources: Sources, levels: Sequence[Level]) -> Solver:
     """The solver of a sampler without what is fitted beyond its base, opened for levels of shape ()."""
     plain = bare(sampler)
+    sources = sources if plain.told_spectrum is None else sources.telling(plain.told_spectrum)
     solver: Solver = _opened(plain.solver, plain, sources, levels)
     return solver
 
@@ -413,9 +415,13 @@ class Dummy:
     def mean(self, states: Tensor) -> Tensor:
         return torch.zeros(len(states), dtype=torch.float64)
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """One of images that do not exist."""
         return grid.made_up(self.process, self.trained) if isinstance(grid, ImageGrid) else None
+
+    def telling(self, told: Told) -> Sources:
+        """Itself."""
+        return self
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         ones = torch.ones(len(levels), dtype=torch.float64)

@@ -293,11 +293,13 @@ class Sources(Protocol):
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """Statistics of the sampler's own model on training images, at levels of shape ()."""
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
-        """What is each image's own on this grid; None where levels and what the network is told are one for all.
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
+        """What is each image's own on this grid; None where levels and what the network is told are one for all."""
 
-        `told`: whose power spectrum the network is told of; None for the one that the grid follows. SnrkitError where
-        nothing is known of spectra.
+    def telling(self, told: Told) -> "Sources":
+        """The same for a network that is told of this power spectrum, whatever its grid follows.
+
+        SnrkitError where nothing is known of spectra.
         """
 
 

@@ -20,7 +20,16 @@ from snrkit.diffusion.prediction import Cond, Denoiser
 from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sample import sample, start
 from snrkit.sampling.sampler import OpenedSampler, Sampler, first_variance, open_with
-from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights, Step
+from snrkit.sampling.step import (
+    Fit,
+    ForwardStatistics,
+    LevelPosterior,
+    NamedEstimator,
+    NamedFit,
+    NamedWeights,
+    Sources,
+    Step,
+)
 from snrkit.shift.arms import FORWARD_IMAGES, Arm, forward_arm
 from snrkit.shift.bootstrap import Bootstrap
 from snrkit.shift.examine import Examined, Side, Walk, examine, real_arms
@@ -200,9 +209,10 @@ class _Bench:
     def fit(self, named: NamedFit) -> Fit:
         raise ConfigError("takes a run's fit to its network, and there is no run here; measure it with measure-shift.")
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         if isinstance(grid, ImageGrid):
             raise ConfigError("a grid that follows each image needs a run; measure it with snrkit measure-shift.")
-        if told is not None:
-            raise ConfigError("told_spectrum needs a run; measure it with snrkit measure-shift.")
         return None
+
+    def telling(self, told: Told) -> Sources:
+        raise ConfigError("told_spectrum needs a run; measure it with snrkit measure-shift.")

@@ -32,7 +32,7 @@ from snrkit.diffusion.process import Process
 from snrkit.sampling.grid import Grid, ImageGrid, Placement, Told
 from snrkit.sampling.sample import sample
 from snrkit.sampling.sampler import OpenedSampler
-from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights
+from snrkit.sampling.step import Fit, ForwardStatistics, LevelPosterior, NamedEstimator, NamedFit, NamedWeights, Sources
 
 BISECTIONS = 50
 BANDS = 4
@@ -76,13 +76,15 @@ class ModeDenoiser:
         """What is fitted to a network has no closed form: SnrkitError."""
         raise SnrkitError("what is fitted to a network's flow has no Gaussian control; tune it by flow")
 
-    def placement(self, grid: Grid | ImageGrid, told: Told | None = None) -> Placement | None:
+    def placement(self, grid: Grid | ImageGrid) -> Placement | None:
         """Gaussian data have no images, each with levels of its own: SnrkitError."""
         if isinstance(grid, ImageGrid):
             raise SnrkitError(f"a {grid.kind} grid has no Gaussian control; tune it by fd or gap")
-        if told is not None:
-            raise SnrkitError("told_spectrum has no Gaussian control; tune it by fd or gap")
         return None
+
+    def telling(self, told: Told) -> Sources:
+        """Nor has what a network is told of them: SnrkitError."""
+        raise SnrkitError("told_spectrum has no Gaussian control; tune it by fd or gap")
 
     def forward(self, levels: Sequence[Level]) -> ForwardStatistics:
         """E|eps_hat|^2 and Var[x0_hat] of these data in closed form."""

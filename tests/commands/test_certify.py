@@ -20,7 +20,7 @@ from snrkit.base.starters import STARTERS
 from snrkit.commands import certify, opening
 from snrkit.commands.candidates import Candidate, Candidates, Made
 from snrkit.commands.certify import RANGES, ROUNDING, _confirmations, _try
-from snrkit.commands.certify_cost import cost_of, shorter
+from snrkit.commands.certify_cost import Cost, cost_of, shorter
 from snrkit.commands.certify_model import write_experiment
 from snrkit.commands.compare_rows import comparison_layout
 from snrkit.commands.pace import duration
@@ -31,6 +31,7 @@ from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
 from snrkit.reports.certificate import certificate_page, evaluation_card, sentence
 from snrkit.sampling.corrections import EpsilonScaling
+from snrkit.sampling.corrections.guidance import ClassifierFreeGuidance
 from snrkit.sampling.grid import Karras, Listed
 from snrkit.sampling.sampler import Sampler, bare, guided_alone
 from snrkit.sampling.solvers import Heun, Ipndm, Unipc
@@ -254,7 +255,7 @@ def test_what_it_takes_is_foreseen(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(certify, "evaluation_seconds", lambda *given: 0.001)
     cost = cost_of(e, [e.samplers["euler"]])
     snrkit(folder, "certify", "--sampler", "euler", "-q", "--minutes", "0")
-    assert cost.sure / 2 < sum(counted) <= cost.sure
+    assert cost.before < sum(counted) <= cost.sure
     shutil.rmtree(folder / "runs/small/certify")
     counted.clear()
     snrkit(folder, "certify", "--sampler", "euler", "-q")
@@ -270,9 +271,12 @@ def test_a_dry_run_says_how_long_and_what_would_be_shorter(trained, monkeypatch)
     printed = snrkit(trained, *line, *more, "--minutes", "1").stdout
     assert written(trained) == before
     e = load_experiment(trained / "small.yaml", [part for part in more if part != "--set"])
-    sure = cost_of(e, [e.samplers["euler"]]).sure
-    begins = f"certifying takes about {duration(0.01 * sure)} here, at 100 evaluations of an image a second; "
-    assert printed.startswith(begins)
+    cost = cost_of(e, [e.samplers["euler"]])
+    takes = 0.01 * cost.after + max(60, 0.01 * cost.before)
+    assert printed.startswith(f"certifying takes about {duration(takes)} here, less what was tried before, at 100 ")
+    assert cost.seconds(0.01, 1) == takes < cost.seconds(0.01, None) == 0.01 * (cost.sure + cost.tried)
+    guided = e.samplers["euler"].model_copy(update={"corrections": (ClassifierFreeGuidance(weight=1.0),)})
+    assert cost_of(e, [guided]) == Cost(2 * cost.before, 2 * cost.tried, 2 * cost.after)
     least, settings = shorter(e)
     assert settings == "--set tune.noises=20 --set sample.seeds=0-199 --set metrics.decide=kid"
     assert f"With {settings} it takes about" in printed
@@ -288,6 +292,9 @@ def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified)
     assert sentence(left).endswith("nothing that was tried comes nearer to the network's own flow.")
     some = replace(left, not_tried=("fitted", "designed"))
     assert sentence(some).endswith("own flow (2 are left, and the same command goes on).")
+    score, guard = replace(record.score, verdict="too few images"), replace(record.guard, helps=True)
+    few = replace(record, advice="leave it as it is", rounding=0.0, score=score, guard=guard)
+    assert "its images are too few for FD" in sentence(few)
     none = replace(some, candidates=left.candidates[:1])
     assert sentence(none).endswith("there was no time to try anything else; the same command goes on.")
 

@@ -102,7 +102,7 @@ def test_images_that_fit_are_trained_on_as_they_are(tmp_path, monkeypatch):
     assert found.data.open().count == 49
     assert found.data.holdout * 49 >= 20
     assert found.train.images * 1.0 >= 20_000
-    assert found.sample.seeds == "0-299"
+    assert found.sample.seeds == "0-499"
     assert "making\n# the images of the samplers about" in (tmp_path / "x.yaml").read_text()
     monkeypatch.chdir(os.sep)
     done = call("train", str(tmp_path / "x.yaml"), "--dry-run")

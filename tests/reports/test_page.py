@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from snrkit.base.charts import Chart
+from snrkit.base.numerics import NUMERICS
 from snrkit.base.records import read_record, to_json
 from snrkit.base.sealed import read_json, write_json
 from snrkit.experiment.certificate import AS_IT_IS, Certificate, Recipe, ShiftSplit, TriedCandidate
+from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.fits import FitOf
 from snrkit.experiment.run import Run
 from snrkit.fitting.guard import Guard
@@ -37,7 +39,7 @@ from snrkit.reports.blocks import (
     document,
     short,
 )
-from snrkit.reports.comparison import _verdict
+from snrkit.reports.comparison import _verdict, difference_rows
 from snrkit.reports.glossary import TERMS, pieces
 from snrkit.reports.page import page
 from snrkit.reports.plots import (
@@ -63,14 +65,13 @@ from snrkit.reports.run_report import what_to_do
 from snrkit.reports.sweep_table import sweep_page
 from snrkit.reports.terminal import _against_bases
 from snrkit.sampling.grid import Karras, Listed
-from snrkit.sampling.sampler import Sampler
 from snrkit.shift.bootstrap import Curve, Number
 from snrkit.shift.files import Facts, ShiftRecord
 from snrkit.shift.response import Response
 from snrkit.shift.verdict import verdict_on
 from tests.reports.reading import read
 from tests.reports.test_terminal import scores, shift
-from tests.small import SMALL, snrkit
+from tests.small import snrkit
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}${1}"
 
@@ -202,11 +203,11 @@ def interval(value, low, high):
 def test_a_report_says_what_to_do(finished):
     """What certificates say of samplers as they are now; where there is none, the command that gives one."""
     run = Run(finished / "runs/small")
-    samplers = {"euler": Sampler.model_validate(SMALL["samplers"]["euler"])}
-    _, said = what_to_do(run, samplers)
-    assert "snrkit certify small tries other samplers" in said.text
-    number, of = Number(0.1, 0.0, 0.2), FitOf("{}", 1, "training", "weights", 0, "checksum", None)
-    definition = samplers["euler"].model_dump(mode="json")
+    e = load_experiment(run.config)
+    _, said = what_to_do(run, e)
+    assert "snrkit certify small, in the folder that holds the run, tries other samplers" in said.text
+    number, of = Number(0.1, 0.0, 0.2), FitOf("{}", NUMERICS, "training", "weights", 640, "checksum", None)
+    definition = e.samplers["euler"].model_dump(mode="json")
     found = Certificate(
         "small", "euler", "leave it as it is", "Leave it as it is.", 4, of, "", (), "", 0.0, AS_IT_IS,
         Recipe(definition, of, None), Guard(False, 0.0, 0.1, number, number, 0.0), None,
@@ -214,9 +215,14 @@ def test_a_report_says_what_to_do(finished):
         (TriedCandidate(of, "", AS_IT_IS, definition, None, number, ""),), (), 20, "0-59", "0-99", "", {},
     )  # fmt: skip
     write_json(run.certificate("euler"), to_json(found))
-    assert [block.text for block in what_to_do(run, samplers)[1:]] == [found.sentence]
-    other = samplers["euler"].model_copy(update={"start": "exact"})
-    assert what_to_do(run, {"euler": other})[1] == said
+    assert [block.text for block in what_to_do(run, e)[1:]] == [found.sentence]
+    other = e.samplers["euler"].model_copy(update={"start": "exact"})
+    assert what_to_do(run, e.model_copy(update={"samplers": {"euler": other}}))[1] == said
+    for old in (replace(of, checkpoint_images=320), replace(of, numerics=NUMERICS - 1)):
+        write_json(run.certificate("euler"), to_json(replace(found, of=old)))
+        assert what_to_do(run, e)[1] == said
+    run.certificate("euler").write_bytes(b"{")
+    assert what_to_do(run, e)[1] == said
     run.certificate("euler").unlink()
 
 
@@ -233,6 +239,11 @@ def test_too_few_images_are_no_verdict(finished):
     assert "best mean" not in said
     assert (few.differences, few.together) == ({}, "")
     assert "too few images: dcw" in _against_bases(few, by_key("fd"))
+    decided = replace(record, rows=tuple(
+        row if row.beside is None else replace(row, beside=replace(row.beside, biased=("fd",))) for row in record.rows
+    ))  # fmt: skip
+    header, (cells, *_) = difference_rows(replace(decided, decided_by="kid"))
+    assert cells[header.index("FD-pixel")].endswith(", too few images")
 
 
 def test_a_comparison_says_what_its_record_holds(finished):

@@ -122,6 +122,8 @@ def test_what_is_told_is_a_choice_of_its_own(grid):
                 assert torch.equal(ours.logsnr, theirs.logsnr)
         assert named.varies == known.placement(grid, Vp()).varies
     assert known.placement(grid, Vp()).key == known.placement(grid, Vp(), known.scope(grid)).key
+    keys = [known.placement(grid, Vp(), scope).key for scope in ("instance", "class", "dataset")]
+    assert len(set(keys)) == 3
 
 
 def test_a_sampler_tells_what_it_says(tmp_path):
@@ -131,8 +133,15 @@ def test_a_sampler_tells_what_it_says(tmp_path):
                          opened.experiment.levels, tells=True)  # fmt: skip
 
     class Known(Dummy):
-        def placement(self, grid, told=None):
-            return spectra.placement(grid, told)
+        told = None
+
+        def telling(self, told):
+            made = Known(Vp(), self.trained)
+            made.told = told
+            return made
+
+        def placement(self, grid):
+            return spectra.placement(grid, self.told)
 
     found = {}
     for scope in (None, "instance", "class", "dataset"):
