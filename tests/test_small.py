@@ -8,9 +8,7 @@ import torch
 from tests.small import call, process, snrkit, write_config
 
 
-@pytest.mark.parametrize(
-    "arguments", [["compare", "--dry-run"], ["sample", "--sampler", "nope"]], ids=["done", "refused"]
-)
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["sample", "--sampler", "nope"]], ids=["done", "refused"])
 def test_a_call_says_what_a_process_says(tmp_path, arguments):
     """Exit code, standard output and standard error, letter for letter."""
     write_config(tmp_path)

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from snrkit.base.errors import ConfigError, SnrkitError, reason_of, unreadable, with_article
+from snrkit.base.outline import outlined
 from snrkit.base.regular import check_regular, read_regular
 from snrkit.checkpoints.torch_files import read_torch
 from snrkit.networks.of_diffusers import LARGEST_NUMBER, LAYERS, MOST_LAYERS, diffusers_package
@@ -141,7 +140,7 @@ def _check_size(kind: Any, config: Mapping[str, Any], folder: Path, key: str) ->
         raise ConfigError(f"{key}: {folder / 'config.json'} describes no network of a possible size.")
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     try:
-        with torch.device("meta"):
+        with outlined():
             count = sum(p.numel() for p in kind.from_config(config).parameters())
     except (TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError) as error:
         raise ConfigError(f"{key}: {folder / 'config.json'} describes no network ({reason_of(error)}).") from None

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from snrkit.base.cache import content_digest
 from snrkit.base.errors import SnrkitError, reason_of
 from snrkit.base.files import checksum
 from snrkit.base.hub import files_of, local
+from snrkit.base.outline import outlined
 from snrkit.base.value import WIDEST, Place, Value
 from snrkit.diffusion.denoiser import AnyPrecondition
 from snrkit.diffusion.prediction import AnyTarget
@@ -127,7 +127,7 @@ def filled(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], unset: 
     Shapes are compared before the network takes any memory. SnrkitError says what differs.
     """
     try:
-        with torch.device("meta"):
+        with outlined():
             expected = make().state_dict()
     except (RuntimeError, ValueError) as error:
         raise SnrkitError(reason_of(error)) from None

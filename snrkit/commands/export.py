@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snrkit.base.errors import RunError, SnrkitError
 from snrkit.base.files import disk_errors, new_folder, remove_abandoned, write_bytes
+from snrkit.base.outline import outlined
 from snrkit.base.signals import ending
 from snrkit.checkpoints.diffusers import TARGETS
 from snrkit.checkpoints.exported import About, exported
@@ -102,7 +103,7 @@ def _write_folder(folder: Path, path: Path, experiment: Experiment, weights: Map
     """The network and its scheduler as diffusers saves them."""
     package = diffusers_package()
     scheduler = _scheduler(package, experiment)
-    with torch.device("meta"):  # however large a stranger's configuration calls it
+    with outlined():  # however large a stranger's configuration calls it
         network = _network(package, experiment)
     try:
         network.load_state_dict(_renamed(experiment, weights), assign=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from snrkit.commands.opening import open_model_aloud
 from snrkit.commands.progress import bar
-from snrkit.experiment.models import TrainedHere
+from snrkit.experiment.models import FromElsewhere, TrainedHere
 from snrkit.experiment.opening import AUTOCAST, Opened, open_network
 from snrkit.experiment.run import Run
 from snrkit.experiment.trajectories import Trajectories, trajectories
@@ -89,8 +89,15 @@ def training_pace(
 
 @torch.no_grad()
 def sampling_takes(opened: Opened, evaluations: int) -> str:
-    """How long so many evaluations of an image are, by a few of the network, which need not be trained yet."""
+    """How long so many evaluations of an image are, by a few of the network, which need not be trained yet.
+
+    Code that a model brings is not run for this.
+    """
     e, setting = opened.experiment, opened.setting
+    if isinstance(e.model, FromElsewhere) and e.model.code is not None:
+        return (
+            f"{evaluations:,} evaluations of an image; how long they take is not tried, as {e.model.code} would be run"
+        )
     if isinstance(e.model, TrainedHere):
         network, takes = open_network(e.model, setting).to(setting.world.device), setting.parts.network.conditioning
         autocast, shape = AUTOCAST[setting.compute.precision], setting.data.dataset.shape

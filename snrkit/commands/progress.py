@@ -26,6 +26,7 @@ from rich.table import Column
 from rich.text import Text
 
 from snrkit.base.gradual import Done, Gradual
+from snrkit.reports.layout import width_of
 
 T = TypeVar("T")
 EVALUATIONS = "evaluations"  # of the network, one for each image that it is shown
@@ -250,6 +251,8 @@ class Lines:
                 return
             self._due = now + self._every
             line = Text("; ".join(f"{bar.what}: {bar.told(now)}" for bar in self._bars))
+            if "COLUMNS" in os.environ:  # else whole, as nobody says how wide a file is
+                line.truncate(width_of(self._console), overflow="ellipsis")
             self._console.print(line, soft_wrap=True, highlight=False)
 
     def _watch(self, over: threading.Event) -> None:

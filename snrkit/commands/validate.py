@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from snrkit.base.distributed import World
+from snrkit.base.outline import outlined
 from snrkit.commands.opening import open_aloud
 from snrkit.experiment.experiment import Experiment
 
@@ -17,7 +16,7 @@ def images_of(experiments: Sequence[Experiment], world: World) -> list[str]:
         if asked not in lines:
             data = open_aloud(e, world).data
             if e.model.trains:
-                with torch.device("meta"):
+                with outlined():
                     e.training.make(data.dataset.shape, 0)
             split = f"{len(data.split.train):,} to train on, {len(data.split.held):,} held out"
             lines[asked] = f"data: {data.dataset.count:,} images {data.dataset.shape}, {split}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from snrkit.base.distributed import free_memory, in_bytes
 from snrkit.base.errors import ConfigError, RunError, SnrkitError, ValueFaultError, reason_of
 from snrkit.base.hub import fetched, on_hub
+from snrkit.base.outline import outlined
 from snrkit.base.tensors import not_finite
 from snrkit.base.value import Value
 from snrkit.checkpoints.foreign import Autoencoder, Described, Rebuilt, RunsCode, weights_of
@@ -282,7 +283,7 @@ class TrainedHere(Value):
 
     def check_size(self, shape: tuple[int, int, int]) -> None:
         """Refuse, before any memory is taken, a network that this machine cannot hold: ConfigError."""
-        with torch.device("meta"):
+        with outlined():
             count = sum(p.numel() for p in self.make(shape, 0).parameters())
         if (needed := 4 * count) > (there := free_memory(torch.device("cpu"))):
             raise ConfigError(

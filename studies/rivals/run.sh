@@ -15,6 +15,7 @@ for name in ${@:-digits cifar10}; do
   for by in fitted gits oss; do
     snrkit design --config $here/$name.yaml --runs $runs --sampler euler --nfe 13 --by $by $data
   done
+  snrkit fit-estimator $here/$name.yaml --runs $runs $data
   python $here/rows.py $name $runs > $runs/$name-rivals.yaml
   snrkit compare --config $runs/$name-rivals.yaml --runs $runs $data
   sed -n '/^| sampler/,/^$/p' $run/compare.md | awk '{print} /^$/ && ++n == 2 {exit}' > $here/$name.md

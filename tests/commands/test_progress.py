@@ -129,6 +129,17 @@ def test_plain_lines_are_no_wider_than_columns_say(monkeypatch):
     assert len(line) == 40
 
 
+def test_plain_lines_are_whole_where_nothing_says_how_wide(monkeypatch):
+    """A file has no width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    clock = Clock()
+    display, file = plain(1, clock)
+    with shown_as(Settings(display=display, clock=clock)), bar("a name " * 20, 10) as progress_bar:
+        clock.now = 2
+        progress_bar.update(1, "the newest note")
+    assert file.getvalue().rstrip().endswith("the newest note")
+
+
 def test_a_bar_says_rate_and_time_left_of_the_last_half_minute():
     """What was done before it began is no part of the rate; a slow beginning is forgotten."""
     clock = Clock()
