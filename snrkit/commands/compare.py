@@ -23,7 +23,7 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.commands.compare_rows import Row, comparison_layout
 from snrkit.commands.eval_fid import newest, provenance, score_folder
-from snrkit.commands.opening import open_aloud, open_model_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud, open_scorer_aloud
 from snrkit.commands.pace import duration, evaluation_seconds, sampling_takes
 from snrkit.commands.progress import EVALUATIONS, Bar, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose, make_images, manifest
@@ -36,7 +36,6 @@ from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.scorer import opening_scorer
 from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, sample_steps, trajectories
 from snrkit.metrics.paired import Difference, Verdict, against, verdict
@@ -155,7 +154,7 @@ def _warn_of_margin(run: Run, margin: float | None) -> None:
 def find_rows(opened: Opened, model: Model, rows: Mapping[str, Row], quiet: bool) -> dict[str, Kept]:
     """Scores and shifts of every row; what an earlier, interrupted command found is kept where nothing differs."""
     e, samples = opened.experiment, trajectories(opened, model)
-    scorer = follow(opening_scorer(opened.setting, e.metrics), not quiet)
+    scorer = open_scorer_aloud(opened.setting, e.metrics, not quiet)
     instrument = Instrument(samples, e.shift, measured_seeds(e))
     made = {name: manifest(samples.sources.names, row.sampler) for name, row in rows.items()}
     facts = {name: row_facts(e, made[name], scorer.extractor.key) for name in rows}

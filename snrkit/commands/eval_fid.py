@@ -17,7 +17,7 @@ from snrkit.base.records import from_json, to_json
 from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
-from snrkit.commands.opening import open_aloud, open_model_aloud, say_conversions
+from snrkit.commands.opening import open_aloud, open_model_aloud, open_scorer_aloud, say_conversions
 from snrkit.commands.progress import READINGS, bar, follow
 from snrkit.commands.sample import check_images, choose, make_images, manifest, path_beside
 from snrkit.data import AnySource, Folder, Npz, Zip
@@ -29,7 +29,7 @@ from snrkit.experiment.models import Weights
 from snrkit.experiment.opening import Opened, resolve_precision, set_compute
 from snrkit.experiment.run import Run
 from snrkit.experiment.sample_folder import SampleFolder
-from snrkit.experiment.scorer import Scorer, opening_scorer
+from snrkit.experiment.scorer import Scorer
 from snrkit.experiment.sources import RunNames
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
@@ -57,7 +57,7 @@ def run_scoring(
             open_loggers(opened.experiment, run, world) as loggers,
             bar("scoring", len(chosen), shown, "samplers") as progress,
         ):
-            scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), shown)
+            scorer = open_scorer_aloud(opened.setting, opened.experiment.metrics, shown)
             for index, name in enumerate(chosen):
                 progress.say(name)
                 records[name] = score_folder(opened, run, name, SampleFolder(run.samples(name)), scorer, at, quiet)
@@ -80,7 +80,7 @@ def run_curves(
     paths = choose_checkpoints(run, which)
     with locked(run) if world.leads else ending():
         world.barrier()
-        scorer = follow(opening_scorer(opened.setting, opened.experiment.metrics), world.leads and not quiet)
+        scorer = open_scorer_aloud(opened.setting, opened.experiment.metrics, world.leads and not quiet)
         with open_loggers(opened.experiment, run, world) as loggers:
             return {name: _curve(opened, run, name, paths, scorer, loggers, quiet) for name in chosen}
 

@@ -4,6 +4,7 @@ Of the images what was changed as they were read, of a model whose code is the u
 counts for the bars of progress.py what the network evaluates and what is read of the images.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from snrkit.base.distributed import World
-from snrkit.commands.progress import EVALUATIONS, READINGS, bar, count, follow, log
+from snrkit.commands.progress import EVALUATIONS, READINGS, bar, count, follow, loading, log
 from snrkit.data import AnySource, Latents
 from snrkit.data.dataset import Dataset, Reader
 from snrkit.data.measured import Measured
@@ -20,8 +21,10 @@ from snrkit.diffusion.denoiser import NetworkDenoiser
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.images import OpenedData
 from snrkit.experiment.models import FromElsewhere
-from snrkit.experiment.opening import Model, Opened, open_model, opening_experiment
+from snrkit.experiment.opening import Model, Opened, Setting, open_model, opening_experiment
 from snrkit.experiment.run import Run
+from snrkit.experiment.scorer import Scorer, opening_scorer
+from snrkit.metrics.config import MetricsConfig
 
 
 def open_aloud(experiment: Experiment, world: World, quiet: bool = False) -> Opened:
@@ -67,6 +70,14 @@ def open_model_aloud(opened: Opened, run: Run, images: int | None = None) -> Mod
     if network is not None:
         network.register_forward_hook(_evaluated)
     return found
+
+
+def open_scorer_aloud(setting: Setting, config: MetricsConfig, shown: bool) -> Scorer:
+    """As open_scorer; what scores need is imported first, which takes seconds, and its modules are counted."""
+    with loading("importing what scores need", shown):
+        for name in ("torch_fidelity.metric_isc", "torch_fidelity.metric_prc"):
+            importlib.import_module(name)
+    return follow(opening_scorer(setting, config), shown)
 
 
 def _evaluated(network: object, given: tuple[Any, ...], answer: object) -> None:

@@ -32,7 +32,7 @@ from snrkit.base.sealed import write_json
 from snrkit.base.value import FileText, Name, Place, Seed, Value, different
 from snrkit.checkpoints.ours import newest_checkpoint
 from snrkit.commands.average import run_averaging
-from snrkit.commands.opening import open_aloud, open_model_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud, open_scorer_aloud
 from snrkit.commands.progress import EVALUATIONS, READINGS, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose, manifest
 from snrkit.commands.train import prune_checkpoints, run_training
@@ -43,7 +43,6 @@ from snrkit.experiment.log import HeldOutLine, log_of
 from snrkit.experiment.models import without_later
 from snrkit.experiment.opening import Opened, open_network
 from snrkit.experiment.run import Run
-from snrkit.experiment.scorer import opening_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import trajectories
 from snrkit.experiment.yaml_files import read_mapping
@@ -381,7 +380,7 @@ def score_samplers(opened: Opened, run: Run, at: int, quiet: bool = False) -> di
     e = opened.experiment.model_copy(update={"sample": sample})
     opened = replace(opened, experiment=e)
     samples = trajectories(opened, open_model_aloud(opened, run))
-    scorer = follow(opening_scorer(opened.setting, e.metrics), not quiet)
+    scorer = open_scorer_aloud(opened.setting, e.metrics, not quiet)
     dataset, seeds = opened.data.labelled, parse_seeds(e.sample.seeds)
     with bar("looks of the data", unit=READINGS, shown=not quiet):
         data = data_appearance(dataset, opened.data.split.train)

@@ -26,7 +26,7 @@ from snrkit.checkpoints.ours import (
 )
 from snrkit.commands.dry_run import check_memory
 from snrkit.commands.opening import confirm_images, open_aloud
-from snrkit.commands.progress import READINGS, bar
+from snrkit.commands.progress import READINGS, bar, loading
 from snrkit.commands.progress import log as messages
 from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.lock import locked, put_aside
@@ -164,7 +164,7 @@ def run_training(experiment: Experiment, runs: Path, world: World, quiet: bool =
     opened = open_aloud(experiment, world, quiet)
     training, setting = opened.experiment.training, opened.setting
     visible = world.leads and not quiet
-    with bar("estimating the memory", shown=visible):
+    with loading("estimating the memory", shown=visible):
         check_memory(training, setting)
     with bar("measuring the data", shown=visible, unit=READINGS):
         task = open_task(training, setting)
