@@ -25,12 +25,12 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.base.tensors import values_checksum
 from snrkit.commands.candidates import Candidate, Candidates, Made, certify_states
-from snrkit.commands.certify_cost import foreseen
+from snrkit.commands.certify_cost import cost_of, foreseen
 from snrkit.commands.compare import check_untuned, difference, find_rows, told_apart
 from snrkit.commands.compare_rows import Row
 from snrkit.commands.eval_fid import provenance
 from snrkit.commands.opening import open_aloud, open_model_aloud
-from snrkit.commands.pace import evaluation_seconds
+from snrkit.commands.pace import evaluation_seconds, runs_code
 from snrkit.commands.progress import EVALUATIONS, bar, follow, log
 from snrkit.commands.sample import check_images, check_samplers, choose
 from snrkit.commands.tune_flow import FlowTools, check_disjoint, follow_flow, tuning_seeds
@@ -128,9 +128,12 @@ def run_certify(
 
 
 def certify_plan(experiment: Experiment, runs: Path, world: World, names: Sequence[str], minutes: float | None) -> str:
-    """How long certifying would take here; nothing is written."""
+    """How long certifying would take here; nothing is written, and no code that a model brings is run."""
     chosen = choose(experiment, names)
     opened, run = _checked(experiment, runs, world, chosen, quiet=False)
+    if untried := runs_code(opened.experiment):
+        cost = cost_of(opened.experiment, [opened.experiment.samplers[name] for name in chosen])
+        return f"about {cost.sure + cost.tried:,} evaluations of an image; {untried}"
     samples = trajectories(opened, open_model_aloud(opened, run))
     return _foreseen(samples, opened.experiment, chosen, minutes)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 
 from snrkit.commands.pace import duration, rate
 from snrkit.experiment.experiment import Experiment
-from snrkit.sampling.corrections.guidance import Guidance
 from snrkit.sampling.flow import FLOW_STEPS, flow_evaluations
 from snrkit.sampling.sampler import FEWEST_NOISES, Dummy, Sampler, guidance_of, open_with, parse_seeds
 
@@ -41,16 +40,11 @@ def cost_of(e: Experiment, samplers: Sequence[Sampler]) -> Cost:
 
 
 def _cost(e: Experiment, sampler: Sampler) -> Cost:
-    process, guides = e.process, sum(isinstance(c, Guidance) for c in sampler.corrections)
-    opened, walk = open_with(sampler, process, Dummy(process, e.model.parts.levels)), e.model.parts.cost(sampler)
+    process, walk = e.process, e.model.parts.cost(sampler)
+    opened = open_with(sampler, process, Dummy(process, e.model.parts.levels))
     guidance = guidance_of(sampler, opened)
-    flow, reference = (
-        (1 + guides) * each
-        for each in (
-            flow_evaluations(opened.typical, process, guidance),
-            flow_evaluations(opened.typical, process, guidance, FLOW_STEPS),  # as the probe why has it
-        )
-    )
+    flow = (1 + len(guidance)) * flow_evaluations(opened.typical, process, guidance)
+    reference = (1 + len(guidance)) * flow_evaluations(opened.typical, process, guidance, FLOW_STEPS)  # of probe why
     noises, images, scored = e.tune.noises, e.shift.images, len(parse_seeds(e.sample.seeds))
     return Cost(
         noises * (FLOWS * flow + walk),
@@ -84,12 +78,8 @@ def shorter(e: Experiment) -> tuple[Experiment, str]:
         "sample.seeds": (e.sample.seeds, few),
         "metrics.decide": (e.metrics.decide, decide),
     }
-    least = e.model_copy(
-        update={
-            "tune": e.tune.model_copy(update={"noises": noises}),
-            "shift": e.shift.model_copy(update={"images": images}),
-            "sample": e.sample.model_copy(update={"seeds": few}),
-            "metrics": e.metrics.model_copy(update={"decide": decide}),
-        }
-    )
+    least = e
+    for key, (_, new) in changed.items():
+        section, name = key.split(".")
+        least = least.model_copy(update={section: getattr(e, section).model_copy(update={name: new})})
     return least, " ".join(f"--set {key}={new}" for key, (old, new) in changed.items() if new != old)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -260,9 +260,7 @@ def train(
     from snrkit.commands.train import run_training
 
     if dry_run:
-        with bar("planning"):
-            text = plan(experiment, world, peak, show_config)
-        print(text)
+        _planned(lambda: plan(experiment, world, peak, show_config))
         return
     with bar(experiment.name):
         run = run_training(experiment, runs, world, quiet, fall_back)
@@ -307,9 +305,7 @@ def sample(
     if spectrum_scale is not None:
         experiment, names = with_texture(experiment, names, spectrum_scale)
     if dry_run:
-        with bar("planning"):
-            text = plan(experiment, world, config=show_config, trains=False, sampled=choose(experiment, names))
-        print(text)
+        _planned(lambda: plan(experiment, world, config=show_config, trains=False, sampled=choose(experiment, names)))
         return
     with bar(experiment.name):
         run = run_sampling(experiment, runs, world, names, overwrite, quiet)
@@ -480,9 +476,7 @@ def certify(
     from snrkit.reports.terminal import show_certificates
 
     if dry_run:
-        with bar("planning"):
-            text = certify_plan(experiment, runs, world, sampler or (), minutes)
-        print(text)
+        _planned(lambda: certify_plan(experiment, runs, world, sampler or (), minutes))
         return
     with bar(experiment.name):
         found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)
@@ -510,9 +504,7 @@ def compare(
     if dry_run:
         if json:
             raise SnrkitError("--dry-run prints sentences; drop --json.")
-        with bar("planning"):
-            text = comparison_plan(experiment, world)
-        print(text)
+        _planned(lambda: comparison_plan(experiment, world))
         return
     with bar(experiment.name):
         found = run_comparing(experiment, runs, world, quiet)
@@ -852,11 +844,8 @@ def run(
     from snrkit.reports.terminal import show_report
 
     if dry_run:
-        with bar("planning"):
-            text = plan(experiment, world, sampled=list(experiment.samplers))
-        print(text)
+        _planned(lambda: plan(experiment, world, sampled=list(experiment.samplers)))
         return
-
     with bar(experiment.name):
         made = run_everything(experiment, runs, world, quiet)
     show_report(*made, _command("certify", config, settings, runs))
@@ -935,6 +924,13 @@ def _load(config: Path, settings: Sequence[str] | None) -> "Experiment":
         from snrkit.experiment.experiment import load_experiment
 
         return load_experiment(config, settings or ())
+
+
+def _planned(plan: Callable[[], str]) -> None:
+    """Print what a dry run says."""
+    with bar("planning"):
+        text = plan()
+    print(text)
 
 
 def _check_shown(show_config: bool, dry_run: bool) -> None:

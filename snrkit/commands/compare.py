@@ -378,9 +378,7 @@ def set_beside(
 def told_apart(row: SamplerScores, base: SamplerScores, found: Difference, margin: float | None = None) -> Verdict:
     """What the difference of the score that decides says of a row; nothing where too few images shift the score."""
     decisive = by_key(row.decided_by)
-    if decisive.key in row.biased | base.biased:
-        return "too few images"
-    return verdict(found, decisive.better, margin)
+    return verdict(found, decisive.better, margin, decisive.key in row.biased | base.biased)
 
 
 def difference(row: SamplerScores, base: SamplerScores, key: str) -> Difference | None:

@@ -85,11 +85,8 @@ def plan(
         lines.append(sampling_takes(opened, each * len(parse_seeds(e.sample.seeds))))
     if config:
         return "\n".join([dump_yaml(e).rstrip(), "", *(f"# {line}" for line in lines)])
-    asked = (
-        []
-        if peak or not e.model.trains or not trains
-        else ["--peak trains a few steps in memory and says what they took"]
-    )
+    more = trains and e.model.trains and not peak
+    asked = ["--peak trains a few steps in memory and says what they took"] if more else []
     return "\n".join([*lines, *asked, "--show-config prints the resolved experiment too"])
 
 

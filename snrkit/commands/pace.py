@@ -11,6 +11,7 @@ from torch import nn
 
 from snrkit.commands.opening import open_model_aloud
 from snrkit.commands.progress import bar
+from snrkit.experiment.experiment import Experiment
 from snrkit.experiment.models import FromElsewhere, TrainedHere
 from snrkit.experiment.opening import AUTOCAST, Opened, open_network
 from snrkit.experiment.run import Run
@@ -87,17 +88,19 @@ def training_pace(
     return images / _fastest(partial(step, images))
 
 
+def runs_code(e: Experiment) -> str:
+    """Why no pace is measured where opening the model would run code that it brings; nothing for other models."""
+    if not isinstance(e.model, FromElsewhere) or e.model.code is None:
+        return ""
+    return f"how long they take is not tried, as {e.model.code} would be run"
+
+
 @torch.no_grad()
 def sampling_takes(opened: Opened, evaluations: int) -> str:
-    """How long so many evaluations of an image are, by a few of the network, which need not be trained yet.
-
-    Code that a model brings is not run for this.
-    """
+    """How long so many evaluations of an image are, by a few of the network, which need not be trained yet."""
     e, setting = opened.experiment, opened.setting
-    if isinstance(e.model, FromElsewhere) and e.model.code is not None:
-        return (
-            f"{evaluations:,} evaluations of an image; how long they take is not tried, as {e.model.code} would be run"
-        )
+    if untried := runs_code(e):
+        return f"{evaluations:,} evaluations of an image; {untried}"
     if isinstance(e.model, TrainedHere):
         network, takes = open_network(e.model, setting).to(setting.world.device), setting.parts.network.conditioning
         autocast, shape = AUTOCAST[setting.compute.precision], setting.data.dataset.shape

@@ -30,7 +30,7 @@ from snrkit.base.records import from_json, read_record, to_json
 from snrkit.base.sealed import append_line, read_lines, write_json, write_lines
 from snrkit.base.signals import ending
 from snrkit.commands.knobs import WIDER, Knob, Values, coefficients, knobs, moved, neutral, with_values
-from snrkit.commands.opening import open_aloud, open_model_aloud, open_scorer_aloud
+from snrkit.commands.opening import open_aloud, open_model_aloud
 from snrkit.commands.progress import EVALUATIONS, Bar, bar, follow, log
 from snrkit.commands.sample import check_samplers, choose, manifest
 from snrkit.commands.tune_flow import (
@@ -52,7 +52,7 @@ from snrkit.experiment.instrument import Instrument, check_held_out
 from snrkit.experiment.lock import locked
 from snrkit.experiment.opening import Model, Opened, Setting
 from snrkit.experiment.run import Run
-from snrkit.experiment.scorer import Scorer
+from snrkit.experiment.scorer import Scorer, opening_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.metrics.statistics import frechet
@@ -119,7 +119,7 @@ class Tools:
     @cached_property
     def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
-        return open_scorer_aloud(self.opened.setting, self.experiment.metrics, not self.quiet)
+        return follow(opening_scorer(self.opened.setting, self.experiment.metrics), not self.quiet)
 
     @cached_property
     def controls(self) -> dict[bool, ModeDenoiser]:

@@ -35,13 +35,19 @@ def against(values: Sequence[float], base: Sequence[float]) -> Difference:
 
 
 def verdict(
-    difference: Difference, better: Literal["lower", "higher"] = "lower", margin: float | None = None
+    difference: Difference,
+    better: Literal["lower", "higher"] = "lower",
+    margin: float | None = None,
+    biased: bool = False,
 ) -> Verdict:
     """What the interval of a score's difference says. `better`: which values of the score are.
 
     `margin`: chosen beforehand, below which a difference counts as none; without one nothing is shown to be equal. That
     the whole 95 % interval lies within it is a test of level 0.025 on either side (Schuirmann 1987).
+    `biased`: whether too few images shift the score of either side, so that its interval says nothing.
     """
+    if biased:
+        return "too few images"
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "one range: no interval"

@@ -116,7 +116,7 @@ def _told(beside: Beside, score: ScoreDefinition) -> str:
     found = beside.difference.get(score.key)
     if found is None:
         return "-"
-    said = "too few images" if score.key in beside.biased else verdict(found, score.better)
+    said = verdict(found, score.better, biased=score.key in beside.biased)
     return f"{interval(found, score.digits)}, {said}"
 
 

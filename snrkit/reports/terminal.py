@@ -533,9 +533,9 @@ def show_scores(records: Mapping[str, SamplerScores]) -> None:
     scores = columns("scores", [record.summary for record in records.values()], lead).every
     for warning in sorted({warning for record in records.values() for warning in record.warnings}):
         _say(f"warning: {warning}")
-    told_apart = [name for name, record in records.items() if lead.key not in record.biased]
-    if len(told_apart) > 1:
-        best = min(told_apart, key=lambda name: records[name].summary[lead.key].mean)  # a distance
+    unbiased = [name for name, record in records.items() if lead.key not in record.biased]
+    if len(unbiased) > 1:
+        best = min(unbiased, key=lambda name: records[name].summary[lead.key].mean)  # a distance
         _say(f"{best} has the lowest {lead.head(names)}; whether by more than chance, snrkit compare says.")
     rows = [
         [

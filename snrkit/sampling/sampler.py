@@ -274,7 +274,7 @@ def first_variance(sampler: Sampler, data: float | None) -> float | None:
 
 def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSampler:
     """Lay out the grid and open what the solver and the corrections name. SnrkitError where their order is wrong."""
-    sources = sources if sampler.told_spectrum is None else sources.telling(sampler.told_spectrum)
+    sources = _telling(sampler, sources)
     placement = sources.placement(sampler.grid)
     levels = _levels(sampler.grid, process, placement)
     solver, *corrections = (
@@ -284,11 +284,15 @@ def open_with(sampler: Sampler, process: Process, sources: Sources) -> OpenedSam
     return OpenedSampler(levels, solver, tuple(corrections), placement)
 
 
+def _telling(sampler: Sampler, sources: Sources) -> Sources:
+    """Sources for a network that is told of the spectrum that the sampler names, if it names one."""
+    return sources if sampler.told_spectrum is None else sources.telling(sampler.told_spectrum)
+
+
 def opened_solver(sampler: Sampler, sources: Sources, levels: Sequence[Level]) -> Solver:
     """The solver of a sampler without what is fitted beyond its base, opened for levels of shape ()."""
     plain = bare(sampler)
-    sources = sources if plain.told_spectrum is None else sources.telling(plain.told_spectrum)
-    solver: Solver = _opened(plain.solver, plain, sources, levels)
+    solver: Solver = _opened(plain.solver, plain, _telling(plain, sources), levels)
     return solver
 
 

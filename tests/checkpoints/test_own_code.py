@@ -161,6 +161,9 @@ def test_the_code_is_run_by_opening_the_model_alone(folder):
     assert "is RUN when the model is opened" in json.dumps(file_schema())
     said = snrkit(folder, "sample", "--dry-run").stdout
     assert f"its network is made by the code of {folder / 'net.py'}, which is run when the model is opened" in said
+    for command in ("sample", "compare", "certify"):
+        planned = snrkit(folder, command, "--dry-run", "--set", "tune={seeds: 1000-1059, noises: 20}").stdout
+        assert f"how long they take is not tried, as {folder / 'net.py'} would be run" in planned
     content = {"name": "small", "model": model(folder), **ASKED}
     e = parse_experiment(content, "small.yaml")
     assert parse_experiment(yaml.safe_load(dump_yaml(e)), "stored") == e
