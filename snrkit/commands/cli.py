@@ -115,7 +115,11 @@ QuietOption = Annotated[
 VerboseOption = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", callback=_verbose, help="Also say what each part of the work took.", rich_help_panel=OUTPUT
+        "--verbose",
+        "-v",
+        callback=_verbose,
+        help="Also say what each part of the work took; of compare: every column.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 EveryOption = Annotated[
@@ -508,7 +512,7 @@ def compare(
         return
     with bar(experiment.name):
         found = run_comparing(experiment, runs, world, quiet)
-    _show(found, json, world, show_comparison)
+    _show(found, json, world, partial(show_comparison, every=verbose))
     then = _command("certify", config, settings, runs)
     _made("table as a page", runs / experiment.name / "compare.html", then, json, world)
 

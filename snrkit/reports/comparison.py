@@ -174,6 +174,32 @@ def chance(record: Comparison) -> str:
     return " ".join(part for part in (text, record.together, few) if part)
 
 
+def contradictions(record: Comparison) -> str:
+    """What other distances show where the one that decides shows the opposite, or cannot tell; nothing where none does.
+
+    Scores of which more is better are not asked: precision against recall, or IS against FD, is a trade and no quarrel.
+    """
+    others = [score for score in score_columns(record).every if score.better == "lower"]
+    said: dict[str, list[str]] = {}
+    for row, beside in ((row, row.beside) for row in record.rows if row.beside is not None):
+        for score in others:
+            if (found := beside.difference.get(score.key)) is None:
+                continue
+            other = verdict(found, score.better, biased=score.key in beside.biased)
+            if other in OPPOSITE and beside.verdict in ("too few images", OPPOSITE[other]):
+                said.setdefault(f"{score.head(record.names)} says {other}", []).append(row.name)
+    if not said:
+        return ""
+    return (
+        f"{'; '.join(f'{words} of {listed(names)}' for words, names in said.items())}. FD compares means and "
+        "covariances alone and is raised where images are few; KID is not, and compares third moments too. Where "
+        "distances disagree, only more seeds decide."
+    )
+
+
+OPPOSITE: Mapping[Said, Said] = {"better": "worse", "worse": "better"}
+
+
 def _guides(record: Comparison) -> list[str]:
     """What is to be said of times and of a margin, where there are any."""
     found = [TIMES_GUIDE] if any(row.seconds_per_image is not None for row in record.rows) else []
@@ -196,6 +222,7 @@ def comparison_page(run: Run, record: Comparison) -> None:
     blocks: list[Block] = [
         Heading(f"{run.path.name}: samplers compared", 1),
         OnPage([_verdict(record)]),
+        *[Paragraph(text) for text in [contradictions(record)] if text],
         *[Paragraph(f"Warning: {w}") for w in record.warnings],
         OnPage([Heading("At a glance"), *_figures(record)]),
         *same_seeds(samples, record.seeds),

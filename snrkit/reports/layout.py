@@ -64,11 +64,7 @@ def saying(rows: Sequence[Sequence[str]], columns: int) -> list[int]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """The lines of a table, none wider than `width`. The first column names the rows."""
-    heads = _told_apart(header)
-    kept = saying(rows, len(heads))
-    heads = [heads[place] for place in kept]
-    cells = [[" ".join(row[place].split()) for place in kept] for row in rows]
-    widths = [max([_head_width(head), *(cell_len(row[i]) for row in cells)]) for i, head in enumerate(heads)]
+    _, heads, cells, widths = _measured(header, rows)
     parts = _parts(widths, width)
     if parts is None or (len(parts) > 1 and width < WIDE):
         return _one_by_one(heads, cells, width)
@@ -77,6 +73,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
         lines += [""] if lines else []
         lines += _side_by_side(*([each[i] for i in part] for each in (heads, *cells)), widths=[widths[i] for i in part])
     return lines
+
+
+def abreast(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+    """How many of the first columns stand side by side in one table of `width`; 0 where some do not fit the first."""
+    kept, _, _, widths = _measured(header, rows)
+    parts = _parts(widths, width)
+    return 0 if parts is None else kept[parts[0][-1]] + 1
+
+
+def _measured(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[int], list[str], list[list[str]], list[int]]:
+    """(places of the columns that say something, their heads, their cells row by row, their widths)."""
+    heads = _told_apart(header)
+    kept = saying(rows, len(heads))
+    heads = [heads[place] for place in kept]
+    cells = [[" ".join(row[place].split()) for place in kept] for row in rows]
+    widths = [max([_head_width(head), *(cell_len(row[i]) for row in cells)]) for i, head in enumerate(heads)]
+    return kept, heads, cells, widths
 
 
 def _parts(widths: Sequence[int], width: int) -> list[list[int]] | None:

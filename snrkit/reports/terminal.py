@@ -23,8 +23,8 @@ from snrkit.metrics.paired import Difference, verdict
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
 from snrkit.reports.blocks import Table, grid_of, short, spread
-from snrkit.reports.comparison import times
-from snrkit.reports.layout import digits_of, measured, table, width_of, wrapped
+from snrkit.reports.comparison import contradictions, times
+from snrkit.reports.layout import abreast, digits_of, measured, table, width_of, wrapped
 from snrkit.reports.model_card import FILE
 from snrkit.reports.records import (
     Audited,
@@ -419,14 +419,24 @@ def _show_coefficients(records: Mapping[str, TunedNow]) -> None:
     _print(header, rows)
 
 
-def show_comparison(record: Comparison) -> None:
-    """What differs from its base by the score that decides, and the table of snrkit compare, by NFE."""
+def show_comparison(record: Comparison, every: bool = False) -> None:
+    """What differs from its base by the score that decides, and the columns that say so; `every`: all of them."""
     lead = by_key(record.decided_by)
     for warning in record.warnings:
         _say(f"warning: {warning}")
-    if said := _against_bases(record, lead):
-        _say(said)
-    _print(*_compared(record, lead))
+    for said in (_against_bases(record, lead), contradictions(record)):
+        if said:
+            _say(said)
+    header, rows = _compared(record, lead)
+    if every:
+        _print(header, rows)
+        return
+    most = max(DECIDING, abreast(header, rows, width_of(out)))
+    _print(header[:most], [row[:most] for row in rows])
+    _say("Every other column is on the page, and here with -v.")
+
+
+DECIDING = 7  # columns of a comparison, up to the norm gap less its null
 
 
 def _against_bases(record: Comparison, lead: ScoreDefinition) -> str:

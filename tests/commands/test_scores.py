@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import statistics
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def made(tmp_path_factory):
         found = {
             "scores": (run_scoring(experiment, runs, WORLD, quiet=True), terminal.show_scores),
             "curves": (run_curves(experiment, runs, WORLD, ["euler"], "last 2", quiet=True), terminal.show_curves),
-            "compare": (run_comparing(experiment, runs, WORLD, quiet=True), terminal.show_comparison),
+            "compare": (
+                run_comparing(experiment, runs, WORLD, quiet=True),
+                partial(terminal.show_comparison, every=True),
+            ),
             "sweep": (run_sweep(folder / "arms.yaml", runs, WORLD, quiet=True), terminal.show_sweep),
         }
         for name, (record, show) in found.items():

@@ -6,6 +6,7 @@ What they look like stands in snapshots/; SNAPSHOTS=write writes them anew, to b
 import io
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from snrkit.metrics.paired import Difference
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import Entry, Scores, titles_on
 from snrkit.reports import terminal
+from snrkit.reports.comparison import contradictions
 from snrkit.reports.records import (
     Audited,
     Beside,
@@ -186,6 +188,7 @@ SHOWN = {
         lambda: PairScores("a", "b", "digits", "", "", NAMES, Scores(100, {"fd": 0.5, "kid": 0.001}, ("Few images.",))),
     ),
     "compare": (terminal.show_comparison, comparison),
+    "compare-verbose": (partial(terminal.show_comparison, every=True), comparison),
     "sweep": (terminal.show_sweep, sweep),
     "tune": (terminal.show_tuned, tuned),
     "design": (
@@ -222,7 +225,7 @@ def test_no_line_of_a_command_is_wider_than_its_console(command, width):
     assert all(cell_len(line) <= width for line in shown(width, show, make()).splitlines())
 
 
-@pytest.mark.parametrize("command", SHOWN)
+@pytest.mark.parametrize("command", [command for command in SHOWN if command != "compare"])
 def test_every_number_stands_at_every_width(command):
     """The numbers and names that a console of 1000 columns shows, in whatever layout."""
     show, make = SHOWN[command]
@@ -230,6 +233,37 @@ def test_every_number_stands_at_every_width(command):
     for width in WIDTHS:
         words = shown(width, show, make()).split()
         assert not [word for word in whole if word not in words]
+
+
+def test_a_comparison_shows_what_decides_at_every_width_and_as_much_more_as_fits():
+    """In one table where there is room for it; what is left out is said to stand on the page."""
+    for width in WIDTHS:
+        words = shown(width, terminal.show_comparison, comparison())
+        every = shown(width, partial(terminal.show_comparison, every=True), comparison())
+        for cell in ("euler-13-dcw", "35", "2.5000 (2.4250, 2.5500)", "-0.218 [-0.301, -0.135]", "better", "+0.0262"):
+            assert cell in words
+        assert words.split()[-1] == "-v."
+        assert len(words) < len(every)
+        assert width < 100 or words.count("-----  ---  ---") == 1  # the rule below the heads of one table
+
+
+def test_a_distance_that_shows_the_opposite_of_what_decides_is_said():
+    """Of a row that is better by FD and worse by KID, and of one that FD has too few images for; not of a small one."""
+    record = comparison()
+    decided = record.rows[-1]
+
+    def said(kid, verdict, biased=()):
+        difference = {**decided.beside.difference, "kid": kid}
+        beside = replace(decided.beside, difference=difference, verdict=verdict, biased=biased)
+        return contradictions(replace(record, rows=(*record.rows[:-1], replace(decided, beside=beside))))
+
+    worse, better, none = Difference(0.2, 0.1, 0.3), Difference(-0.2, -0.3, -0.1), Difference(0.0, -0.1, 0.1)
+    assert said(worse, "better").startswith("KID-digits says worse of euler-13-dcw. FD compares means and covariances")
+    assert said(better, "worse").startswith("KID-digits says better of euler-13-dcw. ")
+    assert said(worse, "too few images", ("fd",)).startswith("KID-digits says worse of euler-13-dcw. ")
+    for kid, verdict, biased in ((better, "better", ()), (none, "better", ()), (worse, "better", ("kid",)),
+                                 (worse, "no difference shown", ())):  # fmt: skip
+        assert said(kid, verdict, biased) == ""
 
 
 def test_a_file_is_as_wide_as_columns_say(monkeypatch):
