@@ -15,7 +15,7 @@ from snrkit.reports.plots import Curves, ForestRow, Front, Point, Series
 from snrkit.shift.bootstrap import Curve, Number
 from snrkit.shift.files import ShiftRecord
 from snrkit.shift.measure import Shift
-from snrkit.shift.verdict import Side
+from snrkit.shift.verdict import Side, side_of
 
 LOGSNR = "logsnr, nats (noise left, image right)"
 BAND = "Coloured bands hold the interval of a reading, grey bands and dotted lines its null."
@@ -27,7 +27,7 @@ AllScores = Mapping[str, SamplerScores]
 
 def verdict(scores: AllScores, shifts: Shifts) -> Verdict:
     """What the records say, in a sentence or two."""
-    said = [_best(scores), _shifted(shifts)]
+    said = [_best(scores), _shifted(shifts), _opposed(shifts)]
     return Verdict(" ".join(text for text in said if text) or "Nothing is scored and no shift is measured yet.")
 
 
@@ -93,6 +93,23 @@ def _shifted(shifts: Shifts) -> str:
     }
     text = "; ".join(f"{said} {listed(sides[side])}" for side, said in words.items() if side in sides)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _opposed(shifts: Shifts) -> str:
+    """Whose norm gap and variance ratio lie on opposite sides, and how both can be true."""
+    opposite: Mapping[Side, Side] = {"noisier": "cleaner", "cleaner": "noisier"}
+    found = []
+    for name, record in shifts.items():
+        ratio, null = record.shift.mean_log_variance_ratio, record.shift.mean_log_variance_ratio_null
+        found += [name] if opposite.get(record.side) == side_of(ratio, null) else []
+    if not found:
+        return ""
+    return (
+        f"The variance ratio of {listed(found)} lies on the other side of its null than the norm gap. Both can be "
+        "true: most variance of a state is of the image and in its coarse bands, most noise that a network finds in "
+        "the fine ones. States that have lost contrast and keep too much fine noise vary less and look noisier, at the "
+        "last levels most of all; the curves by level and band say where."
+    )
 
 
 def _null(null: Number) -> str:
