@@ -18,7 +18,7 @@ from snrkit.base.sealed import write_json
 from snrkit.base.signals import ending
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands.opening import open_aloud, open_model_aloud, open_scorer_aloud, say_conversions
-from snrkit.commands.progress import READINGS, bar, follow
+from snrkit.commands.progress import READINGS, bar, follow, log
 from snrkit.commands.sample import check_images, choose, make_images, manifest, path_beside
 from snrkit.data import AnySource, Folder, Npz, Zip
 from snrkit.data.dataset import Dataset, OpensDataset, Split, opening
@@ -183,6 +183,9 @@ def _curve(
             loggers.scores(points[-1])
             loggers.picture(name, images, path_beside(folder.path, ".png"))
     key = scorer.config.decide
+    if opened.world.leads and any(key in point.biased for point in points):
+        title = by_key(key).on(scorer.extractor.name)
+        log.warning(f"{name}: {title}, which so few images shift, chooses the best checkpoint; use more images, or KID")
     best = min(points, key=lambda point: point.summary[key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, key)
     if opened.world.leads:

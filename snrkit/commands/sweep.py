@@ -49,7 +49,7 @@ from snrkit.experiment.yaml_files import read_mapping
 from snrkit.metrics.appearance import Appearance, Looks, appearance, looks
 from snrkit.metrics.extractors import check_features
 from snrkit.metrics.paired import Difference, against
-from snrkit.metrics.scores import PRIMARY, Entry, differing, keys, summarise, titles_on
+from snrkit.metrics.scores import PRIMARY, Entry, differing, keys, shifted, summarise, titles_on
 from snrkit.reports.blocks import document
 from snrkit.reports.page import page
 from snrkit.reports.records import OverSeeds, SweepArm, SweepTable, Swept
@@ -119,6 +119,7 @@ class SamplerRow:
     made: Mapping[str, Any]
     nfe: int
     decided_by: str = PRIMARY.key  # the key of the score that metrics.decide names
+    biased: tuple[str, ...] = ()  # keys of scores that too few images shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +397,7 @@ def score_samplers(opened: Opened, run: Run, at: int, quiet: bool = False) -> di
             made=manifest(samples.sources.names, sampler),
             nfe=e.model.parts.cost(sampler),
             decided_by=e.metrics.decide,
+            biased=shifted(each),
         )
     return found
 
@@ -457,6 +459,7 @@ def over_seeds(by_seed: Mapping[int, Scored], table: Mapping[str, Mapping[int, S
         skipped=sum(each.training.skipped for each in found),
         grad_norm=tuple(each.training.grad_norm for each in found),
         clipped_share=tuple(each.training.clipped_share for each in found),
+        biased=tuple(sorted({key for each in (*found, *beside.values()) for key in each.row.biased})),
     )
 
 

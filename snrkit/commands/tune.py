@@ -119,7 +119,13 @@ class Tools:
     @cached_property
     def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
-        return follow(opening_scorer(self.opened.setting, self.experiment.metrics), not self.quiet)
+        found = follow(opening_scorer(self.opened.setting, self.experiment.metrics), not self.quiet)
+        if len(self.seeds) <= (dim := found.reference.gaussian.dim):
+            log.warning(
+                f"tune.seeds: {len(self.seeds)} images are too few for {dim} features, so that the FD that chooses is "
+                f"shifted; use more than {dim}, or --by flow"
+            )
+        return found
 
     @cached_property
     def controls(self) -> dict[bool, ModeDenoiser]:

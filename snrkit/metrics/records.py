@@ -6,7 +6,7 @@ from typing import Any
 
 from snrkit.base.records import FLAT
 from snrkit.metrics.memorisation import Memorisation
-from snrkit.metrics.scores import PRIMARY, Entry, Scores
+from snrkit.metrics.scores import PRIMARY, Entry, Scores, shifted
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SamplerScores:
     @property
     def biased(self) -> set[str]:
         """Keys of scores that are shifted in any range, as its images are too few."""
-        return {key for part in self.ranges for key in part.biased}
+        return set(shifted(self.ranges))
 
     @property
     def warnings(self) -> set[str]:

@@ -317,6 +317,11 @@ class Entry:
 Summary = Mapping[str, Entry]  # by the key of a score
 
 
+def shifted(each: Sequence[Scores]) -> tuple[str, ...]:
+    """Keys of scores that are shifted in any range, as its images are too few."""
+    return tuple(sorted({key for part in each for key in part.biased}))
+
+
 def summarise(each: Sequence[Scores]) -> dict[str, Entry]:
     """Mean, minimum, maximum, deviation and standard error over the ranges of every score that one of them has."""
     summary = {}

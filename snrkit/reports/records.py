@@ -121,6 +121,7 @@ class SweepArm:
     skipped: int
     grad_norm: tuple[float | None, ...]  # by seed
     clipped_share: tuple[float | None, ...]
+    biased: tuple[str, ...] = ()  # keys of scores that too few images shift, here or in the first arm
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from snrkit.reports.blocks import Block, Heading, OnPage, Paragraph, Row, Table,
 from snrkit.reports.citing import citation
 from snrkit.reports.plots import Forest
 from snrkit.reports.records import SweepArm, SweepTable
-from snrkit.reports.run_figures import forest_row
+from snrkit.reports.run_figures import forest_row, listed
 
 FEWER = 1  # digits than of one training
 SHOWN = ("better", "worse")
@@ -46,8 +46,13 @@ def _at_a_glance(record: SweepTable) -> list[Block]:
     less = {label: found[score.key] for label, found in pairs.items() if score.key in found}
     if not less:
         return []
-    said = {label: verdict(found, score.better) for label, found in less.items()}
+    said = {
+        label: verdict(found, score.better, biased=score.key in record.arms[label].biased)
+        for label, found in less.items()
+    }
     shown = [f"{label} is {said[label]}, {_less(record.arms[label], score)}" for label in less if said[label] in SHOWN]
+    few = [label for label in less if said[label] == "too few images"]
+    shown += [f"too few images to tell {listed(few)} from it"] if few else []
     text = "; ".join(shown) or "no difference is shown"
     rows = tuple(forest_row(label, found, said[label]) for label, found in less.items())
     caption = "Differences over equal seeds of training with paired 95 % intervals; hollow where they hold 0."

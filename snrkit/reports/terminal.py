@@ -249,7 +249,8 @@ def _beside_first(record: SweepTable, lead: ScoreDefinition) -> str:
         return ""
     said: dict[str, list[str]] = {}
     for label, found in known.items():
-        said.setdefault(verdict(found, lead.better), []).append(label)
+        words = verdict(found, lead.better, biased=lead.key in record.arms[label].biased)
+        said.setdefault(words, []).append(label)
     parts = "; ".join(f"{words}: {', '.join(labels)}" for words, labels in said.items())
     return f"By {lead.head(record.names)} beside {record.reference} on equal seeds, {parts}."
 

@@ -1,6 +1,7 @@
 """`snrkit sweep`: what is trained, what is shared, what is compared."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -14,7 +15,7 @@ from snrkit.base.records import to_json
 from snrkit.base.sealed import read_json, write_json, write_lines
 from snrkit.checkpoints.ours import list_checkpoints
 from snrkit.commands import sweep as sweeping
-from snrkit.commands.sweep import check_file, load_sweep, row_path, run_sweep, sweep_trials
+from snrkit.commands.sweep import check_file, load_sweep, make_table, row_path, run_sweep, sweep_trials
 from snrkit.data.dataset import to_unit
 from snrkit.experiment.experiment import load_experiment
 from snrkit.experiment.lock import locked
@@ -84,6 +85,32 @@ def test_rows_are_compared_with_the_first_arm_seed_by_seed(swept):
         assert less["mean"] == pytest.approx(sum(pairs) / 2)
         half = 12.706 * abs(pairs[0] - pairs[1]) / 2
         assert (less["low"], less["high"]) == pytest.approx((sum(pairs) / 2 - half, sum(pairs) / 2 + half), rel=1e-3)
+
+
+def test_a_distance_of_too_few_images_is_kept_as_such(swept):
+    """Of an arm, and of those that are compared with it; 32 images of a range for 4 features are enough."""
+    folder, _ = swept
+    sweep = load_sweep(folder / "knobs.yaml")
+    rows = [(trial, sweeping.stored_row(trial, folder / "runs")) for trial in sweep_trials(sweep, "knobs", [])]
+    assert not any(arm.biased for arm in make_table(sweep, rows).arms.values())
+    few = [
+        (trial, replace(row, samplers={
+            name: replace(found, biased=("fd",) if (trial.arm, name) == ("plain", "euler") else ())
+            for name, found in row.samplers.items()
+        }))
+        for trial, row in rows
+    ]  # fmt: skip
+    shifted = {label for label, arm in make_table(sweep, few).arms.items() if arm.biased}
+    assert shifted == {f"{arm} euler" for arm in ARMS}
+
+
+def test_few_images_of_a_trial_are_seen(swept):
+    """With its row: 32 images of a range are too few for 48 features."""
+    folder, _ = swept
+    trial = sweep_trials(load_sweep(folder / "knobs.yaml"), "knobs", ["metrics.pixel_components=48"])[0]
+    opened = open_experiment(trial.experiment, WORLD)
+    found = sweeping.score_samplers(opened, Run(folder / "runs" / trial.experiment.name), 640, True)
+    assert {row.biased for row in found.values()} == {("fd",)}
 
 
 def test_nothing_is_made_twice(swept, monkeypatch):

@@ -294,6 +294,10 @@ def test_a_sweep_says_what_its_record_holds():
     assert found.tips["Less plain", "cold", "cold"] == interval(-0.2, -0.3, -0.1)
     assert "-0.200 [-0.300, -0.100]" in found.cells
     assert "cold is better, -0.200 [-0.300, -0.100]." in "".join(found.words)
+    few = replace(record, arms={**arms, "cold": replace(arms["cold"], biased=("fd",))})
+    assert "beside plain: too few images to tell cold from it." in page("sweep", sweep_page("knobs", few))
+    other = replace(record, arms={**arms, "cold": replace(arms["cold"], biased=("fd_infinity",))})
+    assert "cold is better" in page("sweep", sweep_page("knobs", other))
 
 
 def test_equal_runs_make_equal_bytes_of_bounded_size(finished, tmp_path):
