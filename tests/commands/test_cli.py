@@ -169,8 +169,12 @@ def test_the_curve_over_checkpoints_marks_the_best_as_selected(copied):
     distances = {p["checkpoint_images"]: p["summary"]["fd"]["mean"] for p in record["points"]}
     assert len(distances) == 2
     assert record["selected_images"] == min(distances, key=distances.get)
-    table = snrkit(copied, "eval-fid", "-q", "--checkpoints", "all", "--sampler", "euler").stdout
-    assert "selected by this score" in table
+    every = ("eval-fid", "-q", "--checkpoints", "all", "--sampler", "euler")
+    done = snrkit(copied, *every)
+    assert "selected by this score" in done.stdout
+    warned = "which so few images shift, chooses the best checkpoint"
+    assert warned not in done.stderr
+    assert warned in snrkit(copied, *every, "--set", "metrics.pixel_components=48").stderr
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):

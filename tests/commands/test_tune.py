@@ -207,6 +207,14 @@ def trained(tmp_path_factory, coarse):
     return folder
 
 
+def test_few_tuning_seeds_are_said_to_shift_the_distance(trained):
+    """16 of them, for 48 features; for four they are enough."""
+    for features, few in ((48, True), (4, False)):
+        changes = ("--set", f"metrics.pixel_components={features}", "--set", "tune.seeds=2000-2015")
+        said = snrkit(trained, "tune", "--sampler", "es", "--by", "fd", "-q", *changes).stderr
+        assert ("16 images are too few for 48 features" in said) is few
+
+
 def test_tune_resumes_and_its_yaml_samples(trained):
     """Every method writes coefficients and a YAML that sample takes; a second run evaluates nothing anew."""
     for method in ("predicted", "gap", "fd", "optuna"):
