@@ -107,8 +107,8 @@ def _opposed(shifts: Shifts) -> str:
     return (
         f"The variance ratio of {listed(found)} lies on the other side of its null than the norm gap. Both can be "
         "true: most variance of a state is of the image and in its coarse bands, most noise that a network finds in "
-        "the fine ones. States that have lost contrast and keep too much fine noise vary less and look noisier, at the "
-        "last levels most of all; the curves by level and band say where."
+        "the fine ones. States that have lost contrast and keep what the network takes for fine noise vary less and "
+        "look noisier, at the last levels most of all; the curves by level and band say where."
     )
 
 
