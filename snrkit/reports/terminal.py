@@ -456,20 +456,23 @@ def _compared(record: Comparison, lead: ScoreDefinition) -> tuple[Sequence[str],
     names = record.names
     scores = columns("compare", [row.summary for row in record.rows], lead).every
     beside = [row.beside for row in record.rows if row.beside is not None]
+    bases = {str(row.base) for row in record.rows if row.beside is not None}
+    one = bases.pop() if len(bases) == 1 else None  # whose name then stands in the heads alone
+    whose = one or "base"
     less = [score for score in scores if any(score.key in each.difference for each in beside)]
     sizes = dict.fromkeys(key for each in beside for key in each.shift_change)
     header = (
-        *("sampler", "NFE", lead.lead(names), f"{lead.head(names)} less base's [95 %]", "verdict", "base"),
+        *("sampler", "NFE", lead.lead(names), f"{lead.head(names)} less {whose}'s [95 %]", "verdict", "base"),
         *(f"{shift} less its null" for shift in SHIFTS.values()),
         *(head for shift in SHIFTS.values() for head in (shift, "its null")),
         *(score.head(names) for score in scores),
-        *(f"{score.head(names)} less base's [95 %]" for score in less),
-        *(f"size of {SHIFTS.get(key, key)}, from base's" for key in sizes),
+        *(f"{score.head(names)} less {whose}'s [95 %]" for score in less),
+        *(f"size of {SHIFTS.get(key, key)}, from {whose}'s" for key in sizes),
         *("ms/image", "overhead", *LAST),
     )
     rows = [
         (
-            *_decided(row, lead),
+            *_decided(row, lead, one),
             *(_less_null(each.reading, each.null) for each in _shifts(row)),
             *(_number(number) for each in _shifts(row) for number in (each.reading, each.null)),
             *(_cell(row.summary.get(score.key), score) for score in scores),
@@ -487,9 +490,10 @@ VERDICTS = ("better", "worse", "equal within the margin", "no difference shown",
 SHIFTS = {"norm_gap": "norm gap", "log_variance_ratio": "ln variance ratio", "nearest": "nearest level"}
 
 
-def _decided(row: ComparisonRow, lead: ScoreDefinition) -> tuple[str, ...]:
-    """Name, cost, the score that decides, and what it says beside the base."""
+def _decided(row: ComparisonRow, lead: ScoreDefinition, one: str | None) -> tuple[str, ...]:
+    """Name, cost, the score that decides, what it says beside the base, and the base's name but for that of `one`."""
     said, base = ("-", "-") if row.beside is None else (row.beside.verdict, str(row.base))
+    base = "-" if base == one else base
     difference = _change(_difference(row, lead), lead.digits)
     return (row.name, str(row.nfe), _lead(row.summary.get(lead.key), lead), difference, said, base)
 
