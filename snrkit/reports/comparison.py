@@ -35,29 +35,24 @@ from snrkit.sampling.sampler import Sampler
 
 
 def comparison_rows(record: Comparison) -> tuple[Row, list[Row]]:
-    """(header, rows) of what snrkit compare found."""
+    """(header, rows) of what snrkit compare found: what decides, the shift, other scores, times and definitions."""
     scores, names, first = score_columns(record), record.names, by_key(record.decided_by)
     timed = any(row.seconds_per_image is not None for row in record.rows)
     header: Row = (
-        *("sampler", "what", "NFE", first.lead(names), *(score.head(names) for score in scores.standing)),
-        *(
-            f"{first.head(names)} minus base's",
-            "verdict",
-            "norm gap (null)",
-            "ln variance ratio (null)",
-            "nearest level (null)",
-        ),
+        *("sampler", "NFE", first.lead(names), f"{first.head(names)} minus base's", "verdict"),
+        *("norm gap (null)", "ln variance ratio (null)", "nearest level (null)"),
+        *(score.head(names) for score in (*scores.standing, *scores.others)),
         *(("ms/image", "overhead") if timed else ()),
-        *(score.head(names) for score in scores.others),
+        "what",
     )
     rows: list[Row] = [
         (
-            *(row.name, _what(row), str(row.nfe), leading(row.summary.get(first.key), first)),
-            *(cell(row.summary.get(score.key), score) for score in scores.standing),
-            *(_difference(row, first), _against(row)),
+            *(row.name, str(row.nfe), leading(row.summary.get(first.key), first), _difference(row, first)),
+            _against(row),
             *(_read(reading) for reading in (row.mean_norm_gap, row.mean_log_variance_ratio, row.mean_nearest)),
+            *(cell(row.summary.get(score.key), score) for score in (*scores.standing, *scores.others)),
             *(times(row) if timed else ()),
-            *(cell(row.summary.get(score.key), score) for score in scores.others),
+            _what(row),
         )
         for row in record.rows
     ]
