@@ -185,7 +185,7 @@ def _curve(
     key = scorer.config.decide
     if opened.world.leads and any(key in point.biased for point in points):
         title = by_key(key).on(scorer.extractor.name)
-        log.warning(f"{name}: {title}, which so few images shift, chooses the best checkpoint; use more images, or KID")
+        log.warning(f"{name}: {title} of too few images chooses the best checkpoint; use more, or let KID decide")
     best = min(points, key=lambda point: point.summary[key].mean)  # a distance
     record = ScoreCurve(name, tuple(points), best.checkpoint_images, key)
     if opened.world.leads:

@@ -58,7 +58,7 @@ from snrkit.sampling.sampler import parse_seeds
 from snrkit.training.clipping import Groups
 from snrkit.training.ema import Power, afterwards, made_afterwards
 
-FORMAT = 2  # of stored rows
+FORMAT = 3  # of stored rows
 AFTERWARDS = {"name", "samplers", "sample", "shift", "metrics", "tune", "compare", "log"}  # of no effect on training
 DATA_IMAGES = 20_000  # at most, that the data's own appearance is taken from
 READ = 1024

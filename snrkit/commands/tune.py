@@ -55,7 +55,7 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.scorer import Scorer, opening_scorer
 from snrkit.experiment.stored import trained_run
 from snrkit.experiment.trajectories import Trajectories, trajectories
-from snrkit.metrics.statistics import frechet
+from snrkit.metrics.statistics import frechet, too_few
 from snrkit.reports.records import FitMade, FlowFound, Tuned, TunedNow, TunedValues
 from snrkit.sampling.corrections import Dcw
 from snrkit.sampling.sample import start
@@ -120,10 +120,11 @@ class Tools:
     def scorer(self) -> Scorer:
         """What the Frechet distance is taken with."""
         found = follow(opening_scorer(self.opened.setting, self.experiment.metrics), not self.quiet)
-        if len(self.seeds) <= (dim := found.reference.gaussian.dim):
+        reference = found.reference.gaussian
+        if too_few(len(self.seeds), reference):
             log.warning(
-                f"tune.seeds: {len(self.seeds)} images are too few for {dim} features, so that the FD that chooses is "
-                f"shifted; use more than {dim}, or --by flow"
+                f"{len(self.seeds)} images of tune.seeds against {reference.count} are too few for {reference.dim} "
+                "features, so that the FD that chooses is shifted; use more than there are features, or --by flow"
             )
         return found
 

@@ -31,7 +31,7 @@ from snrkit.metrics.features import KEPT, FeatureSet
 from snrkit.metrics.floor import frechet_floor
 from snrkit.metrics.kernel import kernel_estimate
 from snrkit.metrics.sliced import PARTS, SMALLEST, sliced_distance
-from snrkit.metrics.statistics import frechet
+from snrkit.metrics.statistics import frechet, too_few
 
 IS_SPLITS = 10
 INCEPTION = "inception"  # the features whose distance is called FID
@@ -280,8 +280,7 @@ def score(found: FeatureSet, reference: FeatureSet, config: MetricsConfig) -> Sc
         raise SnrkitError(
             f"metrics.decide: {config.decide} cannot be had of {count} images: {why} Let another score decide."
         )
-    few = count <= dim or 0 < reference.gaussian.count <= dim  # 0: not known
-    biased = (PRIMARY.key,) if few else ()
+    biased = (PRIMARY.key,) if too_few(count, reference.gaussian) else ()
     return replace(computed, images=count, warnings=tuple(warnings), biased=biased)
 
 

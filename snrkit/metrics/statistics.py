@@ -108,6 +108,11 @@ def root(covariance: Tensor) -> Tensor:
     return symmetric
 
 
+def too_few(count: int, reference: FeatureGaussian) -> bool:
+    """Whether so many images, or those of the reference, are no more than the features, which shifts `frechet`."""
+    return count <= reference.dim or 0 < reference.count <= reference.dim
+
+
 def frechet(sample: FeatureGaussian, reference: FeatureGaussian) -> float:
     """The Frechet distance, at least 0 up to rounding; of features in packets the mean of theirs."""
     half = reference.with_root().root

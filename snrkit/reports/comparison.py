@@ -175,21 +175,25 @@ def contradictions(record: Comparison) -> str:
     Scores of which more is better are not asked: precision against recall, or IS against FD, is a trade and no quarrel.
     """
     others = [score for score in score_columns(record).every if score.better == "lower"]
+    lead = by_key(record.decided_by).head(record.names)
     said: dict[str, list[str]] = {}
     for row, beside in ((row, row.beside) for row in record.rows if row.beside is not None):
         for score in others:
             if (found := beside.difference.get(score.key)) is None:
                 continue
-            other = verdict(found, score.better, biased=score.key in beside.biased)
-            if other in OPPOSITE and beside.verdict in ("too few images", OPPOSITE[other]):
-                said.setdefault(f"{score.head(record.names)} says {other}", []).append(row.name)
-    if not said:
-        return ""
-    return (
-        f"{'; '.join(f'{words} of {listed(names)}' for words, names in said.items())}. FD compares means and "
-        "covariances alone and is raised where images are few; KID is not, and compares third moments too. Where "
-        "distances disagree, only more seeds decide."
-    )
+            shown = verdict(found, score.better, biased=score.key in beside.biased)
+            if shown not in OPPOSITE:
+                continue
+            if beside.verdict == OPPOSITE[shown]:
+                words = f"By {score.head(record.names)}, {shown}, where {lead} says {beside.verdict}"
+                said.setdefault(f"{words} (distances weigh features differently, and both can be right)", []).append(
+                    row.name
+                )
+            elif beside.verdict == "too few images":
+                said.setdefault(f"By {score.head(record.names)}, {shown}, where {lead} cannot tell", []).append(
+                    row.name
+                )
+    return " ".join(f"{words}: {', '.join(names)}." for words, names in said.items())
 
 
 OPPOSITE: Mapping[Said, Said] = {"better": "worse", "worse": "better"}
@@ -278,7 +282,7 @@ def _figures(record: Comparison) -> list[Block]:
     side = "left" if score.better == "lower" else "right"
     says = (
         f"Paired differences of {head} over ranges of equal seeds, with 95 % intervals; better lies to the {side}. "
-        "Green circles are better, red squares worse; hollow where the interval holds 0."
+        "Green circles are better, red squares worse; hollow where no difference is shown."
     )
     gaps = tuple(_gap_row(row) for row in record.rows)
     differing = Forest("Paired differences", says, f"{head}, row less base", tuple(rows))

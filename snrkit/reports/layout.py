@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -76,10 +76,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> l
 
 
 def abreast(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """How many of the first columns stand side by side in one table of `width`; 0 where some do not fit the first."""
+    """How many of the first columns, those that say nothing included, stand side by side in one table of `width`."""
     kept, _, _, widths = _measured(header, rows)
-    parts = _parts(widths, width)
-    return 0 if parts is None else kept[parts[0][-1]] + 1
+    ends = accumulate(len(GAP) + wide for wide in widths)
+    fit = sum(end - len(GAP) <= width for end in ends)
+    return kept[fit] if fit < len(kept) else len(header)
 
 
 def _measured(

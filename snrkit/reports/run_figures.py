@@ -97,19 +97,26 @@ def _shifted(shifts: Shifts) -> str:
 
 def _opposed(shifts: Shifts) -> str:
     """Whose norm gap and variance ratio lie on opposite sides, and how both can be true."""
-    opposite: Mapping[Side, Side] = {"noisier": "cleaner", "cleaner": "noisier"}
-    found = []
+    found: dict[Side, list[str]] = {}
     for name, record in shifts.items():
         ratio, null = record.shift.mean_log_variance_ratio, record.shift.mean_log_variance_ratio_null
-        found += [name] if opposite.get(record.side) == side_of(ratio, null) else []
-    if not found:
-        return ""
-    return (
-        f"The variance ratio of {listed(found)} lies on the other side of its null than the norm gap. Both can be "
-        "true: most variance of a state is of the image and in its coarse bands, most noise that a network finds in "
-        "the fine ones. States that have lost contrast and keep what the network takes for fine noise vary less and "
-        "look noisier, at the last levels most of all; the curves by level and band say where."
-    )
+        if OPPOSITE.get(record.side) == side_of(ratio, null):
+            found.setdefault(record.side, []).append(name)
+    ends = {
+        "noisier": ("below", "above", "lost contrast and look noisier"),
+        "cleaner": ("above", "below", "gained contrast and look cleaner"),
+    }
+    said = [
+        f"The variance ratio of {listed(names)} lies {ends[side][0]} its null, though the norm gap is {ends[side][1]} "
+        "its own. Both can be true: they are means over levels, and where little noise is left most variance is the "
+        "image's and most noise that is found is in its finest parts, so that states can have "
+        f"{ends[side][2]}. The curves by level and band say where."
+        for side, names in found.items()
+    ]
+    return " ".join(said)
+
+
+OPPOSITE: Mapping[Side, Side] = {"noisier": "cleaner", "cleaner": "noisier"}
 
 
 def _null(null: Number) -> str:

@@ -55,7 +55,7 @@ def _at_a_glance(record: SweepTable) -> list[Block]:
     shown += [f"too few images to tell {listed(few)} from it"] if few else []
     text = "; ".join(shown) or "no difference is shown"
     rows = tuple(forest_row(label, found, said[label]) for label, found in less.items())
-    caption = "Differences over equal seeds of training with paired 95 % intervals; hollow where they hold 0."
+    caption = "Differences over equal seeds of training with paired 95 % intervals; hollow where none is shown."
     figure = Forest(f"Less {record.reference}", caption, f"{head}, arm less {record.reference}", rows)
     return [OnPage([Verdict(f"By {head}, beside {record.reference}: {text}."), Heading("At a glance"), figure])]
 

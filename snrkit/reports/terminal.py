@@ -434,7 +434,8 @@ def show_comparison(record: Comparison, every: bool = False) -> None:
         return
     most = max(DECIDING, abreast(header, rows, width_of(out)))
     _print(header[:most], [row[:most] for row in rows])
-    _say("Every other column is on the page, and here with -v.")
+    if most < len(header):
+        _say("All columns: -v.")
 
 
 DECIDING = 7  # columns of a comparison, up to the norm gap less its null

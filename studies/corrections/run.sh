@@ -29,6 +29,10 @@ if [ -e "${CIFAR10:=data/cifar10-train.zip}" ]; then
   snrkit tune --config $here/cifar10.yaml --set data.path="$CIFAR10" --set train.images=560000 --by fd
   snrkit compare --config runs/cifar10/tune/tuned.yaml
 fi
+for family in edm flow ddpm; do
+  snrkit sweep $here/seeds-$family.yaml
+done
+python $here/seeds.py runs > $here/seeds.md
 snrkit sweep $here/blind.yaml
 python $here/blind.py runs > studies/corrections/blind.md
 for family in edm ddpm flow; do

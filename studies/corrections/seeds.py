@@ -19,13 +19,13 @@ SCORES = ("fd", "fd_infinity", "kid")
 
 
 def records(runs: Path) -> dict[str, SweepTable]:
-    """The sweeps whose trials are all there, by family."""
+    """The sweeps whose trials are all there and have all been trained to their end, by family."""
     found = {}
     for family in FAMILIES:
         sweep = load_sweep(HERE / f"seeds-{family}.yaml")
         trials = sweep_trials(sweep, f"seeds-{family}")
         rows = [(trial, row) for trial in trials if (row := stored_row(trial, runs)) is not None]
-        if len(rows) == len(trials):
+        if len(rows) == len(trials) and not any(row.failed for _, row in rows):
             found[family] = make_table(sweep, rows, sweep.settings)
     return found
 
@@ -43,6 +43,8 @@ def less_euler(record: SweepTable) -> dict[str, dict[str, Difference]]:
 def main(runs: Path) -> str:
     """Markdown: every row with its scores, its differences, and what Holm's correction leaves."""
     tables = records(runs)
+    if not tables:
+        return "No sweep is finished."
     names = next(iter(tables.values())).names
     heads = [by_key(key).head(names) for key in SCORES]
     rows: list[tuple[str, ...]] = []

@@ -25,5 +25,7 @@ for name in ${@:-digits digits-attention cifar10 cifar10-attention}; do
   snrkit compare --config $config --runs $runs $data
   run=$runs/$(sed -n 's/^name: //p' $here/$name.yaml)
   sed -n '/^| sampler/,/^$/p' $run/compare.md | awk '{print} /^$/ && ++n == 2 {exit}' > $here/$name.md
+  sed -n '/^If none of the/p' $run/compare.md >> $here/$name.md
+  echo >> $here/$name.md
   case $name in *-attention) python $here/steps.py $run >> $here/$name.md ;; esac
 done

@@ -4,13 +4,13 @@ Rows of seven guided steps less Euler's seven without guidance, range by range o
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from snrkit.base.records import read_record
-from snrkit.commands.compare import Kept
+from snrkit.commands.compare import Kept, difference
 from snrkit.experiment.run import Run
-from snrkit.metrics.paired import against
-from snrkit.metrics.records import SamplerScores
+from snrkit.metrics.paired import Difference, holm
 from snrkit.metrics.scores import by_key
 from snrkit.reports.blocks import Table, interval, markdown
 
@@ -23,15 +23,16 @@ def main(run: Run) -> str:
     """Markdown: what each kind of guidance changes at equal steps."""
     kept = {name: read_record(Kept, run.compared(name)).score for name in (BASE, *GUIDED)}
     titles = [by_key(key).head(kept[BASE].names) for key in SCORES]
-    rows = [(name, *(_less(kept[name], kept[BASE], key) for key in SCORES)) for name in GUIDED]
-    return markdown(Table(("seven guided steps", *(f"{title} less {BASE}'s" for title in titles)), rows), Path())
+    less = {key: {name: difference(kept[name], kept[BASE], key) for name in GUIDED} for key in SCORES}
+    rows = [(name, *(interval(less[key][name], by_key(key).digits) for key in SCORES)) for name in GUIDED]
+    left = [f"by {title} {_left(less[key], len(kept[BASE].ranges))}" for key, title in zip(SCORES, titles, strict=True)]
+    made = markdown(Table(("seven guided steps", *(f"{title} less {BASE}'s" for title in titles)), rows), Path())
+    return f"{made}\n\nHolm's correction over the {len(GUIDED)} rows leaves {', '.join(left)}."
 
 
-def _less(row: SamplerScores, base: SamplerScores, key: str) -> str:
-    """The difference of a score, with its interval."""
-    pairs = [(mine.values[key], other.values[key]) for mine, other in zip(row.ranges, base.ranges, strict=True)]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return interval(against([a for a, _ in known], [b for _, b in known]), by_key(key).digits)
+def _left(differences: Mapping[str, Difference | None], ranges: int) -> str:
+    """The rows that differ from the base where all are asked at once."""
+    return " and ".join(holm({name: each for name, each in differences.items() if each is not None}, ranges)) or "none"
 
 
 if __name__ == "__main__":

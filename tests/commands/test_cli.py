@@ -172,7 +172,7 @@ def test_the_curve_over_checkpoints_marks_the_best_as_selected(copied):
     every = ("eval-fid", "-q", "--checkpoints", "all", "--sampler", "euler")
     done = snrkit(copied, *every)
     assert "selected by this score" in done.stdout
-    warned = "which so few images shift, chooses the best checkpoint"
+    warned = "FD-pixel of too few images chooses the best checkpoint"
     assert warned not in done.stderr
     assert warned in snrkit(copied, *every, "--set", "metrics.pixel_components=48").stderr
 

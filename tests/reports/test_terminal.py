@@ -20,6 +20,7 @@ from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import Entry, Scores, titles_on
 from snrkit.reports import terminal
 from snrkit.reports.comparison import contradictions
+from snrkit.reports.layout import abreast
 from snrkit.reports.records import (
     Audited,
     Beside,
@@ -238,13 +239,22 @@ def test_every_number_stands_at_every_width(command):
 def test_a_comparison_shows_what_decides_at_every_width_and_as_much_more_as_fits():
     """In one table where there is room for it; what is left out is said to stand on the page."""
     for width in WIDTHS:
-        words = shown(width, terminal.show_comparison, comparison())
-        every = shown(width, partial(terminal.show_comparison, every=True), comparison())
-        for cell in ("euler-13-dcw", "35", "2.5000 (2.4250, 2.5500)", "-0.218 [-0.301, -0.135]", "better", "+0.0262"):
-            assert cell in words
-        assert words.split()[-1] == "-v."
-        assert len(words) < len(every)
-        assert width < 100 or words.count("-----  ---  ---") == 1  # the rule below the heads of one table
+        _, *words = shown(width, terminal.show_comparison, comparison()).split("heun-35", 1)  # below the verdict
+        said = words[0].split()
+        for cell in ("35", "2.5000 (2.4250, 2.5500)", "-0.218 [-0.301, -0.135]", "better", "+0.0262"):
+            assert set(cell.split()) <= set(said)
+        lines = shown(width, terminal.show_comparison, comparison()).splitlines()
+        assert sum(line.startswith("sampler ") for line in lines) == (0 if width < 100 else 1)
+        assert lines[-1] == "All columns: -v."
+    assert "All columns" not in shown(1000, terminal.show_comparison, comparison())
+
+
+def test_columns_stand_abreast_as_far_as_they_fit():
+    """Those that say nothing take no room, and one that would not fit beside the first hides none before it."""
+    header, rows = ("a", "b", "none", "c", "d"), [("1", "22", "-", "333", "4" * 50), ("1", "22", "", "333", "4")]
+    for width, count in ((1, 1), (4, 1), (5, 3), (9, 3), (10, 4), (61, 4), (62, 5), (80, 5)):
+        assert abreast(header, rows, width) == count
+    assert abreast(header, rows, 0) == 0
 
 
 def test_a_distance_that_shows_the_opposite_of_what_decides_is_said():
@@ -258,9 +268,11 @@ def test_a_distance_that_shows_the_opposite_of_what_decides_is_said():
         return contradictions(replace(record, rows=(*record.rows[:-1], replace(decided, beside=beside))))
 
     worse, better, none = Difference(0.2, 0.1, 0.3), Difference(-0.2, -0.3, -0.1), Difference(0.0, -0.1, 0.1)
-    assert said(worse, "better").startswith("KID-digits says worse of euler-13-dcw. FD compares means and covariances")
-    assert said(better, "worse").startswith("KID-digits says better of euler-13-dcw. ")
-    assert said(worse, "too few images", ("fd",)).startswith("KID-digits says worse of euler-13-dcw. ")
+    both = " (distances weigh features differently, and both can be right): euler-13-dcw."
+    assert said(worse, "better") == f"By KID-digits, worse, where FD-digits says better{both}"
+    assert said(better, "worse") == f"By KID-digits, better, where FD-digits says worse{both}"
+    few = "By KID-digits, worse, where FD-digits cannot tell: euler-13-dcw."
+    assert said(worse, "too few images", ("fd",)) == few
     for kid, verdict, biased in ((better, "better", ()), (none, "better", ()), (worse, "better", ("kid",)),
                                  (worse, "no difference shown", ())):  # fmt: skip
         assert said(kid, verdict, biased) == ""
