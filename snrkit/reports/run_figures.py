@@ -27,7 +27,7 @@ AllScores = Mapping[str, SamplerScores]
 
 def verdict(scores: AllScores, shifts: Shifts) -> Verdict:
     """What the records say, in a sentence or two."""
-    said = [_best(scores), _shifted(shifts), _opposed(shifts)]
+    said = [_best(scores), _shifted(shifts)]
     return Verdict(" ".join(text for text in said if text) or "Nothing is scored and no shift is measured yet.")
 
 
@@ -129,9 +129,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def glance(scores: AllScores, shifts: Shifts) -> list[Block]:
-    """Shifts and scores of all samplers on shared axes."""
+    """Shifts and scores of all samplers on shared axes, and how readings can seem to contradict each other."""
     figures = [*(_shift_figures(shifts) if shifts else ()), *front_figure(scores)]
-    return [OnPage([Heading("At a glance"), *figures])] if figures else []
+    explained = [Paragraph(text)] if (text := _opposed(shifts)) else []
+    return [OnPage([Heading("At a glance"), *explained, *figures])] if figures else []
 
 
 def _shift_figures(shifts: Shifts) -> list[Curves]:
