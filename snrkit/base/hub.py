@@ -93,7 +93,9 @@ def local(path: Path) -> Path:
 
 def lasting(path: Path) -> Path:
     """What a path names, in words that hold in any folder: absolute, but where it names the Hub."""
-    return path if on_hub(path) else path.absolute()
+    if on_hub(path):
+        return path
+    return path.resolve() if ".." in path.parts else path.absolute()  # a link that needs no steps up stays one
 
 
 def files_of(path: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def _shifted(shifts: Shifts) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _opposed(shifts: Shifts) -> str:
+def opposed(shifts: Shifts) -> str:
     """Whose norm gap and variance ratio lie on opposite sides, and how both can be true."""
     found: dict[Side, list[str]] = {}
     for name, record in shifts.items():
@@ -110,7 +110,7 @@ def _opposed(shifts: Shifts) -> str:
         f"The variance ratio of {listed(names)} lies {ends[side][0]} its null, though the norm gap is {ends[side][1]} "
         "its own. Both can be true: they are means over levels, and where little noise is left most variance is the "
         "image's and most noise that is found is in its finest parts, so that states can have "
-        f"{ends[side][2]}. The curves by level and band say where."
+        f"{ends[side][2]}. The report's curves by level and band say where."
         for side, names in found.items()
     ]
     return " ".join(said)
@@ -131,7 +131,7 @@ def listed(names: Sequence[str]) -> str:
 def glance(scores: AllScores, shifts: Shifts) -> list[Block]:
     """Shifts and scores of all samplers on shared axes, and how readings can seem to contradict each other."""
     figures = [*(_shift_figures(shifts) if shifts else ()), *front_figure(scores)]
-    explained = [Paragraph(text)] if (text := _opposed(shifts)) else []
+    explained = [Paragraph(text)] if (text := opposed(shifts)) else []
     return [OnPage([Heading("At a glance"), *explained, *figures])] if figures else []
 
 

@@ -46,6 +46,7 @@ from snrkit.reports.records import (
     TunedNow,
     WithNull,
 )
+from snrkit.reports.run_figures import opposed
 from snrkit.reports.run_report import write_report
 from snrkit.reports.runs_report import shown_experiment, write_runs_report
 from snrkit.reports.spectrum_table import spectrum_rows
@@ -96,8 +97,8 @@ def show_shift(records: Mapping[str, ShiftRecord]) -> None:
     for name, record in records.items():
         for warning in warnings_of(record.probes):
             _say(f"warning: {name}: {warning}")
-    if any(found is not None for record in records.values() for found in record.probes.values()):
-        _say("What the probes found stands in the report: snrkit report with the same file.")
+    if said := opposed(records):
+        _say(said)
 
 
 def _number(number: Number) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from snrkit.base import hub
 from snrkit.base.errors import ConfigError
-from snrkit.base.hub import chosen, fetched, local, place_of
+from snrkit.base.hub import chosen, fetched, lasting, local, place_of
 from snrkit.base.starters import STARTERS
 from snrkit.checkpoints.foreign import digest_of
 from snrkit.commands.certify_model import write_experiment
@@ -254,3 +254,14 @@ def test_a_run_is_pushed_to_a_repository_of_a_model(tmp_path, remote, to):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "hf:owner/name" in done.stderr
+
+
+def test_what_a_path_names_is_written_without_steps_up(tmp_path, monkeypatch):
+    """Absolute; a link stays one where it can, and is followed where a step up would leave it for another folder."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a/b")
+    monkeypatch.chdir(tmp_path / "a")
+    assert lasting(Path("../a/b")) == tmp_path / "a/b"
+    assert lasting(Path("b")) == tmp_path / "a/b"
+    assert lasting(tmp_path / "link") == tmp_path / "link"
+    assert lasting(tmp_path / "link/../b") == tmp_path / "a/b"
