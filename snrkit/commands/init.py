@@ -23,6 +23,7 @@ from snrkit.checkpoints.models import kinds_of
 from snrkit.commands.certify_model import spacing_of
 from snrkit.commands.naming import ENDINGS
 from snrkit.commands.pace import duration, rate, training_pace
+from snrkit.commands.progress import log
 from snrkit.data.dataset import count_classes
 from snrkit.data.files import Folder, Listing, Npz, Zip, kind_of_file
 from snrkit.data.images import look_at
@@ -110,12 +111,14 @@ def run_init(
     else:
         kept = [line for line in (STARTERS / "digits.yaml").read_text().splitlines() if not line.startswith("name:")]
         content, what, then = "\n".join(kept) + "\n", "an experiment on scikit-learn's digits", "run"
-    parse_experiment({"name": out.stem, **plain_values(content)}, str(out))
+    made = parse_experiment({"name": out.stem, **plain_values(content)}, str(out))
     if out.exists() and out.read_bytes() != content.encode():
         raise _is_there(out)
     with disk_errors(f"writing {out}", "free space or name another file"):
         remove_abandoned(out.parent, out.name)
         write_text(out, content)
+    for text in made.train.remarks if images is not None and source is None else ():
+        log.warning(text)
     return Initialised(str(out.absolute()), what, before, shlex.join(["snrkit", then, str(out)]))
 
 

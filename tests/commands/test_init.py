@@ -47,6 +47,18 @@ def made(*arguments):
     return done.stdout
 
 
+def test_a_training_that_is_a_trial_is_said_to_be_one(tmp_path, monkeypatch):
+    """By init itself, which wrote its length; one of ten hours is none."""
+    photos(tmp_path / "photos", [(16, 16)])
+    monkeypatch.setattr("snrkit.commands.init.training_pace", lambda *_: 10.0)
+    for minutes, trial in ((5, True), (600, False)):
+        done = call(
+            "init", str(tmp_path / f"{minutes}.yaml"), "--data", str(tmp_path / "photos"), "--minutes", str(minutes)
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("steps of training are a trial of the commands" in done.stderr) is trial
+
+
 def test_the_model_that_travels_is_the_one_that_the_starter_trains():
     """Its parts are those of digits.yaml, its data those of both; it is below 2 MB, and these bytes."""
     trained, demo = load_experiment(STARTERS / "digits.yaml"), load_experiment(STARTERS / "demo.yaml")
