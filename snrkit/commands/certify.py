@@ -127,20 +127,43 @@ def run_certify(
     return found
 
 
-def certify_plan(experiment: Experiment, runs: Path, world: World, names: Sequence[str], minutes: float | None) -> str:
-    """How long certifying would take here; nothing is written, and no code that a model brings is run."""
+def certify_plan(
+    experiment: Experiment,
+    runs: Path,
+    world: World,
+    names: Sequence[str],
+    minutes: float | None,
+    pipeline: bool = False,
+) -> str:
+    """What is tried, and how long it takes here; nothing is written, and no code that a model brings is run."""
     chosen = choose(experiment, names)
     opened, run = _checked(experiment, runs, world, chosen, quiet=False)
     if untried := runs_code(opened.experiment):
         cost = cost_of(opened.experiment, [opened.experiment.samplers[name] for name in chosen])
         return f"about {cost.sure + cost.tried:,} evaluations of an image; {untried}"
     samples = trajectories(opened, open_model_aloud(opened, run))
-    return _foreseen(samples, opened.experiment, chosen, minutes)
+    tried = {
+        name: ", ".join(each.name for each in _tries(opened.experiment, samples, name, pipeline)[0].every())
+        for name in chosen
+    }
+    lines = [f"tried in the place of {name}: {candidates}" for name, candidates in tried.items()]
+    return "\n".join([_foreseen(samples, opened.experiment, chosen, minutes), *lines])
 
 
 def _foreseen(samples: Trajectories, e: Experiment, names: Sequence[str], minutes: float | None) -> str:
-    samplers, seeds = [e.samplers[name] for name in names], parse_seeds(e.sample.seeds)
-    return foreseen(e, samplers, evaluation_seconds(samples, samplers[0], seeds[: e.sample.batch]), minutes)
+    samplers, seeds = {name: e.samplers[name] for name in names}, parse_seeds(e.sample.seeds)
+    each = evaluation_seconds(samples, samplers[names[0]], seeds[: e.sample.batch])
+    return foreseen(e, samplers, each, minutes)
+
+
+def _tries(e: Experiment, samples: Trajectories, name: str, pipeline: bool) -> tuple[Candidates, FirstStates]:
+    """What is tried in the place of a sampler, and the first states that confirm; no flow is followed yet."""
+    sampler, cost = e.samplers[name], e.model.parts.cost
+    parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
+    fitted, chosen_on, confirmed_on = (first_states(samples, sampler, part, name) for part in parts)
+    plain, solvers, boot = guided_alone(sampler), e.compare.solvers, FlowTools(e, samples).bootstrap
+    tries = Candidates(sampler, plain, cost(sampler), cost, solvers, fitted, chosen_on.at_the_end(), boot, pipeline)
+    return tries, confirmed_on.at_the_end()
 
 
 def _checked(experiment: Experiment, runs: Path, world: World, names: Sequence[str], quiet: bool) -> tuple[Opened, Run]:
@@ -176,15 +199,10 @@ def ranges_of(experiment: Experiment) -> int:
 
 def _certify(certifier: Certifier, name: str, world: World, quiet: bool) -> Certificate:
     e = certifier.experiment
-    sampler, cost = e.samplers[name], e.model.parts.cost
-    parts = tuning_seeds(e.tune.seeds, e.tune.noises, 3)
-    fitted, chosen_on, confirmed_on = (first_states(certifier.samples, sampler, part, name) for part in parts)
-    chosen_on, confirmed_on = chosen_on.at_the_end(), confirmed_on.at_the_end()
+    sampler = e.samplers[name]
+    tries, confirmed_on = _tries(e, certifier.samples, name, certifier.pipeline)
     follow_flow(confirmed_on, name)  # of one that cannot be followed nothing is tried
     flow = confirmed_on.flow
-    boot = FlowTools(e, certifier.samples).bootstrap
-    plain, solvers = guided_alone(sampler), e.compare.solvers
-    tries = Candidates(sampler, plain, cost(sampler), cost, solvers, fitted, chosen_on, boot, certifier.pipeline)
     tried, skipped = _try_all(certifier, name, tries, quiet)
     if tried[0].distance is None:
         raise ConfigError(f"samplers.{name}: {tried[0].why} Nothing can be set beside it; certify another sampler.")

@@ -1,6 +1,7 @@
 """What `snrkit certify` takes, before it begins: evaluations of the network for one image, and how long they are."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from snrkit.commands.pace import duration, rate
@@ -53,17 +54,21 @@ def _cost(e: Experiment, sampler: Sampler) -> Cost:
     )
 
 
-def foreseen(e: Experiment, samplers: Sequence[Sampler], each: float, minutes: float | None) -> str:
+def foreseen(e: Experiment, samplers: Mapping[str, Sampler], each: float, minutes: float | None) -> str:
     """How long it takes to certify samplers at so many seconds for each evaluation, and what would be shorter."""
-    cost, (least, settings) = cost_of(e, samplers), shorter(e)
-    takes, sure = (duration(cost.seconds(each, limit)) for limit in (minutes, 0.0))
-    at = f"{rate(1 / each)} evaluations of an image a second"
-    text = f"certifying takes about {takes} here, less what was tried before, at {at}"
-    if minutes is not None:
-        text += f"; {sure} of it whatever --minutes says, for flows, shifts and the score"
+    cost, (least, settings) = cost_of(e, list(samplers.values())), shorter(e)
+    whole, sure = cost.seconds(each, minutes), each * cost.sure
+    what = f"certifying {len(samplers)} samplers" if len(samplers) > 1 else "certifying"
+    text = (
+        f"{what} takes about {duration(whole)} here, less what was tried before, at {rate(1 / each)} evaluations of an "
+        f"image a second: {duration(sure)} for flows, shifts and the score, and {duration(whole - sure)} to try "
+        f"candidates, {'which --minutes bounds' if minutes is None else 'as --minutes counts from the start'}"
+    )
     if not settings or (minutes is not None and each * cost.before <= 60 * minutes):
         return text
-    return f"{text}. With {settings} it takes about {duration(cost_of(least, samplers).seconds(each, minutes))}"
+    name, first = next(iter(samplers.items()))
+    only = f"--sampler {shlex.quote(name)} " if len(samplers) > 1 else ""
+    return f"{text}. With {only}{settings} it takes about {duration(cost_of(least, [first]).seconds(each, minutes))}"
 
 
 def shorter(e: Experiment) -> tuple[Experiment, str]:

@@ -480,7 +480,7 @@ def certify(
     from snrkit.reports.terminal import show_certificates
 
     if dry_run:
-        _planned(lambda: certify_plan(experiment, runs, world, sampler or (), minutes))
+        _planned(lambda: certify_plan(experiment, runs, world, sampler or (), minutes, pipeline))
         return
     with bar(experiment.name):
         found = run_certify(experiment, runs, world, sampler or (), minutes, card, pipeline, quiet)

@@ -280,6 +280,14 @@ def test_a_dry_run_says_how_long_and_what_would_be_shorter(trained, monkeypatch)
     least, settings = shorter(e)
     assert settings == "--set tune.noises=20 --set sample.seeds=0-199 --set metrics.decide=kid"
     assert f"With {settings} it takes about" in printed
+    sure, tried = duration(0.01 * cost.sure), duration(takes - 0.01 * cost.sure)
+    assert f": {sure} for flows, shifts and the score, and {tried} to try candidates, as --minutes counts" in printed
+    names = printed.rstrip().rsplit("\n", 1)[1].removeprefix("tried in the place of euler: ").split(", ")
+    assert {"as-it-is", "fitted", "ipndm", "designed", "dcw-pixel"} <= set(names)
+    both = snrkit(trained, *line, "--sampler", "fine", *more).stdout
+    assert both.startswith("certifying 2 samplers takes about ")
+    assert f"With --sampler euler {settings} it takes about" in both
+    assert both.count("tried in the place of ") == 2
     assert load_experiment(trained / "small.yaml", [*more[1::2], *settings.split()[1::2]]) == least
     refused = snrkit(trained, "certify", "model.pt", "--dry-run", check=False, plain=True)
     assert "--dry-run is of an experiment; snrkit init --from MODEL writes one" in refused.stderr
