@@ -303,6 +303,7 @@ def _try_all(certifier: Certifier, name: str, tries: Candidates, quiet: bool) ->
     of, seeds = certifier.of(tries.given), tuning_seeds(tune.seeds, tune.noises, 3)[:2]
     tried, skipped = list[TriedCandidate](), list[str]()
     with bar(f"certifying {name}", len(candidates), not quiet, "candidates") as progress:
+        progress.until = certifier.until
         for index, candidate in enumerate(candidates):
             path, asked = certifier.run.candidate(name, candidate.name), candidate.asked(seeds)
             known = _kept(path)

@@ -60,6 +60,7 @@ class Bar:
         self, what: str, total: int | None, unit: str, done: int, clock: Callable[[], float], display: "Display"
     ) -> None:
         self.what, self.total, self.unit, self.done, self.note = what, total, unit, done, ""
+        self.until: float | None = None  # when it breaks off, by its clock, however much is left
         self.begun = clock()
         self._clock, self._display = clock, display
         self._shown = self.begun
@@ -115,7 +116,11 @@ class Bar:
         elif self.done:
             parts.append(f"{self.done:,} {self.unit}")
         parts += [_a_second(rate)] if rate else []
-        parts.append(f"{_time(rest / rate)} left" if rate and rest else _time(now - self.begun))
+        if rate and rest:
+            left = rest / rate if self.until is None else min(rest / rate, max(0.0, self.until - now))
+            parts.append(f"{_time(left)} left")
+        else:
+            parts.append(_time(now - self.begun))
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
 

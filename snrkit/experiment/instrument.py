@@ -201,7 +201,7 @@ class Instrument:
         asked: Sequence[Probe[Any]] = self.config.probes
         readings: dict[str, object] = {}
         for probe in asked:
-            yield Done(f"probe {probe.kind}", unit="evaluations")
+            yield Done(f"probe {probe.kind}", 0, probe.evaluations(specimen), "evaluations")
             readings[probe.kind] = probe.read(specimen)
         return Measurement(found.shift, found.sizes, readings)
 

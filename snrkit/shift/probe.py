@@ -134,6 +134,9 @@ class Probe(Protocol[R]):
         `read` finds it in `specimen.reverse.of_states.watched` and in that of `forward`, by the probe's kind.
         """
 
+    def evaluations(self, specimen: Specimen) -> int | None:
+        """Of one image each, that the network makes about for `read`, all trajectories together; None: not known."""
+
     def read(self, specimen: Specimen) -> R | None:
         """The reading; None where this sampler or network has none."""
 
@@ -162,6 +165,9 @@ class ProbeValue(Value):
         return 0
 
     def watch(self, equipment: Equipment) -> Watch | None:
+        return None
+
+    def evaluations(self, specimen: Specimen) -> int | None:
         return None
 
     def remark(self, records: Sequence[Any]) -> str | None:

@@ -154,6 +154,18 @@ def test_a_bar_says_rate_and_time_left_of_the_last_half_minute():
         assert progress_bar.told(clock.now).endswith("1:06:40, loss 0.1")
 
 
+def test_a_bar_that_breaks_off_at_a_time_has_no_more_left_than_until_then():
+    """However much of its total is left; without one, what the rate says."""
+    clock = Clock()
+    with shown_as(Settings(display=Seen(), clock=clock)), bar("certifying", 16) as progress_bar:
+        clock.now = 10
+        progress_bar.update(1)
+        assert progress_bar.told(clock.now) == "1 of 16 images, 10.0 s each, 2:30 left"
+        progress_bar.until = 40
+        assert progress_bar.told(clock.now) == "1 of 16 images, 10.0 s each, 0:30 left"
+        assert progress_bar.told(50).endswith("0:00 left")
+
+
 def test_a_terminal_shows_bars_and_leaves_the_outermost():
     """Drawn below each other while both are at work, with their titles as they are; the cursor is left as it is."""
     file, clock = io.StringIO(), Clock(1.0)

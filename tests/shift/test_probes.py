@@ -305,6 +305,12 @@ def test_the_audit_sees_input_perturbation():
 
 def split(sampler, denoise, process, count=COUNT):
     """(What the probe `why` reads of a sampler on Gaussian data, the arm of the sampler)."""
+    specimen = specimen_of(sampler, denoise, process, count)
+    return WhyProbe().read(specimen), specimen.reverse
+
+
+def specimen_of(sampler, denoise, process, count):
+    """A sampler on Gaussian data, under the instrument."""
     ready, known = open_with(sampler, process, Dummy(process)), reference(process, count=count)
     levels = ready.levels[:-1]
 
@@ -318,13 +324,24 @@ def split(sampler, denoise, process, count=COUNT):
 
     solver_on = lambda sampler, levels: opened_solver(sampler, Dummy(process), levels)  # noqa: E731
     reverse = walk(sampler, ready, range(len(levels)), known.pixel_reader(levels))
-    specimen = SimpleNamespace(
+    return SimpleNamespace(
+        seeds=range(count),
         sampler=sampler, ready=ready, denoise=denoise, levels=levels, reverse=reverse, reference=known, bootstrap=BOOT,
         forward=forward_arm(denoise, levels, clean(count, 1), torch.arange(count), Cond(), key=(9, 1), batch=600,
                             device=CPU, reader=known.reader(levels, {})),
         equipment=SimpleNamespace(walk=walk, solver_on=solver_on),
     )  # fmt: skip
-    return WhyProbe().read(specimen), reverse
+
+
+@pytest.mark.parametrize(("solver", "steps"), [(Euler(), 7), (Heun(), 12), (Ancestral(), 7)])
+def test_why_says_how_many_evaluations_it_takes(solver, steps):
+    """As a network is asked, to a tenth: of the sampler's own process too, where it draws noise."""
+    asked, exact, sampler = [], gaussian(Edm(), 0.0, VARIANCE, SHAPE), Sampler(grid=Karras(steps=steps), solver=solver)
+    counting = Wrapped(exact.process, lambda x, level, told, cond: asked.append(len(x)) or exact(x, level))
+    specimen = specimen_of(sampler, counting, Edm(), 3)
+    asked.clear()
+    WhyProbe().read(specimen)
+    assert WhyProbe().evaluations(specimen) == pytest.approx(sum(asked), rel=0.1)
 
 
 def erring(exact, share=0.1):
