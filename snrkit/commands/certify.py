@@ -90,6 +90,12 @@ class Certifier:
         return self.model.run
 
     @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know of a network that the experiment trained."""
+        e = self.experiment
+        return tuple(e.train.cautions(self.model.images)) if e.model.trains else ()
+
+    @property
     def rounding(self) -> float:
         """By how much rounding to 8 bits moves states; 0 where they are no pixels."""
         return ROUNDING if self.opened.data.representation == PIXELS else 0.0
@@ -123,6 +129,8 @@ def run_certify(
         until = None if minutes is None else began + 60 * minutes
         certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
         log.info(_foreseen(certifier.samples, opened.experiment, chosen, minutes))
+        for text in certifier.cautions:
+            log.warning(text)
         found = {name: _certify(certifier, name, world, quiet) for name in chosen}
     return found
 
@@ -245,6 +253,7 @@ def _answered(certifier: Certifier, record: Certificate) -> Certificate:
     advice: Advice = "use the recipe" if use else "leave it as it is"
     recipe = record.recipe if use else left
     record = replace(record, advice=advice, recipe=recipe, logsnr=_levels(certifier, recipe))
+    record = replace(record, warnings=certifier.cautions)
     record = replace(record, sentence=sentence(record))
     _write(certifier, record)
     return record

@@ -98,6 +98,7 @@ class Certificate:
     command: str  # which repeats it
     made_with: Mapping[str, Any]
     confirmed: int = 1  # winners that these first states and seeds were asked about, with this one
+    warnings: tuple[str, ...] = ()  # what to know of the network before any of it is believed
 
     def is_of(self, sampler: Sampler) -> bool:
         """Whether it is about a sampler as it is defined now: its first candidate is the sampler as it was."""

@@ -46,9 +46,11 @@ def sentence(record: Certificate) -> str:
     warned = "" if warning is None else f" Mind that {warning}."
     if record.advice == "leave it as it is":
         return f"{said} Leave it as it is: {_why_left(record)}.{warned}"
+    tried, left = len(record.candidates), len(record.not_tried)
+    more = f" {tried} of {tried + left} candidates were tried; the same command goes on." if left else ""
     return (
         f"{said} Use the recipe {record.winner} ({solver}): rms to the flow {guard.fitted.value:.4f} against "
-        f"{guard.base.value:.4f}{_scored(record)}.{warned}"
+        f"{guard.base.value:.4f}{_scored(record)}.{warned}{more}"
     )
 
 
@@ -75,7 +77,7 @@ def _why_left(record: Certificate) -> str:
 
 def _scored(record: Certificate) -> str:
     score = record.score
-    return "" if score is None else f", {score.title} {interval(score.difference, by_key(score.key).digits)}"
+    return "" if score is None else f", change of {score.title} {interval(score.difference, by_key(score.key).digits)}"
 
 
 def certificate_page(run: Run, record: Certificate, card: bool) -> None:
@@ -106,6 +108,7 @@ def _verdict(record: Certificate) -> list[Block]:
     return [
         Heading(f"{record.experiment}: certificate of {record.sampler}", 1),
         Verdict(record.sentence),
+        *[Paragraph(f"Warning: {warning}.") for warning in record.warnings],
         OnPage([Heading("At a glance"), *_figures(record)]),
         Table(("reading", "value", "beside it"), rows, "Readings"),
         Paragraph(record.rule),

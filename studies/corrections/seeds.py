@@ -15,7 +15,7 @@ from snrkit.reports.records import SweepTable
 
 HERE = Path(__file__).parent
 FAMILIES = ("edm", "flow", "ddpm")
-SCORES = ("fd", "fd_infinity", "kid")
+SCORES = ("fd", "fd_infinity", "kid", "inception_score")
 
 
 def records(runs: Path) -> dict[str, SweepTable]:

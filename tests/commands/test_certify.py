@@ -296,6 +296,10 @@ def test_a_dry_run_says_how_long_and_what_would_be_shorter(trained, monkeypatch)
 def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified):
     """A sentence knows what was tried from what was not."""
     record = read_record(Certificate, Run(trained / "runs/small").certificate("euler"))
+    used = replace(record, advice="use the recipe", winner="fitted", not_tried=("ipndm", "heun"))
+    known = len(record.candidates)
+    assert sentence(used).endswith(f" {known} of {known + 2} candidates were tried; the same command goes on.")
+    assert "candidates were tried" not in sentence(replace(used, not_tried=()))
     left = replace(record, advice="leave it as it is", winner="as-it-is", rounding=0.0)
     assert sentence(left).endswith("nothing that was tried comes nearer to the network's own flow.")
     some = replace(left, not_tried=("fitted", "designed"))
