@@ -131,6 +131,8 @@ def look(path: Path) -> Images:
     here = local(path)
     if not here.exists():
         raise ConfigError(f"--data: {path} does not exist; give a folder, a zip or an .npz of images.")
+    if Run(here).config.is_file():
+        raise ConfigError(f"--data: {path} is a run of snrkit's own; give the images that a model is to make.")
     kind = kind_of_file(here)
     if kind is None:
         raise ConfigError(f"--data: {path} is no folder, zip or .npz; give one of these.")

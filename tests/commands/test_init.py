@@ -59,6 +59,16 @@ def test_a_training_that_is_a_trial_is_said_to_be_one(tmp_path, monkeypatch):
         assert ("steps of training are a trial of the commands" in done.stderr) is trial
 
 
+def test_a_run_is_no_folder_of_images(tmp_path):
+    """Though samples and plots lie in it."""
+    photos(tmp_path / "run", [(16, 16)])
+    (tmp_path / "run/config.yaml").write_text("name: run\n")
+    done = call("init", str(tmp_path / "new.yaml"), "--data", str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert "is a run of snrkit's own; give the images that a model is to make" in done.stderr
+    assert not (tmp_path / "new.yaml").exists()
+
+
 def test_the_model_that_travels_is_the_one_that_the_starter_trains():
     """Its parts are those of digits.yaml, its data those of both; it is below 2 MB, and these bytes."""
     trained, demo = load_experiment(STARTERS / "digits.yaml"), load_experiment(STARTERS / "demo.yaml")
