@@ -1,8 +1,8 @@
 """What `snrkit certify` tries for one sampler, each at no more evaluations than the sampler has.
 
-In this order, so that the nearest are likely to be tried where time is short: the sampler as it is, steps fitted to
-the flow, other solvers, designed grids with fitted steps, and the published corrections and a constant gain on the
-sampler's own solver with the coefficients that are nearest to the flow.
+In this order, so that what costs a walk alone is tried where time is short, and then what is likely to be nearest: the
+sampler as it is, other solvers, steps fitted to the flow, designed grids with fitted steps, and the published
+corrections and a constant gain on the sampler's own solver with the coefficients that are nearest to the flow.
 """
 
 import json
@@ -94,9 +94,10 @@ class Candidates:
         yield Candidate(AS_IT_IS, self.given, partial(Made, self.given))
         if self.plain != self.given:
             yield Candidate("without-corrections", self.plain, partial(Made, self.plain))
-        yield from self._fitted()
         if not self.pipeline:
             yield from self._solvers()
+        yield from self._fitted()
+        if not self.pipeline:
             yield self._at_cost("designed", Fitted(), self._designed)
         for name, (correction, names) in PUBLISHED.items():
             shape = self._with(correction)

@@ -94,7 +94,7 @@ def test_a_coarse_sampler_gets_a_recipe_or_is_left_by_the_rule(trained, certifie
     """What was chosen is the nearest of all that was tried; the advice follows from guard and score alone."""
     tried = {one["name"]: one for one in certified["candidates"]}
     assert list(tried) == [
-        "as-it-is", "fitted", "fitted-on-own", "fitted-by-band", "dcw-table", "ipndm", "heun", "unipc", "unipc-2",
+        "as-it-is", "ipndm", "heun", "unipc", "unipc-2", "fitted", "fitted-on-own", "fitted-by-band", "dcw-table",
         "designed", "dcw-pixel", "dcw-bands", "epsilon-scaling", "constant-gain",
     ]  # fmt: skip
     distances = {name: one["distance"]["value"] for name, one in tried.items() if one["distance"]}
