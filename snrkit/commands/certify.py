@@ -50,7 +50,7 @@ from snrkit.experiment.stored import trained_run, write_config
 from snrkit.experiment.trajectories import Trajectories, trajectories
 from snrkit.fitting.guard import Guard, guarded
 from snrkit.metrics.scores import by_key
-from snrkit.reports.certificate import certificate_page, sentence
+from snrkit.reports.certificate import certificate_page, certified_row, sentence
 from snrkit.sampling.flow import Flow
 from snrkit.sampling.sampler import Sampler, guided_alone, named_fit, open_with, parse_seeds, takes_fit
 from snrkit.shift.flow_distance import distance, per_state
@@ -377,7 +377,7 @@ def _score(certifier: Certifier, record: Certificate, made: Made, quiet: bool) -
     A winner with coefficients is sampled as any certificate is: from the one that is not confirmed yet.
     """
     e, name, winner = certifier.experiment, record.sampler, made.sampler
-    cost, label = e.model.parts.cost, f"{record.sampler}-certified"
+    cost, label = e.model.parts.cost, certified_row(record.sampler)
     if made.rows is not None:
         path = _unconfirmed(certifier, name)
         with disk_errors(f"writing {path}", "free space and run the same command again"):

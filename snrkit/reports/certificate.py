@@ -1,7 +1,7 @@
 """The page of a certificate, and the sentence that it comes down to."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -22,12 +22,13 @@ from snrkit.reports.blocks import (
     Verdict,
     document,
     interval,
+    pictures,
     short,
 )
 from snrkit.reports.citing import citation
 from snrkit.reports.page import page
 from snrkit.reports.plots import Forest, ForestRow
-from snrkit.reports.run_figures import forest_row
+from snrkit.reports.run_figures import forest_row, same_seeds
 from snrkit.sampling.sampler import Sampler
 from snrkit.shift.bootstrap import Number
 
@@ -82,7 +83,9 @@ def _scored(record: Certificate) -> str:
 
 def certificate_page(run: Run, record: Certificate, card: bool) -> None:
     """Write the certificate as Markdown and as HTML, and as a card of the Hub if it is asked for."""
-    blocks = [*_verdict(record), *_tried(record), *_repeat(record)]
+    names = (record.sampler, certified_row(record.sampler)) if record.score is not None else ()
+    sheets = pictures([run.compared_samples(f"{name}.png") for name in names], run.path, samples=True)
+    blocks = [*_verdict(record, same_seeds(sheets, record.scored_seeds)), *_tried(record), *_repeat(record)]
     base = run.certificate(record.sampler, ".md")
     write_text(base, document(blocks, run.path))
     if card:
@@ -91,7 +94,12 @@ def certificate_page(run: Run, record: Certificate, card: bool) -> None:
     write_text(run.certificate(record.sampler, ".html"), page(title, blocks))
 
 
-def _verdict(record: Certificate) -> list[Block]:
+def certified_row(sampler: str) -> str:
+    """What the winner of a sampler is called where its images are scored."""
+    return f"{sampler}-certified"
+
+
+def _verdict(record: Certificate, sheets: Sequence[Block]) -> list[Block]:
     guard, shift = record.guard, record.shift
     rows = [
         ("norm gap, nats", shift.norm_gap.signed(), f"null {shift.null.signed()}"),
@@ -110,6 +118,7 @@ def _verdict(record: Certificate) -> list[Block]:
         Verdict(record.sentence),
         *[Paragraph(f"Warning: {warning}.") for warning in record.warnings],
         OnPage([Heading("At a glance"), *_figures(record)]),
+        *sheets,
         Table(("reading", "value", "beside it"), rows, "Readings"),
         Paragraph(record.rule),
         Paragraph(

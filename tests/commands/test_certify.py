@@ -331,6 +331,17 @@ def test_winners_that_the_same_seeds_were_asked_about_are_counted(trained, certi
     assert "This is winner number 2" in Run(trained / "again").certificate("euler", ".md").read_text()
 
 
+def test_a_certificate_s_page_shows_the_same_seeds_of_both(trained, certified):
+    """Of the sampler and of the winner, where images of both were scored; of a winner that was not, none."""
+    run = Run(trained / "runs/small")
+    record = read_record(Certificate, run.certificate("euler"))
+    for score, pictures in ((record.score, 2), (None, 0)):
+        certificate_page(run, replace(record, score=score), False)
+        page = run.certificate("euler", ".html").read_text()
+        assert page.count('class="samples"') == pictures
+    certificate_page(run, record, False)
+
+
 def test_a_run_with_certificates_is_sound(trained, certified):
     """check reads them."""
     assert snrkit(trained, "check", str(trained / "runs/small"), plain=True).returncode == 0
