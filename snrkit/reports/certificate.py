@@ -119,6 +119,7 @@ def _verdict(record: Certificate, sheets: Sequence[Block]) -> list[Block]:
         *[Paragraph(f"Warning: {warning}.") for warning in record.warnings],
         OnPage([Heading("At a glance"), *_figures(record)]),
         *sheets,
+        Heading("Readings"),
         Table(("reading", "value", "beside it"), rows, "Readings"),
         Paragraph(record.rule),
         Paragraph(
