@@ -225,6 +225,7 @@ class Lines:
     def __init__(self, console: Console, every: float, clock: Callable[[], float], beat: float = BEAT) -> None:
         self._console, self._every, self._clock, self._beat = console, every, clock, beat
         self._bars: list[Bar] = []
+        self._early = min(beat, every / 20)  # so that what is looked at by then is not late
         self._due = clock() + every
         self._turn = threading.RLock()
         self._over = threading.Event()
@@ -252,7 +253,7 @@ class Lines:
         """Print a line, if it is due."""
         with self._turn:
             now = self._clock()
-            if now < self._due or not self._bars:
+            if now < self._due - self._early or not self._bars:
                 return
             self._due = now + self._every
             line = Text("; ".join(f"{bar.what}: {bar.told(now)}" for bar in self._bars))

@@ -166,6 +166,21 @@ def test_a_bar_that_breaks_off_at_a_time_has_no_more_left_than_until_then():
         assert progress_bar.told(50).endswith("0:00 left")
 
 
+@pytest.mark.parametrize(("every", "at"), [(30, 29), (2, 1.9), (0.1, 0.095)])
+def test_a_line_is_never_later_than_asked_for(every, at):
+    """It is printed by the last look before, a second at most and a twentieth of the time at most ahead."""
+    clock, file = Clock(), io.StringIO()
+    display = Lines(Console(file=file), every, clock, beat=1.0)
+    with shown_as(Settings(display=display, clock=clock)), bar("training", 10) as progress_bar:
+        clock.now = at - 0.002
+        progress_bar.update(1)
+        display.look()
+        assert file.getvalue() == ""
+        clock.now = at + 0.002
+        display.look()
+        assert "training" in file.getvalue()
+
+
 def test_a_terminal_shows_bars_and_leaves_the_outermost():
     """Drawn below each other while both are at work, with their titles as they are; the cursor is left as it is."""
     file, clock = io.StringIO(), Clock(1.0)
