@@ -95,7 +95,9 @@ def lasting(path: Path) -> Path:
     """What a path names, in words that hold in any folder: absolute, but where it names the Hub."""
     if on_hub(path):
         return path
-    return path.resolve() if ".." in path.parts else path.absolute()  # a link that needs no steps up stays one
+    if ".." in path.parts:  # of the folders above; the name itself may be a link whose own name says nothing
+        return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    return path.absolute()
 
 
 def files_of(path: Path) -> list[Path]:

@@ -64,11 +64,12 @@ def foreseen(e: Experiment, samplers: Mapping[str, Sampler], each: float, minute
         f"image a second: {duration(sure)} for flows, shifts and the score, and {duration(whole - sure)} to try "
         f"candidates, {'which --minutes bounds' if minutes is None else 'as --minutes counts from the start'}"
     )
-    if not settings or (minutes is not None and each * cost.before <= 60 * minutes):
-        return text
     name, first = next(iter(samplers.items()))
-    only = f"--sampler {shlex.quote(name)} " if len(samplers) > 1 else ""
-    return f"{text}. With {only}{settings} it takes about {duration(cost_of(least, [first]).seconds(each, minutes))}"
+    only = [f"--sampler {shlex.quote(name)}"] if len(samplers) > 1 else []
+    fewer = " ".join([*only, *([settings] if settings else [])])
+    if not fewer or (minutes is not None and each * cost.before <= 60 * minutes):
+        return text
+    return f"{text}. With {fewer} it takes about {duration(cost_of(least, [first]).seconds(each, minutes))}"
 
 
 def shorter(e: Experiment) -> tuple[Experiment, str]:

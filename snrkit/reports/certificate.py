@@ -45,10 +45,10 @@ def sentence(record: Certificate) -> str:
         said = f"{said} Mind that {shift.warning}."
     guard, warning = record.guard, guard_warns(record.guard)
     warned = "" if warning is None else f" Mind that {warning}."
-    if record.advice == "leave it as it is":
-        return f"{said} Leave it as it is: {_why_left(record)}.{warned}"
     tried, left = len(record.candidates), len(record.not_tried)
     more = f" {tried} of {tried + left} candidates were tried; the same command goes on." if left else ""
+    if record.advice == "leave it as it is":
+        return f"{said} Leave it as it is: {_why_left(record)}.{warned}{more}"
     return (
         f"{said} Use the recipe {record.winner} ({solver}): rms to the flow {guard.fitted.value:.4f} against "
         f"{guard.base.value:.4f}{_scored(record)}.{warned}{more}"
@@ -64,10 +64,9 @@ def _why_left(record: Certificate) -> str:
     if record.guard.base.value <= record.rounding:
         return "it follows the network's own flow more closely than rounding to 8 bits moves an image"
     if record.winner == AS_IT_IS and len(record.candidates) == 1 and record.not_tried:
-        return "there was no time to try anything else; the same command goes on"
+        return "there was no time to try anything else"
     if record.winner == AS_IT_IS:
-        more = f" ({len(record.not_tried)} are left, and the same command goes on)" if record.not_tried else ""
-        return f"nothing that was tried comes nearer to the network's own flow{more}"
+        return "nothing that was tried comes nearer to the network's own flow"
     if not record.guard.helps:
         return f"{record.winner} is not shown to come nearer to the network's own flow on fresh first states"
     if record.score is not None and record.score.verdict == "too few images":
@@ -230,9 +229,8 @@ def evaluation_card(record: Certificate) -> str:
         f"{record.network}; scored on seeds {record.scored_seeds}."
     )
     front = yaml.safe_dump(head, sort_keys=False, width=120)
-    return (
-        f"---\n{front}---\n\n{record.sentence}\n\n{record.rule}\n\n{facts}\n\n    {_without_folders(record.command)}\n"
-    )
+    said = "\n\n".join([record.sentence, *(f"Warning: {each}." for each in record.warnings), record.rule, facts])
+    return f"---\n{front}---\n\n{said}\n\n    {_without_folders(record.command)}\n"
 
 
 def _without_folders(command: str) -> str:

@@ -157,9 +157,11 @@ class WhyProbe(ProbeValue):
             return None
         return f"cuts the steps of one grid for all images; give samplers.{given.sampler}.grid scope: dataset"
 
-    def evaluations(self, specimen: Specimen) -> int:
-        """Those of both references, one a step for the network and for each guidance beside it."""
+    def evaluations(self, specimen: Specimen) -> int | None:
+        """Those of both references, where they are UniPC's: one a step for the network and each guidance beside it."""
         s, process = specimen, specimen.denoise.process
+        if s.ready.solver.renews != 0 or not isinstance(reference_solver(s.sampler, s.ready), Unipc):
+            return None
         parts = refining(s.sampler, s.ready, process, self.substeps).parts
         steps = sum(len(refined(s.ready.levels, process, each).levels) - 1 for each in (parts, parts // 2))
         return len(s.seeds) * (1 + len(guidance_of(s.sampler, s.ready))) * steps

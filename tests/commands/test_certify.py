@@ -303,12 +303,14 @@ def test_what_time_did_not_allow_is_not_said_to_be_no_better(trained, certified)
     left = replace(record, advice="leave it as it is", winner="as-it-is", rounding=0.0)
     assert sentence(left).endswith("nothing that was tried comes nearer to the network's own flow.")
     some = replace(left, not_tried=("fitted", "designed"))
-    assert sentence(some).endswith("own flow (2 are left, and the same command goes on).")
+    assert sentence(some).endswith(f"own flow. {known} of {known + 2} candidates were tried; the same command goes on.")
     score, guard = replace(record.score, verdict="too few images"), replace(record.guard, helps=True)
     few = replace(record, advice="leave it as it is", rounding=0.0, score=score, guard=guard)
     assert "its images are too few for FD" in sentence(few)
     none = replace(some, candidates=left.candidates[:1])
-    assert sentence(none).endswith("there was no time to try anything else; the same command goes on.")
+    assert sentence(none).endswith(
+        "there was no time to try anything else. 1 of 3 candidates were tried; the same command goes on."
+    )
 
 
 def test_winners_that_the_same_seeds_were_asked_about_are_counted(trained, certified):

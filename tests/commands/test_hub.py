@@ -265,3 +265,5 @@ def test_what_a_path_names_is_written_without_steps_up(tmp_path, monkeypatch):
     assert lasting(Path("b")) == tmp_path / "a/b"
     assert lasting(tmp_path / "link") == tmp_path / "link"
     assert lasting(tmp_path / "link/../b") == tmp_path / "a/b"
+    assert lasting(Path("../link")) == tmp_path / "link"
+    assert lasting(Path("b/..")) == tmp_path / "a"
