@@ -90,12 +90,6 @@ class Certifier:
         return self.model.run
 
     @property
-    def cautions(self) -> tuple[str, ...]:
-        """What to know of a network that the experiment trained."""
-        e = self.experiment
-        return tuple(e.train.cautions(self.model.images)) if e.model.trains else ()
-
-    @property
     def rounding(self) -> float:
         """By how much rounding to 8 bits moves states; 0 where they are no pixels."""
         return ROUNDING if self.opened.data.representation == PIXELS else 0.0
@@ -129,7 +123,7 @@ def run_certify(
         until = None if minutes is None else began + 60 * minutes
         certifier = Certifier(opened, model, trajectories(opened, model), until, card, pipeline)
         log.info(_foreseen(certifier.samples, opened.experiment, chosen, minutes))
-        for text in certifier.cautions:
+        for text in opened.experiment.cautions(model.images):
             log.warning(text)
         found = {name: _certify(certifier, name, world, quiet) for name in chosen}
     return found
@@ -150,12 +144,11 @@ def certify_plan(
         cost = cost_of(opened.experiment, [opened.experiment.samplers[name] for name in chosen])
         return f"about {cost.sure + cost.tried:,} evaluations of an image; {untried}"
     samples = trajectories(opened, open_model_aloud(opened, run))
-    tried = {
-        name: ", ".join(each.name for each in _tries(opened.experiment, samples, name, pipeline)[0].every())
-        for name in chosen
-    }
-    lines = [f"tried in the place of {name}: {candidates}" for name, candidates in tried.items()]
-    return "\n".join([_foreseen(samples, opened.experiment, chosen, minutes), *lines])
+    lines = [_foreseen(samples, opened.experiment, chosen, minutes)]
+    for name in chosen:
+        tries, _ = _tries(opened.experiment, samples, name, pipeline)
+        lines.append(f"tried in the place of {name}: {', '.join(each.name for each in tries.every())}")
+    return "\n".join(lines)
 
 
 def _foreseen(samples: Trajectories, e: Experiment, names: Sequence[str], minutes: float | None) -> str:
@@ -253,7 +246,6 @@ def _answered(certifier: Certifier, record: Certificate) -> Certificate:
     advice: Advice = "use the recipe" if use else "leave it as it is"
     recipe = record.recipe if use else left
     record = replace(record, advice=advice, recipe=recipe, logsnr=_levels(certifier, recipe))
-    record = replace(record, warnings=certifier.cautions)
     record = replace(record, sentence=sentence(record))
     _write(certifier, record)
     return record
@@ -285,6 +277,7 @@ def _record(certifier: Certifier, name: str, recipe: Recipe, guard: Guard, world
         scored_seeds=e.sample.seeds,
         command=_command(certifier, name),
         made_with=provenance(world),
+        warnings=e.cautions(certifier.model.images),
     )
 
 

@@ -65,8 +65,8 @@ def foreseen(e: Experiment, samplers: Mapping[str, Sampler], each: float, minute
         f"candidates, {'which --minutes bounds' if minutes is None else 'as --minutes counts from the start'}"
     )
     name, first = next(iter(samplers.items()))
-    only = [f"--sampler {shlex.quote(name)}"] if len(samplers) > 1 else []
-    fewer = " ".join([*only, *([settings] if settings else [])])
+    only = f"--sampler {shlex.quote(name)}" if len(samplers) > 1 else ""
+    fewer = " ".join(filter(None, (only, settings)))
     if not fewer or (minutes is not None and each * cost.before <= 60 * minutes):
         return text
     return f"{text}. With {fewer} it takes about {duration(cost_of(least, [first]).seconds(each, minutes))}"

@@ -316,7 +316,7 @@ def make_record(
         checkpoint_images=model.images,
         weights=model.weights,
         warnings=(
-            *(e.train.cautions(model.images) if e.model.trains else ()),
+            *e.cautions(model.images),
             *sorted({warning for row in found.values() for warning in row.score.warnings}),
             *(f"{name}: {warning}." for name, row in found.items() for warning in row.warnings),
         ),

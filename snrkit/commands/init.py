@@ -117,7 +117,7 @@ def run_init(
     with disk_errors(f"writing {out}", "free space or name another file"):
         remove_abandoned(out.parent, out.name)
         write_text(out, content)
-    for text in made.train.remarks if images is not None and source is None else ():
+    for text in made.train.remarks if made.model.trains else ():
         log.warning(text)
     return Initialised(str(out.absolute()), what, before, shlex.join(["snrkit", then, str(out)]))
 

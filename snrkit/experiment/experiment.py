@@ -178,6 +178,10 @@ class Experiment(Value):
         """The model's."""
         return self.model.parts.precondition
 
+    def cautions(self, images: int) -> tuple[str, ...]:
+        """What to know of the network before any of it is believed, if it was trained here, on so many images."""
+        return tuple(self.train.cautions(images)) if self.model.trains else ()
+
     @property
     def network(self) -> AnyTrained | Foreign:
         """The model's."""

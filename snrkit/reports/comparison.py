@@ -7,7 +7,6 @@ from dataclasses import replace
 from snrkit.base.files import write_text
 from snrkit.experiment.run import Run
 from snrkit.metrics.paired import Verdict as Said
-from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import Columns, ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import (
     Block,
@@ -108,11 +107,8 @@ def difference_rows(record: Comparison) -> tuple[Row, list[Row]]:
 
 
 def _told(beside: Beside, score: ScoreDefinition) -> str:
-    found = beside.difference.get(score.key)
-    if found is None:
-        return "-"
-    said = verdict(found, score.better, biased=score.key in beside.biased)
-    return f"{interval(found, score.digits)}, {said}"
+    said = beside.said(score)
+    return "-" if said is None else f"{interval(beside.difference[score.key], score.digits)}, {said}"
 
 
 def shift_rows(record: Comparison) -> tuple[Row, list[Row]]:
@@ -179,20 +175,17 @@ def contradictions(record: Comparison) -> str:
     said: dict[str, list[str]] = {}
     for row, beside in ((row, row.beside) for row in record.rows if row.beside is not None):
         for score in others:
-            if (found := beside.difference.get(score.key)) is None:
+            shown = beside.said(score)
+            if shown is None or shown not in OPPOSITE:
                 continue
-            shown = verdict(found, score.better, biased=score.key in beside.biased)
-            if shown not in OPPOSITE:
-                continue
-            if beside.verdict == OPPOSITE[shown]:
-                words = f"By {score.head(record.names)}, {shown}, where {lead} says {beside.verdict}"
-                said.setdefault(f"{words} (distances weigh features differently, and both can be right)", []).append(
-                    row.name
-                )
-            elif beside.verdict == "too few images":
-                said.setdefault(f"By {score.head(record.names)}, {shown}, where {lead} cannot tell", []).append(
-                    row.name
-                )
+            quarrels = {
+                OPPOSITE[
+                    shown
+                ]: f"says {OPPOSITE[shown]} (distances weigh features differently, and both can be right)",
+                "too few images": "cannot tell",
+            }
+            if (how := quarrels.get(beside.verdict)) is not None:
+                said.setdefault(f"By {score.head(record.names)}, {shown}, where {lead} {how}", []).append(row.name)
     return " ".join(f"{words}: {', '.join(names)}." for words, names in said.items())
 
 

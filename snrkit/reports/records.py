@@ -7,8 +7,8 @@ from typing import Any, Literal
 from snrkit.base.records import FLAT
 from snrkit.fitting.coefficients import CurvePoint
 from snrkit.fitting.guard import Guard
-from snrkit.metrics.paired import Difference, Verdict, holm
-from snrkit.metrics.scores import PRIMARY, Entry, Scores
+from snrkit.metrics.paired import Difference, Verdict, holm, verdict
+from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, Scores
 from snrkit.shift.audit import PairsReading
 from snrkit.shift.bootstrap import Number
 from snrkit.shift.telling import Walked
@@ -32,6 +32,11 @@ class SizeChange:
     verdict: Literal["smaller", "larger", "no difference shown"]
 
 
+def _said(differences: Mapping[str, Difference], score: ScoreDefinition, biased: Sequence[str]) -> Verdict | None:
+    found = differences.get(score.key)
+    return None if found is None else verdict(found, score.better, biased=score.key in biased)
+
+
 @dataclass(frozen=True, slots=True)
 class Beside:
     """A row of a comparison beside its base."""
@@ -41,6 +46,10 @@ class Beside:
     verdict: Verdict  # on the score that decides
     shift_change: Mapping[str, SizeChange | None]  # None where levels differ or nothing can be read
     biased: tuple[str, ...] = ()  # keys of scores that too few images shift
+
+    def said(self, score: ScoreDefinition) -> Verdict | None:
+        """What the difference of a score says, without a margin; None where there is none."""
+        return _said(self.difference, score, self.biased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,10 @@ class SweepArm:
     grad_norm: tuple[float | None, ...]  # by seed
     clipped_share: tuple[float | None, ...]
     biased: tuple[str, ...] = ()  # keys of scores that too few images shift, here or in the first arm
+
+    def said(self, score: ScoreDefinition) -> Verdict | None:
+        """What the difference of a score from the first arm says; None where there is none."""
+        return _said(self.less_first or {}, score, self.biased)
 
 
 @dataclass(frozen=True, slots=True)

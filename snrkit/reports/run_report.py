@@ -272,14 +272,12 @@ def facts(run: Run, experiment: Experiment) -> str:
 
 def warned(found: RunFindings, runs: Mapping[str, tuple[Run, Experiment]]) -> list[Block]:
     """What takes from a verdict: networks that have hardly learned, few images, what a shift may hide."""
-    texts = [f"{name}: {text}" if name else text for name, run in runs.items() for text in _cautions(*run)]
+    texts = [
+        f"{name}: {text}" if name else text for name, (run, e) in runs.items() for text in e.cautions(_trained(run))
+    ]
     texts += sorted({warning for record in found.metrics.values() for warning in record.warnings})
     texts += [f"{name}: {text}." for name, shift in found.shifts.items() for text in warnings_of(shift.probes)]
     return [Paragraph(f"Warning: {text}") for text in texts]
-
-
-def _cautions(run: Run, experiment: Experiment) -> list[str]:
-    return experiment.train.cautions(_trained(run)) if experiment.model.trains else []
 
 
 def others(found: RunFindings) -> list[str]:

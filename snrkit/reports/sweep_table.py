@@ -1,6 +1,5 @@
 """The page of `snrkit sweep`: one row an arm and sampler, differences from the first arm."""
 
-from snrkit.metrics.paired import verdict
 from snrkit.metrics.scores import ScoreDefinition, by_key, columns
 from snrkit.reports.blocks import Block, Heading, OnPage, Paragraph, Row, Table, Verdict, interval, mean_of, spread
 from snrkit.reports.citing import citation
@@ -46,10 +45,7 @@ def _at_a_glance(record: SweepTable) -> list[Block]:
     less = {label: found[score.key] for label, found in pairs.items() if score.key in found}
     if not less:
         return []
-    said = {
-        label: verdict(found, score.better, biased=score.key in record.arms[label].biased)
-        for label, found in less.items()
-    }
+    said = {label: words for label in less if (words := record.arms[label].said(score)) is not None}
     shown = [f"{label} is {said[label]}, {_less(record.arms[label], score)}" for label in less if said[label] in SHOWN]
     few = [label for label in less if said[label] == "too few images"]
     shown += [f"too few images to tell {listed(few)} from it"] if few else []

@@ -19,7 +19,7 @@ from snrkit.experiment.run import Run
 from snrkit.experiment.sources import FittedEstimator
 from snrkit.experiment.stored import stored_experiment
 from snrkit.fitting.guard import Guard, guard_says
-from snrkit.metrics.paired import Difference, verdict
+from snrkit.metrics.paired import Difference
 from snrkit.metrics.records import PairScores, SamplerScores, ScoreCurve
 from snrkit.metrics.scores import PRIMARY, Entry, ScoreDefinition, by_key, columns, summarise
 from snrkit.reports.blocks import Table, grid_of, short, spread
@@ -244,14 +244,12 @@ def show_sweep(swept: Swept) -> None:
 
 def _beside_first(record: SweepTable, lead: ScoreDefinition) -> str:
     """Which arms differ from the first in the score that decides; nothing where none stands beside it."""
-    less = {label: arm.less_first.get(lead.key) for label, arm in record.arms.items() if arm.less_first is not None}
-    known = {label: found for label, found in less.items() if found is not None}
-    if not known:
-        return ""
     said: dict[str, list[str]] = {}
-    for label, found in known.items():
-        words = verdict(found, lead.better, biased=lead.key in record.arms[label].biased)
-        said.setdefault(words, []).append(label)
+    for label, arm in record.arms.items():
+        if (words := arm.said(lead)) is not None:
+            said.setdefault(words, []).append(label)
+    if not said:
+        return ""
     parts = "; ".join(f"{words}: {', '.join(labels)}" for words, labels in said.items())
     return f"By {lead.head(record.names)} beside {record.reference} on equal seeds, {parts}."
 
